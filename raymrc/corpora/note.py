@@ -1,0 +1,112 @@
+"""A note, its spans and its relations: plain values that every room understands.
+
+Offsets are characters, half-open, and count from the first character of the note's
+text. A span may have several fragments; its envelope runs from the first start to the
+last end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A typed stretch of a note.
+
+    Args:
+        id: its name in the note, such as "T3"; unique within a note.
+        label: its type.
+        fragments: (start, end) pairs, half-open, ascending; one unless discontinuous.
+        attributes: (name, value) pairs in file order; value is "" for a flag.
+    """
+
+    id: str
+    label: str
+    fragments: tuple[tuple[int, int], ...]
+    attributes: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def start(self) -> int:
+        return self.fragments[0][0]
+
+    @property
+    def end(self) -> int:
+        return self.fragments[-1][1]
+
+    @property
+    def is_discontinuous(self) -> bool:
+        return len(self.fragments) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A typed, directed pair of spans, named by span id."""
+
+    id: str
+    label: str
+    head: str
+    tail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A document. Its text stays out of `repr`, so that it cannot reach a log by accident.
+
+    Args:
+        id: unique in its corpus.
+        text: the characters that offsets count.
+        group: what must stay in one fold: the patient or article where known, else the id.
+        site: the institution or source it comes from, "" where unknown.
+    """
+
+    id: str
+    text: str = field(repr=False)
+    spans: tuple[Span, ...] = field(default=(), repr=False)
+    relations: tuple[Relation, ...] = field(default=(), repr=False)
+    group: str = ""
+    site: str = ""
+
+    def __repr__(self) -> str:
+        return f"Note(id={self.id!r}, {len(self.text)} characters, {len(self.spans)} spans)"
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Notes with one label set.
+
+    Args:
+        notes: in a stable order, ids unique.
+        labels: span labels, in the order that questions, prompts and heads use.
+        relation_labels: relation labels, in order.
+    """
+
+    notes: tuple[Note, ...] = field(repr=False)
+    labels: tuple[str, ...]
+    relation_labels: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over labels, texts, spans, relations, groups and sites: 64 hex digits."""
+        return fingerprint_notes(self.notes, self.labels, self.relation_labels)
+
+
+def fingerprint_notes(
+    notes: Iterable[Note], labels: tuple[str, ...], relation_labels: tuple[str, ...]
+) -> str:
+    digest = hashlib.sha256()
+    digest.update(json.dumps([labels, relation_labels]).encode())
+    for note in notes:
+        body = [
+            note.id,
+            note.group,
+            note.site,
+            note.text,
+            [(s.id, s.label, s.fragments, s.attributes) for s in note.spans],
+            [(r.id, r.label, r.head, r.tail) for r in note.relations],
+        ]
+        digest.update(json.dumps(body).encode())
+    return digest.hexdigest()

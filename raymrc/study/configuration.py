@@ -1,0 +1,127 @@
+"""What is trained, as values that travel everywhere: driver, trial, host, ledger.
+
+    Cell -> Configuration -> FoldRun
+
+A hyper-parameter is a field of `Configuration`: `sweep`, `ledger`, `tracking` and
+`report` carry it unopened (they loop over fields) and never name it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+RESULT_FORMAT = 1
+"""Raised when the meaning of a recorded number changes; older records are then not reused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A pretrained encoder, by name.
+
+    Args:
+        name: what tables and MLflow show, such as "minilm-l2".
+        source: a Hugging Face id or a local folder.
+        revision: commit or tag on the hub; "" for a folder or the default.
+        layers: take the first so many layers; None for all.
+    """
+
+    name: str
+    source: str
+    revision: str = ""
+    layers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What gets compared: a backbone under a strategy on a task and corpus."""
+
+    task: str
+    corpus: str
+    backbone: Backbone
+    strategy: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.corpus}/{self.backbone.name}/{self.strategy}"
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One point of a cell's search space: one Ray Tune trial.
+
+    Args:
+        learning_rate: of the backbone where it is trained; of prompts and heads where it is frozen.
+        prompt_learning_rate: of prompts beside a trained backbone; None: as `learning_rate`.
+        head_learning_rate: of heads beside a trained backbone; None: as `learning_rate`.
+        prompt_length: vectors per label, 1 to 512; 0 where the strategy has no prompt.
+        prompt_depth: "input" or "deep".
+        first_layer: layers below see no prompt; 0 is the paper's setting.
+        reparametrisation: "none", "mlp" or "lstm".
+        epochs: passes over the training examples.
+        batch_size: (window, question) rows per optimiser step.
+        weight_decay, clip_norm: of AdamW; the largest gradient norm.
+        negative_rate: share of training rows without an answer that each epoch samples, 0 to 1.
+        window: pieces of note text per window, at most.
+        overlap: pieces that neighbouring windows share, at least.
+        match_width: width of the match head's hidden layer.
+        loss_weights: of start, end and match; used normalised.
+        dropout: in heads and, where it is trained, in the backbone.
+        seed: of initialisation, order and dropout.
+    """
+
+    cell: Cell
+    learning_rate: float
+    prompt_learning_rate: float | None = None
+    head_learning_rate: float | None = None
+    prompt_length: int = 0
+    prompt_depth: str = "deep"
+    first_layer: int = 0
+    reparametrisation: str = "none"
+    epochs: int = 20
+    batch_size: int = 16
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    negative_rate: float = 1.0
+    window: int = 384
+    overlap: int = 64
+    match_width: int = 2048
+    loss_weights: tuple[float, float, float] = (1.0, 1.0, 0.1)
+    dropout: float = 0.1
+    seed: int = 13
+
+    @property
+    def id(self) -> str:
+        """12 hex digits that name this configuration in any study."""
+        return hash_values(asdict(self))[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class FoldRun:
+    """One configuration trained on all folds but one, and scored on that one.
+
+    Args:
+        fold: the scored fold, from 0.
+        corpus_fingerprint: `Corpus.fingerprint` of the notes as trained on.
+        folds_fingerprint: `Folds.fingerprint`: who is in which fold, who validates.
+        questions_fingerprint: hash of the wording of the questions, which decides hard prompts.
+        weights_fingerprint: hash of what the backbone's source holds now (config and weights).
+    """
+
+    configuration: Configuration
+    fold: int
+    corpus_fingerprint: str
+    folds_fingerprint: str
+    questions_fingerprint: str
+    weights_fingerprint: str
+
+    @property
+    def key(self) -> str:
+        """The ledger key, 64 hex digits: a hash of all that decides the result."""
+        return hash_values({"format": RESULT_FORMAT, **asdict(self)})
+
+
+def hash_values(values: object) -> str:
+    """SHA-256 of plain values as canonical JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,144 @@
+"""What a finished fold-run leaves behind: one immutable record, everything else is drawn from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from raymrc.scoring.counts import Counts, pool
+from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
+
+LabelCounts = Mapping[str, Counts]
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One pass over the training examples. `loss` is the mean per step, F1 is strict micro, 0 to 1."""
+
+    epoch: int
+    loss: float
+    validation_f1: float
+    wall_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoteCounts:
+    """Strict and lenient counts of one scored note, per label; labels without items are left out."""
+
+    strict: LabelCounts
+    lenient: LabelCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A finished fold-run, as the ledger keeps it. No note text, only ids and numbers.
+
+    Args:
+        key: `fold_run.key`, the ledger key.
+        status: "done" or "failed".
+        reason: why it failed, in a sentence without note text; "" when done.
+        notes: scored note id -> counts.
+        unreachable: gold spans of the scored fold that no target can express (not on a piece
+            boundary, wider than a window, same-label overlap under `fine_tune`); they are in `fn`.
+        validation_f1: strict micro F1 of the chosen epoch on the validation part, 0 to 1.
+        best_epoch: the chosen epoch, from 1.
+        epochs: the course of training.
+        trained_parameters, total_parameters: numbers that get a gradient; all numbers of the model.
+        adapter_bytes: of the saved trained state, as safetensors.
+        device: "cpu" or the accelerator's name.
+        num_devices: devices (or CPU threads' host: 1) that were held.
+        device_seconds: wall seconds times devices, training and evaluation.
+        training_seconds, evaluation_seconds: parts of it.
+        tokens: real (unpadded) pieces that training passed through the encoder, questions included.
+        flops: of training, by `study.cost`.
+        peak_bytes: largest memory of the process (CPU) or of the allocator (GPU).
+        cost_usd: device_seconds at the study's price.
+        versions: package -> version.
+        hardware: one line.
+        started_at: ISO 8601, UTC.
+    """
+
+    key: str
+    fold_run: FoldRun
+    status: str = "done"
+    reason: str = ""
+    notes: Mapping[str, NoteCounts] = field(default_factory=dict, repr=False)
+    unreachable: int = 0
+    validation_f1: float = 0.0
+    best_epoch: int = 0
+    epochs: tuple[Epoch, ...] = ()
+    trained_parameters: int = 0
+    total_parameters: int = 0
+    adapter_bytes: int = 0
+    device: str = "cpu"
+    num_devices: int = 1
+    device_seconds: float = 0.0
+    training_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    tokens: int = 0
+    flops: float = 0.0
+    peak_bytes: int = 0
+    cost_usd: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    hardware: str = ""
+    started_at: str = ""
+
+    @property
+    def trained_share(self) -> float:
+        """Trained / total parameters, 0 to 1."""
+        return self.trained_parameters / self.total_parameters if self.total_parameters else 0.0
+
+    @property
+    def strict(self) -> Counts:
+        return pool(pool(note.strict.values()) for note in self.notes.values())
+
+    @property
+    def lenient(self) -> Counts:
+        return pool(pool(note.lenient.values()) for note in self.notes.values())
+
+    def per_label(self, mode: str) -> dict[str, Counts]:
+        """Counts pooled over notes, per label. `mode` is "strict" or "lenient"."""
+        total: dict[str, Counts] = {}
+        for note in self.notes.values():
+            for label, counts in getattr(note, mode).items():
+                total[label] = total.get(label, Counts()) + counts
+        return dict(sorted(total.items()))
+
+    def to_json(self) -> str:
+        """Canonical JSON; `from_json` gives an equal record back."""
+        values = asdict(self)
+        values["notes"] = {
+            note_id: {
+                mode: {k: [c.tp, c.fp, c.fn] for k, c in getattr(counts, mode).items()}
+                for mode in ("strict", "lenient")
+            }
+            for note_id, counts in self.notes.items()
+        }
+        return json.dumps(values, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Raises KeyError, TypeError or ValueError where the text is not a whole record."""
+        values: dict[str, Any] = json.loads(text)
+        run = values.pop("fold_run")
+        configuration = run.pop("configuration")
+        cell = configuration.pop("cell")
+        backbone = Backbone(**cell.pop("backbone"))
+        configuration["loss_weights"] = tuple(configuration["loss_weights"])
+        values["fold_run"] = FoldRun(
+            configuration=Configuration(cell=Cell(backbone=backbone, **cell), **configuration),
+            **run,
+        )
+        values["epochs"] = tuple(Epoch(**epoch) for epoch in values["epochs"])
+        values["notes"] = {
+            note_id: NoteCounts(
+                **{
+                    mode: {k: Counts(*c) for k, c in counts[mode].items()}
+                    for mode in ("strict", "lenient")
+                }
+            )
+            for note_id, counts in values["notes"].items()
+        }
+        return cls(**values)
