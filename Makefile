@@ -1,0 +1,58 @@
+# make setup | demo | test | check | format | docs | clean
+# `make demo` and `make test` need nothing first: they set everything up, once.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The first of these that is Python 3.11 to 3.13 makes the environment; PYTHON=... puts another in front.
+PYTHONS := $(PYTHON) python3 python3.11 python3.12 python3.13
+# Said once, in constraints.txt. Installed first and alone, because a looser range may pull several
+# gigabytes of another build.
+TORCH = $(shell grep '^torch==' constraints.txt)
+
+.PHONY: setup demo test check format docs clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt requirements-demo.txt
+	@test -x $(BIN)/python || { \
+	  chosen=; for python in $(PYTHONS); do \
+	    if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; \
+	    then chosen="$$python"; break; fi; \
+	  done; \
+	  test -n "$$chosen" || { \
+	    echo "raymrc needs Python 3.11 to 3.13; none found as: $(PYTHONS). Try make setup PYTHON=/path/to/python" >&2; exit 2; }; \
+	  "$$chosen" -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,benchmarks]"
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements-demo.txt
+	@touch $(READY)
+
+demo: setup
+	$(BIN)/raymrc run studies/demo.yaml
+	$(BIN)/raymrc report studies/demo.yaml
+	@echo
+	@echo "Every run, with its cost, in MLflow's own table:"
+	@echo "  $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/demo/mlflow.db    then open http://127.0.0.1:5000"
+
+test: setup
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not gpu"
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# docs/commands.md and docs/study-file.md are made from the commands and from the study file's fields.
+docs: setup
+	$(BIN)/python docs/build.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
