@@ -1,0 +1,15 @@
+"""What every test runs under: nothing of the machine's own state, and no model hub."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# Read by Ray, transformers and tokenizers when they are first imported: set before any test is.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Ray keeps a token in HOME that changes what the next cluster asks for: a home of the tests' own.
+os.environ["HOME"] = tempfile.mkdtemp(prefix="raymrc-home-")
+atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
