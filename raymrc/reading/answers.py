@@ -1,0 +1,82 @@
+"""logits -> piece spans -> the note's spans, each found once."""
+
+# S pieces, K candidate pairs
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymrc.corpora.note import Note, Span
+from raymrc.reading.examples import BEGIN, INSIDE, OUTSIDE, PieceSpan
+from raymrc.reading.windows import Window, owner
+
+
+def decode_spans(
+    start: NDArray[np.floating],
+    end: NDArray[np.floating],
+    pairs: NDArray[np.integer],
+    match: NDArray[np.floating],
+) -> list[PieceSpan]:
+    """Candidate pairs whose start, end and match are each likelier than not, sorted, each once.
+
+    Answers may nest and cross: the match decides which start belongs to which end.
+
+    Args:
+        start, end, match: logits; above 0 is likelier than not.
+
+    Shapes:
+        start, end: (S,); pairs: (K, 2), first and last piece, inclusive; match: (K,)
+    """
+    first, last = np.asarray(pairs, dtype=np.int64).reshape(-1, 2).T
+    keep = (start[first] > 0) & (end[last] > 0) & (np.asarray(match) > 0) & (first <= last)
+    return sorted(set(zip(first[keep].tolist(), last[keep].tolist(), strict=True)))
+
+
+def decode_tags(tags: NDArray[np.integer]) -> list[PieceSpan]:
+    """Spans of one label's tags, in order. An inside after an outside begins one, as in conlleval.
+
+    Shapes:
+        tags: (S,), 0 outside, 1 begin, 2 inside
+    """
+    tags = np.asarray(tags)
+    before = np.concatenate(([OUTSIDE], tags))[:-1]
+    begins = (tags == BEGIN) | ((tags == INSIDE) & (before == OUTSIDE))
+    goes_on = np.concatenate(((tags == INSIDE), [False]))[1:]
+    ends = (tags != OUTSIDE) & ~goes_on
+    firsts, lasts = np.flatnonzero(begins), np.flatnonzero(ends)
+    return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
+
+
+def assemble(
+    note: Note,
+    windows: Sequence[Window],
+    found: Mapping[int, Iterable[tuple[int, int, int]]],
+    labels: Sequence[str],
+) -> tuple[Span, ...]:
+    """The spans of a note from what was found in its windows, sorted by start, named T1, T2 ...
+
+    What was found in a window counts only if that window is its owner: so a span in two
+    windows' overlap counts once, and always by the window that sees more around it.
+
+    Args:
+        note: its text is read for blanks at the edges of answers; its gold spans are not.
+        windows: all windows of the note, in order.
+        found: window index -> (label index, first piece, last piece) of each answer.
+    """
+    answers: set[tuple[int, int, int]] = set()
+    for index, of_window in found.items():
+        offsets = windows[index].offsets
+        for label, first, last in of_window:
+            start, end = offsets[first][0], offsets[last][1]
+            text = note.text[start:end]
+            start += len(text) - len(text.lstrip())
+            end -= len(text) - len(text.rstrip())
+            if start < end and owner(windows, start, end) == index:
+                answers.add((start, end, label))
+    return tuple(
+        Span(f"T{number}", labels[label], ((start, end),))
+        for number, (start, end, label) in enumerate(sorted(answers), start=1)
+    )

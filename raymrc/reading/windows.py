@@ -1,0 +1,244 @@
+"""note -> pieces -> sentence groups -> windows with exact character offsets.
+
+A note is tokenised once, as a whole, and sliced; so a piece is the same piece with the
+same offsets in every window that holds it. The rule of what makes a good slice and the
+rule of which window answers for a span are in docs/decisions/0003.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raymrc.corpora.note import Note
+from raymrc.errors import SpecError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Offsets = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of a note that fits the encoder.
+
+    Pieces stay out of `repr`: they are the note's text in another alphabet.
+
+    Args:
+        note_id: the note it comes from.
+        index: its place among the note's windows, from 0.
+        piece_ids: vocabulary ids, without special pieces.
+        offsets: per piece its characters in the note, half-open, ascending. Whitespace is
+            trimmed off, so a piece of whitespace alone has an empty stretch.
+        piece_start: position of its first piece among the note's pieces.
+    """
+
+    note_id: str
+    index: int
+    piece_ids: tuple[int, ...] = field(repr=False)
+    offsets: Offsets = field(repr=False)
+    piece_start: int = 0
+
+    @property
+    def piece_end(self) -> int:
+        return self.piece_start + len(self.piece_ids)
+
+    @property
+    def char_start(self) -> int:
+        return self.offsets[0][0]
+
+    @property
+    def char_end(self) -> int:
+        return self.offsets[-1][1]
+
+
+def build_windows(
+    note: Note, tokenizer: PreTrainedTokenizerFast, window: int, overlap: int
+) -> list[Window]:
+    """The windows of a note, in order; together they hold every piece of it.
+
+    They begin and end at sentences where they can. Neighbours share at least `overlap`
+    pieces, so every stretch of up to `overlap + 1` pieces, and every sentence of up to
+    `window` pieces, lies wholly in one of them. A note without pieces has no windows.
+
+    Args:
+        tokenizer: a fast one, since only those know offsets.
+        window: pieces in a window, at most.
+        overlap: pieces that neighbours share, at least; 0 to `window - 1`.
+
+    Raises:
+        SpecError: `overlap` is not below `window`, or the tokenizer is not a fast one.
+    """
+    if not 0 <= overlap < window:
+        raise SpecError(
+            f"windows of {window} pieces cannot share {overlap} with their neighbours; "
+            f"set window to 1 or more and overlap to a whole number from 0 to below window"
+        )
+    if not tokenizer.is_fast:
+        raise SpecError(
+            f"tokenizer {type(tokenizer).__name__} does not know character offsets; "
+            f"use a backbone folder that holds a tokenizer.json"
+        )
+    if not note.text.strip():
+        return []
+    ids, offsets = _read_pieces(note.text, tokenizer)
+    if not ids:
+        return []
+    starts = [start for start, _ in offsets]
+    edges = sorted({0, *(bisect_left(starts, char) for char in sentence_starts(note.text))})
+    if edges[-1] == len(ids):  # a last sentence of characters that the tokenizer drops
+        edges.pop()
+    return [
+        Window(note.id, index, ids[first:end], offsets[first:end], first)
+        for index, (first, end) in enumerate(window_bounds(edges, len(ids), window, overlap))
+    ]
+
+
+def window_bounds(
+    sentences: Sequence[int], num_pieces: int, window: int, overlap: int
+) -> list[tuple[int, int]]:
+    """Where windows begin and end, in pieces, half-open; both strictly ascend.
+
+    Args:
+        sentences: the first piece of each sentence, ascending, from 0.
+        num_pieces: of the note, at least 1.
+        window, overlap: as in `build_windows`.
+    """
+    edges = [*sentences, num_pieces]
+    bounds: list[tuple[int, int]] = []
+    begin = end = 0
+    while True:
+        limit = begin + window
+        # End at a sentence, unless that leaves the window half empty or takes us nowhere.
+        at_sentence = edges[bisect_right(edges, limit) - 1]
+        worthwhile = at_sentence > max(end, begin + overlap, begin + window // 2 - 1)
+        end = min(at_sentence if worthwhile else limit, num_pieces)
+        bounds.append((begin, end))
+        if end == num_pieces:
+            return bounds
+
+        # The sentence that the cut falls into (or just before) must be whole in a later window.
+        cut = bisect_right(edges, end) - 1
+        head, tail = edges[cut], edges[cut + 1]
+        latest = end - overlap
+        # Not so far back that more than half of the new part is spent on what was read before.
+        earliest = max(begin + 1, latest - (window - overlap) // 2)
+        if tail - head <= window:
+            latest = min(latest, head)
+            earliest = max(begin + 1, tail - window, latest - (window - overlap) // 2)
+        at_sentence = edges[bisect_right(edges, latest) - 1]
+        begin = at_sentence if at_sentence >= earliest else latest
+
+
+_SENTENCE_START = re.compile(
+    r"""
+      \n [^\S\n]* \n \s* (?=\S)                       # after a blank line
+    | \n [^\S\n]* (?= [-*+\u2022\u00b7] [^\S\n]       # a list item: bullet,
+                    | \d{1,2} [.)] [^\S\n]            # number
+                    | [A-Z] [\w /&,()-]{1,50} : )     # or a section's heading
+    | [.!?] (?<! [\s.(][A-Z]\. ) (?<! \bDr\. ) (?<! \bMr\. ) (?<! \bMs\. ) (?<! \bMrs\. )
+      ["')\]\u201d]* \s+ (?= ["'(\[\u201c]? [A-Z0-9] )   # after a full stop; not after an initial
+    """,
+    re.VERBOSE,
+)
+
+
+def sentence_starts(text: str) -> list[int]:
+    """Characters at which a sentence, list item or section begins; the first is left out.
+
+    A line break alone ends nothing: clinical notes are hard-wrapped. Rough on purpose:
+    it only says where a window had better begin, so an error costs context, never a span.
+    """
+    return [match.end() for match in _SENTENCE_START.finditer(text)]
+
+
+def owner(windows: Sequence[Window], start: int, end: int) -> int | None:
+    """The window that answers for characters [start, end): its index, or None if none holds them.
+
+    Of the windows that wholly hold them, the one whose smaller margin to its edges, in
+    pieces, is widest: it sees most around them. The note's own edges are infinitely far.
+    Ties go to the first. O(log n) in windows and pieces, plus the few that hold them.
+
+    Args:
+        windows: all windows of one note, in order.
+    """
+    touched = touched_pieces(windows, start, end)
+    if touched is None:
+        return None
+    first, last = touched
+
+    def margin(index: int) -> float:
+        window = windows[index]
+        before = first - window.piece_start if index > 0 else math.inf
+        after = window.piece_end - 1 - last if index < len(windows) - 1 else math.inf
+        return min(before, after)
+
+    return max(holders(windows, first, last), key=margin, default=None)
+
+
+def touched_pieces(windows: Sequence[Window], start: int, end: int) -> tuple[int, int] | None:
+    """First and last piece of the note (inclusive) that share a character with [start, end)."""
+    left = bisect_right(windows, start, key=lambda window: window.char_end)
+    right = bisect_left(windows, end, key=lambda window: window.char_start) - 1
+    if left == len(windows) or right < 0:
+        return None
+    first = windows[left].piece_start + bisect_right(
+        windows[left].offsets, start, key=lambda piece: piece[1]
+    )
+    last = (
+        windows[right].piece_start
+        - 1
+        + bisect_left(windows[right].offsets, end, key=lambda piece: piece[0])
+    )
+    return (first, last) if first <= last else None
+
+
+def holders(windows: Sequence[Window], first: int, last: int) -> range:
+    """Indices of the windows that hold all of the note's pieces `first` to `last`, inclusive."""
+    return range(
+        bisect_right(windows, last, key=lambda window: window.piece_end),
+        bisect_right(windows, first, key=lambda window: window.piece_start),
+    )
+
+
+def _read_pieces(text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[int, ...], Offsets]:
+    encoding = tokenizer(
+        text,
+        add_special_tokens=False,
+        truncation=False,
+        padding=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # else a note longer than the encoder is warned about; we slice it
+    )
+    offsets = encoding["offset_mapping"]
+    if not offsets:
+        return (), ()
+    starts_S, ends_S = np.asarray(offsets, dtype=np.int64).T
+    blank = _blank(text)
+    if blank[np.minimum(starts_S, len(text) - 1)].any() or blank[np.maximum(ends_S - 1, 0)].any():
+        # Byte-level tokenizers may count the blank before a word as part of it; no annotator does.
+        characters = np.arange(len(text))
+        next_word = np.minimum.accumulate(np.where(blank, len(text), characters)[::-1])[::-1]
+        last_word = np.maximum.accumulate(np.where(blank, 0, characters + 1))
+        starts_S = np.minimum(np.append(next_word, len(text))[starts_S], ends_S)
+        ends_S = np.maximum(np.append(0, last_word)[ends_S], starts_S)
+        offsets = zip(starts_S.tolist(), ends_S.tolist(), strict=True)
+    return tuple(encoding["input_ids"]), tuple(offsets)
+
+
+_SPACES = np.array([chr(code).isspace() for code in range(0x3002)])
+"""Which code points are whitespace; none is above U+3000."""
+
+
+def _blank(text: str) -> np.ndarray:
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    return _SPACES[np.minimum(codes, len(_SPACES) - 1)]
