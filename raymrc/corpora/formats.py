@@ -1,0 +1,244 @@
+"""The corpus formats by name, and the one way to read them.
+
+    path -> reader -> notes, problems -> label map -> sites -> corpus
+
+A format is one row of `READERS`; a new one is a function from a path to a `Reading`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from raymrc.corpora import phee
+from raymrc.corpora.brat import Scheme, read_brat, write_brat
+from raymrc.corpora.labels import Labels, apply_labels, target_labels
+from raymrc.corpora.note import Corpus, Note
+from raymrc.corpora.problems import ERROR, Reading, nearest
+from raymrc.corpora.pubtator import read_pubtator
+from raymrc.errors import CorpusError
+
+N2C2_2018 = Scheme(
+    labels=(
+        "Drug",
+        "Strength",
+        "Form",
+        "Dosage",
+        "Frequency",
+        "Route",
+        "Duration",
+        "Reason",
+        "ADE",
+    ),
+    relation_labels=(
+        "Strength-Drug",
+        "Form-Drug",
+        "Dosage-Drug",
+        "Frequency-Drug",
+        "Route-Drug",
+        "Duration-Drug",
+        "Reason-Drug",
+        "ADE-Drug",
+    ),
+)
+
+SHAC_TRIGGERS = ("Employment", "LivingStatus", "Alcohol", "Drug", "Tobacco")
+SHAC_ARGUMENTS = (
+    "StatusTime",
+    "StatusEmploy",
+    "TypeLiving",
+    "Type",
+    "Method",
+    "Amount",
+    "Frequency",
+    "Duration",
+    "History",
+)
+N2C2_2022 = Scheme(
+    labels=SHAC_TRIGGERS + SHAC_ARGUMENTS,
+    relation_labels=SHAC_ARGUMENTS,
+    triggers=frozenset(SHAC_TRIGGERS),
+    types_decide=True,
+    paths_are_ids=True,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A corpus format.
+
+    Args:
+        read: path -> notes and problems.
+        labels, relation_labels: what it can give, in order; None where that depends on the data.
+        about: one line for lists of formats.
+        triggers: labels of events' triggers, for `write_corpus`.
+    """
+
+    name: str
+    read: Callable[[Path], Reading]
+    labels: tuple[str, ...] | None
+    relation_labels: tuple[str, ...] | None
+    about: str
+    triggers: frozenset[str] = frozenset()
+
+
+def _read_maccrobat(path: Path) -> Reading:
+    """Group is the note: a file is an article, named by its PubMed id."""
+    return read_brat(path / "brat" if (path / "brat").is_dir() else path)
+
+
+READERS = {
+    row.name: row
+    for row in (
+        Reader("brat", read_brat, None, None, "folders of .txt and .ann, any labels"),
+        Reader(
+            "n2c2-2018",
+            partial(read_brat, scheme=N2C2_2018),
+            N2C2_2018.labels,
+            N2C2_2018.relation_labels,
+            "2018 n2c2 track 2, drugs and adverse events: brat with 9 labels and 8 relations",
+        ),
+        Reader(
+            "n2c2-2022",
+            partial(read_brat, scheme=N2C2_2022),
+            N2C2_2022.labels,
+            N2C2_2022.relation_labels,
+            "2022 n2c2 track 2 (SHAC), social history: brat events; subfolders are sites",
+            N2C2_2022.triggers,
+        ),
+        Reader(
+            "phee",
+            phee.read_phee,
+            phee.LABELS,
+            phee.RELATION_LABELS,
+            "PHEE, pharmacovigilance events: json/*.json and sites.tsv, grouped by article",
+        ),
+        Reader(
+            "maccrobat", _read_maccrobat, None, None, "MACCROBAT case reports: brat/ or its folder"
+        ),
+        Reader(
+            "pubtator",
+            read_pubtator,
+            None,
+            (),
+            "PubTator file or folder, such as BC5CDR; relations between concepts are left out",
+        ),
+    )
+}
+
+
+def find_reader(name: str) -> Reader:
+    """Raises CorpusError, with the nearest right name, where there is no such reader."""
+    if name not in READERS:
+        raise CorpusError(f"there is no reader {name!r}; {nearest(name, READERS)}")
+    return READERS[name]
+
+
+def read_notes(path: Path, reader: str) -> Reading:
+    """Notes and problems, before anything is raised; an empty corpus is a problem too."""
+    row = find_reader(reader)
+    if not path.exists():
+        reading = Reading()
+        reading.problems.error(path, None, "is not there; mend the path or fetch the corpus")
+        return reading
+    reading = row.read(path)
+    if not reading.notes and not any(p.severity == ERROR for p in reading.problems.found):
+        reading.problems.error(
+            path, None, f"holds no notes that reader {reader} can see; mend the path or the reader"
+        )
+    return reading
+
+
+def known_labels(reader: str, labels: Labels = None) -> tuple[str, ...] | None:
+    """The labels that `read_corpus` will give, without reading a file.
+
+    None where they depend on the data. A list or mapping is taken at its word where the reader's
+    own labels depend on the data; `read_corpus` checks it.
+
+    Raises:
+        CorpusError: an unknown reader, label map or label, with the nearest right one.
+    """
+    row = find_reader(reader)
+    if labels is None:
+        return row.labels
+    return target_labels(labels, reader, row.labels)
+
+
+def read_corpus(
+    path: Path,
+    reader: str,
+    labels: Labels = None,
+    sites: Sequence[str] | None = None,
+) -> Corpus:
+    """Notes with one label set.
+
+    Args:
+        path: what the reader reads, a folder or a file.
+        reader: a name in `READERS`.
+        labels: None for the reader's own; a list keeps these; a mapping renames its keys and keeps
+            only them; a name is a built-in map, such as "drug-ade" (`corpora.labels`).
+        sites: keep the notes of these; None for all.
+
+    Raises:
+        CorpusError: all problems of the files, in file order; or labels or sites that are not there.
+    """
+    path = Path(path)
+    row = find_reader(reader)
+    known_labels(reader, labels)  # a wrong label is told before a long read
+    reading = read_notes(path, reader)
+    errors = [str(p) for p in reading.problems.found if p.severity == ERROR]
+    if errors:
+        raise CorpusError(errors)
+    # All notes decide, whatever sites are kept, so that two sites have one label set.
+    source = row.labels
+    if source is None:
+        source = tuple(sorted({span.label for note in reading.notes for span in note.spans}))
+    targets = target_labels(labels, reader, source)
+    notes = tuple(apply_labels(note, labels, reader) for note in reading.notes)
+    relation_labels = row.relation_labels
+    if relation_labels is None or labels is not None:
+        relation_labels = _present(notes, targets, row.relation_labels or ())
+    return Corpus(_of_sites(notes, sites, path), targets, relation_labels)
+
+
+def _present(
+    notes: Sequence[Note], targets: Sequence[str], order: Sequence[str]
+) -> tuple[str, ...]:
+    """Relation labels that occur: in the reader's order, then that of "X-Drug", then by name."""
+    names = {relation.label for note in notes for relation in note.relations}
+    ranks = {name: rank for rank, name in enumerate([*order, *(f"{t}-Drug" for t in targets)])}
+    return tuple(sorted(names, key=lambda name: (ranks.get(name, len(ranks)), name)))
+
+
+def _of_sites(notes: tuple[Note, ...], sites: Sequence[str] | None, path: Path) -> tuple[Note, ...]:
+    if sites is None:
+        return notes
+    there = sorted({note.site for note in notes if note.site})
+    unknown = [site for site in sites if site not in there]
+    if unknown:
+        raise CorpusError(
+            [f"{path}: no note is of site {site!r}; {nearest(site, there)}" for site in unknown]
+        )
+    return tuple(note for note in notes if note.site in sites)
+
+
+def write_corpus(corpus: Corpus, folder: Path, reader: str = "brat") -> None:
+    """Writes brat files that the reader reads back; events as event lines for "n2c2-2022".
+
+    Raises:
+        CorpusError: see `brat.write_brat`.
+    """
+    write_brat(corpus.notes, folder, find_reader(reader).triggers)
+
+
+__all__ = [
+    "READERS",
+    "Reader",
+    "find_reader",
+    "known_labels",
+    "read_corpus",
+    "read_notes",
+    "write_corpus",
+]

@@ -1,0 +1,220 @@
+"""Label maps: how corpora with different labels come to share one set.
+
+    labels: None (as they are) | a list (keep these) | a mapping (rename, keep these) | a name
+
+A built-in map may look at relations: a duration is a drug's only if it modifies a medication. It
+names relations anew as well. Only labels that a corpus annotates are in its result, so that
+what nobody marked is not trained or scored as absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from raymrc.corpora.note import Note, Relation, Span
+from raymrc.corpora.problems import nearest
+from raymrc.errors import CorpusError
+
+Labels = str | Sequence[str] | Mapping[str, str] | None
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Spans with the label `source` get the label `target`.
+
+    Args:
+        as_end, of, other: only if the span is that end ("head" or "tail") of a relation `of`
+            whose other end has the label `other`; "" for always.
+    """
+
+    source: str
+    target: str
+    as_end: str = ""
+    of: str = ""
+    other: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltIn:
+    """A map for one reader.
+
+    Args:
+        rules: the first that fits a span names it; spans that none fits are left out.
+        links: ids of (attribute, drug) span pairs, from a note as read.
+    """
+
+    rules: tuple[Rule, ...]
+    links: Callable[[Note], Iterable[Pair]]
+
+
+def _as_given(note: Note) -> Iterator[Pair]:
+    """2018 n2c2: a relation runs from the attribute to the drug already."""
+    return ((relation.head, relation.tail) for relation in note.relations)
+
+
+def _modified_or_caused(note: Note) -> Iterator[Pair]:
+    """MACCROBAT: X MODIFY Medication; Medication CAUSE sign, which is turned round."""
+    for relation in note.relations:
+        if relation.label == "MODIFY":
+            yield relation.head, relation.tail
+        elif relation.label == "CAUSE":
+            yield relation.tail, relation.head
+
+
+def _under_one_treatment(note: Note) -> Iterator[Pair]:
+    """PHEE: every X with every Drug of its treatment, every Effect with every Drug of its event.
+
+    Where a treatment holds several drugs and one dosage, whose dosage it is was not annotated.
+    """
+    labels = {span.id: span.label for span in note.spans}
+    arguments: dict[str, list[str]] = {}
+    for relation in note.relations:
+        arguments.setdefault(relation.head, []).append(relation.tail)
+
+    def drugs(head: str) -> list[str]:
+        return [tail for tail in arguments.get(head, ()) if labels[tail] == "Drug"]
+
+    for head, tails in arguments.items():
+        if labels[head] == "Treatment":
+            for tail in tails:
+                yield from ((tail, drug) for drug in drugs(head))
+        elif labels[head] == "Adverse_event":
+            treatments = [tail for tail in tails if labels[tail] == "Treatment"]
+            for tail in tails:
+                if labels[tail] == "Effect":
+                    yield from ((tail, drug) for head in treatments for drug in drugs(head))
+
+
+DRUG_ADE_LABELS = ("Drug", "Dosage", "Route", "Frequency", "Duration", "ADE", "Reason")
+"""The common set; a relation is "X-Drug" from X to the drug. Dosage covers strength."""
+
+BUILT_IN: dict[str, dict[str, BuiltIn]] = {
+    "drug-ade": {
+        "n2c2-2018": BuiltIn(
+            (
+                Rule("Drug", "Drug"),
+                Rule("Dosage", "Dosage"),
+                Rule("Strength", "Dosage"),
+                Rule("Route", "Route"),
+                Rule("Frequency", "Frequency"),
+                Rule("Duration", "Duration"),
+                Rule("ADE", "ADE"),
+                Rule("Reason", "Reason"),
+            ),
+            _as_given,
+        ),
+        "maccrobat": BuiltIn(
+            (
+                Rule("Medication", "Drug"),
+                Rule("Dosage", "Dosage"),
+                Rule("Administration", "Route"),
+                Rule("Frequency", "Frequency"),
+                Rule("Duration", "Duration", as_end="head", of="MODIFY", other="Medication"),
+                Rule("Sign_symptom", "ADE", as_end="tail", of="CAUSE", other="Medication"),
+                Rule("Disease_disorder", "ADE", as_end="tail", of="CAUSE", other="Medication"),
+            ),
+            _modified_or_caused,
+        ),
+        "phee": BuiltIn(
+            (
+                Rule("Drug", "Drug"),
+                Rule("Dosage", "Dosage"),
+                Rule("Route", "Route"),
+                Rule("Freq", "Frequency"),
+                Rule("Duration", "Duration"),
+                Rule("Effect", "ADE", as_end="tail", of="Effect", other="Adverse_event"),
+                Rule("Treat-Disorder", "Reason"),
+            ),
+            _under_one_treatment,
+        ),
+    }
+}
+
+
+def find_built_in(name: str, reader: str) -> BuiltIn:
+    """Raises CorpusError where there is no such map, or none for this reader."""
+    if name not in BUILT_IN:
+        raise CorpusError(f"labels: there is no label map {name!r}; {nearest(name, BUILT_IN)}")
+    maps = BUILT_IN[name]
+    if reader not in maps:
+        raise CorpusError(
+            f"labels: the map {name!r} has no rules for reader {reader}, only for "
+            f"{', '.join(maps)}; give a mapping of labels instead"
+        )
+    return maps[reader]
+
+
+def target_labels(labels: Labels, reader: str, source: Sequence[str] | None) -> tuple[str, ...]:
+    """Labels after the map, in the order that questions, prompts and heads use.
+
+    Args:
+        source: labels that the reader gives; None where that is not known yet.
+
+    Raises:
+        CorpusError: a label or map that does not exist, with the nearest right one.
+    """
+    if labels is None:
+        assert source is not None
+        return tuple(source)
+    if isinstance(labels, str):
+        rules = find_built_in(labels, reader).rules
+        return tuple(label for label in DRUG_ADE_LABELS if label in {r.target for r in rules})
+    if not labels:
+        raise CorpusError("labels: the list is empty; name labels, or leave the field out")
+    if source is not None:
+        unknown = [label for label in labels if label not in source]
+        if unknown:
+            raise CorpusError(
+                [
+                    f"labels: {label!r} is not a label of this corpus (reader {reader}); "
+                    f"{nearest(str(label), source)}"
+                    for label in unknown
+                ]
+            )
+    targets = labels.values() if isinstance(labels, Mapping) else labels
+    return tuple(dict.fromkeys(targets))
+
+
+def apply_labels(note: Note, labels: Labels, reader: str) -> Note:
+    """The note with the spans that the map keeps, and the relations between them."""
+    if labels is None:
+        return note
+    if isinstance(labels, str):
+        return _apply_built_in(note, find_built_in(labels, reader))
+    names = labels if isinstance(labels, Mapping) else {label: label for label in labels}
+    spans = tuple(replace(s, label=names[s.label]) for s in note.spans if s.label in names)
+    kept = {span.id for span in spans}
+    relations = tuple(r for r in note.relations if r.head in kept and r.tail in kept)
+    return replace(note, spans=spans, relations=relations)
+
+
+def _apply_built_in(note: Note, built_in: BuiltIn) -> Note:
+    labels = {span.id: span.label for span in note.spans}
+    ends = set()
+    for relation in note.relations:
+        ends.add((relation.head, "head", relation.label, labels[relation.tail]))
+        ends.add((relation.tail, "tail", relation.label, labels[relation.head]))
+
+    def rename(span: Span) -> str | None:
+        for rule in built_in.rules:
+            fits = not rule.as_end or (span.id, rule.as_end, rule.of, rule.other) in ends
+            if rule.source == span.label and fits:
+                return rule.target
+        return None
+
+    names = {span.id: name for span in note.spans if (name := rename(span)) is not None}
+    pairs = {
+        pair: f"{names[pair[0]]}-Drug"
+        for pair in built_in.links(note)
+        if names.get(pair[0], "Drug") != "Drug" and names.get(pair[1]) == "Drug"
+    }
+    return replace(
+        note,
+        spans=tuple(replace(s, label=names[s.id]) for s in note.spans if s.id in names),
+        relations=tuple(
+            Relation(f"R{number}", label, *pair)
+            for number, (pair, label) in enumerate(pairs.items(), start=1)
+        ),
+    )

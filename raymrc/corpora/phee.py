@@ -1,0 +1,215 @@
+"""PHEE: pharmacovigilance events in sentences, as the authors' JSON lines.
+
+    json/train.json, json/dev.json, sites.tsv -> notes
+
+Both files together are the corpus: folds are drawn over articles, and so is the authors' split.
+An event becomes its trigger, its arguments, and relations from the trigger to them; arguments of
+a treatment or subject hang on that. A relation has the label of its tail. Labels are those of the
+corpus's own brat files (`Treat-Disorder`, `Severity_cue`). What a cue says is its attribute, such
+as ("Severity", "High"); that of a negation has no value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from raymrc.corpora.note import Note, Relation, Span
+from raymrc.corpora.problems import Place, Problems, Reading, nearest, read_lines, read_table
+
+TRIGGERS = ("Adverse_event", "Potential_therapeutic_event", "Combination")
+
+# key in the JSON -> label, by what it hangs on
+EVENT_ARGUMENTS = {
+    "Treatment": "Treatment",
+    "Effect": "Effect",
+    "Subject": "Subject",
+    "Severity": "Severity_cue",
+    "Speculated": "Speculation_cue",
+    "Negated": "Negation_cue",
+}
+SUB_ARGUMENTS = {
+    "Treatment": {
+        "Drug": "Drug",
+        "Dosage": "Dosage",
+        "Route": "Route",
+        "Freq": "Freq",
+        "Duration": "Duration",
+        "Time_elapsed": "Time_elapsed",
+        "Disorder": "Treat-Disorder",
+    },
+    "Subject": {
+        "Age": "Age",
+        "Gender": "Gender",
+        "Race": "Race",
+        "Population": "Population",
+        "Disorder": "Sub-Disorder",
+    },
+}
+
+LABELS = tuple(
+    dict.fromkeys(
+        [
+            "Drug",
+            "Effect",
+            *TRIGGERS,
+            *EVENT_ARGUMENTS.values(),
+            *SUB_ARGUMENTS["Treatment"].values(),
+            *SUB_ARGUMENTS["Subject"].values(),
+        ]
+    )
+)
+RELATION_LABELS = tuple(label for label in LABELS if label not in TRIGGERS[:2])
+
+
+def read_phee(folder: Path) -> Reading:
+    """Train and dev as one corpus, in file order; group is the article, site from `sites.tsv`."""
+    reading = Reading()
+    problems = reading.problems
+    files = [folder / "json" / name for name in ("train.json", "dev.json")]
+    files = [path for path in files if path.exists()]
+    if not files:
+        problems.error(
+            folder, None, "has neither json/train.json nor json/dev.json; give the PHEE folder"
+        )
+        return reading
+    for path in files:
+        for number, line in enumerate(read_lines(path, problems) or (), start=1):
+            if not line.strip():
+                continue
+            try:
+                document = json.loads(line)
+            except ValueError:
+                problems.error(path, number, "is not JSON; mend or delete the line")
+                continue
+            note = _read_document(document, path, number, problems)
+            if note is not None:
+                reading.add(note, Place(path, number))
+    sites = read_table(folder / "sites.tsv", "site", reading)
+    reading.notes = [replace(note, site=sites.get(note.id, "")) for note in reading.notes]
+    return reading
+
+
+class _Malformed(Exception):
+    """What is wrong with a document."""
+
+
+@dataclass(slots=True)
+class _Parsed:
+    text: str
+    spans: dict[str, Span] = field(default_factory=dict)
+    links: dict[tuple[str, str, str], None] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+
+    def link(self, heads: tuple[str, ...], tails: tuple[str, ...]) -> None:
+        """A relation to each tail from the head that holds it; from the first if none does."""
+        for tail in tails:
+            if not heads:
+                continue
+            inside = [
+                head
+                for head in heads
+                if self.spans[head].start <= self.spans[tail].start
+                and self.spans[tail].end <= self.spans[head].end
+            ]
+            head = inside[0] if inside else heads[0]
+            self.links[self.spans[tail].label, head, tail] = None
+
+
+def _read_document(document: Any, path: Path, line: int, problems: Problems) -> Note | None:
+    try:
+        note_id, text = document["id"], document["context"]
+        if not isinstance(note_id, str) or not isinstance(text, str):
+            raise _Malformed("id and context must be strings")
+        parsed = _Parsed(text)
+        for annotation in document["annotations"]:
+            for event in annotation["events"]:
+                _read_event(event, parsed)
+    except KeyError as error:
+        problems.error(path, line, f"has no field {error.args[0]}; add it or delete the line")
+        return None
+    except (TypeError, AttributeError, ValueError):
+        problems.error(path, line, "does not have PHEE's structure; mend or delete the line")
+        return None
+    except _Malformed as error:
+        problems.error(path, line, f"{error}; mend or delete the line")
+        return None
+    for reason in parsed.broken:
+        problems.error(path, line, f"note {note_id}: {reason}")
+    relations = tuple(
+        Relation(f"R{number}", *link) for number, link in enumerate(parsed.links, start=1)
+    )
+    article = note_id.partition("_")[0]
+    return Note(note_id, text, tuple(parsed.spans.values()), relations, article)
+
+
+def _read_event(event: Mapping[str, Any], parsed: _Parsed) -> None:
+    kind = event["event_type"]
+    if kind not in TRIGGERS:
+        raise _Malformed(f"event type {kind} is unknown; {nearest(str(kind), TRIGGERS)}")
+    trigger = _read_spans(event["Trigger"], kind, parsed)
+    for key, argument in event.items():
+        if key in ("event_id", "event_type", "Trigger"):
+            continue
+        if key == "Drug" and kind == "Combination":
+            parsed.link(trigger, _read_spans(argument, "Drug", parsed))
+            continue
+        if key not in EVENT_ARGUMENTS:
+            raise _Malformed(f"argument {key} is unknown; {nearest(key, EVENT_ARGUMENTS)}")
+        heads = _read_spans(argument, EVENT_ARGUMENTS[key], parsed, attribute=key)
+        parsed.link(trigger, heads)
+        for sub_key, sub_argument in argument.items():
+            if sub_key in ("text", "start", "entity_id", "value"):
+                continue
+            if sub_key == "Combination":
+                for combination in sub_argument:
+                    parsed.link(heads, _read_event_trigger(combination, parsed))
+                continue
+            labels = SUB_ARGUMENTS.get(key, {})
+            if sub_key not in labels:
+                raise _Malformed(f"argument {key}.{sub_key} is unknown; {nearest(sub_key, labels)}")
+            parsed.link(heads, _read_spans(sub_argument, labels[sub_key], parsed))
+
+
+def _read_event_trigger(event: Mapping[str, Any], parsed: _Parsed) -> tuple[str, ...]:
+    _read_event(event, parsed)
+    return tuple(event["Trigger"]["entity_id"])
+
+
+def _read_spans(
+    argument: Mapping[str, Any], label: str, parsed: _Parsed, attribute: str = ""
+) -> tuple[str, ...]:
+    """Ids of an argument's spans; those that events share are taken in once."""
+    value = argument.get("value")
+    attributes: tuple[tuple[str, str], ...] = ()
+    if value is not None:
+        attributes = ((attribute, value if isinstance(value, str) else ""),)
+    ids = []
+    for texts, starts, span_id in _triples(argument):
+        fragments = tuple(
+            sorted((start, start + len(text)) for text, start in zip(texts, starts, strict=True))
+        )
+        for text, start in zip(texts, starts, strict=True):
+            end = start + len(text)
+            if not text or start < 0 or end > len(parsed.text):
+                parsed.broken.append(
+                    f"{span_id} {label} {start}-{end} is empty or reaches past the note's end "
+                    f"({len(parsed.text)} characters); mend the offsets"
+                )
+            elif parsed.text[start:end] != text:
+                parsed.broken.append(
+                    f"{span_id} {label} {start}-{end}: its text is not what stands there; "
+                    "mend the offsets or the text"
+                )
+        span = Span(span_id, label, fragments, attributes)
+        if parsed.spans.setdefault(span_id, span) != span:
+            parsed.broken.append(f"{span_id} is given twice, differently; give a new id")
+        ids.append(span_id)
+    return tuple(ids)
+
+
+def _triples(argument: Mapping[str, Any]) -> Iterator[tuple[list[str], list[int], str]]:
+    return zip(argument["text"], argument["start"], argument["entity_id"], strict=True)
