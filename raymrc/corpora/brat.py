@@ -445,7 +445,9 @@ def _unwritable(note: Note) -> list[str]:
 
 
 def _annotation_lines(note: Note, triggers: frozenset[str]) -> list[str]:
-    spans, relations, attributes = [], [], []
+    spans: list[str] = []
+    relations: list[str] = []
+    attributes: list[str] = []
     for span in note.spans:
         places = ";".join(f"{start} {end}" for start, end in span.fragments)
         covered = re.sub(r"[\r\n]", " ", _under(note.text, span.fragments))

@@ -182,7 +182,8 @@ def read_corpus(
         sites: keep the notes of these; None for all.
 
     Raises:
-        CorpusError: all problems of the files, in file order; or labels or sites that are not there.
+        CorpusError: all problems of the files, in file order; or labels or sites that are
+            not there.
     """
     path = Path(path)
     row = find_reader(reader)

@@ -185,6 +185,6 @@ def read_table(path: Path, column: str, reading: Reading) -> dict[str, str]:
         problems.warn(
             path,
             None,
-            f"names no {column} for {len(unnamed)} notes, the first is {unnamed[0]}; add their lines",
+            f"names no {column} for {len(unnamed)} notes, first {unnamed[0]}; add their lines",
         )
     return table

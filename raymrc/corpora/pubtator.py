@@ -108,7 +108,7 @@ def _read_mention(
         problems.error(
             path,
             line,
-            f"{where}: the text column is not what stands there; mend the offsets or the text column",
+            f"{where}: the text column is not what stands there; mend one of them",
         )
     else:
         concept = cells[5] if len(cells) > 5 else ""

@@ -1,0 +1,255 @@
+"""Who trains, who validates, who is scored: folds over whole groups, balanced by label.
+
+    corpus -> groups -> folds -> (train, validation) within the training folds of each
+
+Promise: notes of one patient or article, and notes with one text, never stand on two sides. It
+could break unnoticed where a corpus names no groups, or where the same text is in it twice under
+two ids: so notes with equal text are joined here, whatever their groups.
+
+The order of the notes does not matter: everything is drawn from ids and the seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from raymrc.corpora.note import Corpus, Note
+from raymrc.errors import CorpusError
+
+MAX_PASSES = 20
+"""Of moving groups between parts; each pass ends in fewer moves, and three or four are usual."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Note ids of one fold-run, each sorted; disjoint, together the corpus.
+
+    Args:
+        train: what gradients come from.
+        validation: the part of the training folds that chooses the checkpoint.
+        scored: the held-out fold.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    scored: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """Folds of a corpus, and who validates while each is scored.
+
+    Args:
+        count: how many folds.
+        assignment: (note id, fold from 0), sorted by note id.
+        validation: per scored fold, the ids of notes that validate, sorted.
+    """
+
+    count: int
+    assignment: tuple[tuple[str, int], ...]
+    validation: tuple[tuple[str, ...], ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over who is in which fold and who validates: 64 hex digits."""
+        body = [self.count, self.assignment, self.validation]
+        return hashlib.sha256(json.dumps(body).encode()).hexdigest()
+
+    def split(self, fold: int) -> Split:
+        """The fold-run that is scored on `fold`, from 0."""
+        assert 0 <= fold < self.count, f"fold {fold} of {self.count}"
+        validation = frozenset(self.validation[fold])
+        return Split(
+            train=tuple(i for i, f in self.assignment if f != fold and i not in validation),
+            validation=self.validation[fold],
+            scored=tuple(i for i, f in self.assignment if f == fold),
+        )
+
+
+def make_folds(corpus: Corpus, count: int, seed: int, validation_share: float = 0.1) -> Folds:
+    """Folds of about equal size and equal label counts, of whole groups.
+
+    Args:
+        count: folds, at least 2.
+        seed: another seed draws other folds.
+        validation_share: of the training folds' notes, 0 to below 1; 0 for no validation part.
+
+    Raises:
+        CorpusError: fewer groups than folds, or too few to keep some for validation.
+    """
+    if count < 2:
+        raise CorpusError(f"folds: {count} is too few; take at least 2")
+    if not 0 <= validation_share < 1:
+        raise CorpusError(f"folds: validation_share {validation_share} is not from 0 to below 1")
+    groups = _join_groups(corpus.notes)
+    if len(groups) < count:
+        raise CorpusError(
+            f"folds: {len(groups)} groups of notes cannot fill {count} folds; "
+            "take fewer folds or more notes"
+        )
+    fold_of = _distribute(groups, [1 / count] * count, f"{seed}:folds")
+    validation: list[tuple[str, ...]] = []
+    for fold in range(count):
+        training = [group for group in groups if fold_of[group.name] != fold]
+        if validation_share == 0:
+            validation.append(())
+            continue
+        if len(training) < 2:
+            raise CorpusError(
+                f"folds: {len(groups)} groups of notes in {count} folds leave none to validate on; "
+                "take more notes, or a validation_share of 0"
+            )
+        shares = [1 - validation_share, validation_share]
+        part_of = _distribute(training, shares, f"{seed}:validation:{fold}")
+        chosen = [group for group in training if part_of[group.name] == 1]
+        validation.append(tuple(sorted(i for group in chosen for i in group.note_ids)))
+    assignment = sorted((i, fold_of[group.name]) for group in groups for i in group.note_ids)
+    return Folds(count, tuple(assignment), tuple(validation))
+
+
+def take_subset(corpus: Corpus, notes: int, seed: int) -> Corpus:
+    """Whole groups, drawn by seed, until there are at least so many notes; labels stay.
+
+    With one seed a smaller subset is part of a larger one. Notes keep the corpus's order.
+
+    Raises:
+        CorpusError: a number of notes below 1.
+    """
+    if notes < 1:
+        raise CorpusError(f"subset: {notes} notes is too few; take at least 1, or leave it out")
+    taken: set[str] = set()
+    for group in sorted(_join_groups(corpus.notes), key=lambda g: _draw(f"{seed}:subset", g.name)):
+        if len(taken) >= notes:
+            break
+        taken.update(group.note_ids)
+    return replace(corpus, notes=tuple(note for note in corpus.notes if note.id in taken))
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Notes that stay together.
+
+    Args:
+        name: the smallest of the note ids, so that it does not hang on the notes' order.
+        amounts: what is to be balanced -> how much of it is here.
+    """
+
+    name: str
+    note_ids: tuple[str, ...]
+    amounts: Counter[tuple[str, str]]
+
+
+def _join_groups(notes: Sequence[Note]) -> list[_Group]:
+    """Groups sorted by name. Notes are joined by their group and by equal text (blank ones not)."""
+    parent = {note.id: note.id for note in notes}
+
+    def root(note_id: str) -> str:
+        while parent[note_id] != note_id:
+            parent[note_id] = parent[parent[note_id]]
+            note_id = parent[note_id]
+        return note_id
+
+    first: dict[tuple[str, str], str] = {}
+    for note in notes:
+        keys = [("group", note.group or note.id)]
+        words = " ".join(note.text.split())
+        if words:
+            keys.append(("text", words))
+        for key in keys:
+            one, other = root(first.setdefault(key, note.id)), root(note.id)
+            parent[max(one, other)] = min(one, other)
+    members: dict[str, list[Note]] = {}
+    for note in notes:
+        members.setdefault(root(note.id), []).append(note)
+    return [
+        _Group(name, tuple(sorted(note.id for note in together)), _amounts(together))
+        for name, together in sorted(members.items())
+    ]
+
+
+def _amounts(notes: Sequence[Note]) -> Counter[tuple[str, str]]:
+    """Notes, notes per site, spans per label, relations per label."""
+    amounts: Counter[tuple[str, str]] = Counter()
+    for note in notes:
+        amounts["notes", ""] += 1
+        amounts["site", note.site] += 1
+        amounts.update(("span", span.label) for span in note.spans)
+        amounts.update(("relation", relation.label) for relation in note.relations)
+    return amounts
+
+
+def _draw(seed: str, name: str) -> str:
+    """A group's lot: the same on every machine and in every order."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+
+
+def _distribute(groups: Sequence[_Group], shares: Sequence[float], seed: str) -> dict[str, int]:
+    """Group name -> part, so that each part has its share of every amount.
+
+    Large groups are placed first, each where the sum over amounts of (part's portion)^2 / share
+    grows least; that sum is smallest where every portion is its share. A portion is relative to
+    the whole, so rare labels weigh as much as frequent ones. Then single groups are moved while
+    that helps. No part is left without a group.
+    """
+    totals: Counter[tuple[str, str]] = Counter()
+    for group in groups:
+        totals.update(group.amounts)
+    portions = {
+        group.name: {key: amount / totals[key] for key, amount in group.amounts.items()}
+        for group in groups
+    }
+    filled: list[dict[tuple[str, str], float]] = [dict.fromkeys(totals, 0.0) for _ in shares]
+
+    def growth(name: str, part: int) -> float:
+        held = filled[part]
+        total = sum(portion * (2 * held[key] + portion) for key, portion in portions[name].items())
+        return total / shares[part]
+
+    def put(name: str, part: int, sign: int) -> None:
+        held = filled[part]
+        for key, portion in portions[name].items():
+            held[key] += sign * portion
+
+    # Lots decide within a size class: by size alone, nearly all seeds would draw one split.
+    lots = {group.name: _draw(seed, group.name) for group in groups}
+    by_lot = sorted(groups, key=lambda group: lots[group.name])
+    by_size = sorted(by_lot, key=lambda g: -int(sum(g.amounts.values())).bit_length())
+    parts = range(len(shares))
+    part_of: dict[str, int] = {}
+    for group in by_size:
+        part_of[group.name] = min(parts, key=lambda part: growth(group.name, part))
+        put(group.name, part_of[group.name], 1)
+    sizes = Counter(part_of.values())
+
+    def move(name: str, target: int) -> None:
+        put(name, part_of[name], -1)
+        sizes[part_of[name]] -= 1
+        put(name, target, 1)
+        sizes[target] += 1
+        part_of[name] = target
+
+    for part in parts:
+        if not sizes[part]:
+            donors = [g for g in by_lot if sizes[part_of[g.name]] > 1]
+            move(min(donors, key=lambda g: growth(g.name, part)).name, part)
+    for _ in range(MAX_PASSES):
+        moved = False
+        for group in by_lot:
+            name, here = group.name, part_of[group.name]
+            if sizes[here] == 1:
+                continue
+            put(name, here, -1)
+            growths = [growth(name, part) for part in parts]
+            put(name, here, 1)
+            best = min(parts, key=lambda part: growths[part])
+            # A margin beyond rounding, so that no group goes back and forth for ever.
+            if growths[best] < growths[here] - 1e-12:
+                move(name, best)
+                moved = True
+        if not moved:
+            break
+    return part_of
