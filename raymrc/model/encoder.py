@@ -1,0 +1,279 @@
+"""One encoder for BERT, RoBERTa and Megatron-BERT: what differs between them is a value in `Shape`.
+
+    ids -> embeddings -> layers (from `prefix.first_layer` on with the prompt) -> hidden_BSD
+
+B rows, S pieces, P prompt positions, N heads, H head size, D hidden
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raymrc.errors import BackboneError, PromptError
+from raymrc.model.attention import attend, key_mask
+from raymrc.model.inputs import Inputs
+from raymrc.model.prompts import Prefix
+from raymrc.model.shapes import Shape
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each with a residual and a LayerNorm before or after."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        hidden = shape.hidden
+        self.num_heads = shape.num_heads
+        self.pre_norm = shape.pre_norm
+        self.activation = ACTIVATIONS[shape.activation]
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.attention_out = nn.Linear(hidden, hidden)
+        self.attention_norm = nn.LayerNorm(hidden, eps=shape.eps)
+        self.up = nn.Linear(hidden, shape.ffn)
+        self.down = nn.Linear(shape.ffn, hidden)
+        self.ffn_norm = nn.LayerNorm(hidden, eps=shape.eps)
+
+    def project(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of a layer's input, each (B, N, S, H)."""
+        if self.pre_norm:
+            hidden_BSD = self.attention_norm(hidden_BSD)
+        qkv = self.qkv(hidden_BSD).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3)
+        queries, keys, values = qkv.unbind(2)
+        return queries, keys, values
+
+    def forward(
+        self,
+        hidden_BSD: Tensor,
+        mask_B11S: Tensor | None = None,
+        prefix: tuple[Tensor, Tensor] | None = None,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        attended = attend(*self.project(hidden_BSD), mask_B11S, prefix)
+        hidden_BSD = hidden_BSD + _drop(self.attention_out(attended), dropout)
+        if not self.pre_norm:
+            hidden_BSD = self.attention_norm(hidden_BSD)
+        fed = self.ffn_norm(hidden_BSD) if self.pre_norm else hidden_BSD
+        hidden_BSD = hidden_BSD + _drop(self.down(self.activation(self.up(fed))), dropout)
+        return hidden_BSD if self.pre_norm else self.ffn_norm(hidden_BSD)
+
+
+class Encoder(nn.Module):
+    """Pieces in, one vector per piece out. Equal to the Hugging Face forward without a prompt.
+
+    Args:
+        dropout: on embeddings and on what attention and feed-forward add, while in training mode;
+            0.0 for a frozen backbone. There is none on attention weights (see `attention`).
+
+    A cut pre-norm encoder (`layers: k`) ends with the checkpoint's final LayerNorm, as the whole
+    one does: heads should not meet raw residual sums.
+    """
+
+    def __init__(self, shape: Shape, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.shape = shape
+        self.dropout = dropout
+        self.word = nn.Embedding(shape.vocab, shape.hidden)
+        self.position = nn.Embedding(shape.positions, shape.hidden)
+        self.segment = nn.Embedding(shape.types, shape.hidden)
+        self.embedding_norm = (
+            nn.LayerNorm(shape.hidden, eps=shape.eps) if shape.embedding_norm else nn.Identity()
+        )
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_layers))
+        self.final_norm = (
+            nn.LayerNorm(shape.hidden, eps=shape.eps) if shape.pre_norm else nn.Identity()
+        )
+
+    def forward(self, inputs: Inputs, prefix: Prefix | None = None) -> Tensor:
+        """
+        Args:
+            prefix: trained vectors that layers from `prefix.first_layer` on see beside the row;
+                the row's own positions stay as they are.
+
+        Shapes:
+            returns: (B, S, D)
+
+        Raises:
+            BackboneError: rows are longer than the position table.
+            PromptError: the prefix is on another device or fits another backbone.
+        """
+        hidden_BSD = self.embed(inputs)
+        if prefix is None:
+            mask = key_mask(inputs.mask_BS) if inputs.is_padded else None
+            return self.final_norm(self.run(hidden_BSD, mask))
+        self._check(prefix, hidden_BSD)
+        # Layers below the prompt need no gradient unless the backbone itself is trained.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
+            mask = key_mask(inputs.mask_BS) if inputs.is_padded else None
+            hidden_BSD = self.run(hidden_BSD, mask, stop=prefix.first_layer)
+        mask = key_mask(inputs.mask_BS, prefix.length) if inputs.is_padded else None
+        if prefix.vectors_BPD is not None:
+            # Behind the special first piece, where a question in words would stand.
+            hidden_BSD = torch.cat(
+                [hidden_BSD[:, :1], prefix.vectors_BPD, hidden_BSD[:, 1:]], dim=1
+            )
+        hidden_BSD = self.run(hidden_BSD, mask, prefix, start=prefix.first_layer)
+        if prefix.vectors_BPD is not None:
+            hidden_BSD = torch.cat([hidden_BSD[:, :1], hidden_BSD[:, 1 + prefix.length :]], dim=1)
+        return self.final_norm(hidden_BSD)
+
+    @property
+    def is_trained(self) -> bool:
+        return self.word.weight.requires_grad
+
+    def embed(self, inputs: Inputs) -> Tensor:
+        """What the first layer takes, (B, S, D)."""
+        num_pieces = inputs.input_ids_BS.shape[1]
+        if num_pieces > self.shape.max_pieces:
+            raise BackboneError(
+                f"a row of {num_pieces} pieces does not fit the backbone's "
+                f"{self.shape.max_pieces} positions; set a smaller window"
+            )
+        offset = self.shape.position_offset
+        hidden_BSD = self.word(inputs.input_ids_BS)
+        hidden_BSD = hidden_BSD + self.position.weight[offset : offset + num_pieces]
+        if self.shape.types == 1:
+            hidden_BSD = hidden_BSD + self.segment.weight[0]
+        else:
+            hidden_BSD = hidden_BSD + self.segment(inputs.type_ids_BS)
+        return _drop(self.embedding_norm(hidden_BSD), self._dropout)
+
+    def run(
+        self,
+        hidden_BSD: Tensor,
+        mask_B11S: Tensor | None = None,
+        prefix: Prefix | None = None,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Tensor:
+        """Layers `start` to `stop` (half-open; None: to the end), without the final LayerNorm.
+
+        Args:
+            mask_B11S: of the keys, the prefix's positions included (`attention.key_mask`).
+        """
+        for layer in range(start, self.shape.num_layers if stop is None else stop):
+            keys_and_values = prefix.at(layer) if prefix is not None else None
+            hidden_BSD = self.layer(layer)(hidden_BSD, mask_B11S, keys_and_values, self._dropout)
+        return hidden_BSD
+
+    def layer(self, layer: int) -> Layer:
+        return cast(Layer, self.layers[layer])
+
+    @property
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def _check(self, prefix: Prefix, hidden_BSD: Tensor) -> None:
+        if prefix.device != hidden_BSD.device:
+            raise PromptError(
+                f"the prompt is on {prefix.device} and the backbone on {hidden_BSD.device}; "
+                "move both to one device"
+            )
+        theirs = (prefix.num_layers, prefix.hidden)
+        ours = (self.shape.num_layers, self.shape.hidden)
+        if theirs != ours:
+            raise PromptError(
+                f"the prompt was made for {theirs[0]} layers x {theirs[1]} and the backbone has "
+                f"{ours[0]} x {ours[1]}; train it on this backbone"
+            )
+        if prefix.num_rows != hidden_BSD.shape[0]:
+            raise PromptError(
+                f"the prompt is for {prefix.num_rows} rows and the batch has {hidden_BSD.shape[0]}"
+            )
+
+
+def _drop(hidden: Tensor, dropout: float) -> Tensor:
+    return F.dropout(hidden, dropout) if dropout else hidden
+
+
+# Hugging Face's names, ours on the left; {} is "weight" or "bias". Several names on the right are
+# stacked into one of ours. Pooler and language-model heads are in no table, and so not read.
+EMBEDDING_NAMES = {
+    "word.weight": ("embeddings.word_embeddings.weight",),
+    "position.weight": ("embeddings.position_embeddings.weight",),
+    "segment.weight": ("embeddings.token_type_embeddings.weight",),
+}
+LAYER_NAMES = {
+    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention_out": ("attention.output.dense",),
+    "up": ("intermediate.dense",),
+    "down": ("output.dense",),
+}
+POST_NORM_NAMES = {
+    "attention_norm": ("attention.output.LayerNorm",),
+    "ffn_norm": ("output.LayerNorm",),
+}
+PRE_NORM_NAMES = {"attention_norm": ("attention.ln",), "ffn_norm": ("ln",)}
+PREFIXES = {"bert": "bert.", "roberta": "roberta.", "megatron-bert": "bert."}
+"""In front of every name where the checkpoint was saved with a head; some are saved without."""
+
+
+def weight_names(shape: Shape) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(our name, the checkpoint's names, to be stacked) of every weight of the encoder."""
+    yield from EMBEDDING_NAMES.items()
+    norms = PRE_NORM_NAMES if shape.pre_norm else POST_NORM_NAMES
+    for end in ("weight", "bias"):
+        if shape.embedding_norm:
+            yield f"embedding_norm.{end}", (f"embeddings.LayerNorm.{end}",)
+        if shape.pre_norm:
+            yield f"final_norm.{end}", (f"encoder.ln.{end}",)
+        for layer in range(shape.num_layers):
+            for ours, theirs in (LAYER_NAMES | norms).items():
+                yield (
+                    f"layers.{layer}.{ours}.{end}",
+                    tuple(f"encoder.layer.{layer}.{name}.{end}" for name in theirs),
+                )
+
+
+def from_hugging_face(shape: Shape, names: set[str], read: Callable[[str], Tensor]) -> Encoder:
+    """An encoder with a checkpoint's weights, in fp32, frozen and in evaluation mode.
+
+    Args:
+        names: of all tensors in the checkpoint.
+        read: name -> tensor; called for what is needed only, one at a time.
+
+    Raises:
+        BackboneError: a weight is missing or has another shape than the config says.
+    """
+    known = {_modern(name): name for name in names}
+    prefix = PREFIXES[shape.kind]
+    if f"{prefix}embeddings.word_embeddings.weight" not in known:
+        prefix = ""
+    with torch.device("meta"):
+        encoder = Encoder(shape)
+    expected = encoder.state_dict()
+    state: dict[str, Tensor] = {}
+    for ours, theirs in weight_names(shape):
+        missing = [name for name in theirs if prefix + name not in known]
+        if missing:
+            raise BackboneError(
+                f"the checkpoint has no weight {missing[0]!r}; is it a {shape.kind} encoder of "
+                f"{shape.num_layers} layers or more?"
+            )
+        parts = [read(known[prefix + name]).to(torch.float32) for name in theirs]
+        weight = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if weight.shape != expected[ours].shape:
+            raise BackboneError(
+                f"weight {theirs[0]!r} has shape {tuple(parts[0].shape)}, which does not fit the "
+                f"checkpoint's config.json ({ours}: {tuple(expected[ours].shape)})"
+            )
+        state[ours] = weight
+    encoder.load_state_dict(state, assign=True)
+    return encoder.requires_grad_(False).eval()
+
+
+def _modern(name: str) -> str:
+    """The earliest checkpoints call a LayerNorm's weight and bias gamma and beta."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+        "LayerNorm.beta", "LayerNorm.bias"
+    )

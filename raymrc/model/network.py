@@ -1,0 +1,261 @@
+"""Encoder, prompt and heads of one configuration, and who trains what at which rate.
+
+B rows, S pieces, L labels
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raymrc.errors import PromptError, TrainingError
+from raymrc.model.backbones import Loaded
+from raymrc.model.heads import SpanAnswer, SpanHeads, TaggingHeads
+from raymrc.model.inputs import Inputs, SpanTargets, TagTargets
+from raymrc.model.prompts import SoftPrompt, word_ids
+from raymrc.model.strategies import STRATEGIES
+
+if TYPE_CHECKING:
+    from raymrc.study.configuration import Configuration
+
+OWNERS = {"encoder.": "backbone", "prompt.": "prompt", "heads.": "heads"}
+"""Who claims a parameter, by how its name begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The statement of what is trained.
+
+    Args:
+        names, counts: of every trained tensor, in order.
+        groups: (group, tensors, numbers) of what is trained, in order.
+        trained, total: numbers that get a gradient; all numbers of the model.
+        adapter_bytes: of the trained state as one safetensors file.
+    """
+
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+    groups: tuple[tuple[str, int, int], ...]
+    trained: int
+    total: int
+    adapter_bytes: int
+
+    @property
+    def share(self) -> float:
+        """Trained / total, 0 to 1."""
+        return self.trained / self.total
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {count:,} in {n} tensors" for name, n, count in self.groups)
+        return (
+            f"trains {self.trained:,} of {self.total:,} parameters ({100 * self.share:.2f} %): "
+            f"{parts}; saved as {self.adapter_bytes:,} bytes"
+        )
+
+
+class Model(nn.Module):
+    """What `strategies.build` makes; see there."""
+
+    prompt: SoftPrompt | None
+
+    def __init__(self, configuration: Configuration, loaded: Loaded, num_labels: int) -> None:
+        super().__init__()
+        strategy = STRATEGIES[configuration.cell.strategy]
+        self.configuration = configuration
+        self.strategy = strategy
+        shape = loaded.shape
+        device = loaded.encoder.word.weight.device
+        self.encoder = loaded.encoder
+        if strategy.trains_backbone:
+            self.encoder = copy.deepcopy(loaded.encoder).requires_grad_(True)
+            self.encoder.dropout = configuration.dropout
+        # Drawn on the CPU, so that a seed means the same on any device; nobody else's is moved.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(configuration.seed)
+            self.prompt = None
+            if strategy.asks == "vectors":
+                self.prompt = SoftPrompt(
+                    num_labels,
+                    configuration.prompt_length,
+                    shape,
+                    configuration.prompt_depth,
+                    configuration.first_layer,
+                    configuration.reparametrisation,
+                )
+                words = word_ids(loaded.tokenizer, shape.vocab)
+                self.prompt.initialise(loaded.encoder, words, _specials(loaded.tokenizer))
+            self.heads: SpanHeads | TaggingHeads
+            if strategy.answers == "tags":
+                self.heads = TaggingHeads(shape.hidden, num_labels, configuration.dropout)
+            else:
+                self.heads = SpanHeads(
+                    shape.hidden, configuration.match_width, configuration.dropout
+                )
+        self.to(device)
+        self._claimed = self._claim()
+
+    def hidden(self, inputs: Inputs) -> Tensor:
+        """The encoder's output with this model's prompt, (B, S, D)."""
+        prefix = self.prompt(inputs.label_B) if self.prompt is not None else None
+        return self.encoder(inputs, prefix)
+
+    def loss(self, inputs: Inputs, targets: SpanTargets | TagTargets) -> Tensor:
+        """Mean loss of a batch, a scalar with a gradient."""
+        weights = self.configuration.loss_weights
+        return self.heads.loss(self.hidden(inputs), inputs.window_BS, targets, weights)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def predict(self, inputs: Inputs) -> list[SpanAnswer] | list[np.ndarray]:
+        """Answers of every row, over the row's positions; without dropout, whatever the mode.
+
+        Span strategies: (start_S, end_S, pairs_K2, match_K), logits and (first, last) pieces;
+        -inf off the window. Tagging: tags (S, L), 0 outside, 1 begin, 2 inside.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            return self.heads.predict(self.hidden(inputs), inputs.window_BS)
+        finally:
+            self.train(was_training)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For AdamW: a rate for backbone, prompt and heads each.
+
+        Weight decay pulls on weight matrices only: biases, LayerNorms and prompts have no reason
+        to be near zero (a prompt's keys and values should be near those of words).
+        """
+        c = self.configuration
+        rates = {
+            "backbone": c.learning_rate,
+            "prompt": _either(c.prompt_learning_rate, c.learning_rate),
+            "heads": _either(c.head_learning_rate, c.learning_rate),
+        }
+        groups = []
+        for owner, claimed in self._claimed.items():
+            for decays in (True, False):
+                parameters = [
+                    p
+                    for _, p in claimed
+                    if p.requires_grad and (p.dim() > 1 and owner != "prompt") == decays
+                ]
+                if parameters:
+                    groups.append(
+                        {
+                            "name": owner if decays else f"{owner}, no decay",
+                            "params": parameters,
+                            "lr": rates[owner],
+                            "weight_decay": c.weight_decay if decays else 0.0,
+                        }
+                    )
+        return groups
+
+    def statement(self) -> Trained:
+        """What is trained: printed before a run and recorded after it."""
+        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        groups = []
+        for owner, claimed in self._claimed.items():
+            counts = [p.numel() for _, p in claimed if p.requires_grad]
+            if counts:
+                groups.append((owner, len(counts), sum(counts)))
+        return Trained(
+            names=tuple(name for name, _ in trained),
+            counts=tuple(p.numel() for _, p in trained),
+            groups=tuple(groups),
+            trained=sum(p.numel() for _, p in trained),
+            total=sum(p.numel() for p in self.parameters()),
+            adapter_bytes=_safetensors_bytes(dict(trained)),
+        )
+
+    def check_gradients(self) -> None:
+        """Call after a backward pass: everything trained got a gradient, the prompt a real one.
+
+        A batch need not ask every label, so single labels' prompts may have zeros; all of a
+        prompt's zeros mean that it is not connected to the loss.
+
+        Raises:
+            PromptError: a trained parameter got none, naming it.
+        """
+        for owner, claimed in self._claimed.items():
+            for name, parameter in claimed:
+                if not parameter.requires_grad:
+                    continue
+                if parameter.grad is None:
+                    raise PromptError(f"{name} is trained but got no gradient")
+                if owner == "prompt" and not parameter.grad.any():
+                    raise PromptError(f"{name} is trained but its gradient is all zeros")
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Copies of what is trained, and of nothing else, on the CPU."""
+        return {
+            name: p.detach().to("cpu", copy=True).contiguous()
+            for name, p in self.named_parameters()
+            if p.requires_grad
+        }
+
+    @torch.no_grad()
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """
+        Raises:
+            TrainingError: the state is of another configuration.
+        """
+        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if differing := sorted(own.keys() ^ state.keys()):
+            raise TrainingError(
+                f"the saved state does not fit this configuration: {differing[0]} is only in one"
+            )
+        for name, parameter in own.items():
+            if parameter.shape != state[name].shape:
+                raise TrainingError(
+                    f"the saved state does not fit this configuration: {name} is "
+                    f"{tuple(state[name].shape)}, not {tuple(parameter.shape)}"
+                )
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
+
+    def _claim(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Every parameter has exactly one owner, and is trained or frozen by the strategy."""
+        claimed: dict[str, list[tuple[str, nn.Parameter]]] = {o: [] for o in OWNERS.values()}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            owners = [owner for start, owner in OWNERS.items() if name.startswith(start)]
+            if len(owners) != 1:
+                raise AssertionError(f"parameter {name} is claimed by {owners}, not by one group")
+            claimed[owners[0]].append((name, parameter))
+            parameter.requires_grad_(owners[0] != "backbone" or self.strategy.trains_backbone)
+        everyone = [id(p) for group in claimed.values() for _, p in group]
+        if len(everyone) != len(set(everyone)):
+            raise AssertionError("a parameter is claimed under two names")
+        return claimed
+
+
+def _either(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
+
+
+def _specials(tokenizer: Any) -> tuple[int, int] | None:
+    """What stands first and last in a row, if the tokenizer has such pieces."""
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    return None if first is None or last is None else (first, last)
+
+
+def _safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Size of these fp32 tensors as a safetensors file, without writing it.
+
+    Eight bytes, a JSON header filled up to eight, the numbers in order of name.
+    """
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in sorted(tensors.items()):
+        start, end = end, end + math.prod(tensor.shape) * tensor.element_size()
+        header[name] = {
+            "dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end],
+        }  # fmt: skip
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + math.ceil(length / 8) * 8 + end

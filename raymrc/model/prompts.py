@@ -1,0 +1,268 @@
+"""Questions as trained vectors: one soft prompt per label.
+
+B rows, S pieces, P prompt positions, N heads, H head size, D hidden, L labels,
+n layers that have a prompt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raymrc.errors import PromptError
+from raymrc.model.inputs import Inputs
+from raymrc.model.shapes import MAX_PROMPT_LENGTH, REPARAMETRISATION_WIDTH, Shape
+
+if TYPE_CHECKING:
+    from raymrc.model.encoder import Encoder
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The prompts of one batch, a row each, as the encoder takes them.
+
+    Args:
+        first_layer: layers below see nothing of it.
+        num_layers, hidden: of the backbone that it was made for.
+        keys_and_values: for each layer from `first_layer` on, keys and values (B, N, P, H).
+        vectors_BPD: or vectors that join the row at `first_layer`.
+    """
+
+    first_layer: int
+    num_layers: int
+    hidden: int
+    keys_and_values: tuple[tuple[Tensor, Tensor], ...] = ()
+    vectors_BPD: Tensor | None = None
+
+    def at(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values for this layer, counted from 0; None where it has none."""
+        if not self.keys_and_values or layer < self.first_layer:
+            return None
+        return self.keys_and_values[layer - self.first_layer]
+
+    @property
+    def length(self) -> int:
+        """P"""
+        return int(self._any.shape[-2])
+
+    @property
+    def num_rows(self) -> int:
+        """B"""
+        return int(self._any.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        return self._any.device
+
+    @property
+    def _any(self) -> Tensor:
+        return self.keys_and_values[0][0] if self.vectors_BPD is None else self.vectors_BPD
+
+
+class SoftPrompt(nn.Module):
+    """Trained vectors that stand in for the words of a question, one set per label.
+
+    `deep`: keys and values that every layer from `first_layer` on attends to before the row's own.
+    `input`: vectors that join the row at `first_layer`, behind its special first piece, and pass
+    through the layers with it; their outputs are dropped. Neither moves the row's positions, and
+    neither depends on the window, so one frozen backbone answers many prompts in one batch.
+
+    A reparametrised prompt trains a small network that makes the vectors: `mlp` from a table of
+    its own, `lstm` from that table read along the prompt in both directions.
+
+    Args:
+        prompt_length: positions per label, 1 to 512.
+        depth: "deep" or "input".
+        first_layer: layers below it see no prompt.
+        reparametrisation: "none", "mlp" or "lstm".
+
+    Raises:
+        PromptError: a length outside 1 to 512, a `first_layer` that is not a layer of this
+            backbone, an unknown depth or reparametrisation.
+
+    Source: P-tuning v2, arXiv:2110.07602 (deep); P-tuning, arXiv:2103.10385 (input, lstm);
+    prefix-tuning, arXiv:2101.00190 (mlp).
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        prompt_length: int,
+        shape: Shape,
+        depth: str = "deep",
+        first_layer: int = 0,
+        reparametrisation: str = "none",
+    ) -> None:
+        super().__init__()
+        _check(prompt_length, shape, depth, first_layer, reparametrisation)
+        self.num_labels = num_labels
+        self.prompt_length = prompt_length
+        self.shape = shape
+        self.depth = depth
+        self.first_layer = first_layer
+        self.reparametrisation = reparametrisation
+        hidden = shape.hidden
+        self.num_prompted = shape.num_layers - first_layer
+        out = hidden if depth == "input" else 2 * self.num_prompted * hidden
+        if reparametrisation == "none":
+            # Stored as attention reads it, so that a batch is one look-up and no transpose.
+            self.table = nn.Parameter(0.02 * torch.randn(num_labels, prompt_length * out))
+        else:
+            self.table = nn.Parameter(torch.randn(num_labels, prompt_length * hidden))
+            if reparametrisation == "lstm":
+                self.lstm = nn.LSTM(hidden, hidden // 2, 2, bidirectional=True, batch_first=True)
+            self.up = nn.Linear(hidden, REPARAMETRISATION_WIDTH)
+            self.out = nn.Linear(REPARAMETRISATION_WIDTH, out)
+
+    def forward(self, label_B: Tensor) -> Prefix:
+        """The prompts of a batch: row b gets the vectors of label `label_B[b]`.
+
+        Raises:
+            PromptError: `label_B` is on another device than the prompt.
+        """
+        if label_B.device != self.table.device:
+            raise PromptError(
+                f"the prompt is on {self.table.device} and the batch on {label_B.device}; "
+                "move both to one device"
+            )
+        made = F.embedding(label_B, self.vectors())
+        shape, length = self.shape, self.prompt_length
+        if self.depth == "input":
+            vectors_BPD = made.view(-1, length, shape.hidden)
+            return Prefix(self.first_layer, shape.num_layers, shape.hidden, (), vectors_BPD)
+        layered = made.view(-1, 2 * self.num_prompted, shape.num_heads, length, shape.head_size)
+        each = layered.unbind(1)
+        pairs = tuple(zip(each[::2], each[1::2], strict=True))
+        return Prefix(self.first_layer, shape.num_layers, shape.hidden, pairs)
+
+    def vectors(self) -> Tensor:
+        """Every label's prompt, a row each.
+
+        Shapes:
+            returns: (L, P * D) for `input`; (L, n * 2 * N * P * H), keys before values, for `deep`
+        """
+        if self.reparametrisation == "none":
+            return self.table
+        made_LPD = self.table.view(self.num_labels, self.prompt_length, self.shape.hidden)
+        if self.reparametrisation == "lstm":
+            made_LPD = self.lstm(made_LPD)[0]
+        made = self.out(torch.tanh(self.up(made_LPD)))
+        if self.depth == "deep":
+            shape = self.shape
+            made = made.unflatten(-1, (2 * self.num_prompted, shape.num_heads, shape.head_size))
+            made = made.permute(0, 2, 3, 1, 4)
+        return made.flatten(1)
+
+    @torch.no_grad()
+    def initialise(
+        self, encoder: Encoder, words: Sequence[int], specials: tuple[int, int] | None
+    ) -> None:
+        """Start where the backbone's own words are.
+
+        A direct table takes the keys and values (or hidden states) that the backbone itself gives
+        to randomly drawn words; a reparametrised one gets an output layer with their mean and
+        spread. From anywhere else a frozen backbone first has to be pulled back to numbers of its
+        own scale, which costs epochs and, at a small learning rate, the run.
+
+        Args:
+            words: piece ids to draw from, with torch's CPU generator.
+            specials: first and last piece of a row, around the words; None where there are none.
+
+        Source: prefix-tuning, arXiv:2101.00190, section 7.4 (real words beat random vectors).
+        """
+        drawn = _draw(words, self.num_labels * self.prompt_length)
+        hidden_XD, layered = _states(encoder, drawn, specials, self.first_layer)
+        shape, length = self.shape, self.prompt_length
+        if self.depth == "input":
+            states = hidden_XD
+        else:
+            states = layered  # (X, n * 2, N, H)
+        if self.reparametrisation == "none":
+            by_label = states.unflatten(0, (self.num_labels, length))
+            if self.depth == "deep":
+                by_label = by_label.permute(0, 2, 3, 1, 4)
+            self.table.copy_(by_label.reshape(self.num_labels, -1))
+            return
+        flat = states.reshape(states.shape[0], -1)
+        device = self.out.weight.device
+        # The hidden layer's tanh has a spread of about 0.5, and so its mix below one of about 0.3.
+        self.out.bias.zero_()
+        made = self.vectors()
+        if self.depth == "deep":
+            grid = made.view(self.num_labels, -1, shape.num_heads, length, shape.head_size)
+            made = grid.permute(0, 3, 1, 2, 4)
+        made = made.reshape(self.num_labels * length, -1)
+        spread = flat.std(0).to(device) / made.std(0).clamp(min=1e-6)
+        self.out.weight.mul_(spread[:, None])
+        self.out.bias.copy_(flat.mean(0).to(device) - spread * made.mean(0))
+
+
+def word_ids(tokenizer: object, vocab: int) -> list[int]:
+    """Ids of pieces that are plain words, ascending: what a prompt is initialised from."""
+    pieces: dict[str, int] = tokenizer.get_vocab()  # type: ignore[attr-defined]
+    marks = "\u0120\u2581"  # what byte-level and sentence-piece vocabularies put before a word
+    words = sorted(
+        index
+        for piece, index in pieces.items()
+        if index < vocab and len(piece.strip(marks)) > 2 and piece.strip(marks).isalpha()
+    )
+    return words or list(range(vocab))
+
+
+def _draw(words: Sequence[int], count: int) -> Tensor:
+    return torch.tensor(words)[torch.randint(len(words), (count,))]
+
+
+def _states(
+    encoder: Encoder, drawn_X: Tensor, specials: tuple[int, int] | None, first_layer: int
+) -> tuple[Tensor, Tensor]:
+    """What the backbone makes of the words.
+
+    Shapes:
+        returns: hidden states at `first_layer` (X, D); keys and values from there on
+            (X, n * 2, N, H), keys before values
+    """
+    device = encoder.word.weight.device
+    around = 2 if specials else 0
+    per_row = min(128, encoder.shape.max_pieces - around)
+    hidden_parts, layer_parts = [], []
+    for part in drawn_X.split(per_row):
+        row = part.tolist()
+        ids = torch.tensor([[specials[0], *row, specials[1]] if specials else row], device=device)
+        here = torch.ones_like(ids, dtype=torch.bool)
+        inputs = Inputs(ids, torch.zeros_like(ids), here, here, ids[:, 0], is_padded=False)
+        own = slice(around // 2, around // 2 + len(row))
+        hidden_BSD = encoder.run(encoder.embed(inputs), stop=first_layer)
+        hidden_parts.append(hidden_BSD[0, own])
+        keys_and_values = []
+        for layer in range(first_layer, encoder.shape.num_layers):
+            _, keys, values = encoder.layer(layer).project(hidden_BSD)
+            keys_and_values += [keys[0, :, own], values[0, :, own]]
+            hidden_BSD = encoder.layer(layer)(hidden_BSD)
+        layer_parts.append(torch.stack(keys_and_values).permute(2, 0, 1, 3))
+    return torch.cat(hidden_parts), torch.cat(layer_parts)
+
+
+def _check(
+    prompt_length: int, shape: Shape, depth: str, first_layer: int, reparametrisation: str
+) -> None:
+    if not 1 <= prompt_length <= MAX_PROMPT_LENGTH:
+        raise PromptError(
+            f"prompt_length: {prompt_length} is not a whole number from 1 to {MAX_PROMPT_LENGTH}"
+        )
+    if not 0 <= first_layer < shape.num_layers:
+        raise PromptError(
+            f"first_layer: {first_layer} is not a layer of this backbone; "
+            f"choose 0 to {shape.num_layers - 1}"
+        )
+    if depth not in ("deep", "input"):
+        raise PromptError(f"prompt depth {depth!r} is unknown; choose deep or input")
+    if reparametrisation not in ("none", "mlp", "lstm"):
+        raise PromptError(
+            f"reparametrisation {reparametrisation!r} is unknown; choose none, mlp or lstm"
+        )

@@ -1,0 +1,133 @@
+"""What an encoder is made of, and how many numbers that is. No torch: `plan` counts with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+MAX_PROMPT_LENGTH = 512
+REPARAMETRISATION_WIDTH = 512
+"""Width of the hidden layer that a reparametrised prompt passes. Source: arXiv:2101.00190."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The form of one encoder; BERT, RoBERTa and Megatron-BERT differ by these values only.
+
+    Args:
+        kind: "bert", "roberta" or "megatron-bert": whose weight names its checkpoint uses.
+        positions: rows of the position table, unused first ones included.
+        position_offset: row of the first piece; RoBERTa leaves `padding_idx + 1` rows unused.
+        types: segment types.
+        eps: of every LayerNorm.
+        pre_norm: LayerNorm before attention and feed-forward, and once more after the last layer,
+            instead of after each of them.
+        embedding_norm: a LayerNorm follows the embeddings.
+        activation: of the feed-forward layer, by its Hugging Face name.
+        pad_id: the vocabulary's padding piece.
+    """
+
+    kind: str
+    num_layers: int
+    hidden: int
+    num_heads: int
+    ffn: int
+    vocab: int
+    positions: int = 512
+    types: int = 2
+    eps: float = 1e-12
+    pre_norm: bool = False
+    embedding_norm: bool = True
+    position_offset: int = 0
+    activation: str = "gelu"
+    pad_id: int = 0
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden // self.num_heads
+
+    @property
+    def max_pieces(self) -> int:
+        """The longest row, special pieces included."""
+        return self.positions - self.position_offset
+
+    @property
+    def layer_parameters(self) -> int:
+        attention = 4 * (self.hidden * self.hidden + self.hidden)
+        feed_forward = 2 * self.hidden * self.ffn + self.ffn + self.hidden
+        return attention + feed_forward + 4 * self.hidden
+
+    @property
+    def embedding_parameters(self) -> int:
+        rows = self.vocab + self.positions + self.types
+        return rows * self.hidden + (2 * self.hidden if self.embedding_norm else 0)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the encoder as run here: without pooler and language-model head."""
+        final_norm = 2 * self.hidden if self.pre_norm else 0
+        return self.embedding_parameters + self.num_layers * self.layer_parameters + final_norm
+
+    def first(self, layers: int | None) -> Shape:
+        """The same encoder cut after its first so many layers; None: all of them."""
+        return self if layers is None else replace(self, num_layers=layers)
+
+
+def prompt_parameters(
+    shape: Shape,
+    num_labels: int,
+    prompt_length: int,
+    depth: str = "deep",
+    first_layer: int = 0,
+    reparametrisation: str = "none",
+) -> int:
+    """Numbers in a `SoftPrompt` of these settings, all labels together."""
+    hidden, width = shape.hidden, REPARAMETRISATION_WIDTH
+    out = hidden if depth == "input" else 2 * (shape.num_layers - first_layer) * hidden
+    if reparametrisation == "none":
+        return num_labels * prompt_length * out
+    table = num_labels * prompt_length * hidden
+    perceptron = hidden * width + width + width * out + out
+    return table + perceptron + (lstm_parameters(hidden) if reparametrisation == "lstm" else 0)
+
+
+def lstm_parameters(hidden: int) -> int:
+    """Two bidirectional layers of half the hidden size, each gate with torch's two biases."""
+    half = hidden // 2
+    return 2 * 2 * (4 * half * hidden + 4 * half * half + 8 * half)
+
+
+def span_head_parameters(hidden: int, match_width: int) -> int:
+    """Start, end and factorised match head."""
+    return 2 * (hidden + 1) + 2 * hidden * match_width + match_width + match_width + 1
+
+
+def tagging_head_parameters(hidden: int, num_labels: int) -> int:
+    """Outside, begin, inside for each label."""
+    return 3 * num_labels * (hidden + 1)
+
+
+_BERT_LARGE = Shape("bert", 24, 1024, 16, 4096, vocab=30522)
+_ROBERTA_LARGE = Shape(
+    "roberta", 24, 1024, 16, 4096, vocab=50265, positions=514, types=1, eps=1e-5,
+    position_offset=2, pad_id=1,
+)  # fmt: skip
+
+
+def _gatortron(num_layers: int, hidden: int, num_heads: int, ffn: int) -> Shape:
+    return Shape(
+        "megatron-bert", num_layers, hidden, num_heads, ffn,
+        vocab=50176, pre_norm=True, embedding_norm=False,
+    )  # fmt: skip
+
+
+SHAPES = {
+    "bert-large": _BERT_LARGE,
+    "bert-large-mimic": _BERT_LARGE,
+    "roberta-large": _ROBERTA_LARGE,
+    "roberta-large-mimic": _ROBERTA_LARGE,
+    "gatortron-345m": _gatortron(24, 1024, 16, 4096),
+    "gatortron-3.9b": _gatortron(48, 2560, 40, 10240),
+    "gatortron-8.9b": _gatortron(56, 3584, 56, 14336),
+    "minilm": Shape("bert", 6, 384, 12, 1536, vocab=30522),
+}
+"""Of the backbones we know by name; when one is loaded, its own config.json has the last word."""

@@ -1,0 +1,102 @@
+"""Four ways to ask a backbone: what asks, what is trained, what answers.
+
+The table needs no torch; `build` makes the model of a configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from raymrc.model.shapes import (
+    Shape,
+    prompt_parameters,
+    span_head_parameters,
+    tagging_head_parameters,
+)
+
+if TYPE_CHECKING:
+    from raymrc.model.backbones import Loaded
+    from raymrc.model.network import Model
+    from raymrc.study.configuration import Configuration
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """
+    Args:
+        asks: "" (nothing is asked: every label is tagged at once), "words" (the question is part
+            of the input) or "vectors" (a soft prompt).
+        trains_backbone: whether the encoder's own weights are trained, and dropped out.
+        answers: "tags" (`heads.TaggingHeads`) or "spans" (`heads.SpanHeads`).
+    """
+
+    asks: str
+    trains_backbone: bool
+    answers: str
+
+
+STRATEGIES = {  # what asks the question     is the backbone trained   what answers
+    "fine_tune": Strategy(asks="", trains_backbone=True, answers="tags"),
+    "hard_prompt": Strategy(asks="words", trains_backbone=True, answers="spans"),
+    "soft_prompt": Strategy(asks="vectors", trains_backbone=True, answers="spans"),
+    "frozen_soft_prompt": Strategy(asks="vectors", trains_backbone=False, answers="spans"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """How many numbers a model has, and how many of them are trained."""
+
+    backbone: int
+    prompt: int
+    heads: int
+    trained: int
+
+    @property
+    def total(self) -> int:
+        return self.backbone + self.prompt + self.heads
+
+    @property
+    def share(self) -> float:
+        """Trained / total, 0 to 1."""
+        return self.trained / self.total
+
+
+def count_parameters(
+    configuration: Configuration, shape: Shape, num_labels: int
+) -> ParameterCounts:
+    """What `build` would make, counted without making it."""
+    strategy = STRATEGIES[configuration.cell.strategy]
+    prompt = 0
+    if strategy.asks == "vectors":
+        prompt = prompt_parameters(
+            shape,
+            num_labels,
+            configuration.prompt_length,
+            configuration.prompt_depth,
+            configuration.first_layer,
+            configuration.reparametrisation,
+        )
+    if strategy.answers == "tags":
+        heads = tagging_head_parameters(shape.hidden, num_labels)
+    else:
+        heads = span_head_parameters(shape.hidden, configuration.match_width)
+    backbone = shape.num_parameters
+    trained = prompt + heads + (backbone if strategy.trains_backbone else 0)
+    return ParameterCounts(backbone, prompt, heads, trained)
+
+
+def build(configuration: Configuration, loaded: Loaded, num_labels: int) -> Model:
+    """The model of a configuration, initialised by its seed, on the backbone's device.
+
+    A frozen strategy uses the loaded encoder in place; a trained one works on a copy, so that the
+    pretrained weights stay as they are for the next model.
+
+    Raises:
+        PromptError: the configuration's prompt does not fit the backbone.
+    """
+    from raymrc.model.network import Model
+    from raymrc.study.configuration import Configuration
+
+    return Model(configuration, loaded, num_labels)
