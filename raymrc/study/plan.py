@@ -1,0 +1,533 @@
+"""What a study will do, before anything starts: cells, configurations, fold-runs, counts.
+
+    Spec (+ corpus, + weights, + ledger) -> Plan
+
+Planning needs neither torch nor Ray, and neither the corpus nor the weights: what cannot be
+known without them is left open, and the plan says so.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymrc.corpora.formats import known_labels, read_corpus
+from raymrc.corpora.labels import apply_labels, target_labels
+from raymrc.corpora.note import Corpus
+from raymrc.corpora.splits import Folds, make_folds, take_subset
+from raymrc.corpora.synthetic import synthesize
+from raymrc.model.backbones import read_shape
+from raymrc.model.shapes import SHAPES, Shape
+from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
+from raymrc.reading.questions import build_questions, questions_fingerprint
+from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
+from raymrc.study.cost import adapter_bytes
+from raymrc.study.ledger import Ledger
+from raymrc.study.space import Distribution, Fixed, Grid, SearchSpace, Setting, build_space
+from raymrc.study.spec import BackboneSpec, Spec, without_effect
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+DEFAULT_PROMPT_LENGTH = 32
+"""Where a soft prompt's length is not given: the reference study prefers 32 to 64."""
+
+SPECIAL_PIECES = 2
+"""One before the window, one after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprints:
+    """What decides a result beside the configuration, as hashes.
+
+    Args:
+        corpus: `Corpus.fingerprint`.
+        folds: `Folds.fingerprint`.
+        questions: of the wording; only where the strategy asks in words does it enter a key.
+        weights: by name of the backbone, `backbones.weights_fingerprint`.
+    """
+
+    corpus: str
+    folds: str
+    questions: str
+    weights: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """One cell: its search space and what it will take.
+
+    Args:
+        num_configurations: how many will be tried.
+        num_fold_runs: configurations times folds.
+        configurations: all of them for grid and random; None for tpe, which proposes as it goes.
+        shape: of the backbone; None where it is not known yet.
+        num_labels: None where the labels are not known before the corpus is read.
+        parameters: of the largest configuration; None where shape or labels are not known.
+        done: fold-runs that the ledger has; None where it cannot be known yet.
+    """
+
+    cell: Cell
+    space: SearchSpace
+    num_configurations: int
+    num_fold_runs: int
+    configurations: tuple[Configuration, ...] | None
+    shape: Shape | None = None
+    num_labels: int | None = None
+    parameters: ParameterCounts | None = None
+    done: int | None = None
+
+    @property
+    def trained_parameters(self) -> int | None:
+        return self.parameters.trained if self.parameters else None
+
+    @property
+    def total_parameters(self) -> int | None:
+        return self.parameters.total if self.parameters else None
+
+    @property
+    def trained_share(self) -> float | None:
+        return self.parameters.share if self.parameters else None
+
+    @property
+    def adapter_bytes(self) -> int | None:
+        return adapter_bytes(self.parameters.trained) if self.parameters else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study, worked out.
+
+    Args:
+        folds: how many.
+        labels: None where they depend on a corpus that is not there.
+        num_notes: None where the corpus is not there.
+        fingerprints: None until corpus and weights are there.
+        remarks: what is still open, a sentence each.
+    """
+
+    study: str
+    task: str
+    corpus: str
+    folds: int
+    algorithm: str
+    seed: int
+    cells: tuple[CellPlan, ...]
+    labels: tuple[str, ...] | None = None
+    num_notes: int | None = None
+    fingerprints: Fingerprints | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def num_configurations(self) -> int:
+        return sum(cell.num_configurations for cell in self.cells)
+
+    @property
+    def num_fold_runs(self) -> int:
+        return sum(cell.num_fold_runs for cell in self.cells)
+
+    @property
+    def done(self) -> int | None:
+        """Fold-runs that the ledger has already; None where it cannot be known yet."""
+        counts = [cell.done for cell in self.cells]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `raymrc plan --json`."""
+        return {
+            "study": self.study,
+            "task": self.task,
+            "corpus": self.corpus,
+            "labels": list(self.labels) if self.labels is not None else None,
+            "notes": self.num_notes,
+            "folds": self.folds,
+            "algorithm": self.algorithm,
+            "configurations": self.num_configurations,
+            "fold_runs": self.num_fold_runs,
+            "done": self.done,
+            "remarks": list(self.remarks),
+            "cells": [_cell_json(cell) for cell in self.cells],
+        }
+
+
+def plan_study(
+    spec: Spec,
+    corpus: Corpus | None = None,
+    weights: Mapping[str, str] | None = None,
+    ledger: Ledger | None = None,
+) -> Plan:
+    """Work out a study's cells, configurations and fold-runs.
+
+    Args:
+        corpus: as `read_study_corpus` gives it; None where the files are not at hand.
+        weights: by name of the backbone, `weights_fingerprint` of what its source holds.
+        ledger: counts what is done already; needs corpus and weights.
+
+    Raises:
+        SpecError: a first layer that the backbone does not have, a window that does not fit it,
+            a question for a label that the corpus does not have.
+        BackboneError: a backbone's folder whose config cannot be read.
+    """
+    labels = corpus.labels if corpus is not None else study_labels(spec)
+    if labels is not None:
+        build_questions(labels, spec.questions)
+    fingerprints = None
+    if corpus is not None and weights is not None:
+        fingerprints = build_fingerprints(spec, corpus, build_study_folds(spec, corpus), weights)
+    remarks: list[str] = []
+    if corpus is None:
+        unknown = "" if labels is not None else "; labels and trained shares are not known before"
+        remarks.append(f"the corpus was not read{unknown}")
+    cells = []
+    for index, entry in enumerate(spec.backbones):
+        shape = find_shape(entry.backbone)
+        if shape is None:
+            remarks.append(
+                f"the shape of {entry.backbone.name} is not known before its weights are here"
+            )
+        for strategy in spec.strategies.named():
+            cells.append(_plan_cell(spec, index, entry, strategy, shape, labels))
+    if fingerprints is not None and ledger is not None:
+        cells = _count_done(cells, spec, fingerprints, ledger)
+    return Plan(
+        study=spec.study,
+        task=spec.task,
+        corpus=spec.corpus.display_name,
+        folds=spec.folds.count,
+        algorithm=spec.search.algorithm,
+        seed=spec.search.seed,
+        cells=tuple(cells),
+        labels=labels,
+        num_notes=len(corpus.notes) if corpus is not None else None,
+        fingerprints=fingerprints,
+        remarks=tuple(remarks),
+    )
+
+
+# --- the study's data, without torch --------------------------------------------------------------
+
+
+def read_study_corpus(spec: Spec) -> Corpus:
+    """The notes that a study is about.
+
+    Raises:
+        CorpusError: they are not there, or break the data contract.
+    """
+    described = spec.corpus
+    labels: Any = described.labels
+    if described.synthetic is not None:
+        made: Any = described.synthetic
+        corpus = synthesize(made.scheme, made.notes, made.site, made.seed)
+        corpus = Corpus(
+            notes=tuple(apply_labels(note, labels, made.scheme) for note in corpus.notes),
+            labels=target_labels(labels, made.scheme, corpus.labels),
+            relation_labels=corpus.relation_labels,
+        )
+    else:
+        assert described.path is not None and described.reader is not None
+        corpus = read_corpus(Path(described.path), described.reader, labels, described.sites)
+    if described.subset is not None:
+        corpus = take_subset(corpus, described.subset.notes, described.subset.seed)
+    return corpus
+
+
+def study_labels(spec: Spec) -> tuple[str, ...] | None:
+    """The labels, where they are known without reading a file."""
+    labels: Any = spec.corpus.labels
+    return known_labels(spec.corpus.label_reader, labels)
+
+
+def build_study_folds(spec: Spec, corpus: Corpus) -> Folds:
+    """The folds that all configurations of a study share."""
+    return make_folds(corpus, spec.folds.count, spec.folds.seed, spec.folds.validation_share)
+
+
+def build_fingerprints(
+    spec: Spec, corpus: Corpus, folds: Folds, weights: Mapping[str, str]
+) -> Fingerprints:
+    questions = build_questions(corpus.labels, spec.questions)
+    return Fingerprints(
+        corpus=corpus.fingerprint,
+        folds=folds.fingerprint,
+        questions=questions_fingerprint(questions),
+        weights=dict(weights),
+    )
+
+
+def fold_run(configuration: Configuration, fold: int, fingerprints: Fingerprints) -> FoldRun:
+    """The fold-run, whose `.key` names its record.
+
+    The wording of questions enters the key only of strategies that ask in words: rewording
+    one trains nothing else again.
+    """
+    cell = configuration.cell
+    in_words = STRATEGIES[cell.strategy].asks == "words"
+    return FoldRun(
+        configuration=configuration,
+        fold=fold,
+        corpus_fingerprint=fingerprints.corpus,
+        folds_fingerprint=fingerprints.folds,
+        questions_fingerprint=fingerprints.questions if in_words else "",
+        weights_fingerprint=fingerprints.weights[cell.backbone.name],
+    )
+
+
+# --- one cell -------------------------------------------------------------------------------------
+
+
+def build_configuration(cell_plan: CellPlan, values: Mapping[str, Any]) -> Configuration:
+    """One point of a cell's search space.
+
+    Args:
+        values: by field name, one for every grid and distribution of the cell; drawn numbers
+            are rounded to four significant digits, so that equal ones have equal keys.
+    """
+    return _configuration(cell_plan.cell, cell_plan.space, values)
+
+
+def _configuration(cell: Cell, space: SearchSpace, values: Mapping[str, Any]) -> Configuration:
+    open_fields = {*space.grids, *space.distributions}
+    assert set(values) == open_fields, f"wanted {sorted(open_fields)}, got {sorted(values)}"
+    tidied = {
+        name: space.distributions[name].tidy(value) if name in space.distributions else value
+        for name, value in values.items()
+    }
+    return Configuration(cell=cell, **space.fixed, **tidied)
+
+
+def find_shape(backbone: Backbone) -> Shape | None:
+    """Layers, hidden size and the rest, where our table or a folder knows them; nothing is fetched."""
+    if backbone.source not in SHAPES and (Path(backbone.source) / "config.json").is_file():
+        return read_shape(Path(backbone.source), backbone.layers)
+    base = backbone.name.removesuffix(f"-l{backbone.layers}")
+    known = SHAPES.get(backbone.source, SHAPES.get(base))
+    return known.first(backbone.layers) if known is not None else None
+
+
+def _plan_cell(
+    spec: Spec,
+    index: int,
+    entry: BackboneSpec,
+    strategy: str,
+    shape: Shape | None,
+    labels: tuple[str, ...] | None,
+) -> CellPlan:
+    cell = Cell(spec.task, spec.corpus.display_name, entry.backbone, strategy)
+    space = build_space(_effective(spec, entry, strategy))
+    if shape is not None:
+        _check_fit(spec, index, strategy, space, shape)
+    configurations = _configurations(spec, cell, space)
+    count = len(configurations) if configurations is not None else _how_many(spec, space)
+    parameters = None
+    if shape is not None and labels is not None:
+        parameters = max(
+            (
+                count_parameters(c, shape, len(labels))
+                for c in configurations or _corners(cell, space)
+            ),
+            key=lambda p: p.trained,
+        )
+    return CellPlan(
+        cell=cell,
+        space=space,
+        num_configurations=count,
+        num_fold_runs=count * spec.folds.count,
+        configurations=configurations,
+        shape=shape,
+        num_labels=len(labels) if labels is not None else None,
+        parameters=parameters,
+    )
+
+
+def _effective(spec: Spec, entry: BackboneSpec, strategy: str) -> dict[str, Setting]:
+    """The cell's settings without those that change nothing: they would only multiply its grid."""
+    idle = without_effect(strategy)
+    settings = {k: v for k, v in spec.settings(entry, strategy).items() if k not in idle}
+    if STRATEGIES[strategy].asks == "vectors":
+        settings.setdefault("prompt_length", Fixed(DEFAULT_PROMPT_LENGTH))
+    return settings
+
+
+def _how_many(spec: Spec, space: SearchSpace) -> int:
+    size = space.size
+    return spec.search.configurations if size is None else min(spec.search.configurations, size)
+
+
+def _configurations(spec: Spec, cell: Cell, space: SearchSpace) -> tuple[Configuration, ...] | None:
+    if spec.search.algorithm == "grid":
+        return tuple(_configuration(cell, space, values) for values in space.grid())
+    if spec.search.algorithm == "tpe":
+        return None
+    # Seeded by the cell's name: a new backbone or a larger search leaves the earlier draws alone.
+    generator = random.Random(f"{spec.search.seed}/{cell.name}")
+    drawn: dict[Configuration, None] = {}
+    wanted = _how_many(spec, space)
+    while len(drawn) < wanted:
+        drawn.setdefault(_configuration(cell, space, space.draw(generator)))
+    return tuple(drawn)
+
+
+def _corners(cell: Cell, space: SearchSpace) -> Iterator[Configuration]:
+    """Configurations at the ends of the ranges, among them the largest one."""
+    ends = {
+        name: Grid(tuple(dict.fromkeys(d.values)))
+        for name, d in space.distributions.items()
+        if isinstance(d, Distribution)
+    }
+    grids = {k: Grid(v) for k, v in space.grids.items()}
+    sized = ("prompt_length", "prompt_depth", "first_layer", "reparametrisation", "match_width")
+    # Only what changes a count is combined; the rest stays at its first value.
+    open_fields = {**grids, **ends}
+    firsts = {k: v.values[0] for k, v in open_fields.items() if k not in sized}
+    for values in build_space({k: v for k, v in open_fields.items() if k in sized}).grid():
+        yield _configuration(cell, space, {**firsts, **values})
+
+
+def _check_fit(spec: Spec, index: int, strategy: str, space: SearchSpace, shape: Shape) -> None:
+    """Refuse what the backbone cannot hold. The length of worded questions shows at run time only."""
+    name = spec.backbones[index].backbone.name
+    window = max(_span_of(space, "window", 384))
+    if window + SPECIAL_PIECES > shape.max_pieces:
+        most = shape.max_pieces - SPECIAL_PIECES
+        raise spec.error(
+            _place(spec, index, strategy, "window"),
+            f"a window of {window} pieces does not fit {name}, which reads {shape.max_pieces}; "
+            f"set window to {most} or less",
+        )
+    first_layer = max(_span_of(space, "first_layer", 0))
+    if first_layer >= shape.num_layers:
+        raise spec.error(
+            _place(spec, index, strategy, "first_layer"),
+            f"{name} has no layer {first_layer}; its layers are 0 to {shape.num_layers - 1}",
+        )
+
+
+def _span_of(space: SearchSpace, name: str, default: int) -> tuple[int, ...]:
+    if name in space.fixed:
+        return (space.fixed[name],)
+    if name in space.grids:
+        return space.grids[name]
+    return space.distributions[name].values if name in space.distributions else (default,)
+
+
+def _place(spec: Spec, index: int, strategy: str, name: str) -> tuple[str | int, ...]:
+    """Where a cell's setting was written down: the nearest of the three places."""
+    own = spec.backbones[index].strategies.named().get(strategy)
+    if own is not None and name in own.given():
+        return ("backbones", index, "strategies", strategy, name)
+    if name in spec.strategies.named()[strategy].given():
+        return ("strategies", strategy, name)
+    return ("training", name) if name in spec.training.given() else ("backbones", index)
+
+
+# --- against the ledger ---------------------------------------------------------------------------
+
+
+def _count_done(
+    cells: list[CellPlan], spec: Spec, fingerprints: Fingerprints, ledger: Ledger
+) -> list[CellPlan]:
+    """How many of each cell's fold-runs the ledger has.
+
+    Grid and random know their keys. What tpe will propose is not known, so all that it finished in
+    the cell on the same notes, folds and weights counts.
+    """
+    keys = ledger.keys()
+    finished: dict[Cell, int] = {}
+    if any(cell.configurations is None for cell in cells):
+        for record in ledger.records():
+            run = record.fold_run
+            cell = run.configuration.cell
+            if (
+                record.status == "done"
+                and cell.backbone.name in fingerprints.weights
+                and run == fold_run(run.configuration, run.fold, fingerprints)
+            ):
+                finished[cell] = finished.get(cell, 0) + 1
+    counted = []
+    for plan in cells:
+        if plan.configurations is None:
+            done = min(finished.get(plan.cell, 0), plan.num_fold_runs)
+        else:
+            done = sum(
+                fold_run(configuration, fold, fingerprints).key in keys
+                for configuration in plan.configurations
+                for fold in range(spec.folds.count)
+            )
+        counted.append(replace(plan, done=done))
+    return counted
+
+
+# --- shown ----------------------------------------------------------------------------------------
+
+
+def _cell_json(plan: CellPlan) -> dict[str, Any]:
+    cell = plan.cell
+    return {
+        "cell": cell.name,
+        "task": cell.task,
+        "corpus": cell.corpus,
+        "backbone": asdict(cell.backbone),
+        "strategy": cell.strategy,
+        "configurations": plan.num_configurations,
+        "fold_runs": plan.num_fold_runs,
+        "done": plan.done,
+        "trained_parameters": plan.trained_parameters,
+        "total_parameters": plan.total_parameters,
+        "trained_share": plan.trained_share,
+        "adapter_bytes": plan.adapter_bytes,
+        "space": {
+            "fixed": dict(plan.space.fixed),
+            "grids": {name: list(values) for name, values in plan.space.grids.items()},
+            "distributions": {
+                name: {d.kind: list(d.values)} for name, d in plan.space.distributions.items()
+            },
+        },
+        "configuration_ids": (
+            None if plan.configurations is None else [c.id for c in plan.configurations]
+        ),
+    }
+
+
+def render(plan: Plan) -> RenderableType:
+    """The plan as a table for the terminal."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"{plan.study}: {plan.task}, {plan.folds} folds, {plan.algorithm} search",
+        caption="; ".join(plan.remarks) or None,
+    )
+    table.add_column("corpus / backbone / strategy", no_wrap=True)
+    for heading in ("configurations", "fold-runs", "done", "trained", "of", "share", "saved"):
+        table.add_column(heading, justify="right")
+    for cell in plan.cells:
+        known = cell.parameters
+        table.add_row(
+            cell.cell.name,
+            str(cell.num_configurations),
+            str(cell.num_fold_runs),
+            "-" if cell.done is None else str(cell.done),
+            short_count(known.trained) if known else "?",
+            short_count(known.total) if known else "?",
+            f"{100 * known.share:.3g} %" if known else "?",
+            f"{short_count(cell.adapter_bytes or 0)}B" if known else "?",
+        )
+    table.add_section()
+    table.add_row(
+        "in total",
+        str(plan.num_configurations),
+        str(plan.num_fold_runs),
+        "-" if plan.done is None else str(plan.done),
+        *[""] * 4,
+    )
+    return table
+
+
+def short_count(number: float) -> str:
+    """1234567 -> "1.23M"."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.0f}"

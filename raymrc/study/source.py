@@ -1,0 +1,293 @@
+"""A study file as plain values that remember where they stand.
+
+    text -> node tree -> values + positions (+ overrides)
+
+Scalars are read as YAML 1.2 has them, because YAML 1.1 surprises: there `1e-2` is text,
+`no` is false, `010` is eight and `1:30` is ninety. Keys given twice, tags, tabs and more
+than one document are refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raymrc.errors import SpecError
+
+Path_ = tuple[str | int, ...]
+
+_INT = re.compile(r"[-+]?[0-9][0-9_]*")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
+_WORDS: dict[str, Any] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), float("inf")),
+    "-.inf": float("-inf"),
+    ".nan": float("nan"),
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A place in the file, or in the overrides that came after it; sorts in reading order."""
+
+    override: int  # 0 for the file, else 1 for the first `--set`
+    line: int
+    column: int
+
+
+@dataclass(slots=True)
+class Source:
+    """The values of a study file, and where each of them was given.
+
+    Args:
+        name: the file as the user named it.
+        values: plain dicts, lists and scalars, with overrides applied.
+        problems: (position, sentence) of what the YAML itself has wrong.
+    """
+
+    name: str
+    values: dict[str, Any]
+    problems: list[tuple[Position, str]]
+    root: yaml.Node
+    overrides: list[tuple[Path_, str]] = field(default_factory=list)
+
+    def position(self, path: Path_, *, of_key: bool = False) -> Position:
+        """Where `path` was given; where it is not there, the nearest that holds it."""
+        for number, (overridden, _) in reversed(list(enumerate(self.overrides, 1))):
+            if path[: len(overridden)] == overridden:
+                return Position(number, 0, 0)
+        node, mark = self.root, self.root.start_mark
+        for step in path:
+            child = _child(node, step)
+            if child is None:
+                break
+            key, node = child
+            mark = node.start_mark if key is None or not of_key else key.start_mark
+        return Position(0, mark.line + 1, mark.column + 1)
+
+    def sentence(self, position: Position, problem: str) -> str:
+        """The problem behind the place it is at."""
+        if position.override:
+            return f"--set {self.overrides[position.override - 1][1]}: {problem}"
+        return f"{self.name}:{position.line}:{position.column}: {problem}"
+
+    def error(self, problems: Iterable[tuple[Position, str]]) -> SpecError:
+        """All problems at once, in file order, none twice."""
+        ordered = sorted(dict.fromkeys(problems), key=lambda problem: problem[0])
+        return SpecError([self.sentence(*problem) for problem in ordered])
+
+
+def read_source(path: Path, overrides: Sequence[str] = ()) -> Source:
+    """Read a YAML file and lay `key.path=value` overrides over it.
+
+    Raises:
+        SpecError: the file cannot be read, or is not YAML. What can be read around
+            (a key given twice, an override that fits nowhere) is left in `problems`.
+    """
+    name = str(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise SpecError(f"{name}: there is no such file{_neighbours(path)}") from None
+    except IsADirectoryError:
+        raise SpecError(f"{name}: is a folder, not a study file{_neighbours(path / 'x')}") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(
+            f"{name}: byte {error.start} is not UTF-8; save the file as UTF-8"
+        ) from None
+    except OSError as error:
+        raise SpecError(f"{name}: cannot be read ({error.strerror})") from None
+    root = _compose(name, text)
+    problems: list[tuple[Position, str]] = []
+    values = _Builder(problems).build(root, ())
+    if values is None:
+        raise SpecError(
+            f"{name}:1:1: the file is empty; a study needs at least study, task, corpus, "
+            "backbones, strategies and storage"
+        )
+    if not isinstance(values, dict):
+        raise SpecError(
+            f"{name}:1:1: a study file is a mapping such as 'study: name', not a list or text"
+        )
+    source = Source(name, values, problems, root)
+    for override in overrides:
+        _lay_over(source, override)
+    return source
+
+
+def nearest(word: str, known: Iterable[str], *, limit: int = 12) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or the list of a few."""
+    names = sorted(set(known))
+    lowered = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{lowered[close[0]]}'?"
+    if not names:
+        return ""
+    shown = ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+    return f"; known are {shown}"
+
+
+def _compose(name: str, text: str) -> yaml.Node:
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        line = text.splitlines()[mark.line] if mark and mark.line < text.count("\n") + 1 else ""
+        lead = line[: len(line) - len(line.lstrip())]
+        if "\t" in lead or "'\\t'" in (error.problem or ""):
+            raise SpecError(f"{where}: a tab where YAML wants spaces; indent with spaces") from None
+        if "single document" in (error.context or ""):
+            raise SpecError(
+                f"{where}: a second document begins here; keep one study to a file"
+            ) from None
+        said = " ".join(part for part in (error.context, error.problem) if part)
+        raise SpecError(f"{where}: not readable as YAML ({said})") from None
+    except yaml.YAMLError as error:  # a control character, which carries no mark
+        raise SpecError(f"{name}: not readable as YAML ({' '.join(str(error).split())})") from None
+    return (
+        root
+        if root is not None
+        else yaml.ScalarNode("", "", yaml.Mark(name, 0, 0, 0, None, 0), None)
+    )
+
+
+class _Builder:
+    """Nodes to values. An alias is built anew, so that an override touches one place only."""
+
+    def __init__(self, problems: list[tuple[Position, str]]) -> None:
+        self.problems = problems
+        self.open: set[int] = set()
+
+    def build(self, node: yaml.Node, path: Path_) -> Any:
+        if id(node) in self.open:
+            self._problem(node, "an alias stands inside what it names; write the value out")
+            return None
+        self.open.add(id(node))
+        value = self._value(node, path)
+        self.open.discard(id(node))
+        return value
+
+    def _value(self, node: yaml.Node, path: Path_) -> Any:
+        if not node.tag.startswith("tag:yaml.org,2002:") and node.tag not in ("", "!"):
+            self._problem(node, f"the tag '{node.tag}' has no meaning here; remove it")
+        if isinstance(node, yaml.ScalarNode):
+            return read_scalar(node)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
+        values: dict[str, Any] = {}
+        first: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            value = self.build(value_node, (*path, str(key_node.value)))
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._problem(key_node, "a list or mapping cannot be a field's name")
+                continue
+            key = key_node.value
+            if key == "<<":
+                self._problem(key_node, "merging with '<<' is not supported; write the fields out")
+                continue
+            if key in values:
+                self._problem(
+                    key_node,
+                    f"'{key}' is given twice, first on line {first[key]}; keep one of them",
+                )
+                continue
+            values[key], first[key] = value, key_node.start_mark.line + 1
+        return values
+
+    def _problem(self, node: yaml.Node, sentence: str) -> None:
+        mark = node.start_mark
+        self.problems.append((Position(0, mark.line + 1, mark.column + 1), sentence))
+
+
+def read_scalar(node: yaml.ScalarNode) -> Any:
+    """A scalar by the rules of YAML 1.2: quoted is text; `no` and `on` are words; `1e-2` is a number."""
+    text = node.value
+    if node.style is not None:
+        return text
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        return int(text.replace("_", ""))
+    if _FLOAT.fullmatch(text):
+        return float(text.replace("_", ""))
+    return text
+
+
+def _child(node: yaml.Node, step: str | int) -> tuple[yaml.Node | None, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value == step:
+                return key, value
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        return None, node.value[step]
+    return None
+
+
+def _lay_over(source: Source, override: str) -> None:
+    """Set one value by its dotted path; parents that are missing are made, and checked later."""
+    name, equals, text = override.partition("=")
+    steps = name.strip().split(".")
+    source.overrides.append((tuple(steps), override))
+    position = Position(len(source.overrides), 0, 0)
+    if not equals or not all(steps):
+        source.problems.append(
+            (position, "write it as field.field=value, such as training.epochs=2")
+        )
+        return
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        source.problems.append((position, "the value is not readable as YAML; quote it"))
+        return
+    found: list[tuple[Position, str]] = []
+    value = _Builder(found).build(node, ()) if node is not None else None
+    source.problems.extend((position, sentence) for _, sentence in found)
+
+    holder: Any = source.values
+    path: list[str | int] = []
+    for depth, step in enumerate(steps):
+        last = depth == len(steps) - 1
+        if isinstance(holder, list):
+            if not step.isdigit() or int(step) >= len(holder):
+                source.problems.append(
+                    (
+                        position,
+                        f"{'.'.join(steps[:depth])} is a list; '{step}' is not a place in it, 0 to {len(holder) - 1}",
+                    )
+                )
+                return
+            at: str | int = int(step)
+        elif isinstance(holder, dict):
+            at = step
+        else:
+            source.problems.append(
+                (position, f"{'.'.join(steps[:depth])} is a single value and has no field '{step}'")
+            )
+            return
+        path.append(at)
+        if last:
+            holder[at] = value
+        else:
+            if isinstance(holder, dict) and holder.get(step) is None:
+                holder[step] = {}
+            elif isinstance(holder[at], str) and path[0] == "backbones":
+                holder[at] = {"name": holder[at]}  # 'minilm' is short for {name: minilm}
+            holder = holder[at]
+    source.overrides[-1] = (tuple(path), override)
+
+
+def _neighbours(path: Path) -> str:
+    """The study files beside a missing one, so that a mistyped name is seen."""
+    folder = path.parent if path.parent.is_dir() else Path("studies")
+    names = [str(p) for p in sorted(folder.glob("*.y*ml"))] if folder.is_dir() else []
+    return nearest(str(path), names) if names else ""
