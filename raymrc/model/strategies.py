@@ -97,6 +97,5 @@ def build(configuration: Configuration, loaded: Loaded, num_labels: int) -> Mode
         PromptError: the configuration's prompt does not fit the backbone.
     """
     from raymrc.model.network import Model
-    from raymrc.study.configuration import Configuration
 
     return Model(configuration, loaded, num_labels)

@@ -1,0 +1,170 @@
+"""What every benchmark shares: its command line, its lines of JSON, and timing in turn.
+
+    python -m benchmarks.NAME [--quick] [--device cpu|cuda]
+
+prints one JSON line a case and keeps them in `benchmarks/results/NAME.jsonl` (not with --quick).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """
+    Args:
+        quick: the same code on less, under a minute.
+        device: "cpu" or "cuda".
+    """
+
+    name: str
+    quick: bool
+    device: str
+
+
+def read_options(name: str, doc: str | None, arguments: Sequence[str] | None = None) -> Options:
+    """The benchmark's command line. `doc` is its module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="less of the same, under a minute")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    given = parser.parse_args(arguments)
+    return Options(name, given.quick, given.device)
+
+
+def start(options: Options) -> None:
+    """Empties the results file, so that it holds one whole run."""
+    if not options.quick:
+        RESULTS.mkdir(exist_ok=True)
+        _results_file(options).write_text("")
+
+
+def json_line(
+    options: Options,
+    case: str,
+    ours: float,
+    peer: float | None,
+    unit: str,
+    ratio: float,
+    goal: float,
+    **more: Any,
+) -> None:
+    """Prints one case, and keeps it.
+
+    Args:
+        ratio: more is better for us, 1.0 is the peer; without a peer, how far the goal is met.
+        goal: what `ratio` should reach; without a peer, what `ours` should.
+        more: whatever else a reader needs to judge the case: sizes, spreads, notes.
+    """
+    line = json.dumps(
+        {
+            "benchmark": options.name,
+            "case": case,
+            "ours": _round(ours),
+            "peer": None if peer is None else _round(peer),
+            "unit": unit,
+            "ratio": _round(ratio),
+            "goal": goal,
+            **more,
+            "hardware": hardware(options.device),
+            "versions": versions("torch", "transformers", "numpy"),
+            "command": command(options),
+        }
+    )
+    print(line, flush=True)
+    if not options.quick:
+        with _results_file(options).open("a") as file:
+            file.write(line + "\n")
+
+
+def time_in_turn(
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    pairs: int,
+    wait: Callable[[], object] = lambda: None,
+) -> tuple[float, float, float]:
+    """Median seconds of ours and of the peer, and the median of their ratio peer / ours.
+
+    They run in turn, first one then the other first, so that a busy machine slows both; a first
+    pair warms up and is not counted.
+
+    Args:
+        wait: called before each reading of the clock; for devices that work behind our back.
+    """
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for pair in range(pairs + 1):
+        for is_ours in (True, False) if pair % 2 else (False, True):
+            wait()
+            begin = time.perf_counter()
+            (ours if is_ours else peer)()
+            wait()
+            if pair:
+                seconds[is_ours].append(time.perf_counter() - begin)
+    ratios = [p / o for o, p in zip(seconds[True], seconds[False], strict=True)]
+    return (
+        statistics.median(seconds[True]),
+        statistics.median(seconds[False]),
+        statistics.median(ratios),
+    )
+
+
+def hardware(device: str = "cpu") -> str:
+    """One line: the processor or accelerator, and how much of it is used."""
+    if device == "cuda":
+        import torch
+
+        properties = torch.cuda.get_device_properties(0)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{_processor()}, {cores} cores"
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Python's version and those of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def command(options: Options) -> str:
+    return shlex.join(["python", "-m", f"benchmarks.{options.name}", *sys.argv[1:]])
+
+
+def _results_file(options: Options) -> Path:
+    return RESULTS / f"{options.name}.jsonl"
+
+
+def _round(value: float) -> float:
+    """Four significant digits: more would be noise."""
+    return float(f"{value:.4g}")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
