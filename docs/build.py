@@ -1,0 +1,104 @@
+"""Write the pages that are made from the program: its commands, and the fields of a study file.
+
+`make docs` runs it; a test compares what it would write with what is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer.main
+from pydantic import BaseModel
+
+from raymrc.cli import app, main
+from raymrc.study.spec import Spec
+
+DOCS = Path(__file__).resolve().parent
+
+
+def pages() -> dict[Path, str]:
+    """Each made page and its text."""
+    return {DOCS / "commands.md": commands_page(), DOCS / "study-file.md": study_file_page()}
+
+
+def commands_page() -> str:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    parts = [
+        "# Commands",
+        "Made by `make docs`. What a command answers goes to stdout, with `--json` nothing but JSON;\n"
+        "all talk goes to stderr. Exit codes: 0 done; 1 finished, but something failed; 2 you must\n"
+        "change something (a sentence says what); 130 interrupted, and resumable.",
+        _help([]),
+        *(f"## raymrc {name}\n\n{_help([name])}" for name in commands),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _help(command: list[str]) -> str:
+    text = io.StringIO()
+    width = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100"
+    try:
+        with contextlib.redirect_stdout(text):
+            assert main([*command, "--help"]) == 0
+    finally:
+        os.environ.pop("COLUMNS") if width is None else os.environ.update(COLUMNS=width)
+    return (
+        "```\n"
+        + "\n".join(line.rstrip() for line in text.getvalue().strip().splitlines())
+        + "\n```"
+    )
+
+
+def study_file_page() -> str:
+    parts = [
+        "# The study file",
+        "Made by `make docs` from the sentences under the fields in `raymrc/study/spec.py`.",
+        "A setting's value is fixed; a list is a grid; a mapping is a range to draw from, such as\n"
+        "`{log_uniform: [1.0e-3, 6.0e-2]}`. `--set field.field=value` changes a field for one command.",
+    ]
+    for model in dict.fromkeys(_sections(Spec)):
+        parts.append(f"## {model.__name__}\n\n{_flat(model.__doc__ or '')}\n\n{_table(model)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """A section, then those inside it, depth first."""
+    yield model
+    for field in model.model_fields.values():
+        for inner in _models_in(field.annotation):
+            yield from _sections(inner)
+
+
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _table(model: type[BaseModel]) -> str:
+    rows = ["| field | | what it is |", "|---|---|---|"]
+    for name, field in model.model_fields.items():
+        inner = next(_models_in(field.annotation), None)
+        note = "required" if field.is_required() else ""
+        if not note and field.default not in (None, "", {}) and inner is None:
+            note = f"{field.default}"
+        kind = f" See [{inner.__name__}](#{inner.__name__.lower()})." if inner else ""
+        rows.append(f"| `{name}` | {note} | {_flat(field.description or '')}{kind} |")
+    return "\n".join(rows)
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+        print(path)

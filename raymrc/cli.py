@@ -1,0 +1,207 @@
+"""The commands: parse, call one function, print, return a code.
+
+Codes: 0 done, 1 finished with something failed, 2 the user must change something,
+3 stopped by the budget, 130 interrupted and resumable. What a command answers goes to
+stdout (with `--json` nothing but JSON), all talk to stderr. What is heavy is imported
+inside the command that needs it, so that `--help` and `plan` stay quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raymrc.errors import RaymrcError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from raymrc.corpora.note import Corpus
+    from raymrc.study.ledger import Ledger
+    from raymrc.study.spec import Spec
+
+DONE, SOMETHING_FAILED, MUST_CHANGE, OUT_OF_BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    help="Fine-tune a language model on clinical notes, or freeze it and train only soft prompts?",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: rich would double the time of --help
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+Study = Annotated[Path, typer.Argument(help="The study's YAML file.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one field, such as folds=3."),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give back its exit code.
+
+    Args:
+        arguments: without the program's name; None takes them from the command line.
+    """
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="raymrc")
+    except RaymrcError as error:
+        _say(str(error))
+        return MUST_CHANGE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as exit:
+        return exit.code if isinstance(exit.code, int) else SOMETHING_FAILED
+    except Exception as error:
+        _say(describe_bug(error))
+        return SOMETHING_FAILED
+    return DONE
+
+
+def describe_bug(error: BaseException) -> str:
+    """Where an error of ours came from, without messages or values: those may hold note text."""
+    lines = ["an error inside raymrc, not of your making. Please report it with these lines:"]
+    cause: BaseException | None = error
+    while cause is not None:
+        lines.append(f"  {type(cause).__module__}.{type(cause).__qualname__}, raised through")
+        for frame in traceback.extract_tb(cause.__traceback__):
+            lines.append(f"    {frame.filename}:{frame.lineno} {frame.name}")
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return "\n".join(lines)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _answer_json(values: object) -> None:
+    print(json.dumps(values, indent=2))
+
+
+@app.command()
+def validate(
+    path: Annotated[Path, typer.Argument(help="The corpus: a folder or a file.")],
+    reader: Annotated[str, typer.Option(help="Its format, such as brat or n2c2-2018.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check notes before anything is trained on them."""
+    from raymrc.corpora.problems import WARNING
+    from raymrc.corpora.validate import validate as check
+
+    validation = check(path, reader)
+    if as_json:
+        print(validation.to_json())
+    else:
+        for name, count in asdict(validation.counts).items() if validation.counts.notes else ():
+            if name in ("labels", "relation_labels"):
+                count = ", ".join(f"{label} {times}" for label, times in count) or "none"
+            print(f"{name.replace('_', ' '):>20}  {count}")
+        for problem in validation.problems:
+            _say(f"warning: {problem}" if problem.severity == WARNING else str(problem))
+    if not validation.ok:
+        raise typer.Exit(MUST_CHANGE)
+
+
+@app.command()
+def synthesize(
+    scheme: Annotated[str, typer.Argument(help="n2c2-2018 (drugs) or n2c2-2022 (social history).")],
+    out: Annotated[Path, typer.Argument(help="A new folder for the brat files.")],
+    notes: Annotated[int, typer.Option(help="How many.")] = 100,
+    site: Annotated[str, typer.Option(help="a or b: another style, another label prior.")] = "a",
+    seed: Annotated[int, typer.Option(help="Equal seeds write equal notes.")] = 13,
+) -> None:
+    """Write made-up notes with exact annotations."""
+    from raymrc.corpora.folders import new_folder
+    from raymrc.corpora.formats import write_corpus
+    from raymrc.corpora.synthetic import synthesize as make
+
+    corpus = make(scheme, notes, site, seed)  # type: ignore[arg-type]  # it refuses what it lacks
+    with new_folder(out) as folder:
+        write_corpus(corpus, folder, scheme)
+    _say(f"{out}: {len(corpus.notes)} notes. Read them with --reader {scheme}")
+
+
+@app.command()
+def plan(study: Study, as_json: AsJson = False, changes: Changes = None) -> None:
+    """Say what a study will train, before anything starts."""
+    from raymrc.study.plan import plan_study, render
+
+    spec = _load(study, changes)
+    corpus = _corpus_at_hand(spec)
+    ledger = _ledger_at_hand(spec)
+    planned = plan_study(spec, corpus, _weights_at_hand(spec) if ledger else None, ledger)
+    if as_json:
+        _answer_json(planned.to_json())
+    else:
+        _answer_table(render(planned))
+
+
+@app.command()
+def sync(study: Study, changes: Changes = None) -> None:
+    """Write into MLflow what it lacks of the study's ledger."""
+    from raymrc.study.ledger import Ledger
+    from raymrc.tracking import how_to_look
+    from raymrc.tracking import sync as catch_up
+
+    spec = _load(study, changes)
+    records, problems = Ledger(spec.storage, write=False).read_all()
+    for problem in problems:
+        _say(problem)
+    written = catch_up(records, spec.tracking_uri, spec.experiment)
+    _say(f"{written} MLflow runs written or changed, of {len(records)} fold-runs in the ledger")
+    _say(how_to_look(spec.tracking_uri))
+    if problems:
+        raise typer.Exit(MUST_CHANGE)
+
+
+def _load(study: Path, changes: list[str] | None) -> Spec:
+    """The study, its warnings said."""
+    from raymrc.study.spec import load_spec
+
+    spec = load_spec(study, changes or ())
+    for warning in spec.warnings:
+        _say(f"warning: {warning}")
+    return spec
+
+
+def _corpus_at_hand(spec: Spec) -> Corpus | None:
+    """The notes; None where this machine does not have them, which a plan can do without."""
+    from raymrc.study.plan import read_study_corpus
+
+    path = spec.corpus.path
+    return read_study_corpus(spec) if path is None or Path(path).exists() else None
+
+
+def _ledger_at_hand(spec: Spec) -> Ledger | None:
+    """The ledger, where it holds something."""
+    from raymrc.study.ledger import Ledger
+
+    ledger = Ledger(spec.storage, write=False)
+    return ledger if ledger.keys() else None
+
+
+def _weights_at_hand(spec: Spec) -> dict[str, str] | None:
+    """Fingerprints of all backbones' weights; None where one is not here."""
+    from raymrc.errors import BackboneError
+    from raymrc.model.backbones import find, weights_fingerprint
+
+    backbones = [entry.backbone for entry in spec.backbones]
+    try:
+        return {backbone.name: weights_fingerprint(find(backbone)) for backbone in backbones}
+    except BackboneError:
+        return None
+
+
+def _answer_table(table: RenderableType) -> None:
+    from rich.console import Console
+
+    # A table that goes into a file or a pipe is not cut to the 80 columns of a terminal.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

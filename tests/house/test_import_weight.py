@@ -1,0 +1,49 @@
+"""Promise: looking at help or at a plan costs no import of torch, Ray, MLflow or transformers.
+
+It would break without anyone noticing: everything still works, one import higher up, only slower.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.paths import ROOT
+
+HEAVY = {"torch", "ray", "mlflow", "transformers", "optuna", "scipy", "pandas", "sklearn"}
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules of a fresh interpreter that has run `code`."""
+    script = f"{code}\nimport sys\nprint('\\n'.join(sys.modules), file=sys.stderr)"
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    return {name.partition(".")[0] for name in run.stderr.split()}
+
+
+def test_help_loads_neither_what_trains_nor_what_checks_a_study():
+    loaded = modules_after("from raymrc.cli import main\nassert main(['--help']) == 0")
+    assert not loaded & (HEAVY | {"pydantic", "yaml", "numpy", "rich"})
+
+
+@pytest.mark.parametrize(
+    "room", ["cli", "study.spec", "study.plan", "study.ledger", "study.verdict"]
+)
+def test_a_room_above_the_model_loads_nothing_heavy(room):
+    assert not modules_after(f"import raymrc.{room}") & HEAVY
+
+
+@pytest.mark.parametrize("room", ["corpora.formats", "reading.windows", "scoring.n2c2_2022"])
+def test_a_room_below_the_model_knows_nothing_of_models_or_studies(room):
+    assert not modules_after(f"import raymrc.{room}") & (HEAVY | {"pydantic", "typer"})
+
+
+def test_a_plan_is_made_without_torch():
+    loaded = modules_after(
+        "from raymrc.cli import main\nassert main(['plan', 'studies/demo.yaml', '--json']) == 0"
+    )
+    assert not loaded & HEAVY

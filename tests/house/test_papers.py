@@ -1,0 +1,88 @@
+"""Promise: what the papers of the house say can be done, can be done.
+
+It would break without anyone noticing: nobody runs the README.
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from raymrc.cli import app
+from tests.paths import ROOT
+
+PAPERS = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], key=lambda path: path.as_posix()
+)
+STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
+COMMANDS = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+names = pytest.mark.parametrize("paper", PAPERS, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+def code_of(paper: Path) -> str:
+    """What stands in backticks, in fences or indented by four."""
+    text = paper.read_text(encoding="utf-8")
+    fences = re.findall(r"^```.*?^```", text, flags=re.MULTILINE | re.DOTALL)
+    spans = re.findall(r"`[^`\n]+`", text)
+    indented = re.findall(r"^ {4}\S.*", text, flags=re.MULTILINE)
+    return "\n".join([*fences, *spans, *indented])
+
+
+@names
+def test_every_link_of_a_paper_leads_somewhere(paper):
+    for target in re.findall(r"\]\(([^)\s]+)\)", paper.read_text(encoding="utf-8")):
+        if not re.match(r"[a-z]+:|#", target):
+            assert (paper.parent / target.partition("#")[0]).exists(), target
+
+
+@names
+def test_every_command_of_a_paper_exists(paper):
+    code = code_of(paper)
+    named = set(re.findall(r"(?:^|[`/\s])raymrc (?!\d)([a-z]\w*)", code))
+    assert named <= COMMANDS
+    assert set(re.findall(r"\bmake ([a-z]+)", code)) <= TARGETS
+    for study in re.findall(r"studies/[\w-]+\.yaml", code):
+        assert (ROOT / study).exists(), study
+
+
+def test_the_readme_names_every_command_and_every_study():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [name for name in COMMANDS if f"raymrc {name}" not in readme]
+    assert not [path.name for path in STUDIES if path.name not in readme]
+
+
+def test_the_changelog_says_what_is_not_yet_released():
+    assert "\n## Unreleased\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_decision_is_listed():
+    folder = ROOT / "docs" / "decisions"
+    listed = set(re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", (folder / "README.md").read_text()))
+    assert listed == {path.name for path in folder.glob("[0-9]*.md")}
+
+
+def test_what_is_made_by_make_docs_is_up_to_date():
+    pages = runpy.run_path(str(ROOT / "docs" / "build.py"))["pages"]()
+    for path, text in pages.items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run make docs"
+
+
+def test_no_tracked_file_looks_like_a_note_under_a_data_use_agreement():
+    """MIMIC, and so 2018 n2c2, marks what was blanked out with two stars in brackets."""
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode:
+        pytest.skip("not a git checkout, so there are no tracked files to look at")
+    blanked = re.compile(rb"\[\*\*[^*\n]{0,80}\*\*\](?!\()")
+    found = []
+    for name in filter(None, listing.stdout.split("\0")):
+        path = ROOT / name
+        if path.is_file() and blanked.search(path.read_bytes()):
+            found.append(name)
+    assert not found
