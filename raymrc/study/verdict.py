@@ -1,0 +1,471 @@
+"""What the records say: each configuration over its folds, each cell's winner, what it cost.
+
+    records -> configurations -> cells -> gaps between frozen and trained backbones
+
+A cell's winner is the configuration with the best mean F1 on the validation notes, never on
+the scored folds: the best of many scored results is too good by luck (docs/decisions/0007).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from raymrc.model.strategies import STRATEGIES
+from raymrc.scoring.counts import Counts, pool
+from raymrc.study.configuration import Cell, Configuration, FoldRun
+from raymrc.study.record import Record
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and sample standard deviation over folds; None where there are too few."""
+
+    mean: float | None = None
+    sd: float | None = None
+
+
+def spread(values: Sequence[float]) -> Spread:
+    return Spread(
+        mean=statistics.fmean(values) if values else None,
+        sd=statistics.stdev(values) if len(values) > 1 else None,
+    )
+
+
+@dataclass(frozen=True)
+class ConfigurationSummary:
+    """One configuration over the folds that it finished.
+
+    Args:
+        num_folds: how many there are; `folds` are the finished ones, ascending.
+        fold_f1: strict micro F1 of each finished fold, in that order.
+        strict, lenient: micro F1 over folds.
+        validation: strict micro F1 on the validation notes, over folds; this chooses.
+        pooled_strict, pooled_lenient: counts of all finished folds together.
+        labels_strict, labels_lenient: the same, by label.
+        failures: the reasons of failed folds, by fold.
+        device_seconds, cost_usd, flops, tokens: of the finished folds together.
+        peak_bytes: the largest of the folds.
+    """
+
+    configuration: Configuration
+    num_folds: int
+    folds: tuple[int, ...]
+    fold_f1: tuple[float, ...]
+    strict: Spread
+    lenient: Spread
+    validation: Spread
+    pooled_strict: Counts
+    pooled_lenient: Counts
+    labels_strict: Mapping[str, Counts] = field(repr=False)
+    labels_lenient: Mapping[str, Counts] = field(repr=False)
+    failures: tuple[tuple[int, str], ...] = ()
+    unreachable: int = 0
+    device_seconds: float = 0.0
+    cost_usd: float = 0.0
+    flops: float = 0.0
+    tokens: int = 0
+    peak_bytes: int = 0
+    trained_parameters: int = 0
+    total_parameters: int = 0
+    adapter_bytes: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.folds) == self.num_folds
+
+    @property
+    def trained_share(self) -> float:
+        """0 to 1."""
+        return self.trained_parameters / self.total_parameters if self.total_parameters else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values. F1 and shares run from 0 to 1."""
+        settings = asdict(self.configuration)
+        del settings["cell"]
+        return {
+            "id": self.configuration.id,
+            "settings": settings,
+            "complete": self.is_complete,
+            "folds_done": len(self.folds),
+            "folds": self.num_folds,
+            "fold_f1": dict(zip(map(str, self.folds), self.fold_f1, strict=True)),
+            "strict_f1": asdict(self.strict),
+            "lenient_f1": asdict(self.lenient),
+            "validation_f1": asdict(self.validation),
+            "pooled_strict": counts_json(self.pooled_strict),
+            "pooled_lenient": counts_json(self.pooled_lenient),
+            "labels": {
+                label: {
+                    "strict": counts_json(self.labels_strict.get(label, Counts())),
+                    "lenient": counts_json(self.labels_lenient.get(label, Counts())),
+                }
+                for label in sorted({*self.labels_strict, *self.labels_lenient})
+            },
+            "failures": [{"fold": fold, "reason": reason} for fold, reason in self.failures],
+            "unreachable": self.unreachable,
+            "device_seconds": self.device_seconds,
+            "cost_usd": self.cost_usd,
+            "flops": self.flops,
+            "tokens": self.tokens,
+            "peak_bytes": self.peak_bytes,
+            "trained_parameters": self.trained_parameters,
+            "total_parameters": self.total_parameters,
+            "trained_share": self.trained_share,
+            "adapter_bytes": self.adapter_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class CellSummary:
+    """One cell: its configurations, best on validation first, complete ones before others."""
+
+    cell: Cell
+    configurations: tuple[ConfigurationSummary, ...]
+
+    @property
+    def winner(self) -> ConfigurationSummary | None:
+        """Best mean validation F1 of those with all folds done; None while there is none."""
+        leader = self.leader
+        return leader if leader is not None and leader.is_complete else None
+
+    @property
+    def leader(self) -> ConfigurationSummary | None:
+        """The winner or, while no configuration is complete, the best of those that got furthest."""
+        first = next(iter(self.configurations), None)
+        return first if first is not None and first.folds else None
+
+    @property
+    def num_done(self) -> int:
+        """Fold-runs."""
+        return sum(len(c.folds) for c in self.configurations)
+
+    @property
+    def num_failed(self) -> int:
+        """Fold-runs."""
+        return sum(len(c.failures) for c in self.configurations)
+
+    @property
+    def device_seconds(self) -> float:
+        """Of the whole search, winner and others."""
+        return sum(c.device_seconds for c in self.configurations)
+
+    @property
+    def cost_usd(self) -> float:
+        """Of the whole search, winner and others."""
+        return sum(c.cost_usd for c in self.configurations)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values. F1 and shares run from 0 to 1."""
+        return {
+            "cell": self.cell.name,
+            "task": self.cell.task,
+            "corpus": self.cell.corpus,
+            "backbone": self.cell.backbone.name,
+            "strategy": self.cell.strategy,
+            "winner": self.winner.configuration.id if self.winner else None,
+            "done": self.num_done,
+            "failed": self.num_failed,
+            "device_seconds": self.device_seconds,
+            "cost_usd": self.cost_usd,
+            "configurations": [c.to_json() for c in self.configurations],
+        }
+
+
+@dataclass(frozen=True)
+class FrozenGap:
+    """What freezing costs and saves on one backbone: winner against winner.
+
+    Args:
+        unfrozen: the strategy with a trained backbone whose winner is best on validation.
+        gap: its mean strict F1 minus that of the frozen winner, 0 to 1; negative where frozen is
+            ahead.
+        device_share: the frozen winner's device-seconds / the unfrozen winner's.
+        adapter_share: bytes to keep per task, likewise.
+    """
+
+    task: str
+    corpus: str
+    backbone: str
+    frozen: str
+    unfrozen: str
+    frozen_f1: float
+    unfrozen_f1: float
+    device_share: float | None
+    adapter_share: float | None
+
+    @property
+    def gap(self) -> float:
+        return self.unfrozen_f1 - self.frozen_f1
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "gap": self.gap}
+
+
+def summarise(
+    records: Iterable[Record],
+    num_folds: int,
+    cells: Sequence[Cell] | None = None,
+    same: Iterable[FoldRun] | None = None,
+) -> tuple[CellSummary, ...]:
+    """Records as cells, in the order of `cells`.
+
+    A ledger may hold results on other notes, folds or weights, from before the study file was
+    changed; those are not mixed. Of each cell only one such basis is summarised.
+
+    Args:
+        num_folds: of the study; a configuration with fewer is not complete.
+        cells: those of the plan; all that the records have where not given, by name. A cell
+            without records is there too, empty.
+        same: any fold-run of each cell as it is planned now, to tell which basis counts; without
+            it the one with the latest record does.
+    """
+    bases: dict[Cell, dict[tuple[str, ...], list[Record]]] = {}
+    for record in records:
+        run = record.fold_run
+        bases.setdefault(run.configuration.cell, {}).setdefault(_basis(run), []).append(record)
+    wanted = {run.configuration.cell: _basis(run) for run in same or ()}
+    if cells is None:
+        cells = sorted(bases, key=lambda cell: cell.name)
+    summaries = []
+    for cell in cells:
+        by_basis = bases.get(cell, {})
+        if cell in wanted:
+            kept = by_basis.get(wanted[cell], [])
+        else:
+            kept = max(by_basis.values(), key=_latest, default=[])
+        summaries.append(_summarise_cell(cell, kept, num_folds))
+    return tuple(summaries)
+
+
+def frozen_gaps(summaries: Sequence[CellSummary]) -> tuple[FrozenGap, ...]:
+    """For each backbone with a winner on both sides: frozen against the best trained one."""
+    sides: dict[tuple[str, str, str], dict[bool, list[CellSummary]]] = {}
+    for summary in summaries:
+        cell = summary.cell
+        if summary.winner is not None and cell.strategy in STRATEGIES:
+            side = sides.setdefault((cell.task, cell.corpus, cell.backbone.name), {})
+            side.setdefault(STRATEGIES[cell.strategy].trains_backbone, []).append(summary)
+    gaps = []
+    for (task, corpus, backbone), side in sides.items():
+        if len(side) < 2:
+            continue
+        frozen, unfrozen = (max(side[trained], key=_validation) for trained in (False, True))
+        assert frozen.winner is not None and unfrozen.winner is not None
+        gaps.append(
+            FrozenGap(
+                task=task,
+                corpus=corpus,
+                backbone=backbone,
+                frozen=frozen.cell.strategy,
+                unfrozen=unfrozen.cell.strategy,
+                frozen_f1=frozen.winner.strict.mean or 0.0,
+                unfrozen_f1=unfrozen.winner.strict.mean or 0.0,
+                device_share=_ratio(frozen.winner.device_seconds, unfrozen.winner.device_seconds),
+                adapter_share=_ratio(frozen.winner.adapter_bytes, unfrozen.winner.adapter_bytes),
+            )
+        )
+    return tuple(gaps)
+
+
+def to_json(summaries: Sequence[CellSummary]) -> dict[str, Any]:
+    """Plain values for `raymrc report --json`."""
+    return {
+        "cells": [summary.to_json() for summary in summaries],
+        "frozen_gaps": [gap.to_json() for gap in frozen_gaps(summaries)],
+        "done": sum(summary.num_done for summary in summaries),
+        "failed": sum(summary.num_failed for summary in summaries),
+        "device_seconds": sum(summary.device_seconds for summary in summaries),
+        "cost_usd": sum(summary.cost_usd for summary in summaries),
+    }
+
+
+def counts_json(counts: Counts) -> dict[str, float]:
+    return {
+        "tp": counts.tp,
+        "fp": counts.fp,
+        "fn": counts.fn,
+        "precision": counts.precision,
+        "recall": counts.recall,
+        "f1": counts.f1,
+    }
+
+
+def _basis(run: FoldRun) -> tuple[str, ...]:
+    """What must be equal for two fold-runs of a cell to be compared."""
+    return (
+        run.corpus_fingerprint,
+        run.folds_fingerprint,
+        run.questions_fingerprint,
+        run.weights_fingerprint,
+    )
+
+
+def _latest(records: Sequence[Record]) -> str:
+    return max(record.started_at for record in records)
+
+
+def _validation(summary: CellSummary) -> float:
+    return (summary.winner.validation.mean if summary.winner else None) or 0.0
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _summarise_cell(cell: Cell, records: Sequence[Record], num_folds: int) -> CellSummary:
+    grouped: dict[Configuration, list[Record]] = {}
+    for record in records:
+        grouped.setdefault(record.fold_run.configuration, []).append(record)
+    configurations = [_summarise_configuration(c, runs, num_folds) for c, runs in grouped.items()]
+    return CellSummary(cell, tuple(sorted(configurations, key=_rank)))
+
+
+def _rank(summary: ConfigurationSummary) -> tuple[float, float, int, str]:
+    """Furthest first, then best on validation; equals by size, then by id, so that order is stable."""
+    validation = summary.validation.mean if summary.validation.mean is not None else -1.0
+    return (
+        -len(summary.folds),
+        -validation,
+        summary.trained_parameters,
+        summary.configuration.id,
+    )
+
+
+def _summarise_configuration(
+    configuration: Configuration, records: Sequence[Record], num_folds: int
+) -> ConfigurationSummary:
+    by_fold = sorted(records, key=lambda record: record.fold_run.fold)
+    done = [record for record in by_fold if record.status == "done"]
+    strict, lenient = [r.strict for r in done], [r.lenient for r in done]
+    fold_f1 = tuple(counts.f1 for counts in strict)
+    # Sizes are the same on every fold; a configuration that only failed has none.
+    first = next(iter(done), None)
+    return ConfigurationSummary(
+        configuration=configuration,
+        num_folds=num_folds,
+        folds=tuple(record.fold_run.fold for record in done),
+        fold_f1=fold_f1,
+        strict=spread(fold_f1),
+        lenient=spread([counts.f1 for counts in lenient]),
+        validation=spread([record.validation_f1 for record in done]),
+        pooled_strict=pool(strict),
+        pooled_lenient=pool(lenient),
+        labels_strict=_by_label(done, "strict"),
+        labels_lenient=_by_label(done, "lenient"),
+        failures=tuple((r.fold_run.fold, r.reason) for r in by_fold if r.status != "done"),
+        unreachable=sum(record.unreachable for record in done),
+        device_seconds=sum(record.device_seconds for record in done),
+        cost_usd=sum(record.cost_usd for record in done),
+        flops=sum(record.flops for record in done),
+        tokens=sum(record.tokens for record in done),
+        peak_bytes=max((record.peak_bytes for record in done), default=0),
+        trained_parameters=first.trained_parameters if first else 0,
+        total_parameters=first.total_parameters if first else 0,
+        adapter_bytes=first.adapter_bytes if first else 0,
+    )
+
+
+def _by_label(records: Sequence[Record], mode: str) -> dict[str, Counts]:
+    total: dict[str, Counts] = {}
+    for record in records:
+        for label, counts in record.per_label(mode).items():
+            total[label] = total.get(label, Counts()) + counts
+    return dict(sorted(total.items()))
+
+
+# --- shown ----------------------------------------------------------------------------------------
+
+
+def render(summaries: Sequence[CellSummary]) -> RenderableType:
+    """Cells with their winners, and under them what freezing costs, as tables for the terminal."""
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(title="F1 in points, mean over folds; winners are chosen on validation notes")
+    table.add_column("corpus / backbone / strategy", no_wrap=True)
+    for heading in (
+        "strict F1", "sd", "lenient F1", "trained", "saved", "device s", "USD", "folds",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("winning configuration")
+    for summary in summaries:
+        table.add_row(summary.cell.name, *_row(summary))
+    gaps = frozen_gaps(summaries)
+    if not gaps:
+        return table
+    under = Table(title="A frozen backbone against the best trained one")
+    under.add_column("corpus / backbone", no_wrap=True)
+    for heading in ("frozen F1", "trained F1", "behind by", "device time", "kept per task"):
+        under.add_column(heading, justify="right", no_wrap=True)
+    under.add_column("trained one")
+    for gap in gaps:
+        under.add_row(
+            f"{gap.corpus}/{gap.backbone}",
+            _points(gap.frozen_f1),
+            _points(gap.unfrozen_f1),
+            _points(gap.gap),
+            _percent(gap.device_share),
+            _percent(gap.adapter_share),
+            gap.unfrozen,
+        )
+    return Group(table, under)
+
+
+def _row(summary: CellSummary) -> list[str]:
+    leader = summary.leader
+    failed = f", {summary.num_failed} failed" if summary.num_failed else ""
+    if leader is None:
+        return ["-"] * 7 + [f"0{failed}", "nothing done yet"]
+    chosen = describe(leader.configuration, summary.configurations)
+    return [
+        _points(leader.strict.mean),
+        _points(leader.strict.sd),
+        _points(leader.lenient.mean),
+        _percent(leader.trained_share),
+        _bytes(leader.adapter_bytes),
+        f"{leader.device_seconds:.0f}",
+        f"{leader.cost_usd:.4f}",
+        f"{summary.num_done}{failed}",
+        chosen if summary.winner else f"leading so far: {chosen}",
+    ]
+
+
+def describe(
+    configuration: Configuration, among: Sequence[ConfigurationSummary] | None = None
+) -> str:
+    """The settings that tell a configuration from others of its cell, such as "learning_rate 0.02".
+
+    Args:
+        among: its cell's configurations; without others, the learning rate alone.
+    """
+    values = asdict(configuration)
+    others = [asdict(other.configuration) for other in among or ()]
+    differing = [
+        name
+        for name, value in values.items()
+        if name != "cell" and any(other[name] != value for other in others)
+    ]
+    shown = differing or ["learning_rate"]
+    return ", ".join(f"{name} {_short(values[name])}" for name in shown)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.3g} %"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
