@@ -6,13 +6,16 @@ gold and system notes -> items that equal each other -> Counts per note and labe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from raymrc.corpora.note import Relation, Span
-from raymrc.scoring.counts import Counts
+from raymrc.scoring.annotations import pair_folders, say_unpaired
+from raymrc.scoring.counts import Counts, pool
 
 Mode = Literal["strict", "lenient"]
-Item = TypeVar("Item")
+Item = TypeVar("Item", Span, Relation)
 
 MODES: tuple[Mode, ...] = ("strict", "lenient")
 
@@ -61,6 +64,126 @@ def score_relations(
     return _count_by_label(gold_relations, system_relations, same_ends)
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts of every note and label: what all figures are read off."""
+
+    notes: tuple[Mapping[str, Counts], ...]
+
+    @property
+    def micro(self) -> Counts:
+        """Pooled over notes and labels."""
+        return pool(pool(note.values()) for note in self.notes)
+
+    @property
+    def macro(self) -> dict[str, float]:
+        """Means over notes; a note with nothing to find and nothing found counts as 0."""
+        pooled = [pool(note.values()) for note in self.notes]
+        return {
+            figure: sum(getattr(counts, figure) for counts in pooled) / len(pooled)
+            for figure in ("precision", "recall", "f1")
+        }
+
+    @property
+    def per_type(self) -> dict[str, Counts]:
+        """Pooled over notes, by label in alphabetical order."""
+        labels = sorted({label for note in self.notes for label in note})
+        return {label: pool(note.get(label, Counts()) for note in self.notes) for label in labels}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Scores of a system's folder.
+
+    Args:
+        tallies: by mode ("strict", "lenient"), then kind ("entities", "relations").
+        missing: gold notes without a system file; all they hold counts as missed.
+        unjudged: system files without gold; they are not counted.
+    """
+
+    tallies: Mapping[str, Mapping[str, Tally]]
+    missing: tuple[str, ...]
+    unjudged: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"strict": {"entities": {"tp", "fp", "fn", "precision", "recall", "f1"}, ...}, ...}`.
+
+        Beside the two modes stand "macro" and "per_type", each by mode and kind, and the
+        lists "missing" and "unjudged".
+        """
+        return {
+            **self._by_mode(lambda tally: _figures(tally.micro)),
+            "macro": self._by_mode(lambda tally: tally.macro),
+            "per_type": self._by_mode(
+                lambda tally: {label: _figures(c) for label, c in tally.per_type.items()}
+            ),
+            "missing": list(self.missing),
+            "unjudged": list(self.unjudged),
+        }
+
+    def _by_mode(self, read: Callable[[Tally], Any]) -> dict[str, dict[str, Any]]:
+        return {
+            mode: {kind: read(tally) for kind, tally in kinds.items()}
+            for mode, kinds in self.tallies.items()
+        }
+
+
+def score_folders(gold: Path, system: Path) -> Report:
+    """Scores the .ann files of two folders, paired by name, in both modes.
+
+    Only T and R lines count, as officially. A relation whose argument is an event's id means
+    that event's trigger (the official script stops there).
+
+    Raises:
+        CorpusError: folders that do not fit each other, or broken T and R lines.
+    """
+    paired = pair_folders(gold, system, kinds="TRE", judged="TR")
+    tallies: dict[str, dict[str, Tally]] = {}
+    for mode in MODES:
+        entities, relations = [], []
+        for pair in paired.pairs:
+            gold_relations = [r for r in pair.gold.relations if r.id.startswith("R")]
+            system_relations = [r for r in pair.system.relations if r.id.startswith("R")]
+            entities.append(score_note(pair.gold.spans, pair.system.spans, mode))
+            relations.append(
+                score_relations(
+                    pair.gold.spans, gold_relations, pair.system.spans, system_relations, mode
+                )
+            )
+        tallies[mode] = {"entities": Tally(tuple(entities)), "relations": Tally(tuple(relations))}
+    return Report(tallies, paired.missing, paired.unjudged)
+
+
+def render(report: Report) -> str:
+    """The report as a text table; shares are in per cent."""
+    lines = [f"{'':<32}{'TP':>7}{'FP':>7}{'FN':>7}{'P':>8}{'R':>8}{'F1':>8}"]
+    for mode, kinds in report.tallies.items():
+        for kind, tally in kinds.items():
+            lines.append(f"{mode} {kind}")
+            for label, counts in tally.per_type.items():
+                lines.append(_row(f"  {label}", counts))
+            lines.append(_row("  micro", tally.micro))
+            macro = "".join(f"{100 * share:>8.2f}" for share in tally.macro.values())
+            lines.append(f"{'  macro':<53}{macro}")
+    return "\n".join(lines) + "\n" + say_unpaired(report.missing, report.unjudged)
+
+
+def _row(name: str, counts: Counts) -> str:
+    shares = "".join(f"{100 * x:>8.2f}" for x in (counts.precision, counts.recall, counts.f1))
+    return f"{name:<32}{counts.tp:>7}{counts.fp:>7}{counts.fn:>7}{shares}"
+
+
+def _figures(counts: Counts) -> dict[str, float]:
+    return {
+        "tp": counts.tp,
+        "fp": counts.fp,
+        "fn": counts.fn,
+        "precision": counts.precision,
+        "recall": counts.recall,
+        "f1": counts.f1,
+    }
+
+
 def _same_envelope(gold: Span, system: Span) -> bool:
     return gold.start == system.start and gold.end == system.end
 
@@ -79,8 +202,8 @@ def _count_by_label(
     gold: Sequence[Item], system: Sequence[Item], same: Callable[[Item, Item], bool]
 ) -> dict[str, Counts]:
     # Items of different labels never equal each other, so each label can be counted alone.
-    gold_by_label = _by_label(gold)
-    system_by_label = _by_label(system)
+    gold_by_label: dict[str, list[Item]] = _by_label(gold)
+    system_by_label: dict[str, list[Item]] = _by_label(system)
     return {
         label: _count(gold_by_label.get(label, []), system_by_label.get(label, []), same)
         for label in sorted({*gold_by_label, *system_by_label})
@@ -90,7 +213,7 @@ def _count_by_label(
 def _by_label(items: Iterable[Item]) -> dict[str, list[Item]]:
     groups: dict[str, list[Item]] = {}
     for item in items:
-        groups.setdefault(item.label, []).append(item)  # type: ignore[attr-defined]
+        groups.setdefault(item.label, []).append(item)
     return groups
 
 
