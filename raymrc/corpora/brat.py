@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from raymrc.corpora.note import Note, Relation, Span
@@ -121,6 +122,7 @@ def _pairs(folder: Path) -> dict[str, set[str]]:
 @dataclass(slots=True)
 class _Event:
     line: int
+    kind: str
     trigger: str
     arguments: list[tuple[str, str]]
 
@@ -232,7 +234,7 @@ def _parse_span(
             path, line, f"{name} has the unknown label {label}; {nearest(label, scheme.labels)}"
         )
     ascending = tuple(sorted(fragments))
-    if any(first[1] > second[0] for first, second in zip(ascending, ascending[1:], strict=False)):
+    if any(first[1] > second[0] for first, second in pairwise(ascending)):
         problems.warn(path, line, f"{name} {label} has fragments that overlap; join them")
     parsed.spans[name] = (line, label, ascending)
 
@@ -260,7 +262,7 @@ def _parse_event(parsed: _Lines, name: str, rest: str, line: int) -> None:
     if not pairs or not all(role and target for role, _, target in pairs):
         raise _BrokenLine("is not 'type:id role:id ...'; mend the line")
     trigger, *arguments = [(role, target) for role, _, target in pairs]
-    parsed.events[name] = _Event(line, trigger[1], arguments)
+    parsed.events[name] = _Event(line, *trigger, arguments)
     parsed.order.append(name)
 
 
@@ -278,16 +280,16 @@ def _resolve(
     """Ids become spans: an event's id stands for its trigger."""
 
     def find(name: str, referrer: str, line: int) -> str | None:
-        """The span that an id means; None where there is none, which is reported once."""
-        if name in parsed.events:
-            name = parsed.events[name].trigger
+        """The span that an id means; None where there is none, which is reported where it stands."""
         if name in parsed.spans:
             return name
-        # A broken line has been reported where it stands.
+        if name in parsed.events:
+            trigger = parsed.events[name].trigger
+            return trigger if trigger in parsed.spans else None
         if name not in ids:
             problems.error(path, line, f"{referrer} names {name}, which is not there; mend the id")
-        elif name in parsed.relations:
-            problems.error(path, line, f"{referrer} names the relation {name}; name a span")
+        elif name[0] not in "TE":
+            problems.error(path, line, f"{referrer} names {name}, which is no span; mend the id")
         return None
 
     relations: list[Relation] = []
@@ -298,6 +300,17 @@ def _resolve(
         else:
             event = parsed.events[name]
             line, trigger = event.line, find(event.trigger, name, event.line)
+            if event.trigger in parsed.events:
+                problems.error(
+                    path, line, f"{name} has the event {event.trigger} as trigger; name a span"
+                )
+            elif trigger is not None and parsed.spans[trigger][1] != event.kind:
+                problems.warn(
+                    path,
+                    line,
+                    f"{name} is of type {event.kind}, its trigger {trigger} of type "
+                    f"{parsed.spans[trigger][1]}, which counts; make them equal",
+                )
             links = []
             for position, (role, target) in enumerate(event.arguments, start=1):
                 argument = find(target, name, line)
@@ -316,6 +329,10 @@ def _resolve(
                     f"{name} has the unknown label {label}; "
                     f"{nearest(label, scheme.relation_labels)}",
                 )
+    triggers = {event.trigger for event in parsed.events.values()}
+    for name, (line, label, _) in parsed.spans.items():
+        if label in scheme.triggers and name not in triggers:
+            problems.warn(path, line, f"{name} {label} is no event's trigger; add an E line")
     attributes: dict[str, list[tuple[str, str]]] = {}
     for line, name, label, target, value in parsed.attributes:
         if target in parsed.relations:

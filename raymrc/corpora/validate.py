@@ -1,0 +1,160 @@
+"""The data contract, checked before anything is trained: what is there, and what is wrong.
+
+    path -> reader -> notes, problems -> counts
+
+The problems are the reader's own, so `validate` and `read_corpus` cannot disagree: an error stops
+reading, a warning does not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+
+from raymrc.corpora.formats import read_notes
+from raymrc.corpora.note import Note
+from raymrc.corpora.problems import ERROR, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationCounts:
+    """How much there is. Extents are envelopes: first start to last end.
+
+    Args:
+        groups: patients or articles, as far as they are known.
+        nested: spans strictly inside another.
+        same_extent: pairs of spans with one extent and two labels.
+        crossing: pairs that overlap without one holding the other.
+        overlapping: spans whose extent shares a character with another's.
+        discontinuous: spans of several fragments.
+        empty_notes: without a character that is not white space.
+        notes_without_spans: the empty ones among them.
+        duplicate_spans: spans that repeat label and fragments of an earlier one.
+        duplicate_texts: notes that repeat an earlier note's text, white space aside.
+        labels, relation_labels: (label, how often), by label.
+    """
+
+    notes: int
+    groups: int
+    spans: int
+    relations: int
+    nested: int
+    same_extent: int
+    crossing: int
+    overlapping: int
+    discontinuous: int
+    empty_notes: int
+    notes_without_spans: int
+    duplicate_spans: int
+    duplicate_texts: int
+    labels: tuple[tuple[str, int], ...]
+    relation_labels: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What `validate` found; `ok` where `read_corpus` would give a corpus."""
+
+    path: str
+    reader: str
+    counts: ValidationCounts
+    problems: tuple[Problem, ...]
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        return tuple(problem for problem in self.problems if problem.severity == ERROR)
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        return tuple(problem for problem in self.problems if problem.severity != ERROR)
+
+    @property
+    def ok(self) -> bool:
+        return not self.errors
+
+    def to_json(self) -> str:
+        """One object: path, reader, ok, every count by its name, and the list of problems."""
+        counts = asdict(self.counts)
+        for name in ("labels", "relation_labels"):
+            counts[name] = dict(counts[name])
+        return json.dumps(
+            {
+                "path": self.path,
+                "reader": self.reader,
+                "ok": self.ok,
+                **counts,
+                "problems": [asdict(problem) for problem in self.problems],
+            },
+            indent=2,
+        )
+
+
+def validate(path: Path, reader: str) -> Validation:
+    """Reads all there is and says what is wrong with it, without raising for that.
+
+    Notes and spans that could not be read are in the problems, not in the counts.
+
+    Raises:
+        CorpusError: there is no such reader.
+    """
+    reading = read_notes(Path(path), reader)
+    return Validation(str(path), reader, count_notes(reading.notes), tuple(reading.problems.found))
+
+
+def count_notes(notes: Iterable[Note]) -> ValidationCounts:
+    notes = list(notes)
+    sums: Counter[str] = Counter()
+    labels: Counter[str] = Counter()
+    relation_labels: Counter[str] = Counter()
+    texts = set()
+    for note in notes:
+        sums.update(_count_overlaps(note))
+        labels.update(span.label for span in note.spans)
+        relation_labels.update(relation.label for relation in note.relations)
+        sums["discontinuous"] += sum(span.is_discontinuous for span in note.spans)
+        sums["duplicate_spans"] += len(note.spans) - len(
+            {(span.label, span.fragments) for span in note.spans}
+        )
+        sums["notes_without_spans"] += not note.spans
+        words = " ".join(note.text.split())
+        sums["empty_notes"] += not words
+        sums["duplicate_texts"] += bool(words) and words in texts
+        texts.add(words)
+    return ValidationCounts(
+        notes=len(notes),
+        groups=len({note.group or note.id for note in notes}),
+        spans=labels.total(),
+        relations=relation_labels.total(),
+        nested=sums["nested"],
+        same_extent=sums["same_extent"],
+        crossing=sums["crossing"],
+        overlapping=sums["overlapping"],
+        discontinuous=sums["discontinuous"],
+        empty_notes=sums["empty_notes"],
+        notes_without_spans=sums["notes_without_spans"],
+        duplicate_spans=sums["duplicate_spans"],
+        duplicate_texts=sums["duplicate_texts"],
+        labels=tuple(sorted(labels.items())),
+        relation_labels=tuple(sorted(relation_labels.items())),
+    )
+
+
+def _count_overlaps(note: Note) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    nested, overlapping = set(), set()
+    for first, second in combinations(sorted(note.spans, key=lambda s: (s.start, -s.end)), 2):
+        if second.start >= first.end:
+            continue
+        overlapping |= {first.id, second.id}
+        if (first.start, first.end) == (second.start, second.end):
+            counts["same_extent"] += first.label != second.label
+        elif second.end <= first.end:
+            nested.add(second.id)
+        else:
+            counts["crossing"] += 1
+    counts.update(nested=len(nested), overlapping=len(overlapping))
+    return counts
