@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from raymrc.corpora import synthetic_texts as texts
+from raymrc.corpora.brat import Scheme as BratScheme
+from raymrc.corpora.formats import N2C2_2018, N2C2_2022, SHAC_TRIGGERS
 from raymrc.corpora.note import Corpus, Note, Relation, Span
 from raymrc.errors import CorpusError
 
@@ -30,30 +32,6 @@ Scheme = Literal["n2c2-2018", "n2c2-2022"]
 Site = Literal["a", "b"]
 Item = TypeVar("Item")
 
-DRUG_LABELS = (
-    "Drug",
-    "Strength",
-    "Form",
-    "Dosage",
-    "Frequency",
-    "Route",
-    "Duration",
-    "Reason",
-    "ADE",
-)
-TRIGGERS = ("Employment", "LivingStatus", "Alcohol", "Drug", "Tobacco")
-ARGUMENTS = (
-    "StatusTime",
-    "StatusEmploy",
-    "TypeLiving",
-    "Type",
-    "Method",
-    "Amount",
-    "Frequency",
-    "Duration",
-    "History",
-)
-SOCIAL_LABELS = (*TRIGGERS, *ARGUMENTS)
 # The value of a labelled argument stands in an attribute of its span.
 VALUE_ATTRIBUTES = {
     "StatusTime": "StatusTimeVal",
@@ -99,8 +77,8 @@ def synthesize(scheme: Scheme, notes: int, site: Site, seed: int) -> Corpus:
             if len(written) < notes:
                 note_id = f"{group}-{visit + 1}"
                 written.append(_write_note(_SCHEMES[scheme], persona, dice, note_id, group))
-    kind = _SCHEMES[scheme]
-    return Corpus(tuple(written), kind.labels, kind.relation_labels)
+    described = _SCHEMES[scheme].scheme
+    return Corpus(tuple(written), described.labels or (), described.relation_labels or ())
 
 
 # --- dice -------------------------------------------------------------------------------
@@ -582,25 +560,22 @@ class _Kind:
         hubs: labels that the other spans of a sentence belong to.
     """
 
-    labels: tuple[str, ...]
+    scheme: BratScheme
     hubs: tuple[str, ...]
-    relation_labels: tuple[str, ...]
     write: Callable[[_Author, str], None]
     name_relations: Callable[[Sequence[_Link]], tuple[Relation, ...]]
 
 
 _SCHEMES: Mapping[str, _Kind] = {
     "n2c2-2018": _Kind(
-        labels=DRUG_LABELS,
+        scheme=N2C2_2018,
         hubs=("Drug",),
-        relation_labels=tuple(f"{label}-Drug" for label in DRUG_LABELS[1:]),
         write=_write_summary,
         name_relations=_drug_relations,
     ),
     "n2c2-2022": _Kind(
-        labels=SOCIAL_LABELS,
-        hubs=TRIGGERS,
-        relation_labels=ARGUMENTS,
+        scheme=N2C2_2022,
+        hubs=SHAC_TRIGGERS,
         write=_write_social,
         name_relations=_event_relations,
     ),
