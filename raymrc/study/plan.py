@@ -23,11 +23,12 @@ from raymrc.model.backbones import read_shape
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
 from raymrc.reading.questions import build_questions, questions_fingerprint
+from raymrc.study.checks import without_effect
 from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.study.cost import adapter_bytes
 from raymrc.study.ledger import Ledger
-from raymrc.study.space import Distribution, Fixed, Grid, SearchSpace, Setting, build_space
-from raymrc.study.spec import BackboneSpec, Spec, without_effect
+from raymrc.study.space import DEFAULTS, Fixed, Grid, SearchSpace, Setting, build_space
+from raymrc.study.spec import BackboneSpec, Spec
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -372,24 +373,20 @@ def _configurations(spec: Spec, cell: Cell, space: SearchSpace) -> tuple[Configu
 
 def _corners(cell: Cell, space: SearchSpace) -> Iterator[Configuration]:
     """Configurations at the ends of the ranges, among them the largest one."""
-    ends = {
-        name: Grid(tuple(dict.fromkeys(d.values)))
-        for name, d in space.distributions.items()
-        if isinstance(d, Distribution)
-    }
-    grids = {k: Grid(v) for k, v in space.grids.items()}
     sized = ("prompt_length", "prompt_depth", "first_layer", "reparametrisation", "match_width")
     # Only what changes a count is combined; the rest stays at its first value.
-    open_fields = {**grids, **ends}
-    firsts = {k: v.values[0] for k, v in open_fields.items() if k not in sized}
-    for values in build_space({k: v for k, v in open_fields.items() if k in sized}).grid():
-        yield _configuration(cell, space, {**firsts, **values})
+    ends = {
+        name: _ends(space, name) if name in sized else _ends(space, name)[:1]
+        for name in (*space.grids, *space.distributions)
+    }
+    for values in build_space({name: Grid(options) for name, options in ends.items()}).grid():
+        yield _configuration(cell, space, values)
 
 
 def _check_fit(spec: Spec, index: int, strategy: str, space: SearchSpace, shape: Shape) -> None:
     """Refuse what the backbone cannot hold. The length of worded questions shows at run time only."""
     name = spec.backbones[index].backbone.name
-    window = max(_span_of(space, "window", 384))
+    window = max(_ends(space, "window"))
     if window + SPECIAL_PIECES > shape.max_pieces:
         most = shape.max_pieces - SPECIAL_PIECES
         raise spec.error(
@@ -397,7 +394,7 @@ def _check_fit(spec: Spec, index: int, strategy: str, space: SearchSpace, shape:
             f"a window of {window} pieces does not fit {name}, which reads {shape.max_pieces}; "
             f"set window to {most} or less",
         )
-    first_layer = max(_span_of(space, "first_layer", 0))
+    first_layer = max(_ends(space, "first_layer"))
     if first_layer >= shape.num_layers:
         raise spec.error(
             _place(spec, index, strategy, "first_layer"),
@@ -405,12 +402,13 @@ def _check_fit(spec: Spec, index: int, strategy: str, space: SearchSpace, shape:
         )
 
 
-def _span_of(space: SearchSpace, name: str, default: int) -> tuple[int, ...]:
-    if name in space.fixed:
-        return (space.fixed[name],)
+def _ends(space: SearchSpace, name: str) -> tuple[Any, ...]:
+    """The values that a setting may take, or the ends of its range."""
     if name in space.grids:
         return space.grids[name]
-    return space.distributions[name].values if name in space.distributions else (default,)
+    if name in space.distributions:
+        return space.distributions[name].values
+    return (space.fixed.get(name, DEFAULTS[name]),)
 
 
 def _place(spec: Spec, index: int, strategy: str, name: str) -> tuple[str | int, ...]:

@@ -20,7 +20,7 @@ import yaml
 
 from raymrc.errors import SpecError
 
-Path_ = tuple[str | int, ...]
+Steps = tuple[str | int, ...]
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
@@ -57,9 +57,9 @@ class Source:
     values: dict[str, Any]
     problems: list[tuple[Position, str]]
     root: yaml.Node
-    overrides: list[tuple[Path_, str]] = field(default_factory=list)
+    overrides: list[tuple[Steps, str]] = field(default_factory=list)
 
-    def position(self, path: Path_, *, of_key: bool = False) -> Position:
+    def position(self, path: Steps, *, of_key: bool = False) -> Position:
         """Where `path` was given; where it is not there, the nearest that holds it."""
         for number, (overridden, _) in reversed(list(enumerate(self.overrides, 1))):
             if path[: len(overridden)] == overridden:
@@ -168,7 +168,7 @@ class _Builder:
         self.problems = problems
         self.open: set[int] = set()
 
-    def build(self, node: yaml.Node, path: Path_) -> Any:
+    def build(self, node: yaml.Node, path: Steps) -> Any:
         if id(node) in self.open:
             self._problem(node, "an alias stands inside what it names; write the value out")
             return None
@@ -177,7 +177,7 @@ class _Builder:
         self.open.discard(id(node))
         return value
 
-    def _value(self, node: yaml.Node, path: Path_) -> Any:
+    def _value(self, node: yaml.Node, path: Steps) -> Any:
         if not node.tag.startswith("tag:yaml.org,2002:") and node.tag not in ("", "!"):
             self._problem(node, f"the tag '{node.tag}' has no meaning here; remove it")
         if isinstance(node, yaml.ScalarNode):
@@ -259,12 +259,8 @@ def _lay_over(source: Source, override: str) -> None:
         last = depth == len(steps) - 1
         if isinstance(holder, list):
             if not step.isdigit() or int(step) >= len(holder):
-                source.problems.append(
-                    (
-                        position,
-                        f"{'.'.join(steps[:depth])} is a list; '{step}' is not a place in it, 0 to {len(holder) - 1}",
-                    )
-                )
+                places = f"'{step}' is not a place in it, 0 to {len(holder) - 1}"
+                source.problems.append((position, f"{'.'.join(steps[:depth])} is a list; {places}"))
                 return
             at: str | int = int(step)
         elif isinstance(holder, dict):

@@ -8,9 +8,16 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from itertools import product
 from typing import Any
+
+from raymrc.study.configuration import Configuration
+
+DEFAULTS: dict[str, Any] = {
+    f.name: f.default for f in fields(Configuration) if f.default is not MISSING
+}
+"""Of the settings that a study file does not give."""
 
 DISTRIBUTIONS = {
     "uniform": "[low, high]: any number between, all equally likely",

@@ -1,0 +1,181 @@
+"""What only shows when sections of a study file are seen together, and what has no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from raymrc.corpora.formats import known_labels
+from raymrc.errors import CorpusError
+from raymrc.model.strategies import STRATEGIES
+from raymrc.study.source import Steps, nearest
+from raymrc.study.space import DEFAULTS, Distribution, Fixed, Setting
+
+if TYPE_CHECKING:
+    from raymrc.study.spec import BackboneSpec, CorpusSpec, Search, Settings, Spec, Strategies
+
+
+class Problem(NamedTuple):
+    """A sentence about a place of the study file: the field's name, or its value."""
+
+    path: Steps
+    sentence: str
+    at_name: bool = False
+
+
+_OF_PROMPTS = ("prompt_length", "prompt_depth", "first_layer", "reparametrisation")
+
+
+def without_effect(strategy: str) -> dict[str, str]:
+    """Settings that change nothing under a strategy, each with the reason."""
+    row = STRATEGIES[strategy]
+    reasons: dict[str, str] = {}
+    if row.asks != "vectors":
+        reasons |= dict.fromkeys((*_OF_PROMPTS, "prompt_learning_rate"), "it has no soft prompt")
+    if row.answers == "tags":
+        reasons |= dict.fromkeys(
+            ("match_width", "loss_weights"), "it tags pieces, without a match head"
+        )
+    return reasons
+
+
+def across(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """What only shows when sections are seen together. A section with problems is left out."""
+    backbones: Sequence[BackboneSpec] | None = sections.get("backbones")
+    strategies: Strategies | None = sections.get("strategies")
+    training: Settings | None = sections.get("training")
+    if backbones is not None:
+        yield from _enough_backbones(backbones)
+    if strategies is not None and not strategies.named():
+        names = ", ".join(STRATEGIES)
+        yield Problem(("strategies",), f"strategies: name at least one of {names}")
+    if strategies is not None and backbones is not None and training is not None:
+        yield from _merged(backbones, strategies, training)
+    search: Search | None = sections.get("search")
+    if search is not None and search.algorithm == "grid":
+        for path, setting in _all_settings(training, strategies, backbones or ()):
+            if isinstance(setting, Distribution):
+                yield Problem(
+                    path,
+                    f"{path[-1]}: {setting.kind} is a range and a grid has points; give a list, "
+                    "or set search.algorithm to random or tpe",
+                )
+    corpus: CorpusSpec | None = sections.get("corpus")
+    if corpus is not None:
+        yield from _labels(corpus, sections.get("questions") or {})
+
+
+def no_effect(spec: Spec) -> Iterator[Problem]:
+    """Settings that change nothing: said, not swallowed."""
+    named = spec.strategies.named()
+    for path, _ in _all_settings(spec.training, spec.strategies, spec.backbones):
+        name = str(path[-1])
+        if path[0] == "training":
+            if all(name in without_effect(strategy) for strategy in named):
+                yield Problem(path, f"{name} has no effect under any strategy of this study", True)
+            elif all(name in settings.given() for settings in named.values()):
+                yield Problem(path, f"{name} has no effect: every strategy sets its own", True)
+        elif (strategy := str(path[-2])) not in named:
+            yield Problem(path[:-1], f"strategy {strategy} is not run by this study", True)
+        elif reason := without_effect(strategy).get(name):
+            yield Problem(path, f"{name} has no effect under {strategy}: {reason}", True)
+    if spec.search.algorithm == "grid" and "configurations" in spec.search.model_fields_set:
+        sentence = "configurations has no effect: a grid tries every combination"
+        yield Problem(("search", "configurations"), sentence, True)
+    if spec.questions and "hard_prompt" not in named:
+        yield Problem(
+            ("questions",), "questions have no effect: only hard_prompt asks in words", True
+        )
+
+
+def _enough_backbones(backbones: Sequence[BackboneSpec]) -> Iterator[Problem]:
+    if not backbones:
+        yield Problem(("backbones",), "backbones: give at least one, such as minilm")
+    seen: set[str] = set()
+    for index, entry in enumerate(backbones):
+        name = entry.backbone.name
+        if name in seen:
+            yield Problem(
+                ("backbones", index),
+                f"backbone '{name}' is there twice; remove one, or give it a name and its source",
+            )
+        seen.add(name)
+
+
+def _merged(
+    backbones: Sequence[BackboneSpec], strategies: Strategies, training: Settings
+) -> Iterator[Problem]:
+    """Settings that a cell lacks, or that contradict each other once merged."""
+    for index, backbone in enumerate(backbones):
+        own = backbone.strategies.named()
+        for strategy, settings in strategies.named().items():
+            places: list[tuple[Steps, dict[str, Setting]]] = [
+                (("training",), training.given()),
+                (("strategies", strategy), settings.given()),
+            ]
+            if strategy in own:
+                places.append((("backbones", index, "strategies", strategy), own[strategy].given()))
+            merged = {name: value for _, given in places for name, value in given.items()}
+            if "learning_rate" not in merged:
+                yield Problem(
+                    ("strategies", strategy),
+                    f"strategy {strategy} has no learning_rate; give one here or under training",
+                    True,
+                )
+            window = min(_ends(merged, "window", DEFAULTS["window"]))
+            overlap = max(_ends(merged, "overlap", DEFAULTS["overlap"]))
+            if overlap >= window:
+                nearest_place: Steps = next(
+                    (*path, name)
+                    for path, given in reversed(places)
+                    for name in ("overlap", "window")
+                    if name in given
+                )
+                yield Problem(
+                    nearest_place,
+                    f"{nearest_place[-1]}: an overlap of {overlap} pieces is not below a window of {window}; "
+                    "give less overlap or a wider window",
+                )
+
+
+def _ends(settings: Mapping[str, Setting], name: str, default: int) -> tuple[int, ...]:
+    """The values that a whole-number setting may take, or the ends of its range."""
+    setting = settings.get(name, Fixed(default))
+    return (setting.value,) if isinstance(setting, Fixed) else setting.values
+
+
+def _all_settings(
+    training: Settings | None, strategies: Strategies | None, backbones: Sequence[BackboneSpec]
+) -> Iterator[tuple[Steps, Setting]]:
+    """Every setting that was written down, with its place."""
+    if training is not None:
+        for name, setting in training.given().items():
+            yield ("training", name), setting
+    groups: list[tuple[Steps, Strategies]] = [(("strategies",), strategies)] if strategies else []
+    for index, entry in enumerate(backbones):
+        groups.append((("backbones", index, "strategies"), entry.strategies))
+    for path, group in groups:
+        for strategy, settings in group.named().items():
+            for name, setting in settings.given().items():
+                yield (*path, strategy, name), setting
+
+
+def _labels(corpus: CorpusSpec, questions: Mapping[str, str]) -> Iterator[Problem]:
+    """Labels and questions that the reader's label set does not have, where it is known unread."""
+    labels: Any = corpus.labels
+    try:
+        known = known_labels(corpus.label_reader, labels)
+    except CorpusError as error:
+        for problem in error.problems:
+            # The reader's sentence names the label; its item in the file is where to mend it.
+            steps = (
+                enumerate(labels) if isinstance(labels, tuple) else zip(labels, labels, strict=True)
+            )
+            at = [step for step, label in steps if f"labels: {label!r} " in problem]
+            yield Problem(("corpus", "labels", *at[:1]), problem, at_name=isinstance(labels, dict))
+        return
+    for label in questions:
+        if known is not None and label not in known:
+            near = nearest(label, known)
+            sentence = f"a question for '{label}', which is not a label of this corpus{near}"
+            yield Problem(("questions", label), sentence, True)
