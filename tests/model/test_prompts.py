@@ -1,0 +1,180 @@
+"""The promise: a soft prompt is attended to by every piece, learns, and moves nothing else. It could
+break unnoticed: a prompt that is silently dropped trains to the F1 of no prompt."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from raymrc.errors import PromptError
+from raymrc.model.backbones import Loaded
+from raymrc.model.prompts import SoftPrompt, word_ids
+from tests.model.tiny import random_inputs
+
+FORMS = list(itertools.product(("deep", "input"), (0, 1, 2), ("none", "mlp", "lstm")))
+
+
+def specials(loaded: Loaded) -> tuple[int, int]:
+    return loaded.tokenizer.cls_token_id, loaded.tokenizer.sep_token_id
+
+
+def slow_layer(layer, hidden_SD, prefix_keys=None, prefix_values=None):
+    """One row through one layer, head by head, softmax written out."""
+    source = layer.attention_norm(hidden_SD) if layer.pre_norm else hidden_SD
+    queries, keys, values = layer.qkv(source).chunk(3, dim=-1)
+    size = queries.shape[-1] // layer.num_heads
+    heads = []
+    for head in range(layer.num_heads):
+        cut = slice(head * size, (head + 1) * size)
+        k, v = keys[:, cut], values[:, cut]
+        if prefix_keys is not None:
+            k, v = torch.cat([prefix_keys[head], k]), torch.cat([prefix_values[head], v])
+        heads.append((queries[:, cut] @ k.T / size**0.5).softmax(-1) @ v)
+    hidden_SD = hidden_SD + layer.attention_out(torch.cat(heads, dim=-1))
+    if layer.pre_norm:
+        return hidden_SD + layer.down(F.gelu(layer.up(layer.ffn_norm(hidden_SD))))
+    hidden_SD = layer.attention_norm(hidden_SD)
+    return layer.ffn_norm(hidden_SD + layer.down(F.gelu(layer.up(hidden_SD))))
+
+
+@pytest.mark.parametrize("depth", ["deep", "input"])
+@pytest.mark.parametrize("first_layer", [0, 2])
+def test_a_prompt_equals_attention_written_out_row_by_row(tiny: Loaded, depth, first_layer):
+    inputs = random_inputs(tiny.shape.vocab, pad_id=tiny.shape.pad_id)
+    prompt = SoftPrompt(3, 5, tiny.shape, depth, first_layer)
+    torch.nn.init.normal_(prompt.table)
+    prefix = prompt(inputs.label_B)
+    encoder = tiny.encoder
+    fast = encoder(inputs, prefix)
+    embedded = encoder.embed(inputs)
+    for row, length in enumerate(inputs.mask_BS.sum(1).tolist()):
+        hidden = embedded[row, :length]
+        for layer in range(tiny.shape.num_layers):
+            if depth == "input" and layer == first_layer:
+                hidden = torch.cat([hidden[:1], prefix.vectors_BPD[row], hidden[1:]])
+            own = prefix.at(layer)
+            keys, values = (own[0][row], own[1][row]) if own else (None, None)
+            hidden = slow_layer(encoder.layer(layer), hidden, keys, values)
+        if depth == "input":
+            hidden = torch.cat([hidden[:1], hidden[6:]])
+        slow = encoder.final_norm(hidden)
+        # fp32 softmax and sums in another order
+        torch.testing.assert_close(fast[row, :length], slow, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("depth", "first_layer", "reparametrisation"), FORMS)
+def test_every_part_of_a_prompt_gets_a_gradient(tiny_bert, depth, first_layer, reparametrisation):
+    prompt = SoftPrompt(3, 4, tiny_bert.shape, depth, first_layer, reparametrisation)
+    inputs = random_inputs(tiny_bert.shape.vocab)
+    # The square, as a LayerNorm's outputs add up to a constant
+    tiny_bert.encoder(inputs, prompt(inputs.label_B))[:, 5].pow(3).sum().backward()
+    for name, parameter in prompt.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_each_label_has_a_prompt_of_its_own(tiny: Loaded):
+    prompt = SoftPrompt(3, 4, tiny.shape)
+    inputs = random_inputs(tiny.shape.vocab, rows=2, pad_id=tiny.shape.pad_id)
+    label_B = torch.tensor([2, 2])
+    tiny.encoder(inputs, prompt(label_B)).pow(3).sum().backward()
+    got = prompt.table.grad.view(3, -1).abs().sum(1) > 0
+    assert got.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("depth", ["deep", "input"])
+def test_layers_below_the_prompt_do_not_see_it(tiny: Loaded, depth):
+    """What they compute has no gradient, and so nothing of it is kept for a backward pass."""
+    seen = []
+    handles = [
+        layer.register_forward_hook(lambda _m, _i, out: seen.append(out.requires_grad))
+        for layer in tiny.encoder.layers
+    ]
+    prompt = SoftPrompt(3, 4, tiny.shape, depth, first_layer=2)
+    inputs = random_inputs(tiny.shape.vocab, pad_id=tiny.shape.pad_id)
+    tiny.encoder(inputs, prompt(inputs.label_B))
+    for handle in handles:
+        handle.remove()
+    assert seen == [False, False, True]
+
+
+def test_a_prompt_starts_as_what_the_backbone_makes_of_words(tiny: Loaded):
+    """One drawn word: the deep prompt must be its keys and values, the input prompt its state."""
+    word = word_ids(tiny.tokenizer, tiny.shape.vocab)[0]
+    first, last = specials(tiny)
+    ids = torch.tensor([[first, word, last]])
+    inputs = random_inputs(tiny.shape.vocab, rows=1, pieces=3, padded=False)
+    inputs = type(inputs)(
+        ids, torch.zeros_like(ids), inputs.mask_BS, inputs.window_BS, inputs.label_B
+    )
+    below = tiny.encoder.run(tiny.encoder.embed(inputs), stop=1)
+    _, keys, values = tiny.encoder.layer(1).project(below)
+
+    deep = SoftPrompt(1, 1, tiny.shape, "deep", first_layer=1)
+    deep.initialise(tiny.encoder, [word], specials(tiny))
+    prefix = deep(torch.tensor([0]))
+    torch.testing.assert_close(prefix.at(1)[0][0, :, 0], keys[0, :, 1])
+    torch.testing.assert_close(prefix.at(1)[1][0, :, 0], values[0, :, 1])
+
+    joined = SoftPrompt(1, 1, tiny.shape, "input", first_layer=1)
+    joined.initialise(tiny.encoder, [word], specials(tiny))
+    torch.testing.assert_close(joined(torch.tensor([0])).vectors_BPD[0, 0], below[0, 1])
+
+
+@pytest.mark.parametrize("depth", ["deep", "input"])
+@pytest.mark.parametrize("reparametrisation", ["mlp", "lstm"])
+def test_a_reparametrised_prompt_starts_with_the_words_mean_and_spread(
+    tiny: Loaded, depth, reparametrisation
+):
+    words = word_ids(tiny.tokenizer, tiny.shape.vocab)
+
+    def start(form: str) -> torch.Tensor:
+        torch.manual_seed(0)
+        prompt = SoftPrompt(3, 16, tiny.shape, depth, 1, form)
+        torch.manual_seed(1)
+        prompt.initialise(tiny.encoder, words, specials(tiny))
+        flat = prompt.vectors()
+        if depth == "input":
+            return flat.view(48, -1)
+        return flat.view(3, -1, 16, tiny.shape.head_size).transpose(1, 2).reshape(48, -1)
+
+    made, real = start(reparametrisation), start("none")
+    torch.testing.assert_close(made.mean(0), real.mean(0), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(made.std(0), real.std(0), rtol=1e-3, atol=1e-4)
+
+
+def test_a_prompt_longer_than_the_position_table_can_be_initialised(tiny: Loaded):
+    prompt = SoftPrompt(2, 100, tiny.shape)
+    prompt.initialise(tiny.encoder, word_ids(tiny.tokenizer, tiny.shape.vocab), specials(tiny))
+    assert prompt.table.isfinite().all()
+
+
+@pytest.mark.parametrize("length", [0, -1, 513])
+def test_a_prompt_length_outside_1_to_512_is_refused(tiny_bert: Loaded, length):
+    with pytest.raises(PromptError, match=f"prompt_length: {length} is not a whole number from 1"):
+        SoftPrompt(3, length, tiny_bert.shape)
+
+
+@pytest.mark.parametrize("first_layer", [-1, 3])
+def test_a_first_layer_that_is_not_there_is_refused(tiny_bert: Loaded, first_layer):
+    with pytest.raises(PromptError, match="is not a layer of this backbone; choose 0 to 2"):
+        SoftPrompt(3, 4, tiny_bert.shape, first_layer=first_layer)
+
+
+def test_unknown_forms_are_refused(tiny_bert: Loaded):
+    with pytest.raises(PromptError, match="choose deep or input"):
+        SoftPrompt(3, 4, tiny_bert.shape, depth="shallow")
+    with pytest.raises(PromptError, match="choose none, mlp or lstm"):
+        SoftPrompt(3, 4, tiny_bert.shape, reparametrisation="gru")
+
+
+def test_a_prompt_on_another_device_is_refused(tiny_bert: Loaded):
+    prompt = SoftPrompt(3, 4, tiny_bert.shape)
+    inputs = random_inputs(tiny_bert.shape.vocab)
+    with pytest.raises(PromptError, match="prompt is on cpu and the batch on meta"):
+        prompt(inputs.label_B.to("meta"))
+    elsewhere = SoftPrompt(3, 4, tiny_bert.shape).to("meta")
+    with pytest.raises(PromptError, match="prompt is on meta and the backbone on cpu"):
+        tiny_bert.encoder(inputs, elsewhere(inputs.label_B.to("meta")))
