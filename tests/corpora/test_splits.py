@@ -1,0 +1,193 @@
+"""Promise: no patient, article or text stands on two sides, and each note is scored exactly once.
+
+It could break unnoticed: scores only get better when it does.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raymrc.corpora.formats import read_corpus
+from raymrc.corpora.note import Corpus, Note, Span
+from raymrc.corpora.splits import make_folds, take_subset
+from raymrc.errors import CorpusError
+from tests.paths import SHARED, needs_shared
+
+LABELS = ("Drug", "ADE")
+
+
+def make_note(number: int, group: str, labels: list[str], text: str | None = None) -> Note:
+    spans = tuple(Span(f"T{i}", label, ((i, i + 1),)) for i, label in enumerate(labels))
+    return Note(f"n{number}", text or f"note {number} of this corpus", spans, (), group)
+
+
+@st.composite
+def corpora(draw: st.DrawFn) -> Corpus:
+    count = draw(st.integers(8, 40))
+    groups = [f"g{i}" for i in range(8)]
+    texts = st.sampled_from([None, None, None, "Denies any use.", " Denies any  use. "])
+    notes = [
+        make_note(
+            number,
+            # The first eight notes see to it that there are eight groups.
+            groups[number] if number < 8 else draw(st.sampled_from(groups)),
+            draw(st.lists(st.sampled_from(LABELS), max_size=5)),
+            None if number < 8 else draw(texts),
+        )
+        for number in range(count)
+    ]
+    return Corpus(tuple(notes), LABELS)
+
+
+def groups_of(corpus: Corpus, ids) -> set[str]:
+    ids = set(ids)
+    return {note.group for note in corpus.notes if note.id in ids}
+
+
+def texts_of(corpus: Corpus, ids) -> set[str]:
+    ids = set(ids)
+    return {" ".join(note.text.split()) for note in corpus.notes if note.id in ids}
+
+
+@given(corpora(), st.integers(2, 4), st.integers(0, 3), st.sampled_from([0.0, 0.1, 0.5]))
+@settings(max_examples=60, deadline=None)
+def test_sides_share_no_note_group_or_text_and_every_note_is_scored_once(
+    corpus, count, seed, share
+):
+    try:
+        folds = make_folds(corpus, count, seed, share)
+    except CorpusError:
+        return  # so many notes with one text that too few groups are left
+    scored = Counter()
+    for fold in range(count):
+        split = folds.split(fold)
+        sides = (split.train, split.validation, split.scored)
+        assert sorted(i for side in sides for i in side) == sorted(n.id for n in corpus.notes)
+        for of in (groups_of, texts_of):
+            train, validation, held_out = (of(corpus, side) for side in sides)
+            assert not train & validation
+            assert not train & held_out
+            assert not validation & held_out
+        assert split.train
+        assert split.scored
+        assert bool(split.validation) == (share > 0)
+        scored.update(split.scored)
+    assert scored == {note.id: 1 for note in corpus.notes}
+
+
+@given(corpora(), st.randoms(use_true_random=False))
+@settings(max_examples=30, deadline=None)
+def test_the_order_of_the_notes_decides_nothing(corpus, dice):
+    shuffled = list(corpus.notes)
+    dice.shuffle(shuffled)
+    permuted = replace(corpus, notes=tuple(shuffled))
+    assert outcome(permuted) == outcome(corpus)
+    drawn = take_subset(corpus, 10, seed=5).notes
+    assert {n.id for n in take_subset(permuted, 10, seed=5).notes} == {n.id for n in drawn}
+
+
+def outcome(corpus):
+    try:
+        return make_folds(corpus, 3, seed=5, validation_share=0.2)
+    except CorpusError as error:
+        return str(error)
+
+
+def test_a_seed_draws_the_same_folds_again_and_another_seed_others():
+    corpus = Corpus(tuple(make_note(i, f"g{i}", ["Drug"]) for i in range(50)), LABELS)
+    first, again, other = (make_folds(corpus, 5, seed, 0.1) for seed in (1, 1, 2))
+    assert first == again
+    assert first.fingerprint == again.fingerprint
+    assert first.assignment != other.assignment
+    assert first.fingerprint != other.fingerprint
+    assert first.fingerprint != make_folds(corpus, 5, 1, 0.2).fingerprint
+
+
+def test_notes_of_equal_size_fill_folds_equally():
+    corpus = Corpus(tuple(make_note(i, f"g{i}", ["Drug"]) for i in range(50)), LABELS)
+    folds = make_folds(corpus, 5, seed=1, validation_share=0.1)
+    assert Counter(fold for _, fold in folds.assignment) == dict.fromkeys(range(5), 10)
+    assert [len(ids) for ids in folds.validation] == [4] * 5
+
+
+def test_copies_of_a_note_stay_together_whatever_their_groups():
+    notes = [make_note(i, f"g{i}", ["Drug"], f"text {i % 6}") for i in range(24)]
+    folds = make_folds(Corpus(tuple(notes), LABELS), 3, seed=1)
+    fold_of = dict(folds.assignment)
+    for note in notes:
+        twins = [other for other in notes if other.text == note.text]
+        assert len({fold_of[twin.id] for twin in twins}) == 1
+
+
+def test_blank_notes_are_not_taken_for_copies_of_each_other():
+    notes = [make_note(i, f"g{i}", [], " " * (i + 1)) for i in range(10)]
+    assert make_folds(Corpus(tuple(notes), LABELS), 5, seed=1).count == 5
+
+
+@pytest.mark.parametrize(
+    ("groups", "count", "share", "reason"),
+    [
+        (4, 5, 0.1, "4 groups of notes cannot fill 5 folds"),
+        (2, 2, 0.1, "leave none to validate on"),
+        (4, 1, 0.1, "take at least 2"),
+        (4, 2, 1.0, "is not from 0 to below 1"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(groups, count, share, reason):
+    notes = [make_note(i, f"g{i % groups}", ["Drug"]) for i in range(20)]
+    with pytest.raises(CorpusError, match=reason):
+        make_folds(Corpus(tuple(notes), LABELS), count, 1, share)
+
+
+def test_a_small_subset_is_part_of_a_large_one_and_holds_whole_groups():
+    notes = [make_note(i, f"g{i // 3}", ["Drug"]) for i in range(60)]
+    corpus = Corpus(tuple(notes), LABELS, ("Of",))
+    small, large = (take_subset(corpus, size, seed=7) for size in (10, 30))
+    assert len(small.notes) == 12
+    assert set(small.notes) <= set(large.notes)
+    assert list(large.notes) == [note for note in notes if note in large.notes]
+    assert len(groups_of(corpus, (note.id for note in small.notes))) == 4
+    assert (small.labels, small.relation_labels) == (corpus.labels, corpus.relation_labels)
+    assert take_subset(corpus, 1000, seed=7) == corpus
+    with pytest.raises(CorpusError, match="take at least 1"):
+        take_subset(corpus, 0, seed=7)
+
+
+@needs_shared
+@pytest.mark.parametrize("seed", [1, 2])
+def test_phee_s_labels_are_spread_evenly_over_folds_and_validation(seed):
+    corpus = read_corpus(SHARED / "corpora" / "phee", "phee")
+    folds = make_folds(corpus, 5, seed, validation_share=0.1)
+    notes = {note.id: note for note in corpus.notes}
+
+    def count(ids):
+        return Counter(span.label for i in ids for span in notes[i].spans)
+
+    total = count(notes)
+    for fold in range(5):
+        split = folds.split(fold)
+        scored, validation = count(split.scored), count(split.validation)
+        assert len(split.scored) / len(notes) == pytest.approx(0.2, abs=0.01)
+        for label in corpus.labels:
+            # Whole articles carry several spans of a rare label, so it can be off by a few spans:
+            # half a point of share for labels of 200 and more, two points for the rarest (56).
+            tolerance = 0.005 if total[label] >= 200 else 0.02
+            assert scored[label] / total[label] == pytest.approx(0.2, abs=tolerance)
+            training = total[label] - scored[label]
+            assert validation[label] / training == pytest.approx(0.1, abs=tolerance)
+
+
+@needs_shared
+def test_phee_s_folds_do_not_depend_on_the_order_of_its_lines():
+    corpus = read_corpus(SHARED / "corpora" / "phee", "phee", labels="drug-ade")
+    notes = list(corpus.notes)
+    random.Random(3).shuffle(notes)
+    assert make_folds(replace(corpus, notes=tuple(notes)), 5, seed=1) == make_folds(
+        corpus, 5, seed=1
+    )
