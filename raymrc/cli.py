@@ -9,6 +9,7 @@ inside the command that needs it, so that `--help` and `plan` stay quick.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
     from raymrc.corpora.note import Corpus
     from raymrc.study.ledger import Ledger
+    from raymrc.study.plan import Plan
+    from raymrc.study.record import Record
     from raymrc.study.spec import Spec
+    from raymrc.study.verdict import CellSummary
 
 DONE, SOMETHING_FAILED, MUST_CHANGE, OUT_OF_BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -129,6 +133,47 @@ def synthesize(
     _say(f"{out}: {len(corpus.notes)} notes. Read them with --reader {scheme}")
 
 
+@app.command(context_settings={"allow_extra_args": True})
+def score(
+    context: typer.Context,
+    gold: Annotated[Path, typer.Argument(help="Folder of .ann files, as they should be.")],
+    system: Annotated[Path, typer.Argument(help="Folder of .ann files of the same names.")],
+    scheme: Annotated[str, typer.Option(help="n2c2-2018 or n2c2-2022.")],
+    criteria: Annotated[
+        str, typer.Option(help="Of n2c2-2022: challenge, exact or overlap.")
+    ] = "challenge",
+    labeled_args: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TYPE ...",
+            help="Of n2c2-2022: argument types compared by value; SHAC's three if not given.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count a system's annotations as the official scorers do."""
+    from raymrc.errors import CorpusError
+    from raymrc.scoring import n2c2_2018, n2c2_2022
+
+    # As the official scorer has it, `--labeled-args A B` gives both; A,B and two options do, too.
+    labeled = [name for text in labeled_args or () for name in text.split(",")]
+    if context.args and labeled_args is None:
+        raise typer.BadParameter(f"one folder too many: {context.args[0]}")
+    if scheme == "n2c2-2018":
+        drugs = n2c2_2018.score_folders(gold, system)
+        answer, text = drugs.to_json(), n2c2_2018.render(drugs)
+    elif scheme == "n2c2-2022":
+        chosen = (*labeled, *context.args) if labeled_args else n2c2_2022.LABELED_ARGUMENTS
+        social = n2c2_2022.score_folders(gold, system, criteria, chosen)
+        answer, text = social.to_json(), n2c2_2022.render(social)
+    else:
+        raise CorpusError(f"there is no scheme '{scheme}'; choose n2c2-2018 or n2c2-2022")
+    if as_json:
+        _answer_json(answer)
+    else:
+        print(text, end="")
+
+
 @app.command()
 def plan(study: Study, as_json: AsJson = False, changes: Changes = None) -> None:
     """Say what a study will train, before anything starts."""
@@ -145,20 +190,98 @@ def plan(study: Study, as_json: AsJson = False, changes: Changes = None) -> None
 
 
 @app.command()
+def run(study: Study, changes: Changes = None) -> None:
+    """Train what the study's ledger lacks, and print who won."""
+    from raymrc.model.backbones import find, weights_fingerprint
+    from raymrc.reading.questions import build_questions
+    from raymrc.study.ledger import Ledger
+    from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
+    from raymrc.study.verdict import render
+
+    # All that can be wrong is looked at before anything is written: the ledger comes last.
+    spec = _load(study, changes)
+    corpus = read_study_corpus(spec)
+    backbones = [entry.backbone for entry in spec.backbones]
+    weights = {backbone.name: weights_fingerprint(find(backbone)) for backbone in backbones}
+    planned = plan_study(spec, corpus, weights)
+    ledger = Ledger(spec.storage)
+    ledger.check()
+
+    # Seconds of imports, which no mistake above should have to wait for.
+    from raymrc.sweep.driver import Resources, run_study
+    from raymrc.sweep.progress import Progress
+    from raymrc.tracking import MlflowRecorder, how_to_look
+    from raymrc.training.batching import StudyData
+    from raymrc.training.trainer import Trainer
+
+    with (
+        MlflowRecorder(
+            spec.tracking_uri, spec.experiment, records=ledger.records(), say=_say
+        ) as recorder,
+        Progress() as show,
+    ):
+        outcome = run_study(
+            planned,
+            ledger,
+            Trainer(
+                "cuda" if spec.resources.gpus_per_trial else "cpu", spec.prices.device_hour_usd
+            ),
+            StudyData(
+                corpus,
+                build_study_folds(spec, corpus),
+                build_questions(corpus.labels, spec.questions),
+            ),
+            folder=spec.folder,
+            resources=Resources(
+                spec.resources.cpus_per_trial,
+                spec.resources.gpus_per_trial,
+                spec.resources.concurrent_trials,
+            ),
+            on_record=recorder.record,
+            on_progress=show,
+        )
+    _answer_table(render(_summarise(spec, planned, ledger.records())))
+    _say(f"every run: {how_to_look(spec.tracking_uri)}")
+    for reason, times in outcome.reasons:
+        _say(f"{times} of {outcome.total} fold-runs failed: {reason}")
+    if outcome.interrupted:
+        _say(f"interrupted; the same command goes on where study {spec.study} stopped")
+        raise typer.Exit(INTERRUPTED)
+    if outcome.failed:
+        _say("the rest is in the ledger; the same command tries the failed ones again")
+        raise typer.Exit(SOMETHING_FAILED)
+
+
+@app.command()
+def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> None:
+    """Say who won, and at what cost, from the study's ledger."""
+    from raymrc.study.plan import plan_study
+    from raymrc.study.verdict import render, to_json
+
+    spec = _load(study, changes)
+    records, unreadable = _read_ledger(spec)
+    planned = plan_study(spec, _corpus_at_hand(spec), _weights_at_hand(spec))
+    summaries = _summarise(spec, planned, records)
+    if as_json:
+        _answer_json(to_json(summaries))
+    else:
+        _answer_table(render(summaries))
+    if unreadable:
+        raise typer.Exit(MUST_CHANGE)
+
+
+@app.command()
 def sync(study: Study, changes: Changes = None) -> None:
     """Write into MLflow what it lacks of the study's ledger."""
-    from raymrc.study.ledger import Ledger
     from raymrc.tracking import how_to_look
     from raymrc.tracking import sync as catch_up
 
     spec = _load(study, changes)
-    records, problems = Ledger(spec.storage, write=False).read_all()
-    for problem in problems:
-        _say(problem)
+    records, unreadable = _read_ledger(spec)
     written = catch_up(records, spec.tracking_uri, spec.experiment)
     _say(f"{written} MLflow runs written or changed, of {len(records)} fold-runs in the ledger")
     _say(how_to_look(spec.tracking_uri))
-    if problems:
+    if unreadable:
         raise typer.Exit(MUST_CHANGE)
 
 
@@ -170,6 +293,33 @@ def _load(study: Path, changes: list[str] | None) -> Spec:
     for warning in spec.warnings:
         _say(f"warning: {warning}")
     return spec
+
+
+def _summarise(spec: Spec, planned: Plan, records: Sequence[Record]) -> tuple[CellSummary, ...]:
+    """The cells of the plan, as the ledger has them."""
+    from raymrc.study.plan import fold_run
+    from raymrc.study.verdict import summarise
+
+    cells = [cell_plan.cell for cell_plan in planned.cells]
+    same = None
+    if planned.fingerprints is not None:
+        # The ledger may also hold results on other notes or weights, from before a change.
+        same = [
+            fold_run(r.fold_run.configuration, r.fold_run.fold, planned.fingerprints)
+            for r in records
+            if r.fold_run.configuration.cell in cells
+        ]
+    return summarise(records, spec.folds.count, cells, same)
+
+
+def _read_ledger(spec: Spec) -> tuple[tuple[Record, ...], bool]:
+    """The records that can be read, and whether there are others; those are said."""
+    from raymrc.study.ledger import Ledger
+
+    records, problems = Ledger(spec.storage, write=False).read_all()
+    for problem in problems:
+        _say(problem)
+    return records, bool(problems)
 
 
 def _corpus_at_hand(spec: Spec) -> Corpus | None:
@@ -190,6 +340,8 @@ def _ledger_at_hand(spec: Spec) -> Ledger | None:
 
 def _weights_at_hand(spec: Spec) -> dict[str, str] | None:
     """Fingerprints of all backbones' weights; None where one is not here."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # whoever only looks, fetches nothing
+
     from raymrc.errors import BackboneError
     from raymrc.model.backbones import find, weights_fingerprint
 

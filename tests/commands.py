@@ -1,0 +1,45 @@
+"""Commands run as a user runs them: a process of their own, in a folder of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+STUDY = """
+study: tiny
+task: concepts
+corpus: {reader: brat, path: notes}
+folds: {count: 2, validation_share: 0.3}
+backbones:
+  - {name: tiny, source: backbone}
+strategies:
+  frozen_soft_prompt: {learning_rate: 2.0e-2, prompt_length: 4}
+training: {epochs: 1, window: 32, overlap: 8, match_width: 8}
+storage: runs/tiny
+"""
+
+
+def raymrc(
+    *arguments: str | Path, folder: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`raymrc ARGUMENTS` in `folder`."""
+    return subprocess.run(
+        [sys.executable, "-m", "raymrc", *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def write_notes(folder: Path, notes: Mapping[str, tuple[str, str]]) -> None:
+    """Brat files: note id -> text, annotation lines."""
+    folder.mkdir(parents=True)
+    for note_id, (text, lines) in notes.items():
+        (folder / f"{note_id}.txt").write_text(text, encoding="utf-8")
+        (folder / f"{note_id}.ann").write_text(lines, encoding="utf-8")

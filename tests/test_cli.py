@@ -1,0 +1,255 @@
+"""Promise: what a user got wrong is told in one sentence a problem, with exit code 2 and nothing
+half-written. It would break without anyone noticing: nobody tests with broken input every day."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raymrc.cli import describe_bug, main
+from tests.commands import STUDY, raymrc, write_notes
+from tests.paths import ROOT
+
+TEXT = "Took aspirin 10 mg daily for pain. No nausea after warfarin.\n"
+WARFARIN = f"{TEXT.index('warfarin')} {TEXT.index('warfarin') + len('warfarin')}"
+NOTES = {
+    f"note{number}": (
+        TEXT.replace("10", f"{number}0"),
+        f"T1\tDrug 5 12\taspirin\nT2\tDrug {WARFARIN}\twarfarin\n",
+    )
+    for number in range(1, 7)
+}
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with notes, a backbone's config and a study of them."""
+    write_notes(tmp_path / "notes", NOTES)
+    (tmp_path / "study.yaml").write_text(STUDY)
+    (tmp_path / "backbone").mkdir()
+    (tmp_path / "backbone" / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "bert",
+                "num_hidden_layers": 2,
+                "hidden_size": 16,
+                "num_attention_heads": 2,
+                "intermediate_size": 32,
+                "vocab_size": 60,
+                "max_position_embeddings": 64,
+            }
+        )
+    )
+    return tmp_path
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
+
+
+def refused(folder: Path, *arguments: str | Path) -> list[str]:
+    """The sentences of a command that must be refused, having written nothing."""
+    before = tree(folder)
+    run = raymrc(*arguments, folder=folder)
+    assert run.returncode == 2, run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.stdout == ""
+    assert tree(folder) == before
+    return run.stderr.splitlines()
+
+
+def one_sentence(folder: Path, *arguments: str | Path) -> str:
+    sentences = refused(folder, *arguments)
+    assert len(sentences) == 1, sentences
+    return sentences[0]
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+# --- what the issue names, each with its sentence -------------------------------------------------
+
+
+def test_a_missing_corpus_is_named(place):
+    change(place / "study.yaml", "path: notes", "path: not/there")
+    assert one_sentence(place, "run", "study.yaml").startswith("not/there: is not there")
+
+
+def test_offsets_past_the_text_are_named_with_file_and_line(place):
+    change(place / "notes" / "note3.ann", f"Drug {WARFARIN}", "Drug 51 162")
+    for command in (["run", "study.yaml"], ["plan", "study.yaml"]):
+        sentence = one_sentence(place, *command)
+        assert sentence.startswith("notes/note3.ann:2: T2 Drug 51-162 reaches past the note's end")
+    assert sentence in raymrc("validate", "notes", "--reader", "brat", folder=place).stderr
+
+
+def test_an_unknown_label_is_named_in_notes_and_in_a_study(place):
+    change(place / "notes" / "note3.ann", "T2\tDrug", "T2\tDrg")
+    change(place / "study.yaml", "reader: brat", "reader: n2c2-2018")
+    sentence = one_sentence(place, "run", "study.yaml")
+    assert sentence.startswith("notes/note3.ann:2: T2 has the unknown label Drg")
+    assert "'Drug'" in sentence
+    sentence = one_sentence(place, "run", "study.yaml", "--set", "corpus.labels=[Drog]")
+    assert "'Drug'" in sentence
+
+
+def test_a_mistyped_field_is_named_with_its_place_and_the_nearest_right_one(place):
+    change(place / "study.yaml", "learning_rate:", "learning_rates:")
+    for command in ("plan", "run", "report", "sync"):
+        sentences = refused(place, command, "study.yaml")
+        assert sentences[0].startswith("study.yaml:9:24: unknown field 'learning_rates'")
+        assert "did you mean 'learning_rate'?" in sentences[0]
+
+
+def test_a_note_id_given_twice_is_named(place):
+    lines = "1|t|Took aspirin.\n1|a|No pain.\n\n"
+    (place / "twice.txt").write_text(lines * 2)
+    change(
+        place / "study.yaml", "{reader: brat, path: notes}", "{reader: pubtator, path: twice.txt}"
+    )
+    assert "note id 1 is already at" in one_sentence(place, "run", "study.yaml")
+
+
+@pytest.mark.parametrize("length", ["0", "513", "many"])
+def test_a_prompt_length_that_cannot_be_is_named(place, length):
+    change(place / "study.yaml", "prompt_length: 4", f"prompt_length: {length}")
+    for command in ("plan", "run"):
+        sentence = one_sentence(place, command, "study.yaml")
+        assert sentence.startswith("study.yaml:9:")
+        assert "is not a whole number from 1 to 512" in sentence
+
+
+def test_a_backbone_without_weights_is_named(place):
+    sentence = one_sentence(place, "run", "study.yaml")
+    assert "backbone" in sentence and "has no weights" in sentence
+
+
+def test_a_storage_that_cannot_be_written_is_named(place):
+    (place / "runs").write_text("a file where a folder is wanted")
+    (place / "backbone" / "model.safetensors").write_bytes(b"")
+    assert "cannot be written to" in one_sentence(place, "run", "study.yaml")
+
+
+def test_a_ledger_record_cut_in_half_is_named_and_left_as_it_is(place):
+    key = "ab" * 32
+    record = place / "runs" / "tiny" / "ledger" / "ab" / f"{key}.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(f'{{"adapter_bytes": 1234, "key": "{key[:20]}')
+    (place / "backbone" / "model.safetensors").write_bytes(b"")
+    sentence = one_sentence(place, "run", "study.yaml")
+    assert f"{key}.json: is not a whole record" in sentence and "remove it" in sentence
+    run = raymrc("report", "study.yaml", "--json", folder=place)
+    assert (run.returncode, run.stderr.strip()) == (2, sentence)
+    assert json.loads(run.stdout)["done"] == 0
+
+
+# --- command by command ---------------------------------------------------------------------------
+
+
+def test_validate_counts_on_stdout_and_complains_on_stderr(place):
+    run = raymrc("validate", "notes", "--reader", "brat", folder=place)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "spans  12" in run.stdout
+    change(place / "notes" / "note1.ann", "T2\tDrug", "T1\tDrug")
+    run = raymrc("validate", "notes", "--reader", "brat", "--json", folder=place)
+    assert (run.returncode, run.stderr) == (2, "")
+    answer = json.loads(run.stdout)
+    assert (answer["notes"], answer["spans"]) == (6, 11)
+    assert [problem["line"] for problem in answer["problems"]] == [2]
+
+
+def test_synthesize_writes_the_same_notes_again_and_validate_accepts_them(place):
+    for scheme in ("n2c2-2018", "n2c2-2022"):
+        for out in ("one", "two"):
+            run = raymrc("synthesize", scheme, f"{scheme}/{out}", "--notes", "5", folder=place)
+            assert run.returncode == 0, run.stderr
+        assert tree(place / scheme / "one") == tree(place / scheme / "two")
+        run = raymrc("validate", f"{scheme}/one", "--reader", scheme, "--json", folder=place)
+        assert json.loads(run.stdout)["problems"] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("n2c2-2018", "notes"),  # a folder that holds something
+        ("n2c2-2018", "study.yaml"),
+        ("n2c2-2018", "study.yaml/out"),
+        ("n2c2-2019", "out"),
+        ("n2c2-2018", "out", "--notes", "0"),
+        ("n2c2-2018", "out", "--site", "c"),
+    ],
+)
+def test_synthesize_refuses_what_it_cannot_do_in_one_sentence(place, arguments):
+    one_sentence(place, "synthesize", *arguments)
+
+
+def test_a_plan_says_the_same_as_a_table_and_as_json(place):
+    table = raymrc("plan", "study.yaml", folder=place)
+    assert table.returncode == 0, table.stderr
+    assert "brat/tiny/frozen_soft_prompt" in table.stdout
+    answer = json.loads(raymrc("plan", "study.yaml", "--json", folder=place).stdout)
+    assert (answer["configurations"], answer["fold_runs"], answer["notes"]) == (1, 2, 6)
+    assert not (place / "runs").exists()
+
+
+def test_a_field_set_on_the_command_line_goes_before_the_file(place):
+    lengths = "strategies.frozen_soft_prompt.prompt_length=[4, 8, 16]"
+    run = raymrc("plan", "study.yaml", "--json", "--set", lengths, folder=place)
+    assert json.loads(run.stdout)["configurations"] == 3
+    sentence = one_sentence(place, "plan", "study.yaml", "--set", "folds.cuont=3")
+    assert sentence.startswith("--set folds.cuont=3: ") and "'count'" in sentence
+
+
+def test_a_plan_needs_no_notes_and_says_what_it_does_not_know(place):
+    change(place / "study.yaml", "path: notes", "path: not/there")
+    run = raymrc("plan", "study.yaml", "--json", folder=place)
+    assert run.returncode == 0
+    assert json.loads(run.stdout)["remarks"][0].startswith("the corpus was not read")
+
+
+def test_a_command_that_does_not_exist_is_a_mistake_of_the_user(capsys):
+    assert main(["plann"]) == 2
+    assert "Did you mean 'plan'?" in capsys.readouterr().err
+    assert main(["plan"]) == 2
+
+
+def test_a_bug_of_ours_shows_where_it_is_and_no_values(capsys, monkeypatch):
+    def broken(path, overrides):
+        text = "MR SECRET TOOK ASPIRIN"
+        try:
+            raise KeyError(text)
+        except KeyError as error:
+            raise ValueError(f"could not read {text}") from error
+
+    monkeypatch.setattr("raymrc.study.spec.load_spec", broken)
+    assert main(["plan", "anything.yaml"]) == 1
+    told = capsys.readouterr().err
+    assert "SECRET" not in told and "ASPIRIN" not in told
+    assert "ValueError" in told and "KeyError" in told and "Please report" in told
+    assert "test_cli.py" in told
+
+
+def test_a_chain_of_errors_ends():
+    first, second = ValueError("a"), KeyError("b")
+    first.__context__, second.__context__ = second, None
+    assert describe_bug(first).count("raised through") == 2
+
+
+def test_an_interrupted_command_says_so_by_its_code(monkeypatch):
+    def interrupted(path, overrides):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("raymrc.study.spec.load_spec", interrupted)
+    assert main(["plan", "anything.yaml"]) == 130
+
+
+def test_python_m_raymrc_is_raymrc():
+    assert "Usage: raymrc" in raymrc("--help", folder=ROOT).stdout
