@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from raymrc.corpora.note import Note, Span
 from raymrc.reading.examples import BEGIN, INSIDE, OUTSIDE, PieceSpan
-from raymrc.reading.windows import Window, owner
+from raymrc.reading.windows import Window, owner, strip_blanks
 
 
 def decode_spans(
@@ -70,10 +70,7 @@ def assemble(
     for index, of_window in found.items():
         offsets = windows[index].offsets
         for label, first, last in of_window:
-            start, end = offsets[first][0], offsets[last][1]
-            text = note.text[start:end]
-            start += len(text) - len(text.lstrip())
-            end -= len(text) - len(text.rstrip())
+            start, end = strip_blanks(note.text, offsets[first][0], offsets[last][1])
             if start < end and owner(windows, start, end) == index:
                 answers.add((start, end, label))
     return tuple(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymrc.corpora.note import Note, Span
-from raymrc.reading.windows import Window, holders, owner, touched_pieces
+from raymrc.reading.windows import Window, holders, owner, strip_blanks, touched_pieces
 
 PieceSpan = tuple[int, int]
 """First and last piece, both inclusive, counted from the window's first piece."""
@@ -116,7 +116,7 @@ def unreachable(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
     for span in note.spans:
         if (span.label, span.start, span.end) in seen:
             found.append(Unreachable(note.id, span.id, span.label, "duplicate"))
-        elif reason := _why_unreachable(span, windows):
+        elif reason := _why_unreachable(note, span, windows):
             found.append(Unreachable(note.id, span.id, span.label, reason))
         seen.add((span.label, span.start, span.end))
     return found
@@ -127,11 +127,10 @@ def untaggable(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
     kept = {key: taggable(spans) for key, spans in _answers(note, windows).items()}
     found = {one.span_id: one for one in unreachable(note, windows)}
     for span in note.spans:
-        index = owner(windows, span.start, span.end)
-        if span.id in found or index is None:
+        if span.id in found:
             continue
-        touched = touched_pieces(windows, span.start, span.end)
-        assert touched is not None, "what has an owner touches a piece"
+        touched, index = _place(note, span, windows)
+        assert touched is not None and index is not None, "what is reachable has an owner"
         if _within(windows[index], touched) not in kept[index, span.label]:
             found[span.id] = Unreachable(note.id, span.id, span.label, "same_label_overlap")
     return [found[span.id] for span in note.spans if span.id in found]
@@ -177,7 +176,7 @@ def _answers(note: Note, windows: Sequence[Window]) -> dict[tuple[int, str], lis
     """(window index, label) -> piece spans of the gold spans that the window holds."""
     answers: dict[tuple[int, str], list[PieceSpan]] = {}
     for span in note.spans:
-        touched = touched_pieces(windows, span.start, span.end)
+        touched = touched_pieces(windows, *strip_blanks(note.text, span.start, span.end))
         if touched is None:
             continue
         for index in holders(windows, *touched):
@@ -190,12 +189,19 @@ def _within(window: Window, pieces: PieceSpan) -> PieceSpan:
     return pieces[0] - window.piece_start, pieces[1] - window.piece_start
 
 
-def _why_unreachable(span: Span, windows: Sequence[Window]) -> str | None:
-    touched = touched_pieces(windows, span.start, span.end)
+def _place(
+    note: Note, span: Span, windows: Sequence[Window]
+) -> tuple[tuple[int, int] | None, int | None]:
+    """The note's pieces that a span touches, and the window that answers for it."""
+    chars = strip_blanks(note.text, span.start, span.end)
+    return touched_pieces(windows, *chars), owner(windows, *chars)
+
+
+def _why_unreachable(note: Note, span: Span, windows: Sequence[Window]) -> str | None:
+    touched, index = _place(note, span, windows)
     if touched is None:
         return "no_piece"
     first, last = touched
-    index = owner(windows, span.start, span.end)
     if index is None:
         widest = max(len(window.piece_ids) for window in windows)
         return "wider_than_window" if last - first >= widest else "cut_by_windows"

@@ -11,8 +11,8 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
+from raymrc.corpora.problems import nearest
 from raymrc.errors import SpecError
 
 N2C2_2018 = {
@@ -55,7 +55,6 @@ PHEE = {
     "Race": "What is the race, ethnicity or nationality of the treated patient or group?",
     "Population": "How many patients were there?",
     "Sub-Disorder": "Which other disorder does the treated patient or group have?",
-    "Subject.Disorder": "Which other disorder does the treated patient or group have?",
     "Treatment": "Which whole phrase describes the treatment that was given?",
     "Drug": "Which drugs were given as treatment?",
     "Dosage": "In what amount was the drug given?",
@@ -64,17 +63,12 @@ PHEE = {
     "Duration": "For how long was the treatment given?",
     "Time_elapsed": "How much time passed between the treatment and its effect?",
     "Treat-Disorder": "Which disorder was the treatment meant for?",
-    "Treatment.Disorder": "Which disorder was the treatment meant for?",
     "Combination": "Which words say that drugs were given together or interacted?",
     "Effect": "Which outcome or side effect did the treatment have?",
-    "Severity": "Which words say how severe the effect was?",
     "Severity_cue": "Which words say how severe the effect was?",
-    "Speculated": "Which words say that the event is uncertain or only suspected?",
     "Speculation_cue": "Which words say that the event is uncertain or only suspected?",
-    "Negated": "Which words say that the event did not happen?",
     "Negation_cue": "Which words say that the event did not happen?",
 }
-"""Names as in its brat files and, where those differ, as in its JSON."""
 
 MACCROBAT = {
     "Activity": "Which activities of the patient, such as smoking, walking or breathing in, "
@@ -214,9 +208,9 @@ def build_questions(labels: Sequence[str], overrides: Mapping[str, str]) -> dict
     problems = []
     for label, question in overrides.items():
         if label not in labels:
-            near = get_close_matches(label, labels, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"labels are {', '.join(labels)}"
-            problems.append(f"questions: the corpus has no label {label!r}; {hint}")
+            problems.append(
+                f"questions: the corpus has no label {label!r}; {nearest(label, labels)}"
+            )
         elif not question.strip():
             problems.append(f"questions: the question for {label!r} is empty; give it some words")
     if problems:

@@ -143,8 +143,10 @@ _SENTENCE_START = re.compile(
     | \n [^\S\n]* (?= [-*+\u2022\u00b7] [^\S\n]       # a list item: bullet,
                     | \d{1,2} [.)] [^\S\n]            # number
                     | [A-Z] [\w /&,()-]{1,50} : )     # or a section's heading
-    | [.!?] (?<! [\s.(][A-Z]\. ) (?<! \bDr\. ) (?<! \bMr\. ) (?<! \bMs\. ) (?<! \bMrs\. )
-      ["')\]\u201d]* \s+ (?= ["'(\[\u201c]? [A-Z0-9] )   # after a full stop; not after an initial
+    | [.!?]                                         # after a full stop that is not
+      (?<! [\s.(][A-Z\d]\. ) (?<! \n\d\d\. )        # an initial's or a list's
+      (?<! \bDr\. ) (?<! \bMr\. ) (?<! \bMs\. ) (?<! \bMrs\. )
+      ["')\]\u201d]* \s+ (?= ["'(\[\u201c]? [A-Z0-9] )
     """,
     re.VERBOSE,
 )
@@ -205,6 +207,15 @@ def holders(windows: Sequence[Window], first: int, last: int) -> range:
     return range(
         bisect_right(windows, last, key=lambda window: window.piece_end),
         bisect_right(windows, first, key=lambda window: window.piece_start),
+    )
+
+
+def strip_blanks(text: str, start: int, end: int) -> tuple[int, int]:
+    """A stretch of `text` without blanks at its edges; start >= end where nothing is left."""
+    stretch = text[start:end]
+    return (
+        start + len(stretch) - len(stretch.lstrip()),
+        end - len(stretch) + len(stretch.rstrip()),
     )
 
 

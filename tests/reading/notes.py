@@ -1,0 +1,62 @@
+"""Notes for properties: clinical shapes and odd characters, with spans anywhere."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from raymrc.corpora.note import Note, Span
+
+# No deadline: a busy machine is slow for reasons that are not ours.
+quickly = settings(max_examples=80, deadline=None)
+thoroughly = settings(max_examples=150, deadline=None)
+
+LABELS = ("Drug", "ADE", "Reason")
+
+_words = st.sampled_from(
+    [
+        "aspirin", "Heparin", "81", "mg", "p.o.", "thrombocytopenia", "Dr.", "chest pain",
+        "naïve", "3°", "½", "µg/kg", "β-blocker", "😀", "日本", "e\u0301", "\u00ad", "\u200b",
+        "ﬁne", "İ", "x\x00y", "-", "(", ")", "J.", "No",
+    ]
+)  # fmt: skip
+_gaps = st.sampled_from(
+    [
+        " ", " ", " ", " ", "  ", ". ", "! ", "? ", "; ", "\n", "\r\n", "\n\n", "\n- ", "\n2. ",
+        "\u00a0", "", "\nPlan: ",
+    ]
+)  # fmt: skip
+_clinical = st.lists(st.tuples(_words, _gaps), max_size=60).map(
+    lambda parts: "".join(word + gap for word, gap in parts)
+)
+_anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+
+
+@st.composite
+def notes(draw: st.DrawFn) -> Note:
+    """Spans mostly from word to word, some anywhere, some in two fragments; many overlap."""
+    text = draw(st.one_of(_clinical, _clinical, _anything))
+    words = [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+    spans = []
+    for number in range(draw(st.integers(0, 12)) if text else 0):
+        if words and draw(st.integers(0, 3)):
+            first = draw(st.integers(0, len(words) - 1))
+            last = min(first + draw(st.integers(0, 12)), len(words) - 1)
+            start, end = words[first][0], words[last][1]
+        else:
+            start = draw(st.integers(0, len(text) - 1))
+            end = draw(st.integers(start + 1, len(text)))
+        fragments: tuple[tuple[int, int], ...] = ((start, end),)
+        if end - start > 2 and draw(st.integers(0, 4)) == 0:
+            fragments = ((start, start + 1), (end - 1, end))
+        spans.append(Span(f"T{number + 1}", draw(st.sampled_from(LABELS)), fragments))
+    return Note("note", text, tuple(spans))
+
+
+@st.composite
+def sizes(draw: st.DrawFn) -> tuple[int, int]:
+    """Window and overlap, small enough that short notes are cut often."""
+    window = draw(st.integers(1, 24))
+    return window, draw(st.integers(0, window - 1))

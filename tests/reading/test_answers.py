@@ -1,0 +1,96 @@
+"""Twins: the vectorised decoders against loops that say the same slowly."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from raymrc.corpora.note import Note, Span
+from raymrc.reading.answers import assemble, decode_spans, decode_tags
+from raymrc.reading.windows import build_windows
+from tests.reading.notes import quickly
+
+SENTENCE = "The patient was given aspirin and heparin after the chest pain had come back again. "
+
+
+@given(arrays.arrays(np.int8, st.integers(0, 30), elements=st.integers(0, 2)))
+@quickly
+def test_tags_are_decoded_as_a_reader_would(tags):
+    spans, first = [], None
+    for place, tag in enumerate([*tags.tolist(), 0]):
+        if first is not None and tag != 2:
+            spans.append((first, place - 1))
+            first = None
+        if tag == 1 or (tag == 2 and first is None):
+            first = place
+    assert decode_tags(tags) == spans
+
+
+logits = st.floats(-3, 3, width=32)
+
+
+@given(st.data(), st.integers(1, 12))
+@quickly
+def test_pairs_are_decoded_as_a_reader_would(data, pieces):
+    start = data.draw(arrays.arrays(np.float32, pieces, elements=logits))
+    end = data.draw(arrays.arrays(np.float32, pieces, elements=logits))
+    place = st.integers(0, pieces - 1)
+    pairs = np.array(data.draw(st.lists(st.tuples(place, place), max_size=30)), dtype=np.int64)
+    match = data.draw(arrays.arrays(np.float32, len(pairs), elements=logits))
+    expected = {
+        (int(first), int(last))
+        for (first, last), score in zip(pairs.reshape(-1, 2), match, strict=True)
+        if start[first] > 0 and end[last] > 0 and score > 0 and first <= last
+    }
+    assert decode_spans(start, end, pairs, match) == sorted(expected)
+
+
+def test_nested_and_crossing_answers_are_told_apart_by_the_match():
+    start, end = np.array([1.0, 1.0, -1.0, -1.0]), np.array([-1.0, -1.0, 1.0, 1.0])
+    pairs = np.array([(0, 2), (0, 3), (1, 2), (1, 3)])
+    assert decode_spans(start, end, pairs, np.array([-1.0, 1, 1, -1])) == [(0, 3), (1, 2)]
+    assert decode_spans(start, end, pairs, np.array([1.0, -1, -1, 1])) == [(0, 2), (1, 3)]
+
+
+def test_logits_that_are_not_numbers_answer_nothing():
+    broken = np.full(2, np.nan)
+    assert decode_spans(broken, broken, np.array([(0, 1)]), broken[:1]) == []
+
+
+def test_no_candidates_are_no_answers():
+    assert decode_spans(np.ones(3), np.ones(3), np.empty((0, 2), int), np.empty(0)) == []
+
+
+def test_what_two_windows_find_is_counted_once_and_only_from_its_owner(wordpiece):
+    note = Note("n", SENTENCE * 3)
+    windows = build_windows(note, wordpiece, 40, 20)
+    places = {}
+    for window in windows:
+        for place, (start, end) in enumerate(window.offsets):
+            places.setdefault((start, end), []).append((window.index, place))
+    shared = {chars: where for chars, where in places.items() if len(where) > 1}
+    assert shared
+    for chars, where in shared.items():
+        everywhere = {index: [(0, place, place)] for index, place in where}
+        assert assemble(note, windows, everywhere, ["Drug"]) == (Span("T1", "Drug", (chars,)),)
+        alone = [
+            assemble(note, windows, {index: [(0, place, place)]}, ["Drug"])
+            for index, place in where
+        ]
+        assert sum(map(len, alone)) == 1
+
+
+def test_answers_are_sorted_named_and_free_of_blanks_at_their_edges(tokenizer):
+    note = Note("n", "heparin  ,\n\n aspirin")
+    (window,) = build_windows(note, tokenizer, 64, 8)
+    last = len(window.piece_ids) - 1
+    heparin = max(i for i, (start, _) in enumerate(window.offsets) if start < 7)
+    comma = next(i for i, (_, end) in enumerate(window.offsets) if end == 10)
+    found = {0: [(1, comma + 1, last), (0, 0, last), (0, 0, heparin), (0, 0, heparin)]}
+    assert assemble(note, [window], found, ["Drug", "ADE"]) == (
+        Span("T1", "Drug", ((0, 7),)),
+        Span("T2", "Drug", ((0, 20),)),
+        Span("T3", "ADE", ((13, 20),)),
+    )

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+
+from raymrc.corpora.formats import READERS, known_labels, read_corpus
+from raymrc.corpora.labels import DRUG_ADE_LABELS
+from raymrc.errors import RaymrcError
+from raymrc.reading.questions import (
+    SHAC_ARGUMENTS,
+    TABLES,
+    build_questions,
+    default_questions,
+    questions_fingerprint,
+)
+from tests.paths import SHARED, needs_shared
+
+
+@pytest.mark.parametrize("reader", [name for name, row in READERS.items() if row.labels])
+def test_every_label_of_a_format_has_its_own_question(reader):
+    labels = known_labels(reader)
+    assert labels and set(labels) == set(TABLES[reader])
+    assert default_questions(labels) == {label: TABLES[reader][label] for label in labels}
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("folder", "reader"), [("maccrobat2020", "maccrobat"), ("bc5cdr", "pubtator")]
+)
+def test_every_label_of_a_public_corpus_has_its_own_question(folder, reader):
+    labels = read_corpus(SHARED / "corpora" / folder, reader).labels
+    table = TABLES["bc5cdr" if reader == "pubtator" else reader]
+    assert set(labels) == set(table)
+    assert default_questions(labels) == {label: table[label] for label in labels}
+
+
+def test_the_common_set_has_its_own_questions():
+    assert default_questions(DRUG_ADE_LABELS) == TABLES["drug-ade"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_questions_of_a_set_are_questions_and_all_differ(table):
+    questions = list(TABLES[table].values())
+    assert len(set(questions)) == len(questions)
+    for question in questions:
+        assert question[0].isupper() and question.endswith("?") and 4 <= len(question.split()) <= 25
+
+
+def test_a_drug_is_a_medication_beside_doses_and_a_habit_beside_tobacco():
+    assert "medications" in default_questions(["Drug", "Strength"])["Drug"]
+    assert "illicit" in default_questions(["Drug", "Tobacco"])["Drug"]
+    assert "medications" in default_questions(["Drug"])["Drug"]
+
+
+def test_the_29_arguments_of_triggers_have_questions_that_all_differ():
+    assert len(SHAC_ARGUMENTS) == len(set(SHAC_ARGUMENTS.values())) == 29
+    assert {name for pair in SHAC_ARGUMENTS for name in pair} == set(TABLES["n2c2-2022"])
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [("Lab_result", "lab result"), ("StatusOfPet", "status of pet"), ("XYZ", "XYZ"), ("---", "---"),
+     ("Treatment.Goal2", "treatment goal2")],
+)  # fmt: skip
+def test_an_unknown_label_is_asked_for_by_its_name(label, words):
+    assert default_questions([label, "Drug"])[label] == f"Which words mention {words}?"
+
+
+def test_a_studys_own_words_win_and_labels_keep_their_order():
+    questions = build_questions(["ADE", "Drug"], {"Drug": "What was taken?"})
+    assert list(questions) == ["ADE", "Drug"]
+    assert questions["Drug"] == "What was taken?"
+    assert questions["ADE"] == default_questions(["ADE", "Drug"])["ADE"]
+
+
+def test_questions_for_labels_that_are_not_there_are_refused_all_at_once():
+    with pytest.raises(RaymrcError) as error:
+        build_questions(["Drug", "ADE"], {"Durg": "What?", "ADE": " "})
+    assert str(error.value).splitlines() == [
+        "questions: the corpus has no label 'Durg'; did you mean 'Drug'?",
+        "questions: the question for 'ADE' is empty; give it some words",
+    ]
+
+
+def test_the_fingerprint_follows_the_wording_and_not_the_order():
+    one, two = {"Drug": "What?", "ADE": "Why?"}, {"ADE": "Why?", "Drug": "What?"}
+    assert questions_fingerprint(one) == questions_fingerprint(two)
+    assert questions_fingerprint(one) != questions_fingerprint({**one, "ADE": "Why so?"})
+    assert len(questions_fingerprint(one)) == 64

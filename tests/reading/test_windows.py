@@ -1,0 +1,178 @@
+"""Promise: every stretch of a note that fits a window is held by one, with exact offsets.
+
+It would break without anyone noticing: a span lost at a cut is only a little less recall.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raymrc.corpora.note import Note
+from raymrc.errors import RaymrcError
+from raymrc.reading.windows import build_windows, owner, sentence_starts, window_bounds
+from tests.reading.notes import notes, quickly, sizes
+
+NOTE = (
+    "Dr. Smith saw her. She was given\naspirin for chest\npain.\n\nDischarge Medications:\n"
+    "1. Lisinopril 10 mg\n2. Metformin 500 mg b.i.d.\nwith food\n- insulin (see J. Doe)"
+)
+
+
+@st.composite
+def layouts(draw):
+    """Sentence starts, pieces, window, overlap: sentences of all lengths."""
+    lengths = draw(st.lists(st.integers(1, 60), min_size=1, max_size=25))
+    starts = [sum(lengths[:index]) for index in range(len(lengths))]
+    window = draw(st.integers(1, 40))
+    return starts, sum(lengths), window, draw(st.integers(0, window - 1))
+
+
+@given(layouts())
+@quickly
+def test_windows_cover_a_note_in_steps_that_share_the_overlap(layout):
+    _, num_pieces, window, overlap = layout
+    bounds = window_bounds(*layout)
+    assert bounds[0][0] == 0 and bounds[-1][1] == num_pieces
+    assert all(0 < end - begin <= window for begin, end in bounds)
+    for (begin, end), (next_begin, next_end) in pairwise(bounds):
+        assert begin < next_begin and end < next_end
+        assert end - next_begin >= overlap
+
+
+@given(layouts())
+@quickly
+def test_a_sentence_that_fits_a_window_is_whole_in_one(layout):
+    sentences, num_pieces, window, _ = layout
+    bounds = window_bounds(*layout)
+    for head, tail in pairwise([*sentences, num_pieces]):
+        if tail - head <= window:
+            assert any(begin <= head and tail <= end for begin, end in bounds)
+
+
+@given(layouts())
+@quickly
+def test_any_stretch_one_piece_wider_than_the_overlap_is_whole_in_a_window(layout):
+    _, num_pieces, _, overlap = layout
+    bounds = window_bounds(*layout)
+    for first in range(num_pieces - overlap):
+        assert any(begin <= first and first + overlap + 1 <= end for begin, end in bounds)
+
+
+@given(layouts())
+@quickly
+def test_sentences_cost_at_most_two_and_a_half_times_the_fewest_windows(layout):
+    _, num_pieces, window, overlap = layout
+    fewest = 1 + max(0, -(-(num_pieces - window) // (window - overlap)))
+    # A step takes on at least half of the new pieces that it could; 2.5 leaves room for rounding.
+    assert len(window_bounds(*layout)) <= 2.5 * fewest
+
+
+def test_a_short_note_is_one_window(tokenizer):
+    windows = build_windows(Note("n", NOTE), tokenizer, 512, 64)
+    assert [(window.index, window.piece_start) for window in windows] == [(0, 0)]
+    assert (windows[0].char_start, windows[0].char_end) == (0, len(NOTE))
+
+
+@pytest.mark.parametrize("text", ["", " \n\t\r\n \u00a0"])
+def test_a_note_without_words_has_no_windows(tokenizer, text):
+    assert build_windows(Note("n", text), tokenizer, 16, 4) == []
+
+
+@given(note=notes(), size=sizes())
+@quickly
+def test_windows_are_slices_of_the_whole_notes_pieces(tokenizer, note, size):
+    windows = build_windows(note, tokenizer, *size)
+    whole = tokenizer(note.text, add_special_tokens=False, verbose=False)["input_ids"]
+    assert [window.index for window in windows] == list(range(len(windows)))
+    for window in windows:
+        assert window.note_id == note.id
+        assert list(window.piece_ids) == whole[window.piece_start : window.piece_end]
+    if note.text.strip() and whole:
+        assert windows[0].piece_start == 0 and windows[-1].piece_end == len(whole)
+
+
+@given(note=notes(), size=sizes())
+@quickly
+def test_offsets_ascend_and_never_begin_or_end_with_a_blank(tokenizer, note, size):
+    for window in build_windows(note, tokenizer, *size):
+        for (start, end), (next_start, next_end) in pairwise(window.offsets):
+            assert start <= next_start and end <= next_end
+        for start, end in window.offsets:
+            text = note.text[start:end]
+            assert 0 <= start <= end <= len(note.text) and text == text.strip()
+
+
+@given(note=notes(), size=sizes(), data=st.data())
+@quickly
+def test_the_owner_is_the_window_that_sees_most_around_a_span(tokenizer, note, size, data):
+    windows = build_windows(note, tokenizer, *size)
+    start = data.draw(st.integers(0, len(note.text)))
+    end = data.draw(st.integers(start, len(note.text)))
+    assert owner(windows, start, end) == slow_owner(windows, start, end)
+
+
+def slow_owner(windows, start, end):
+    """The same by looking at every piece of every window."""
+    touched = {
+        window.piece_start + place
+        for window in windows
+        for place, (piece_start, piece_end) in enumerate(window.offsets)
+        if piece_start < end and start < piece_end
+    }
+    best, widest = None, -1.0
+    for window in windows:
+        pieces = range(window.piece_start, window.piece_end)
+        if touched and touched <= set(pieces):
+            before = min(touched) - pieces[0] if window is not windows[0] else float("inf")
+            after = pieces[-1] - max(touched) if window is not windows[-1] else float("inf")
+            if min(before, after) > widest:
+                best, widest = window.index, min(before, after)
+    return best
+
+
+def test_windows_begin_and_end_at_sentences_where_they_can(wordpiece):
+    text = " ".join(f"Sentence number {number} is about aspirin." for number in range(40))
+    windows = build_windows(Note("n", text), wordpiece, 100, 10)
+    assert len(windows) > 3
+    for window in windows:
+        assert text[window.char_start :].startswith("Sentence")
+        assert text[: window.char_end].endswith("aspirin.")
+
+
+def test_sentences_begin_after_full_stops_blank_lines_and_at_items_but_not_at_line_breaks():
+    starts = [0, *sentence_starts(NOTE)]
+    sentences = [NOTE[start:end].strip() for start, end in pairwise([*starts, len(NOTE)])]
+    assert sentences == [
+        "Dr. Smith saw her.",
+        "She was given\naspirin for chest\npain.",
+        "Discharge Medications:",
+        "1. Lisinopril 10 mg",
+        "2. Metformin 500 mg b.i.d.\nwith food",
+        "- insulin (see J. Doe)",
+    ]
+
+
+@pytest.mark.parametrize(("window", "overlap"), [(32, 32), (32, 40), (0, 0), (32, -1)])
+def test_an_overlap_that_a_window_cannot_hold_is_refused(wordpiece, window, overlap):
+    with pytest.raises(RaymrcError, match=f"windows of {window} pieces cannot share {overlap} "):
+        build_windows(Note("n", NOTE), wordpiece, window, overlap)
+
+
+def test_a_notes_text_does_not_show_in_a_windows_repr(wordpiece):
+    shown = repr(build_windows(Note("n", NOTE), wordpiece, 16, 4)[0])
+    assert shown == "Window(note_id='n', index=0, piece_start=0)"
+
+
+def test_a_megabyte_of_notes_is_windowed_in_seconds(minilm):
+    note = Note("n", (NOTE + "\n\n") * 5)
+    begun = time.perf_counter()
+    for _ in range(200):
+        build_windows(note, minilm, 384, 64)
+    seconds_per_megabyte = (time.perf_counter() - begun) / (200 * len(note.text) / 1e6)
+    # About 0.8 s measured on one idle core; a quadratic slip would cost minutes.
+    assert seconds_per_megabyte < 10
