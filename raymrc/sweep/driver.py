@@ -1,0 +1,540 @@
+"""A study, start to end: one Tune run whose trials are configurations of all cells.
+
+    search -> Tune trial -> fold-runs in a reused worker -> record -> ledger -> on_record
+
+Nothing is kept in Tune that is needed again: the ledger says what is left to do, so a
+study that was killed anywhere is resumed by running it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import raymrc
+from raymrc.errors import LedgerError, RaymrcError
+from raymrc.study.configuration import Configuration, FoldRun
+from raymrc.study.ledger import Ledger
+from raymrc.study.plan import CellPlan, Plan
+from raymrc.study.record import Record
+from raymrc.sweep.progress import CellProgress, Snapshot
+from raymrc.sweep.search import StudySearch, Work
+
+# isort: split
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from raymrc.sweep.trial import Train, failed_record, run_trial
+
+DEATHS = 2
+"""So many workers may die under one fold-run before it counts as failed."""
+
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Holds the notes and what workers report; Ray's default of 30 % of memory is for data sets."""
+
+SNAPSHOT_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one trial holds while it runs.
+
+    Args:
+        max_trials: at most so many at once; None for as many as fit.
+    """
+
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float = 0.0
+    max_trials: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StudyOutcome:
+    """What a run of a study came to, in fold-runs.
+
+    Args:
+        total: of the plan.
+        done: trained now.
+        reused: in the ledger before, or meanwhile by another driver.
+        failed: tried now and failed; running the study again tries them again.
+        interrupted: by Ctrl-C; running the study again goes on.
+        reasons: why those failed, the commonest first, with how often.
+    """
+
+    total: int
+    done: int
+    reused: int
+    failed: int
+    interrupted: bool
+    wall_seconds: float
+    reasons: tuple[tuple[str, int], ...] = ()
+
+
+def run_study(
+    plan: Plan,
+    ledger: Ledger,
+    train: Train,
+    data: Any = None,
+    *,
+    folder: Path,
+    resources: Resources | None = None,
+    on_record: Callable[[Record], None] | None = None,
+    on_progress: Callable[[Snapshot], None] | None = None,
+) -> StudyOutcome:
+    """Train what the ledger lacks of a plan.
+
+    Uses a cluster that this process is connected to, the one that RAY_ADDRESS names, or one
+    of its own, which it ends again. Takes Ctrl-C for the time being: the first one ends the
+    study, a second one at once.
+
+    Args:
+        plan: with fingerprints.
+        train: called in worker processes as `train(fold_run, data, on_epoch=...)`.
+        data: what every fold-run needs (notes, folds, questions); sent once to each worker.
+        folder: of the study, on this machine; all that spills to disk stays below it.
+        on_record: told of every new record, once it is in the ledger, failed ones too.
+        on_progress: told now and then.
+
+    Raises:
+        LedgerError: a record cannot be read, or not be written.
+        RaymrcError: Ray cannot be started, or has too little for one trial.
+    """
+    records, problems = ledger.read_all()
+    if problems:
+        raise LedgerError("\n".join(problems))
+    study = _Study(plan, ledger, records, on_record, on_progress)
+    if study.has_work:
+        with _catch_interrupt(study.stop), _workplace(folder) as workplace:
+            _run_tune(study, train, data, resources or Resources(), workplace)
+    study.show(now=True)
+    if study.error is not None:
+        raise study.error
+    return study.outcome()
+
+
+class _Study:
+    """The state of one run: what is in flight, what came of it. Knows nothing of Tune."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: Ledger,
+        records: Sequence[Record],
+        on_record: Callable[[Record], None] | None,
+        on_progress: Callable[[Snapshot], None] | None,
+    ) -> None:
+        self.plan = plan
+        self.ledger = ledger
+        self.stopping = threading.Event()
+        self.error: LedgerError | None = None
+        self._on_record = on_record or (lambda record: None)
+        self._on_progress = on_progress
+        self._search = StudySearch(plan, records, self._look)
+        self._board = _Board(plan, self._search, records)
+        self._in_flight: dict[str, Work] = {}
+        self._now: dict[str, str] = {}
+        self._deaths: dict[str, int] = {}
+        self._trained: set[str] = set()
+        self._failed: dict[str, str] = {}
+        self._began = time.monotonic()
+        self._shown_at = 0.0
+        self._next = self._search.next()
+
+    @property
+    def has_work(self) -> bool:
+        return self._next is not None
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._in_flight)
+
+    def _look(self, key: str) -> Record | None:
+        if not self.ledger.has(key):
+            return None
+        record = self.ledger.get(key)
+        if record is not None:
+            self._board.enter(record)
+        return record
+
+    def take(self, trial_id: str) -> Work | None:
+        """Work for a new trial; None when there is none now."""
+        if self.stopping.is_set():
+            return None
+        work = self._next or self._search.next()
+        self._next = None
+        if work is not None:
+            self._in_flight[trial_id] = work
+        return work
+
+    def receive(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """A trial reports an epoch or a finished fold-run."""
+        work = self._in_flight.get(trial_id)
+        if work is None:  # a late report of a trial that was given up
+            return
+        text = result.get("record")
+        if text is not None:
+            self._keep(Record.from_json(text))
+        at = f" epoch {result['epoch']}" if "epoch" in result else ""
+        self._now[trial_id] = f"{work.configuration.cell.name} fold {result.get('fold', 0)}{at}"
+        self.show()
+
+    def _keep(self, record: Record) -> None:
+        if self.error is not None:
+            return
+        try:
+            self.ledger.record(record)
+        except LedgerError as error:
+            self.error = error
+            self.stop()
+            return
+        self._search.learn(record)
+        self._board.enter(record)
+        if record.status == "done":
+            self._trained.add(record.key)
+            self._failed.pop(record.key, None)
+        else:
+            self._failed[record.key] = record.reason
+        self._on_record(record)
+
+    def end(self, trial_id: str) -> None:
+        """A trial is over: its work is settled, or given back if its worker died."""
+        work = self._in_flight.pop(trial_id, None)
+        self._now.pop(trial_id, None)
+        if work is None or self.stopping.is_set():
+            return
+        left = self._unsettled(work)
+        if left:  # the worker died in the first of these
+            key = left[0].key
+            self._deaths[key] = self._deaths.get(key, 0) + 1
+            if self._deaths[key] >= DEATHS:
+                self._keep(failed_record(left[0], "its worker process died, as for want of memory"))
+                left = self._unsettled(work)
+        if left:
+            self._search.give_back(Work(work.cell, work.configuration, left))
+        else:
+            self._search.settle(work)
+
+    def _unsettled(self, work: Work) -> tuple[FoldRun, ...]:
+        settled = self._search.done.keys() | self._failed.keys()
+        return tuple(run for run in work.fold_runs if run.key not in settled)
+
+    def stop(self) -> None:
+        self.stopping.set()
+
+    def show(self, *, now: bool = False) -> None:
+        moment = time.monotonic()
+        if self._on_progress is not None and (now or moment - self._shown_at >= SNAPSHOT_SECONDS):
+            self._shown_at = moment
+            self._on_progress(
+                Snapshot(
+                    total=self.plan.num_fold_runs,
+                    done=self._board.num_done,
+                    reused=self._board.num_done - len(self._trained),
+                    failed=len(self._failed),
+                    running=tuple(self._now.values()),
+                    cells=self._board.cells(),
+                    wall_seconds=moment - self._began,
+                )
+            )
+
+    def outcome(self) -> StudyOutcome:
+        counts: dict[str, int] = {}
+        for reason in self._failed.values():
+            counts[reason] = counts.get(reason, 0) + 1
+        return StudyOutcome(
+            total=self.plan.num_fold_runs,
+            done=len(self._trained),
+            reused=self._board.num_done - len(self._trained),
+            failed=len(self._failed),
+            interrupted=self.stopping.is_set(),
+            wall_seconds=time.monotonic() - self._began,
+            reasons=tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+        )
+
+
+class _Board:
+    """Counts by cell, and the best configuration so far; each record costs a look-up."""
+
+    def __init__(self, plan: Plan, search: StudySearch, records: Sequence[Record]) -> None:
+        self._plan = plan
+        self._search = search
+        self._cells = {cell.cell: index for index, cell in enumerate(plan.cells)}
+        self._done: list[set[str]] = [set() for _ in plan.cells]
+        self._failed: list[set[str]] = [set() for _ in plan.cells]
+        self._best: list[tuple[float, Configuration] | None] = [None] * len(plan.cells)
+        self._planned = [
+            None if c.configurations is None else {x.id for x in c.configurations}
+            for c in plan.cells
+        ]
+        for record in records:
+            if record.status == "done":
+                self.enter(record)
+
+    @property
+    def num_done(self) -> int:
+        return sum(len(done) for done in self._done)
+
+    def enter(self, record: Record) -> None:
+        configuration = record.fold_run.configuration
+        index = self._cells.get(configuration.cell)
+        if index is None or record.fold_run not in self._search.fold_runs(configuration):
+            return  # of an earlier form of the study
+        planned = self._planned[index]
+        if planned is not None and configuration.id not in planned:
+            return
+        if record.status != "done":
+            self._failed[index].add(record.key)
+            return
+        self._failed[index].discard(record.key)
+        self._done[index].add(record.key)
+        value = self._search.value(configuration)
+        best = self._best[index]
+        if value is not None and (best is None or value > best[0]):
+            self._best[index] = (value, configuration)
+
+    def cells(self) -> tuple[CellProgress, ...]:
+        return tuple(
+            CellProgress(
+                name=cell.cell.name,
+                total=cell.num_fold_runs,
+                done=len(self._done[index]),
+                failed=len(self._failed[index]),
+                best=_describe(cell, best[1]) if (best := self._best[index]) else "",
+                best_f1=best[0] if best else None,
+            )
+            for index, cell in enumerate(self._plan.cells)
+        )
+
+
+def _describe(cell: CellPlan, configuration: Configuration) -> str:
+    """By the fields that the cell searches over."""
+    searched = {*cell.space.grids, *cell.space.distributions}
+    return " ".join(
+        f"{field.name}={getattr(configuration, field.name)}"
+        for field in fields(configuration)
+        if field.name in searched
+    )
+
+
+# --- Tune ----------------------------------------------------------------------------------------
+
+
+class _NotKept:
+    """Tune pickles its parts to restore them some day. Ours are made from the ledger instead."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Search(_NotKept, Searcher):
+    """Tune asks here for trials. It may hold one more than can run: its worker is then reused."""
+
+    def __init__(self, study: _Study, most: int) -> None:
+        super().__init__()
+        self._study = study
+        self._most = most
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._study.num_in_flight >= self._most:
+            return None
+        work = self._study.take(trial_id)
+        if work is not None:
+            return {"work": work}
+        # What a dead worker leaves behind will be handed out again.
+        return None if self._study.num_in_flight else Searcher.FINISHED
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        self._study.end(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """The ledger has all that is needed."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a study is resumed from its ledger, not from Tune")
+
+
+class _Receiver(_NotKept, tune.Callback):
+    """Tune hands over here what trials report."""
+
+    def __init__(self, study: _Study) -> None:
+        self._study = study
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._study.receive(trial.trial_id, result)
+        result.pop("record", None)  # Tune keeps the last result of every trial
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._study.show()
+
+
+class _Stopper(_NotKept, tune.Stopper):
+    def __init__(self, study: _Study) -> None:
+        self._study = study
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._study.stopping.is_set()
+
+
+def _run_tune(
+    study: _Study, train: Train, data: Any, resources: Resources, workplace: Path
+) -> None:
+    with _cluster(resources, workplace) as is_ours:
+        slots = count_slots(resources, ray.cluster_resources())
+        # One trial waiting keeps a worker from being ended between two trials. Elsewhere than on
+        # a cluster sized by us the waiting one might run.
+        most = slots + 1 if is_ours or resources.max_trials is None else slots
+        with _environment(TUNE_MAX_PENDING_TRIALS_PG=str(slots)):
+            trainable = tune.with_resources(
+                tune.with_parameters(
+                    run_trial,
+                    train=train,
+                    shared=[ray.put(data)],
+                    num_threads=max(1, int(resources.cpus_per_trial)),
+                ),
+                {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
+            )
+            tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=_Search(study, most),
+                    num_samples=-1,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: str(trial.trial_id),
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=str(workplace),
+                    callbacks=[_Receiver(study)],
+                    stop=_Stopper(study),
+                    verbose=0,
+                ),
+            ).fit()
+
+
+def count_slots(resources: Resources, available: Mapping[str, float]) -> int:
+    """How many trials run at once.
+
+    Raises:
+        RaymrcError: not even one.
+    """
+    fits: list[float] = []
+    for name, wanted in (("CPU", resources.cpus_per_trial), ("GPU", resources.gpus_per_trial)):
+        if wanted > 0:
+            fits.append(available.get(name, 0.0) / wanted + 1e-9)
+            if fits[-1] < 1:
+                raise RaymrcError(
+                    f"a trial wants {wanted:g} {name}, and there are {available.get(name, 0.0):g}; "
+                    f"set resources.{name.lower()}s_per_trial to less"
+                )
+    slots = int(min(fits)) if fits else 1
+    return min(slots, resources.max_trials or slots)
+
+
+# --- the place where it runs -----------------------------------------------------------------------
+
+
+@contextmanager
+def _cluster(resources: Resources, workplace: Path) -> Iterator[bool]:
+    """Ray, connected; gives True where it is a cluster of our own, which is ended at the end."""
+    if ray.is_initialized():
+        yield False
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"address": address}
+    if not address:
+        cpus = os.cpu_count() or 1
+        if hasattr(os, "sched_getaffinity"):
+            cpus = len(os.sched_getaffinity(0))
+        most = resources.max_trials
+        if most is not None and resources.cpus_per_trial > 0:
+            cpus = max(1, min(cpus, int(most * resources.cpus_per_trial)))
+        spill = workplace / "spill"
+        spill.mkdir()
+        options = {
+            "address": "local",
+            "num_cpus": cpus,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            # What does not fit into memory holds notes: it stays in the study's folder.
+            "object_spilling_directory": str(spill),
+        }
+    # Workers import raymrc from where this process has it, installed or not.
+    package = str(Path(raymrc.__file__).resolve().parents[1])
+    paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    with _environment(PYTHONPATH=os.pathsep.join(dict.fromkeys(paths))):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            ray.shutdown()
+            where = f"at {address}" if address else "on this machine"
+            raise RaymrcError(f"Ray cannot be started {where} ({type(error).__name__})") from None
+        try:
+            yield not address
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """A folder below the study's for what Tune and Ray write; it goes with the run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=".sweep-", dir=folder.resolve()))
+    except OSError as error:
+        raise RaymrcError(f"{folder}: cannot be written to ({error.strerror})") from None
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _catch_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C asks for an end, the second is the ordinary one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        stop()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,163 @@
+"""How far a study is, and where that is shown.
+
+Snapshot (a value) -> table on a terminal, or a line now and then elsewhere
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+LINE_SECONDS = 30.0
+"""Where nobody watches a terminal, a line is written no more often than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellProgress:
+    """One cell, in fold-runs.
+
+    Args:
+        best: the fields in which the best complete configuration so far differs from the others.
+        best_f1: its mean validation F1, 0 to 1; None while no configuration is complete.
+        folds_per_configuration: a cell's total is a multiple of it.
+    """
+
+    name: str
+    total: int
+    done: int
+    failed: int
+    best: str = ""
+    best_f1: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A study at one moment, in fold-runs.
+
+    Args:
+        done: those of earlier runs included.
+        reused: of `done`, those that were in the ledger before.
+        running: what each trial is at, such as "minilm-l2/fine_tune fold 3 epoch 4".
+    """
+
+    total: int
+    done: int
+    reused: int
+    failed: int
+    running: tuple[str, ...]
+    cells: tuple[CellProgress, ...]
+    wall_seconds: float
+
+    @property
+    def seconds_left(self) -> float | None:
+        """As long again for each as for those of this run; None before the first."""
+        trained = self.done - self.reused + self.failed
+        left = self.total - self.done - self.failed
+        return self.wall_seconds / trained * left if trained else None
+
+
+class Progress:
+    """Shows snapshots on stderr: live on a terminal, else a line now and then.
+
+    with Progress() as show:
+        run_study(..., on_progress=show)
+    """
+
+    def __init__(
+        self, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.console = console or Console(stderr=True)
+        self._clock = clock
+        self._live: Live | None = None
+        self._last_line = -LINE_SECONDS
+        self._shown: Snapshot | None = None
+        self._latest: Snapshot | None = None
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+        elif self._latest is not None and self._latest is not self._shown:
+            self.console.print(line(self._latest), soft_wrap=True, highlight=False)
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        self._latest = snapshot
+        if self._live is not None:
+            self._live.update(render(snapshot))
+        elif self._clock() - self._last_line >= LINE_SECONDS:
+            self._last_line = self._clock()
+            self._shown = snapshot
+            self.console.print(line(snapshot), soft_wrap=True, highlight=False)
+
+
+def line(snapshot: Snapshot) -> str:
+    """One line for a log: how much is done, how long it will take, who leads."""
+    parts = [f"{snapshot.done} of {snapshot.total} fold-runs"]
+    if snapshot.failed:
+        parts.append(f"{snapshot.failed} failed")
+    if snapshot.seconds_left is not None and snapshot.seconds_left > 0:
+        parts.append(f"{duration(snapshot.seconds_left)} left")
+    known = [cell for cell in snapshot.cells if cell.best_f1 is not None]
+    if known:
+        best = max(known, key=lambda cell: cell.best_f1 or 0.0)
+        parts.append(
+            f"best on validation {percent(best.best_f1)}: {best.name} {best.best}".rstrip()
+        )
+    return ", ".join(parts)
+
+
+def render(snapshot: Snapshot) -> RenderableType:
+    """The live table."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("cell", overflow="fold")
+    table.add_column("fold-runs", justify="right")
+    table.add_column("", width=16)
+    table.add_column("validation F1", justify="right")
+    table.add_column("best so far", overflow="fold")
+    for cell in snapshot.cells:
+        failed = f" ({cell.failed} failed)" if cell.failed else ""
+        table.add_row(
+            cell.name,
+            f"{cell.done}/{cell.total}{failed}",
+            ProgressBar(total=max(cell.total, 1), completed=cell.done, width=16),
+            percent(cell.best_f1),
+            cell.best,
+        )
+    left = snapshot.seconds_left
+    summary = f"{snapshot.done}/{snapshot.total} fold-runs in {duration(snapshot.wall_seconds)}"
+    if snapshot.reused:
+        summary += f", {snapshot.reused} from the ledger"
+    if left is not None and left > 0:
+        summary += f", about {duration(left)} left"
+    running = "; ".join(snapshot.running)
+    return Group(table, Text(summary), Text(f"now: {running}" if running else "", style="dim"))
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """ "8 s", "3 min", "2 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

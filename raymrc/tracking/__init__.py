@@ -1,0 +1,23 @@
+"""The ledger drawn as MLflow runs; the only room that imports mlflow.
+
+    records -> figures -> drawings -> MLflow        (cell > configuration > fold-run)
+
+A drawing is an MLflow run as it should stand, keyed by what it shows. Whatever an outage or
+a kill left out is drawn later from the ledger, and nothing is ever drawn twice. One thread
+of the driver writes; trouble with MLflow never reaches the study.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Nothing may leave the machine unasked, and a server that is away must not hold up the study:
+# MLflow's own defaults retry for minutes. It reads these when it is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+from raymrc.tracking.recorder import MlflowRecorder, sync
+from raymrc.tracking.writers import how_to_look
+
+__all__ = ["MlflowRecorder", "how_to_look", "sync"]

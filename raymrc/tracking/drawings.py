@@ -1,0 +1,329 @@
+"""Records as MLflow runs should show them. No MLflow here: values to values.
+
+records -> figures -> drawings        (cell > configuration > fold-run)
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+
+from raymrc.study.configuration import Backbone, Cell, Configuration, hash_values
+from raymrc.study.record import Record
+
+NOT_SHOWN = ("key", "fold_run", "status", "reason", "notes", "epochs", "versions")
+"""Fields of a record that are not one number or word of their own."""
+
+SUMMED = (
+    "unreachable device_seconds training_seconds evaluation_seconds tokens flops cost_usd"
+).split()
+LARGEST = ("peak_bytes",)
+"""How a configuration's figure comes from its folds'; every other one is a mean, counts are summed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What MLflow shows of one fold-run; a hundredth of the record's size.
+
+    Args:
+        numbers: metric name -> value.
+        course: (metric name, epoch, value, milliseconds since 1970).
+        start_ms, end_ms: milliseconds since 1970.
+    """
+
+    key: str
+    configuration: Configuration
+    prints: tuple[str, ...]
+    fold: int
+    status: str
+    reason: str
+    numbers: Mapping[str, float]
+    words: Mapping[str, str]
+    course: tuple[tuple[str, int, float, int], ...]
+    start_ms: int
+    end_ms: int
+
+
+def read_figures(record: Record) -> Figures:
+    """The numbers of a record: scores of both modes and of each label, cost, size, course."""
+    run = record.fold_run
+    start_ms = _milliseconds(record.started_at)
+    numbers: dict[str, float] = {}
+    words = {"versions": ", ".join(f"{k} {v}" for k, v in sorted(record.versions.items()))}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if field.name in NOT_SHOWN:
+            continue
+        if isinstance(value, str):
+            words[field.name] = value
+        else:
+            numbers[field.name] = float(value)
+    numbers["trained_share"] = record.trained_share
+    course: list[tuple[str, int, float, int]] = []
+    if record.status == "done":
+        for mode in ("strict", "lenient"):
+            by_label = record.per_label(mode)
+            counts = sum(by_label.values(), start=type(record.strict)())
+            numbers |= {f"{mode}_{name}": float(value) for name, value in asdict(counts).items()}
+            numbers |= {
+                f"{mode}_{name}": getattr(counts, name) for name in ("precision", "recall", "f1")
+            }
+            numbers |= {f"{mode}_f1/{_tidy(k)}": c.f1 for k, c in by_label.items()}
+        clock = float(start_ms)
+        for epoch in record.epochs:
+            clock += epoch.wall_seconds * 1000
+            course.append(("loss", epoch.epoch, epoch.loss, int(clock)))
+            course.append(("epoch_validation_f1", epoch.epoch, epoch.validation_f1, int(clock)))
+    wall_seconds = record.device_seconds / max(record.num_devices, 1)
+    return Figures(
+        key=record.key,
+        configuration=run.configuration,
+        prints=(
+            run.corpus_fingerprint,
+            run.folds_fingerprint,
+            run.questions_fingerprint,
+            run.weights_fingerprint,
+        ),
+        fold=run.fold,
+        status=record.status,
+        reason=record.reason,
+        numbers=numbers,
+        words=words,
+        course=tuple(course),
+        start_ms=start_ms,
+        end_ms=start_ms + int(wall_seconds * 1000),
+    )
+
+
+def _milliseconds(iso: str) -> int:
+    return int(datetime.fromisoformat(iso).timestamp() * 1000) if iso else 0
+
+
+def _tidy(label: str) -> str:
+    """MLflow refuses metric names with other characters."""
+    return re.sub(r"[^\w\-. ]", "_", label, flags=re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """An MLflow run as it should stand.
+
+    Args:
+        key: what it shows; at most one run of an experiment has it.
+        parent: the key of the run above; "" for none. A parent is written before its children.
+        metrics: (name, value, step, milliseconds since 1970).
+    """
+
+    key: str
+    parent: str
+    name: str
+    failed: bool
+    start_ms: int
+    end_ms: int
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: tuple[tuple[str, float, int, int], ...]
+
+    @property
+    def digest(self) -> str:
+        """Equal drawings have equal digests: what stands already is left alone."""
+        return hash_values(asdict(self))[:16]
+
+
+def draw(all_figures: Sequence[Figures], touched: Iterable[str] | None = None) -> list[Drawing]:
+    """The runs of a study, parents before children.
+
+    Args:
+        touched: draw only these fold-runs and what stands above them; None for all.
+    """
+    wanted = {f.key for f in all_figures} if touched is None else set(touched)
+    cells: dict[str, dict[str, list[Figures]]] = {}
+    for figures in all_figures:
+        cell, configuration = _cell_key(figures), _configuration_key(figures)
+        cells.setdefault(cell, {}).setdefault(configuration, []).append(figures)
+    drawings = []
+    for cell_key, configurations in cells.items():
+        if not any(f.key in wanted for folds in configurations.values() for f in folds):
+            continue
+        names = _name_configurations(configurations)
+        drawings.append(_draw_cell(cell_key, configurations, names))
+        for key, folds in configurations.items():
+            if any(f.key in wanted for f in folds):
+                drawings.append(_draw_configuration(key, cell_key, names[key], folds))
+                drawings += [
+                    _draw_fold_run(f, key, names[key])
+                    for f in sorted(folds, key=lambda f: f.fold)
+                    if f.key in wanted
+                ]
+    return drawings
+
+
+def _cell_key(figures: Figures) -> str:
+    return "cell:" + hash_values([asdict(figures.configuration.cell), figures.prints])[:32]
+
+
+def _configuration_key(figures: Figures) -> str:
+    return "configuration:" + hash_values([figures.configuration.id, figures.prints])[:32]
+
+
+def _describe(configuration: Configuration) -> dict[str, str]:
+    """The configuration's own fields as words, without its cell's."""
+    return {
+        field.name: str(getattr(configuration, field.name))
+        for field in fields(configuration)
+        if field.name != "cell"
+    }
+
+
+def _cell_tags(cell: Cell) -> dict[str, str]:
+    tags = {f.name: str(getattr(cell, f.name)) for f in fields(cell) if f.name != "backbone"}
+    tags["backbone"] = cell.backbone.name
+    for field in fields(Backbone):
+        if field.name != "name":
+            value = getattr(cell.backbone, field.name)
+            tags[f"backbone_{field.name}"] = "" if value is None else str(value)
+    return tags
+
+
+def _name_configurations(configurations: Mapping[str, Sequence[Figures]]) -> dict[str, str]:
+    """Each by the fields in which a cell's configurations differ, such as "learning_rate=0.02"."""
+    described = {key: _describe(folds[0].configuration) for key, folds in configurations.items()}
+    first = next(iter(described.values()))
+    varied = [k for k in first if len({d[k] for d in described.values()}) > 1]
+    varied = varied or ["learning_rate" if "learning_rate" in first else next(iter(first))]
+    return {
+        key: " ".join(f"{name}={values[name]}" for name in varied)
+        for key, values in described.items()
+    }
+
+
+def _pool(folds: Sequence[Figures]) -> dict[str, float]:
+    """Figures of a configuration: means and spreads of scores, sums of cost and counts."""
+    done = [f.numbers for f in folds if f.status == "done"] or [f.numbers for f in folds]
+    pooled: dict[str, float] = {}
+    for name in sorted({name for numbers in done for name in numbers}):
+        values = [numbers[name] for numbers in done if name in numbers]
+        if name in SUMMED or name.endswith(("_tp", "_fp", "_fn")):
+            # What a failed fold cost was paid all the same.
+            pooled[name] = sum(f.numbers.get(name, 0.0) for f in folds)
+        elif name in LARGEST:
+            pooled[name] = max(values)
+        else:
+            pooled[name] = statistics.fmean(values)
+        if name in ("strict_f1", "lenient_f1", "validation_f1") and len(values) > 1:
+            pooled[f"{name}_sd"] = statistics.stdev(values)
+    pooled["folds_done"] = float(sum(f.status == "done" for f in folds))
+    pooled["folds_failed"] = float(sum(f.status == "failed" for f in folds))
+    return pooled
+
+
+def _draw_fold_run(figures: Figures, parent: str, name: str) -> Drawing:
+    tags = {
+        "level": "fold-run",
+        "fold": str(figures.fold),
+        **_cell_tags(figures.configuration.cell),
+        **_describe(figures.configuration),
+        **figures.words,
+    }
+    if figures.reason:
+        tags["reason"] = figures.reason
+    metrics = [(name, value, 0, figures.end_ms) for name, value in figures.numbers.items()]
+    metrics += [(name, value, epoch, ms) for name, epoch, value, ms in figures.course]
+    return Drawing(
+        key=figures.key,
+        parent=parent,
+        name=f"fold {figures.fold} · {name}",
+        failed=figures.status == "failed",
+        start_ms=figures.start_ms,
+        end_ms=figures.end_ms,
+        tags=tags,
+        params={},
+        metrics=tuple(metrics),
+    )
+
+
+def _draw_configuration(key: str, parent: str, name: str, folds: Sequence[Figures]) -> Drawing:
+    configuration = folds[0].configuration
+    return _draw_group(
+        key,
+        parent,
+        name,
+        folds,
+        tags={
+            "level": "configuration",
+            "configuration_id": configuration.id,
+            **_cell_tags(configuration.cell),
+        },
+        params=_describe(configuration),
+        numbers=_pool(folds),
+    )
+
+
+def _draw_cell(
+    key: str, configurations: Mapping[str, Sequence[Figures]], names: Mapping[str, str]
+) -> Drawing:
+    """A cell shows its winner's figures, so that cells can be compared row by row."""
+    winner = choose_winner(configurations)
+    everything = [f for folds in configurations.values() for f in folds]
+    numbers = _pool(configurations[winner])
+    searched = _pool(everything)
+    numbers |= {f"search_{name}": searched[name] for name in ("device_seconds", "cost_usd")}
+    numbers["configurations"] = float(len(configurations))
+    cell = everything[0].configuration.cell
+    return _draw_group(
+        key,
+        "",
+        f"{cell.backbone.name} · {cell.strategy}",
+        everything,
+        tags={
+            "level": "cell",
+            "winner": names[winner],
+            "winner_id": configurations[winner][0].configuration.id,
+            **_cell_tags(cell),
+        },
+        params={},
+        numbers=numbers,
+    )
+
+
+def choose_winner(configurations: Mapping[str, Sequence[Figures]]) -> str:
+    """As `study.verdict` ranks: most folds, then validation F1, then the smaller one, then id."""
+
+    def rank(key: str) -> tuple[int, float, float, str]:
+        done = [f.numbers for f in configurations[key] if f.status == "done"]
+        return (
+            -len(done),
+            -statistics.fmean(numbers["validation_f1"] for numbers in done) if done else 1.0,
+            done[0]["trained_parameters"] if done else 0.0,
+            configurations[key][0].configuration.id,
+        )
+
+    return min(configurations, key=rank)
+
+
+def _draw_group(
+    key: str,
+    parent: str,
+    name: str,
+    members: Sequence[Figures],
+    *,
+    tags: Mapping[str, str],
+    params: Mapping[str, str],
+    numbers: Mapping[str, float],
+) -> Drawing:
+    end_ms = max(f.end_ms for f in members)
+    return Drawing(
+        key=key,
+        parent=parent,
+        name=name,
+        failed=all(f.status == "failed" for f in members),
+        start_ms=min(f.start_ms for f in members),
+        end_ms=end_ms,
+        tags=tags,
+        params=params,
+        # The step is the number of fold-runs below, so that a later state stands above an earlier.
+        metrics=tuple((k, v, len(members), end_ms) for k, v in numbers.items()),
+    )
