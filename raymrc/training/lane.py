@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 
+import numpy as np
 import torch
 
-from raymrc.corpora.note import Note, Span
+from raymrc.corpora.note import Span
 from raymrc.errors import TrainingError
 from raymrc.model.backbones import Loaded
+from raymrc.model.heads import SpanAnswer
 from raymrc.model.strategies import STRATEGIES, build
 from raymrc.reading.answers import assemble, decode_spans, decode_tags
 from raymrc.reading.examples import unreachable, untaggable
@@ -27,6 +29,7 @@ from raymrc.study.configuration import FoldRun, hash_values
 from raymrc.study.cost import price, training_flops
 from raymrc.study.record import Epoch, NoteCounts, Record
 from raymrc.training.batching import (
+    Row,
     RowBuilder,
     StudyData,
     collate,
@@ -149,23 +152,10 @@ class Lane:
         found: dict[str, dict[int, list[tuple[int, int, int]]]] = {note.id: {} for note in notes}
         rows = self.builder.rows(notes, self.windows)
         for batch in evaluation_batches(rows):
-            answers = self.model.predict(collate(batch, self.pad).to(self.device))
+            inputs = collate(batch, self.pad).to(self.device)
+            answers: Sequence[SpanAnswer | np.ndarray] = self.model.predict(inputs)
             for row, answer in zip(batch, answers, strict=True):
-                begin, end = row.offset, row.offset + len(row.window.piece_ids)
-                if self.strategy.answers == "tags":
-                    spans = [
-                        (label, first, last)
-                        for label in range(len(self.labels))
-                        for first, last in decode_tags(answer[begin:end, label])
-                    ]
-                else:
-                    start, stop, pairs, match = answer
-                    spans = [
-                        (row.label, first, last)
-                        for first, last in decode_spans(
-                            start[begin:end], stop[begin:end], pairs - begin, match
-                        )
-                    ]
+                spans = read_answer(row, answer)
                 if spans:
                     found[row.window.note_id].setdefault(row.window.index, []).extend(spans)
         return {
@@ -203,6 +193,24 @@ class Lane:
         return sum(len(find(self.notes[i], self.windows[i])) for i in note_ids)
 
 
+def read_answer(row: Row, answer: SpanAnswer | np.ndarray) -> list[tuple[int, int, int]]:
+    """What a model answered to a row, as (label index, first, last) pieces of the row's window.
+
+    Args:
+        answer: tags (S, L), or (start_S, end_S, pairs_K2, match_K), over the row's positions.
+    """
+    begin, end = row.offset, row.offset + len(row.window.piece_ids)
+    if isinstance(answer, np.ndarray):
+        return [
+            (label, first, last)
+            for label in range(answer.shape[1])
+            for first, last in decode_tags(answer[begin:end, label])
+        ]
+    start, stop, pairs, match = answer
+    found = decode_spans(start[begin:end], stop[begin:end], pairs - begin, match)
+    return [(row.label, first, last) for first, last in found]
+
+
 def _present(counts: Mapping[str, Counts]) -> dict[str, Counts]:
     return {label: c for label, c in counts.items() if c != Counts()}
 
@@ -232,7 +240,7 @@ def train_fold_run(
         The record; the caller keeps it.
     """
     device = torch.device(device)
-    started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
     meter = Meter(device)
     with meter.phase("training"):
         lane = Lane(fold_run, data, loaded, device)

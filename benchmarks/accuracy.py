@@ -1,0 +1,376 @@
+"""F1 of the four strategies beside plain Hugging Face token classification.
+
+    python -m benchmarks.accuracy studies/phee-concepts.yaml [--set key=value ...] [--quick]
+
+Runs the study first (what its ledger holds is not trained again), then the peer: one
+`AutoModelForTokenClassification` with flat BIO tags, trained by `transformers.Trainer`
+on the same backbone, notes, folds, windows, batch size and number of epochs, its
+learning rate from the same list as `fine_tune`, its epoch and its rate chosen on the
+same validation notes. It runs once more at four times the epochs, because a window is one
+row to it and one row a question to us. Both sides are scored by the same strict rule against the same
+gold. One JSON line a strategy; the peer's fold-runs are kept beside the ledger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import RESULTS, Options, json_line
+from raymrc.corpora.note import Corpus, Note, Span
+from raymrc.corpora.splits import Folds
+from raymrc.model.backbones import find
+from raymrc.reading.answers import assemble, decode_tags
+from raymrc.reading.windows import Window, build_windows
+from raymrc.scoring.counts import Counts, pool
+from raymrc.scoring.n2c2_2018 import score_note
+from raymrc.study.configuration import Configuration, hash_values
+from raymrc.study.ledger import Ledger
+from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
+from raymrc.study.spec import Spec, load_spec
+from raymrc.study.verdict import summarise
+
+IGNORED = -100
+
+MORE_EPOCHS = 4
+"""The peer also runs so many times as long: one of its epochs has one row a window, not one a question."""
+
+
+@dataclass(frozen=True)
+class PeerRun:
+    """One fold of the peer at one learning rate."""
+
+    learning_rate: float
+    epochs: int
+    fold: int
+    strict: tuple[int, int, int]
+    validation_f1: float
+    wall_seconds: float
+
+
+def flat_tags(note: Note, window: Window, labels: Sequence[str]) -> list[int]:
+    """One BIO tag a piece over all labels; of overlapping spans the longest is kept."""
+    tags = [0] * len(window.piece_ids)
+    starts = {s: i for i, (s, _) in enumerate(window.offsets)}
+    ends = {e: i for i, (_, e) in enumerate(window.offsets)}
+    for span in sorted(note.spans, key=lambda s: (s.start - s.end, s.start)):
+        first, last = starts.get(span.start), ends.get(span.end)
+        if first is None or last is None or last < first or any(tags[first : last + 1]):
+            continue
+        label = labels.index(span.label)
+        tags[first : last + 1] = [1 + 2 * label] + [2 + 2 * label] * (last - first)
+    return tags
+
+
+def spans_of(
+    tags: np.ndarray, windows: Sequence[Window], note: Note, labels: Sequence[str]
+) -> tuple[Span, ...]:
+    """Predicted flat tags of a note's windows -> spans."""
+    found: dict[int, list[tuple[int, int, int]]] = {}
+    for window, row in zip(windows, tags, strict=True):
+        row = row[: len(window.piece_ids)]
+        spans = []
+        for label in range(len(labels)):
+            own = np.where(row == 1 + 2 * label, 1, np.where(row == 2 + 2 * label, 2, 0))
+            spans += [(label, first, last) for first, last in decode_tags(own)]
+        found[window.index] = spans
+    return assemble(note, windows, found, labels)
+
+
+def train_peer(
+    corpus: Corpus,
+    folds: Folds,
+    configuration: Configuration,
+    fold: int,
+    threads: int,
+) -> PeerRun:
+    """What a Hugging Face user writes: Trainer, dynamic padding, best epoch by validation F1."""
+    import torch
+    from transformers import (
+        AutoModelForTokenClassification,
+        AutoTokenizer,
+        DataCollatorForTokenClassification,
+        PrinterCallback,
+        Trainer,
+        TrainingArguments,
+    )
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    began = time.perf_counter()
+    backbone = configuration.cell.backbone
+    folder = find(backbone)
+    labels = corpus.labels
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    split = folds.split(fold)
+    notes = {note.id: note for note in corpus.notes}
+
+    def examples(
+        ids: Sequence[str],
+    ) -> tuple[list[dict[str, Any]], list[tuple[Note, list[Window]]]]:
+        items, parts = [], []
+        for note in (notes[i] for i in ids):
+            windows = build_windows(note, tokenizer, configuration.window, configuration.overlap)
+            parts.append((note, windows))
+            for window in windows:
+                ids_ = [tokenizer.cls_token_id, *window.piece_ids, tokenizer.sep_token_id]
+                tags = [IGNORED, *flat_tags(note, window, labels), IGNORED]
+                items.append({"input_ids": ids_, "attention_mask": [1] * len(ids_), "labels": tags})
+        return items, parts
+
+    def counts(logits: np.ndarray, parts: list[tuple[Note, list[Window]]]) -> Counts:
+        tags, at, total = logits.argmax(-1)[:, 1:], 0, Counts()
+        for note, windows in parts:
+            predicted = spans_of(tags[at : at + len(windows)], windows, note, labels)
+            at += len(windows)
+            total += pool(score_note(note.spans, predicted, "strict").values())
+        return total
+
+    train, _ = examples(split.train)
+    validation, validation_parts = examples(split.validation)
+    scored, scored_parts = examples(split.scored)
+    best: list[float] = []
+
+    def metrics(prediction: Any) -> dict[str, float]:
+        best.append(counts(prediction.predictions, validation_parts).f1)
+        return {"f1": best[-1]}
+
+    seed = int(hash_values([configuration.seed, fold])[:8], 16)
+    random.seed(seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = AutoModelForTokenClassification.from_pretrained(
+            folder, num_labels=1 + 2 * len(labels)
+        )
+        if backbone.layers is not None:
+            model.base_model.encoder.layer = model.base_model.encoder.layer[: backbone.layers]
+        trainer: Any = Trainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=scratch,
+                learning_rate=configuration.learning_rate,
+                num_train_epochs=configuration.epochs,
+                per_device_train_batch_size=configuration.batch_size,
+                per_device_eval_batch_size=64,
+                weight_decay=configuration.weight_decay,
+                max_grad_norm=configuration.clip_norm,
+                eval_strategy="epoch",
+                save_strategy="epoch",
+                save_total_limit=1,
+                load_best_model_at_end=True,
+                metric_for_best_model="f1",
+                seed=seed % 2**31,
+                report_to=[],
+                disable_tqdm=True,
+                logging_strategy="no",
+                use_cpu=True,
+            ),
+            train_dataset=train,
+            eval_dataset=validation,
+            data_collator=DataCollatorForTokenClassification(tokenizer),
+            compute_metrics=metrics,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        validation_f1 = max(best)
+        trainer.compute_metrics = None
+        result = counts(trainer.predict(scored).predictions, scored_parts)
+    return PeerRun(
+        configuration.learning_rate,
+        configuration.epochs,
+        fold,
+        (result.tp, result.fp, result.fn),
+        validation_f1,
+        time.perf_counter() - began,
+    )
+
+
+def run_peer(
+    spec: Spec,
+    corpus: Corpus,
+    folds: Folds,
+    configurations: Sequence[Configuration],
+    processes: int,
+) -> dict[Configuration, list[PeerRun]]:
+    """All folds of the peer for every configuration; what a former call finished is read back."""
+    kept = spec.folder / "peer.jsonl"
+    done: dict[str, PeerRun] = {}
+    if kept.exists():
+        for line in kept.read_text().splitlines():
+            values = json.loads(line)
+            done[values.pop("key")] = PeerRun(**{**values, "strict": tuple(values["strict"])})
+    wanted = {
+        hash_values([corpus.fingerprint, folds.fingerprint, configuration.id, fold]): (
+            configuration,
+            fold,
+        )
+        for configuration in configurations
+        for fold in range(folds.count)
+    }
+    todo = {key: item for key, item in wanted.items() if key not in done}
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as workers:
+        futures = {
+            workers.submit(train_peer, corpus, folds, configuration, fold, threads): key
+            for key, (configuration, fold) in todo.items()
+        }
+        for number, future in enumerate(as_completed(futures), 1):
+            key = futures[future]
+            done[key] = run = future.result()
+            with kept.open("a") as out:
+                out.write(json.dumps({"key": key, **asdict(run)}) + "\n")
+            print(
+                f"peer {number}/{len(futures)}: rate {run.learning_rate:g}, {run.epochs} epochs, "
+                f"fold {run.fold}, F1 {100 * Counts(*run.strict).f1:.2f}, {run.wall_seconds:.0f} s",
+                file=sys.stderr,
+            )
+    runs: dict[Configuration, list[PeerRun]] = {}
+    for key, (configuration, _) in wanted.items():
+        runs.setdefault(configuration, []).append(done[key])
+    return runs
+
+
+@dataclass(frozen=True)
+class Side:
+    """One row of the table: the configuration that validation chose, over the folds."""
+
+    learning_rate: float
+    f1: tuple[float, ...]
+    device_seconds: float
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.f1)
+
+
+def best_peer(runs: dict[Configuration, list[PeerRun]], epochs: int) -> Side:
+    """The peer's rate is chosen as ours is: by mean validation F1."""
+    of_epochs = [folds for c, folds in runs.items() if c.epochs == epochs]
+    best = max(of_epochs, key=lambda folds: statistics.mean(r.validation_f1 for r in folds))
+    return Side(
+        best[0].learning_rate,
+        tuple(Counts(*run.strict).f1 for run in best),
+        statistics.mean(run.wall_seconds for run in best),
+    )
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", nargs="?", default="studies/phee-concepts.yaml")
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--quick", action="store_true", help="made-up notes, one epoch")
+    parser.add_argument("--device", choices=("cpu",), default="cpu")
+    return parser.parse_args()
+
+
+QUICK = (
+    "corpus={synthetic: {scheme: n2c2-2018, notes: 12}, labels: [Drug]}",
+    "folds.count=2",
+    "training={epochs: 3, window: 64, overlap: 8, match_width: 64}",
+    "backbones=[{name: minilm, layers: 2}]",
+    "strategies={fine_tune: {learning_rate: 5.0e-4}, soft_prompt: {learning_rate: 5.0e-4}}",
+)
+
+
+def main() -> None:
+    arguments = read_arguments()
+    with tempfile.TemporaryDirectory() as scratch:
+        changes = [*arguments.changes]
+        if arguments.quick:
+            changes += [*QUICK, f"storage={scratch}"]
+        measure(Path(arguments.study), changes, arguments.quick)
+
+
+def measure(study: Path, changes: Sequence[str], quick: bool) -> None:
+    """Runs the study and the peer, and prints a line a strategy."""
+    command = [sys.executable, "-m", "raymrc", "run", str(study)]
+    subprocess.run([*command, *(f"--set={c}" for c in changes)], check=True, stdout=sys.stderr)
+
+    spec = load_spec(study, changes)
+    corpus = read_study_corpus(spec)
+    folds = build_study_folds(spec, corpus)
+    plan = plan_study(spec, corpus)
+    tagging = [
+        c
+        for cell in plan.cells
+        if cell.cell.strategy == "fine_tune"
+        for c in cell.configurations or ()
+    ]
+    if not tagging:
+        raise SystemExit(
+            f"{study} has no fine_tune, whose learning rates and epochs the peer takes"
+        )
+    epochs = tagging[0].epochs
+    longer = [replace(c, epochs=MORE_EPOCHS * epochs) for c in tagging]
+    runs = run_peer(spec, corpus, folds, [*tagging, *longer], processes=min(2, os.cpu_count() or 1))
+    peer, longer_peer = best_peer(runs, epochs), best_peer(runs, MORE_EPOCHS * epochs)
+
+    options = Options("accuracy", quick, "cpu")
+    drop_lines(options, spec.study)
+    summaries = summarise(Ledger(spec.storage, write=False).records(), spec.folds.count)
+    for summary in summaries:
+        winner = summary.winner
+        if winner is None:
+            continue
+        f1 = winner.strict.mean or 0.0
+        json_line(
+            options,
+            f"{spec.study}/{summary.cell.backbone.name}/{summary.cell.strategy}",
+            f1,
+            peer.mean,
+            "strict micro F1, mean over folds",
+            f1 / peer.mean if peer.mean else 0.0,
+            round((peer.mean - 0.005) / peer.mean, 4) if peer.mean else 0.0,
+            sd=_rounded(winner.strict.sd),
+            device_seconds_per_fold_run=round(winner.device_seconds / spec.folds.count, 1),
+            trained_share=_rounded(winner.trained_share),
+            epochs=winner.configuration.epochs,
+            learning_rate=winner.configuration.learning_rate,
+            peer_sd=round(statistics.stdev(peer.f1), 4),
+            peer_epochs=epochs,
+            peer_learning_rate=peer.learning_rate,
+            peer_device_seconds_per_fold_run=round(peer.device_seconds, 1),
+            longer_peer=round(longer_peer.mean, 4),
+            longer_peer_sd=round(statistics.stdev(longer_peer.f1), 4),
+            longer_peer_epochs=MORE_EPOCHS * epochs,
+            notes=len(corpus.notes),
+            labels=list(corpus.labels),
+            folds=spec.folds.count,
+        )
+
+
+def drop_lines(options: Options, study: str) -> None:
+    """Removes a former run of this study from the results, and keeps other studies' lines."""
+    path = RESULTS / f"{options.name}.jsonl"
+    if options.quick or not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(x for x in lines if not json.loads(x)["case"].startswith(f"{study}/")))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+if __name__ == "__main__":
+    main()
