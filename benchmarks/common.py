@@ -100,17 +100,18 @@ def time_in_turn(
     peer: Callable[[], object],
     pairs: int,
     wait: Callable[[], object] = lambda: None,
+    warm_up: bool = True,
 ) -> tuple[float, float, float]:
     """Median seconds of ours and of the peer, and the median of their ratio peer / ours.
 
-    They run in turn, first one then the other first, so that a busy machine slows both; a first
-    pair warms up and is not counted.
+    They run in turn, first one then the other first, so that a busy machine slows both.
 
     Args:
+        warm_up: run one more pair first, which is not counted.
         wait: called before each reading of the clock; for devices that work behind our back.
     """
     seconds: dict[bool, list[float]] = {True: [], False: []}
-    for pair in range(pairs + 1):
+    for pair in range(0 if warm_up else 1, pairs + 1):
         for is_ours in (True, False) if pair % 2 else (False, True):
             wait()
             begin = time.perf_counter()

@@ -9,6 +9,7 @@ B rows, S pieces, D hidden, W match width
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class DenseSpanHeads(nn.Module):
         """The same weights: the two projections of the factorised head lie side by side here."""
         self.start.load_state_dict(heads.start.state_dict())
         self.end.load_state_dict(heads.end.state_dict())
-        first, _, last = self.match
+        first, last = cast(nn.Linear, self.match[0]), cast(nn.Linear, self.match[2])
         first.weight.copy_(torch.cat([heads.match_start.weight, heads.match_end.weight], dim=1))
         first.bias.copy_(heads.match_start.bias)
         last.load_state_dict(heads.match_out.state_dict())
