@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 DEFAULT_PROMPT_LENGTH = 32
 """Where a soft prompt's length is not given: the reference study prefers 32 to 64."""
 
+DRAWS_IN_VAIN = 10_000
+"""After so many draws in a row that were drawn before, a search space is used up."""
+
 SPECIAL_PIECES = 2
 """One before the window, one after it."""
 
@@ -365,9 +368,12 @@ def _configurations(spec: Spec, cell: Cell, space: SearchSpace) -> tuple[Configu
     # Seeded by the cell's name: a new backbone or a larger search leaves the earlier draws alone.
     generator = random.Random(f"{spec.search.seed}/{cell.name}")
     drawn: dict[Configuration, None] = {}
-    wanted = _how_many(spec, space)
-    while len(drawn) < wanted:
+    wanted, in_vain = _how_many(spec, space), 0
+    # A narrow range has fewer different values than it seems, once they are rounded.
+    while len(drawn) < wanted and in_vain < DRAWS_IN_VAIN:
+        before = len(drawn)
         drawn.setdefault(_configuration(cell, space, space.draw(generator)))
+        in_vain = 0 if len(drawn) > before else in_vain + 1
     return tuple(drawn)
 
 

@@ -22,6 +22,13 @@ from raymrc.errors import SpecError
 
 Steps = tuple[str | int, ...]
 
+# What the parser itself gives to values that carry no tag.
+_TAGS = (
+    "",
+    "!",
+    *(f"!!{t}" for t in "str int float bool null timestamp merge value seq map".split()),
+)
+
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, Any] = {
@@ -68,6 +75,9 @@ class Source:
         for step in path:
             child = _child(node, step)
             if child is None:
+                for number, (overridden, _) in enumerate(self.overrides, 1):
+                    if overridden[: len(path)] == path:
+                        return Position(number, 0, 0)
                 break
             key, node = child
             mark = node.start_mark if key is None or not of_key else key.start_mark
@@ -142,7 +152,7 @@ def _compose(name: str, text: str) -> yaml.Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        line = text.splitlines()[mark.line] if mark and mark.line < text.count("\n") + 1 else ""
+        line = "".join(text.splitlines()[mark.line : mark.line + 1]) if mark else ""
         lead = line[: len(line) - len(line.lstrip())]
         if "\t" in lead or "'\\t'" in (error.problem or ""):
             raise SpecError(f"{where}: a tab where YAML wants spaces; indent with spaces") from None
@@ -151,7 +161,9 @@ def _compose(name: str, text: str) -> yaml.Node:
                 f"{where}: a second document begins here; keep one study to a file"
             ) from None
         said = " ".join(part for part in (error.context, error.problem) if part)
-        raise SpecError(f"{where}: not readable as YAML ({said})") from None
+        raise SpecError(
+            f"{where}: not readable as YAML ({said}); put text with signs in it in quotes"
+        ) from None
     except yaml.YAMLError as error:  # a control character, which carries no mark
         raise SpecError(f"{name}: not readable as YAML ({' '.join(str(error).split())})") from None
     return (
@@ -178,8 +190,9 @@ class _Builder:
         return value
 
     def _value(self, node: yaml.Node, path: Steps) -> Any:
-        if not node.tag.startswith("tag:yaml.org,2002:") and node.tag not in ("", "!"):
-            self._problem(node, f"the tag '{node.tag}' has no meaning here; remove it")
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        if tag not in _TAGS:
+            self._problem(node, f"the tag '{tag}' has no meaning here; remove it")
         if isinstance(node, yaml.ScalarNode):
             return read_scalar(node)
         if isinstance(node, yaml.SequenceNode):

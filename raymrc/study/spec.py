@@ -289,7 +289,7 @@ class BackboneSpec(_Section):
         shape = SHAPES.get(source, SHAPES.get(self.name))
         if shape is not None and self.layers is not None and self.layers > shape.num_layers:
             field = "layers"
-            problem = f"{self.layers} is more than the {shape.num_layers} of {self.name}"
+            problem = f"{self.name} has {shape.num_layers} layers, not {self.layers}"
         if problem:
             raise problems([((field,), problem)])
         self._source = source
@@ -339,7 +339,7 @@ class Prices(_Section):
     """What device time costs."""
 
     device_hour_usd: Annotated[float, checked(number(0))] = 0.0
-    """US dollars for one device (a GPU, or the CPU host of a trial) for one hour."""
+    """US dollars for one device (a GPU, or a CPU core) for one hour."""
     note: Annotated[str | None, checked(or_none(text()))] = None
     """Whose price, of which day."""
 
@@ -519,7 +519,11 @@ def _sentences(source: Source, item: Mapping[str, Any]) -> Iterator[tuple[Positi
         yield source.position(steps[:-1], of_key=True), f"{where} has no '{steps[-1]}'{about}"
     elif item["type"] == "raymrc":
         for below, sentence in item["ctx"]["found"]:
-            yield source.position((*steps, *below)), f"{_named(steps)}{sentence}"
+            at_name = bool(below) and isinstance(below[-1], str)
+            yield (
+                source.position((*steps, *below), of_key=at_name),
+                f"{_named(steps)}{sentence}",
+            )
     else:
         said = _PLAIN.get(item["type"], item["msg"][:1].lower() + item["msg"][1:])
         yield source.position(steps), f"{_named(steps)}{show(item['input'])} {said}"

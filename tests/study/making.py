@@ -1,0 +1,91 @@
+"""Study files and records for the tests of the study rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from raymrc.errors import SpecError
+from raymrc.scoring.counts import Counts
+from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
+from raymrc.study.record import NoteCounts, Record
+from raymrc.study.spec import Spec, load_spec
+
+STUDY = """\
+study: tiny
+task: concepts
+corpus:
+  synthetic: {scheme: n2c2-2018, notes: 6}
+  labels: [Drug, ADE]
+folds: {count: 2}
+backbones: [minilm]
+strategies:
+  fine_tune: {learning_rate: [5.0e-5, 2.0e-4]}
+  frozen_soft_prompt: {learning_rate: 2.0e-2, prompt_length: [8, 32]}
+storage: runs/tiny
+"""
+
+
+def write_study(folder: Path, text: str = STUDY) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def spec_of(folder: Path, text: str = STUDY, overrides: Sequence[str] = ()) -> Spec:
+    return load_spec(write_study(folder, text), overrides)
+
+
+def problems_of(folder: Path, text: str = STUDY, overrides: Sequence[str] = ()) -> list[str]:
+    """What is wrong with a study file, without its folder."""
+    with pytest.raises(SpecError) as caught:
+        spec_of(folder, text, overrides)
+    return [problem.replace(f"{folder}/", "") for problem in caught.value.problems]
+
+
+def cell(strategy: str = "fine_tune", backbone: str = "minilm") -> Cell:
+    return Cell("concepts", "notes", Backbone(backbone, backbone), strategy)
+
+
+def record(
+    fold: int = 0,
+    *,
+    of: Cell | None = None,
+    learning_rate: float = 1e-4,
+    validation_f1: float = 0.5,
+    counts: Mapping[str, Counts] | None = None,
+    status: str = "done",
+    corpus: str = "c",
+    started_at: str = "2026-01-01T00:00:00+00:00",
+    device_seconds: float = 60.0,
+    cost_usd: float = 0.01,
+    trained_parameters: int = 10,
+    adapter_bytes: int = 40,
+) -> Record:
+    """A finished fold-run; all of its counts stand in one note."""
+    run = FoldRun(
+        configuration=Configuration(of or cell(), learning_rate),
+        fold=fold,
+        corpus_fingerprint=corpus,
+        folds_fingerprint="f",
+        questions_fingerprint="",
+        weights_fingerprint="w",
+    )
+    strict = counts if counts is not None else {"Drug": Counts(1, 1, 1)}
+    done = status == "done"
+    return Record(
+        key=run.key,
+        fold_run=run,
+        status=status,
+        reason="" if done else "the loss is not a number",
+        notes={f"note-{fold}": NoteCounts(strict=strict, lenient=strict)} if done else {},
+        validation_f1=validation_f1 if done else 0.0,
+        started_at=started_at,
+        device_seconds=device_seconds,
+        cost_usd=cost_usd,
+        trained_parameters=trained_parameters,
+        total_parameters=100,
+        adapter_bytes=adapter_bytes,
+    )

@@ -1,0 +1,287 @@
+"""Promise: a wrong study file is refused before anything starts, all its problems at once, each
+with its place and the nearest right name; a right one means what it says.
+
+It would break without anyone noticing: a field that is ignored trains the wrong thing for days.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from raymrc.model.strategies import STRATEGIES
+from raymrc.study.configuration import Backbone, Configuration
+from raymrc.study.space import Distribution, Fixed, Grid
+from raymrc.study.spec import Settings, Spec, Strategies
+from tests.study.making import STUDY, problems_of, spec_of
+
+
+def edited(old: str, new: str) -> str:
+    assert old in STUDY
+    return STUDY.replace(old, new)
+
+
+def test_all_problems_come_at_once_in_file_order(tmp_path):
+    text = """\
+study: demo
+study: other
+tasks: concepts
+corpus:
+  reader: phe
+  path: $NOT_SET/x
+backbones: [minlm, {name: minilm, layers: 7}]
+strategies:
+  fine_tune: {learning_rates: [5e-5, 2.0e-4], epochs: "3"}
+  frozen_soft_prompt: {learning_rate: {log_unifrm: [5.0e-3, 3.0e-1]}, prompt_length: [8, 0, 513, many]}
+  frozen: {}
+training: {epochs: no, batch_size: 1.5}
+search: {algorithm: tpee}
+storage: ftp://x
+mlflw: 3
+"""
+    assert problems_of(tmp_path, text, ["training.epochs=0"]) == [
+        "study.yaml:2:1: 'study' is given twice, first on line 1; keep one of them",
+        "study.yaml:3:1: unknown field 'tasks'; did you mean 'task'?",
+        "study.yaml:5:11: reader: there is no reader 'phe'; did you mean 'phee'?",
+        "study.yaml:6:9: path: the environment variable NOT_SET is not set; "
+        "set it, or write the path out",
+        "study.yaml:7:13: backbones: unknown backbone 'minlm'; did you mean 'minilm'? "
+        "(or give its source: a folder or a Hugging Face id)",
+        "study.yaml:7:35: backbones: minilm has 6 layers, not 7",
+        "study.yaml:9:15: unknown field 'learning_rates' in strategy fine_tune; "
+        "did you mean 'learning_rate'?",
+        "study.yaml:9:55: epochs: '3' is text because of its quotes; remove them to make it a number",
+        "study.yaml:10:40: learning_rate: unknown range 'log_unifrm'; did you mean 'log_uniform'?",
+        "study.yaml:10:90: prompt_length: 0 is not a whole number from 1 to 512",
+        "study.yaml:10:93: prompt_length: 513 is not a whole number from 1 to 512",
+        "study.yaml:10:98: prompt_length: 'many' is not a whole number from 1 to 512",
+        "study.yaml:11:3: unknown strategy 'frozen'; known are fine_tune, frozen_soft_prompt, "
+        "hard_prompt, soft_prompt",
+        "study.yaml:12:36: batch_size: 1.5 is not a whole number of 1 or more",
+        "study.yaml:13:21: algorithm: 'tpee' is not one of 'grid', 'random', 'tpe'",
+        "study.yaml:14:10: storage: 'ftp://' is not a store; "
+        "give a folder, or a URL such as s3:// or gs://",
+        "study.yaml:15:1: unknown field 'mlflw'; did you mean 'mlflow'?",
+        "--set training.epochs=0: epochs: 0 is not a whole number of 1 or more",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("study: tiny\n", "", "1:1: the study has no 'study'"),
+        ("storage: runs/tiny\n", "", "1:1: the study has no 'storage'"),
+        ("study: tiny", "study: a b", "1:8: study: 'a b' is not a plain name"),
+        ("study: tiny", "study: 12", "1:8: study: 12 is not text; put it in quotes"),
+        ("task: concepts", "task: relations", "2:7: task: 'relations' is not one of 'concepts'"),
+        ("notes: 6", "notes: 6, reader: x", "unknown field 'reader' in corpus.synthetic"),
+        ("notes: 6", "note: 6", "unknown field 'note' in corpus.synthetic; did you mean 'notes'?"),
+        ("{scheme: n2c2-2018, notes: 6}", "{scheme: n2c2-2018}", "4:3: corpus.synthetic has no 'notes'"),
+        ("{scheme: n2c2-2018, notes: 6}", "6", "4:14: synthetic: 6 is not a mapping of fields"),
+        ("  synthetic: {scheme: n2c2-2018, notes: 6}\n", "", "needs reader and path, or synthetic"),
+        ("synthetic: {scheme: n2c2-2018, notes: 6}", "reader: phee", "with a reader needs a path"),
+        ("[Drug, ADE]", "[Drug, AD]", "5:18: labels: 'AD' is not a label of this corpus"),
+        ("[Drug, ADE]", "{Drug: Drug, AD: X}", "5:24: labels: 'AD' is not a label of this corpus"),
+        ("[Drug, ADE]", "drug-ad", "5:11: labels: there is no label map 'drug-ad'"),
+        ("[Drug, ADE]", "3", "5:11: labels: 3 is not a map's name, a list of labels"),
+        ("{count: 2}", "{count: 1}", "6:16: count: 1 is not a whole number from 2 to 100"),
+        ("{count: 2}", "3", "6:8: folds: 3 is not a mapping of fields"),
+        ("{count: 2}", "{validation_share: 0.9}", "0.9 is not a number from 0.01 to 0.5"),
+        ("[minilm]", "minilm", "7:12: backbones: 'minilm' is not a list"),
+        ("[minilm]", "[]", "7:12: backbones: give at least one"),
+        ("[minilm]", "[minilm, minilm]", "7:21: backbone 'minilm' is there twice"),
+        ("[minilm]", "[bert-large-mimic]", "7:13: backbones: bert-large-mimic was never released; give"),
+        ("[minilm]", "[{name: minilm, layer: 2}]", "unknown field 'layer' in backbone minilm"),
+        ("[minilm]", "[{layers: 2}]", "7:13: backbone 1 has no 'name'"),
+        ("5.0e-5, 2.0e-4", "5.0e-5, 5e-5", "9:39: learning_rate: 5e-05 is in the list twice"),
+        ("[5.0e-5, 2.0e-4]", "[]", "9:30: learning_rate: an empty list leaves nothing to try"),
+        ("[5.0e-5, 2.0e-4]", "-1", "9:30: learning_rate: -1 is not a number above 0 and up to 10"),
+        ("[5.0e-5, 2.0e-4]", ".nan", "9:30: learning_rate: nan is not a number above 0"),
+        ("learning_rate: [5.0e-5, 2.0e-4]", "epochs: 1", "9:3: strategy fine_tune has no learning_rate"),
+        ("[5.0e-5, 2.0e-4]", "{log_uniform: [1e-5, 1e-4]}", "9:30: learning_rate: log_uniform is a range"),
+        ("[8, 32]", "{uniform: [8, 32]}", "uniform draws fractions and this is a whole number"),
+        ("[8, 32]", "{int_uniform: [32, 8]}", "32 is not below 8; give the lower end first"),
+        ("[8, 32]", "{int_uniform: [0, 8]}", "0 is not a whole number from 1 to 512"),
+        ("[8, 32]", "{int_uniform: 8}", "8 is not a list; int_uniform wants [low, high]"),
+        ("2.0e-2", "{int_uniform: [1, 2]}", "int_uniform draws whole numbers, which this is not"),
+        ("2.0e-2", "{log_uniform: [1e-3]}", "log_uniform wants [low, high], low above 0"),
+        ("storage:", "training: {window: 48}\nstorage:", "overlap of 64 pieces is not below"),
+        ("storage:", "training: {prompt_depth: deeep}\nstorage:", "is not one of 'input', 'deep'"),
+        ("storage:", "training: {loss_weights: [1, 1]}\nstorage:", "is not three numbers"),
+        ("storage:", "questions: {Drugs: x}\nstorage:", "11:13: a question for 'Drugs', which is not"),
+        ("storage:", "questions: {Drug: 3}\nstorage:", "11:19: Drug: 3 is not text"),
+        ("  fine_tune: {learning_rate: [5.0e-5, 2.0e-4]}\n  frozen_soft_prompt: {learning_rate: 2.0e-2, "
+         "prompt_length: [8, 32]}", "  {}", "strategies: name at least one of fine_tune"),
+    ],
+)  # fmt: skip
+def test_a_wrong_field_is_one_sentence_with_its_place(tmp_path, old, new, said):
+    problems = problems_of(tmp_path, edited(old, new))
+    assert len(problems) == 1, problems
+    assert said in problems[0]
+    assert problems[0].startswith("study.yaml:")
+
+
+@pytest.mark.parametrize("length", [0, 513, -1, 2.5])
+def test_a_prompt_length_outside_1_to_512_is_refused(tmp_path, length):
+    said = problems_of(
+        tmp_path, overrides=[f"strategies.frozen_soft_prompt.prompt_length={length}"]
+    )
+    assert said == [
+        f"--set strategies.frozen_soft_prompt.prompt_length={length}: "
+        f"prompt_length: {length} is not a whole number from 1 to 512"
+    ]
+
+
+@pytest.mark.parametrize("length", [1, 512])
+def test_the_ends_of_the_range_are_lengths_too(tmp_path, length):
+    override = f"strategies.frozen_soft_prompt.prompt_length={length}"
+    named = spec_of(tmp_path, overrides=[override]).strategies.named()
+    assert named["frozen_soft_prompt"].prompt_length == Fixed(length)
+
+
+def test_an_unknown_path_of_an_override_is_told_the_nearest(tmp_path):
+    assert problems_of(tmp_path, overrides=["trainig.epochs=2", "folds.cont=3"]) == [
+        "--set trainig.epochs=2: unknown field 'trainig'; did you mean 'training'?",
+        "--set folds.cont=3: unknown field 'cont' in folds; did you mean 'count'?",
+    ]
+
+
+def test_a_value_is_fixed_a_list_is_a_grid_a_mapping_is_a_range(tmp_path):
+    text = (
+        edited(
+            "[5.0e-5, 2.0e-4]",
+            "{log_uniform: [1e-5, 1e-3]}, epochs: 3, dropout: [0, 0.1], batch_size: {choice: [4, 8]}, "
+            "window: {int_uniform: [128, 256]}, loss_weights: [[1, 1, 0], [1, 1, 1]]",
+        )
+        + "search: {algorithm: random}\ntraining: {loss_weights: [1, 1, 0.1], seed: 1e1}\n"
+    )
+    spec = spec_of(tmp_path, text)
+    assert spec.strategies.named()["fine_tune"].given() == {
+        "learning_rate": Distribution("log_uniform", (1e-5, 1e-3)),
+        "epochs": Fixed(3),
+        "batch_size": Distribution("choice", (4, 8)),
+        "window": Distribution("int_uniform", (128, 256)),
+        "loss_weights": Grid(((1.0, 1.0, 0.0), (1.0, 1.0, 1.0))),
+        "dropout": Grid((0.0, 0.1)),
+    }
+    assert spec.training.given() == {"loss_weights": Fixed((1.0, 1.0, 0.1)), "seed": Fixed(10)}
+
+
+def test_the_nearer_setting_goes_first(tmp_path):
+    text = (
+        edited(
+            "[minilm]", "[minilm, {name: minilm, layers: 2, strategies: {fine_tune: {epochs: 9}}}]"
+        )
+        + "training: {epochs: 3, dropout: 0}\n"
+    )
+    spec = spec_of(tmp_path, text)
+    whole, cut = spec.backbones
+    assert spec.settings(whole, "fine_tune")["epochs"] == Fixed(3)
+    assert spec.settings(cut, "fine_tune")["epochs"] == Fixed(9)
+    assert spec.settings(cut, "frozen_soft_prompt")["epochs"] == Fixed(3)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (edited("[5.0e-5, 2.0e-4]", "1e-4, prompt_length: 8"),
+         "study.yaml:9:36: prompt_length has no effect under fine_tune: it has no soft prompt"),
+        (edited("[5.0e-5, 2.0e-4]", "1e-4, match_width: 8"),
+         "study.yaml:9:36: match_width has no effect under fine_tune"),
+        (STUDY + "search: {algorithm: grid, configurations: 4}\n",
+         "study.yaml:12:27: configurations has no effect: a grid tries every combination"),
+        (STUDY + "questions: {Drug: Who}\n",
+         "study.yaml:12:1: questions have no effect: only hard_prompt asks in words"),
+        (STUDY + "training: {learning_rate: 1e-3}\n",
+         "study.yaml:12:12: learning_rate has no effect: every strategy sets its own"),
+        (edited("[minilm]", "[{name: minilm, strategies: {soft_prompt: {epochs: 1}}}]"),
+         "study.yaml:7:41: strategy soft_prompt is not run by this study"),
+    ],
+)  # fmt: skip
+def test_a_setting_without_effect_is_said_and_not_refused(tmp_path, text, said):
+    (warning,) = spec_of(tmp_path, text).warnings
+    assert warning.replace(f"{tmp_path}/", "").startswith(said)
+
+
+def test_a_study_without_idle_settings_has_no_warnings(tmp_path):
+    assert spec_of(tmp_path, STUDY + "training: {prompt_depth: input}\n").warnings == ()
+
+
+def test_a_backbone_may_be_a_name_an_id_or_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODELS", str(tmp_path))
+    entries = (
+        "[minilm, {name: minilm, layers: 2}, prajjwal1/bert-tiny, own, "
+        "{name: x, source: $MODELS/own, revision: abc}, {name: bert-large-mimic, source: no/where/yet}]"
+    )
+    spec = spec_of(tmp_path, edited("[minilm]", entries))
+    assert [entry.backbone for entry in spec.backbones] == [
+        Backbone("minilm", "minilm"),
+        Backbone("minilm-l2", "minilm", layers=2),
+        Backbone("bert-tiny", "prajjwal1/bert-tiny"),
+        Backbone("own", "own"),
+        Backbone("x", f"{tmp_path}/own", "abc"),
+        Backbone("bert-large-mimic", "no/where/yet"),
+    ]
+
+
+def test_paths_are_filled_in_from_home_and_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("DATA", "/data")
+    text = edited(
+        "synthetic: {scheme: n2c2-2018, notes: 6}", "reader: n2c2-2018\n  path: ${DATA}/notes"
+    )
+    spec = spec_of(tmp_path, text, ["storage=~/runs"])
+    assert (spec.corpus.path, spec.storage) == ("/data/notes", "/home/someone/runs")
+
+
+def test_the_tracking_database_lies_in_the_study_folder_unless_told_otherwise(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert spec_of(tmp_path).tracking_uri == f"sqlite:///{tmp_path}/runs/tiny/mlflow.db"
+    far = spec_of(tmp_path, overrides=["storage=s3://bucket/study"])
+    assert far.tracking_uri == f"sqlite:///{tmp_path}/runs/tiny/mlflow.db"
+    near = spec_of(tmp_path, overrides=["storage=file:///a/b"])
+    assert near.tracking_uri == "sqlite:////a/b/mlflow.db"
+    told = ["mlflow.tracking_uri=http://localhost:5000", "mlflow.experiment=all"]
+    spec = spec_of(tmp_path, overrides=told)
+    assert (spec.tracking_uri, spec.experiment) == ("http://localhost:5000", "all")
+    assert spec_of(tmp_path).experiment == "tiny"
+
+
+def test_an_empty_section_is_one_of_defaults(tmp_path):
+    text = STUDY + "resources:\nprices:\nmlflow:\nsearch:\ntraining:\nquestions:\n"
+    spec = spec_of(
+        tmp_path,
+        edited("fine_tune: {learning_rate: [5.0e-5, 2.0e-4]}", "fine_tune:").replace(
+            "folds: {count: 2}", "folds:"
+        )
+        + "training: {learning_rate: 1e-4}\n",
+    )
+    assert spec.folds.count == 5
+    assert "fine_tune" in spec.strategies.named()
+    assert spec_of(tmp_path, text).resources.cpus_per_trial == 1
+
+
+def test_every_hyper_parameter_can_be_set_in_a_study_and_nothing_else():
+    there = {field.name for field in fields(Configuration)} - {"cell"}
+    assert set(Settings.model_fields) == there
+
+
+def test_the_strategies_of_the_file_are_those_of_the_table():
+    assert list(Strategies.model_fields) == list(STRATEGIES)
+
+
+def test_every_section_and_field_has_its_sentence():
+    for model in {Spec, *Settings.__base__.__subclasses__()}:
+        assert model.__doc__
+        for name, field in model.model_fields.items():
+            assert field.description and field.description.endswith("."), (model, name)
+
+
+def test_a_long_value_is_cut_short_in_messages(tmp_path):
+    (problem,) = problems_of(tmp_path, edited("[minilm]", "x" * 500))
+    assert len(problem) < 200
