@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from raymrc.scoring.counts import Counts, pool
@@ -108,7 +108,8 @@ class Record:
 
     def to_json(self) -> str:
         """Canonical JSON; `from_json` gives an equal record back."""
-        values = asdict(self)
+        # Without notes: asdict would copy every count only to see it replaced below.
+        values = asdict(replace(self, notes={}))
         values["notes"] = {
             note_id: {
                 mode: {k: [c.tp, c.fp, c.fn] for k, c in getattr(counts, mode).items()}
