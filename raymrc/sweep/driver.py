@@ -289,7 +289,7 @@ class _Board:
     def enter(self, record: Record) -> None:
         configuration = record.fold_run.configuration
         index = self._cells.get(configuration.cell)
-        if index is None or record.fold_run not in self._search.fold_runs(configuration):
+        if index is None or record.key not in self._search.fold_runs(configuration):
             return  # of an earlier form of the study
         planned = self._planned[index]
         if planned is not None and configuration.id not in planned:

@@ -221,6 +221,7 @@ class StudySearch:
         self.done: dict[str, float] = {}
         """Key -> validation F1 of the fold-runs that are done."""
         self._fingerprints = plan.fingerprints
+        self._fold_runs: dict[Configuration, dict[str, FoldRun]] = {}
         self._look = look or (lambda key: None)
         self._again: deque[Work] = deque()
         seen = sorted(records, key=lambda record: record.started_at)
@@ -242,7 +243,7 @@ class StudySearch:
         for record in seen:
             configuration = record.fold_run.configuration
             # Records of other notes or folds are of the same configuration, and of no use.
-            if configuration.cell == cell.cell and record.fold_run in self.fold_runs(configuration):
+            if configuration.cell == cell.cell and record.key in self.fold_runs(configuration):
                 known.setdefault(configuration.id, configuration)
         complete, incomplete = [], []
         for configuration in known.values():
@@ -253,15 +254,20 @@ class StudySearch:
                 complete.append((configuration, value))
         return TpeSearch(cell, self.plan.seed, complete, incomplete)
 
-    def fold_runs(self, configuration: Configuration) -> tuple[FoldRun, ...]:
-        return tuple(
-            fold_run(configuration, fold, self._fingerprints) for fold in range(self.plan.folds)
-        )
+    def fold_runs(self, configuration: Configuration) -> Mapping[str, FoldRun]:
+        """All of a configuration by ledger key, in the order of folds. Hashed once."""
+        known = self._fold_runs.get(configuration)
+        if known is None:
+            runs = [fold_run(configuration, i, self._fingerprints) for i in range(self.plan.folds)]
+            known = self._fold_runs[configuration] = {run.key: run for run in runs}
+        return known
 
     def value(self, configuration: Configuration) -> float | None:
         """Mean validation F1 over all folds; None while one is missing."""
-        values = [self.done.get(run.key) for run in self.fold_runs(configuration)]
-        return None if None in values else statistics.fmean(v for v in values if v is not None)
+        keys = self.fold_runs(configuration)
+        if not keys.keys() <= self.done.keys():
+            return None
+        return statistics.fmean(self.done[key] for key in keys)
 
     def learn(self, record: Record) -> None:
         """A fold-run has a record; a failed one stays missing."""
@@ -285,10 +291,10 @@ class StudySearch:
         return None
 
     def _missing(self, configuration: Configuration) -> Iterator[FoldRun]:
-        for run in self.fold_runs(configuration):
-            if run.key in self.done:
+        for key, run in self.fold_runs(configuration).items():
+            if key in self.done:
                 continue
-            record = self._look(run.key)
+            record = self._look(key)
             if record is None:
                 yield run
             else:
