@@ -225,17 +225,26 @@ def read_study_corpus(spec: Spec) -> Corpus:
     if described.synthetic is not None:
         made: Any = described.synthetic
         corpus = synthesize(made.scheme, made.notes, made.site, made.seed)
-        corpus = Corpus(
-            notes=tuple(apply_labels(note, labels, made.scheme) for note in corpus.notes),
-            labels=target_labels(labels, made.scheme, corpus.labels),
-            relation_labels=corpus.relation_labels,
-        )
+        if labels is not None:
+            corpus = _relabelled(corpus, labels, made.scheme)
     else:
         assert described.path is not None and described.reader is not None
         corpus = read_corpus(Path(described.path), described.reader, labels, described.sites)
     if described.subset is not None:
         corpus = take_subset(corpus, described.subset.notes, described.subset.seed)
     return corpus
+
+
+def _relabelled(corpus: Corpus, labels: Any, scheme: str) -> Corpus:
+    """Made-up notes under a label map, as `read_corpus` does it with notes from files."""
+    notes = tuple(apply_labels(note, labels, scheme) for note in corpus.notes)
+    there = {relation.label for note in notes for relation in note.relations}
+    known = tuple(label for label in corpus.relation_labels if label in there)
+    return Corpus(
+        notes=notes,
+        labels=target_labels(labels, scheme, corpus.labels),
+        relation_labels=known + tuple(sorted(there - {*known})),
+    )
 
 
 def study_labels(spec: Spec) -> tuple[str, ...] | None:

@@ -1,0 +1,81 @@
+"""Promise: every file in studies/ can be read and planned, by someone without its notes too.
+
+It would break without anyone noticing: a renamed field, and the studies nobody can run here rot first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raymrc.model.shapes import SHAPES
+from raymrc.model.strategies import STRATEGIES
+from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
+from raymrc.study.spec import load_spec
+from tests.paths import ROOT, SHARED, needs_shared
+
+STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
+SEVEN = set(SHAPES) - {"minilm"}
+
+each = pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+
+
+@each
+def test_a_study_is_planned_to_its_last_number_without_its_notes(path):
+    spec = load_spec(path)
+    plan = plan_study(spec)
+    assert spec.study == path.stem
+    assert spec.warnings == ()
+    assert {cell.cell.strategy for cell in plan.cells} == set(STRATEGIES)
+    assert all(0 < cell.trained_share <= 1 for cell in plan.cells)
+    assert plan.num_fold_runs == plan.num_configurations * spec.folds.count
+
+
+@each
+def test_a_study_opens_with_its_question_its_command_and_what_to_expect(path):
+    comment = path.read_text(encoding="utf-8").split("\nstudy:")[0]
+    assert "?" in comment.splitlines()[0]
+    assert f"raymrc run studies/{path.name}" in comment
+    assert "# Expect" in comment
+
+
+@each
+def test_a_study_keeps_to_its_own_folder(path):
+    assert load_spec(path).storage == f"runs/{path.stem}"
+
+
+def test_the_studies_of_the_first_release_are_there():
+    names = "bc5cdr-concepts demo n2c2-2018-concepts n2c2-2022-concepts phee-concepts"
+    assert {path.stem for path in STUDIES} >= set(names.split())
+
+
+@pytest.mark.parametrize("year", ["2018", "2022"])
+def test_the_n2c2_studies_compare_all_seven_backbones(year):
+    spec = load_spec(ROOT / "studies" / f"n2c2-{year}-concepts.yaml")
+    assert {entry.backbone.name for entry in spec.backbones} == SEVEN
+    assert spec.search.algorithm == "tpe"
+    assert spec.folds.count == 5
+
+
+def test_the_demo_compares_two_sizes_of_one_backbone():
+    spec = load_spec(ROOT / "studies" / "demo.yaml")
+    assert [entry.backbone.layers for entry in spec.backbones] == [2, 6]
+    corpus = read_study_corpus(spec)
+    assert len(corpus.notes) == spec.corpus.synthetic.notes
+    assert {span.label for note in corpus.notes for span in note.spans} == set(corpus.labels)
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("study", "folder"), [("phee-concepts", "phee"), ("bc5cdr-concepts", "bc5cdr")]
+)
+def test_a_public_study_finds_its_notes_and_folds(study: str, folder: str):
+    path: Path = SHARED / "corpora" / folder
+    spec = load_spec(ROOT / "studies" / f"{study}.yaml", [f"corpus.path={path}"])
+    corpus = read_study_corpus(spec)
+    assert len(corpus.notes) >= spec.corpus.subset.notes
+    assert corpus.labels == spec.corpus.labels
+    folds = build_study_folds(spec, corpus)
+    scored = [note for fold in range(spec.folds.count) for note in folds.split(fold).scored]
+    assert sorted(scored) == sorted(note.id for note in corpus.notes)

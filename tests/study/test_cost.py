@@ -1,0 +1,75 @@
+"""Promise: operations, bytes and prices are those of the arithmetic that the docstrings state.
+
+It would break without anyone noticing: a wrong factor changes every cost alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from raymrc.model.shapes import SHAPES, Shape
+from raymrc.study.cost import adapter_bytes, forward_flops, price, training_flops
+
+TINY = Shape("bert", num_layers=3, hidden=32, num_heads=4, ffn=48, vocab=60, positions=64)
+
+
+def test_a_forward_pass_costs_what_torch_counts():
+    """Against torch's own counter, matrix by matrix."""
+    torch = pytest.importorskip("torch")
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+                        intermediate_size=48, max_position_embeddings=64)  # fmt: skip
+    model = BertModel(config, add_pooling_layer=False).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(input_ids=torch.ones(2, 10, dtype=torch.long))
+    assert counter.get_total_flops() == forward_flops(TINY, tokens=20, row_length=10)
+
+
+def test_weights_that_are_trained_cost_a_third_more_of_the_weights_work():
+    kept = training_flops(TINY, tokens=100, row_length=10, trains_backbone=False)
+    trained = training_flops(TINY, tokens=100, row_length=10, trains_backbone=True)
+    weights = 4 * 32 * 32 + 2 * 32 * 48
+    assert trained - kept == 100 * 3 * 2 * weights
+
+
+def test_training_everything_is_about_six_operations_per_weight_and_token():
+    shape = SHAPES["bert-large"]
+    weights = shape.num_layers * (4 * shape.hidden**2 + 2 * shape.hidden * shape.ffn)
+    flops = training_flops(shape, tokens=1000, row_length=1, trains_backbone=True)
+    assert flops == pytest.approx(6 * weights * 1000, rel=1e-3)
+
+
+def test_layers_below_a_late_prompt_cost_no_backward_pass_in_a_frozen_backbone():
+    def cost(first_layer: int, trains_backbone: bool) -> float:
+        return training_flops(
+            TINY, tokens=10, row_length=10, trains_backbone=trains_backbone, first_layer=first_layer
+        )
+
+    forward = forward_flops(TINY, tokens=10, row_length=10)
+    assert cost(3, False) == forward
+    assert cost(0, False) - forward == pytest.approx(3 * (cost(2, False) - forward))
+    assert cost(2, True) == cost(0, True)
+
+
+def test_a_longer_prompt_costs_attention_only():
+    short = forward_flops(TINY, tokens=10, row_length=10, prompt_length=0)
+    long = forward_flops(TINY, tokens=10, row_length=10, prompt_length=16)
+    assert long - short == 10 * 3 * 4 * 32 * 16
+
+
+def test_twice_the_layers_is_twice_the_work():
+    one, two = (
+        training_flops(replace(TINY, num_layers=n), tokens=7, row_length=5, trains_backbone=True)
+        for n in (2, 4)
+    )
+    assert two == 2 * one
+
+
+def test_a_price_is_per_hour_and_bytes_are_four_each():
+    assert price(1800, 2.5) == 1.25
+    assert adapter_bytes(1000) == 4000

@@ -1,0 +1,224 @@
+"""Promise: a fold-run that is done stays done, whole and unchanged, whoever dies or writes beside it.
+
+It would break without anyone noticing: half a record is read as none and days are trained again,
+or one bad file hides a thousand good ones.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raymrc.errors import LedgerError
+from raymrc.scoring.counts import Counts
+from raymrc.study.ledger import Files, Folder, Ledger, ObjectStore
+from tests.study.making import record
+
+Open = Callable[[], Ledger]
+
+
+def in_folder(path: Path) -> Open:
+    return lambda: Ledger(str(path / "runs" / "x"))
+
+
+def at_file_url(path: Path) -> Open:
+    return lambda: Ledger((path / "runs x").as_uri())
+
+
+def in_object_store(path: Path) -> Open:
+    """The code for S3 and GS on a store of memory."""
+    from pyarrow.fs import _MockFileSystem
+
+    filesystem = _MockFileSystem()
+    return lambda: Ledger(
+        "mem://b/x", files=ObjectStore(filesystem, "b/x/ledger", "mem://b/x/ledger")
+    )
+
+
+@pytest.fixture(params=[in_folder, at_file_url, in_object_store])
+def open_ledger(request, tmp_path) -> Open:
+    return request.param(tmp_path)
+
+
+@pytest.fixture
+def files(open_ledger) -> Files:
+    return open_ledger().files
+
+
+def name_of(key: str, ending: str = ".json") -> str:
+    return f"{key[:2]}/{key}{ending}"
+
+
+def test_a_record_comes_back_equal(open_ledger):
+    kept = record(counts={"Drug": Counts(3, 1, 2)})
+    open_ledger().record(kept)
+    ledger = open_ledger()
+    assert ledger.has(kept.key)
+    assert ledger.get(kept.key) == kept
+    assert ledger.keys() == {kept.key}
+    assert ledger.records() == (kept,)
+    assert ledger.problems() == ()
+
+
+def test_an_empty_ledger_is_empty(open_ledger):
+    ledger = open_ledger()
+    assert (ledger.keys(), ledger.records(), ledger.problems()) == (frozenset(), (), ())
+    assert ledger.get("0" * 64) is None
+    assert not ledger.has("0" * 64)
+
+
+def test_a_done_record_is_never_overwritten(open_ledger):
+    ledger, first = open_ledger(), record(validation_f1=0.5)
+    ledger.record(first)
+    ledger.record(replace(first, validation_f1=0.9))
+    ledger.record(record(status="failed"))
+    assert ledger.records() == (first,)
+
+
+def test_a_failed_record_is_not_done_and_gives_way_to_a_retry(open_ledger):
+    ledger, failed = open_ledger(), record(status="failed")
+    ledger.record(failed)
+    assert not ledger.has(failed.key)
+    assert ledger.get(failed.key) == failed
+    assert ledger.keys() == frozenset()
+    later = replace(failed, reason="again")
+    ledger.record(later)
+    assert ledger.records() == (later,)
+    done = record()
+    ledger.record(done)
+    assert ledger.records() == (done,)
+    assert ledger.get(done.key) == done
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            lambda text: text[: len(text) // 2],
+            "is not a whole record, as if cut off; remove it, and",
+        ),
+        (lambda text: "", "is not a whole record, as if cut off"),
+        (lambda text: "[]", "is not a record of this version"),
+        (lambda text: json.dumps({**json.loads(text), "new_field": 1}), "is not a record of this"),
+        (
+            lambda text: text.replace('"learning_rate": 0.0001', '"learning_rate": 0.1'),
+            "was changed",
+        ),
+        (lambda text: record(1).to_json(), "holds another record than its name says"),
+    ],
+)
+def test_a_bad_record_is_named_with_what_to_do_and_loses_no_other(open_ledger, files, spoil, said):
+    good, bad = record(0, learning_rate=1e-3), record(0)
+    ledger = open_ledger()
+    ledger.record(good)
+    files.write(name_of(bad.key), spoil(bad.to_json()).encode(), replace=True)
+    assert ledger.records() == (good,)
+    (problem,) = ledger.problems()
+    assert said in problem
+    assert problem.startswith(files.place(name_of(bad.key)))
+    assert "it will be trained again" in problem or "its fold-run will be trained again" in problem
+    with pytest.raises(LedgerError, match=bad.key):
+        ledger.get(bad.key)
+    with pytest.raises(LedgerError, match=bad.key):
+        ledger.check()
+    files.remove(name_of(bad.key))
+    ledger.check()
+
+
+def test_writers_at_once_leave_one_whole_record(open_ledger):
+    runs = [record(fold, validation_f1=0.1 * attempt) for fold in range(4) for attempt in range(4)]
+    ledger = open_ledger()
+    threads = [threading.Thread(target=ledger.record, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ledger.records()) == 4
+    assert ledger.problems() == ()
+
+
+def test_files_that_are_not_records_are_left_alone(open_ledger, files):
+    ledger, kept = open_ledger(), record()
+    ledger.record(kept)
+    files.write(f"{kept.key[:2]}/.{kept.key}.abc.part", b"half", replace=True)
+    files.write("README.txt", b"hello", replace=True)
+    assert ledger.records() == (kept,)
+    assert ledger.problems() == ()
+
+
+def test_a_writer_killed_midway_leaves_no_record(tmp_path, monkeypatch):
+    ledger, run = Ledger(str(tmp_path)), record()
+    monkeypatch.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        ledger.record(run)
+    assert not ledger.has(run.key)
+    assert [p for p in (tmp_path / "ledger").rglob("*") if p.is_file()] == []
+
+
+def test_a_file_system_without_hard_links_keeps_the_first_too(tmp_path, monkeypatch):
+    def refuse(*_args: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    ledger, first = Ledger(str(tmp_path)), record()
+    ledger.record(first)
+    ledger.record(replace(first, validation_f1=0.9))
+    assert ledger.records() == (first,)
+
+
+@pytest.mark.parametrize("storage", ["{}/a file/runs", "/proc/nowhere/runs", "file://{}/a file"])
+def test_an_unwritable_storage_is_refused_before_anything_is_made(tmp_path, storage):
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(
+        LedgerError, match=r"cannot be written to .*; set storage to a place that can"
+    ):
+        Ledger(storage.format(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["a file"]
+
+
+def test_what_was_made_for_a_storage_that_refuses_is_taken_away_again(tmp_path, monkeypatch):
+    def refuse(**_kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    with pytest.raises(LedgerError, match="Permission denied"):
+        Ledger(str(tmp_path / "a" / "b"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_while_recording_is_a_sentence(tmp_path, monkeypatch):
+    def refuse(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    ledger = Ledger(str(tmp_path))
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(LedgerError, match=r"the store refuses \(No space left on device\)"):
+        ledger.record(record())
+    monkeypatch.undo()
+    assert ledger.problems() == ()
+
+
+def test_looking_makes_nothing(tmp_path):
+    ledger = Ledger(str(tmp_path / "runs"), write=False)
+    assert (ledger.keys(), ledger.records()) == (frozenset(), ())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_url_that_names_no_store_is_a_sentence():
+    with pytest.raises(LedgerError, match="nope://x: cannot be opened as a store"):
+        Ledger("nope://x")
+
+
+def test_records_are_spread_over_folders(tmp_path):
+    ledger = Ledger(str(tmp_path))
+    for fold in range(20):
+        ledger.record(record(fold))
+    assert isinstance(ledger.files, Folder)
+    folders = [p for p in (tmp_path / "ledger").iterdir() if p.is_dir()]
+    assert len(folders) > 10
+    assert all(len(folder.name) == 2 for folder in folders)

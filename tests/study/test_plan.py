@@ -1,0 +1,330 @@
+"""Promise: the plan is what will run: cells, configurations, fold-runs, counts, and what is done.
+
+It would break without anyone noticing: a cell that is silently left out, draws that change when a
+study is extended and train everything again, a share that is not the model's.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raymrc.corpora.note import Corpus
+from raymrc.errors import BackboneError, SpecError
+from raymrc.study.ledger import Ledger
+from raymrc.study.plan import (
+    Plan,
+    build_configuration,
+    build_fingerprints,
+    build_study_folds,
+    fold_run,
+    plan_study,
+    read_study_corpus,
+    render,
+)
+from raymrc.study.record import Record
+from raymrc.study.space import Distribution, Fixed, Grid, build_space
+from raymrc.study.spec import Spec
+from tests.paths import ROOT
+from tests.study.making import STUDY, spec_of
+
+RANDOM = STUDY.replace(
+    "learning_rate: 2.0e-2, prompt_length: [8, 32]",
+    "learning_rate: {log_uniform: [5.0e-3, 3.0e-1]}, prompt_length: [8, 32]",
+)
+WEIGHTS = {"minilm": "w"}
+
+
+def with_search(search: str, text: str = RANDOM) -> str:
+    return f"{text}search: {search}\n"
+
+
+def finish(plan: Plan, ledger: Ledger, configurations: int, status: str = "done") -> None:
+    """Record all folds of the first configurations of every cell."""
+    assert plan.fingerprints is not None
+    for planned in plan.cells:
+        assert planned.configurations is not None
+        for configuration in planned.configurations[:configurations]:
+            for fold in range(plan.folds):
+                run = fold_run(configuration, fold, plan.fingerprints)
+                ledger.record(Record(key=run.key, fold_run=run, status=status))
+
+
+def planned(spec: Spec, ledger: Ledger | None = None, corpus: Corpus | None = None) -> Plan:
+    return plan_study(spec, corpus or read_study_corpus(spec), WEIGHTS, ledger)
+
+
+def test_a_grid_is_every_combination_of_the_lists(tmp_path):
+    plan = plan_study(spec_of(tmp_path))
+    tuned, frozen = plan.cells
+    assert [c.learning_rate for c in tuned.configurations] == [5e-5, 2e-4]
+    assert [(c.learning_rate, c.prompt_length) for c in frozen.configurations] == [
+        (2e-2, 8),
+        (2e-2, 32),
+    ]
+    assert (plan.num_configurations, plan.num_fold_runs) == (4, 8)
+    assert frozen.cell.name == "synthetic-n2c2-2018/minilm/frozen_soft_prompt"
+
+
+def test_only_the_strategies_named_are_run(tmp_path):
+    plan = plan_study(spec_of(tmp_path, STUDY.replace("[minilm]", "[minilm, roberta-large]")))
+    assert [cell.cell.strategy for cell in plan.cells] == ["fine_tune", "frozen_soft_prompt"] * 2
+
+
+def test_a_setting_without_effect_multiplies_no_grid_and_changes_no_key(tmp_path):
+    plain = plan_study(spec_of(tmp_path))
+    idle = plan_study(
+        spec_of(tmp_path, STUDY + "training: {prompt_length: [4, 8], first_layer: [0, 1]}\n")
+    )
+    assert idle.cells[0].configurations == plain.cells[0].configurations
+    assert idle.cells[1].num_configurations == 4
+
+
+def test_a_soft_prompt_without_a_length_gets_32(tmp_path):
+    plan = plan_study(spec_of(tmp_path, STUDY.replace(", prompt_length: [8, 32]", "")))
+    assert [c.prompt_length for c in plan.cells[1].configurations] == [32]
+    assert [c.prompt_length for c in plan.cells[0].configurations] == [0, 0]
+
+
+def test_the_same_seed_draws_the_same_and_another_does_not(tmp_path):
+    first, again, other = (
+        plan_study(spec_of(tmp_path, with_search(f"{{algorithm: random, seed: {seed}}}")))
+        for seed in (1, 1, 2)
+    )
+    assert first.cells == again.cells
+    assert first.cells[1].configurations != other.cells[1].configurations
+
+
+@given(few=st.integers(1, 6), more=st.integers(0, 6))
+def test_a_longer_random_search_extends_the_shorter(tmp_path_factory, few, more):
+    folder = tmp_path_factory.getbasetemp()
+    search = "{{algorithm: random, configurations: {}}}"
+    short = plan_study(spec_of(folder, with_search(search.format(few)))).cells[1]
+    long = plan_study(spec_of(folder, with_search(search.format(few + more)))).cells[1]
+    assert len(set(long.configurations)) == few + more
+    assert long.configurations[:few] == short.configurations
+
+
+def test_a_backbone_that_joins_leaves_the_draws_of_others_alone(tmp_path):
+    text = with_search("{algorithm: random}")
+    alone = plan_study(spec_of(tmp_path, text)).cells
+    joined = plan_study(spec_of(tmp_path, text.replace("[minilm]", "[bert-large, minilm]"))).cells
+    assert joined[2:] == alone
+
+
+@pytest.mark.parametrize("algorithm", ["random", "tpe"])
+def test_no_more_configurations_are_planned_than_there_are(tmp_path, algorithm):
+    search = f"{{algorithm: {algorithm}, configurations: 50}}"
+    plan = plan_study(spec_of(tmp_path, with_search(search, STUDY)))
+    assert [cell.num_configurations for cell in plan.cells] == [2, 2]
+
+
+def test_a_range_too_narrow_for_its_draws_ends(tmp_path):
+    narrow = RANDOM.replace("[5.0e-3, 3.0e-1]", "[0.01, 0.0100001]")
+    plan = plan_study(
+        spec_of(tmp_path, with_search("{algorithm: random, configurations: 50}", narrow))
+    )
+    assert 1 <= plan.cells[1].num_configurations <= 8
+
+
+def test_tpe_knows_how_many_but_not_which(tmp_path):
+    plan = plan_study(spec_of(tmp_path, with_search("{algorithm: tpe, configurations: 5}")))
+    frozen = plan.cells[1]
+    assert frozen.configurations is None
+    assert (frozen.num_configurations, frozen.num_fold_runs) == (5, 10)
+    configuration = build_configuration(frozen, {"learning_rate": 0.0123456, "prompt_length": 8})
+    assert (configuration.learning_rate, configuration.prompt_length) == (0.01235, 8)
+    assert frozen.trained_parameters is not None
+
+
+@given(st.floats(1e-3, 1e-1), st.floats(1e-3, 1e-1), st.integers(0, 1000))
+def test_a_draw_never_leaves_its_range(a, b, seed):
+    low, high = min(a, b), max(a, b) + 1e-9
+    for kind in ("uniform", "log_uniform"):
+        assert low <= Distribution(kind, (low, high)).draw(random.Random(seed)) <= high
+
+
+def test_a_log_uniform_draw_likes_all_magnitudes_equally():
+    generator = random.Random(0)
+    rates = [Distribution("log_uniform", (1e-4, 1e-1)).draw(generator) for _ in range(3000)]
+    shares = [sum(low <= rate < 10 * low for rate in rates) / 3000 for low in (1e-4, 1e-3, 1e-2)]
+    assert all(abs(share - 1 / 3) < 0.04 for share in shares)  # 4.6 standard errors
+
+
+def test_the_size_of_a_space_is_the_number_of_its_points():
+    settings = {"a": Fixed(1), "b": Grid((1, 2)), "c": Distribution("choice", (1, 2, 3))}
+    assert build_space(settings).size == 6
+    assert build_space(settings | {"d": Distribution("int_uniform", (1, 4))}).size == 24
+    assert build_space(settings | {"d": Distribution("uniform", (0, 1))}).size is None
+
+
+def test_a_plan_without_corpus_or_weights_says_what_is_open(tmp_path):
+    text = STUDY.replace(
+        "  synthetic: {scheme: n2c2-2018, notes: 6}\n  labels: [Drug, ADE]\n",
+        "  reader: brat\n  path: nowhere\n",
+    ).replace("[minilm]", "[{name: own, source: some/where}]")
+    plan = plan_study(spec_of(tmp_path, text))
+    assert plan.num_fold_runs == 8
+    assert plan.labels is None
+    assert plan.cells[0].trained_share is None
+    assert plan.done is None
+    assert plan.remarks == (
+        "the corpus was not read; labels and trained shares are not known before",
+        "the shape of own is not known before its weights are here",
+    )
+    assert plan.to_json()["cells"][0]["trained_share"] is None
+
+
+def test_a_folder_tells_its_own_shape(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    config = {"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 16,
+              "num_attention_heads": 2, "vocab_size": 30, "max_position_embeddings": 64}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    text = STUDY.replace("[minilm]", f"[{{name: own, source: {folder}, layers: 1}}]")
+    with pytest.raises(
+        SpecError,
+        match=r"7:13: a window of 384 pieces does not fit own-l1, which "
+        r"reads 64; set window to 62 or less",
+    ):
+        plan_study(spec_of(tmp_path, text))
+    plan = plan_study(spec_of(tmp_path, text + "training: {window: 62, overlap: 8}\n"))
+    assert plan.cells[0].shape.num_layers == 1
+    with pytest.raises(BackboneError, match="layers: 3 is not from 1 to 2"):
+        plan_study(spec_of(tmp_path, text.replace("layers: 1", "layers: 3")))
+
+
+def test_a_first_layer_that_is_not_there_is_refused_where_it_stands(tmp_path):
+    text = STUDY.replace("prompt_length: [8, 32]", "first_layer: [0, 6]")
+    with pytest.raises(SpecError, match=r"10:60: minilm has no layer 6; its layers are 0 to 5"):
+        plan_study(spec_of(tmp_path, text))
+
+
+def test_a_question_for_a_label_that_the_notes_lack_is_refused(tmp_path):
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "1.txt").write_text("aspirin")
+    (notes / "1.ann").write_text("T1\tDrug 0 7\taspirin\n")
+    text = STUDY.replace(
+        "  synthetic: {scheme: n2c2-2018, notes: 6}\n  labels: [Drug, ADE]\n",
+        f"  reader: brat\n  path: {notes}\n",
+    )
+    spec = spec_of(tmp_path, text + "questions: {Drugs: Which drugs}\n")
+    with pytest.raises(SpecError, match="the corpus has no label 'Drugs'"):
+        plan_study(spec, read_study_corpus(spec))
+
+
+def test_the_share_of_a_cell_is_that_of_its_largest_configuration(tmp_path):
+    frozen = plan_study(spec_of(tmp_path)).cells[1]
+    # 2 labels x 32 vectors x keys and values x 6 layers x 384, and heads of width 2048
+    prompt, heads = 2 * 32 * 2 * 6 * 384, 2 * 385 + 2 * 384 * 2048 + 2048 + 2049
+    assert frozen.trained_parameters == prompt + heads
+    assert frozen.adapter_bytes == 4 * (prompt + heads)
+    assert frozen.trained_share == pytest.approx((prompt + heads) / frozen.total_parameters)
+    assert plan_study(spec_of(tmp_path)).cells[0].trained_share == 1.0
+
+
+def test_the_ledger_s_fold_runs_count_as_done_and_failed_ones_do_not(tmp_path):
+    ledger, spec = Ledger(str(tmp_path)), spec_of(tmp_path)
+    before = planned(spec, ledger)
+    assert before.done == 0
+    finish(before, ledger, 2, status="failed")
+    assert planned(spec, ledger).done == 0
+    finish(before, ledger, 1)
+    after = planned(spec, ledger)
+    assert [cell.done for cell in after.cells] == [2, 2]
+    assert (after.done, after.to_json()["done"]) == (4, 4)
+
+
+def test_other_notes_folds_or_weights_make_nothing_done(tmp_path):
+    ledger, spec = Ledger(str(tmp_path)), spec_of(tmp_path)
+    finish(planned(spec, ledger), ledger, 2)
+    assert planned(spec, ledger).done == 8
+    other = spec_of(tmp_path, overrides=["folds.seed=99"])
+    assert planned(other, ledger).done == 0
+    assert plan_study(spec, read_study_corpus(spec), {"minilm": "x"}, ledger).done == 0
+    more = spec_of(tmp_path, overrides=["corpus.synthetic.notes=8"])
+    assert planned(more, ledger).done == 0
+
+
+def test_what_tpe_finished_counts_up_to_what_is_planned(tmp_path):
+    ledger = Ledger(str(tmp_path))
+    finish(
+        planned(spec_of(tmp_path, with_search("{algorithm: random, configurations: 4}"))), ledger, 3
+    )
+    tpe = planned(spec_of(tmp_path, with_search("{algorithm: tpe, configurations: 2}")), ledger)
+    assert [cell.done for cell in tpe.cells] == [4, 4]
+
+
+def test_rewording_a_question_trains_hard_prompts_again_and_nothing_else(tmp_path):
+    spec = spec_of(
+        tmp_path, STUDY + "training: {learning_rate: 1e-3}\n", ["strategies.hard_prompt.epochs=1"]
+    )
+    reworded = spec_of(
+        tmp_path,
+        STUDY + "training: {learning_rate: 1e-3}\n",
+        ["strategies.hard_prompt.epochs=1", "questions.Drug=Which one"],
+    )
+    ledger = Ledger(str(tmp_path))
+    finish(planned(spec), ledger, 2)
+    assert [cell.done for cell in planned(spec, ledger).cells] == [4, 2, 4]
+    assert [cell.done for cell in planned(reworded, ledger).cells] == [4, 0, 4]
+
+
+def test_fingerprints_tell_apart_what_decides_a_result(tmp_path):
+    spec = spec_of(tmp_path)
+    corpus = read_study_corpus(spec)
+    prints = build_fingerprints(spec, corpus, build_study_folds(spec, corpus), WEIGHTS)
+    assert len({prints.corpus, prints.folds, prints.questions}) == 3
+    assert prints.corpus == corpus.fingerprint
+
+
+def test_a_synthetic_corpus_keeps_only_the_labels_asked_for(tmp_path):
+    corpus = read_study_corpus(spec_of(tmp_path))
+    assert corpus.labels == ("Drug", "ADE")
+    assert {span.label for note in corpus.notes for span in note.spans} == {"Drug", "ADE"}
+    spans = {note.id: {span.id for span in note.spans} for note in corpus.notes}
+    assert all({r.head, r.tail} <= spans[n.id] for n in corpus.notes for r in n.relations)
+    assert set(corpus.relation_labels) == {r.label for n in corpus.notes for r in n.relations}
+
+
+def test_a_subset_is_taken_after_reading(tmp_path):
+    corpus = read_study_corpus(spec_of(tmp_path, overrides=["corpus.subset={notes: 3}"]))
+    assert 3 <= len(corpus.notes) < 6
+
+
+def test_the_plan_is_plain_json_and_a_readable_table(tmp_path):
+    from rich.console import Console
+
+    plan = plan_study(spec_of(tmp_path))
+    values = json.loads(json.dumps(plan.to_json()))
+    assert values["fold_runs"] == sum(cell["fold_runs"] for cell in values["cells"]) == 8
+    assert values["cells"][1]["space"]["grids"] == {"prompt_length": [8, 32]}
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(render(plan))
+    shown = console.export_text()
+    assert "minilm/frozen_soft_prompt" in shown
+    assert "in total" in shown
+
+
+def test_specs_and_plans_are_made_without_torch_ray_or_mlflow(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY)
+    script = f"""
+import sys
+from raymrc.study.plan import plan_study, read_study_corpus
+from raymrc.study.spec import load_spec
+import raymrc.study.verdict, raymrc.study.cost, raymrc.study.ledger
+spec = load_spec({str(path)!r})
+plan_study(spec, read_study_corpus(spec)).to_json()
+heavy = {{"torch", "ray", "mlflow", "transformers", "optuna", "pyarrow", "pandas"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)

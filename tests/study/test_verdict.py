@@ -1,0 +1,174 @@
+"""Promise: the winner is chosen on validation notes among finished configurations, and every figure
+is that of the records it is drawn from.
+
+It would break without anyone noticing: choosing by scored folds makes every F1 a little better.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+
+import pytest
+
+from raymrc.scoring.counts import Counts
+from raymrc.study.verdict import describe, frozen_gaps, render, summarise, to_json
+from tests.study.making import cell, record
+
+GOOD, FAIR = {"Drug": Counts(9, 1, 1)}, {"Drug": Counts(5, 5, 5)}
+
+
+def test_the_winner_is_chosen_on_validation_notes_and_not_by_its_score():
+    records = [
+        *(record(f, learning_rate=1e-4, validation_f1=0.7, counts=FAIR) for f in (0, 1)),
+        *(record(f, learning_rate=2e-4, validation_f1=0.6, counts=GOOD) for f in (0, 1)),
+    ]
+    (summary,) = summarise(records, 2)
+    assert summary.winner.configuration.learning_rate == 1e-4
+    assert summary.winner.strict.mean == 0.5
+    assert [c.strict.mean for c in summary.configurations] == pytest.approx([0.5, 0.9])
+
+
+def test_a_configuration_with_a_fold_missing_cannot_win():
+    records = [
+        record(0, learning_rate=1e-4, validation_f1=0.9),
+        record(1, learning_rate=1e-4, status="failed"),
+        *(record(f, learning_rate=2e-4, validation_f1=0.1) for f in (0, 1)),
+    ]
+    (summary,) = summarise(records, 2)
+    assert summary.winner.configuration.learning_rate == 2e-4
+    assert summary.num_failed == 1
+    assert summary.configurations[1].failures == ((1, "the loss is not a number"),)
+
+
+def test_while_none_is_finished_there_is_a_leader_and_no_winner():
+    records = [
+        record(0, learning_rate=1e-4, validation_f1=0.9),
+        *(record(f, learning_rate=2e-4, validation_f1=0.2) for f in (0, 1)),
+    ]
+    (summary,) = summarise(records, 3)
+    assert summary.winner is None
+    assert summary.leader.configuration.learning_rate == 2e-4
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_equal_configurations_are_told_apart_the_same_way_every_time(order):
+    records = [record(0, learning_rate=rate, validation_f1=0.5) for rate in (1e-4, 2e-4, 3e-4)]
+    small = record(0, learning_rate=4e-4, validation_f1=0.5, trained_parameters=5)
+    (summary,) = summarise([*records, small][::order], 1)
+    assert summary.winner.configuration.learning_rate == 4e-4
+    ids = [c.configuration.id for c in summary.configurations[1:]]
+    assert ids == sorted(ids)
+
+
+def test_mean_spread_and_pooled_counts_are_those_of_the_folds():
+    folds = [Counts(8, 2, 2), Counts(1, 1, 3), Counts(0, 0, 4)]
+    records = [record(f, counts={"Drug": c, "ADE": Counts(0, 1, 0)}) for f, c in enumerate(folds)]
+    best = summarise(records, 3)[0].winner
+    f1 = [16 / 21, 2 / 7, 0.0]
+    assert best.fold_f1 == pytest.approx(f1)
+    assert best.strict.mean == pytest.approx(statistics.fmean(f1))
+    assert best.strict.sd == pytest.approx(statistics.stdev(f1))
+    assert best.pooled_strict == Counts(9, 6, 9)
+    assert best.labels_strict == {"ADE": Counts(0, 3, 0), "Drug": Counts(9, 3, 9)}
+
+
+def test_one_fold_has_no_spread():
+    best = summarise([record()], 1)[0].winner
+    assert best.strict.sd is None
+
+
+def test_cost_of_a_cell_is_that_of_its_whole_search():
+    records = [record(0, learning_rate=rate, device_seconds=30) for rate in (1e-4, 2e-4)]
+    (summary,) = summarise(records, 1)
+    assert summary.device_seconds == 60
+    assert summary.cost_usd == pytest.approx(0.02)
+    assert summary.winner.device_seconds == 30
+
+
+def test_results_on_other_notes_are_not_mixed_in():
+    old = [record(f, corpus="old", validation_f1=0.9, started_at="2026-01-01") for f in (0, 1)]
+    new = [record(0, corpus="new", validation_f1=0.1, started_at="2026-02-01")]
+    (latest,) = summarise([*old, *new], 2)
+    assert latest.num_done == 1
+    (asked,) = summarise([*old, *new], 2, same=[old[0].fold_run])
+    assert asked.num_done == 2
+    (neither,) = summarise(old, 2, [cell()], same=[new[0].fold_run])
+    assert neither.configurations == ()
+
+
+def test_cells_come_in_the_plan_s_order_empty_ones_too():
+    order = [cell("soft_prompt"), cell("fine_tune")]
+    summaries = summarise([record()], 1, order)
+    assert [s.cell for s in summaries] == order
+    assert summaries[0].leader is None
+    assert summarise([], 5) == ()
+
+
+def four_strategies():
+    scores = {
+        "fine_tune": (0.5, FAIR),
+        "soft_prompt": (0.9, GOOD),
+        "frozen_soft_prompt": (0.4, FAIR),
+    }
+    for strategy, (validation_f1, counts) in scores.items():
+        frozen = strategy.startswith("frozen")
+        for fold in (0, 1):
+            yield record(
+                fold,
+                of=cell(strategy),
+                validation_f1=validation_f1,
+                counts=counts,
+                device_seconds=10 if frozen else 100,
+                adapter_bytes=4 if frozen else 400,
+            )
+
+
+def test_the_gap_is_between_the_frozen_winner_and_the_best_trained_one():
+    (gap,) = frozen_gaps(summarise(four_strategies(), 2))
+    assert (gap.unfrozen, gap.frozen) == ("soft_prompt", "frozen_soft_prompt")
+    assert gap.gap == pytest.approx(0.4)
+    assert (gap.device_share, gap.adapter_share) == pytest.approx((0.1, 0.01))
+
+
+def test_there_is_no_gap_without_both_sides():
+    only_trained = [
+        r for r in four_strategies() if "frozen" not in r.fold_run.configuration.cell.strategy
+    ]
+    assert frozen_gaps(summarise(only_trained, 2)) == ()
+    assert frozen_gaps(summarise(four_strategies(), 3)) == ()
+
+
+def test_the_report_is_plain_json():
+    values = json.loads(json.dumps(to_json(summarise(four_strategies(), 2))))
+    assert (values["done"], values["failed"]) == (6, 0)
+    first = values["cells"][0]
+    assert first["winner"] == first["configurations"][0]["id"]
+    assert first["configurations"][0]["pooled_strict"]["tp"] == 10
+    assert "cell" not in first["configurations"][0]["settings"]
+    assert values["frozen_gaps"][0]["gap"] == pytest.approx(0.4)
+
+
+def test_the_tables_show_winners_gaps_and_what_is_not_done():
+    from rich.console import Console
+
+    cells = [
+        *(cell(s) for s in ("fine_tune", "soft_prompt", "frozen_soft_prompt")),
+        cell("hard_prompt"),
+    ]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render(summarise(four_strategies(), 2, cells)))
+    shown = console.export_text()
+    assert "90.00" in shown
+    assert "nothing done yet" in shown
+    assert "40.00" in shown
+
+
+def test_a_configuration_is_described_by_what_it_does_not_share():
+    (summary,) = summarise([record(learning_rate=rate) for rate in (1e-4, 2e-4)], 1)
+    chosen = summary.configurations[0]
+    assert describe(chosen.configuration, summary.configurations) == (
+        f"learning_rate {chosen.configuration.learning_rate:g}"
+    )
+    assert describe(chosen.configuration) == f"learning_rate {chosen.configuration.learning_rate:g}"
