@@ -1,0 +1,147 @@
+"""Rows hold the window and the question where they should, and an epoch leaves nothing out."""
+
+from __future__ import annotations
+
+import pickle
+import random
+
+import pytest
+import torch
+
+from raymrc.model.backbones import Loaded
+from raymrc.model.inputs import SpanTargets, TagTargets
+from raymrc.model.strategies import STRATEGIES
+from raymrc.training.batching import (
+    Row,
+    RowBuilder,
+    StudyData,
+    collate,
+    collate_targets,
+    evaluation_batches,
+    steps_per_epoch,
+    training_batches,
+)
+from tests.model.tiny import KINDS, tiny_loaded
+from tests.training.test_lane import LABELS, make_data, make_notes
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    return tiny_loaded(request.param, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def data() -> StudyData:
+    return make_data(make_notes())
+
+
+def build_rows(loaded: Loaded, data: StudyData, strategy: str) -> list[Row]:
+    builder = RowBuilder(
+        loaded.tokenizer, loaded.shape, LABELS, data.questions, STRATEGIES[strategy], window=8
+    )
+    windows = data.windows(loaded.tokenizer, loaded.backbone.source, 8, 4)
+    return builder.rows(data.corpus.notes, windows)
+
+
+def test_a_question_in_words_stands_before_the_window_as_the_tokenizer_would_put_it(
+    loaded: Loaded, data: StudyData
+) -> None:
+    row = build_rows(loaded, data, "hard_prompt")[1]
+    tokenizer = loaded.tokenizer
+    question = tokenizer(data.questions[LABELS[1]], add_special_tokens=False)["input_ids"]
+    middle = [tokenizer.sep_token_id] * (2 if loaded.shape.kind == "roberta" else 1)
+    ends = tokenizer.cls_token_id, tokenizer.sep_token_id
+    assert row.ids.tolist() == [ends[0], *question, *middle, *row.window.piece_ids, ends[1]]
+    assert row.ids[row.offset : -1].tolist() == list(row.window.piece_ids)
+    if loaded.shape.kind != "roberta":
+        assert row.types.tolist() == [0] * row.offset + [1] * (len(row.window.piece_ids) + 1)
+
+
+@pytest.mark.parametrize("strategy", ["hard_prompt", "soft_prompt"])
+def test_targets_stand_on_the_pieces_of_the_gold_spans(
+    strategy: str, loaded: Loaded, data: StudyData
+) -> None:
+    rows = build_rows(loaded, data, strategy)
+    notes = {note.id: note for note in data.corpus.notes}
+    found = set()
+    for batch in evaluation_batches(rows, pieces=200):
+        inputs = collate(batch, pad=loaded.shape.pad_id)
+        targets = collate_targets(batch, inputs)
+        assert isinstance(targets, SpanTargets)
+        for b, first, last in targets.pairs_K3.tolist():
+            row = batch[b]
+            assert inputs.window_BS[b, first] and inputs.window_BS[b, last]
+            assert targets.start_BS[b, first] == 1 and targets.end_BS[b, last] == 1
+            start = row.window.offsets[first - row.offset][0]
+            end = row.window.offsets[last - row.offset][1]
+            found.add((row.window.note_id, LABELS[row.label], start, end))
+        assert not targets.start_BS[~inputs.window_BS].any()
+        assert not targets.end_BS[~inputs.window_BS].any()
+    gold = {(n.id, s.label, s.start, s.end) for n in notes.values() for s in n.spans}
+    assert found == gold
+
+
+def test_tags_stand_on_the_windows_pieces_and_nowhere_else(loaded: Loaded, data: StudyData) -> None:
+    rows = build_rows(loaded, data, "fine_tune")
+    inputs = collate(rows, pad=loaded.shape.pad_id)
+    targets = collate_targets(rows, inputs)
+    assert isinstance(targets, TagTargets)
+    assert not targets.tags_BSL[~inputs.window_BS].any()
+    for b, row in enumerate(rows):
+        assert row.tags is not None
+        inside = targets.tags_BSL[b, row.offset : row.offset + len(row.tags)]
+        assert torch.equal(inside, torch.from_numpy(row.tags).long())
+
+
+def test_padding_is_masked_and_outside_the_window(loaded: Loaded, data: StudyData) -> None:
+    rows = build_rows(loaded, data, "hard_prompt")
+    inputs = collate(rows, pad=loaded.shape.pad_id)
+    for b, row in enumerate(rows):
+        assert inputs.mask_BS[b].sum() == len(row.ids)
+        assert inputs.window_BS[b].sum() == len(row.window.piece_ids)
+        assert not (inputs.window_BS[b] & ~inputs.mask_BS[b]).any()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_an_epoch_has_every_row_with_an_answer_once_and_a_sample_of_the_others(
+    rate: float, loaded: Loaded, data: StudyData
+) -> None:
+    rows = build_rows(loaded, data, "soft_prompt")
+    batches = list(training_batches(rows, 4, rate, random.Random(3)))
+    seen = [id(row) for batch in batches for row in batch]
+    assert len(seen) == len(set(seen))
+    assert {id(row) for row in rows if row.has_answer} <= set(seen)
+    without = [row for row in rows if not row.has_answer]
+    sampled = sum(id(row) in set(seen) for row in without)
+    assert abs(sampled - rate * len(without)) <= 3 * (len(without) * rate * (1 - rate)) ** 0.5
+    assert all(len(batch) <= 4 for batch in batches)
+    if rate in (0.0, 1.0):
+        assert len(batches) == steps_per_epoch(rows, 4, rate)
+
+
+def test_two_epochs_have_other_orders_and_the_same_seed_the_same(
+    loaded: Loaded, data: StudyData
+) -> None:
+    rows = build_rows(loaded, data, "soft_prompt")
+    draw = random.Random(5)
+    orders = [
+        [id(row) for batch in training_batches(rows, 4, 1.0, g) for row in batch]
+        for g in (draw, draw, random.Random(5))
+    ]
+    assert orders[0] != orders[1]
+    assert orders[0] == orders[2]
+
+
+def test_evaluation_asks_all_rows_within_the_budget(loaded: Loaded, data: StudyData) -> None:
+    rows = build_rows(loaded, data, "hard_prompt")
+    batches = list(evaluation_batches(rows, pieces=150))
+    assert sorted(map(id, rows)) == sorted(id(row) for batch in batches for row in batch)
+    assert all(len(b) * max(len(row.ids) for row in b) <= 150 for b in batches)
+    assert len(batches) > 1
+
+
+def test_study_data_travels_without_what_was_cached(loaded: Loaded, data: StudyData) -> None:
+    build_rows(loaded, data, "soft_prompt")
+    sent = pickle.loads(pickle.dumps(data))
+    assert sent == data
+    assert data._windows and not sent._windows

@@ -1,0 +1,296 @@
+"""A fold-run learns from its training notes alone, and its record says what happened.
+
+The promise is that nothing of the scored fold decides anything. It would break without
+anyone noticing: a leak only makes scores better.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from raymrc.corpora.note import Corpus, Note, Span
+from raymrc.corpora.splits import make_folds
+from raymrc.errors import BackboneError, PromptError, TrainingError
+from raymrc.model.backbones import Loaded
+from raymrc.model.strategies import STRATEGIES
+from raymrc.reading.questions import build_questions
+from raymrc.scoring.counts import pool
+from raymrc.study.configuration import Configuration, FoldRun
+from raymrc.study.record import Record
+from raymrc.training.batching import StudyData
+from raymrc.training.lane import Lane, Stopped, train_fold_run
+from tests.model.tiny import tiny_configuration, tiny_loaded
+
+LABELS = ("Drug", "ADE")
+CPU = torch.device("cpu")
+
+
+def make_notes(count: int = 24, seed: int = 0) -> tuple[Note, ...]:
+    """Sentences of the tiny vocabulary in which 'aspirin' and 'warfarin' are drugs, 'rash' an ADE."""
+    draw = random.Random(seed)
+    fillers = "the patient was given daily for pain after with no history".split()
+    notes = []
+    for number in range(count):
+        words = draw.choices(fillers, k=draw.randint(4, 9))
+        drug = draw.choice(["aspirin", "warfarin"])
+        words.insert(draw.randrange(len(words)), drug)
+        labelled = {drug: "Drug"}
+        if number % 2:
+            words.append("rash")
+            labelled["rash"] = "ADE"
+        spans, at = [], 0
+        for word in words:
+            if word in labelled:
+                spans.append(Span(f"T{len(spans)}", labelled[word], ((at, at + len(word)),)))
+            at += len(word) + 1
+        notes.append(Note(f"n{number}", " ".join(words), tuple(spans), group=f"g{number}"))
+    return tuple(notes)
+
+
+def make_data(notes: tuple[Note, ...], *, validation_share: float = 0.2) -> StudyData:
+    corpus = Corpus(notes, LABELS)
+    folds = make_folds(corpus, 3, seed=1, validation_share=validation_share)
+    return StudyData(corpus, folds, build_questions(LABELS, {}))
+
+
+def make_run(loaded: Loaded, strategy: str, fold: int = 0, **fields: object) -> FoldRun:
+    small = {"epochs": 2, "batch_size": 4, "window": 20, "overlap": 4, **fields}
+    configuration = tiny_configuration(loaded.backbone, strategy, **small)
+    return FoldRun(configuration, fold, "corpus", "folds", "questions", "weights")
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    return tiny_loaded("bert", tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def data() -> StudyData:
+    return make_data(make_notes())
+
+
+def comparable(record: Record) -> Record:
+    """Without what differs between two equal runs: clocks and memory."""
+    return replace(
+        record,
+        epochs=tuple(replace(e, wall_seconds=0.0) for e in record.epochs),
+        device_seconds=0.0,
+        training_seconds=0.0,
+        evaluation_seconds=0.0,
+        peak_bytes=0,
+        cost_usd=0.0,
+        started_at="",
+    )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_can_learn_its_training_notes_by_heart(
+    strategy: str, loaded: Loaded, data: StudyData
+) -> None:
+    rate = 3e-2 if strategy == "frozen_soft_prompt" else 2e-3
+    run = make_run(loaded, strategy, learning_rate=rate, head_learning_rate=1e-2, epochs=40)
+    lane = Lane(run, data, loaded, CPU)
+    losses = [lane.train_epoch() for _ in range(40)]
+    counts = [pool(note.strict.values()) for note in lane.score(lane.split.train).values()]
+    assert losses[-1] < 0.1 * losses[0]
+    assert pool(counts).f1 > 0.95
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_scored_folds_gold_changes_nothing_but_the_score(
+    strategy: str, loaded: Loaded, data: StudyData
+) -> None:
+    scored = set(data.folds.split(0).scored)
+    bare = tuple(replace(n, spans=()) if n.id in scored else n for n in data.corpus.notes)
+    blind = StudyData(Corpus(bare, LABELS), data.folds, data.questions)
+    run = make_run(loaded, strategy)
+    seen, unseen = train_fold_run(run, data, loaded), train_fold_run(run, blind, loaded)
+    assert [e.loss for e in seen.epochs] == [e.loss for e in unseen.epochs]
+    assert (seen.validation_f1, seen.best_epoch) == (unseen.validation_f1, unseen.best_epoch)
+
+
+def test_the_chosen_epoch_is_the_best_on_validation_notes_and_the_later_of_equals(
+    loaded: Loaded, data: StudyData
+) -> None:
+    run = make_run(loaded, "fine_tune", learning_rate=5e-3, epochs=8)
+    record = train_fold_run(run, data, loaded)
+    best = max(e.validation_f1 for e in record.epochs)
+    assert record.validation_f1 == best
+    assert record.best_epoch == max(e.epoch for e in record.epochs if e.validation_f1 == best)
+
+
+def test_the_scored_state_is_that_of_the_chosen_epoch(
+    loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later epochs are ruined on purpose; the score must not show it."""
+    run = make_run(loaded, "soft_prompt", learning_rate=5e-3, epochs=8)
+    fine = train_fold_run(run, data, loaded)
+    longer = make_run(loaded, "soft_prompt", learning_rate=5e-3, epochs=8)
+    train_epoch, calls = Lane.train_epoch, 0
+
+    def train_then_ruin(self: Lane, should_stop: object = None) -> float:
+        nonlocal calls
+        calls += 1
+        loss = train_epoch(self)
+        if calls > fine.best_epoch:
+            with torch.no_grad():
+                for parameter in self.trained:
+                    parameter.zero_()
+        return loss
+
+    monkeypatch.setattr(Lane, "train_epoch", train_then_ruin)
+    ruined = train_fold_run(longer, data, loaded)
+    if fine.best_epoch < 8:
+        assert ruined.epochs[-1].validation_f1 < fine.validation_f1
+    assert ruined.notes == fine.notes
+
+
+def test_all_notes_are_scored_once_over_the_folds_even_those_without_spans(
+    loaded: Loaded, data: StudyData
+) -> None:
+    empty = Note("empty", "the patient was given daily", (), group="empty")
+    blank = Note("blank", " ", (), group="blank")
+    more = make_data((*data.corpus.notes, empty, blank))
+    records = [
+        train_fold_run(make_run(loaded, "frozen_soft_prompt", fold, epochs=1), more, loaded)
+        for fold in range(3)
+    ]
+    scored = [note_id for record in records for note_id in record.notes]
+    assert sorted(scored) == sorted(n.id for n in more.corpus.notes)
+    gold = sum(len(n.spans) for n in more.corpus.notes)
+    assert sum(r.strict.tp + r.strict.fn for r in records) == gold
+
+
+def test_a_held_out_window_without_answers_is_asked_every_question(
+    loaded: Loaded, data: StudyData
+) -> None:
+    lane = Lane(make_run(loaded, "soft_prompt", negative_rate=0.0), data, loaded, CPU)
+    notes = [lane.notes[i] for i in lane.split.scored]
+    asked = {(r.window.note_id, r.label) for r in lane.builder.rows(notes, lane.windows)}
+    assert asked == {(n.id, label) for n in notes for label in range(len(LABELS))}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_same_fold_run_ends_the_same_twice(
+    strategy: str, loaded: Loaded, data: StudyData
+) -> None:
+    run = make_run(loaded, strategy, dropout=0.1, negative_rate=0.5)
+    first = train_fold_run(run, data, loaded)
+    torch.rand(7)  # somebody else draws a number between
+    again = train_fold_run(run, data, loaded)
+    assert comparable(first) == comparable(again)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_shared_backbone_is_left_as_it_was(
+    strategy: str, loaded: Loaded, data: StudyData
+) -> None:
+    before = {name: p.clone() for name, p in loaded.encoder.named_parameters()}
+    train_fold_run(make_run(loaded, strategy, learning_rate=1e-1, epochs=1), data, loaded)
+    for name, parameter in loaded.encoder.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+        assert not parameter.requires_grad and parameter.grad is None, name
+
+
+def test_a_loss_that_is_not_a_number_names_the_step_and_the_learning_rate(
+    loaded: Loaded, data: StudyData
+) -> None:
+    with pytest.raises(TrainingError, match=r"not a number at step \d+ .*learning rate 1e\+20"):
+        train_fold_run(make_run(loaded, "fine_tune", learning_rate=1e20), data, loaded)
+
+
+def test_a_question_that_leaves_too_little_room_names_the_window_that_fits(
+    loaded: Loaded, data: StudyData
+) -> None:
+    with pytest.raises(BackboneError, match=r"set window to \d+ or less"):
+        train_fold_run(make_run(loaded, "hard_prompt", window=60), data, loaded)
+
+
+def test_a_prompt_longer_than_512_is_refused(loaded: Loaded, data: StudyData) -> None:
+    with pytest.raises(PromptError, match="1 to 512"):
+        train_fold_run(make_run(loaded, "soft_prompt", prompt_length=513), data, loaded)
+
+
+def test_a_fold_run_that_is_asked_to_stop_does_so_within_a_step(
+    loaded: Loaded, data: StudyData
+) -> None:
+    asked = 0
+
+    def should_stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 3
+
+    with pytest.raises(Stopped):
+        train_fold_run(make_run(loaded, "fine_tune"), data, loaded, should_stop=should_stop)
+    assert asked == 4
+
+
+def test_a_record_counts_what_was_trained_and_what_it_took(loaded: Loaded, data: StudyData) -> None:
+    run = make_run(loaded, "frozen_soft_prompt")
+    record = train_fold_run(run, data, loaded, device_hour_usd=3600.0)
+    lane = Lane(run, data, loaded, CPU)
+    assert record.trained_parameters == sum(p.numel() for p in lane.trained)
+    assert record.total_parameters == sum(p.numel() for p in lane.model.parameters())
+    pieces = sum(len(row.ids) for row in lane.rows)
+    assert record.tokens == 2 * pieces
+    assert record.device_seconds >= record.training_seconds + record.evaluation_seconds > 0
+    assert record.cost_usd == pytest.approx(record.device_seconds)
+    assert record.flops > 2 * record.tokens * loaded.shape.num_layers * loaded.shape.hidden**2
+    assert record.peak_bytes > 10 * 2**20
+    assert record.key == run.key and record.versions["torch"] == version("torch")
+    assert Record.from_json(record.to_json()) == record
+
+
+def test_a_span_that_tagging_cannot_say_is_missed_and_counted(
+    loaded: Loaded, data: StudyData
+) -> None:
+    scored = data.folds.split(0).scored[0]
+    text = next(n.text for n in data.corpus.notes if n.id == scored)
+    first = text.index(" ")
+    nested = (
+        Span("T1", "Drug", ((0, first),)),
+        Span("T2", "Drug", ((0, text.index(" ", first + 1)),)),
+    )
+    notes = tuple(replace(n, spans=nested) if n.id == scored else n for n in data.corpus.notes)
+    more = StudyData(Corpus(notes, LABELS), data.folds, data.questions)
+    tagged = train_fold_run(make_run(loaded, "fine_tune", epochs=1), more, loaded)
+    asked = train_fold_run(make_run(loaded, "soft_prompt", epochs=1), more, loaded)
+    assert (tagged.unreachable, asked.unreachable) == (1, 0)
+    assert tagged.strict.tp + tagged.strict.fn == asked.strict.tp + asked.strict.fn
+
+
+def test_every_hyper_parameter_is_in_the_ledger_key(loaded: Loaded) -> None:
+    """A key that forgets one would hand out another configuration's result."""
+    base = make_run(loaded, "soft_prompt")
+    keys = {base.key}
+    for field in Configuration.__dataclass_fields__:
+        if field == "cell":
+            continue
+        value = getattr(base.configuration, field)
+        if isinstance(value, str):
+            other: object = value + "-other"
+        elif isinstance(value, tuple):
+            other = (*value[1:], 9.0)
+        else:
+            other = (value or 0) + 1
+        changed = replace(base, configuration=replace(base.configuration, **{field: other}))
+        keys.add(changed.key)
+    assert len(keys) == len(Configuration.__dataclass_fields__)
+
+
+def test_the_files_of_a_checkpoint_are_not_needed_once_it_is_loaded(
+    tmp_path: Path, data: StudyData
+) -> None:
+    folder = tmp_path / "gone"
+    kept = tiny_loaded("roberta", folder)
+    for file in folder.iterdir():
+        file.unlink()
+    record = train_fold_run(make_run(kept, "hard_prompt", window=12, epochs=1), data, kept)
+    assert record.epochs[0].loss > 0
