@@ -250,6 +250,7 @@ class _Study:
             )
 
     def outcome(self) -> StudyOutcome:
+        settled = self._board.num_done + len(self._failed)
         counts: dict[str, int] = {}
         for reason in self._failed.values():
             counts[reason] = counts.get(reason, 0) + 1
@@ -258,7 +259,7 @@ class _Study:
             done=len(self._trained),
             reused=self._board.num_done - len(self._trained),
             failed=len(self._failed),
-            interrupted=self.stopping.is_set(),
+            interrupted=self.stopping.is_set() and settled < self.plan.num_fold_runs,
             wall_seconds=time.monotonic() - self._began,
             reasons=tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
         )

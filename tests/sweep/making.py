@@ -1,0 +1,155 @@
+"""Plans and a training that is over at once, for the tests of the sweep.
+
+python -m tests.sweep.making FOLDER NAP     runs a small study in a process of its own
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from raymrc.errors import TrainingError
+from raymrc.scoring.counts import Counts
+from raymrc.study.configuration import Backbone, Cell, FoldRun
+from raymrc.study.ledger import Ledger
+from raymrc.study.plan import CellPlan, Fingerprints, Plan, build_configuration
+from raymrc.study.record import Epoch, NoteCounts, Record
+from raymrc.study.space import Distribution, Grid, Setting, build_space
+
+BACKBONE = Backbone("tiny", "nowhere")
+MARKER = "Quixotril-77"
+"""Stands for a note's text: it may turn up nowhere."""
+
+
+def make_plan(
+    rates: Sequence[float] | Setting = (0.1, 0.2),
+    strategies: Sequence[str] = ("fine_tune", "frozen_soft_prompt"),
+    *,
+    folds: int = 3,
+    tpe: int | None = None,
+    seed: int = 13,
+) -> Plan:
+    """A plan by hand: a grid over learning rates, or so many configurations by TPE."""
+    setting = rates if isinstance(rates, Grid | Distribution) else Grid(tuple(rates))
+    cells = []
+    for strategy in strategies:
+        space = build_space({"learning_rate": setting})  # type: ignore[dict-item]
+        cell = CellPlan(Cell("concepts", "made-up", BACKBONE, strategy), space, 0, 0, None)
+        if tpe is None:
+            configurations = tuple(build_configuration(cell, v) for v in space.grid())
+            cell = replace(cell, configurations=configurations)
+        count = tpe or len(cell.configurations or ())
+        cells.append(replace(cell, num_configurations=count, num_fold_runs=count * folds))
+    return Plan(
+        study="made-up",
+        task="concepts",
+        corpus="made-up",
+        folds=folds,
+        algorithm="grid" if tpe is None else "tpe",
+        seed=seed,
+        cells=tuple(cells),
+        fingerprints=Fingerprints("c", "f", "q", {"tiny": "w"}),
+    )
+
+
+def fold_runs(plan: Plan) -> list[FoldRun]:
+    from raymrc.sweep.search import StudySearch
+
+    search = StudySearch(plan)
+    return [
+        run
+        for cell in plan.cells
+        for configuration in cell.configurations or ()
+        for run in search.fold_runs(configuration).values()
+    ]
+
+
+def make_record(run: FoldRun, *, started_at: str = "2026-01-01T00:00:00+00:00") -> Record:
+    """What training this fold-run comes to: figures that follow from its key."""
+    draw = random.Random(run.key)
+    return Record(
+        key=run.key,
+        fold_run=run,
+        notes={
+            f"note-{run.fold}-{i}": NoteCounts(
+                strict={k: Counts(draw.randrange(1, 9), draw.randrange(4), 2) for k in "AB"},
+                lenient={k: Counts(9, 1, draw.randrange(3)) for k in "AB"},
+            )
+            for i in range(3)
+        },
+        validation_f1=draw.random(),
+        best_epoch=2,
+        epochs=tuple(Epoch(e, 1 / e, e / 10, 0.5) for e in (1, 2, 3)),
+        trained_parameters=1000 if "frozen" in run.configuration.cell.strategy else 22_000_000,
+        total_parameters=22_000_000,
+        adapter_bytes=4000,
+        device_seconds=10.0,
+        cost_usd=0.01,
+        tokens=1000,
+        peak_bytes=10**9,
+        versions={"torch": "2.13.0"},
+        started_at=started_at,
+    )
+
+
+@dataclass(frozen=True)
+class Script:
+    """The data of a made-up study: how its training behaves.
+
+    Args:
+        folder: each training leaves a file there, named by its process and key.
+        nap: seconds per fold-run.
+        raises: (learning rate, fold) that raises an exception with `MARKER` in its text.
+        mendable: the same, with one of our own sentences.
+        dies, dies_once: the same, ending the process.
+    """
+
+    folder: Path
+    nap: float = 0.0
+    raises: tuple[float, int] | None = None
+    mendable: tuple[float, int] | None = None
+    dies: tuple[float, int] | None = None
+    dies_once: tuple[float, int] | None = None
+    text: str = MARKER
+
+    def trained(self) -> list[str]:
+        """Keys of the fold-runs that were begun, once for each time."""
+        return sorted(path.name.split("-")[1] for path in self.folder.iterdir())
+
+    def processes(self) -> set[str]:
+        return {path.name.split("-")[0] for path in self.folder.iterdir()}
+
+
+def train(fold_run: FoldRun, data: Script, *, on_epoch: Callable[[Epoch], None]) -> Record:
+    here = (fold_run.configuration.learning_rate, fold_run.fold)
+    seen = len([key for key in data.trained() if key == fold_run.key])
+    (data.folder / f"{os.getpid()}-{fold_run.key}-{time.monotonic_ns()}").touch()
+    record = make_record(fold_run)
+    for epoch in record.epochs:
+        time.sleep(data.nap / len(record.epochs))
+        on_epoch(epoch)
+    if here == data.raises:
+        raise KeyError(data.text)
+    if here == data.mendable:
+        raise TrainingError("the loss is not a number at step 12; lower the learning rate")
+    if here == data.dies or (here == data.dies_once and not seen):
+        os._exit(9)
+    return record
+
+
+if __name__ == "__main__":
+    from raymrc.sweep.driver import Resources, run_study
+
+    folder, nap = Path(sys.argv[1]), float(sys.argv[2])
+    script = Script(folder / "trained", nap)
+    script.folder.mkdir(parents=True, exist_ok=True)
+    outcome = run_study(
+        make_plan(), Ledger(str(folder)), train, script, folder=folder, resources=Resources()
+    )
+    print("in the ledger", outcome.done + outcome.reused, flush=True)
+    sys.exit(130 if outcome.interrupted else 0)

@@ -1,0 +1,266 @@
+"""Promise: a fold-run is trained once, whatever is killed, and its record is all that counts.
+
+A sweep that trains something twice, forgets a failure or leaves processes behind would still
+print a table. Real Ray, one cluster for all tests that do not end the driver.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from raymrc.errors import LedgerError, RaymrcError
+from raymrc.study.ledger import Ledger
+from raymrc.study.plan import Plan
+from raymrc.study.record import Record
+from raymrc.sweep import driver
+from raymrc.sweep.driver import Resources, StudyOutcome, run_study
+from raymrc.sweep.progress import Snapshot
+from tests.paths import ROOT
+from tests.sweep.making import MARKER, Script, fold_runs, make_plan, make_record, train
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray leaves sockets to the garbage collector and uses what Python and others have deprecated.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cluster of two cores; gives the folder of its logs."""
+    import ray
+
+    with driver._cluster(Resources(max_trials=2), tmp_path_factory.mktemp("cluster")) as is_ours:
+        assert is_ours
+        node = ray._private.worker._global_node
+        assert node is not None
+        yield Path(node.get_session_dir_path())
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    (tmp_path / "trained").mkdir()
+    return Script(tmp_path / "trained")
+
+
+def run(
+    plan: Plan, folder: Path, script: Script, **options: object
+) -> tuple[StudyOutcome, dict[str, Record]]:
+    ledger = Ledger(str(folder))
+    outcome = run_study(plan, ledger, train, script, folder=folder, **options)  # type: ignore[arg-type]
+    return outcome, {record.key: record for record in ledger.records()}
+
+
+def test_a_study_is_trained_once_and_an_extended_one_only_where_it_grew(
+    cluster, tmp_path, script, capfd
+):
+    plan = make_plan([0.1, 0.2])
+    told: list[Record] = []
+    shown: list[Snapshot] = []
+    outcome, records = run(plan, tmp_path, script, on_record=told.append, on_progress=shown.append)
+    wanted = {r.key: make_record(r) for r in fold_runs(plan)}
+    assert records == wanted
+    assert sorted(script.trained()) == sorted(wanted)
+    assert {record.key: record for record in told} == wanted
+    assert (outcome.total, outcome.done, outcome.reused, outcome.failed) == (12, 12, 0, 0)
+    assert not outcome.interrupted
+    assert (shown[-1].done, shown[-1].total) == (12, 12)
+    best = max(
+        (sum(wanted[r.key].validation_f1 for r in fold_runs(make_plan([rate]))[:3]) / 3, rate)
+        for rate in (0.1, 0.2)
+    )
+    assert shown[-1].cells[0].best_f1 == pytest.approx(best[0])
+    assert shown[-1].cells[0].best == f"learning_rate={best[1]}"
+    assert len(script.processes()) <= 2, "workers are kept over trials and cells"
+
+    outcome, _ = run(plan, tmp_path, script)
+    assert (outcome.done, outcome.reused) == (0, 12)
+    wider = make_plan([0.1, 0.2, 0.3])
+    outcome, records = run(wider, tmp_path, script)
+    assert (outcome.done, outcome.reused) == (6, 12)
+    assert sorted(script.trained()) == sorted(r.key for r in fold_runs(wider)) == sorted(records)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert capfd.readouterr().out == "", "stdout is for what commands answer"
+
+
+def test_a_failed_fold_run_is_recorded_the_rest_goes_on_and_running_again_retries(
+    cluster, tmp_path, script
+):
+    plan = make_plan([0.1, 0.2])
+    told: list[Record] = []
+    bad = replace(script, raises=(0.1, 1), mendable=(0.2, 0))
+    outcome, records = run(plan, tmp_path, bad, on_record=told.append)
+    assert (outcome.done, outcome.failed) == (8, 4)
+    assert [times for _, times in outcome.reasons] == [2, 2]
+    failed = {r.reason.split(" ")[0] for r in records.values() if r.status == "failed"}
+    assert failed == {"builtins.KeyError", "the"}
+    assert sum(record.status == "failed" for record in told) == 4
+    assert MARKER not in " ".join(record.to_json() for record in records.values())
+    for log in (cluster / "logs").rglob("*"):
+        if log.is_file():
+            assert MARKER not in log.read_text(errors="replace"), log.name
+
+    outcome, records = run(plan, tmp_path, script)
+    assert (outcome.done, outcome.reused, outcome.failed) == (4, 8, 0)
+    assert records == {r.key: make_record(r) for r in fold_runs(plan)}
+
+
+def test_a_worker_that_dies_loses_only_the_fold_run_it_was_at(cluster, tmp_path, script):
+    plan = make_plan([0.1, 0.2], ["fine_tune"])
+    outcome, records = run(plan, tmp_path, replace(script, dies_once=(0.1, 1)))
+    assert (outcome.done, outcome.failed) == (6, 0)
+    assert len(script.trained()) == 7
+    assert records == {r.key: make_record(r) for r in fold_runs(plan)}
+
+
+def test_a_fold_run_that_kills_every_worker_fails_alone(cluster, tmp_path, script):
+    plan = make_plan([0.1, 0.2], ["fine_tune"])
+    outcome, records = run(plan, tmp_path, replace(script, dies=(0.1, 1)))
+    assert (outcome.done, outcome.failed) == (5, 1)
+    (reason,) = [r.reason for r in records.values() if r.status == "failed"]
+    assert "worker process died" in reason
+
+
+def test_tpe_goes_through_ray_and_is_resumed_from_the_ledger(cluster, tmp_path, script):
+    from raymrc.study.space import Distribution
+
+    rates = Distribution("log_uniform", (1e-4, 1e-1))
+    outcome, _ = run(make_plan(rates, ["fine_tune"], tpe=3), tmp_path, script)
+    assert outcome.done == 9
+    outcome, records = run(make_plan(rates, ["fine_tune"], tpe=5), tmp_path, script)
+    assert (outcome.done, outcome.reused) == (6, 9)
+    assert len(records) == len(set(script.trained())) == len(script.trained()) == 15
+
+
+def test_no_more_trials_run_at_once_than_allowed(cluster, tmp_path, script):
+    plan = make_plan([0.1, 0.2, 0.3, 0.4], ["fine_tune"], folds=2)
+    most = 0
+
+    def count(snapshot: Snapshot) -> None:
+        nonlocal most
+        most = max(most, len(snapshot.running))
+
+    outcome, _ = run(
+        plan, tmp_path, replace(script, nap=0.6),
+        resources=Resources(max_trials=1), on_progress=count,
+    )  # fmt: skip
+    assert outcome.done == 8
+    assert most == 1
+
+
+def test_a_ledger_that_cannot_be_written_ends_the_study_with_its_sentence(
+    cluster, tmp_path, script
+):
+    class Full(Ledger):
+        def record(self, record: Record) -> None:
+            raise LedgerError("the store refuses (No space left on device)")
+
+    with pytest.raises(LedgerError, match="No space left"):
+        run_study(make_plan(), Full(str(tmp_path)), train, script, folder=tmp_path)
+
+
+def test_a_trial_that_wants_more_than_there_is_gets_a_sentence(cluster, tmp_path, script):
+    with pytest.raises(RaymrcError, match="a trial wants 1 GPU, and there are 0"):
+        run(make_plan(), tmp_path, script, resources=Resources(gpus_per_trial=1.0))
+
+
+def test_a_record_cut_in_half_stops_the_study_before_ray_starts(tmp_path, script):
+    ledger = Ledger(str(tmp_path))
+    record = make_record(fold_runs(make_plan())[0])
+    ledger.record(record)
+    (path,) = (tmp_path / "ledger").rglob("*.json")
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(LedgerError, match="as if cut off"):
+        run(make_plan(), tmp_path, script)
+    assert script.trained() == []
+
+
+# --- the driver itself is ended ------------------------------------------------------------------
+
+
+class Process:
+    """A driver of its own, with all the processes that come from it."""
+
+    def __init__(self, folder: Path, nap: float) -> None:
+        self.mark = uuid.uuid4().hex
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.sweep.making", str(folder), str(nap)],
+            cwd=ROOT,
+            env={**os.environ, "RAYMRC_TEST_MARK": self.mark},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_for_records(self, count: int) -> None:
+        """Until the ledger has so many."""
+        until = time.monotonic() + 120
+        while len(list((self.folder / "ledger").rglob("*.json"))) < count:
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < until, "the study does not get on"
+            time.sleep(0.05)
+
+    def left_behind(self) -> list[str]:
+        """Processes that are still there a while after the driver's end."""
+        until = time.monotonic() + 30
+        while found := [p.name() for p in psutil.process_iter() if self._is_of_us(p)]:
+            if time.monotonic() > until:
+                return found
+            time.sleep(0.2)
+        return []
+
+    def _is_of_us(self, process: psutil.Process) -> bool:
+        try:
+            return (
+                process.pid != self.process.pid
+                and process.status() != psutil.STATUS_ZOMBIE
+                and process.environ().get("RAYMRC_TEST_MARK") == self.mark
+            )
+        except psutil.Error:
+            return False
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_a_driver_that_is_ended_leaves_a_study_that_ends_as_if_it_had_not_been(
+    how, cluster, tmp_path, script
+):
+    ended = Process(tmp_path, nap=0.6)
+    ended.wait_for_records(3)
+    if how == "killed":
+        ended.process.kill()
+        ended.process.communicate()
+    else:
+        # As Ctrl-C in a terminal does it: to the whole group.
+        os.killpg(ended.process.pid, signal.SIGINT)
+        out, _ = ended.process.communicate(timeout=60)
+        assert ended.process.returncode == 130
+        assert out.startswith("in the ledger ")
+        assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    assert ended.left_behind() == []
+    before = Ledger(str(tmp_path)).keys()
+    assert 3 <= len(before) < 12
+
+    plan = make_plan()
+    outcome, records = run(plan, tmp_path, script)
+    assert (outcome.reused, outcome.done) == (len(before), 12 - len(before))
+    assert records == {r.key: make_record(r) for r in fold_runs(plan)}
+    again = [key for key in script.trained() if key in before]
+    assert sorted(again) == sorted(before), "what was in the ledger was not trained again"
