@@ -315,6 +315,7 @@ def _draw_group(
     numbers: Mapping[str, float],
 ) -> Drawing:
     end_ms = max(f.end_ms for f in members)
+    step = len(members) + sum(f.status == "done" for f in members)
     return Drawing(
         key=key,
         parent=parent,
@@ -324,6 +325,7 @@ def _draw_group(
         end_ms=end_ms,
         tags=tags,
         params=params,
-        # The step is the number of fold-runs below, so that a later state stands above an earlier.
-        metrics=tuple((k, v, len(members), end_ms) for k, v in numbers.items()),
+        # MLflow shows the value of the highest step, so a later state needs a higher one: one
+        # more for each fold-run below, and one more when it is done, be it after a failure.
+        metrics=tuple((k, v, step, end_ms) for k, v in numbers.items()),
     )
