@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import http.server
 import os
+import signal
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -275,9 +280,12 @@ def test_with_mlflow_away_the_study_goes_on_and_sync_catches_up(tmp_path, empty_
     assert by_level(read_runs(uri)) == LEVELS
 
 
-def test_a_server_that_answers_only_errors_is_not_waited_for(monkeypatch):
+def test_a_server_that_hangs_and_then_fails_is_not_waited_for(monkeypatch):
+    go_on = threading.Event()
+
     class Broken(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            go_on.wait(60)
             self.send_error(503)
 
         do_POST = do_GET
@@ -289,19 +297,57 @@ def test_a_server_that_answers_only_errors_is_not_waited_for(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     said: list[str] = []
-    began = time.monotonic()
     live = MlflowRecorder(
         f"http://user:secret@127.0.0.1:{server.server_port}", "made-up", say=said.append
     )
-    for record in RECORDS:
+    for record in RECORDS:  # would wait for ever if it waited for the server
         live.record(record)
-    handed_over = time.monotonic() - began
+    assert said == []
+    go_on.set()
     live.close()
     server.shutdown()
     server.server_close()
-    assert handed_over < 5.0
     assert live.behind and len(said) == 1
     assert "secret" not in said[0]
+
+
+@pytest.mark.slow
+def test_a_tracking_server_shows_the_same_and_stdout_stays_empty(tmp_path, empty_store, uri, capfd):
+    (tmp_path / "server.db").write_bytes(empty_store.read_bytes())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port),
+         "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"],
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/health").close()
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < until
+                time.sleep(0.2)
+        assert sync(RECORDS[:4], address, "made-up") > 0
+        assert sync(RECORDS, address, "made-up") > 0
+        assert sync(RECORDS, address, "made-up") == 0
+        theirs = read_runs(address)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+    assert capfd.readouterr().out == ""
+    sync(RECORDS, uri, "made-up")
+    assert {k: shown(r) for k, r in theirs.items()} == {
+        k: shown(r) for k, r in read_runs(uri).items()
+    }
 
 
 def test_nothing_is_said_to_the_makers_of_mlflow():

@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 
 # Nothing may leave the machine unasked, and a server that is away must not hold up the study:
-# MLflow's own defaults retry for minutes. It reads these when it is imported.
+# MLflow's own defaults retry for minutes. And stdout is for what commands answer, where MLflow
+# would print a link for every run. It reads these when it is imported.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from raymrc.tracking.recorder import MlflowRecorder, sync
 from raymrc.tracking.writers import how_to_look
