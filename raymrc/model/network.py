@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,15 @@ class Trained:
     def share(self) -> float:
         """Trained / total, 0 to 1."""
         return self.trained / self.total
+
+    @property
+    def by_kind(self) -> tuple[tuple[str, int], ...]:
+        """(name, numbers), with the like tensors of all layers under one name: `layers.*`."""
+        kinds: dict[str, int] = {}
+        for name, count in zip(self.names, self.counts, strict=True):
+            kind = re.sub(r"\.\d+\.", ".*.", name)
+            kinds[kind] = kinds.get(kind, 0) + count
+        return tuple(kinds.items())
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {count:,} in {n} tensors" for name, n, count in self.groups)

@@ -45,6 +45,8 @@ class Record:
         validation_f1: strict micro F1 of the chosen epoch on the validation part, 0 to 1.
         best_epoch: the chosen epoch, from 1.
         epochs: the course of training.
+        trained: (name, numbers) of what gets a gradient, layers' like tensors as one name such as
+            "encoder.layers.*.qkv.weight".
         trained_parameters, total_parameters: numbers that get a gradient; all numbers of the model.
         adapter_bytes: of the saved trained state, as safetensors.
         device: "cpu" or the accelerator's name.
@@ -69,6 +71,7 @@ class Record:
     validation_f1: float = 0.0
     best_epoch: int = 0
     epochs: tuple[Epoch, ...] = ()
+    trained: tuple[tuple[str, int], ...] = ()
     trained_parameters: int = 0
     total_parameters: int = 0
     adapter_bytes: int = 0
@@ -132,6 +135,7 @@ class Record:
             configuration=Configuration(cell=Cell(backbone=backbone, **cell), **configuration),
             **run,
         )
+        values["trained"] = tuple((name, count) for name, count in values.get("trained", ()))
         values["epochs"] = tuple(Epoch(**epoch) for epoch in values["epochs"])
         values["notes"] = {
             note_id: NoteCounts(

@@ -14,7 +14,7 @@ from datetime import datetime
 from raymrc.study.configuration import Backbone, Cell, Configuration, hash_values
 from raymrc.study.record import Record
 
-NOT_SHOWN = ("key", "fold_run", "status", "reason", "notes", "epochs", "versions")
+NOT_SHOWN = ("key", "fold_run", "status", "reason", "notes", "epochs", "versions", "trained")
 """Fields of a record that are not one number or word of their own."""
 
 SUMMED = (
@@ -52,7 +52,10 @@ def read_figures(record: Record) -> Figures:
     run = record.fold_run
     start_ms = _milliseconds(record.started_at)
     numbers: dict[str, float] = {}
-    words = {"versions": ", ".join(f"{k} {v}" for k, v in sorted(record.versions.items()))}
+    words = {
+        "versions": ", ".join(f"{k} {v}" for k, v in sorted(record.versions.items())),
+        "trained": ", ".join(f"{name} {count}" for name, count in record.trained),
+    }
     for field in fields(record):
         value = getattr(record, field.name)
         if field.name in NOT_SHOWN:

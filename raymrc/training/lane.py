@@ -274,6 +274,7 @@ def train_fold_run(
         validation_f1=best_f1,
         best_epoch=best_epoch,
         epochs=tuple(epochs),
+        trained=statement.by_kind,
         trained_parameters=statement.trained,
         total_parameters=statement.total,
         adapter_bytes=statement.adapter_bytes,

@@ -237,6 +237,8 @@ def test_a_record_counts_what_was_trained_and_what_it_took(loaded: Loaded, data:
     record = train_fold_run(run, data, loaded, device_hour_usd=3600.0)
     lane = Lane(run, data, loaded, CPU)
     assert record.trained_parameters == sum(p.numel() for p in lane.trained)
+    assert sum(count for _, count in record.trained) == record.trained_parameters
+    assert {name.split(".")[0] for name, _ in record.trained} == {"prompt", "heads"}
     assert record.total_parameters == sum(p.numel() for p in lane.model.parameters())
     pieces = sum(len(row.ids) for row in lane.rows)
     assert record.tokens == 2 * pieces
