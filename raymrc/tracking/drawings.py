@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 
+from raymrc.scoring.counts import pool
 from raymrc.study.configuration import Backbone, Cell, Configuration, hash_values
 from raymrc.study.record import Record
 
@@ -29,14 +30,18 @@ class Figures:
     """What MLflow shows of one fold-run; a hundredth of the record's size.
 
     Args:
+        configuration_key, cell_key: of what this is a part of; other notes, folds or weights make
+            another configuration and another cell.
         numbers: metric name -> value.
+        words: tag -> value.
         course: (metric name, epoch, value, milliseconds since 1970).
         start_ms, end_ms: milliseconds since 1970.
     """
 
     key: str
+    configuration_key: str
+    cell_key: str
     configuration: Configuration
-    prints: tuple[str, ...]
     fold: int
     status: str
     reason: str
@@ -69,7 +74,7 @@ def read_figures(record: Record) -> Figures:
     if record.status == "done":
         for mode in ("strict", "lenient"):
             by_label = record.per_label(mode)
-            counts = sum(by_label.values(), start=type(record.strict)())
+            counts = pool(by_label.values())
             numbers |= {f"{mode}_{name}": float(value) for name, value in asdict(counts).items()}
             numbers |= {
                 f"{mode}_{name}": getattr(counts, name) for name in ("precision", "recall", "f1")
@@ -81,15 +86,18 @@ def read_figures(record: Record) -> Figures:
             course.append(("loss", epoch.epoch, epoch.loss, int(clock)))
             course.append(("epoch_validation_f1", epoch.epoch, epoch.validation_f1, int(clock)))
     wall_seconds = record.device_seconds / max(record.num_devices, 1)
+    basis = (
+        run.corpus_fingerprint,
+        run.folds_fingerprint,
+        run.questions_fingerprint,
+        run.weights_fingerprint,
+    )
+    cell = hash_values([asdict(run.configuration.cell), basis])
     return Figures(
         key=record.key,
+        configuration_key="configuration:" + hash_values([run.configuration.id, basis])[:32],
+        cell_key="cell:" + cell[:32],
         configuration=run.configuration,
-        prints=(
-            run.corpus_fingerprint,
-            run.folds_fingerprint,
-            run.questions_fingerprint,
-            run.weights_fingerprint,
-        ),
         fold=run.fold,
         status=record.status,
         reason=record.reason,
@@ -133,7 +141,7 @@ class Drawing:
     @property
     def digest(self) -> str:
         """Equal drawings have equal digests: what stands already is left alone."""
-        return hash_values(asdict(self))[:16]
+        return hash_values([getattr(self, field.name) for field in fields(self)])[:16]
 
 
 def draw(all_figures: Sequence[Figures], touched: Iterable[str] | None = None) -> list[Drawing]:
@@ -145,8 +153,8 @@ def draw(all_figures: Sequence[Figures], touched: Iterable[str] | None = None) -
     wanted = {f.key for f in all_figures} if touched is None else set(touched)
     cells: dict[str, dict[str, list[Figures]]] = {}
     for figures in all_figures:
-        cell, configuration = _cell_key(figures), _configuration_key(figures)
-        cells.setdefault(cell, {}).setdefault(configuration, []).append(figures)
+        configurations = cells.setdefault(figures.cell_key, {})
+        configurations.setdefault(figures.configuration_key, []).append(figures)
     drawings = []
     for cell_key, configurations in cells.items():
         if not any(f.key in wanted for folds in configurations.values() for f in folds):
@@ -162,14 +170,6 @@ def draw(all_figures: Sequence[Figures], touched: Iterable[str] | None = None) -
                     if f.key in wanted
                 ]
     return drawings
-
-
-def _cell_key(figures: Figures) -> str:
-    return "cell:" + hash_values([asdict(figures.configuration.cell), figures.prints])[:32]
-
-
-def _configuration_key(figures: Figures) -> str:
-    return "configuration:" + hash_values([figures.configuration.id, figures.prints])[:32]
 
 
 def _describe(configuration: Configuration) -> dict[str, str]:

@@ -1,0 +1,156 @@
+"""What raymrc costs around training: a study of fold-runs that train nothing.
+
+    python -m benchmarks.overhead [--quick]
+
+100 configurations of 5 folds in four cells go through all of it: search, Ray Tune, a reused
+worker, records of a realistic size (100 notes, 9 labels, 20 epochs), the ledger with its
+fsyncs, and MLflow on SQLite. Milliseconds per fold-run, from the call of `run_study` to the
+last MLflow run written; the starts of Ray and of MLflow are told apart in a case of their own.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import raymrc.sweep  # noqa: F401  # sets Ray's switches before ray is imported
+
+# isort: split
+import ray
+
+from benchmarks.common import Options, json_line, read_options, start
+from raymrc.scoring.counts import Counts
+from raymrc.study.configuration import Backbone, Cell, FoldRun
+from raymrc.study.ledger import Ledger
+from raymrc.study.plan import CellPlan, Fingerprints, Plan, build_configuration
+from raymrc.study.record import Epoch, NoteCounts, Record
+from raymrc.study.space import Grid, build_space
+from raymrc.sweep.driver import Resources, StudyOutcome, _cluster, run_study
+from raymrc.tracking import MlflowRecorder
+
+GOAL_MS = 50.0
+FOLDS = 5
+STRATEGIES = ("fine_tune", "hard_prompt", "soft_prompt", "frozen_soft_prompt")
+LABELS = "Drug Strength Form Dosage Frequency Route Duration Reason ADE".split()
+NOTES = 100
+EPOCHS = 20
+
+
+def train_nothing(fold_run: FoldRun, data: object, *, on_epoch: Callable[[Epoch], None]) -> Record:
+    """A record as large as one of the 2018 corpus, without the training."""
+    draw = random.Random(fold_run.key)
+    epochs = tuple(Epoch(e, 1.0 / e, draw.random(), 0.01) for e in range(1, EPOCHS + 1))
+    for epoch in epochs:
+        on_epoch(epoch)
+    return Record(
+        key=fold_run.key,
+        fold_run=fold_run,
+        notes={
+            f"note-{fold_run.fold}-{i:03d}": NoteCounts(_counts(draw), _counts(draw))
+            for i in range(NOTES)
+        },
+        validation_f1=draw.random(),
+        best_epoch=EPOCHS,
+        epochs=epochs,
+        trained_parameters=1_000_000,
+        total_parameters=23_000_000,
+        adapter_bytes=4_000_000,
+        device_seconds=600.0,
+        training_seconds=500.0,
+        evaluation_seconds=100.0,
+        tokens=5_000_000,
+        flops=1e15,
+        peak_bytes=10**9,
+        cost_usd=0.1,
+        versions={"torch": "2.13.0", "transformers": "5.23.0"},
+        hardware="none",
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _counts(draw: random.Random) -> dict[str, Counts]:
+    return {k: Counts(draw.randrange(30), draw.randrange(9), draw.randrange(9)) for k in LABELS}
+
+
+def make_plan(num_configurations: int) -> Plan:
+    """So many configurations over four cells of one backbone."""
+    cells = []
+    for strategy in STRATEGIES:
+        cell = Cell("concepts", "none", Backbone("minilm", "none"), strategy)
+        rates = tuple(1e-4 * (i + 1) for i in range(num_configurations // len(STRATEGIES)))
+        space = build_space({"learning_rate": Grid(rates)})
+        blank = CellPlan(cell, space, len(rates), len(rates) * FOLDS, None)
+        configurations = tuple(build_configuration(blank, v) for v in space.grid())
+        cells.append(CellPlan(cell, space, len(rates), len(rates) * FOLDS, configurations))
+    return Plan(
+        study="overhead",
+        task="concepts",
+        corpus="none",
+        folds=FOLDS,
+        algorithm="grid",
+        seed=13,
+        cells=tuple(cells),
+        fingerprints=Fingerprints("c" * 64, "f" * 64, "q" * 64, {"minilm": "w" * 64}),
+    )
+
+
+def time_study(plan: Plan, folder: Path) -> tuple[float, int]:
+    """Seconds until all is in ledger and MLflow, and how many MLflow runs there are."""
+    ledger = Ledger(str(folder))
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    began = time.perf_counter()
+    with MlflowRecorder(uri, plan.study, say=_fail) as recorder:
+        outcome: StudyOutcome = run_study(
+            plan, ledger, train_nothing, None,
+            folder=folder, resources=Resources(), on_record=recorder.record,
+        )  # fmt: skip
+    seconds = time.perf_counter() - began
+    assert outcome.done == plan.num_fold_runs == len(ledger.keys()), outcome
+    return seconds, recorder.written
+
+
+def _fail(sentence: str) -> None:
+    raise AssertionError(sentence)
+
+
+def measure(options: Options) -> None:
+    plan = make_plan(20 if options.quick else 100)
+    more: dict[str, Any] = {
+        "fold_runs": plan.num_fold_runs,
+        "configurations": plan.num_configurations,
+    }
+    with tempfile.TemporaryDirectory(prefix="raymrc-overhead-") as place:
+        # The first of a process pays the imports of ray.tune and mlflow: cold is what users see.
+        cold, written = time_study(plan, Path(place, "cold"))
+        with _cluster(Resources(), _made(Path(place, "cluster"))):
+            time_study(make_plan(4), Path(place, "first"))
+            warm, _ = time_study(plan, Path(place, "warm"))
+    assert not ray.is_initialized()
+    for case, seconds in (("all of it, with Ray's start and end", cold), ("Ray running", warm)):
+        ours = 1000 * seconds / plan.num_fold_runs
+        json_line(
+            options, case, ours, None, "ms per fold-run", GOAL_MS / ours, GOAL_MS,
+            **more, mlflow_runs=written, wall_seconds=round(seconds, 1),
+        )  # fmt: skip
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = read_options("overhead", __doc__, arguments)
+    start(options)
+    measure(options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
