@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 STUDY = """
@@ -23,11 +23,14 @@ storage: runs/tiny
 
 
 def raymrc(
-    *arguments: str | Path, folder: Path, environment: Mapping[str, str] | None = None
+    *arguments: str | Path,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    program: Sequence[str] = ("-m", "raymrc"),
 ) -> subprocess.CompletedProcess[str]:
-    """`raymrc ARGUMENTS` in `folder`."""
+    """`raymrc ARGUMENTS` in `folder`; another `program` is what Python runs instead."""
     return subprocess.run(
-        [sys.executable, "-m", "raymrc", *map(str, arguments)],
+        [sys.executable, *program, *map(str, arguments)],
         cwd=folder,
         env={**os.environ, **(environment or {})},
         stdin=subprocess.DEVNULL,
