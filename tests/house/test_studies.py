@@ -64,6 +64,10 @@ def test_the_demo_compares_two_sizes_of_one_backbone():
     corpus = read_study_corpus(spec)
     assert len(corpus.notes) == spec.corpus.synthetic.notes
     assert {span.label for note in corpus.notes for span in note.spans} == set(corpus.labels)
+    folds = build_study_folds(spec, corpus)
+    for fold in range(spec.folds.count):
+        split = folds.split(fold)
+        assert len(split.train) >= 3 and split.validation and split.scored
 
 
 @needs_shared
