@@ -231,6 +231,14 @@ def test_a_fold_run_that_failed_and_then_succeeded_is_one_run(uri):
     assert run.data.metrics["strict_f1"] == pytest.approx(RECORDS[0].strict.f1)
 
 
+def test_a_tag_longer_than_mlflow_takes_is_cut(uri):
+    long = replace(RECORDS[0], trained=tuple((f"layer.{i}.weight", 10**6) for i in range(2000)))
+    sync([long], uri, "made-up")
+    shown = read_runs(uri)[long.key].data.tags["trained"]
+    assert shown.startswith("layer.0.weight 1000000, ") and shown.endswith("…")
+    assert len(shown) == 2000
+
+
 def test_a_run_that_the_user_deleted_stays_deleted(uri):
     sync(RECORDS[:3], uri, "made-up")
     client, _ = open_experiment(uri, "made-up")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from raymrc.scoring.counts import Counts, pool
@@ -103,11 +104,15 @@ class Record:
 
     def per_label(self, mode: str) -> dict[str, Counts]:
         """Counts pooled over notes, per label. `mode` is "strict" or "lenient"."""
-        total: dict[str, Counts] = {}
+        # Plain numbers, not sums of Counts: a record has thousands of them.
+        totals: dict[str, list[int]] = {}
         for note in self.notes.values():
             for label, counts in getattr(note, mode).items():
-                total[label] = total.get(label, Counts()) + counts
-        return dict(sorted(total.items()))
+                total = totals.setdefault(label, [0, 0, 0])
+                total[0] += counts.tp
+                total[1] += counts.fp
+                total[2] += counts.fn
+        return {label: Counts(*total) for label, total in sorted(totals.items())}
 
     def to_json(self) -> str:
         """Canonical JSON; `from_json` gives an equal record back."""
@@ -140,10 +145,16 @@ class Record:
         values["notes"] = {
             note_id: NoteCounts(
                 **{
-                    mode: {k: Counts(*c) for k, c in counts[mode].items()}
+                    mode: {k: _counts(*c) for k, c in counts[mode].items()}
                     for mode in ("strict", "lenient")
                 }
             )
             for note_id, counts in values["notes"].items()
         }
         return cls(**values)
+
+
+@lru_cache(maxsize=4096)
+def _counts(tp: int, fp: int, fn: int) -> Counts:
+    """Most of the thousands in a record are one of a few small ones, and they never change."""
+    return Counts(tp, fp, fn)

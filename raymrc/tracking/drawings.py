@@ -15,8 +15,11 @@ from raymrc.scoring.counts import pool
 from raymrc.study.configuration import Backbone, Cell, Configuration, hash_values
 from raymrc.study.record import Record
 
-NOT_SHOWN = ("key", "fold_run", "status", "reason", "notes", "epochs", "versions", "trained")
-"""Fields of a record that are not one number or word of their own."""
+SHOWN_ELSEWHERE = ("key", "status", "reason")
+"""Words of a record that a run shows in another way. What is neither word nor number stays away."""
+
+LONGEST_TAG = 2000
+"""Characters; MLflow's own stores refuse tags of more than 5000 or 8000."""
 
 SUMMED = (
     "unreachable device_seconds training_seconds evaluation_seconds tokens flops cost_usd"
@@ -63,11 +66,9 @@ def read_figures(record: Record) -> Figures:
     }
     for field in fields(record):
         value = getattr(record, field.name)
-        if field.name in NOT_SHOWN:
-            continue
-        if isinstance(value, str):
+        if isinstance(value, str) and field.name not in SHOWN_ELSEWHERE:
             words[field.name] = value
-        else:
+        elif isinstance(value, int | float):
             numbers[field.name] = float(value)
     numbers["trained_share"] = record.trained_share
     course: list[tuple[str, int, float, int]] = []
@@ -233,6 +234,7 @@ def _draw_fold_run(figures: Figures, parent: str, name: str) -> Drawing:
     }
     if figures.reason:
         tags["reason"] = figures.reason
+    tags = {k: v if len(v) <= LONGEST_TAG else v[: LONGEST_TAG - 1] + "…" for k, v in tags.items()}
     metrics = [(name, value, 0, figures.end_ms) for name, value in figures.numbers.items()]
     metrics += [(name, value, epoch, ms) for name, epoch, value, ms in figures.course]
     return Drawing(

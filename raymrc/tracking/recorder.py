@@ -53,7 +53,8 @@ class MlflowRecorder:
         """Runs written or changed by this recorder."""
         self._say = say or (lambda sentence: None)
         self._said = False
-        self._figures: dict[str, Figures] = {f.key: f for f in map(read_figures, records)}
+        self._records = {record.key: record for record in records}
+        self._figures: dict[str, Figures] = {}
         self._writer: Writer | None = None
         self._standing: dict[str, Standing] = {}
         self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
@@ -76,7 +77,7 @@ class MlflowRecorder:
         self._thread.join()
 
     def _work(self) -> None:
-        waiting = set(self._figures)
+        waiting = set(self._records)
         next_try = 0.0
         closing = False
         while not closing:
@@ -84,9 +85,9 @@ class MlflowRecorder:
                 if record is None:
                     closing = True
                     # A last look at all: what a configuration is called depends on the others.
-                    waiting = set(self._figures)
+                    waiting = {*self._figures, *self._records}
                 else:
-                    self._figures[record.key] = read_figures(record)
+                    self._records[record.key] = record
                     waiting.add(record.key)
             if not waiting or (not closing and time.monotonic() < next_try):
                 continue
@@ -110,6 +111,10 @@ class MlflowRecorder:
         return taken
 
     def _draw(self, touched: set[str]) -> None:
+        while self._records:
+            key, record = next(iter(self._records.items()))
+            self._figures[key] = read_figures(record)
+            del self._records[key]  # a record is a hundred times its figures
         if self._writer is None:
             self._writer = open_writer(self.tracking_uri, self.experiment)
             self._standing = self._writer.standing()
