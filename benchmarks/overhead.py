@@ -10,6 +10,7 @@ last MLflow run written; the starts of Ray and of MLflow are told apart in a cas
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import tempfile
@@ -17,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import raymrc.sweep  # noqa: F401  # sets Ray's switches before ray is imported
 
@@ -100,19 +100,19 @@ def make_plan(num_configurations: int) -> Plan:
     )
 
 
-def time_study(plan: Plan, folder: Path) -> tuple[float, int]:
-    """Seconds until all is in ledger and MLflow, and how many MLflow runs there are."""
+def time_study(plan: Plan, folder: Path) -> tuple[float, float, int]:
+    """Seconds until all is in ledger and MLflow, the driver's CPU seconds, and MLflow's runs."""
     ledger = Ledger(str(folder))
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.process_time()
     with MlflowRecorder(uri, plan.study, say=_fail) as recorder:
         outcome: StudyOutcome = run_study(
             plan, ledger, train_nothing, None,
             folder=folder, resources=Resources(), on_record=recorder.record,
         )  # fmt: skip
-    seconds = time.perf_counter() - began
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
     assert outcome.done == plan.num_fold_runs == len(ledger.keys()), outcome
-    return seconds, recorder.written
+    return seconds, cpu_seconds, recorder.written
 
 
 def _fail(sentence: str) -> None:
@@ -121,22 +121,26 @@ def _fail(sentence: str) -> None:
 
 def measure(options: Options) -> None:
     plan = make_plan(20 if options.quick else 100)
-    more: dict[str, Any] = {
-        "fold_runs": plan.num_fold_runs,
-        "configurations": plan.num_configurations,
-    }
+    # A busy machine's figures mean little: say how busy it was before we came.
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="raymrc-overhead-") as place:
         # The first of a process pays the imports of ray.tune and mlflow: cold is what users see.
-        cold, written = time_study(plan, Path(place, "cold"))
+        cold = time_study(plan, Path(place, "cold"))
         with _cluster(Resources(), _made(Path(place, "cluster"))):
             time_study(make_plan(4), Path(place, "first"))
-            warm, _ = time_study(plan, Path(place, "warm"))
+            warm = time_study(plan, Path(place, "warm"))
     assert not ray.is_initialized()
-    for case, seconds in (("all of it, with Ray's start and end", cold), ("Ray running", warm)):
+    for case, found in (("all of it, with Ray's start and end", cold), ("Ray running", warm)):
+        seconds, cpu_seconds, written = found
         ours = 1000 * seconds / plan.num_fold_runs
         json_line(
             options, case, ours, None, "ms per fold-run", GOAL_MS / ours, GOAL_MS,
-            **more, mlflow_runs=written, wall_seconds=round(seconds, 1),
+            driver_cpu_ms=round(1000 * cpu_seconds / plan.num_fold_runs, 1),
+            fold_runs=plan.num_fold_runs,
+            configurations=plan.num_configurations,
+            mlflow_runs=written,
+            wall_seconds=round(seconds, 1),
+            load_average_before=round(load, 1),
         )  # fmt: skip
 
 
