@@ -1,4 +1,4 @@
-"""Write the pages that are made from the program: its commands, and the fields of a study file.
+"""Write the pages that are made from the program: commands, study file, benchmark results.
 
 `make docs` runs it; a test compares what it would write with what is there.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import typing
 from collections.abc import Iterator
@@ -23,7 +24,11 @@ DOCS = Path(__file__).resolve().parent
 
 def pages() -> dict[Path, str]:
     """Each made page and its text."""
-    return {DOCS / "commands.md": commands_page(), DOCS / "study-file.md": study_file_page()}
+    return {
+        DOCS / "commands.md": commands_page(),
+        DOCS / "study-file.md": study_file_page(),
+        DOCS / "performance.md": performance_page(),
+    }
 
 
 def commands_page() -> str:
@@ -64,6 +69,29 @@ def study_file_page() -> str:
     ]
     for model in dict.fromkeys(_sections(Spec)):
         parts.append(f"## {model.__name__}\n\n{_flat(model.__doc__ or '')}\n\n{_table(model)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def performance_page() -> str:
+    parts = [
+        "# Performance",
+        "Made by `make docs` from `benchmarks/results/`. A ratio above 1 is to our advantage; where there\n"
+        "is no peer it is how far the goal is met. What falls short of its goal is marked.",
+    ]
+    for file in sorted((DOCS.parent / "benchmarks" / "results").glob("*.jsonl")):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        where = "; ".join(dict.fromkeys(line["hardware"] for line in lines))
+        commands = "\n".join(dict.fromkeys(f"    {line['command']}" for line in lines))
+        rows = ["| case | ours | peer | unit | ratio | goal | |", "|---|---|---|---|---|---|---|"]
+        for line in lines:
+            peer = "" if line["peer"] is None else f"{line['peer']:,g}"
+            # Without a peer the goal is a bound on our own figure, and the ratio is to reach 1.
+            met = line["ratio"] >= (1.0 if line["peer"] is None else line["goal"])
+            rows.append(
+                f"| {line['case']} | {line['ours']:,g} | {peer} | {line['unit']} "
+                f"| {line['ratio']:.4g} | {line['goal']:g} | {'' if met else 'falls short'} |"
+            )
+        parts.append(f"## {file.stem}\n\n{where}\n\n{commands}\n\n" + "\n".join(rows))
     return "\n\n".join(parts) + "\n"
 
 

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -45,7 +45,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing el
 Study = Annotated[Path, typer.Argument(help="The study's YAML file.")]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one field, such as folds=3."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one field, such as folds.count=3."),
 ]
 
 
@@ -186,7 +186,7 @@ def plan(study: Study, as_json: AsJson = False, changes: Changes = None) -> None
     if as_json:
         _answer_json(planned.to_json())
     else:
-        _answer_table(render(planned))
+        _print_table(render(planned))
 
 
 @app.command()
@@ -196,6 +196,7 @@ def run(study: Study, changes: Changes = None) -> None:
     from raymrc.reading.questions import build_questions
     from raymrc.study.ledger import Ledger
     from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
+    from raymrc.study.plan import render as render_plan
     from raymrc.study.verdict import render
 
     # All that can be wrong is looked at before anything is written: the ledger comes last.
@@ -206,6 +207,7 @@ def run(study: Study, changes: Changes = None) -> None:
     planned = plan_study(spec, corpus, weights)
     ledger = Ledger(spec.storage)
     ledger.check()
+    _print_table(render_plan(planned), sys.stderr)  # what each cell trains, and its share
 
     # Seconds of imports, which no mistake above should have to wait for.
     from raymrc.sweep.driver import Resources, run_study
@@ -240,7 +242,7 @@ def run(study: Study, changes: Changes = None) -> None:
             on_record=recorder.record,
             on_progress=show,
         )
-    _answer_table(render(_summarise(spec, planned, ledger.records())))
+    _print_table(render(_summarise(spec, planned, ledger.records())))
     _say(f"every run: {how_to_look(spec.tracking_uri)}")
     for reason, times in outcome.reasons:
         _say(f"{times} of {outcome.total} fold-runs failed: {reason}")
@@ -265,7 +267,7 @@ def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
     if as_json:
         _answer_json(to_json(summaries))
     else:
-        _answer_table(render(summaries))
+        _print_table(render(summaries))
     if unreadable:
         raise typer.Exit(MUST_CHANGE)
 
@@ -352,8 +354,10 @@ def _weights_at_hand(spec: Spec) -> dict[str, str] | None:
         return None
 
 
-def _answer_table(table: RenderableType) -> None:
+def _print_table(table: RenderableType, stream: TextIO | None = None) -> None:
+    """On stdout, where answers go, unless said otherwise."""
     from rich.console import Console
 
+    stream = stream or sys.stdout
     # A table that goes into a file or a pipe is not cut to the 80 columns of a terminal.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(file=stream, width=None if stream.isatty() else 160).print(table)
