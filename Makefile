@@ -49,7 +49,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# docs/commands.md and docs/study-file.md are made from the commands and from the study file's fields.
+# Made from what they describe: commands, study file, benchmark results, the list of decisions.
 docs: setup
 	$(BIN)/python docs/build.py
 

@@ -1,4 +1,4 @@
-"""Write the pages that are made from the program: commands, study file, benchmark results.
+"""Write the pages that are made: commands, study file, benchmark results, decisions.
 
 `make docs` runs it; a test compares what it would write with what is there.
 """
@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ def pages() -> dict[Path, str]:
         DOCS / "commands.md": commands_page(),
         DOCS / "study-file.md": study_file_page(),
         DOCS / "performance.md": performance_page(),
+        DOCS / "decisions" / "README.md": decisions_page(),
     }
 
 
@@ -92,6 +94,20 @@ def performance_page() -> str:
                 f"| {line['ratio']:.4g} | {line['goal']:g} | {'' if met else 'falls short'} |"
             )
         parts.append(f"## {file.stem}\n\n{where}\n\n{commands}\n\n" + "\n".join(rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def decisions_page() -> str:
+    rows = ["| | |", "|---|---|"]
+    for path in sorted((DOCS / "decisions").glob("[0-9]*.md")):
+        title = path.read_text(encoding="utf-8").partition("\n")[0]
+        rows.append(f"| [{path.name[:4]}]({path.name}) | {re.sub(r'^# [0-9]+[.:] ', '', title)} |")
+    parts = [
+        "# Decisions",
+        "Half a page each: the situation, the choice, what it costs us, how we would notice that it was\n"
+        "wrong. Listed by `make docs`.",
+        "\n".join(rows),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

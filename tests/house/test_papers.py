@@ -62,12 +62,6 @@ def test_the_changelog_says_what_is_not_yet_released():
     assert "\n## Unreleased\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_every_decision_is_listed():
-    folder = ROOT / "docs" / "decisions"
-    listed = set(re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", (folder / "README.md").read_text()))
-    assert listed == {path.name for path in folder.glob("[0-9]*.md")}
-
-
 def test_what_is_made_by_make_docs_is_up_to_date():
     pages = runpy.run_path(str(ROOT / "docs" / "build.py"))["pages"]()
     for path, text in pages.items():
