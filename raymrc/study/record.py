@@ -51,9 +51,10 @@ class Record:
         trained_parameters, total_parameters: numbers that get a gradient; all numbers of the model.
         adapter_bytes: of the saved trained state, as safetensors.
         device: "cpu" or the accelerator's name.
-        num_devices: devices (or CPU threads' host: 1) that were held.
-        device_seconds: wall seconds times devices, training and evaluation.
-        training_seconds, evaluation_seconds: parts of it.
+        num_devices: devices that were held: GPUs, or a CPU's cores.
+        device_seconds: of GPUs the seconds held, of a CPU the core-seconds used; all of a fold-run.
+        training_seconds, evaluation_seconds: by the clock.
+        wall_seconds: of the whole fold-run, by the clock.
         tokens: real (unpadded) pieces that training passed through the encoder, questions included.
         flops: of training, by `study.cost`.
         peak_bytes: largest memory of the process (CPU) or of the allocator (GPU).
@@ -79,6 +80,7 @@ class Record:
     device: str = "cpu"
     num_devices: int = 1
     device_seconds: float = 0.0
+    wall_seconds: float = 0.0
     training_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     tokens: int = 0

@@ -85,6 +85,7 @@ def failed_record(
         status="failed",
         reason=reason,
         device_seconds=device_seconds,
+        wall_seconds=device_seconds,
         started_at=started_at or datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

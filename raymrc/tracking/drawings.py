@@ -22,7 +22,7 @@ LONGEST_TAG = 2000
 """Characters; MLflow's own stores refuse tags of more than 5000 or 8000."""
 
 SUMMED = (
-    "unreachable device_seconds training_seconds evaluation_seconds tokens flops cost_usd"
+    "unreachable device_seconds wall_seconds training_seconds evaluation_seconds tokens flops cost_usd"
 ).split()
 LARGEST = ("peak_bytes",)
 """How a configuration's figure comes from its folds'; every other one is a mean, counts are summed."""
@@ -86,7 +86,6 @@ def read_figures(record: Record) -> Figures:
             clock += epoch.wall_seconds * 1000
             course.append(("loss", epoch.epoch, epoch.loss, int(clock)))
             course.append(("epoch_validation_f1", epoch.epoch, epoch.validation_f1, int(clock)))
-    wall_seconds = record.device_seconds / max(record.num_devices, 1)
     basis = (
         run.corpus_fingerprint,
         run.folds_fingerprint,
@@ -106,7 +105,7 @@ def read_figures(record: Record) -> Figures:
         words=words,
         course=tuple(course),
         start_ms=start_ms,
-        end_ms=start_ms + int(wall_seconds * 1000),
+        end_ms=start_ms + int(record.wall_seconds * 1000),
     )
 
 

@@ -265,7 +265,7 @@ def train_fold_run(
         lane.model.load_trained_state(best_state)
     with meter.phase("evaluation"):
         notes: dict[str, NoteCounts] = lane.score(lane.split.scored)
-    device_seconds = meter.wall_seconds * meter.num_devices
+    device_seconds = meter.device_seconds
     return Record(
         key=fold_run.key,
         fold_run=fold_run,
@@ -281,6 +281,7 @@ def train_fold_run(
         device=device_name(device),
         num_devices=meter.num_devices,
         device_seconds=device_seconds,
+        wall_seconds=meter.wall_seconds,
         training_seconds=meter.seconds["training"],
         evaluation_seconds=meter.seconds["evaluation"],
         tokens=lane.tokens,

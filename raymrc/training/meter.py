@@ -25,6 +25,7 @@ class Meter:
         self.device = device
         self.seconds: dict[str, float] = {}
         self._began = time.perf_counter()
+        self._cpu_began = time.process_time()
         _reset_peak(device)
 
     @contextmanager
@@ -40,6 +41,14 @@ class Meter:
     @property
     def wall_seconds(self) -> float:
         return time.perf_counter() - self._began
+
+    @property
+    def device_seconds(self) -> float:
+        """On a GPU the seconds it was held. On a CPU the core-seconds that this process used, which
+        stay the same when neighbours make it wait."""
+        if self.device.type == "cuda":
+            return self.wall_seconds
+        return time.process_time() - self._cpu_began
 
     @property
     def num_devices(self) -> int:

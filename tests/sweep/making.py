@@ -89,6 +89,7 @@ def make_record(run: FoldRun, *, started_at: str = "2026-01-01T00:00:00+00:00") 
         total_parameters=22_000_000,
         adapter_bytes=4000,
         device_seconds=10.0,
+        wall_seconds=10.0,
         cost_usd=0.01,
         tokens=1000,
         peak_bytes=10**9,

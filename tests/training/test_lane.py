@@ -81,6 +81,7 @@ def comparable(record: Record) -> Record:
         record,
         epochs=tuple(replace(e, wall_seconds=0.0) for e in record.epochs),
         device_seconds=0.0,
+        wall_seconds=0.0,
         training_seconds=0.0,
         evaluation_seconds=0.0,
         peak_bytes=0,
@@ -242,7 +243,8 @@ def test_a_record_counts_what_was_trained_and_what_it_took(loaded: Loaded, data:
     assert record.total_parameters == sum(p.numel() for p in lane.model.parameters())
     pieces = sum(len(row.ids) for row in lane.rows)
     assert record.tokens == 2 * pieces
-    assert record.device_seconds >= record.training_seconds + record.evaluation_seconds > 0
+    assert record.wall_seconds >= record.training_seconds + record.evaluation_seconds > 0
+    assert 0 < record.device_seconds < 2 * record.wall_seconds * record.num_devices
     assert record.cost_usd == pytest.approx(record.device_seconds)
     assert record.flops > 2 * record.tokens * loaded.shape.num_layers * loaded.shape.hidden**2
     assert record.peak_bytes > 10 * 2**20
