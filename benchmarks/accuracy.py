@@ -6,7 +6,7 @@ Runs the study first (what its ledger holds is not trained again), then the peer
 `AutoModelForTokenClassification` with flat BIO tags, trained by `transformers.Trainer`
 on the same backbone, notes, folds, windows, batch size and number of epochs, its
 learning rate from the same list as `fine_tune`, its epoch and its rate chosen on the
-same validation notes. It runs once more at four times the epochs, because a window is one
+same validation notes. It runs once more at three times the epochs, because a window is one
 row to it and one row a question to us. Both sides are scored by the same strict rule against the same
 gold. One JSON line a strategy; the peer's fold-runs are kept beside the ledger.
 """
@@ -47,7 +47,7 @@ from raymrc.study.verdict import summarise
 
 IGNORED = -100
 
-MORE_EPOCHS = 4
+MORE_EPOCHS = 3
 """The peer also runs so many times as long: one of its epochs has one row a window, not one a question."""
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from raymrc.errors import PromptError
 from raymrc.model.backbones import Loaded
-from raymrc.model.prompts import SoftPrompt, word_ids
+from raymrc.model.prompts import MEASURED_WORDS, SoftPrompt, _states, word_ids
 from tests.model.tiny import random_inputs
 
 FORMS = list(itertools.product(("deep", "input"), (0, 1, 2), ("none", "mlp", "lstm")))
@@ -100,49 +100,54 @@ def test_layers_below_the_prompt_do_not_see_it(tiny: Loaded, depth):
     assert seen == [False, False, True]
 
 
-def test_a_prompt_starts_as_what_the_backbone_makes_of_words(tiny: Loaded):
-    """One drawn word: the deep prompt must be its keys and values, the input prompt its state."""
-    word = word_ids(tiny.tokenizer, tiny.shape.vocab)[0]
-    first, last = specials(tiny)
-    ids = torch.tensor([[first, word, last]])
-    inputs = random_inputs(tiny.shape.vocab, rows=1, pieces=3, padded=False)
-    inputs = type(inputs)(
-        ids, torch.zeros_like(ids), inputs.mask_BS, inputs.window_BS, inputs.label_B
-    )
-    below = tiny.encoder.run(tiny.encoder.embed(inputs), stop=1)
-    _, keys, values = tiny.encoder.layer(1).project(below)
+def states_of_words(tiny: Loaded, depth: str, seed: int) -> torch.Tensor:
+    """What `initialise` measures under this seed, a row each word."""
+    words = word_ids(tiny.tokenizer, tiny.shape.vocab)
+    torch.manual_seed(seed)
+    drawn = torch.tensor(words)[torch.randint(len(words), (MEASURED_WORDS,))]
+    hidden, layered = _states(tiny.encoder, drawn, specials(tiny), 1)
+    return (hidden if depth == "input" else layered).flatten(1)
 
-    deep = SoftPrompt(1, 1, tiny.shape, "deep", first_layer=1)
-    deep.initialise(tiny.encoder, [word], specials(tiny))
-    prefix = deep(torch.tensor([0]))
-    torch.testing.assert_close(prefix.at(1)[0][0, :, 0], keys[0, :, 1])
-    torch.testing.assert_close(prefix.at(1)[1][0, :, 0], values[0, :, 1])
 
-    joined = SoftPrompt(1, 1, tiny.shape, "input", first_layer=1)
-    joined.initialise(tiny.encoder, [word], specials(tiny))
-    torch.testing.assert_close(joined(torch.tensor([0])).vectors_BPD[0, 0], below[0, 1])
+def started(tiny: Loaded, depth: str, form: str, seed: int, length: int = 64) -> torch.Tensor:
+    """The vectors of a fresh prompt, a row each position, in the order of `states_of_words`."""
+    torch.manual_seed(0)
+    prompt = SoftPrompt(3, length, tiny.shape, depth, 1, form)
+    torch.manual_seed(seed)
+    prompt.initialise(tiny.encoder, word_ids(tiny.tokenizer, tiny.shape.vocab), specials(tiny))
+    flat = prompt.vectors().detach()
+    if depth == "input":
+        return flat.view(3 * length, -1)
+    grid = flat.view(3, -1, tiny.shape.num_heads, length, tiny.shape.head_size)
+    return grid.permute(0, 3, 1, 2, 4).reshape(3 * length, -1)
+
+
+@pytest.mark.parametrize("depth", ["deep", "input"])
+def test_a_prompt_starts_with_the_mean_and_spread_of_words(tiny: Loaded, depth):
+    real, made = states_of_words(tiny, depth, seed=1), started(tiny, depth, "none", seed=1)
+    # Five standard errors of 192 draws, whatever the channel.
+    assert ((made.mean(0) - real.mean(0)).abs() < 5 * real.std(0) / 192**0.5).all()
+    assert ((made.std(0) / real.std(0) - 1).abs() < 5 / (2 * 192) ** 0.5).all()
+    assert len(made.unique(dim=0)) == len(made)
 
 
 @pytest.mark.parametrize("depth", ["deep", "input"])
 @pytest.mark.parametrize("reparametrisation", ["mlp", "lstm"])
-def test_a_reparametrised_prompt_starts_with_the_words_mean_and_spread(
+def test_a_reparametrised_prompt_starts_with_the_mean_and_spread_of_words(
     tiny: Loaded, depth, reparametrisation
 ):
-    words = word_ids(tiny.tokenizer, tiny.shape.vocab)
-
-    def start(form: str) -> torch.Tensor:
-        torch.manual_seed(0)
-        prompt = SoftPrompt(3, 16, tiny.shape, depth, 1, form)
-        torch.manual_seed(1)
-        prompt.initialise(tiny.encoder, words, specials(tiny))
-        flat = prompt.vectors()
-        if depth == "input":
-            return flat.view(48, -1)
-        return flat.view(3, -1, 16, tiny.shape.head_size).transpose(1, 2).reshape(48, -1)
-
-    made, real = start(reparametrisation), start("none")
+    real, made = states_of_words(tiny, depth, seed=1), started(tiny, depth, reparametrisation, 1)
     torch.testing.assert_close(made.mean(0), real.mean(0), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(made.std(0), real.std(0), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("reparametrisation", ["none", "mlp", "lstm"])
+def test_a_prompt_of_one_vector_starts_with_numbers(tiny: Loaded, reparametrisation):
+    """One vector has no spread of its own to divide by."""
+    prompt = SoftPrompt(1, 1, tiny.shape, "deep", 1, reparametrisation)
+    prompt.initialise(tiny.encoder, word_ids(tiny.tokenizer, tiny.shape.vocab), specials(tiny))
+    assert prompt.vectors().isfinite().all()
+    assert prompt.vectors().abs().max() < 10 * states_of_words(tiny, "deep", 0).abs().max()
 
 
 def test_a_prompt_longer_than_the_position_table_can_be_initialised(tiny: Loaded):
