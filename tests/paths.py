@@ -10,5 +10,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 needs_shared = pytest.mark.skipif(
-    not (SHARED / "corpora").is_dir(), reason="the public corpora and scorer cases are not beside the project"
+    not (SHARED / "corpora").is_dir(),
+    reason="the public corpora and scorer cases are not beside the project",
 )
