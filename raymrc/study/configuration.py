@@ -53,8 +53,8 @@ class Configuration:
 
     Args:
         learning_rate: of the backbone where it is trained; of prompts and heads where it is frozen.
-        prompt_learning_rate: of prompts beside a trained backbone; None: as `learning_rate`.
-        head_learning_rate: of heads beside a trained backbone; None: as `learning_rate`.
+        prompt_learning_rate: of prompts; None: as `learning_rate`.
+        head_learning_rate: of heads; None: as `learning_rate`.
         prompt_length: vectors per label, 1 to 512; 0 where the strategy has no prompt.
         prompt_depth: "input" or "deep".
         first_layer: layers below see no prompt; 0 is the paper's setting.
