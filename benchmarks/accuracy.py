@@ -6,7 +6,7 @@ Runs the study first (what its ledger holds is not trained again), then the peer
 `AutoModelForTokenClassification` with flat BIO tags, trained by `transformers.Trainer`
 on the same backbone, notes, folds, windows, batch size and number of epochs, its
 learning rate from the same list as `fine_tune`, its epoch and its rate chosen on the
-same validation notes. It runs once more at three times the epochs, because a window is one
+same validation notes. At its best rate it runs once more at three times the epochs, because a window is one
 row to it and one row a question to us. Both sides are scored by the same strict rule against the same
 gold. One JSON line a strategy; the peer's fold-runs are kept beside the ledger.
 """
@@ -259,10 +259,9 @@ class Side:
         return statistics.mean(self.f1)
 
 
-def best_peer(runs: dict[Configuration, list[PeerRun]], epochs: int) -> Side:
+def best_peer(runs: dict[Configuration, list[PeerRun]]) -> Side:
     """The peer's rate is chosen as ours is: by mean validation F1."""
-    of_epochs = [folds for c, folds in runs.items() if c.epochs == epochs]
-    best = max(of_epochs, key=lambda folds: statistics.mean(r.validation_f1 for r in folds))
+    best = max(runs.values(), key=lambda folds: statistics.mean(r.validation_f1 for r in folds))
     return Side(
         best[0].learning_rate,
         tuple(Counts(*run.strict).f1 for run in best),
@@ -321,9 +320,11 @@ def measure(study: Path, changes: Sequence[str], quick: bool) -> None:
             f"{study} has no fine_tune, whose learning rates and epochs the peer takes"
         )
     epochs = tagging[0].epochs
-    longer = [replace(c, epochs=MORE_EPOCHS * epochs) for c in tagging]
-    runs = run_peer(spec, corpus, folds, [*tagging, *longer], processes=min(2, os.cpu_count() or 1))
-    peer, longer_peer = best_peer(runs, epochs), best_peer(runs, MORE_EPOCHS * epochs)
+    processes = min(2, os.cpu_count() or 1)
+    peer = best_peer(run_peer(spec, corpus, folds, tagging, processes))
+    chosen = next(c for c in tagging if c.learning_rate == peer.learning_rate)
+    longer = replace(chosen, epochs=MORE_EPOCHS * epochs)
+    longer_peer = best_peer(run_peer(spec, corpus, folds, [longer], processes))
 
     options = Options("accuracy", quick, "cpu")
     drop_lines(options, spec.study)
