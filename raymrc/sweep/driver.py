@@ -8,6 +8,7 @@ study that was killed anywhere is resumed by running it.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -491,7 +492,24 @@ def _cluster(resources: Resources, workplace: Path) -> Iterator[bool]:
         try:
             yield not address
         finally:
-            ray.shutdown()
+            _shut_down()
+
+
+def _shut_down() -> None:
+    """End Ray while no other thread can free what belongs to it.
+
+    An object reference that another thread's garbage collection frees while the core worker is
+    going down ends the whole process, with code 1 and no exception. Tune leaves such
+    references in cycles, and the thread that writes to MLflow allocates enough to trigger one.
+    """
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager
