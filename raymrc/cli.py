@@ -243,7 +243,7 @@ def run(study: Study, changes: Changes = None) -> None:
             on_progress=show,
         )
     _print_table(render(_summarise(spec, planned, ledger.records())))
-    _say(f"every run: {how_to_look(spec.tracking_uri)}")
+    _say(f"every run: {how_to_look(spec.tracking_uri, spec.experiment)}")
     for reason, times in outcome.reasons:
         _say(f"{times} of {outcome.total} fold-runs failed: {reason}")
     if outcome.interrupted:
@@ -282,7 +282,7 @@ def sync(study: Study, changes: Changes = None) -> None:
     records, unreadable = _read_ledger(spec)
     written = catch_up(records, spec.tracking_uri, spec.experiment)
     _say(f"{written} MLflow runs written or changed, of {len(records)} fold-runs in the ledger")
-    _say(how_to_look(spec.tracking_uri))
+    _say(how_to_look(spec.tracking_uri, spec.experiment))
     if unreadable:
         raise typer.Exit(MUST_CHANGE)
 

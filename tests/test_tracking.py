@@ -7,7 +7,9 @@ its own client.
 from __future__ import annotations
 
 import http.server
+import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -362,11 +364,31 @@ def test_nothing_is_said_to_the_makers_of_mlflow():
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
-def test_the_user_is_told_what_to_open():
-    assert how_to_look("sqlite:///runs/a/mlflow.db") == (
-        "mlflow ui --backend-store-uri sqlite:///runs/a/mlflow.db"
+def test_the_view_that_is_told_shows_a_row_a_cell_with_f1_and_cost(uri):
+    """The columns of the shared view are metrics that every cell's run has."""
+    sync(RECORDS, uri, "made-up")
+    client, found = open_experiment(uri, "made-up")
+    told = how_to_look(uri, "made-up")
+    assert told == (
+        f"mlflow ui --backend-store-uri {uri}    then open "
+        f"http://127.0.0.1:5000/#/experiments/{found.experiment_id}/runs?viewStateShareKey=raymrc"
     )
-    assert how_to_look("https://me:word@host/") == "https://host/"
+    view = json.loads(found.tags["mlflow.sharedViewState.raymrc"])
+    rows = client.search_runs(
+        [found.experiment_id],
+        filter_string=view["searchFilter"],
+        order_by=[view["orderByKey"] + " DESC"],
+    )
+    assert Counter(run.data.tags["level"] for run in rows) == {"cell": LEVELS["cell"]}
+    scores = [run.data.metrics["strict_f1"] for run in rows]
+    assert scores == sorted(scores, reverse=True)
+    for column in view["selectedColumns"]:
+        name = re.fullmatch(r"metrics\.`(\w+)`", column)[1]
+        assert all(name in run.data.metrics for run in rows), name
+
+
+def test_a_server_that_is_away_is_named_without_its_password():
+    assert how_to_look("http://me:word@127.0.0.1:9/", "made-up") == "http://127.0.0.1:9"
 
 
 @pytest.fixture(autouse=True)
