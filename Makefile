@@ -30,9 +30,6 @@ $(READY): pyproject.toml constraints.txt requirements-demo.txt
 
 demo: setup
 	$(BIN)/raymrc run studies/demo.yaml
-	@echo
-	@echo "Every run, with its cost, in MLflow's own table:"
-	@echo "  $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/demo/mlflow.db    then open http://127.0.0.1:5000"
 
 test: setup
 	$(BIN)/python -m pytest -m "not gpu"

@@ -364,8 +364,9 @@ def test_nothing_is_said_to_the_makers_of_mlflow():
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
-def test_the_view_that_is_told_shows_a_row_a_cell_with_f1_and_cost(uri):
+def test_the_view_that_is_told_shows_a_row_a_cell_with_f1_and_cost(uri, monkeypatch):
     """The columns of the shared view are metrics that every cell's run has."""
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     sync(RECORDS, uri, "made-up")
     client, found = open_experiment(uri, "made-up")
     told = how_to_look(uri, "made-up")

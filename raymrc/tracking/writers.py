@@ -9,7 +9,10 @@ import contextlib
 import json
 import logging
 import math
+import os
 import re
+import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -319,7 +322,10 @@ def how_to_look(tracking_uri: str, experiment: str) -> str:
         except Exception:  # a server that is away; that has been said
             page = ""
     if sqlite_path(tracking_uri) is not None:
-        start = f"mlflow ui --backend-store-uri {tracking_uri}"
+        # Beside this interpreter, where the environment is not an activated one.
+        here = shutil.which("mlflow") is not None
+        program = "mlflow" if here else os.path.relpath(Path(sys.executable).with_name("mlflow"))
+        start = f"{program} ui --backend-store-uri {tracking_uri}"
         return f"{start}    then open http://127.0.0.1:5000{page}"
     return hide_password(tracking_uri).rstrip("/") + page
 
