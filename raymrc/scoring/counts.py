@@ -32,6 +32,17 @@ class Counts:
         """0 to 1; 0.0 where nothing was there and nothing found, as the official scorers have it."""
         return 2 * self.tp / (2 * self.tp + self.fp + self.fn) if self.tp else 0.0
 
+    def to_json(self) -> dict[str, float]:
+        """Counts and what is read off them, as `--json` gives them."""
+        return {
+            "tp": self.tp,
+            "fp": self.fp,
+            "fn": self.fn,
+            "precision": self.precision,
+            "recall": self.recall,
+            "f1": self.f1,
+        }
+
 
 def pool(counts: Iterable[Counts]) -> Counts:
     """Micro pooling: the sum over documents, labels or folds."""

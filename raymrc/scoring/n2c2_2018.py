@@ -112,10 +112,10 @@ class Report:
         lists "missing" and "unjudged".
         """
         return {
-            **self._by_mode(lambda tally: _figures(tally.micro)),
+            **self._by_mode(lambda tally: tally.micro.to_json()),
             "macro": self._by_mode(lambda tally: tally.macro),
             "per_type": self._by_mode(
-                lambda tally: {label: _figures(c) for label, c in tally.per_type.items()}
+                lambda tally: {label: c.to_json() for label, c in tally.per_type.items()}
             ),
             "missing": list(self.missing),
             "unjudged": list(self.unjudged),
@@ -171,17 +171,6 @@ def render(report: Report) -> str:
 def _row(name: str, counts: Counts) -> str:
     shares = "".join(f"{100 * x:>8.2f}" for x in (counts.precision, counts.recall, counts.f1))
     return f"{name:<32}{counts.tp:>7}{counts.fp:>7}{counts.fn:>7}{shares}"
-
-
-def _figures(counts: Counts) -> dict[str, float]:
-    return {
-        "tp": counts.tp,
-        "fp": counts.fp,
-        "fn": counts.fn,
-        "precision": counts.precision,
-        "recall": counts.recall,
-        "f1": counts.f1,
-    }
 
 
 def _same_envelope(gold: Span, system: Span) -> bool:

@@ -98,12 +98,12 @@ class ConfigurationSummary:
             "strict_f1": asdict(self.strict),
             "lenient_f1": asdict(self.lenient),
             "validation_f1": asdict(self.validation),
-            "pooled_strict": counts_json(self.pooled_strict),
-            "pooled_lenient": counts_json(self.pooled_lenient),
+            "pooled_strict": self.pooled_strict.to_json(),
+            "pooled_lenient": self.pooled_lenient.to_json(),
             "labels": {
                 label: {
-                    "strict": counts_json(self.labels_strict.get(label, Counts())),
-                    "lenient": counts_json(self.labels_lenient.get(label, Counts())),
+                    "strict": self.labels_strict.get(label, Counts()).to_json(),
+                    "lenient": self.labels_lenient.get(label, Counts()).to_json(),
                 }
                 for label in sorted({*self.labels_strict, *self.labels_lenient})
             },
@@ -285,17 +285,6 @@ def to_json(summaries: Sequence[CellSummary]) -> dict[str, Any]:
     }
 
 
-def counts_json(counts: Counts) -> dict[str, float]:
-    return {
-        "tp": counts.tp,
-        "fp": counts.fp,
-        "fn": counts.fn,
-        "precision": counts.precision,
-        "recall": counts.recall,
-        "f1": counts.f1,
-    }
-
-
 def _basis(run: FoldRun) -> tuple[str, ...]:
     """What must be equal for two fold-runs of a cell to be compared."""
     return (
@@ -326,12 +315,22 @@ def _summarise_cell(cell: Cell, records: Sequence[Record], num_folds: int) -> Ce
     return CellSummary(cell, tuple(sorted(configurations, key=_rank)))
 
 
-def _rank(summary: ConfigurationSummary) -> tuple[float, float, int, str]:
-    """Furthest first, then best on validation; equals by size, then by id, so that order is stable."""
-    validation = summary.validation.mean if summary.validation.mean is not None else -1.0
+def rank(
+    num_done: int, validation_f1: float | None, trained_parameters: float, configuration: str
+) -> tuple[float, float, float, str]:
+    """The smallest wins: most folds done, then best on validation; equals by size, then by id."""
     return (
-        -len(summary.folds),
-        -validation,
+        -num_done,
+        1.0 if validation_f1 is None else -validation_f1,
+        trained_parameters,
+        configuration,
+    )
+
+
+def _rank(summary: ConfigurationSummary) -> tuple[float, float, float, str]:
+    return rank(
+        len(summary.folds),
+        summary.validation.mean,
         summary.trained_parameters,
         summary.configuration.id,
     )

@@ -14,6 +14,7 @@ from datetime import datetime
 from raymrc.scoring.counts import pool
 from raymrc.study.configuration import Backbone, Cell, Configuration, hash_values
 from raymrc.study.record import Record
+from raymrc.study.verdict import rank
 
 SHOWN_ELSEWHERE = ("key", "status", "reason")
 """Words of a record that a run shows in another way. What is neither word nor number stays away."""
@@ -294,18 +295,18 @@ def _draw_cell(
 
 
 def choose_winner(configurations: Mapping[str, Sequence[Figures]]) -> str:
-    """As `study.verdict` ranks: most folds, then validation F1, then the smaller one, then id."""
+    """The key of the configuration that the verdict would choose."""
 
-    def rank(key: str) -> tuple[int, float, float, str]:
+    def place(key: str) -> tuple[float, float, float, str]:
         done = [f.numbers for f in configurations[key] if f.status == "done"]
-        return (
-            -len(done),
-            -statistics.fmean(numbers["validation_f1"] for numbers in done) if done else 1.0,
+        return rank(
+            len(done),
+            statistics.fmean(numbers["validation_f1"] for numbers in done) if done else None,
             done[0]["trained_parameters"] if done else 0.0,
             configurations[key][0].configuration.id,
         )
 
-    return min(configurations, key=rank)
+    return min(configurations, key=place)
 
 
 def _draw_group(
