@@ -60,7 +60,7 @@ class PeerRun:
     fold: int
     strict: tuple[int, int, int]
     validation_f1: float
-    wall_seconds: float
+    core_seconds: float
 
 
 def flat_tags(note: Note, window: Window, labels: Sequence[str]) -> list[int]:
@@ -114,7 +114,7 @@ def train_peer(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(threads)
-    began = time.perf_counter()
+    began = time.process_time()
     backbone = configuration.cell.backbone
     folder = find(backbone)
     labels = corpus.labels
@@ -197,7 +197,7 @@ def train_peer(
         fold,
         (result.tp, result.fp, result.fn),
         validation_f1,
-        time.perf_counter() - began,
+        time.process_time() - began,
     )
 
 
@@ -237,7 +237,7 @@ def run_peer(
                 out.write(json.dumps({"key": key, **asdict(run)}) + "\n")
             print(
                 f"peer {number}/{len(futures)}: rate {run.learning_rate:g}, {run.epochs} epochs, "
-                f"fold {run.fold}, F1 {100 * Counts(*run.strict).f1:.2f}, {run.wall_seconds:.0f} s",
+                f"fold {run.fold}, F1 {100 * Counts(*run.strict).f1:.2f}, {run.core_seconds:.0f} s",
                 file=sys.stderr,
             )
     runs: dict[Configuration, list[PeerRun]] = {}
@@ -265,7 +265,7 @@ def best_peer(runs: dict[Configuration, list[PeerRun]]) -> Side:
     return Side(
         best[0].learning_rate,
         tuple(Counts(*run.strict).f1 for run in best),
-        statistics.mean(run.wall_seconds for run in best),
+        statistics.mean(run.core_seconds for run in best),
     )
 
 
