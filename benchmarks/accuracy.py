@@ -1,14 +1,15 @@
 """F1 of the four strategies beside plain Hugging Face token classification.
 
-    python -m benchmarks.accuracy studies/phee-concepts.yaml [--set key=value ...] [--quick]
+    python -m benchmarks.accuracy studies/phee-concepts.yaml [--set key=value ...] [--longer] [--quick]
 
 Runs the study first (what its ledger holds is not trained again), then the peer: one
 `AutoModelForTokenClassification` with flat BIO tags, trained by `transformers.Trainer`
 on the same backbone, notes, folds, windows, batch size and number of epochs, its
 learning rate from the same list as `fine_tune`, its epoch and its rate chosen on the
-same validation notes. At its best rate it runs once more at three times the epochs, because a window is one
-row to it and one row a question to us. Both sides are scored by the same strict rule against the same
-gold. One JSON line a strategy; the peer's fold-runs are kept beside the ledger.
+same validation notes. `--longer` runs it once more, at its best rate and three times the
+epochs, because a window is one row to it and one row a question to us. Both sides are
+scored by the same strict rule against the same gold. One JSON line a strategy; the peer's
+fold-runs are kept beside the ledger.
 """
 
 from __future__ import annotations
@@ -277,6 +278,11 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("study", nargs="?", default="studies/phee-concepts.yaml")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--longer",
+        action="store_true",
+        help=f"the peer once more at {MORE_EPOCHS} times the epochs",
+    )
     parser.add_argument("--quick", action="store_true", help="made-up notes, one epoch")
     parser.add_argument("--device", choices=("cpu",), default="cpu")
     return parser.parse_args()
@@ -297,10 +303,10 @@ def main() -> None:
         changes = [*arguments.changes]
         if arguments.quick:
             changes += [*QUICK, f"storage={scratch}"]
-        measure(Path(arguments.study), changes, arguments.quick)
+        measure(Path(arguments.study), changes, arguments.quick, arguments.longer)
 
 
-def measure(study: Path, changes: Sequence[str], quick: bool) -> None:
+def measure(study: Path, changes: Sequence[str], quick: bool, longer: bool) -> None:
     """Runs the study and the peer, and prints a line a strategy."""
     command = [sys.executable, "-m", "raymrc", "run", str(study)]
     subprocess.run([*command, *(f"--set={c}" for c in changes)], check=True, stdout=sys.stderr)
@@ -322,9 +328,16 @@ def measure(study: Path, changes: Sequence[str], quick: bool) -> None:
     epochs = tagging[0].epochs
     processes = min(2, os.cpu_count() or 1)
     peer = best_peer(run_peer(spec, corpus, folds, tagging, processes))
-    chosen = next(c for c in tagging if c.learning_rate == peer.learning_rate)
-    longer = replace(chosen, epochs=MORE_EPOCHS * epochs)
-    longer_peer = best_peer(run_peer(spec, corpus, folds, [longer], processes))
+    beside: dict[str, Any] = {}
+    if longer:
+        chosen = next(c for c in tagging if c.learning_rate == peer.learning_rate)
+        more = replace(chosen, epochs=MORE_EPOCHS * epochs)
+        longer_peer = best_peer(run_peer(spec, corpus, folds, [more], processes))
+        beside = {
+            "longer_peer": round(longer_peer.mean, 4),
+            "longer_peer_sd": round(statistics.stdev(longer_peer.f1), 4),
+            "longer_peer_epochs": more.epochs,
+        }
 
     options = Options("accuracy", quick, "cpu")
     drop_lines(options, spec.study)
@@ -351,9 +364,7 @@ def measure(study: Path, changes: Sequence[str], quick: bool) -> None:
             peer_epochs=epochs,
             peer_learning_rate=peer.learning_rate,
             peer_device_seconds_per_fold_run=round(peer.device_seconds, 1),
-            longer_peer=round(longer_peer.mean, 4),
-            longer_peer_sd=round(statistics.stdev(longer_peer.f1), 4),
-            longer_peer_epochs=MORE_EPOCHS * epochs,
+            **beside,
             notes=len(corpus.notes),
             labels=list(corpus.labels),
             folds=spec.folds.count,
