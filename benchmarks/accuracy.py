@@ -215,7 +215,8 @@ def run_peer(
     if kept.exists():
         for line in kept.read_text().splitlines():
             values = json.loads(line)
-            done[values.pop("key")] = PeerRun(**{**values, "strict": tuple(values["strict"])})
+            key = values.pop("key")
+            done[key] = PeerRun(**{**values, "strict": tuple(values["strict"])})
     wanted = {
         hash_values([corpus.fingerprint, folds.fingerprint, configuration.id, fold]): (
             configuration,
