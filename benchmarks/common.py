@@ -8,10 +8,7 @@ prints one JSON line a case and keeps them in `benchmarks/results/NAME.jsonl` (n
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import shlex
 import statistics
 import sys
@@ -74,6 +71,10 @@ def json_line(
         goal: what `ratio` should reach; without a peer, what `ours` should.
         more: whatever else a reader needs to judge the case: sizes, spreads, notes.
     """
+    import torch  # here: Ray's workers import this module too, and their start is timed
+
+    from raymrc.training.meter import hardware, versions
+
     line = json.dumps(
         {
             "benchmark": options.name,
@@ -84,8 +85,8 @@ def json_line(
             "ratio": _round(ratio),
             "goal": goal,
             **more,
-            "hardware": hardware(options.device),
-            "versions": versions("torch", "transformers", "numpy"),
+            "hardware": hardware(torch.device(options.device)),
+            "versions": versions(),
             "command": command(options),
         }
     )
@@ -127,28 +128,6 @@ def time_in_turn(
     )
 
 
-def hardware(device: str = "cpu") -> str:
-    """One line: the processor or accelerator, and how much of it is used."""
-    if device == "cuda":
-        import torch
-
-        properties = torch.cuda.get_device_properties(0)
-        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()}, {cores} cores"
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Python's version and those of the packages that are installed."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def command(options: Options) -> str:
     return shlex.join(["python", "-m", f"benchmarks.{options.name}", *sys.argv[1:]])
 
@@ -160,12 +139,3 @@ def _results_file(options: Options) -> Path:
 def _round(value: float) -> float:
     """Four significant digits: more would be noise."""
     return float(f"{value:.4g}")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -36,6 +36,9 @@ WIDTH = 2048
 GOALS = {128: 4.0, 256: 8.0, 512: 18.0}
 """Whole steps per peer's step, by pieces per row."""
 
+MEMORY_GOALS = {512: 3.0}
+"""Peak bytes of the peer per byte of ours; a short row's peak is the encoder's own."""
+
 PREDICTED_SHARE = 0.05
 
 
@@ -221,7 +224,7 @@ def run_memory_case(options: Options, case: Case) -> None:
         theirs,
         "bytes",
         theirs / mine,
-        3.0,
+        MEMORY_GOALS.get(case.pieces, 1.0),
         rows=case.rows,
     )
 

@@ -41,10 +41,6 @@ from raymrc.training.batching import (
 from raymrc.training.meter import Meter, device_name, hardware, versions
 
 
-class Stopped(Exception):
-    """The fold-run was asked to end; it leaves no record and will be trained again."""
-
-
 class Lane:
     """The trainable state of one fold-run.
 
@@ -104,7 +100,7 @@ class Lane:
         self.tokens = 0
         self.num_rows = 0
 
-    def train_epoch(self, should_stop: Callable[[], bool] | None = None) -> float:
+    def train_epoch(self) -> float:
         """One pass over the training rows; the mean loss of its steps."""
         self.model.train()
         configuration = self.configuration
@@ -112,8 +108,6 @@ class Lane:
         for rows in training_batches(
             self.rows, configuration.batch_size, configuration.negative_rate, self.generator
         ):
-            if should_stop is not None and should_stop():
-                raise Stopped
             inputs = collate(rows, self.pad)
             targets = collate_targets(rows, inputs).to(self.device)
             self.tokens += sum(len(row.ids) for row in rows)
@@ -227,14 +221,12 @@ def train_fold_run(
     device: str | torch.device = "cpu",
     device_hour_usd: float = 0.0,
     on_epoch: Callable[[Epoch], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
 ) -> Record:
     """Trains, chooses the epoch on validation, scores the held-out fold.
 
     Args:
         device_hour_usd: price of one device (a GPU, or a core) for an hour.
         on_epoch: told after each epoch's validation.
-        should_stop: asked before each step; True raises `Stopped`.
 
     Returns:
         The record; the caller keeps it.
@@ -250,7 +242,7 @@ def train_fold_run(
     for number in range(1, fold_run.configuration.epochs + 1):
         epoch_began = meter.wall_seconds
         with meter.phase("training"):
-            loss = lane.train_epoch(should_stop)
+            loss = lane.train_epoch()
         with meter.phase("evaluation"):
             validation_f1 = _strict_f1(lane.score(lane.split.validation))
         epochs.append(Epoch(number, loss, validation_f1, meter.wall_seconds - epoch_began))

@@ -24,7 +24,7 @@ from raymrc.scoring.counts import pool
 from raymrc.study.configuration import Configuration, FoldRun
 from raymrc.study.record import Record
 from raymrc.training.batching import StudyData
-from raymrc.training.lane import Lane, Stopped, train_fold_run
+from raymrc.training.lane import Lane, train_fold_run
 from tests.model.tiny import tiny_configuration, tiny_loaded
 
 LABELS = ("Drug", "ADE")
@@ -135,7 +135,7 @@ def test_the_scored_state_is_that_of_the_chosen_epoch(
     longer = make_run(loaded, "soft_prompt", learning_rate=5e-3, epochs=8)
     train_epoch, calls = Lane.train_epoch, 0
 
-    def train_then_ruin(self: Lane, should_stop: object = None) -> float:
+    def train_then_ruin(self: Lane) -> float:
         nonlocal calls
         calls += 1
         loss = train_epoch(self)
@@ -216,21 +216,6 @@ def test_a_question_that_leaves_too_little_room_names_the_window_that_fits(
 def test_a_prompt_longer_than_512_is_refused(loaded: Loaded, data: StudyData) -> None:
     with pytest.raises(PromptError, match="1 to 512"):
         train_fold_run(make_run(loaded, "soft_prompt", prompt_length=513), data, loaded)
-
-
-def test_a_fold_run_that_is_asked_to_stop_does_so_within_a_step(
-    loaded: Loaded, data: StudyData
-) -> None:
-    asked = 0
-
-    def should_stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked > 3
-
-    with pytest.raises(Stopped):
-        train_fold_run(make_run(loaded, "fine_tune"), data, loaded, should_stop=should_stop)
-    assert asked == 4
 
 
 def test_a_record_counts_what_was_trained_and_what_it_took(loaded: Loaded, data: StudyData) -> None:
