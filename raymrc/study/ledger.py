@@ -238,8 +238,11 @@ class Ledger:
                 return self._read(_name(key, ending))
         return None
 
-    def record(self, record: Record) -> None:
+    def record(self, record: Record, text: str | None = None) -> None:
         """Keep a record. A done one that is there stays as it is; a failed one gives way.
+
+        Args:
+            text: `record.to_json()`, from where it is at hand; milliseconds to make again.
 
         Raises:
             LedgerError: the store refuses.
@@ -249,7 +252,7 @@ class Ledger:
         name = _name(record.key, DONE if done else FAILED)
         if not done and self.has(record.key):
             return
-        content = record.to_json().encode()
+        content = (record.to_json() if text is None else text).encode()
         self._ask(lambda: self.files.write(name, content, replace=not done), record.key)
         if done:
             self._ask(lambda: self.files.remove(_name(record.key, FAILED)), record.key)

@@ -35,6 +35,7 @@ from raymrc.sweep.search import StudySearch, Work
 # isort: split
 import ray
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from raymrc.sweep.trial import Train, failed_record, run_trial
@@ -186,16 +187,16 @@ class _Study:
             return
         text = result.get("record")
         if text is not None:
-            self._keep(Record.from_json(text))
+            self._keep(Record.from_json(text), text)
         at = f" epoch {result['epoch']}" if "epoch" in result else ""
         self._now[trial_id] = f"{work.configuration.cell.name} fold {result.get('fold', 0)}{at}"
         self.show()
 
-    def _keep(self, record: Record) -> None:
+    def _keep(self, record: Record, text: str | None = None) -> None:
         if self.error is not None:
             return
         try:
-            self.ledger.record(record)
+            self.ledger.record(record, text)
         except LedgerError as error:
             self.error = error
             self.stop()
@@ -369,6 +370,18 @@ class _Search(_NotKept, Searcher):
         raise NotImplementedError("a study is resumed from its ledger, not from Tune")
 
 
+class _LatestFirst(_NotKept, FIFOScheduler):
+    """Of the few trials that wait, a freed worker takes the latest.
+
+    Tune would give it to the earliest, whose own worker may be about to start, and end that
+    one: short trials then keep a second worker from ever coming up.
+    """
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        waiting = (t for t in reversed(tune_controller.get_trials()) if t.status == t.PENDING)
+        return next(waiting, None)
+
+
 class _Receiver(_NotKept, tune.Callback):
     """Tune hands over here what trials report."""
 
@@ -401,9 +414,11 @@ def _run_tune(
 ) -> None:
     with _cluster(resources, workplace) as is_ours:
         slots = count_slots(resources, ray.cluster_resources())
-        # One trial waiting keeps a worker from being ended between two trials. Elsewhere than on
-        # a cluster sized by us the waiting one might run.
-        most = slots + 1 if is_ours or resources.max_trials is None else slots
+        # Tune ends a worker that no trial waits for. Where the trials are written down, one waits
+        # for each; TPE had better see what came out, so for it only one does. Elsewhere than
+        # on a cluster sized by us they might run.
+        waiting = 1 if study.plan.algorithm == "tpe" else slots
+        most = slots + waiting if is_ours or resources.max_trials is None else slots
         with _environment(TUNE_MAX_PENDING_TRIALS_PG=str(slots)):
             trainable = tune.with_resources(
                 tune.with_parameters(
@@ -418,6 +433,7 @@ def _run_tune(
                 trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=_Search(study, most),
+                    scheduler=_LatestFirst(),
                     num_samples=-1,
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
