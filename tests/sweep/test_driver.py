@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -160,6 +161,18 @@ def test_no_more_trials_run_at_once_than_allowed(cluster, tmp_path, script):
     )  # fmt: skip
     assert outcome.done == 8
     assert most == 1
+
+
+def test_a_freed_worker_takes_the_latest_trial_that_waits():
+    """The earliest may have a worker of its own about to start, which Tune would then end."""
+    from ray.tune.experiment import Trial
+
+    trials = [Trial("made-up", stub=True) for _ in range(4)]
+    for trial, status in zip(trials, ("RUNNING", "PENDING", "PENDING", "TERMINATED"), strict=True):
+        trial.status = status
+    scheduler = driver._LatestFirst()
+    assert scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials)) is trials[2]
+    assert scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials[:1])) is None
 
 
 def test_a_ledger_that_cannot_be_written_ends_the_study_with_its_sentence(
