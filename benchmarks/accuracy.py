@@ -284,7 +284,9 @@ def read_arguments() -> argparse.Namespace:
         action="store_true",
         help=f"the peer once more at {MORE_EPOCHS} times the epochs",
     )
-    parser.add_argument("--quick", action="store_true", help="made-up notes, three epochs, two folds")
+    parser.add_argument(
+        "--quick", action="store_true", help="made-up notes, three epochs, two folds"
+    )
     parser.add_argument("--device", choices=("cpu",), default="cpu")
     return parser.parse_args()
 

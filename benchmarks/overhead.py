@@ -76,9 +76,7 @@ def train_nothing(fold_run: FoldRun, data: object, *, on_epoch: Callable[[Epoch]
 def make_notes(fold: int) -> dict[str, NoteCounts]:
     """Of one scored fold. Made once a process: drawing 5,400 numbers is no cost of raymrc's."""
     draw = random.Random(fold)
-    return {
-        f"note-{fold}-{i:03d}": NoteCounts(_counts(draw), _counts(draw)) for i in range(NOTES)
-    }
+    return {f"note-{fold}-{i:03d}": NoteCounts(_counts(draw), _counts(draw)) for i in range(NOTES)}
 
 
 def _counts(draw: random.Random) -> dict[str, Counts]:
