@@ -30,6 +30,9 @@ from raymrc.model.inputs import Inputs, SpanTargets
 from raymrc.model.network import Model
 from raymrc.model.prompts import Prefix, SoftPrompt
 
+PASS_PIECES = 4096
+"""Padded pieces of one pass with gradients, at most; a lane's batch may be larger by itself."""
+
 HEADS = (
     "start.weight", "start.bias", "end.weight", "end.bias", "match_start.weight",
     "match_start.bias", "match_end.weight", "match_out.weight", "match_out.bias",
@@ -52,6 +55,24 @@ class Part:
     inputs: Inputs
     targets: SpanTargets | None = None
     generator: torch.Generator | None = None
+
+
+def share_out(batches: Sequence[Inputs], pieces: int = PASS_PIECES) -> list[list[int]]:
+    """Which lanes share a pass: like lengths together, under a budget of padded pieces.
+
+    A lane's batch stays whole, because its loss is a mean over all of it.
+    """
+    shares: list[list[int]] = []
+    rows = 0
+    for place in sorted(range(len(batches)), key=lambda i: -batches[i].input_ids_BS.shape[1]):
+        more, width = batches[place].input_ids_BS.shape
+        widest = batches[shares[-1][0]].input_ids_BS.shape[1] if shares else width
+        if not shares or (rows + more) * widest > pieces:
+            shares.append([])
+            rows = 0
+        shares[-1].append(place)
+        rows += more
+    return shares
 
 
 def backward_together(parts: Sequence[Part]) -> Tensor:
