@@ -344,7 +344,9 @@ def measure(study: Path, changes: Sequence[str], quick: bool, longer: bool) -> N
 
     options = Options("accuracy", quick, "cpu")
     drop_lines(options, spec.study)
-    summaries = summarise(Ledger(spec.storage, write=False).records(), spec.folds.count)
+    records = Ledger(spec.storage, write=False).records()
+    planned = [r for r in records if plan.holds(r.fold_run.configuration)]
+    summaries = summarise(planned, spec.folds.count)
     for summary in summaries:
         winner = summary.winner
         if winner is None:

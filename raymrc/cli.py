@@ -159,6 +159,8 @@ def score(
     labeled = [name for text in labeled_args or () for name in text.split(",")]
     if context.args and labeled_args is None:
         raise typer.BadParameter(f"one folder too many: {context.args[0]}")
+    if scheme == "n2c2-2018" and (labeled or criteria != "challenge"):
+        raise CorpusError("--criteria and --labeled-args are of n2c2-2022; leave them out")
     if scheme == "n2c2-2018":
         drugs = n2c2_2018.score_folders(gold, system)
         answer, text = drugs.to_json(), n2c2_2018.render(drugs)
@@ -198,6 +200,7 @@ def run(study: Study, changes: Changes = None) -> None:
     from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
     from raymrc.study.plan import render as render_plan
     from raymrc.study.verdict import render
+    from raymrc.training.trainer import Trainer, check_questions_fit
 
     # All that can be wrong is looked at before anything is written: the ledger comes last.
     spec = _load(study, changes)
@@ -205,6 +208,8 @@ def run(study: Study, changes: Changes = None) -> None:
     backbones = [entry.backbone for entry in spec.backbones]
     weights = {backbone.name: weights_fingerprint(find(backbone)) for backbone in backbones}
     planned = plan_study(spec, corpus, weights)
+    questions = build_questions(corpus.labels, spec.questions)
+    check_questions_fit(planned, corpus.labels, questions)
     ledger = Ledger(spec.storage)
     ledger.check()
     _print_table(render_plan(planned), sys.stderr)  # what each cell trains, and its share
@@ -214,11 +219,14 @@ def run(study: Study, changes: Changes = None) -> None:
     from raymrc.sweep.progress import Progress
     from raymrc.tracking import MlflowRecorder, how_to_look
     from raymrc.training.batching import StudyData
-    from raymrc.training.trainer import Trainer
 
     with (
         MlflowRecorder(
-            spec.tracking_uri, spec.experiment, records=ledger.records(), say=_say
+            spec.tracking_uri,
+            spec.experiment,
+            records=ledger.records(),
+            say=_say,
+            may_win=planned.holds,
         ) as recorder,
         Progress() as show,
     ):
@@ -226,12 +234,14 @@ def run(study: Study, changes: Changes = None) -> None:
             planned,
             ledger,
             Trainer(
-                "cuda" if spec.resources.gpus_per_trial else "cpu", spec.prices.device_hour_usd
+                "cuda" if spec.resources.gpus_per_trial else "cpu",
+                spec.prices.device_hour_usd,
+                spec.resources.gpus_per_trial or 1.0,
             ),
             StudyData(
                 corpus,
                 build_study_folds(spec, corpus),
-                build_questions(corpus.labels, spec.questions),
+                questions,
             ),
             folder=spec.folder,
             resources=Resources(
@@ -268,6 +278,9 @@ def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
         _answer_json(to_json(summaries))
     else:
         _print_table(render(summaries))
+        for summary in summaries:
+            for reason, times in summary.reasons:
+                _say(f"{summary.cell.name}: {times} fold-runs failed: {reason}")
     if unreadable:
         raise typer.Exit(MUST_CHANGE)
 
@@ -275,12 +288,17 @@ def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
 @app.command()
 def sync(study: Study, changes: Changes = None) -> None:
     """Write into MLflow what it lacks of the study's ledger."""
+    from raymrc.study.plan import plan_study
     from raymrc.tracking import how_to_look
     from raymrc.tracking import sync as catch_up
 
     spec = _load(study, changes)
     records, unreadable = _read_ledger(spec)
-    written = catch_up(records, spec.tracking_uri, spec.experiment)
+    if not records:
+        _say(f"the ledger in {spec.storage} holds no fold-run yet; 'raymrc run' comes first")
+        raise typer.Exit(MUST_CHANGE if unreadable else DONE)
+    planned = plan_study(spec, _corpus_at_hand(spec))
+    written = catch_up(records, spec.tracking_uri, spec.experiment, planned.holds)
     _say(f"{written} MLflow runs written or changed, of {len(records)} fold-runs in the ledger")
     _say(how_to_look(spec.tracking_uri, spec.experiment))
     if unreadable:
@@ -303,13 +321,13 @@ def _summarise(spec: Spec, planned: Plan, records: Sequence[Record]) -> tuple[Ce
     from raymrc.study.verdict import summarise
 
     cells = [cell_plan.cell for cell_plan in planned.cells]
+    records = [r for r in records if planned.holds(r.fold_run.configuration)]
     same = None
     if planned.fingerprints is not None:
         # The ledger may also hold results on other notes or weights, from before a change.
         same = [
             fold_run(r.fold_run.configuration, r.fold_run.fold, planned.fingerprints)
             for r in records
-            if r.fold_run.configuration.cell in cells
         ]
     return summarise(records, spec.folds.count, cells, same)
 

@@ -4,12 +4,20 @@ half-written. It would break without anyone noticing: nobody tests with broken i
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from raymrc.cli import describe_bug, main
+from raymrc.model.backbones import weights_fingerprint
+from raymrc.study.configuration import Backbone
+from raymrc.study.ledger import Ledger
+from raymrc.study.plan import fold_run, plan_study, read_study_corpus
+from raymrc.study.record import Record
+from raymrc.study.spec import load_spec
 from tests.commands import STUDY, raymrc, write_notes
+from tests.model.tiny import tiny_checkpoint
 from tests.paths import ROOT
 
 TEXT = "Took aspirin 10 mg daily for pain. No nausea after warfarin.\n"
@@ -151,6 +159,23 @@ def test_a_ledger_record_cut_in_half_is_named_and_left_as_it_is(place):
     assert json.loads(run.stdout)["done"] == 0
 
 
+def test_a_question_too_long_for_the_window_is_named_before_ray_starts(place):
+    tiny_checkpoint("bert", place / "backbone")  # 64 positions
+    change(place / "study.yaml", "frozen_soft_prompt", "hard_prompt")
+    change(place / "study.yaml", ", prompt_length: 4", "")
+    change(place / "study.yaml", "window: 32", "window: 60")
+    sentence = one_sentence(place, "run", "study.yaml")
+    assert sentence.startswith("brat/tiny/hard_prompt: a window of 60 pieces, a question of")
+    assert "set window to" in sentence
+
+
+def test_too_many_folds_are_named_by_plan_and_run(place):
+    for command in ("plan", "run"):
+        (place / "backbone" / "model.safetensors").write_bytes(b"")
+        sentence = one_sentence(place, command, "study.yaml", "--set", "folds.count=9")
+        assert "cannot fill 9 folds" in sentence
+
+
 # --- command by command ---------------------------------------------------------------------------
 
 
@@ -198,6 +223,39 @@ def test_a_plan_says_the_same_as_a_table_and_as_json(place):
     answer = json.loads(raymrc("plan", "study.yaml", "--json", folder=place).stdout)
     assert (answer["configurations"], answer["fold_runs"], answer["notes"]) == (1, 2, 6)
     assert not (place / "runs").exists()
+
+
+def test_report_asks_only_what_the_study_tries_now(place):
+    """What an earlier form of it tried in the same cell stays in the ledger and cannot win."""
+    tiny_checkpoint("bert", place / "backbone")
+    spec = load_spec(place / "study.yaml", [f"corpus.path={place / 'notes'}"])
+    backbone = Backbone("tiny", "backbone")
+    weights = {"tiny": weights_fingerprint(place / "backbone")}
+    plan = plan_study(spec, read_study_corpus(spec), weights)
+    ledger = Ledger(str(place / "runs" / "tiny"))
+    (cell,) = plan.cells
+    (now,) = cell.configurations
+    assert now.cell.backbone == backbone
+    for configuration, f1 in ((now, 0.4), (replace(now, epochs=50), 0.9)):
+        for fold in (0, 1):
+            run = fold_run(configuration, fold, plan.fingerprints)
+            ledger.record(Record(key=run.key, fold_run=run, validation_f1=f1))
+    answer = json.loads(raymrc("report", "study.yaml", "--json", folder=place).stdout)
+    assert answer["done"] == 2
+    assert answer["cells"][0]["winner"] == now.id
+
+
+def test_nothing_to_write_into_mlflow_writes_nothing(place):
+    before = tree(place)
+    run = raymrc("sync", "study.yaml", folder=place)
+    assert run.returncode == 0 and "holds no fold-run yet" in run.stderr
+    assert tree(place) == before
+
+
+def test_options_of_the_other_scheme_are_refused(place):
+    for option in (["--labeled-args", "Drug"], ["--criteria", "exact"]):
+        sentence = one_sentence(place, "score", "notes", "notes", "--scheme", "n2c2-2018", *option)
+        assert "are of n2c2-2022" in sentence
 
 
 def test_a_field_set_on_the_command_line_goes_before_the_file(place):

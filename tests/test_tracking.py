@@ -220,6 +220,21 @@ def test_tables_that_are_not_as_we_know_them_are_written_to_through_the_client(u
     assert isinstance(writer, ClientWriter)
 
 
+def test_a_cell_shows_no_winner_that_the_study_does_not_try_any_more(uri):
+    def winners() -> dict[str, str]:
+        cells = (r for r in read_runs(uri).values() if r.data.tags["level"] == "cell")
+        return {run.data.tags["strategy"]: run.data.tags["winner"] for run in cells}
+
+    sync(RECORDS, uri, "made-up")
+    before = winners()
+    out = before["fine_tune"]
+    sync(RECORDS, uri, "made-up", lambda c: f"learning_rate={c.learning_rate}" != out)
+    assert winners()["fine_tune"] != out
+    assert by_level(read_runs(uri)) == LEVELS, "it is still shown"
+    sync(RECORDS, uri, "made-up", lambda c: False)
+    assert winners() == before, "of nothing that may win, the best is shown"
+
+
 def test_a_fold_run_that_failed_and_then_succeeded_is_one_run(uri):
     failed = replace(RECORDS[0], status="failed", reason="the loss is not a number", notes={})
     sync([failed], uri, "made-up")

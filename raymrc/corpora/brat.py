@@ -52,6 +52,7 @@ class Scheme:
         triggers: labels of spans that are events' triggers, and are written as such.
         types_decide: an event argument's relation is labelled by the argument's type, not its role.
         paths_are_ids: notes of subfolders are named "folder/file", and the folder is the site.
+        attributes: name -> values that it may have; others are warned of. Empty for any.
     """
 
     labels: tuple[str, ...] | None = None
@@ -59,6 +60,7 @@ class Scheme:
     triggers: frozenset[str] = frozenset()
     types_decide: bool = False
     paths_are_ids: bool = False
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 ANYTHING = Scheme()
@@ -338,12 +340,25 @@ def _resolve(
         if target in parsed.relations:
             problems.warn(path, line, f"{name} belongs to the relation {target} and is not read")
         elif (span := find(target, name, line)) is not None:
+            if doubt := _doubt(label, value, scheme.attributes):
+                problems.warn(path, line, f"{name} {doubt}")
             attributes.setdefault(span, []).append((label, value))
     spans = tuple(
         Span(name, label, fragments, tuple(attributes.get(name, ())))
         for name, (_, label, fragments) in parsed.spans.items()
     )
     return spans, tuple(relations)
+
+
+def _doubt(name: str, value: str, attributes: Mapping[str, tuple[str, ...]]) -> str:
+    """Why an attribute is not one of the scheme's; "" where it is. Its value is the note's, unsaid."""
+    if not attributes:
+        return ""
+    if name not in attributes:
+        return f"is the unknown attribute {name}; {nearest(name, attributes)}"
+    if value not in attributes[name]:
+        return f"{name} has an unknown value; choose from {', '.join(attributes[name])}"
+    return ""
 
 
 def write_brat(notes: Iterable[Note], folder: Path, triggers: Collection[str] = ()) -> None:

@@ -56,12 +56,27 @@ SHAC_ARGUMENTS = (
     "Duration",
     "History",
 )
+SHAC_VALUES = {
+    "StatusTimeVal": ("none", "current", "past", "future"),
+    "StatusEmployVal": (
+        "employed",
+        "unemployed",
+        "retired",
+        "on_disability",
+        "student",
+        "homemaker",
+    ),
+    "TypeLivingVal": ("alone", "with_family", "with_others", "homeless"),
+}
+"""Source: Lybarger et al. 2021, J Biomed Inform 113:103631, as brat writes them."""
+
 N2C2_2022 = Scheme(
     labels=SHAC_TRIGGERS + SHAC_ARGUMENTS,
     relation_labels=SHAC_ARGUMENTS,
     triggers=frozenset(SHAC_TRIGGERS),
     types_decide=True,
     paths_are_ids=True,
+    attributes=SHAC_VALUES,
 )
 
 

@@ -12,6 +12,7 @@ as ("Severity", "High"); that of a negation has no value.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,6 +125,8 @@ def _read_document(document: Any, path: Path, line: int, problems: Problems) -> 
         note_id, text = document["id"], document["context"]
         if not isinstance(note_id, str) or not isinstance(text, str):
             raise _Malformed("id and context must be strings")
+        if re.search("[\ud800-\udfff]", note_id + text):
+            raise _Malformed("half of a surrogate pair stands in its text")
         parsed = _Parsed(text)
         for annotation in document["annotations"]:
             for event in annotation["events"]:

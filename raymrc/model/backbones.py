@@ -214,7 +214,7 @@ def load(backbone: Backbone, device: torch.device | str = "cpu") -> Loaded:
         encoder = from_hugging_face(shape, names, read).to(device)
     except BackboneError as error:
         raise BackboneError(f"backbone folder {folder}: {error}") from None
-    return Loaded(backbone, encoder, _tokenizer(folder), shape, weights_fingerprint(folder))
+    return Loaded(backbone, encoder, load_tokenizer(folder), shape, weights_fingerprint(folder))
 
 
 def _open_weights(files: list[Path]) -> tuple[set[str], Callable[[str], Tensor]]:
@@ -242,7 +242,12 @@ def _open_weights(files: list[Path]) -> tuple[set[str], Callable[[str], Tensor]]
     return set(tensors), tensors.__getitem__
 
 
-def _tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer of a backbone's folder.
+
+    Raises:
+        BackboneError: there is none that can be read.
+    """
     from transformers import AutoTokenizer
 
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from raymrc.model.shapes import Shape
 
 
@@ -21,6 +23,8 @@ def forward_flops(
     tokens: int,
     row_length: float,
     prompt_length: float = 0,
+    prompt_depth: str = "deep",
+    first_layer: int = 0,
     head_parameters: int = 0,
 ) -> float:
     """Floating-point operations of one pass without gradients.
@@ -33,12 +37,15 @@ def forward_flops(
     Args:
         tokens: real pieces that pass the encoder, all rows together.
         row_length: mean pieces per row, questions and special pieces included.
-        prompt_length: positions that a soft prompt adds to each layer's attention.
+        prompt_length: positions of a soft prompt, which layers from `first_layer` on attend to.
+        prompt_depth: "input": they also pass through those layers, as pieces do.
         head_parameters: of the heads, each used once per token.
     """
-    weights = 4 * shape.hidden * shape.hidden + 2 * shape.hidden * shape.ffn
-    per_layer = 2 * weights + 4 * shape.hidden * (row_length + prompt_length)
-    return tokens * (shape.num_layers * per_layer + 2 * head_parameters)
+    work = sum(
+        part.passing * part.layers * (2 * part.weights + part.attention)
+        for part in _parts(shape, tokens, row_length, prompt_length, prompt_depth, first_layer)
+    )
+    return work + tokens * 2 * head_parameters
 
 
 def training_flops(
@@ -48,6 +55,7 @@ def training_flops(
     row_length: float,
     trains_backbone: bool,
     prompt_length: float = 0,
+    prompt_depth: str = "deep",
     first_layer: int = 0,
     head_parameters: int = 0,
 ) -> float:
@@ -61,22 +69,49 @@ def training_flops(
     a prompt. Recomputed activations are not counted: this is what is needed, not what is spent.
 
     Args:
-        first_layer: where prompts enter; layers below a frozen backbone's need no gradient.
         head_parameters: of the heads, which are always trained.
         others: as in `forward_flops`.
 
     Source: Kaplan et al. 2020, arXiv:2001.08361, section 2.1, with attention written out.
     """
-    weights = 4 * shape.hidden * shape.hidden + 2 * shape.hidden * shape.ffn
-    attention = 4 * shape.hidden * (row_length + prompt_length)
-    forward = forward_flops(
-        shape,
-        tokens=tokens,
-        row_length=row_length,
-        prompt_length=prompt_length,
-        head_parameters=head_parameters,
+    below, above = _parts(shape, tokens, row_length, prompt_length, prompt_depth, first_layer)
+    forward = sum(p.passing * p.layers * (2 * p.weights + p.attention) for p in (below, above))
+    backward = sum(
+        p.passing * p.layers * ((4 if trains_backbone else 2) * p.weights + 2 * p.attention)
+        for p in ((below, above) if trains_backbone else (above,))
     )
-    passed = shape.num_layers if trains_backbone else shape.num_layers - first_layer
-    trained = shape.num_layers if trains_backbone else 0
-    backward = passed * (2 * weights + 2 * attention) + trained * 2 * weights
-    return forward + tokens * (backward + 4 * head_parameters)
+    return forward + backward + tokens * 6 * head_parameters
+
+
+class _Part(NamedTuple):
+    """Layers in which the same positions pass and are attended to."""
+
+    layers: int
+    passing: float
+    weights: int
+    attention: float
+
+
+def _parts(
+    shape: Shape,
+    tokens: int,
+    row_length: float,
+    prompt_length: float,
+    prompt_depth: str,
+    first_layer: int,
+) -> tuple[_Part, _Part]:
+    """The layers below a prompt, and those from it on."""
+    weights = 4 * shape.hidden * shape.hidden + 2 * shape.hidden * shape.ffn
+    passing = float(tokens)
+    if prompt_depth == "input" and tokens:
+        passing += tokens / row_length * prompt_length
+    per_position = 4 * shape.hidden
+    return (
+        _Part(first_layer, tokens, weights, per_position * row_length),
+        _Part(
+            shape.num_layers - first_layer,
+            passing,
+            weights,
+            per_position * (row_length + prompt_length),
+        ),
+    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,32 @@ class CellPlan:
     parameters: ParameterCounts | None = None
     done: int | None = None
 
+    def holds(self, configuration: Configuration) -> bool:
+        """Is this one of those that are tried, or one that tpe might propose?
+
+        A ledger also holds what an earlier form of the study tried in the same cell.
+        """
+        if self.configurations is not None:
+            return configuration in self._planned
+        space = self.space
+        values = {
+            name: getattr(configuration, name) for name in (*space.grids, *space.distributions)
+        }
+        return (
+            all(values[name] in options for name, options in space.grids.items())
+            and all(space.distributions[name].holds(values[name]) for name in space.distributions)
+            and build_configuration(self, values) == configuration
+        )
+
+    @property
+    def longest_window(self) -> int:
+        """Pieces."""
+        return int(max(_ends(self.space, "window")))
+
+    @cached_property
+    def _planned(self) -> frozenset[Configuration]:
+        return frozenset(self.configurations or ())
+
     @property
     def trained_parameters(self) -> int | None:
         return self.parameters.trained if self.parameters else None
@@ -139,6 +166,12 @@ class Plan:
         counts = [cell.done for cell in self.cells]
         return None if None in counts else sum(count or 0 for count in counts)
 
+    def holds(self, configuration: Configuration) -> bool:
+        """Does one of the cells hold it (`CellPlan.holds`)?"""
+        return any(
+            cell.cell == configuration.cell and cell.holds(configuration) for cell in self.cells
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for `raymrc plan --json`."""
         return {
@@ -171,6 +204,7 @@ def plan_study(
         ledger: counts what is done already; needs corpus and weights.
 
     Raises:
+        CorpusError: notes that cannot fill the folds.
         SpecError: a first layer that the backbone does not have, a window that does not fit it,
             a question for a label that the corpus does not have.
         BackboneError: a backbone's folder whose config cannot be read.
@@ -179,8 +213,10 @@ def plan_study(
     if labels is not None:
         build_questions(labels, spec.questions)
     fingerprints = None
-    if corpus is not None and weights is not None:
-        fingerprints = build_fingerprints(spec, corpus, build_study_folds(spec, corpus), weights)
+    if corpus is not None:
+        folds = build_study_folds(spec, corpus)  # whether they can be made is told in any case
+        if weights is not None:
+            fingerprints = build_fingerprints(spec, corpus, folds, weights)
     remarks: list[str] = []
     if corpus is None:
         unknown = "" if labels is not None else "; labels and trained shares are not known before"
@@ -399,7 +435,7 @@ def _corners(cell: Cell, space: SearchSpace) -> Iterator[Configuration]:
 
 
 def _check_fit(spec: Spec, index: int, strategy: str, space: SearchSpace, shape: Shape) -> None:
-    """Refuse what the backbone cannot hold. The length of worded questions shows at run time only."""
+    """Refuse what the backbone cannot hold. How long worded questions are, only its tokenizer knows."""
     name = spec.backbones[index].backbone.name
     window = max(_ends(space, "window"))
     if window + SPECIAL_PIECES > shape.max_pieces:
@@ -455,7 +491,7 @@ def _count_done(
             cell = run.configuration.cell
             if (
                 record.status == "done"
-                and cell.backbone.name in fingerprints.weights
+                and any(plan.cell == cell and plan.holds(run.configuration) for plan in cells)
                 and run == fold_run(run.configuration, run.fold, fingerprints)
             ):
                 finished[cell] = finished.get(cell, 0) + 1

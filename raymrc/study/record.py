@@ -51,7 +51,7 @@ class Record:
         trained_parameters, total_parameters: numbers that get a gradient; all numbers of the model.
         adapter_bytes: of the saved trained state, as safetensors.
         device: "cpu" or the accelerator's name.
-        num_devices: devices that were held: GPUs, or a CPU's cores.
+        num_devices: devices that were held: GPUs (a share where others hold one too), or a CPU's cores.
         device_seconds: of GPUs the seconds held, of a CPU the core-seconds used; all of a fold-run.
         training_seconds, evaluation_seconds: by the clock.
         wall_seconds: of the whole fold-run, by the clock.
@@ -78,7 +78,7 @@ class Record:
     total_parameters: int = 0
     adapter_bytes: int = 0
     device: str = "cpu"
-    num_devices: int = 1
+    num_devices: float = 1
     device_seconds: float = 0.0
     wall_seconds: float = 0.0
     training_seconds: float = 0.0

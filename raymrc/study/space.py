@@ -63,6 +63,11 @@ class Distribution:
             return self.tidy(math.exp(generator.uniform(math.log(low), math.log(high))))
         return self.tidy(generator.uniform(low, high))
 
+    def holds(self, value: Any) -> bool:
+        if self.kind == "choice":
+            return value in self.values
+        return value is not None and self.values[0] <= value <= self.values[1]
+
     def tidy(self, value: Any) -> Any:
         """Four significant digits, so that a drawn value can be read, and never outside the range."""
         if self.kind not in ("uniform", "log_uniform"):

@@ -9,6 +9,7 @@ the scored folds: the best of many scored results is too good by luck (docs/deci
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -149,6 +150,12 @@ class CellSummary:
     def num_failed(self) -> int:
         """Fold-runs."""
         return sum(len(c.failures) for c in self.configurations)
+
+    @property
+    def reasons(self) -> tuple[tuple[str, int], ...]:
+        """Why fold-runs failed, the commonest first, with how often."""
+        counts = Counter(reason for c in self.configurations for _, reason in c.failures)
+        return tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     @property
     def device_seconds(self) -> float:

@@ -277,10 +277,6 @@ class _Board:
         self._done: list[set[str]] = [set() for _ in plan.cells]
         self._failed: list[set[str]] = [set() for _ in plan.cells]
         self._best: list[tuple[float, Configuration] | None] = [None] * len(plan.cells)
-        self._planned = [
-            None if c.configurations is None else {x.id for x in c.configurations}
-            for c in plan.cells
-        ]
         for record in records:
             if record.status == "done":
                 self.enter(record)
@@ -293,10 +289,9 @@ class _Board:
         configuration = record.fold_run.configuration
         index = self._cells.get(configuration.cell)
         if index is None or record.key not in self._search.fold_runs(configuration):
+            return  # on other notes, folds or weights
+        if not self._plan.cells[index].holds(configuration):
             return  # of an earlier form of the study
-        planned = self._planned[index]
-        if planned is not None and configuration.id not in planned:
-            return
         if record.status != "done":
             self._failed[index].add(record.key)
             return

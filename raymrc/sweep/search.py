@@ -159,18 +159,10 @@ class TpeSearch:
 
     def _params(self, configuration: Configuration) -> dict[str, Any] | None:
         """As Optuna knows it; None where it lies outside the cell's space."""
-        params: dict[str, Any] = {}
-        for name, distribution in self.distributions.items():
-            value = getattr(configuration, name)
-            if name in self.options:
-                if value not in self.options[name]:
-                    return None
-                value = self.options[name].index(value)
-            elif value is None or not distribution.low <= value <= distribution.high:  # type: ignore[attr-defined]
-                return None
-            params[name] = value
-        inside = build_configuration(self.plan, self._values(params)) == configuration
-        return params if inside else None
+        if not self.plan.holds(configuration):
+            return None
+        values = {name: getattr(configuration, name) for name in self.distributions}
+        return {k: self.options[k].index(v) if k in self.options else v for k, v in values.items()}
 
 
 def _options(plan: CellPlan) -> dict[str, tuple[Any, ...]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 
@@ -145,11 +145,17 @@ class Drawing:
         return hash_values([getattr(self, field.name) for field in fields(self)])[:16]
 
 
-def draw(all_figures: Sequence[Figures], touched: Iterable[str] | None = None) -> list[Drawing]:
+def draw(
+    all_figures: Sequence[Figures],
+    touched: Iterable[str] | None = None,
+    may_win: Callable[[Configuration], bool] | None = None,
+) -> list[Drawing]:
     """The runs of a study, parents before children.
 
     Args:
         touched: draw only these fold-runs and what stands above them; None for all.
+        may_win: which configurations a cell's figures may be of; None for all. What an earlier
+            form of the study tried is drawn too, and is not asked while another may win.
     """
     wanted = {f.key for f in all_figures} if touched is None else set(touched)
     cells: dict[str, dict[str, list[Figures]]] = {}
@@ -161,7 +167,7 @@ def draw(all_figures: Sequence[Figures], touched: Iterable[str] | None = None) -
         if not any(f.key in wanted for folds in configurations.values() for f in folds):
             continue
         names = _name_configurations(configurations)
-        drawings.append(_draw_cell(cell_key, configurations, names))
+        drawings.append(_draw_cell(cell_key, configurations, names, may_win))
         for key, folds in configurations.items():
             if any(f.key in wanted for f in folds):
                 drawings.append(_draw_configuration(key, cell_key, names[key], folds))
@@ -268,10 +274,18 @@ def _draw_configuration(key: str, parent: str, name: str, folds: Sequence[Figure
 
 
 def _draw_cell(
-    key: str, configurations: Mapping[str, Sequence[Figures]], names: Mapping[str, str]
+    key: str,
+    configurations: Mapping[str, Sequence[Figures]],
+    names: Mapping[str, str],
+    may_win: Callable[[Configuration], bool] | None,
 ) -> Drawing:
     """A cell shows its winner's figures, so that cells can be compared row by row."""
-    winner = choose_winner(configurations)
+    asked = {
+        name: folds
+        for name, folds in configurations.items()
+        if may_win is None or may_win(folds[0].configuration)
+    }
+    winner = choose_winner(asked or configurations)
     everything = [f for folds in configurations.values() for f in folds]
     numbers = _pool(configurations[winner])
     searched = _pool(everything)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from raymrc.errors import RaymrcError
+from raymrc.study.configuration import Configuration
 from raymrc.study.record import Record
 from raymrc.tracking.drawings import Figures, draw, read_figures
 from raymrc.tracking.writers import DELETED, Standing, Writer, hide_password, open_writer
@@ -31,6 +32,7 @@ class MlflowRecorder:
         experiment: its name: the study's.
         records: what the ledger holds already; what of it is not drawn yet is drawn first.
         say: takes the one sentence that MLflow is away.
+        may_win: which configurations a cell's figures may be of, such as `Plan.holds`; None: all.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class MlflowRecorder:
         *,
         records: Iterable[Record] = (),
         say: Callable[[str], None] | None = None,
+        may_win: Callable[[Configuration], bool] | None = None,
     ) -> None:
         # Here and not in the thread: two threads that import big packages at once can meet.
         import mlflow.entities
@@ -52,6 +55,7 @@ class MlflowRecorder:
         self.written = 0
         """Runs written or changed by this recorder."""
         self._say = say or (lambda sentence: None)
+        self._may_win = may_win
         self._said = False
         self._records = {record.key: record for record in records}
         self._figures: dict[str, Figures] = {}
@@ -120,7 +124,7 @@ class MlflowRecorder:
             self._standing = self._writer.standing()
         drawings = [
             drawing
-            for drawing in draw(list(self._figures.values()), touched)
+            for drawing in draw(list(self._figures.values()), touched, self._may_win)
             if (known := self._standing.get(drawing.key)) is None
             or known.digest not in (drawing.digest, DELETED)
         ]
@@ -139,8 +143,16 @@ class MlflowRecorder:
             )
 
 
-def sync(records: Iterable[Record], tracking_uri: str, experiment: str) -> int:
+def sync(
+    records: Iterable[Record],
+    tracking_uri: str,
+    experiment: str,
+    may_win: Callable[[Configuration], bool] | None = None,
+) -> int:
     """Draw into MLflow what it lacks of the ledger, and nothing twice.
+
+    Args:
+        may_win: as in `MlflowRecorder`.
 
     Returns:
         How many runs were written or changed; 0 where MLflow had everything.
@@ -149,7 +161,9 @@ def sync(records: Iterable[Record], tracking_uri: str, experiment: str) -> int:
         RaymrcError: MLflow cannot be written.
     """
     said: list[str] = []
-    with MlflowRecorder(tracking_uri, experiment, records=records, say=said.append) as recorder:
+    with MlflowRecorder(
+        tracking_uri, experiment, records=records, say=said.append, may_win=may_win
+    ) as recorder:
         pass
     if recorder.behind:
         raise RaymrcError(

@@ -177,6 +177,7 @@ class Lane:
             row_length=self.tokens / max(1, self.num_rows),
             trains_backbone=self.strategy.trains_backbone,
             prompt_length=self.configuration.prompt_length,
+            prompt_depth=self.configuration.prompt_depth,
             first_layer=self.configuration.first_layer,
             head_parameters=per_piece * self.shape.hidden,
         )
@@ -220,12 +221,14 @@ def train_fold_run(
     *,
     device: str | torch.device = "cpu",
     device_hour_usd: float = 0.0,
+    gpus: float = 1.0,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Record:
     """Trains, chooses the epoch on validation, scores the held-out fold.
 
     Args:
         device_hour_usd: price of one device (a GPU, or a core) for an hour.
+        gpus: how much of a GPU is held meanwhile; two that share one pay half each.
         on_epoch: told after each epoch's validation.
 
     Returns:
@@ -233,7 +236,7 @@ def train_fold_run(
     """
     device = torch.device(device)
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    meter = Meter(device)
+    meter = Meter(device, gpus)
     with meter.phase("training"):
         lane = Lane(fold_run, data, loaded, device)
     statement = lane.model.statement()

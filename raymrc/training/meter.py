@@ -20,10 +20,14 @@ class Meter:
 
     Memory is the allocator's on a GPU and the process's resident set on a CPU, so a
     CPU figure holds the interpreter and the backbone too.
+
+    Args:
+        gpus: how many are held, where the device is one; a share where others hold it too.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, gpus: float = 1.0) -> None:
         self.device = device
+        self.gpus = gpus
         self.seconds: dict[str, float] = {}
         self._began = time.perf_counter()
         self._cpu_began = time.process_time()
@@ -45,16 +49,16 @@ class Meter:
 
     @property
     def device_seconds(self) -> float:
-        """On a GPU the seconds it was held. On a CPU the core-seconds that this process used, which
-        stay the same when neighbours make it wait."""
+        """The seconds that GPUs were held, all together. On a CPU the core-seconds that this process
+        used, which stay the same when neighbours make it wait."""
         if self.device.type == "cuda":
-            return self.wall_seconds
+            return self.wall_seconds * self.gpus
         return time.process_time() - self._cpu_began
 
     @property
-    def num_devices(self) -> int:
-        """Devices held: one GPU, or as many cores as there are threads."""
-        return 1 if self.device.type == "cuda" else torch.get_num_threads()
+    def num_devices(self) -> float:
+        """Devices held: GPUs, or as many cores as there are threads."""
+        return self.gpus if self.device.type == "cuda" else torch.get_num_threads()
 
     @property
     def peak_bytes(self) -> int:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from raymrc.model.backbones import Loaded, load
+from raymrc.errors import BackboneError
+from raymrc.model.backbones import Loaded, find, load, load_tokenizer, read_shape
+from raymrc.model.strategies import STRATEGIES
 from raymrc.study.configuration import Backbone, FoldRun
 from raymrc.study.record import Epoch, Record
-from raymrc.training.batching import StudyData
+from raymrc.training.batching import RowBuilder, StudyData
 from raymrc.training.lane import train_fold_run
+
+if TYPE_CHECKING:
+    from raymrc.study.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +26,13 @@ class Trainer:
     Args:
         device: "cpu" or "cuda".
         device_hour_usd: price of one device (a GPU, or a core) for an hour.
+        gpus: share of a GPU, or number of them, that a fold-run holds; on a CPU the cores it uses
+            are counted instead.
     """
 
     device: str = "cpu"
     device_hour_usd: float = 0.0
+    gpus: float = 1.0
 
     def __call__(
         self,
@@ -42,8 +51,27 @@ class Trainer:
             _keep_loaded(fold_run.configuration.cell.backbone, self.device),
             device=self.device,
             device_hour_usd=self.device_hour_usd,
+            gpus=self.gpus,
             on_epoch=on_epoch,
         )
+
+
+def check_questions_fit(plan: Plan, labels: Sequence[str], questions: Mapping[str, str]) -> None:
+    """What only a tokenizer can tell: whether a question in words and a window fit the backbone.
+
+    Raises:
+        BackboneError: they do not, with the window that would; or there is no tokenizer.
+    """
+    for cell in plan.cells:
+        strategy = STRATEGIES[cell.cell.strategy]
+        if strategy.asks == "words":
+            folder = find(cell.cell.backbone)
+            shape = read_shape(folder, cell.cell.backbone.layers)
+            tokenizer = load_tokenizer(folder)
+            try:
+                RowBuilder(tokenizer, shape, labels, questions, strategy, cell.longest_window)
+            except BackboneError as error:
+                raise BackboneError(f"{cell.cell.name}: {error}") from None
 
 
 @lru_cache(maxsize=1)

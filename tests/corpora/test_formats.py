@@ -151,6 +151,31 @@ PUBTATOR = (
 )
 
 
+def test_half_a_surrogate_pair_is_told_and_not_read(tmp_path):
+    """JSON may hold one; no tokenizer can read it."""
+    (tmp_path / "json").mkdir()
+    line = '{"id": "1_1", "context": "took \\ud800 aspirin", "annotations": []}'
+    (tmp_path / "json" / "train.json").write_text(line + "\n")
+    (problem,) = read_notes(tmp_path, "phee").problems.found
+    assert (problem.line, problem.severity) == (1, "error")
+    assert "surrogate" in problem.message
+
+
+def test_values_that_shac_does_not_have_are_warned_of(tmp_path):
+    (tmp_path / "1.txt").write_text("Smokes daily.\n")
+    (tmp_path / "1.ann").write_text(
+        "T1\tTobacco 0 6\tSmokes\nT2\tStatusTime 7 12\tdaily\nE1\tTobacco:T1 Status:T2\n"
+        "A1\tStatusTimeVal T2 curent\nA2\tStatusTimVal T2 current\n"
+    )
+    reading = read_notes(tmp_path, "n2c2-2022")
+    assert len(reading.notes) == 1
+    value, name = reading.problems.found
+    assert (value.line, value.severity) == (4, "warning")
+    assert "A1 StatusTimeVal has an unknown value" in value.message
+    assert "curent" not in value.message
+    assert "did you mean 'StatusTimeVal'?" in name.message
+
+
 def test_pubtator_offsets_run_over_title_blank_abstract(tmp_path):
     path = tmp_path / "x.PubTator.txt"
     path.write_bytes(f"{PUBTATOR}\r\n13|t|B|t|b\n13|a|\n".encode())

@@ -62,6 +62,28 @@ def test_a_longer_prompt_costs_attention_only():
     assert long - short == 10 * 3 * 4 * 32 * 16
 
 
+@pytest.mark.parametrize("depth", ["deep", "input"])
+@pytest.mark.parametrize("first_layer", [0, 2])
+def test_a_prompted_pass_costs_what_torch_counts(depth, first_layer):
+    """Vectors that join the row pass through the layers too; keys and values are only attended to."""
+    torch = pytest.importorskip("torch")
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from raymrc.model.encoder import Encoder
+    from raymrc.model.prompts import SoftPrompt
+    from tests.model.tiny import random_inputs
+
+    encoder = Encoder(TINY).eval()
+    inputs = random_inputs(60, rows=2, pieces=10, padded=False)
+    prefix = SoftPrompt(3, 6, TINY, depth, first_layer)(inputs.label_B)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        encoder(inputs, prefix)
+    assert counter.get_total_flops() == forward_flops(
+        TINY, tokens=20, row_length=10, prompt_length=6, prompt_depth=depth, first_layer=first_layer
+    )
+
+
 def test_twice_the_layers_is_twice_the_work():
     one, two = (
         training_flops(replace(TINY, num_layers=n), tokens=7, row_length=5, trains_backbone=True)

@@ -11,13 +11,14 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raymrc.corpora.note import Corpus
-from raymrc.errors import BackboneError, SpecError
+from raymrc.errors import BackboneError, CorpusError, SpecError
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import (
     Plan,
@@ -328,3 +329,26 @@ heavy = {{"torch", "ray", "mlflow", "transformers", "optuna", "pyarrow", "pandas
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)
+
+
+@pytest.mark.parametrize("search", ["{algorithm: grid}", "{algorithm: tpe, configurations: 3}"])
+def test_a_plan_holds_what_it_tries_and_nothing_of_an_earlier_form(tmp_path, search):
+    text = with_search(search, STUDY if "grid" in search else RANDOM)
+    plan = plan_study(spec_of(tmp_path, text))
+    frozen = plan.cells[1]
+    rate = 2e-2 if "grid" in search else 1.234e-2
+    values = {"learning_rate": rate, "prompt_length": 8}
+    mine = build_configuration(frozen, {k: values[k] for k in frozen.space.grids} | {
+        k: values[k] for k in frozen.space.distributions
+    })  # fmt: skip
+    assert frozen.holds(mine) and plan.holds(mine)
+    for change in ({"epochs": 50}, {"prompt_length": 16}, {"learning_rate": 9.0}):
+        other = replace(mine, **change)
+        assert not frozen.holds(other) and not plan.holds(other), change
+    assert not plan.holds(replace(mine, cell=replace(mine.cell, corpus="another")))
+
+
+def test_more_folds_than_groups_of_notes_are_told_by_the_plan(tmp_path):
+    spec = spec_of(tmp_path, overrides=["folds.count=50"])
+    with pytest.raises(CorpusError, match="cannot fill 50 folds"):
+        plan_study(spec, read_study_corpus(spec))

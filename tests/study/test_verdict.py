@@ -172,3 +172,9 @@ def test_a_configuration_is_described_by_what_it_does_not_share():
         f"learning_rate {chosen.configuration.learning_rate:g}"
     )
     assert describe(chosen.configuration) == f"learning_rate {chosen.configuration.learning_rate:g}"
+
+
+def test_why_fold_runs_failed_is_told_with_how_often():
+    records = [record(f, status="failed") for f in (0, 1)]
+    (summary,) = summarise(records, 2)
+    assert summary.reasons == (("the loss is not a number", 2),)

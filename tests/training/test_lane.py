@@ -25,6 +25,7 @@ from raymrc.study.configuration import Configuration, FoldRun
 from raymrc.study.record import Record
 from raymrc.training.batching import StudyData
 from raymrc.training.lane import Lane, train_fold_run
+from raymrc.training.meter import Meter
 from tests.model.tiny import tiny_configuration, tiny_loaded
 
 LABELS = ("Drug", "ADE")
@@ -235,6 +236,19 @@ def test_a_record_counts_what_was_trained_and_what_it_took(loaded: Loaded, data:
     assert record.peak_bytes > 10 * 2**20
     assert record.key == run.key and record.versions["torch"] == version("torch")
     assert Record.from_json(record.to_json()) == record
+
+
+@pytest.mark.parametrize("form", ["none", "mlp", "lstm"])
+def test_a_prompt_of_one_vector_can_be_trained(form: str, loaded: Loaded, data: StudyData) -> None:
+    run = make_run(loaded, "frozen_soft_prompt", prompt_length=1, reparametrisation=form, epochs=1)
+    assert train_fold_run(run, data, loaded).status == "done"
+
+
+def test_a_share_of_a_gpu_costs_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = Meter(CPU, gpus=0.25)
+    meter.device = torch.device("cuda")  # only what is counted is asked of it
+    monkeypatch.setattr(Meter, "wall_seconds", property(lambda self: 8.0))
+    assert (meter.device_seconds, meter.num_devices) == (2.0, 0.25)
 
 
 def test_a_span_that_tagging_cannot_say_is_missed_and_counted(
