@@ -91,7 +91,9 @@ def backward_together(parts: Sequence[Part]) -> Tensor:
         stacks = _stack(chosen)
         hidden_RSD, rows = _encode(encoder, chosen, stacks)
         for stack in stacks:
-            for place, loss in zip(stack.places, stack.losses(hidden_RSD, rows, chosen), strict=True):
+            for place, loss in zip(
+                stack.places, stack.losses(hidden_RSD, rows, chosen), strict=True
+            ):
                 losses[entry[place]] = loss
         torch.stack([losses[i] for i in entry]).sum().backward()
         for stack in stacks:
@@ -136,7 +138,9 @@ def _shared_encoder(parts: Sequence[Part]) -> Encoder:
     encoder = parts[0].model.encoder
     for part in parts:
         if part.model.encoder is not encoder or encoder.is_trained or part.model.prompt is None:
-            raise TrainingError("lanes share a pass only over one frozen backbone, with soft prompts")
+            raise TrainingError(
+                "lanes share a pass only over one frozen backbone, with soft prompts"
+            )
     return encoder
 
 
@@ -271,9 +275,7 @@ class _Stack:
         if first.depth == "input":
             made = made.view(-1, length, shape.hidden)
         else:
-            made = made.view(
-                -1, 2 * first.num_prompted, shape.num_heads, length, shape.head_size
-            )
+            made = made.view(-1, 2 * first.num_prompted, shape.num_heads, length, shape.head_size)
         if length < longest:
             made = F.pad(made, (0, 0, 0, longest - length))
         yield from zip(self.places, made.split(counts), strict=True)
@@ -290,10 +292,13 @@ class _Stack:
         heads = {name: self.leaves[f"heads.{name}"] for name in HEADS}
 
         hidden_RSD = _drop_rows(hidden_RSD, mine, counts)
-        logits_RS2 = torch.bmm(
-            hidden_RSD,
-            torch.cat([heads["start.weight"], heads["end.weight"]], dim=1)[lane_R].mT,
-        ) + torch.cat([heads["start.bias"], heads["end.bias"]], dim=1)[lane_R, None]
+        logits_RS2 = (
+            torch.bmm(
+                hidden_RSD,
+                torch.cat([heads["start.weight"], heads["end.weight"]], dim=1)[lane_R].mT,
+            )
+            + torch.cat([heads["start.bias"], heads["end.bias"]], dim=1)[lane_R, None]
+        )
         logits_start_RS, logits_end_RS = logits_RS2.unbind(-1)
 
         def per_lane(values_R: Tensor, lane: Tensor) -> Tensor:

@@ -17,7 +17,13 @@ from raymrc.model.backbones import Loaded
 from raymrc.model.network import Model
 from raymrc.model.strategies import build
 from raymrc.training.fused import Part, backward_together, clip_together, predict_together
-from tests.model.tiny import KINDS, random_inputs, random_span_targets, tiny_configuration, tiny_loaded
+from tests.model.tiny import (
+    KINDS,
+    random_inputs,
+    random_span_targets,
+    tiny_configuration,
+    tiny_loaded,
+)
 
 NUM_LABELS = 3
 
@@ -54,7 +60,12 @@ def make_model(loaded: Loaded, **fields: Any) -> Model:
 
 
 def make_part(
-    loaded: Loaded, number: int, *, rows: int | None = None, pieces: int | None = None, **fields: Any
+    loaded: Loaded,
+    number: int,
+    *,
+    rows: int | None = None,
+    pieces: int | None = None,
+    **fields: Any,
 ) -> Part:
     """A lane with a batch of its own size."""
     model = make_model(loaded, **fields)
