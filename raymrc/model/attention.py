@@ -38,6 +38,12 @@ def attend(
     return context_BNSH.transpose(1, 2).flatten(2)
 
 
-def key_mask(mask_BS: Tensor, prompt_length: int = 0) -> Tensor:
-    """The row's mask with the prompt's positions in front, in the form that `attend` takes."""
-    return F.pad(mask_BS, (prompt_length, 0), value=True)[:, None, None, :]
+def key_mask(mask_BS: Tensor, prompt_BP: Tensor | None = None, *, behind: int = 0) -> Tensor:
+    """A row's mask and its prompt's, in the form that `attend` takes.
+
+    Args:
+        behind: how many of the row's pieces stand before the prompt.
+    """
+    if prompt_BP is not None:
+        mask_BS = torch.cat([mask_BS[:, :behind], prompt_BP, mask_BS[:, behind:]], dim=1)
+    return mask_BS[:, None, None, :]

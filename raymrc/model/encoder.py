@@ -116,9 +116,15 @@ class Encoder(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
             mask = key_mask(inputs.mask_BS) if inputs.is_padded else None
             hidden_BSD = self.run(hidden_BSD, mask, stop=prefix.first_layer)
-        mask = key_mask(inputs.mask_BS, prefix.length) if inputs.is_padded else None
+        # `input` vectors stand behind the special first piece, where a question in words would.
+        behind = 0 if prefix.vectors_BPD is None else 1
+        mask = None
+        if inputs.is_padded or prefix.mask_BP is not None:
+            own_BP = prefix.mask_BP
+            if own_BP is None:
+                own_BP = inputs.mask_BS.new_ones(prefix.num_rows, prefix.length)
+            mask = key_mask(inputs.mask_BS, own_BP, behind=behind)
         if prefix.vectors_BPD is not None:
-            # Behind the special first piece, where a question in words would stand.
             hidden_BSD = torch.cat(
                 [hidden_BSD[:, :1], prefix.vectors_BPD, hidden_BSD[:, 1:]], dim=1
             )

@@ -79,7 +79,9 @@ class SpanHeads(nn.Module):
         """
         hidden_BSD = self._drop(hidden_BSD)
         start_BS, end_BS = self.start_and_end(hidden_BSD)
-        pairs_K3, gold_K = self._candidates(start_BS, end_BS, window_BS, targets)
+        pairs_K3, gold_K = choose_candidates(
+            start_BS, end_BS, window_BS, targets, self.max_candidates
+        )
         match_K = self.match(hidden_BSD, pairs_K3)
         num_pieces = window_BS.sum().clamp(min=1)
         start_loss = _entropy(start_BS, targets.start_BS, window_BS) / num_pieces
@@ -129,28 +131,6 @@ class SpanHeads(nn.Module):
         ends = F.embedding(last_of_K, self.match_end(F.embedding(last, flat)))
         return self.match_out(self._drop(F.gelu(starts + ends))).squeeze(-1)
 
-    @torch.no_grad()
-    def _candidates(
-        self, start_BS: Tensor, end_BS: Tensor, window_BS: Tensor, targets: SpanTargets
-    ) -> tuple[Tensor, Tensor]:
-        """Pairs (K, 3) that the loss looks at, and 1.0 for those that are gold (K,)."""
-        starts_BS = ((start_BS > 0) | (targets.start_BS > 0)) & window_BS
-        ends_BS = ((end_BS > 0) | (targets.end_BS > 0)) & window_BS
-        chosen_BSS = _cross(starts_BS, ends_BS)
-        gold_BSS = torch.zeros_like(chosen_BSS)
-        gold_BSS[tuple(targets.pairs_K3.unbind(1))] = True
-        full = (chosen_BSS.flatten(1).sum(1) > self.max_candidates).nonzero().squeeze(1)
-        if len(full):
-            score = (start_BS[full, :, None] + end_BS[full, None, :]).float()
-            score = score.masked_fill(~chosen_BSS[full], -torch.inf)
-            score = score.masked_fill(gold_BSS[full], torch.inf).flatten(1)
-            best = score.topk(self.max_candidates, dim=1).indices
-            kept = torch.zeros_like(score, dtype=torch.bool).scatter_(1, best, True)
-            chosen_BSS[full] &= kept.view_as(chosen_BSS[full])
-        chosen_BSS |= gold_BSS
-        pairs_K3 = chosen_BSS.nonzero()
-        return pairs_K3, gold_BSS[chosen_BSS].to(start_BS.dtype)
-
     def _drop(self, hidden: Tensor) -> Tensor:
         return F.dropout(hidden, self.dropout, self.training) if self.dropout else hidden
 
@@ -194,6 +174,36 @@ class TaggingHeads(nn.Module):
     def logits(self, hidden_BSD: Tensor) -> Tensor:
         """(B, S, L, 3)"""
         return self.tags(hidden_BSD).unflatten(-1, (self.num_labels, 3))
+
+
+@torch.no_grad()
+def choose_candidates(
+    start_BS: Tensor,
+    end_BS: Tensor,
+    window_BS: Tensor,
+    targets: SpanTargets,
+    max_candidates: int = MAX_CANDIDATES,
+) -> tuple[Tensor, Tensor]:
+    """Pairs (K, 3) that the match loss looks at, row by row, and 1.0 for those that are gold (K,).
+
+    See `SpanHeads.loss` for which they are.
+    """
+    starts_BS = ((start_BS > 0) | (targets.start_BS > 0)) & window_BS
+    ends_BS = ((end_BS > 0) | (targets.end_BS > 0)) & window_BS
+    chosen_BSS = _cross(starts_BS, ends_BS)
+    gold_BSS = torch.zeros_like(chosen_BSS)
+    gold_BSS[tuple(targets.pairs_K3.unbind(1))] = True
+    full = (chosen_BSS.flatten(1).sum(1) > max_candidates).nonzero().squeeze(1)
+    if len(full):
+        score = (start_BS[full, :, None] + end_BS[full, None, :]).float()
+        score = score.masked_fill(~chosen_BSS[full], -torch.inf)
+        score = score.masked_fill(gold_BSS[full], torch.inf).flatten(1)
+        best = score.topk(max_candidates, dim=1).indices
+        kept = torch.zeros_like(score, dtype=torch.bool).scatter_(1, best, True)
+        chosen_BSS[full] &= kept.view_as(chosen_BSS[full])
+    chosen_BSS |= gold_BSS
+    pairs_K3 = chosen_BSS.nonzero()
+    return pairs_K3, gold_BSS[chosen_BSS].to(start_BS.dtype)
 
 
 def _cross(starts_BS: Tensor, ends_BS: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ class Prefix:
         num_layers, hidden: of the backbone that it was made for.
         keys_and_values: for each layer from `first_layer` on, keys and values (B, N, P, H).
         vectors_BPD: or vectors that join the row at `first_layer`.
+        mask_BP: bool, True on a row's own positions where prompts of several lengths share the
+            batch; None where all are.
     """
 
     first_layer: int
@@ -42,6 +44,7 @@ class Prefix:
     hidden: int
     keys_and_values: tuple[tuple[Tensor, Tensor], ...] = ()
     vectors_BPD: Tensor | None = None
+    mask_BP: Tensor | None = None
 
     def at(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Keys and values for this layer, counted from 0; None where it has none."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from raymrc.model.heads import SpanHeads, TaggingHeads
+from raymrc.model.heads import SpanHeads, TaggingHeads, choose_candidates
 from raymrc.model.inputs import SpanTargets, TagTargets
 from tests.model.dense_match_head import DenseSpanHeads
 from tests.model.tiny import random_inputs, random_span_targets, random_tag_targets
@@ -67,7 +67,7 @@ def test_a_bound_that_is_not_reached_changes_nothing(seed):
 def test_over_the_bound_gold_pairs_stay_and_the_best_others_join():
     sparse, _, hidden, inputs, targets = twins(0, 9.0, max_candidates=10)
     start, end = (logits.detach() for logits in sparse.start_and_end(hidden))
-    pairs, gold = sparse._candidates(start, end, inputs.window_BS, targets)
+    pairs, gold = choose_candidates(start, end, inputs.window_BS, targets, sparse.max_candidates)
     chosen = set(map(tuple, pairs.tolist()))
     golden = set(map(tuple, targets.pairs_K3.tolist()))
     assert golden <= chosen
@@ -85,20 +85,20 @@ def test_over_the_bound_gold_pairs_stay_and_the_best_others_join():
 def test_more_gold_pairs_than_the_bound_are_all_kept():
     sparse, _, hidden, inputs, targets = twins(0, 9.0, max_candidates=1)
     start, end = sparse.start_and_end(hidden)
-    pairs, _ = sparse._candidates(start, end, inputs.window_BS, targets)
+    pairs, _ = choose_candidates(start, end, inputs.window_BS, targets, sparse.max_candidates)
     assert set(map(tuple, targets.pairs_K3.tolist())) <= set(map(tuple, pairs.tolist()))
 
 
 def test_a_rows_candidates_do_not_depend_on_its_neighbours():
     sparse, _, hidden, inputs, targets = twins(0, 9.0, max_candidates=10)
     start, end = sparse.start_and_end(hidden)
-    together, _ = sparse._candidates(start, end, inputs.window_BS, targets)
+    together, _ = choose_candidates(start, end, inputs.window_BS, targets, sparse.max_candidates)
     for row in range(len(start)):
         own = targets.pairs_K3[targets.pairs_K3[:, 0] == row].clone()
         own[:, 0] = 0
         alone = SpanTargets(targets.start_BS[row][None], targets.end_BS[row][None], own)
-        pairs, _ = sparse._candidates(
-            start[row][None], end[row][None], inputs.window_BS[[row]], alone
+        pairs, _ = choose_candidates(
+            start[row][None], end[row][None], inputs.window_BS[[row]], alone, 10
         )
         assert pairs[:, 1:].tolist() == together[together[:, 0] == row][:, 1:].tolist()
 

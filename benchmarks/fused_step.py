@@ -1,0 +1,150 @@
+"""How much faster do many lanes train in one pass than one after another?
+
+    python -m benchmarks.fused_step [--quick] [--device cpu|cuda]
+
+Lanes are frozen fold-runs: MiniLM's shape, deep prompts of 16 for five labels, match heads of the
+published width, each with its own optimiser. Ours: `raymrc.training.fused`, passes of at most
+`PASS_PIECES`. Peer: the same lanes in a loop, each its own forward, backward, clipping and AdamW, as
+`Lane.train_epoch` has it. Rows are 32 pieces; a step is one batch of every lane.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+
+from benchmarks.common import Options, json_line, read_options, start, time_in_turn
+from raymrc.model.backbones import Loaded
+from raymrc.model.encoder import Encoder
+from raymrc.model.inputs import Inputs, SpanTargets
+from raymrc.model.network import Model
+from raymrc.model.shapes import SHAPES
+from raymrc.model.strategies import build
+from raymrc.study.configuration import Backbone, Cell, Configuration
+from raymrc.training.fused import Part, backward_together, clip_together, share_out
+
+LABELS = 5
+PIECES = 32
+LANES = (1, 4, 16, 64)
+BATCHES = (1, 4, 16)
+GOALS = {1: 1.8}
+"""By rows per lane's batch, from four lanes on; elsewhere 1.0: never slower."""
+
+LONGEST_PEER_ROWS = 256
+"""More rows in a step than this are not worth the minutes on a CPU: nothing changes beyond."""
+
+
+class NoTokenizer:
+    """What a prompt's start asks of a tokenizer, without one."""
+
+    cls_token_id, sep_token_id = 101, 102
+
+    def get_vocab(self) -> dict[str, int]:
+        return {f"word{chr(97 + i % 26)}{chr(97 + i // 26)}": 1000 + i for i in range(676)}
+
+
+def make_backbone(device: str) -> Loaded:
+    torch.manual_seed(0)
+    encoder = Encoder(SHAPES["minilm"])
+    for parameter in encoder.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.02)
+    encoder = encoder.requires_grad_(False).eval().to(device)
+    backbone = Backbone("minilm", "random weights")
+    return Loaded(backbone, encoder, NoTokenizer(), SHAPES["minilm"], "")
+
+
+def make_lanes(loaded: Loaded, count: int, rows: int) -> list[tuple[Part, torch.optim.AdamW]]:
+    device = loaded.encoder.word.weight.device
+    lanes = []
+    for number in range(count):
+        configuration = Configuration(
+            Cell("concepts", "none", loaded.backbone, "frozen_soft_prompt"),
+            learning_rate=1e-2,
+            prompt_length=16,
+            seed=number,
+        )
+        model = build(configuration, loaded, LABELS).train()
+        inputs, targets = make_batch(rows, number)
+        generator = torch.Generator(device).manual_seed(number)
+        part = Part(model, inputs.to(device), targets.to(device), generator)
+        # A rate of zero: the same work, and what is predicted stays as it was.
+        optimiser = torch.optim.AdamW(model.parameter_groups(), fused=True)
+        for group in optimiser.param_groups:
+            group["lr"] = 0.0
+        lanes.append((part, optimiser))
+    return lanes
+
+
+def make_batch(rows: int, seed: int) -> tuple[Inputs, SpanTargets]:
+    """Random pieces, an answer of three of them in every row."""
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1000, 30522, (rows, PIECES), generator=draw)
+    everywhere = torch.ones_like(ids, dtype=torch.bool)
+    label = torch.randint(LABELS, (rows,), generator=draw)
+    inputs = Inputs(ids, torch.zeros_like(ids), everywhere, everywhere, label, is_padded=False)
+    start_BS, end_BS = torch.zeros(2, rows, PIECES)
+    start_BS[:, 8] = end_BS[:, 10] = 1.0
+    pairs = torch.tensor([(row, 8, 10) for row in range(rows)])
+    return inputs, SpanTargets(start_BS, end_BS, pairs)
+
+
+def step_together(lanes: Sequence[tuple[Part, torch.optim.AdamW]]) -> None:
+    parts = [part for part, _ in lanes]
+    for places in share_out([part.inputs for part in parts]):
+        chosen = [parts[place] for place in places]
+        backward_together(chosen)
+        clip_together([p.model for p in chosen], [p.model.configuration.clip_norm for p in chosen])
+        for place in places:
+            lanes[place][1].step()
+            lanes[place][1].zero_grad(set_to_none=True)
+
+
+def step_alone(lanes: Sequence[tuple[Part, torch.optim.AdamW]]) -> None:
+    for part, optimiser in lanes:
+        model: Model = part.model
+        assert part.targets is not None
+        model.loss(part.inputs, part.targets).backward()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        torch.nn.utils.clip_grad_norm_(trained, model.configuration.clip_norm, foreach=True)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+
+def run_case(options: Options, loaded: Loaded, count: int, rows: int, pairs: int) -> None:
+    lanes = make_lanes(loaded, count, rows)
+    wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
+    together: Callable[[], None] = lambda: step_together(lanes)  # noqa: E731
+    alone: Callable[[], None] = lambda: step_alone(lanes)  # noqa: E731
+    ours, peer, ratio = time_in_turn(together, alone, pairs, wait)
+    tokens = count * rows * PIECES
+    goal = GOALS.get(rows, 1.0) if count >= 4 else 1.0
+    json_line(
+        options,
+        f"{count} lanes, batch {rows} x {PIECES}",
+        tokens / ours,
+        tokens / peer,
+        "tokens/s",
+        ratio,
+        goal,
+        pairs_timed=pairs,
+        threads=torch.get_num_threads(),
+    )
+
+
+def main() -> int:
+    options = read_options("fused_step", __doc__)
+    start(options)
+    loaded = make_backbone(options.device)
+    for rows in (1,) if options.quick else BATCHES:
+        for count in (1, 4) if options.quick else LANES:
+            if options.device == "cpu" and count * rows > LONGEST_PEER_ROWS:
+                continue
+            run_case(options, loaded, count, rows, pairs=3 if options.quick else 5)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

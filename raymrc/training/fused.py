@@ -1,0 +1,478 @@
+"""Many lanes over one frozen backbone, in one forward and one backward pass.
+
+    lanes' batches -> rows -> encoder, each row with its lane's prompt -> each lane's heads -> losses
+
+Rows never mix and every lane's loss is its own mean, so the gradient of the sum of losses is each
+lane's own gradient: what a lane learns does not depend on who shares its batch.
+
+What lanes of one form (equal shapes) have to train is stacked for the pass and multiplied in one
+batched product; lanes of other lengths, labels or widths join through padding and a mask. Lanes
+whose prompts enter elsewhere (depth, first layer) take another pass of the same step.
+"""
+
+# K lanes, R rows of all lanes, B rows of one lane, S pieces, P prompt positions, D hidden, W match width,
+# L labels, T candidate pairs, U different starts or ends of pairs in a lane
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raymrc.errors import TrainingError
+from raymrc.model.encoder import Encoder
+from raymrc.model.heads import SpanAnswer, SpanHeads, choose_candidates
+from raymrc.model.inputs import Inputs, SpanTargets
+from raymrc.model.network import Model
+from raymrc.model.prompts import Prefix, SoftPrompt
+
+PASS_PIECES = 4096
+"""Padded pieces of one pass with gradients, at most; a lane's batch may be larger by itself."""
+
+HEADS = (
+    "start.weight", "start.bias", "end.weight", "end.bias", "match_start.weight",
+    "match_start.bias", "match_end.weight", "match_out.weight", "match_out.bias",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one lane brings to a step.
+
+    Args:
+        model: of a strategy with a soft prompt, span heads and a frozen backbone that all share.
+        inputs: its rows, on the backbone's device.
+        targets: None where answers are asked for, not losses.
+        generator: draws the lane's dropout, on the backbone's device; whoever shares the pass
+            draws from another one.
+    """
+
+    model: Model
+    inputs: Inputs
+    targets: SpanTargets | None = None
+    generator: torch.Generator | None = None
+
+
+def share_out(batches: Sequence[Inputs], pieces: int = PASS_PIECES) -> list[list[int]]:
+    """Which lanes share a pass: like lengths together, under a budget of padded pieces.
+
+    A lane's batch stays whole, because its loss is a mean over all of it.
+    """
+    shares: list[list[int]] = []
+    rows = 0
+    for place in sorted(range(len(batches)), key=lambda i: -batches[i].input_ids_BS.shape[1]):
+        more, width = batches[place].input_ids_BS.shape
+        widest = batches[shares[-1][0]].input_ids_BS.shape[1] if shares else width
+        if not shares or (rows + more) * widest > pieces:
+            shares.append([])
+            rows = 0
+        shares[-1].append(place)
+        rows += more
+    return shares
+
+
+def backward_together(parts: Sequence[Part]) -> Tensor:
+    """One forward and backward pass over all parts: every lane's parameters get their gradients.
+
+    Returns:
+        The lanes' losses, (K,), in the order of `parts`, without a gradient; nothing waits for them.
+
+    Raises:
+        TrainingError: the lanes are not of one frozen backbone.
+    """
+    encoder = _shared_encoder(parts)
+    losses: list[Tensor] = [torch.empty(0)] * len(parts)
+    for entry in _by_entry(parts):
+        chosen = [parts[i] for i in entry]
+        stacks = _stack(chosen)
+        hidden_RSD, rows = _encode(encoder, chosen, stacks)
+        for stack in stacks:
+            for place, loss in zip(
+                stack.places, stack.losses(hidden_RSD, rows, chosen), strict=True
+            ):
+                losses[entry[place]] = loss
+        torch.stack([losses[i] for i in entry]).sum().backward()
+        for stack in stacks:
+            stack.hand_out(chosen)
+    return torch.stack([loss.detach() for loss in losses])
+
+
+@torch.no_grad()
+def clip_together(models: Sequence[Model], largest: Sequence[float]) -> None:
+    """Scales each lane's gradients to its largest norm, as `clip_grad_norm_` does for one model."""
+    norms, gradients, lanes = [], [], []
+    for lane, model in enumerate(models):
+        own = [p.grad for p in model.parameters() if p.grad is not None]
+        gradients += own
+        lanes += [lane] * len(own)
+    device = gradients[0].device
+    norms = torch.stack(torch._foreach_norm(gradients))
+    lane_G = torch.tensor(lanes, device=device)
+    squares_K = torch.zeros(len(models), device=device).index_add(0, lane_G, norms.square())
+    scale_K = (torch.tensor(largest, device=device) / (squares_K.sqrt() + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, list(scale_K[lane_G].unbind()))
+
+
+@torch.no_grad()
+def predict_together(parts: Sequence[Part]) -> list[list[SpanAnswer]]:
+    """Every lane's answers to its rows, as `Model.predict` gives them, in the order of `parts`."""
+    encoder = _shared_encoder(parts)
+    answers: list[list[SpanAnswer]] = [[]] * len(parts)
+    for entry in _by_entry(parts):
+        chosen = [parts[i] for i in entry]
+        hidden_RSD, rows = _encode(encoder, chosen, _stack(chosen))
+        for place, index in enumerate(entry):
+            part, own = chosen[place], rows.of[place]
+            num_pieces = part.inputs.input_ids_BS.shape[1]
+            heads = part.model.heads
+            assert isinstance(heads, SpanHeads)
+            answers[index] = heads.predict(hidden_RSD[own, :num_pieces], part.inputs.window_BS)
+    return answers
+
+
+def _shared_encoder(parts: Sequence[Part]) -> Encoder:
+    encoder = parts[0].model.encoder
+    for part in parts:
+        if part.model.encoder is not encoder or encoder.is_trained or part.model.prompt is None:
+            raise TrainingError(
+                "lanes share a pass only over one frozen backbone, with soft prompts"
+            )
+    return encoder
+
+
+def _by_entry(parts: Sequence[Part]) -> Iterator[list[int]]:
+    """Indices of the parts whose prompts enter the backbone alike."""
+    entries: dict[tuple[str, int], list[int]] = {}
+    for index, part in enumerate(parts):
+        prompt = _prompt(part)
+        entries.setdefault((prompt.depth, prompt.first_layer), []).append(index)
+    yield from entries.values()
+
+
+def _prompt(part: Part) -> SoftPrompt:
+    prompt = part.model.prompt
+    assert prompt is not None
+    return prompt
+
+
+# --- rows of all lanes ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The rows of all parts, one part's after the other's, padded to the longest.
+
+    Args:
+        of: each part's rows.
+        part_R: which part a row is of.
+    """
+
+    inputs: Inputs
+    of: tuple[slice, ...]
+    part_R: Tensor
+
+
+def _join(parts: Sequence[Part]) -> _Rows:
+    width = max(part.inputs.input_ids_BS.shape[1] for part in parts)
+    counts = [len(part.inputs.label_B) for part in parts]
+    ends = torch.tensor(counts).cumsum(0).tolist()
+    inputs = [part.inputs for part in parts]
+    pads = [width - i.input_ids_BS.shape[1] for i in inputs]
+    pad_id = parts[0].model.encoder.shape.pad_id
+
+    def join(name: str, value: float) -> Tensor:
+        padded = [
+            F.pad(getattr(i, name), (0, pad), value=value) if pad else getattr(i, name)
+            for i, pad in zip(inputs, pads, strict=True)
+        ]
+        return torch.cat(padded)
+
+    joined = Inputs(
+        input_ids_BS=join("input_ids_BS", pad_id),
+        type_ids_BS=join("type_ids_BS", 0),
+        mask_BS=join("mask_BS", False),
+        window_BS=join("window_BS", False),
+        label_B=torch.cat([i.label_B for i in inputs]),
+        is_padded=any(pads) or any(i.is_padded for i in inputs),
+    )
+    device = joined.label_B.device
+    part_R = torch.arange(len(parts)).repeat_interleave(torch.tensor(counts)).to(device)
+    of = tuple(slice(end - count, end) for end, count in zip(ends, counts, strict=True))
+    return _Rows(joined, of, part_R)
+
+
+def _encode(
+    encoder: Encoder, parts: Sequence[Part], stacks: Sequence[_Stack]
+) -> tuple[Tensor, _Rows]:
+    """Hidden states of all rows, each behind its own lane's prompt."""
+    rows = _join(parts)
+    prompts = [_prompt(part) for part in parts]
+    longest = max(prompt.prompt_length for prompt in prompts)
+    shape, depth = encoder.shape, prompts[0].depth
+    made: list[Tensor] = [torch.empty(0)] * len(parts)
+    for stack in stacks:
+        for place, vectors in stack.prompts(parts, longest):
+            made[place] = vectors
+    all_rows = torch.cat(made)
+    mask_BP = None
+    if any(prompt.prompt_length < longest for prompt in prompts):
+        lengths = torch.tensor([p.prompt_length for p in prompts]).to(rows.part_R.device)
+        mask_BP = torch.arange(longest, device=lengths.device) < lengths[rows.part_R, None]
+    first_layer = prompts[0].first_layer
+    if depth == "input":
+        prefix = Prefix(first_layer, shape.num_layers, shape.hidden, (), all_rows, mask_BP)
+    else:
+        each = all_rows.unbind(1)
+        pairs = tuple(zip(each[::2], each[1::2], strict=True))
+        prefix = Prefix(first_layer, shape.num_layers, shape.hidden, pairs, None, mask_BP)
+    return encoder(rows.inputs, prefix), rows
+
+
+# --- what lanes of one form train -----------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Stack:
+    """The trained numbers of parts with equal shapes, stacked: one leaf a name, (K, ...).
+
+    Args:
+        places: the parts' indices, ascending.
+        leaves: parameter name in `Model` -> its values of all lanes.
+    """
+
+    places: tuple[int, ...]
+    leaves: dict[str, Tensor] = field(repr=False)
+
+    def prompts(self, parts: Sequence[Part], longest: int) -> Iterator[tuple[int, Tensor]]:
+        """(part, its rows' prompts), lengths padded to the longest.
+
+        Shapes:
+            deep: (B, n * 2, N, P, H); input: (B, P, D)
+        """
+        first = _prompt(parts[self.places[0]])
+        shape, length = first.shape, first.prompt_length
+        own = {k.removeprefix("prompt."): v for k, v in self.leaves.items() if k[0] == "p"}
+        if first.reparametrisation == "none":
+            vectors_KLX = own["table"]
+        else:
+            each = [
+                torch.func.functional_call(
+                    _Vectors(first), {f"prompt.{name}": leaf[k] for name, leaf in own.items()}, ()
+                )
+                for k in range(len(self.places))
+            ]
+            vectors_KLX = torch.stack(each)
+        num_labels = first.num_labels
+        counts = [len(parts[place].inputs.label_B) for place in self.places]
+        label = torch.cat(
+            [parts[p].inputs.label_B + k * num_labels for k, p in enumerate(self.places)]
+        )
+        made = F.embedding(label, vectors_KLX.flatten(0, 1))
+        if first.depth == "input":
+            made = made.view(-1, length, shape.hidden)
+        else:
+            made = made.view(-1, 2 * first.num_prompted, shape.num_heads, length, shape.head_size)
+        if length < longest:
+            made = F.pad(made, (0, 0, 0, longest - length))
+        yield from zip(self.places, made.split(counts), strict=True)
+
+    def losses(self, hidden_RSD: Tensor, rows: _Rows, parts: Sequence[Part]) -> Tensor:
+        """Of every lane, (K,): `SpanHeads.loss` for all of them at once."""
+        mine = [parts[place] for place in self.places]
+        hidden_RSD = torch.cat([hidden_RSD[rows.of[place]] for place in self.places])
+        window_RS = torch.cat([rows.inputs.window_BS[rows.of[place]] for place in self.places])
+        device, num_lanes = hidden_RSD.device, len(mine)
+        counts = [len(part.inputs.label_B) for part in mine]
+        lane_R = torch.arange(num_lanes).repeat_interleave(torch.tensor(counts)).to(device)
+        start_RS, end_RS, pairs_T3 = _join_targets(mine, hidden_RSD.shape[1])
+        heads = {name: self.leaves[f"heads.{name}"] for name in HEADS}
+
+        hidden_RSD = _drop_rows(hidden_RSD, mine, counts)
+        logits_RS2 = (
+            torch.bmm(
+                hidden_RSD,
+                torch.cat([heads["start.weight"], heads["end.weight"]], dim=1)[lane_R].mT,
+            )
+            + torch.cat([heads["start.bias"], heads["end.bias"]], dim=1)[lane_R, None]
+        )
+        logits_start_RS, logits_end_RS = logits_RS2.unbind(-1)
+
+        def per_lane(values_R: Tensor, lane: Tensor) -> Tensor:
+            return torch.zeros(num_lanes, device=device).index_add(0, lane, values_R)
+
+        pieces_K = per_lane(window_RS.sum(1).float(), lane_R).clamp(min=1)
+        start_K, end_K = (
+            per_lane(_entropies(logits_RS, gold_RS, window_RS), lane_R) / pieces_K
+            for logits_RS, gold_RS in (
+                (logits_start_RS, start_RS),
+                (logits_end_RS, end_RS),
+            )
+        )
+        span_heads = mine[0].model.heads
+        assert isinstance(span_heads, SpanHeads)
+        chosen_T3, gold_T = choose_candidates(
+            logits_start_RS,
+            logits_end_RS,
+            window_RS,
+            SpanTargets(start_RS, end_RS, pairs_T3),
+            span_heads.max_candidates,
+        )
+        lane_T = lane_R[chosen_T3[:, 0]]
+        match_T = self._match(hidden_RSD, chosen_T3, lane_R, lane_T, heads, mine)
+        entropy_T = F.binary_cross_entropy_with_logits(match_T, gold_T, reduction="none")
+        num_pairs_K = per_lane(torch.ones_like(entropy_T), lane_T).clamp(min=1)
+        match_K = per_lane(entropy_T, lane_T) / num_pairs_K
+        weights_K3 = torch.tensor(
+            [part.model.configuration.loss_weights for part in mine], device=device
+        )
+        weights_K3 = weights_K3 / weights_K3.sum(1, keepdim=True)
+        return (weights_K3 * torch.stack([start_K, end_K, match_K], dim=1)).sum(1)
+
+    def _match(
+        self,
+        hidden_RSD: Tensor,
+        pairs_T3: Tensor,
+        lane_R: Tensor,
+        lane_T: Tensor,
+        heads: dict[str, Tensor],
+        mine: Sequence[Part],
+    ) -> Tensor:
+        """Logits of (row, first, last) triples in the order of rows, (T,)."""
+        row_T, first_T, last_T = pairs_T3.unbind(1)
+        num_pieces = hidden_RSD.shape[1]
+        flat = hidden_RSD.flatten(0, 1)
+        starts = _project(
+            flat, row_T * num_pieces + first_T, lane_R, num_pieces,
+            heads["match_start.weight"], heads["match_start.bias"],
+        )  # fmt: skip
+        ends = _project(
+            flat, row_T * num_pieces + last_T, lane_R, num_pieces, heads["match_end.weight"], None
+        )
+        hidden_TW = _drop_pairs(F.gelu(starts + ends), mine, lane_T)
+        out_TW = heads["match_out.weight"].squeeze(1)[lane_T]
+        return (hidden_TW * out_TW).sum(-1) + heads["match_out.bias"].squeeze(1)[lane_T]
+
+    def hand_out(self, parts: Sequence[Part]) -> None:
+        """Every lane's parameters get their own gradient, a view of the stack's."""
+        for k, place in enumerate(self.places):
+            model = parts[place].model
+            for name, leaf in self.leaves.items():
+                assert leaf.grad is not None, name
+                model.get_parameter(name).grad = leaf.grad[k]
+
+
+class _Vectors(torch.nn.Module):
+    """A prompt's `vectors` as a module's forward, which `functional_call` needs."""
+
+    def __init__(self, prompt: SoftPrompt) -> None:
+        super().__init__()
+        self.prompt = prompt
+
+    def forward(self) -> Tensor:
+        return self.prompt.vectors()
+
+
+def _stack(parts: Sequence[Part]) -> list[_Stack]:
+    """Parts of one form together; the lanes' own parameters stay where they are."""
+    forms: dict[object, list[int]] = {}
+    trained = [
+        {name: p for name, p in part.model.named_parameters() if p.requires_grad} for part in parts
+    ]
+    for place, (part, own) in enumerate(zip(parts, trained, strict=True)):
+        heads = part.model.heads
+        assert isinstance(heads, SpanHeads)
+        shapes = tuple((name, p.shape) for name, p in own.items())
+        form = (shapes, _prompt(part).reparametrisation, heads.max_candidates)
+        forms.setdefault(form, []).append(place)
+    stacks = []
+    for places in forms.values():
+        leaves = {
+            name: torch.stack([trained[place][name].detach() for place in places]).requires_grad_()
+            for name in trained[places[0]]
+        }
+        stacks.append(_Stack(tuple(places), leaves))
+    return stacks
+
+
+def _join_targets(parts: Sequence[Part], width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """start_RS, end_RS and pairs_T3 of all parts, rows counted on."""
+    starts, ends, pairs, before = [], [], [], 0
+    for part in parts:
+        targets = part.targets
+        assert targets is not None
+        pad = (0, width - targets.start_BS.shape[1])
+        starts.append(F.pad(targets.start_BS, pad))
+        ends.append(F.pad(targets.end_BS, pad))
+        shift = torch.tensor([before, 0, 0], device=targets.pairs_K3.device)
+        pairs.append(targets.pairs_K3 + shift)
+        before += len(targets.start_BS)
+    return torch.cat(starts), torch.cat(ends), torch.cat(pairs)
+
+
+def _entropies(logits_RS: Tensor, gold_RS: Tensor, window_RS: Tensor) -> Tensor:
+    losses = F.binary_cross_entropy_with_logits(logits_RS, gold_RS, reduction="none")
+    return losses.masked_fill(~window_RS, 0.0).sum(1)
+
+
+def _project(
+    flat_XD: Tensor,
+    index_T: Tensor,
+    lane_R: Tensor,
+    num_pieces: int,
+    weight_KWD: Tensor,
+    bias_KW: Tensor | None,
+) -> Tensor:
+    """Pieces through their lane's projection, (T, W); each different one once.
+
+    Args:
+        index_T: into the flattened pieces.
+    """
+    index_V, back_T = index_T.unique(return_inverse=True)
+    lane_V = lane_R[index_V // num_pieces]
+    num_lanes = len(weight_KWD)
+    # Ascending rows are ascending lanes: a piece's place in its lane is its distance from the first.
+    count_K = torch.bincount(lane_V, minlength=num_lanes)
+    first_K = count_K.cumsum(0) - count_K
+    place_V = torch.arange(len(index_V), device=index_V.device) - first_K[lane_V]
+    most = int(count_K.max()) if len(index_V) else 0
+    packed_KUD = flat_XD.new_zeros(num_lanes, most, flat_XD.shape[1]).index_put(
+        (lane_V, place_V), F.embedding(index_V, flat_XD)
+    )
+    if bias_KW is None:
+        projected_KUW = torch.bmm(packed_KUD, weight_KWD.mT)
+    else:
+        projected_KUW = torch.baddbmm(bias_KW[:, None], packed_KUD, weight_KWD.mT)
+    return projected_KUW[lane_V, place_V][back_T]
+
+
+def _drop_rows(hidden_RSD: Tensor, parts: Sequence[Part], counts: Sequence[int]) -> Tensor:
+    """Dropout of each lane by its own generator, over its own rows' own width."""
+    if not any(part.model.configuration.dropout for part in parts):
+        return hidden_RSD
+    keeps = []
+    for part, count in zip(parts, counts, strict=True):
+        width = part.inputs.input_ids_BS.shape[1]
+        own = _keep((count, width, hidden_RSD.shape[2]), part, hidden_RSD)
+        keeps.append(F.pad(own, (0, 0, 0, hidden_RSD.shape[1] - width)))
+    return hidden_RSD * torch.cat(keeps)
+
+
+def _drop_pairs(hidden_TW: Tensor, parts: Sequence[Part], lane_T: Tensor) -> Tensor:
+    if not any(part.model.configuration.dropout for part in parts):
+        return hidden_TW
+    counts = torch.bincount(lane_T, minlength=len(parts)).tolist()
+    keeps = [
+        _keep((count, hidden_TW.shape[1]), part, hidden_TW)
+        for part, count in zip(parts, counts, strict=True)
+    ]
+    return hidden_TW * torch.cat(keeps)
+
+
+def _keep(shape: tuple[int, ...], part: Part, like: Tensor) -> Tensor:
+    """What dropout multiplies with: 0, or 1 / (share that is kept)."""
+    kept = 1.0 - part.model.configuration.dropout
+    made = torch.empty(shape, device=like.device, dtype=like.dtype)
+    return made.bernoulli_(kept, generator=part.generator).div_(kept)

@@ -1,0 +1,194 @@
+"""A lane learns the same, whoever shares its pass.
+
+It would break without anyone noticing: a row that sees a neighbour's prompt, or a mean over somebody
+else's pieces, still trains to something.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raymrc.errors import TrainingError
+from raymrc.model.backbones import Loaded
+from raymrc.model.network import Model
+from raymrc.model.strategies import build
+from raymrc.training.fused import Part, backward_together, clip_together, predict_together
+from tests.model.tiny import (
+    KINDS,
+    random_inputs,
+    random_span_targets,
+    tiny_configuration,
+    tiny_loaded,
+)
+
+NUM_LABELS = 3
+
+FORMS: tuple[dict[str, Any], ...] = (
+    {},
+    {"seed": 14},
+    {"prompt_length": 7},
+    {"prompt_length": 2, "match_width": 24},
+    {"first_layer": 2},
+    {"first_layer": 2, "prompt_length": 6},
+    {"prompt_depth": "input"},
+    {"prompt_depth": "input", "prompt_length": 5},
+    {"prompt_depth": "input", "first_layer": 1},
+    {"reparametrisation": "mlp"},
+    {"reparametrisation": "lstm"},
+    {"reparametrisation": "lstm", "seed": 15},
+    {"loss_weights": (1.0, 2.0, 0.5)},
+)
+"""Lanes that differ in what a configuration can differ in."""
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    return tiny_loaded(request.param, tmp_path_factory.mktemp("tiny"))
+
+
+def make_model(loaded: Loaded, **fields: Any) -> Model:
+    configuration = tiny_configuration(loaded.backbone, "frozen_soft_prompt", **fields)
+    model = build(configuration, loaded, NUM_LABELS)
+    # As in a model that has begun to predict: else the match head sees gold pairs alone.
+    torch.nn.init.constant_(model.heads.start.bias, 0.0)
+    torch.nn.init.constant_(model.heads.end.bias, 0.0)
+    return model.train()
+
+
+def make_part(
+    loaded: Loaded,
+    number: int,
+    *,
+    rows: int | None = None,
+    pieces: int | None = None,
+    **fields: Any,
+) -> Part:
+    """A lane with a batch of its own size."""
+    model = make_model(loaded, **fields)
+    inputs = random_inputs(
+        loaded.shape.vocab,
+        rows=rows or 1 + number % 4,
+        pieces=pieces or 14 + number % 5,
+        pad_id=loaded.shape.pad_id,
+        seed=number,
+    )
+    generator = torch.Generator().manual_seed(number)
+    return Part(model, inputs, random_span_targets(inputs, seed=number), generator)
+
+
+def gradients(model: Model) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_every_lane_gets_the_loss_and_gradients_it_has_alone(loaded: Loaded) -> None:
+    parts = [make_part(loaded, i, dropout=0.0, **form) for i, form in enumerate(FORMS)]
+    alone = []
+    for part in parts:
+        loss = part.model.loss(part.inputs, part.targets)
+        loss.backward()
+        alone.append((loss.detach(), gradients(part.model)))
+        part.model.zero_grad(set_to_none=True)
+    losses = backward_together(parts)
+    for part, loss, (own_loss, own_gradients) in zip(parts, losses, alone, strict=True):
+        # fp32 sums in another order, over rows of another width
+        torch.testing.assert_close(loss, own_loss, rtol=1e-5, atol=1e-6)
+        found = gradients(part.model)
+        assert found.keys() == own_gradients.keys()
+        for name, gradient in own_gradients.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_lane_is_bit_equal_whatever_its_neighbours_hold(loaded: Loaded) -> None:
+    """At equal shapes not even the last bit of a lane hangs on who is beside it."""
+
+    def among(others: int) -> tuple[Tensor, dict[str, Tensor]]:
+        mine = make_part(loaded, 1, rows=3, pieces=16, dropout=0.1)
+        theirs = [
+            make_part(loaded, others + i, rows=3, pieces=16, dropout=0.1, seed=others + i)
+            for i in range(31)
+        ]
+        for part in theirs:  # they predict nothing, so that pairs of pieces have equal shapes
+            torch.nn.init.constant_(part.model.heads.start.bias, -50.0)
+        losses = backward_together([*theirs[:7], mine, *theirs[7:]])
+        return losses[7], gradients(mine.model)
+
+    (loss, found), (other_loss, other_found) = among(100), among(200)
+    assert torch.equal(loss, other_loss)
+    assert all(torch.equal(found[name], other_found[name]) for name in found)
+
+
+def test_dropout_of_a_lane_is_drawn_alike_alone_and_among_others(loaded: Loaded) -> None:
+    alone = make_part(loaded, 2, dropout=0.3)
+    loss = backward_together([alone])[0]
+    mine = make_part(loaded, 2, dropout=0.3)
+    others = [make_part(loaded, i, dropout=0.3, prompt_length=3 + i) for i in range(3, 6)]
+    losses = backward_together([*others, mine])
+    torch.testing.assert_close(losses[-1], loss, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients(alone.model).items():
+        torch.testing.assert_close(gradients(mine.model)[name], gradient, rtol=1e-4, atol=1e-6)
+    undropped = make_part(loaded, 2, dropout=0.0)
+    assert not torch.allclose(backward_together([undropped])[0], loss)
+
+
+def test_the_backbone_gets_no_gradient(loaded: Loaded) -> None:
+    backward_together([make_part(loaded, i) for i in range(3)])
+    assert all(p.grad is None for p in loaded.encoder.parameters())
+
+
+def test_a_lane_without_answers_or_predictions_leaves_its_neighbours_loss_alone(
+    loaded: Loaded,
+) -> None:
+    silent = make_part(loaded, 3, dropout=0.0)
+    for head in (silent.model.heads.start, silent.model.heads.end):
+        torch.nn.init.constant_(head.bias, -50.0)
+    none = torch.zeros_like(silent.targets.start_BS)
+    no_pairs = torch.zeros(0, 3, dtype=torch.long)
+    silent = Part(silent.model, silent.inputs, type(silent.targets)(none, none, no_pairs))
+    mine = make_part(loaded, 2, dropout=0.0)
+    own = mine.model.loss(mine.inputs, mine.targets)
+    losses = backward_together([silent, mine])
+    torch.testing.assert_close(losses[1], own, rtol=1e-5, atol=1e-6)
+    assert losses[0] < 1e-4
+    assert not silent.model.heads.match_out.weight.grad.any()
+
+
+def test_each_lane_is_clipped_to_its_own_norm(loaded: Loaded) -> None:
+    parts = [make_part(loaded, i, dropout=0.0) for i in range(4)]
+    largest = [0.01, 1e9, 0.1, 0.002]
+    backward_together(parts)
+    expected = []
+    for part, most in zip(parts, largest, strict=True):
+        own = gradients(part.model)
+        norm = torch.stack([g.norm() for g in own.values()]).norm()
+        expected.append({n: g * min(1.0, most / (float(norm) + 1e-6)) for n, g in own.items()})
+    clip_together([part.model for part in parts], largest)
+    for part, wanted in zip(parts, expected, strict=True):
+        for name, gradient in gradients(part.model).items():
+            torch.testing.assert_close(gradient, wanted[name])
+
+
+def test_answers_are_those_of_each_model_alone(loaded: Loaded) -> None:
+    parts = [make_part(loaded, i, **form) for i, form in enumerate(FORMS)]
+    for part, answers in zip(parts, predict_together(parts), strict=True):
+        alone = part.model.predict(part.inputs)
+        assert len(answers) == len(alone) == len(part.inputs.label_B)
+        for mine, theirs in zip(answers, alone, strict=True):
+            assert mine[2].tolist() == theirs[2].tolist()
+            for k in (0, 1, 3):
+                torch.testing.assert_close(
+                    torch.from_numpy(mine[k]), torch.from_numpy(theirs[k]), rtol=1e-4, atol=1e-5
+                )
+
+
+def test_only_lanes_of_one_frozen_backbone_share_a_pass(loaded: Loaded, tmp_path) -> None:
+    other = tiny_loaded("bert", tmp_path, seed=1)
+    with pytest.raises(TrainingError, match="one frozen backbone"):
+        backward_together([make_part(loaded, 1), make_part(other, 2)])
+    trained = tiny_configuration(loaded.backbone, "soft_prompt")
+    part = make_part(loaded, 1)
+    with pytest.raises(TrainingError, match="one frozen backbone"):
+        backward_together([Part(build(trained, loaded, NUM_LABELS), part.inputs, part.targets)])
