@@ -11,7 +11,7 @@ whose prompts enter elsewhere (depth, first layer) take another pass of the same
 """
 
 # K lanes, R rows of all lanes, B rows of one lane, S pieces, P prompt positions, D hidden, W match width,
-# L labels, T candidate pairs, U different starts or ends of pairs in a lane
+# L labels, G gradients, T candidate pairs, U different starts or ends of pairs in a lane
 
 from __future__ import annotations
 
@@ -103,15 +103,16 @@ def backward_together(parts: Sequence[Part]) -> Tensor:
 @torch.no_grad()
 def clip_together(models: Sequence[Model], largest: Sequence[float]) -> None:
     """Scales each lane's gradients to its largest norm, as `clip_grad_norm_` does for one model."""
-    norms, gradients, lanes = [], [], []
+    gradients: list[Tensor] = []
+    lanes: list[int] = []
     for lane, model in enumerate(models):
         own = [p.grad for p in model.parameters() if p.grad is not None]
         gradients += own
         lanes += [lane] * len(own)
     device = gradients[0].device
-    norms = torch.stack(torch._foreach_norm(gradients))
+    norm_G = torch.stack(torch._foreach_norm(gradients))
     lane_G = torch.tensor(lanes, device=device)
-    squares_K = torch.zeros(len(models), device=device).index_add(0, lane_G, norms.square())
+    squares_K = torch.zeros(len(models), device=device).index_add(0, lane_G, norm_G.square())
     scale_K = (torch.tensor(largest, device=device) / (squares_K.sqrt() + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(gradients, list(scale_K[lane_G].unbind()))
 
