@@ -45,6 +45,9 @@ EPOCHS = 20
 
 def train_nothing(fold_run: FoldRun, data: object, *, on_epoch: Callable[[Epoch], None]) -> Record:
     """A record as large as one of the 2018 corpus, without the training."""
+    # By its module's name: this function travels to workers by value, and a cache cannot.
+    from benchmarks.overhead import make_notes
+
     draw = random.Random(fold_run.key)
     epochs = tuple(Epoch(e, 1.0 / e, draw.random(), 0.01) for e in range(1, EPOCHS + 1))
     for epoch in epochs:
