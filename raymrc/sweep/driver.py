@@ -365,16 +365,27 @@ class _Search(_NotKept, Searcher):
         raise NotImplementedError("a study is resumed from its ledger, not from Tune")
 
 
-class _LatestFirst(_NotKept, FIFOScheduler):
-    """Of the few trials that wait, a freed worker takes the latest.
+class _InTurn(_NotKept, FIFOScheduler):
+    """A freed worker takes the earliest trial that waits; while others still start, the latest.
 
-    Tune would give it to the earliest, whose own worker may be about to start, and end that
+    Tune would give it to the earliest even then, whose own worker is about to start, and end that
     one: short trials then keep a second worker from ever coming up.
+
+    Args:
+        slots: how many trials run at once when all workers are up.
     """
 
+    def __init__(self, slots: int) -> None:
+        super().__init__()
+        self._slots = slots
+
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        waiting = (t for t in reversed(tune_controller.get_trials()) if t.status == t.PENDING)
-        return next(waiting, None)
+        trials = tune_controller.get_trials()
+        waiting = [trial for trial in trials if trial.status == trial.PENDING]
+        if not waiting:
+            return None
+        others = sum(trial.status == trial.RUNNING for trial in trials)
+        return waiting[0 if others >= self._slots - 1 else -1]
 
 
 class _Receiver(_NotKept, tune.Callback):
@@ -428,7 +439,7 @@ def _run_tune(
                 trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=_Search(study, most),
-                    scheduler=_LatestFirst(),
+                    scheduler=_InTurn(slots),
                     num_samples=-1,
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: str(trial.trial_id),

@@ -163,16 +163,21 @@ def test_no_more_trials_run_at_once_than_allowed(cluster, tmp_path, script):
     assert most == 1
 
 
-def test_a_freed_worker_takes_the_latest_trial_that_waits():
-    """The earliest may have a worker of its own about to start, which Tune would then end."""
+def test_a_freed_worker_takes_no_trial_whose_own_worker_is_about_to_start():
+    """Tune would then end that one. Once all others run, trials come in their turn."""
     from ray.tune.experiment import Trial
 
-    trials = [Trial("made-up", stub=True) for _ in range(4)]
-    for trial, status in zip(trials, ("RUNNING", "PENDING", "PENDING", "TERMINATED"), strict=True):
-        trial.status = status
-    scheduler = driver._LatestFirst()
-    assert scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials)) is trials[2]
-    assert scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials[:1])) is None
+    def chosen(*states: str) -> int | None:
+        trials = [Trial("made-up", stub=True) for _ in states]
+        for trial, status in zip(trials, states, strict=True):
+            trial.status = status
+        found = scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials))
+        return None if found is None else trials.index(found)
+
+    scheduler = driver._InTurn(slots=2)
+    assert chosen("TERMINATED", "PENDING", "PENDING", "PENDING") == 3
+    assert chosen("TERMINATED", "RUNNING", "PENDING", "PENDING") == 2
+    assert chosen("TERMINATED", "RUNNING") is None
 
 
 def test_a_ledger_that_cannot_be_written_ends_the_study_with_its_sentence(
