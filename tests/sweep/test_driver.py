@@ -184,7 +184,7 @@ def test_a_ledger_that_cannot_be_written_ends_the_study_with_its_sentence(
     cluster, tmp_path, script
 ):
     class Full(Ledger):
-        def record(self, record: Record) -> None:
+        def record(self, record: Record, text: str | None = None) -> None:
             raise LedgerError("the store refuses (No space left on device)")
 
     with pytest.raises(LedgerError, match="No space left"):
