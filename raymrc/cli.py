@@ -200,7 +200,6 @@ def run(study: Study, changes: Changes = None) -> None:
     from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
     from raymrc.study.plan import render as render_plan
     from raymrc.study.verdict import render
-    from raymrc.training.trainer import Trainer, check_questions_fit
 
     # All that can be wrong is looked at before anything is written: the ledger comes last.
     spec = _load(study, changes)
@@ -208,13 +207,16 @@ def run(study: Study, changes: Changes = None) -> None:
     backbones = [entry.backbone for entry in spec.backbones]
     weights = {backbone.name: weights_fingerprint(find(backbone)) for backbone in backbones}
     planned = plan_study(spec, corpus, weights)
+    # Seconds of imports, which no mistake above should have to wait for.
+    from raymrc.training.trainer import Trainer, check_questions_fit
+
     questions = build_questions(corpus.labels, spec.questions)
     check_questions_fit(planned, corpus.labels, questions)
     ledger = Ledger(spec.storage)
     ledger.check()
     _print_table(render_plan(planned), sys.stderr)  # what each cell trains, and its share
 
-    # Seconds of imports, which no mistake above should have to wait for.
+    # And seconds more.
     from raymrc.sweep.driver import Resources, run_study
     from raymrc.sweep.progress import Progress
     from raymrc.tracking import MlflowRecorder, how_to_look

@@ -84,8 +84,8 @@ class SpanHeads(nn.Module):
         )
         match_K = self.match(hidden_BSD, pairs_K3)
         num_pieces = window_BS.sum().clamp(min=1)
-        start_loss = _entropy(start_BS, targets.start_BS, window_BS) / num_pieces
-        end_loss = _entropy(end_BS, targets.end_BS, window_BS) / num_pieces
+        start_loss = entropies(start_BS, targets.start_BS, window_BS).sum() / num_pieces
+        end_loss = entropies(end_BS, targets.end_BS, window_BS).sum() / num_pieces
         # Without candidates this is a zero that still reaches the match head's parameters.
         match_loss = F.binary_cross_entropy_with_logits(match_K, gold_K, reduction="sum") / max(
             len(gold_K), 1
@@ -211,6 +211,7 @@ def _cross(starts_BS: Tensor, ends_BS: Tensor) -> Tensor:
     return (starts_BS[:, :, None] & ends_BS[:, None, :]).triu()
 
 
-def _entropy(logits_BS: Tensor, gold_BS: Tensor, window_BS: Tensor) -> Tensor:
+def entropies(logits_BS: Tensor, gold_BS: Tensor, window_BS: Tensor) -> Tensor:
+    """Binary cross-entropy of every piece, zero off the window, (B, S)."""
     losses = F.binary_cross_entropy_with_logits(logits_BS, gold_BS, reduction="none")
-    return losses.masked_fill(~window_BS, 0.0).sum()
+    return losses.masked_fill(~window_BS, 0.0)

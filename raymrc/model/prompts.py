@@ -137,15 +137,27 @@ class SoftPrompt(nn.Module):
                 f"the prompt is on {self.table.device} and the batch on {label_B.device}; "
                 "move both to one device"
             )
-        made = F.embedding(label_B, self.vectors())
+        return self.prefix(self.arrange(F.embedding(label_B, self.vectors())))
+
+    def arrange(self, made_BX: Tensor) -> Tensor:
+        """Rows of `vectors` in the dimensions that the encoder reads.
+
+        Shapes:
+            returns: (B, P, D) for `input`; (B, n * 2, N, P, H) for `deep`
+        """
         shape, length = self.shape, self.prompt_length
         if self.depth == "input":
-            vectors_BPD = made.view(-1, length, shape.hidden)
-            return Prefix(self.first_layer, shape.num_layers, shape.hidden, (), vectors_BPD)
-        layered = made.view(-1, 2 * self.num_prompted, shape.num_heads, length, shape.head_size)
-        each = layered.unbind(1)
+            return made_BX.view(-1, length, shape.hidden)
+        return made_BX.view(-1, 2 * self.num_prompted, shape.num_heads, length, shape.head_size)
+
+    def prefix(self, arranged: Tensor, mask_BP: Tensor | None = None) -> Prefix:
+        """What the encoder takes, of rows as `arrange` gives them; see `Prefix` for the mask."""
+        shape = self.shape
+        if self.depth == "input":
+            return Prefix(self.first_layer, shape.num_layers, shape.hidden, (), arranged, mask_BP)
+        each = arranged.unbind(1)
         pairs = tuple(zip(each[::2], each[1::2], strict=True))
-        return Prefix(self.first_layer, shape.num_layers, shape.hidden, pairs)
+        return Prefix(self.first_layer, shape.num_layers, shape.hidden, pairs, None, mask_BP)
 
     def vectors(self) -> Tensor:
         """Every label's prompt, a row each.

@@ -9,7 +9,7 @@ known without them is left open, and the plan says so.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -168,9 +168,7 @@ class Plan:
 
     def holds(self, configuration: Configuration) -> bool:
         """Does one of the cells hold it (`CellPlan.holds`)?"""
-        return any(
-            cell.cell == configuration.cell and cell.holds(configuration) for cell in self.cells
-        )
+        return _hold(self.cells, configuration)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `raymrc plan --json`."""
@@ -188,6 +186,10 @@ class Plan:
             "remarks": list(self.remarks),
             "cells": [_cell_json(cell) for cell in self.cells],
         }
+
+
+def _hold(cells: Sequence[CellPlan], configuration: Configuration) -> bool:
+    return any(c.cell == configuration.cell and c.holds(configuration) for c in cells)
 
 
 def plan_study(
@@ -491,7 +493,7 @@ def _count_done(
             cell = run.configuration.cell
             if (
                 record.status == "done"
-                and any(plan.cell == cell and plan.holds(run.configuration) for plan in cells)
+                and _hold(cells, run.configuration)
                 and run == fold_run(run.configuration, run.fold, fingerprints)
             ):
                 finished[cell] = finished.get(cell, 0) + 1

@@ -154,8 +154,7 @@ class CellSummary:
     @property
     def reasons(self) -> tuple[tuple[str, int], ...]:
         """Why fold-runs failed, the commonest first, with how often."""
-        counts = Counter(reason for c in self.configurations for _, reason in c.failures)
-        return tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        return count_reasons(reason for c in self.configurations for _, reason in c.failures)
 
     @property
     def device_seconds(self) -> float:
@@ -290,6 +289,11 @@ def to_json(summaries: Sequence[CellSummary]) -> dict[str, Any]:
         "device_seconds": sum(summary.device_seconds for summary in summaries),
         "cost_usd": sum(summary.cost_usd for summary in summaries),
     }
+
+
+def count_reasons(reasons: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    """Each with how often, the commonest first."""
+    return tuple(sorted(Counter(reasons).items(), key=lambda item: (-item[1], item[0])))
 
 
 def _basis(run: FoldRun) -> tuple[str, ...]:

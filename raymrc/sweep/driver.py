@@ -29,6 +29,7 @@ from raymrc.study.configuration import Configuration, FoldRun
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import CellPlan, Plan
 from raymrc.study.record import Record
+from raymrc.study.verdict import count_reasons
 from raymrc.sweep.progress import CellProgress, Snapshot
 from raymrc.sweep.search import StudySearch, Work
 
@@ -253,9 +254,6 @@ class _Study:
 
     def outcome(self) -> StudyOutcome:
         settled = self._board.num_done + len(self._failed)
-        counts: dict[str, int] = {}
-        for reason in self._failed.values():
-            counts[reason] = counts.get(reason, 0) + 1
         return StudyOutcome(
             total=self.plan.num_fold_runs,
             done=len(self._trained),
@@ -263,7 +261,7 @@ class _Study:
             failed=len(self._failed),
             interrupted=self.stopping.is_set() and settled < self.plan.num_fold_runs,
             wall_seconds=time.monotonic() - self._began,
-            reasons=tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+            reasons=count_reasons(self._failed.values()),
         )
 
 

@@ -24,18 +24,13 @@ from torch import Tensor
 
 from raymrc.errors import TrainingError
 from raymrc.model.encoder import Encoder
-from raymrc.model.heads import SpanAnswer, SpanHeads, choose_candidates
+from raymrc.model.heads import SpanAnswer, SpanHeads, choose_candidates, entropies
 from raymrc.model.inputs import Inputs, SpanTargets
 from raymrc.model.network import Model
-from raymrc.model.prompts import Prefix, SoftPrompt
+from raymrc.model.prompts import SoftPrompt
 
 PASS_PIECES = 4096
 """Padded pieces of one pass with gradients, at most; a lane's batch may be larger by itself."""
-
-HEADS = (
-    "start.weight", "start.bias", "end.weight", "end.bias", "match_start.weight",
-    "match_start.bias", "match_end.weight", "match_out.weight", "match_out.bias",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,7 +119,7 @@ def predict_together(parts: Sequence[Part]) -> list[list[SpanAnswer]]:
     answers: list[list[SpanAnswer]] = [[]] * len(parts)
     for entry in _by_entry(parts):
         chosen = [parts[i] for i in entry]
-        hidden_RSD, rows = _encode(encoder, chosen, _stack(chosen))
+        hidden_RSD, rows = _encode(encoder, chosen, _stack(chosen, "prompt."))
         for place, index in enumerate(entry):
             part, own = chosen[place], rows.of[place]
             num_pieces = part.inputs.input_ids_BS.shape[1]
@@ -212,24 +207,15 @@ def _encode(
     rows = _join(parts)
     prompts = [_prompt(part) for part in parts]
     longest = max(prompt.prompt_length for prompt in prompts)
-    shape, depth = encoder.shape, prompts[0].depth
     made: list[Tensor] = [torch.empty(0)] * len(parts)
     for stack in stacks:
         for place, vectors in stack.prompts(parts, longest):
             made[place] = vectors
-    all_rows = torch.cat(made)
     mask_BP = None
     if any(prompt.prompt_length < longest for prompt in prompts):
         lengths = torch.tensor([p.prompt_length for p in prompts]).to(rows.part_R.device)
         mask_BP = torch.arange(longest, device=lengths.device) < lengths[rows.part_R, None]
-    first_layer = prompts[0].first_layer
-    if depth == "input":
-        prefix = Prefix(first_layer, shape.num_layers, shape.hidden, (), all_rows, mask_BP)
-    else:
-        each = all_rows.unbind(1)
-        pairs = tuple(zip(each[::2], each[1::2], strict=True))
-        prefix = Prefix(first_layer, shape.num_layers, shape.hidden, pairs, None, mask_BP)
-    return encoder(rows.inputs, prefix), rows
+    return encoder(rows.inputs, prompts[0].prefix(torch.cat(made), mask_BP)), rows
 
 
 # --- what lanes of one form train -----------------------------------------------------------------
@@ -247,6 +233,10 @@ class _Stack:
     places: tuple[int, ...]
     leaves: dict[str, Tensor] = field(repr=False)
 
+    def _named(self, owner: str) -> dict[str, Tensor]:
+        """The leaves of the prompt or of the heads, by their names there."""
+        return {k.removeprefix(owner): v for k, v in self.leaves.items() if k.startswith(owner)}
+
     def prompts(self, parts: Sequence[Part], longest: int) -> Iterator[tuple[int, Tensor]]:
         """(part, its rows' prompts), lengths padded to the longest.
 
@@ -254,8 +244,8 @@ class _Stack:
             deep: (B, n * 2, N, P, H); input: (B, P, D)
         """
         first = _prompt(parts[self.places[0]])
-        shape, length = first.shape, first.prompt_length
-        own = {k.removeprefix("prompt."): v for k, v in self.leaves.items() if k[0] == "p"}
+        length = first.prompt_length
+        own = self._named("prompt.")
         if first.reparametrisation == "none":
             vectors_KLX = own["table"]
         else:
@@ -271,11 +261,7 @@ class _Stack:
         label = torch.cat(
             [parts[p].inputs.label_B + k * num_labels for k, p in enumerate(self.places)]
         )
-        made = F.embedding(label, vectors_KLX.flatten(0, 1))
-        if first.depth == "input":
-            made = made.view(-1, length, shape.hidden)
-        else:
-            made = made.view(-1, 2 * first.num_prompted, shape.num_heads, length, shape.head_size)
+        made = first.arrange(F.embedding(label, vectors_KLX.flatten(0, 1)))
         if length < longest:
             made = F.pad(made, (0, 0, 0, longest - length))
         yield from zip(self.places, made.split(counts), strict=True)
@@ -289,7 +275,7 @@ class _Stack:
         counts = [len(part.inputs.label_B) for part in mine]
         lane_R = torch.arange(num_lanes).repeat_interleave(torch.tensor(counts)).to(device)
         start_RS, end_RS, pairs_T3 = _join_targets(mine, hidden_RSD.shape[1])
-        heads = {name: self.leaves[f"heads.{name}"] for name in HEADS}
+        heads = self._named("heads.")
 
         hidden_RSD = _drop_rows(hidden_RSD, mine, counts)
         logits_RS2 = (
@@ -306,7 +292,7 @@ class _Stack:
 
         pieces_K = per_lane(window_RS.sum(1).float(), lane_R).clamp(min=1)
         start_K, end_K = (
-            per_lane(_entropies(logits_RS, gold_RS, window_RS), lane_R) / pieces_K
+            per_lane(entropies(logits_RS, gold_RS, window_RS).sum(1), lane_R) / pieces_K
             for logits_RS, gold_RS in (
                 (logits_start_RS, start_RS),
                 (logits_end_RS, end_RS),
@@ -376,11 +362,20 @@ class _Vectors(torch.nn.Module):
         return self.prompt.vectors()
 
 
-def _stack(parts: Sequence[Part]) -> list[_Stack]:
-    """Parts of one form together; the lanes' own parameters stay where they are."""
+def _stack(parts: Sequence[Part], owner: str = "") -> list[_Stack]:
+    """Parts of one form together; the lanes' own parameters stay where they are.
+
+    Args:
+        owner: "prompt." or "heads." for those parameters alone.
+    """
     forms: dict[object, list[int]] = {}
     trained = [
-        {name: p for name, p in part.model.named_parameters() if p.requires_grad} for part in parts
+        {
+            name: p
+            for name, p in part.model.named_parameters()
+            if p.requires_grad and name.startswith(owner)
+        }
+        for part in parts
     ]
     for place, (part, own) in enumerate(zip(parts, trained, strict=True)):
         heads = part.model.heads
@@ -411,11 +406,6 @@ def _join_targets(parts: Sequence[Part], width: int) -> tuple[Tensor, Tensor, Te
         pairs.append(targets.pairs_K3 + shift)
         before += len(targets.start_BS)
     return torch.cat(starts), torch.cat(ends), torch.cat(pairs)
-
-
-def _entropies(logits_RS: Tensor, gold_RS: Tensor, window_RS: Tensor) -> Tensor:
-    losses = F.binary_cross_entropy_with_logits(logits_RS, gold_RS, reduction="none")
-    return losses.masked_fill(~window_RS, 0.0).sum(1)
 
 
 def _project(
