@@ -29,9 +29,6 @@ from raymrc.model.inputs import Inputs, SpanTargets
 from raymrc.model.network import Model
 from raymrc.model.prompts import SoftPrompt
 
-PASS_PIECES = 4096
-"""Padded pieces of one pass with gradients, at most; a lane's batch may be larger by itself."""
-
 
 @dataclass(frozen=True)
 class Part:
@@ -51,7 +48,7 @@ class Part:
     generator: torch.Generator | None = None
 
 
-def share_out(batches: Sequence[Inputs], pieces: int = PASS_PIECES) -> list[list[int]]:
+def share_out(batches: Sequence[Inputs], pieces: int) -> list[list[int]]:
     """Which lanes share a pass: like lengths together, under a budget of padded pieces.
 
     A lane's batch stays whole, because its loss is a mean over all of it.
@@ -110,6 +107,11 @@ def clip_together(models: Sequence[Model], largest: Sequence[float]) -> None:
     squares_K = torch.zeros(len(models), device=device).index_add(0, lane_G, norm_G.square())
     scale_K = (torch.tensor(largest, device=device) / (squares_K.sqrt() + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(gradients, list(scale_K[lane_G].unbind()))
+
+
+def step_together(optimisers: Sequence[torch.optim.AdamW]) -> None:
+    for optimiser in optimisers:
+        optimiser.step()
 
 
 @torch.no_grad()
@@ -386,11 +388,16 @@ def _stack(parts: Sequence[Part], owner: str = "") -> list[_Stack]:
     stacks = []
     for places in forms.values():
         leaves = {
-            name: torch.stack([trained[place][name].detach() for place in places]).requires_grad_()
+            name: _beside([trained[place][name].detach() for place in places]).requires_grad_()
             for name in trained[places[0]]
         }
         stacks.append(_Stack(tuple(places), leaves))
     return stacks
+
+
+def _beside(tensors: Sequence[Tensor]) -> Tensor:
+    """(K, ...); one alone is not copied."""
+    return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0][None]
 
 
 def _join_targets(parts: Sequence[Part], width: int) -> tuple[Tensor, Tensor, Tensor]:
