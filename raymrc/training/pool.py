@@ -51,10 +51,12 @@ class Event:
     Args:
         key: of its fold-run.
         what: an epoch, the record of its end, or what ended it without one.
+        device_seconds: what it has cost, where it failed.
     """
 
     key: str
     what: Epoch | Record | Exception
+    device_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -134,9 +136,14 @@ class Pool:
         self._charge([lane], [1], evaluates=False)
         self._seats[fold_run.key] = _Seat(lane, began - before, len(lane.epochs))
 
-    def save(self, key: str) -> bytes:
-        """A lane's state at the end of an epoch, for `open`; right after its event only."""
-        return self._seats[key].lane.save()
+    def save(self, key: str) -> bytes | None:
+        """A lane's state at the end of an epoch, for `open`; right after its event only.
+
+        None where the lane trains a backbone: its state is that of a whole model, and what torch's
+        own generator drew is not in it.
+        """
+        lane = self._seats[key].lane
+        return lane.save() if lane.shares_passes else None
 
     def close(self, key: str) -> None:
         """Drop a lane; what it has learnt is lost."""
@@ -227,7 +234,7 @@ class Pool:
 
     def _fail(self, lane: Lane, error: Exception) -> None:
         self.close(lane.fold_run.key)
-        self._events.append(Event(lane.fold_run.key, error))
+        self._events.append(Event(lane.fold_run.key, error, lane.spent.device))
 
     def _part(
         self, group: Sequence[Batch], error: Exception, run: Callable[[Sequence[Batch]], None]
