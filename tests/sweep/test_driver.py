@@ -249,7 +249,7 @@ class Process:
 
     def left_behind(self) -> list[str]:
         """Processes that are still there a while after the driver's end."""
-        until = time.monotonic() + 30
+        until = time.monotonic() + 90
         while found := [p.name() for p in psutil.process_iter() if self._is_of_us(p)]:
             if time.monotonic() > until:
                 return found
