@@ -15,7 +15,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -67,7 +67,13 @@ class IdlePool:
 
     def step(self) -> list[Event]:
         records, self.opened = [make_record(run) for run in self.opened], []
-        return [Event(r.key, what) for r in records for what in (*r.epochs, r)]
+        return [event for r in records for event in _course(r)]
+
+
+def _course(record: Record) -> Iterator[Event]:
+    for epoch in record.epochs:
+        yield Event(record.key, epoch)
+    yield Event(record.key, record)
 
 
 def open_idle(backbone: Backbone, data: object) -> IdlePool:

@@ -26,6 +26,7 @@ from typing import Any
 
 import raymrc
 from raymrc.errors import LedgerError, RaymrcError
+from raymrc.model.strategies import STRATEGIES
 from raymrc.study.configuration import Configuration, FoldRun
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import CellPlan, Plan
@@ -54,6 +55,12 @@ docs/performance.md."""
 FILL = {"cpu": 1, "gpu": 8}
 """Fold-runs that are worth one more host: a core has nothing better to do, a GPU costs money."""
 
+MOST_TRIALS = 64
+"""At once: each is a process of about 100 MB on the head node."""
+
+HEAD = "node:__internal_head__"
+"""A resource that Ray gives to the head node alone, 1.0 of it."""
+
 MOST_HOSTS = 64
 """On a cluster that others own, or that may grow, where the study does not say."""
 
@@ -70,12 +77,15 @@ class Resources:
     Args:
         max_hosts: at most so many at once; None for as many as fit.
         lanes: frozen fold-runs on one host at once, at most; None: see `LANES`.
+        save_seconds: an epoch's end within so long of the last one is not saved; what is lost with
+            a host is an epoch or this, whichever is longer.
     """
 
     cpus_per_host: float = 1.0
     gpus_per_host: float = 0.0
     max_hosts: int | None = None
     lanes: int | None = None
+    save_seconds: float = 5.0
 
     @property
     def kind(self) -> str:
@@ -435,7 +445,9 @@ def _run_tune(
     with _cluster(resources, workplace) as is_ours:
         slots = count_slots(resources, ray.cluster_resources())
         max_hosts = slots if is_ours else resources.max_hosts or max(slots, MOST_HOSTS)
-        lanes = resources.lanes or LANES[resources.kind]
+        lanes = 1
+        if any(not STRATEGIES[cell.cell.strategy].trains_backbone for cell in study.plan.cells):
+            lanes = resources.lanes or LANES[resources.kind]
         saved = workplace / "lanes"
         saved.mkdir()
         reception = open_reception(
@@ -446,21 +458,22 @@ def _run_tune(
                 resources.cpus_per_host,
                 resources.gpus_per_host,
                 max(1, int(resources.cpus_per_host)),
+                resources.save_seconds,
             ),
             lanes=lanes,
             max_hosts=max_hosts,
             fill=FILL[resources.kind],
         )
-        # Enough trials that hosts find work, and one more; TPE had better see what came out.
-        most = math.ceil(slots * lanes / study.plan.folds) + 1
+        # Enough trials that hosts find work, and one more.
+        most = min(MOST_TRIALS, math.ceil(slots * lanes / study.plan.folds) + 1)
         try:
             with _environment(TUNE_MAX_PENDING_TRIALS_PG=str(most)):
                 tune.Tuner(
-                    # Trials only wait and pass on: the cores are for hosts. Tune wants them to hold
-                    # something; this is a byte that nobody counts.
+                    # Trials only wait and pass on. They stay where no spot instance takes them away,
+                    # and leave the cores to hosts.
                     tune.with_resources(
                         tune.with_parameters(run_trial, reception=[reception]),
-                        {"cpu": 0, "memory": 1},
+                        {"cpu": 0, HEAD: 1 / (2 * MOST_TRIALS)},
                     ),
                     tune_config=tune.TuneConfig(
                         search_alg=_Search(study, most, reception.withdraw.remote),

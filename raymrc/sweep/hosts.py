@@ -9,6 +9,7 @@ sees what is really needed.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 import time
@@ -27,9 +28,6 @@ from raymrc.sweep.failures import explain, failed_record
 
 SLICE_SECONDS = 0.5
 """A host trains so long, or to the next event, before it asks what is new."""
-
-SAVE_SECONDS = 5.0
-"""An epoch's end within so long of the last one is not saved: less would be lost than saving costs."""
 
 PATIENCE_SECONDS = 1.0
 """A host without work asks again so often."""
@@ -58,11 +56,13 @@ class HostTerms:
 
     Args:
         num_threads: for torch; more than the host's share would slow its neighbours.
+        save_seconds: see `driver.Resources`.
     """
 
     cpus: float
     gpus: float
     num_threads: int
+    save_seconds: float
 
 
 class Host:
@@ -78,6 +78,7 @@ class Host:
         _set_threads(terms.num_threads)
         self._open_pool = open_pool
         self._shared = shared
+        self._save_seconds = terms.save_seconds
         self._data: Any = None
         self._pool: LanePool | None = None
         self._backbone: Backbone | None = None
@@ -143,7 +144,7 @@ class Host:
 
     def _save(self, key: str) -> bytes | None:
         now = time.monotonic()
-        if now - self._saved_at.get(key, -SAVE_SECONDS) < SAVE_SECONDS:
+        if now - self._saved_at.get(key, -math.inf) < self._save_seconds:
             return None
         self._saved_at[key] = now
         assert self._pool is not None

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from raymrc.errors import BackboneError, TrainingError
 from raymrc.scoring.counts import Counts
@@ -19,7 +20,7 @@ from raymrc.study.configuration import Backbone, Cell, FoldRun
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import CellPlan, Fingerprints, Plan, build_configuration
 from raymrc.study.record import Epoch, NoteCounts, Record
-from raymrc.study.space import Distribution, Grid, Setting, build_space
+from raymrc.study.space import Distribution, Fixed, Grid, Setting, build_space
 from raymrc.training.pool import Event
 
 BACKBONE = Backbone("tiny", "nowhere")
@@ -34,13 +35,16 @@ def make_plan(
     folds: int = 3,
     tpe: int | None = None,
     seed: int = 13,
+    backbone: Backbone = BACKBONE,
+    **fixed: Any,
 ) -> Plan:
     """A plan by hand: a grid over learning rates, or so many configurations by TPE."""
     setting = rates if isinstance(rates, Grid | Distribution) else Grid(tuple(rates))
     cells = []
     for strategy in strategies:
-        space = build_space({"learning_rate": setting})  # type: ignore[dict-item]
-        cell = CellPlan(Cell("concepts", "made-up", BACKBONE, strategy), space, 0, 0, None)
+        fields = {name: Fixed(value) for name, value in fixed.items()}
+        space = build_space({"learning_rate": setting, **fields})  # type: ignore[dict-item]
+        cell = CellPlan(Cell("concepts", "made-up", backbone, strategy), space, 0, 0, None)
         if tpe is None:
             configurations = tuple(build_configuration(cell, v) for v in space.grid())
             cell = replace(cell, configurations=configurations)
@@ -54,7 +58,7 @@ def make_plan(
         algorithm="grid" if tpe is None else "tpe",
         seed=seed,
         cells=tuple(cells),
-        fingerprints=Fingerprints("c", "f", "q", {"tiny": "w"}),
+        fingerprints=Fingerprints("c", "f", "q", {backbone.name: "w"}),
     )
 
 

@@ -1,0 +1,153 @@
+"""Promise: a host or a machine that goes costs time, never a digit of a result.
+
+Real Ray, real training of a tiny backbone; hosts and nodes are killed at random moments.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from raymrc.study.ledger import Ledger
+from raymrc.sweep.driver import Resources, run_study
+from tests.model.tiny import tiny_backbone, tiny_checkpoint
+from tests.sweep.making import Script, fold_runs, make_plan, make_record, open_pool
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.chaos,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without cores for hosts, and two machines with one core each."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(2):
+        made.add_node(num_cpus=1)
+    ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def hosts() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any("ray::Host" in word for word in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+class Killer(threading.Thread):
+    """Kills a random host every so often while a study runs, so many times."""
+
+    def __init__(self, every: float, times: int) -> None:
+        super().__init__(daemon=True)
+        self.every, self.times, self.killed = every, times, 0
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        draw = random.Random(7)
+        while self.killed < self.times and not self.over.wait(self.every * draw.uniform(0.5, 1.5)):
+            if found := hosts():
+                draw.choice(found).kill()
+                self.killed += 1
+
+
+def test_killed_hosts_change_no_result(cluster: Any, tmp_path: Path) -> None:
+    from raymrc.model.backbones import load
+    from raymrc.training.trainer import Trainer, train_fold_run
+    from tests.training.test_lane import make_data, make_notes
+
+    backbone = tiny_backbone(tiny_checkpoint("bert", tmp_path / "tiny"))
+    data = make_data(make_notes())
+    plan = make_plan(
+        [0.01, 0.02, 0.03], ["frozen_soft_prompt"], backbone=backbone,
+        prompt_length=4, match_width=16, epochs=25, batch_size=4, window=20, overlap=4,
+    )  # fmt: skip
+    killer = Killer(every=3.0, times=4)
+    killer.start()
+    ledger = Ledger(str(tmp_path))
+    outcome = run_study(
+        plan, ledger, Trainer().open_pool, data,
+        folder=tmp_path, resources=Resources(max_hosts=2, lanes=3, save_seconds=0.0),
+    )  # fmt: skip
+    killer.over.set()
+    assert (outcome.done, outcome.failed) == (9, 0)
+    assert killer.killed >= 2
+    records = {record.key: record for record in ledger.records()}
+    loaded = load(backbone)
+    for run in fold_runs(plan)[::4]:
+        mine, alone = records[run.key], train_fold_run(run, data, loaded)
+        assert mine.notes == alone.notes
+        assert mine.tokens == alone.tokens
+        for ours, theirs in zip(mine.epochs, alone.epochs, strict=True):
+            assert ours.loss == pytest.approx(theirs.loss, rel=1e-3, abs=1e-5)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    (tmp_path / "trained").mkdir()
+    return Script(tmp_path / "trained", nap=2.0)
+
+
+def test_lanes_of_a_lost_machine_go_on_on_another_from_their_last_epoch(
+    cluster: Any, tmp_path: Path, script: Script
+) -> None:
+    plan = make_plan([0.1, 0.2], ["frozen_soft_prompt"])
+    ledger = Ledger(str(tmp_path))
+
+    def lose_and_replace() -> None:
+        until = time.monotonic() + 60
+        while len(script.trained()) < 4 and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(1.0)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+    thread = threading.Thread(target=lose_and_replace, daemon=True)
+    thread.start()
+    outcome = run_study(
+        plan, ledger, open_pool, script,
+        folder=tmp_path, resources=Resources(max_hosts=2, lanes=3, save_seconds=0.0),
+    )  # fmt: skip
+    thread.join()
+    assert (outcome.done, outcome.failed) == (6, 0)
+    assert {r.key: r for r in ledger.records()} == {r.key: make_record(r) for r in fold_runs(plan)}
+    assert len(script.trained()) > 6 and max(script.begun_at()) > 0
+
+
+def test_hosts_go_when_there_is_nothing_to_do_and_come_again(
+    cluster: Any, tmp_path: Path, script: Script
+) -> None:
+    """Between studies no core is held, so that a cluster can shrink."""
+    import ray
+
+    quick = replace(script, nap=0.0)
+    plan = make_plan([0.1], ["frozen_soft_prompt"])
+    for number in range(2):
+        folder = tmp_path / str(number)
+        outcome = run_study(plan, Ledger(str(folder)), open_pool, quick, folder=folder)
+        assert outcome.done == 3
+        until = time.monotonic() + 60
+        while (free := ray.available_resources().get("CPU", 0)) < 1 and time.monotonic() < until:
+            time.sleep(0.2)
+        assert free >= 1 and hosts() == []
