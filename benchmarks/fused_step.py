@@ -20,7 +20,7 @@ from raymrc.model.backbones import Loaded
 from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs, SpanTargets
 from raymrc.model.network import Model
-from raymrc.model.shapes import SHAPES
+from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import build
 from raymrc.study.configuration import Backbone, Cell, Configuration
 from raymrc.training.fused import (
@@ -54,15 +54,15 @@ class NoTokenizer:
         return {f"word{chr(97 + i % 26)}{chr(97 + i // 26)}": 1000 + i for i in range(676)}
 
 
-def make_backbone(device: str) -> Loaded:
+def make_backbone(device: str, name: str = "minilm", shape: Shape = SHAPES["minilm"]) -> Loaded:
     torch.manual_seed(0)
-    encoder = Encoder(SHAPES["minilm"])
+    encoder = Encoder(shape)
     for parameter in encoder.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.02)
     encoder = encoder.requires_grad_(False).eval().to(device)
-    backbone = Backbone("minilm", "random weights")
-    return Loaded(backbone, encoder, NoTokenizer(), SHAPES["minilm"], "")
+    backbone = Backbone(name, "random weights")
+    return Loaded(backbone, encoder, NoTokenizer(), shape, "")
 
 
 def make_lanes(loaded: Loaded, count: int, rows: int) -> list[tuple[Part, torch.optim.AdamW]]:

@@ -2,7 +2,7 @@
 
     ids -> embeddings -> layers (from `prefix.first_layer` on with the prompt) -> hidden_BSD
 
-B rows, S pieces, P prompt positions, N heads, H head size, D hidden
+B rows, U different rows, S pieces, P prompt positions, N heads, H head size, D hidden
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class Encoder(nn.Module):
         """
         Args:
             prefix: trained vectors that layers from `prefix.first_layer` on see beside the row;
-                the row's own positions stay as they are.
+                the row's own positions stay as they are. Layers below are run once for rows that
+                are the same (`inputs.share_B`), and not at all where `inputs.entry_BSD` is given.
 
         Shapes:
             returns: (B, S, D)
@@ -107,15 +108,12 @@ class Encoder(nn.Module):
             BackboneError: rows are longer than the position table.
             PromptError: the prefix is on another device or fits another backbone.
         """
-        hidden_BSD = self.embed(inputs)
         if prefix is None:
-            mask = key_mask(inputs.mask_BS) if inputs.is_padded else None
-            return self.final_norm(self.run(hidden_BSD, mask))
-        self._check(prefix, hidden_BSD)
+            return self.final_norm(self.below(inputs, self.shape.num_layers))
+        self._check(prefix, inputs)
         # Layers below the prompt need no gradient unless the backbone itself is trained.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
-            mask = key_mask(inputs.mask_BS) if inputs.is_padded else None
-            hidden_BSD = self.run(hidden_BSD, mask, stop=prefix.first_layer)
+            hidden_BSD = self._enter(inputs, prefix.first_layer)
         # `input` vectors stand behind the special first piece, where a question in words would.
         behind = 0 if prefix.vectors_BPD is None else 1
         mask = None
@@ -136,6 +134,25 @@ class Encoder(nn.Module):
     @property
     def is_trained(self) -> bool:
         return self.word.weight.requires_grad
+
+    def below(self, inputs: Inputs, layer: int) -> Tensor:
+        """What enters `layer` when layers below see no prompt, every row by itself, (B, S, D)."""
+        mask = key_mask(inputs.mask_BS) if inputs.is_padded else None
+        return self.run(self.embed(inputs), mask, stop=layer)
+
+    def _enter(self, inputs: Inputs, layer: int) -> Tensor:
+        """`below`, from what is given or with equal rows computed once."""
+        if not layer:
+            return self.embed(inputs)
+        if inputs.entry_BSD is not None:
+            assert inputs.entry_layer == layer, "hidden states of another layer were given"
+            return inputs.entry_BSD
+        if inputs.share_B is None:
+            return self.below(inputs, layer)
+        # Rows that are the same share what dropout a trained backbone draws below the prompt.
+        first_U, place_B = inputs.share_B.unique(return_inverse=True)
+        hidden_USD = self.below(inputs.take(first_U), layer)
+        return hidden_USD.index_select(0, place_B.to(hidden_USD.device))
 
     def embed(self, inputs: Inputs) -> Tensor:
         """What the first layer takes, (B, S, D)."""
@@ -179,10 +196,11 @@ class Encoder(nn.Module):
     def _dropout(self) -> float:
         return self.dropout if self.training else 0.0
 
-    def _check(self, prefix: Prefix, hidden_BSD: Tensor) -> None:
-        if prefix.device != hidden_BSD.device:
+    def _check(self, prefix: Prefix, inputs: Inputs) -> None:
+        device = self.word.weight.device
+        if prefix.device != device:
             raise PromptError(
-                f"the prompt is on {prefix.device} and the backbone on {hidden_BSD.device}; "
+                f"the prompt is on {prefix.device} and the backbone on {device}; "
                 "move both to one device"
             )
         theirs = (prefix.num_layers, prefix.hidden)
@@ -192,9 +210,9 @@ class Encoder(nn.Module):
                 f"the prompt was made for {theirs[0]} layers x {theirs[1]} and the backbone has "
                 f"{ours[0]} x {ours[1]}; train it on this backbone"
             )
-        if prefix.num_rows != hidden_BSD.shape[0]:
+        if prefix.num_rows != len(inputs.label_B):
             raise PromptError(
-                f"the prompt is for {prefix.num_rows} rows and the batch has {hidden_BSD.shape[0]}"
+                f"the prompt is for {prefix.num_rows} rows and the batch has {len(inputs.label_B)}"
             )
 
 

@@ -1,6 +1,6 @@
 """One batch as the encoder takes it, and what its answers should be.
 
-B rows, S pieces, L labels, K pairs
+B rows, U different rows, S pieces, D hidden, L labels, K pairs
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ class Inputs:
         label_B: which label each row asks for, long; 0 where nothing is asked.
         is_padded: whether `mask_BS` holds a False; found out where it is not given (give it for
             tensors on an accelerator, where finding out waits for the device).
+        share_B: for each row the first row of the batch with the same ids and types, itself where
+            there is none before; long, on the CPU wherever the rest is, so that how many rows
+            differ is known without waiting for a device. None where all differ.
+        entry_BSD: hidden states that enter layer `entry_layer`, zeros on padding. A prompt of that
+            first layer then starts from them, and ids and types are not read.
+        entry_layer: the layer that `entry_BSD` was computed for.
     """
 
     input_ids_BS: Tensor
@@ -32,13 +38,32 @@ class Inputs:
     window_BS: Tensor
     label_B: Tensor
     is_padded: bool | None = None
+    share_B: Tensor | None = None
+    entry_BSD: Tensor | None = None
+    entry_layer: int | None = None
 
     def __post_init__(self) -> None:
         if self.is_padded is None:
             object.__setattr__(self, "is_padded", not bool(self.mask_BS.all()))
 
     def to(self, device: torch.device | str) -> Inputs:
-        return _to(self, device)
+        return replace(_to(self, device), share_B=self.share_B)
+
+    def take(self, row_U: Tensor) -> Inputs:
+        """Some of the rows, as wide as before and with nothing shared or entered.
+
+        Args:
+            row_U: long, on the CPU or where the rows are.
+        """
+        row_U = row_U.to(self.input_ids_BS.device)
+        return Inputs(
+            self.input_ids_BS.index_select(0, row_U),
+            self.type_ids_BS.index_select(0, row_U),
+            self.mask_BS.index_select(0, row_U),
+            self.window_BS.index_select(0, row_U),
+            self.label_B.index_select(0, row_U),
+            self.is_padded,
+        )
 
 
 @dataclass(frozen=True, eq=False)

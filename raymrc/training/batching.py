@@ -201,22 +201,29 @@ def _special_pieces(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
 
 
 def collate(rows: Sequence[Row], pad: int) -> Inputs:
-    """Rows of like length as one padded batch. Shapes: (B, S), label (B,)."""
+    """Rows of like length as one padded batch. Shapes: (B, S), label (B,).
+
+    A window that is asked several questions as vectors is the same row each time: `share_B` says so.
+    """
     B, S = len(rows), max(len(row.ids) for row in rows)
     ids_BS = np.full((B, S), pad, dtype=np.int64)
     types_BS = np.zeros((B, S), dtype=np.int64)
     mask_BS = np.zeros((B, S), dtype=bool)
     window_BS = np.zeros((B, S), dtype=bool)
+    first: dict[tuple[bytes, bytes], int] = {}
+    share = []
     for b, row in enumerate(rows):
         n = len(row.ids)
         ids_BS[b, :n], types_BS[b, :n], mask_BS[b, :n] = row.ids, row.types, True
         window_BS[b, row.offset : row.offset + len(row.window.piece_ids)] = True
+        share.append(first.setdefault((row.ids.tobytes(), row.types.tobytes()), b))
     return Inputs(
         input_ids_BS=torch.from_numpy(ids_BS),
         type_ids_BS=torch.from_numpy(types_BS),
         mask_BS=torch.from_numpy(mask_BS),
         window_BS=torch.from_numpy(window_BS),
         label_B=torch.tensor([row.label for row in rows]),
+        share_B=torch.tensor(share) if len(first) < B else None,
     )
 
 
@@ -268,9 +275,19 @@ def steps_per_epoch(rows: Sequence[Row], batch_size: int, negative_rate: float) 
 
 
 def evaluation_batches(rows: Sequence[Row], pieces: int = EVALUATION_PIECES) -> Iterator[list[Row]]:
-    """All rows, longest first (so that memory peaks at once), under a budget of padded pieces."""
+    """All rows, longest first (so that memory peaks at once), under a budget of padded pieces.
+
+    Of one length a window's rows stay together: layers that see no prompt run once for them.
+    """
+    place: dict[tuple[str, int], int] = {}
+    for row in rows:
+        place.setdefault((row.window.note_id, row.window.index), len(place))
+
+    def order(row: Row) -> tuple[int, int]:
+        return -len(row.ids), place[row.window.note_id, row.window.index]
+
     batch: list[Row] = []
-    for row in sorted(rows, key=lambda row: -len(row.ids)):
+    for row in sorted(rows, key=order):
         if batch and (len(batch) + 1) * len(batch[0].ids) > pieces:
             yield batch
             batch = []

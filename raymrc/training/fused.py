@@ -188,6 +188,22 @@ def _join(parts: Sequence[Part]) -> _Rows:
         ]
         return torch.cat(padded)
 
+    share_B = None
+    if any(i.share_B is not None for i in inputs):
+        share_B = torch.cat(
+            [
+                (torch.arange(count) if i.share_B is None else i.share_B) + end - count
+                for i, count, end in zip(inputs, counts, ends, strict=True)
+            ]
+        )
+    entries = [i.entry_BSD for i in inputs if i.entry_BSD is not None]
+    entry_BSD, entry_layer = None, None
+    if len(entries) == len(inputs):
+        entry_layer = inputs[0].entry_layer
+        assert all(i.entry_layer == entry_layer for i in inputs)
+        entry_BSD = torch.cat(
+            [F.pad(e, (0, 0, 0, pad)) if pad else e for e, pad in zip(entries, pads, strict=True)]
+        )
     joined = Inputs(
         input_ids_BS=join("input_ids_BS", pad_id),
         type_ids_BS=join("type_ids_BS", 0),
@@ -195,6 +211,9 @@ def _join(parts: Sequence[Part]) -> _Rows:
         window_BS=join("window_BS", False),
         label_B=torch.cat([i.label_B for i in inputs]),
         is_padded=any(pads) or any(i.is_padded for i in inputs),
+        share_B=share_B,
+        entry_BSD=entry_BSD,
+        entry_layer=entry_layer,
     )
     device = joined.label_B.device
     part_R = torch.arange(len(parts)).repeat_interleave(torch.tensor(counts)).to(device)

@@ -3,6 +3,10 @@ could break unnoticed, as a slightly wrong encoder still trains, to a slightly w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,6 +20,7 @@ from raymrc.study.configuration import Backbone
 from tests.model.tiny import (
     KINDS,
     random_inputs,
+    shared_inputs,
     tiny_checkpoint,
     tiny_config,
     tiny_loaded,
@@ -224,3 +229,108 @@ def test_a_prompt_for_another_number_of_rows_is_refused(tiny_bert: Loaded):
     prompt = SoftPrompt(3, 4, tiny_bert.shape)
     with pytest.raises(PromptError, match="2 rows and the batch has 4"):
         tiny_bert.encoder(inputs, prompt(inputs.label_B[:2]))
+
+
+@contextmanager
+def rows_counted(encoder: Encoder) -> Iterator[list[int]]:
+    """Rows that each layer has been run on meanwhile."""
+    counts = [0] * encoder.shape.num_layers
+
+    def count(layer: int):
+        def hook(_module, inputs, _output):
+            counts[layer] += len(inputs[0])
+
+        return hook
+
+    handles = [encoder.layer(i).register_forward_hook(count(i)) for i in range(len(counts))]
+    yield counts
+    for handle in handles:
+        handle.remove()
+
+
+late = pytest.mark.parametrize("first_layer", [1, 2])
+depths = pytest.mark.parametrize("depth", ["deep", "input"])
+
+
+@late
+@depths
+def test_rows_that_are_the_same_run_once_below_the_prompt(tiny: Loaded, depth, first_layer):
+    inputs = shared_inputs(tiny.shape.vocab, pad_id=tiny.shape.pad_id)
+    prompt = SoftPrompt(3, 4, tiny.shape, depth, first_layer)
+    with rows_counted(tiny.encoder) as counts:
+        together = tiny.encoder(inputs, prompt(inputs.label_B))
+    assert counts == [3] * first_layer + [7] * (3 - first_layer)
+    each = tiny.encoder(replace(inputs, share_B=None), prompt(inputs.label_B))
+    assert_equal_on_pieces(together, each, inputs)
+
+
+@late
+@depths
+def test_a_trained_backbone_gets_the_same_gradient_from_rows_that_share(tiny, depth, first_layer):
+    inputs = shared_inputs(tiny.shape.vocab, pad_id=tiny.shape.pad_id)
+    prompt = SoftPrompt(3, 4, tiny.shape, depth, first_layer)
+    # The kept encoder is everybody's: what is trained is a copy.
+    encoder = Encoder(tiny.shape)
+    encoder.load_state_dict(tiny.encoder.state_dict())
+    gradients = []
+    for given in (inputs, replace(inputs, share_B=None)):
+        encoder.zero_grad()
+        with rows_counted(encoder) as counts:
+            hidden = encoder(given, prompt(given.label_B))
+        assert counts[0] == (3 if given is inputs else 7)
+        hidden[inputs.mask_BS].pow(3).mean().backward()
+        gradients.append({name: p.grad.clone() for name, p in encoder.named_parameters()})
+    for name, gradient in gradients[0].items():
+        # fp32 sums over rows in another order
+        torch.testing.assert_close(
+            gradient, gradients[1][name], rtol=1e-4, atol=TOLERANCE, msg=name
+        )
+    assert gradients[0]["layers.0.up.weight"].any()
+
+
+@late
+@depths
+def test_what_enters_the_first_prompted_layer_can_be_given(tiny: Loaded, depth, first_layer):
+    inputs = shared_inputs(tiny.shape.vocab, pad_id=tiny.shape.pad_id)
+    prompt = SoftPrompt(3, 4, tiny.shape, depth, first_layer)
+    prefix = prompt(inputs.label_B)
+    entry = tiny.encoder.below(inputs, first_layer) * inputs.mask_BS[..., None]
+    nowhere = torch.full_like(inputs.input_ids_BS, -1)  # a look-up of these would raise
+    given = replace(
+        inputs,
+        input_ids_BS=nowhere,
+        type_ids_BS=nowhere,
+        entry_BSD=entry,
+        entry_layer=first_layer,
+    )
+    with rows_counted(tiny.encoder) as counts:
+        hidden = tiny.encoder(given, prefix)
+    assert counts == [0] * first_layer + [7] * (3 - first_layer)
+    assert_equal_on_pieces(hidden, tiny.encoder(inputs, prefix), inputs)
+
+
+def test_hidden_states_of_another_layer_are_not_taken_for_those_of_this(tiny_bert: Loaded):
+    inputs = random_inputs(tiny_bert.shape.vocab)
+    given = replace(inputs, entry_BSD=tiny_bert.encoder.below(inputs, 1), entry_layer=1)
+    prompt = SoftPrompt(3, 4, tiny_bert.shape, first_layer=2)
+    with pytest.raises(AssertionError, match="another layer"):
+        tiny_bert.encoder(given, prompt(inputs.label_B))
+
+
+def test_a_prompt_that_enters_at_once_and_no_prompt_at_all_read_every_row(tiny: Loaded):
+    inputs = shared_inputs(tiny.shape.vocab, pad_id=tiny.shape.pad_id)
+    plain = replace(inputs, share_B=None)
+    given = replace(inputs, entry_BSD=torch.zeros(*inputs.mask_BS.shape, 32), entry_layer=2)
+    prefix = SoftPrompt(3, 4, tiny.shape)(inputs.label_B)
+    for prompt in (None, prefix):
+        assert torch.equal(tiny.encoder(given, prompt), tiny.encoder(plain, prompt))
+
+
+def test_inputs_move_with_what_enters_and_leave_what_is_shared_on_the_cpu(tiny_bert: Loaded):
+    inputs = shared_inputs(tiny_bert.shape.vocab)
+    given = replace(inputs, entry_BSD=tiny_bert.encoder.below(inputs, 1), entry_layer=1)
+    moved = given.to("meta")
+    assert moved.entry_BSD.is_meta and moved.label_B.is_meta
+    assert moved.share_B.tolist() == inputs.share_B.tolist()
+    assert (moved.entry_layer, moved.is_padded) == (1, True)
+    assert inputs.to("meta").entry_BSD is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,14 @@ def random_inputs(
     segment = ((where >= 4) & mask).long() if types > 1 else torch.zeros_like(ids)
     label = torch.arange(rows) % num_labels
     return Inputs(ids.masked_fill(~mask, pad_id), segment, mask, window, label)
+
+
+def shared_inputs(vocab: int, distinct: int = 3, *, pad_id: int = 0, seed: int = 0) -> Inputs:
+    """Windows that are asked two questions each, one after the other, and the first a third."""
+    windows = random_inputs(vocab, distinct, pad_id=pad_id, seed=seed)
+    of_row = torch.tensor([*range(distinct), *range(distinct), 0])
+    label = torch.arange(len(of_row)).div(distinct, rounding_mode="floor")
+    return replace(windows.take(of_row), label_B=label, share_B=of_row)
 
 
 def random_span_targets(inputs: Inputs, per_row: int = 2, seed: int = 0) -> SpanTargets:

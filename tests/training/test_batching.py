@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import random
 
@@ -138,6 +139,38 @@ def test_evaluation_asks_all_rows_within_the_budget(loaded: Loaded, data: StudyD
     assert sorted(map(id, rows)) == sorted(id(row) for batch in batches for row in batch)
     assert all(len(b) * max(len(row.ids) for row in b) <= 150 for b in batches)
     assert len(batches) > 1
+
+
+def test_rows_of_one_window_share_where_vectors_ask(loaded: Loaded, data: StudyData) -> None:
+    rows = build_rows(loaded, data, "soft_prompt")
+    shuffled = random.Random(1).sample(rows, len(rows))
+    inputs = collate(shuffled, pad=loaded.shape.pad_id)
+    assert inputs.share_B is not None
+    for b, first in enumerate(inputs.share_B.tolist()):
+        assert torch.equal(inputs.input_ids_BS[b], inputs.input_ids_BS[first])
+        assert inputs.share_B[first] == first <= b
+    windows = {(row.window.note_id, row.window.index) for row in rows}
+    pieces = {row.window.piece_ids for row in rows}
+    assert len(pieces) == len(inputs.share_B.unique()) <= len(windows) < len(rows)
+
+
+def test_rows_that_differ_share_nothing(loaded: Loaded, data: StudyData) -> None:
+    """Words ask: each row of a window has another question. Tags: a window is one row."""
+    row = build_rows(loaded, data, "soft_prompt")[0]
+    assert collate([row], pad=loaded.shape.pad_id).share_B is None
+    asked = build_rows(loaded, data, "hard_prompt")[: len(LABELS)]
+    assert len({row.window for row in asked}) == 1
+    assert collate(asked, pad=loaded.shape.pad_id).share_B is None
+    tagged = {r.window.piece_ids: r for r in build_rows(loaded, data, "fine_tune")}
+    assert collate(list(tagged.values()), pad=loaded.shape.pad_id).share_B is None
+
+
+def test_evaluation_keeps_a_windows_rows_together(loaded: Loaded, data: StudyData) -> None:
+    rows = build_rows(loaded, data, "soft_prompt")
+    for given in (rows, random.Random(2).sample(rows, len(rows))):
+        order = itertools.chain.from_iterable(evaluation_batches(given, pieces=150))
+        windows = [key for key, _ in itertools.groupby(order, key=lambda row: row.window)]
+        assert len(windows) == len(set(windows)) == len(rows) / len(LABELS)
 
 
 def test_study_data_travels_without_what_was_cached(loaded: Loaded, data: StudyData) -> None:

@@ -6,6 +6,7 @@ else's pieces, still trains to something.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tests.model.tiny import (
     KINDS,
     random_inputs,
     random_span_targets,
+    shared_inputs,
     tiny_configuration,
     tiny_loaded,
 )
@@ -100,6 +102,52 @@ def test_every_lane_gets_the_loss_and_gradients_it_has_alone(loaded: Loaded) -> 
         assert found.keys() == own_gradients.keys()
         for name, gradient in own_gradients.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("depth", ["deep", "input"])
+@pytest.mark.parametrize("first_layer", [1, 2])
+def test_lanes_that_share_rows_or_are_given_them_learn_the_same(
+    loaded: Loaded, depth: str, first_layer: int
+) -> None:
+    """Of batches of other widths and sizes; one lane has nothing to share."""
+
+    def results(form: str) -> tuple[Tensor, list[dict[str, Tensor]], list[int]]:
+        parts = []
+        for number in range(3):
+            model = make_model(loaded, prompt_depth=depth, first_layer=first_layer, seed=number)
+            inputs = shared_inputs(
+                loaded.shape.vocab, 2 + number, pad_id=loaded.shape.pad_id, seed=number
+            )
+            if number == 1:
+                inputs = random_inputs(
+                    loaded.shape.vocab, 4, 14, pad_id=loaded.shape.pad_id, seed=number
+                )
+            targets = random_span_targets(inputs, seed=number)
+            if form == "plain":
+                inputs = replace(inputs, share_B=None)
+            if form == "entered" or (form == "some entered" and number):
+                entry = loaded.encoder.below(inputs, first_layer) * inputs.mask_BS[..., None]
+                inputs = replace(inputs, entry_BSD=entry, entry_layer=first_layer)
+            parts.append(Part(model, inputs, targets))
+        seen = []
+        hook = loaded.encoder.layer(0).register_forward_hook(
+            lambda _m, given, _o: seen.append(len(given[0]))
+        )
+        losses = backward_together(parts)
+        hook.remove()
+        return losses, [gradients(part.model) for part in parts], seen
+
+    losses, expected, seen = results("plain")
+    assert seen == [5 + 4 + 9]
+    distinct = [2 + 4 + 4]
+    for form, rows in (("shared", distinct), ("entered", []), ("some entered", distinct)):
+        own_losses, found, seen = results(form)
+        assert seen == rows, form
+        # fp32 products of another number of rows
+        torch.testing.assert_close(own_losses, losses, rtol=1e-5, atol=1e-6)
+        for mine, theirs in zip(found, expected, strict=True):
+            for name, gradient in theirs.items():
+                torch.testing.assert_close(mine[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_a_lane_is_bit_equal_whatever_its_neighbours_hold(loaded: Loaded) -> None:

@@ -1,0 +1,324 @@
+"""What do late prompts save, and what do they cost in F1?
+
+    python -m benchmarks.late_prompts [--set key=value ...] [--quick] [--device cpu|cuda]
+
+Cost: 30 configurations train for 3 epochs over one frozen backbone of BERT-base's shape (random weights,
+24 windows of 32 pieces, three labels each), five lanes a pass. Ours: prompts from layer 9 of 12 on, with
+`raymrc.training.activations` below; building them counts. Peer: prompts from layer 0 on. Both go through
+`raymrc.training.fused`. The peer is the same work in every pass, so it runs beside some of ours, in
+turn, and its total is ours times the median ratio of those pairs. Five minutes on two cores.
+
+F1: fold-runs of `frozen_soft_prompt` of studies/phee-concepts.yaml with real MiniLM, prompts from layer
+0, 1/4, 1/2 and 3/4 of its six on (halves go to the even layer: 0, 2, 3, 4). Peer: from layer 0 on, same
+folds. This is a trade to be known, so it has no goal. Half an hour on one core; `--set corpus.path=FOLDER`
+where PHEE lies elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import Options, json_line, start
+from benchmarks.fused_step import make_backbone
+from raymrc.model.backbones import Loaded, load
+from raymrc.model.inputs import Inputs, SpanTargets
+from raymrc.model.network import Model
+from raymrc.model.shapes import Shape
+from raymrc.model.strategies import build
+from raymrc.reading.questions import build_questions
+from raymrc.study.configuration import Cell, Configuration, FoldRun
+from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
+from raymrc.study.record import Record
+from raymrc.study.spec import load_spec
+from raymrc.training.activations import Activations
+from raymrc.training.batching import StudyData
+from raymrc.training.fused import Part, backward_together, clip_together
+from raymrc.training.lane import train_fold_run
+
+BERT_BASE = Shape("bert", 12, 768, 12, 3072, vocab=30522)
+FIRST_LAYER = 9
+GOAL = 3.5
+"""Nine of twelve layers are saved, so 4 is the most there is."""
+
+LABELS = 3
+PIECES = 32
+LANES_A_PASS = 5
+STORE_BYTES = 2**30
+
+STUDY = Path(__file__).parents[1] / "studies" / "phee-concepts.yaml"
+SHARES = (0.0, 0.25, 0.5, 0.75)
+FOLDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is trained: whole passes of lanes, whole batches. A window is asked every label."""
+
+    configurations: int
+    epochs: int
+    windows: int
+    batch: int
+
+
+FULL = Size(configurations=30, epochs=3, windows=24, batch=24)
+LITTLE = Size(configurations=5, epochs=2, windows=4, batch=4)
+
+
+class Lanes:
+    """Some configurations with prompts from one layer on, and an optimiser each."""
+
+    def __init__(self, loaded: Loaded, first_layer: int, seeds: Sequence[int]) -> None:
+        device = loaded.encoder.word.weight.device
+        self.models: list[Model] = []
+        for seed in seeds:
+            configuration = Configuration(
+                Cell("concepts", "none", loaded.backbone, "frozen_soft_prompt"),
+                learning_rate=1e-2,
+                prompt_length=16,
+                first_layer=first_layer,
+                seed=seed,
+            )
+            self.models.append(build(configuration, loaded, LABELS).train())
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        # A rate of zero: the same work, and what is predicted stays as it was.
+        self.optimisers = [
+            torch.optim.AdamW(model.parameter_groups(), fused=True) for model in self.models
+        ]
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = 0.0
+
+    def step(self, batches: Sequence[Inputs], targets: SpanTargets) -> None:
+        """One batch of each lane, all with the same answers."""
+        lanes = zip(self.models, batches, self.generators, strict=True)
+        backward_together(
+            [Part(model, inputs, targets, generator) for model, inputs, generator in lanes]
+        )
+        clip_together(self.models, [model.configuration.clip_norm for model in self.models])
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+
+LaneRows = Sequence[Sequence[tuple[int, int]]]
+"""(window, label) of each row of each lane."""
+
+
+def make_inputs(windows_WS: torch.Tensor, rows: Sequence[tuple[int, int]]) -> Inputs:
+    window, label = torch.tensor(rows).unbind(1)
+    ids = windows_WS[window]
+    everywhere = torch.ones_like(ids, dtype=torch.bool)
+    return Inputs(ids, torch.zeros_like(ids), everywhere, everywhere, label, is_padded=False)
+
+
+def make_targets(rows: int) -> SpanTargets:
+    """An answer of three pieces in every row."""
+    start_BS, end_BS = torch.zeros(2, rows, PIECES)
+    start_BS[:, 8] = end_BS[:, 10] = 1.0
+    return SpanTargets(start_BS, end_BS, torch.tensor([(row, 8, 10) for row in range(rows)]))
+
+
+def epoch_of(size: Size, draw: random.Random) -> Iterator[LaneRows]:
+    """Each step's rows of the lanes of a pass; each lane has its own order."""
+    orders = []
+    for _lane in range(LANES_A_PASS):
+        rows = [(window, label) for window in range(size.windows) for label in range(LABELS)]
+        draw.shuffle(rows)
+        orders.append(rows)
+    for begin in range(0, size.windows * LABELS, size.batch):
+        yield [rows[begin : begin + size.batch] for rows in orders]
+
+
+def measure_cost(options: Options, size: Size) -> None:
+    device = options.device
+    loaded = make_backbone(device, "bert-base", BERT_BASE)
+    draw = random.Random(0)
+    windows_WS = torch.randint(
+        1000, BERT_BASE.vocab, (size.windows, PIECES), generator=torch.Generator().manual_seed(0)
+    )
+    targets = make_targets(size.batch).to(device)
+    passes = [
+        Lanes(loaded, FIRST_LAYER, range(begin, begin + LANES_A_PASS))
+        for begin in range(0, size.configurations, LANES_A_PASS)
+    ]
+    from_the_start = Lanes(loaded, 0, range(LANES_A_PASS))
+    store = Activations(loaded.encoder, FIRST_LAYER, STORE_BYTES)
+
+    def fill(rows: LaneRows) -> list[Inputs]:
+        return [store.fill([w for w, _ in own], make_inputs(windows_WS, own)) for own in rows]
+
+    def read(rows: LaneRows) -> list[Inputs]:
+        return [make_inputs(windows_WS, own).to(device) for own in rows]
+
+    # Threads, allocator and optimisers' moments. What enters is made up, so that nothing is kept yet.
+    warm_up = next(epoch_of(size, draw))
+    from_the_start.step(read(warm_up), targets)
+    made_up = torch.randn(size.batch, PIECES, BERT_BASE.hidden, device=device)
+    for lanes in passes:
+        lanes.step(
+            [replace(i, entry_BSD=made_up, entry_layer=FIRST_LAYER) for i in read(warm_up)], targets
+        )
+
+    clock = Clock(device)
+    total = building = 0.0
+    ours, peer = [], []
+    for epoch in range(size.epochs):
+        for lanes in passes:
+            for rows in epoch_of(size, draw):
+                missed = store.misses
+                clock.lap()
+                filled = fill(rows)
+                filling = clock.lap()
+                lanes.step(filled, targets)
+                seconds = filling + clock.lap()
+                total += seconds
+                if store.misses > missed:
+                    building += filling
+                if epoch and lanes is passes[0]:
+                    clock.lap()
+                    from_the_start.step(read(rows), targets)
+                    peer.append(clock.lap())
+                    ours.append(seconds)
+    assert store.misses == size.windows and not store.evictions
+    # The median, as in `time_in_turn`: a neighbour who wakes up in the middle of a pair tilts it.
+    ratios = [p / o for o, p in zip(ours, peer, strict=True)]
+    peer_total = statistics.median(ratios) * (total - building)
+    json_line(
+        options,
+        f"{size.configurations} configurations x {size.epochs} epochs, prompts from layer "
+        f"{FIRST_LAYER} of {BERT_BASE.num_layers}",
+        total,
+        peer_total,
+        "s",
+        peer_total / total,
+        GOAL,
+        building_seconds=round(building, 2),
+        store_bytes=store.bytes,
+        passes=size.epochs * len(passes) * (size.windows * LABELS // size.batch),
+        passes_timed_of_peer=len(peer),
+        ratio_of_each_pair=[round(ratio, 2) for ratio in ratios],
+        rows=size.configurations * size.epochs * size.windows * LABELS,
+        windows=size.windows,
+        lanes_a_pass=LANES_A_PASS,
+        batch=size.batch,
+        pieces=PIECES,
+        threads=torch.get_num_threads(),
+    )
+
+
+class Clock:
+    """Seconds since the last lap, with what the device still had to do."""
+
+    def __init__(self, device: str) -> None:
+        self._wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+        self._last = 0.0
+
+    def lap(self) -> float:
+        self._wait()
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+
+def measure_f1(options: Options, changes: Sequence[str], folds: int) -> None:
+    spec = load_spec(STUDY, changes)
+    corpus = read_study_corpus(spec)
+    study_folds = build_study_folds(spec, corpus)
+    data = StudyData(corpus, study_folds, build_questions(corpus.labels, spec.questions))
+    cell = next(
+        cell
+        for cell in plan_study(spec, corpus).cells
+        if cell.cell.strategy == "frozen_soft_prompt"
+    )
+    assert cell.configurations is not None
+    configuration = cell.configurations[0]
+    loaded = load(configuration.cell.backbone, options.device)
+    num_layers = loaded.shape.num_layers
+    if options.device == "cpu":
+        torch.set_num_threads(1)  # core-seconds, as a study on cores counts them
+    at_zero: list[Record] = []
+    for first_layer in sorted({round(share * num_layers) for share in SHARES}):
+        records = [
+            train_fold_run(
+                FoldRun(
+                    replace(configuration, first_layer=first_layer),
+                    fold,
+                    corpus.fingerprint,
+                    study_folds.fingerprint,
+                    "",
+                    loaded.fingerprint,
+                ),
+                data,
+                loaded,
+                device=options.device,
+            )
+            for fold in range(folds)
+        ]
+        at_zero = at_zero or records
+        f1, peer_f1 = (statistics.mean(r.strict.f1 for r in of) for of in (records, at_zero))
+        seconds, peer_seconds = (
+            statistics.mean(r.device_seconds for r in of) for of in (records, at_zero)
+        )
+        json_line(
+            options,
+            f"{spec.study}, prompts from layer {first_layer} of {num_layers}",
+            f1,
+            peer_f1,
+            "strict micro F1, mean over folds",
+            f1 / peer_f1 if peer_f1 else 0.0,
+            0.0,
+            device_seconds_per_fold_run=round(seconds, 1),
+            peer_device_seconds_per_fold_run=round(peer_seconds, 1),
+            f1_of_each_fold=[round(r.strict.f1, 4) for r in records],
+            trained_parameters=records[0].trained_parameters,
+            folds=folds,
+            epochs=configuration.epochs,
+            learning_rate=configuration.learning_rate,
+            notes=len(corpus.notes),
+        )
+
+
+QUICK = (
+    "study=made-up-notes",
+    "corpus={synthetic: {scheme: n2c2-2018, notes: 8}, labels: [Drug]}",
+    "folds.count=2",
+    "training={epochs: 1, window: 64, overlap: 8, match_width: 64}",
+    "strategies={frozen_soft_prompt: {learning_rate: 3.0e-2, prompt_length: 8, epochs: 1}}",
+)
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.late_prompts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer lanes; made-up notes, one epoch, one fold"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = read_arguments()
+    options = Options("late_prompts", arguments.quick, arguments.device)
+    start(options)
+    measure_cost(options, LITTLE if options.quick else FULL)
+    changes = [*arguments.changes, *(QUICK if options.quick else ())]
+    measure_f1(options, changes, 1 if options.quick else FOLDS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

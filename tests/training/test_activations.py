@@ -1,0 +1,408 @@
+"""What is kept below a late prompt is what the backbone would compute.
+
+It would break without anyone noticing: a window that gets another's hidden states, or its own of another
+layer, still trains to something.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from raymrc.errors import TrainingError
+from raymrc.model.backbones import Loaded
+from raymrc.model.encoder import Encoder
+from raymrc.model.inputs import Inputs
+from raymrc.model.network import Model
+from raymrc.model.strategies import build
+from raymrc.training.activations import Activations
+from raymrc.training.fused import Part, backward_together, clip_together, predict_together
+from tests.model.tiny import (
+    KINDS,
+    random_inputs,
+    random_span_targets,
+    tiny_configuration,
+    tiny_loaded,
+)
+
+NUM_LABELS = 3
+PLENTY = 2**20
+TOLERANCE = 1e-5
+"""fp32 sums of a few hundred terms in another order differ by about 1e-6."""
+
+late = pytest.mark.parametrize("first_layer", [1, 2])
+depths = pytest.mark.parametrize("depth", ["deep", "input"])
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    return tiny_loaded(request.param, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    return tiny_loaded("bert", tmp_path_factory.mktemp("bert"))
+
+
+class Windows:
+    """Windows of many lengths, and batches of them under any labels."""
+
+    def __init__(self, loaded: Loaded, count: int = 12, *, padded: bool = True) -> None:
+        self.inputs = random_inputs(
+            loaded.shape.vocab, count, 24, pad_id=loaded.shape.pad_id, padded=padded, seed=7
+        )
+        self.lengths = self.inputs.mask_BS.sum(1)
+
+    def batch(self, *windows: int, labels: tuple[int, ...] = ()) -> tuple[list[Hashable], Inputs]:
+        """Keys and rows, no wider than the longest of them."""
+        index = torch.tensor(windows)
+        rows = self.inputs.take(index)
+        width = int(self.lengths[index].max())
+        inputs = Inputs(
+            rows.input_ids_BS[:, :width],
+            rows.type_ids_BS[:, :width],
+            rows.mask_BS[:, :width],
+            rows.window_BS[:, :width],
+            torch.tensor(labels) if labels else torch.arange(len(windows)) % NUM_LABELS,
+        )
+        return [("note", window) for window in windows], inputs
+
+    def alone(self, encoder: Encoder, window: int, first_layer: int) -> Tensor:
+        """What one window without padding gives, (n, D)."""
+        _, inputs = self.batch(window)
+        assert not inputs.is_padded
+        return encoder.below(inputs, first_layer)[0]
+
+
+@contextmanager
+def passes_below(encoder: Encoder) -> Iterator[list[tuple[int, int]]]:
+    """(rows, pieces) of each pass through the first layer meanwhile."""
+    seen: list[tuple[int, int]] = []
+    hook = encoder.layer(0).register_forward_hook(
+        lambda _module, given, _output: seen.append(tuple(given[0].shape[:2]))
+    )
+    yield seen
+    hook.remove()
+
+
+def make_model(loaded: Loaded, **fields: object) -> Model:
+    configuration = tiny_configuration(loaded.backbone, "frozen_soft_prompt", **fields)
+    model = build(configuration, loaded, NUM_LABELS)
+    # As in a model that has begun to predict: else the match head sees gold pairs alone.
+    torch.nn.init.constant_(model.heads.start.bias, 0.0)
+    torch.nn.init.constant_(model.heads.end.bias, 0.0)
+    return model.train()
+
+
+def assert_each_is_its_windows_own(
+    filled: Inputs, windows: Windows, chosen: tuple[int, ...], encoder: Encoder, first_layer: int
+) -> None:
+    assert filled.entry_BSD is not None and filled.entry_layer == first_layer
+    for row, window in enumerate(chosen):
+        length = int(windows.lengths[window])
+        expected = windows.alone(encoder, window, first_layer)
+        torch.testing.assert_close(filled.entry_BSD[row, :length], expected, rtol=0, atol=TOLERANCE)
+        assert not filled.entry_BSD[row, length:].any()
+
+
+@late
+def test_what_a_padded_batch_leaves_is_what_each_window_gives_alone(
+    loaded: Loaded, first_layer: int
+) -> None:
+    windows, store = Windows(loaded), Activations(loaded.encoder, first_layer, PLENTY)
+    for chosen in ((3, 0, 3, 5), (5, 4, 1), (0, 1, 2, 3, 4, 5)):
+        filled = store.fill(*windows.batch(*chosen))
+        assert_each_is_its_windows_own(filled, windows, chosen, loaded.encoder, first_layer)
+    assert (store.misses, store.hits) == (6, 1 + 5)
+
+
+@late
+@depths
+def test_a_model_answers_the_same_with_and_without_the_store(
+    loaded: Loaded, depth: str, first_layer: int
+) -> None:
+    model = make_model(loaded, prompt_depth=depth, first_layer=first_layer)
+    windows, store = Windows(loaded), Activations(loaded.encoder, first_layer, PLENTY)
+    for chosen in ((0, 1, 2, 0, 1), (2, 7, 7, 0)):
+        keys, inputs = windows.batch(*chosen)
+        plain = model.hidden(inputs)[inputs.mask_BS]
+        for _ in range(2):  # just computed, and kept
+            filled = store.fill(keys, inputs)
+            nowhere = torch.full_like(inputs.input_ids_BS, -1)  # nothing is looked up again
+            given = replace(filled, input_ids_BS=nowhere)
+            hidden = model.hidden(given)[inputs.mask_BS]
+            torch.testing.assert_close(hidden, plain, rtol=0, atol=TOLERANCE)
+
+
+@late
+@depths
+@pytest.mark.parametrize("max_bytes", [PLENTY, 60 * 32 * 4])
+def test_lanes_learn_the_same_with_and_without_the_store(
+    loaded: Loaded, depth: str, first_layer: int, max_bytes: int
+) -> None:
+    """Three lanes over one store, five steps each, also where little fits in."""
+
+    def train(store: Activations | None) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        windows, draw = Windows(loaded), random.Random(1)
+        models = [
+            make_model(loaded, prompt_depth=depth, first_layer=first_layer, seed=s, dropout=0.1)
+            for s in range(3)
+        ]
+        generators = [torch.Generator().manual_seed(s) for s in range(3)]
+        optimisers = [torch.optim.SGD(m.parameter_groups(), lr=0.1) for m in models]
+        losses = []
+        for step in range(5):
+            parts = []
+            for model, generator in zip(models, generators, strict=True):
+                keys, inputs = windows.batch(*draw.choices(range(12), k=5))
+                targets = random_span_targets(inputs, seed=step)
+                if store is not None:
+                    inputs = store.fill(keys, inputs)
+                parts.append(Part(model, inputs, targets, generator))
+            with passes_below(loaded.encoder) as seen:
+                losses.append(backward_together(parts))
+            assert bool(seen) == (store is None)
+            clip_together(models, [1.0] * 3)
+            for optimiser in optimisers:
+                optimiser.step()
+        grads = [{n: p.grad for n, p in m.named_parameters() if p.grad is not None} for m in models]
+        return losses, grads
+
+    store = Activations(loaded.encoder, first_layer, max_bytes)
+    losses, grads = train(store)
+    plain_losses, plain_grads = train(None)
+    torch.testing.assert_close(losses, plain_losses, rtol=1e-4, atol=1e-5)
+    for mine, theirs in zip(grads, plain_grads, strict=True):
+        assert mine.keys() == theirs.keys() and mine
+        for name, gradient in theirs.items():
+            # five steps carry the last digits of fp32 on
+            torch.testing.assert_close(mine[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+    if max_bytes == PLENTY:
+        assert store.misses == 12 and store.evictions == 0
+    else:
+        assert store.evictions
+
+
+def test_answers_are_the_same_with_and_without_the_store(loaded: Loaded) -> None:
+    windows, store = Windows(loaded), Activations(loaded.encoder, 2, PLENTY)
+    models = [make_model(loaded, first_layer=2, seed=seed) for seed in range(2)]
+    batches = [windows.batch(0, 0, 0, 1, 1, 1), windows.batch(5, 5, 5, 1, 1, 1)]
+    filled = [store.fill(*batch) for batch in batches]
+    together = predict_together([Part(m, i) for m, i in zip(models, filled, strict=True)])
+    for model, (_, inputs), answers in zip(models, batches, together, strict=True):
+        for mine, theirs in zip(answers, model.predict(inputs), strict=True):
+            assert mine[2].tolist() == theirs[2].tolist()
+            for k in (0, 1, 3):
+                torch.testing.assert_close(
+                    torch.from_numpy(mine[k]), torch.from_numpy(theirs[k]), rtol=1e-4, atol=1e-5
+                )
+
+
+def test_a_window_passes_the_lower_layers_once_for_all_labels_epochs_and_lanes(
+    bert: Loaded,
+) -> None:
+    windows, store = Windows(bert), Activations(bert.encoder, 2, PLENTY)
+    models = [make_model(bert, first_layer=2, seed=seed) for seed in range(2)]
+    draw = random.Random(3)
+    with passes_below(bert.encoder) as seen:
+        for _epoch in range(3):
+            asked = [(w, label) for w in range(12) for label in range(NUM_LABELS)]
+            for model in models:
+                draw.shuffle(asked)
+                for at in range(0, len(asked), 6):
+                    chosen, labels = zip(*asked[at : at + 6], strict=True)
+                    model.hidden(store.fill(*windows.batch(*chosen, labels=labels)))
+    assert sum(rows for rows, _ in seen) == 12 == store.misses == len(store)
+    assert store.bytes == int(windows.lengths.sum()) * 32 * 4
+
+
+def test_a_pass_below_the_prompt_keeps_to_its_budget_and_like_lengths_share_it(
+    bert: Loaded,
+) -> None:
+    windows = Windows(bert)
+    store = Activations(bert.encoder, 1, PLENTY, build_pieces=60)
+    with passes_below(bert.encoder) as seen:
+        store.fill(*windows.batch(*range(12)))
+    assert sum(rows for rows, _ in seen) == 12
+    assert all(rows * pieces <= 60 for rows, pieces in seen)
+    assert len(seen) < 12
+    assert [pieces for _, pieces in seen] == sorted((p for _, p in seen), reverse=True)
+    assert seen[-1][1] < 24
+    narrow = Activations(bert.encoder, 1, PLENTY, build_pieces=1)
+    with passes_below(bert.encoder) as seen:
+        narrow.fill(*windows.batch(*range(12)))
+    assert [rows for rows, _ in seen] == [1] * 12
+
+
+@pytest.mark.parametrize("pieces", [1, 13, 30, 61, 100])
+def test_the_bound_holds_under_pressure_and_results_stay_exact(bert: Loaded, pieces: int) -> None:
+    windows, draw = Windows(bert), random.Random(4)
+    bound = pieces * 32 * 4
+    store = Activations(bert.encoder, 2, bound)
+    assert store._table_XD.nbytes <= bound
+    for _ in range(40):
+        chosen = tuple(draw.choices(range(12), k=draw.randint(1, 6)))
+        filled = store.fill(*windows.batch(*chosen))
+        assert_each_is_its_windows_own(filled, windows, chosen, bert.encoder, 2)
+        rows = [int(row) for own in store._rows.values() for row in own]
+        assert len(rows) == len(set(rows)) and 0 not in rows
+        assert store.bytes == len(rows) * 32 * 4 <= bound
+    # One row is the zeros that padding reads; the shortest window alone has nobody to drop.
+    assert (store.evictions > 0) == (pieces >= 30)
+    assert (len(store) > 0) == (pieces > int(windows.lengths.min()))
+
+
+def test_a_window_larger_than_the_bound_is_computed_and_drops_nobody(bert: Loaded) -> None:
+    windows = Windows(bert)
+    long = int(windows.lengths.argmax())
+    short = int(windows.lengths.argmin())
+    # One row of the table is the zeros that padding reads.
+    store = Activations(bert.encoder, 1, int(windows.lengths[short] + 1) * 32 * 4)
+    store.fill(*windows.batch(short))
+    for _ in range(20):
+        filled = store.fill(*windows.batch(long))
+        assert_each_is_its_windows_own(filled, windows, (long,), bert.encoder, 1)
+    assert (len(store), store.evictions, store.misses) == (1, 0, 21)
+    store.fill(*windows.batch(short))
+    assert store.hits == 1
+
+
+def test_epochs_hit_what_fits_though_they_scan(bert: Loaded) -> None:
+    """Half of the windows fit. LRU would hit none, and dropping one for every new one a fifth."""
+    windows = Windows(bert, 40, padded=False)
+    store = Activations(bert.encoder, 1, (1 + 20 * 24) * 32 * 4)
+    for _epoch in range(12):
+        for window in range(40):
+            store.fill(*windows.batch(window))
+    assert store.hits > 0.35 * 11 * 40
+    assert store.evictions > 0
+
+
+def test_what_is_dropped_depends_on_the_seed_alone(bert: Loaded) -> None:
+    windows = Windows(bert)
+
+    def kept(seed: int) -> set[Hashable]:
+        store, draw = Activations(bert.encoder, 1, 100 * 32 * 4, seed=seed), random.Random(5)
+        for _ in range(60):
+            store.fill(*windows.batch(*draw.choices(range(12), k=3)))
+        return set(store._rows)
+
+    assert kept(1) == kept(1)
+    assert len({frozenset(kept(seed)) for seed in range(8)}) > 1
+
+
+def test_half_the_digits_take_half_the_bytes_and_cost_half_the_digits(loaded: Loaded) -> None:
+    windows = Windows(loaded)
+    full = Activations(loaded.encoder, 2, PLENTY)
+    half = Activations(loaded.encoder, 2, PLENTY, dtype=torch.bfloat16)
+    batch = windows.batch(0, 1, 2, 1)
+    exact, fresh = full.fill(*batch), half.fill(*batch)
+    kept = half.fill(*batch)
+    assert half.hits == 3 and half.bytes * 2 == full.bytes
+    # A window counts the same whether it was just computed or kept.
+    assert torch.equal(fresh.entry_BSD, kept.entry_BSD)
+    assert fresh.entry_BSD.dtype == torch.float32
+    # bfloat16 has 8 binary digits: half a unit in the last of them is 2 ** -9 of the value
+    torch.testing.assert_close(fresh.entry_BSD, exact.entry_BSD, rtol=2**-8, atol=1e-6)
+    assert not torch.equal(fresh.entry_BSD, exact.entry_BSD)
+    model = make_model(loaded, first_layer=2)
+    # one layer mixes 32 numbers of that error
+    torch.testing.assert_close(
+        model.hidden(kept)[kept.mask_BS], model.hidden(exact)[kept.mask_BS], rtol=0, atol=0.05
+    )
+
+
+def test_a_file_mapped_into_memory_is_never_seen_in_its_folder(
+    bert: Loaded, tmp_path: Path
+) -> None:
+    windows = Windows(bert)
+    store = Activations(bert.encoder, 2, 100 * 32 * 4, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+    draw = random.Random(6)
+    for _ in range(20):
+        chosen = tuple(draw.choices(range(12), k=4))
+        filled = store.fill(*windows.batch(*chosen))
+        assert not list(tmp_path.iterdir())
+        assert_each_is_its_windows_own(filled, windows, chosen, bert.encoder, 2)
+    assert store.hits and store.evictions
+    deleted = [
+        line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line
+    ]
+    assert deleted and all(line.endswith("(deleted)") for line in deleted)
+    del store, filled
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_folder_that_cannot_take_the_file_is_told(bert: Loaded, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="cannot take 12,800 bytes of activations"):
+        Activations(bert.encoder, 1, 12800, folder=tmp_path / "nowhere")
+    with pytest.raises(TrainingError, match="choose another folder or keep less"):
+        Activations(bert.encoder, 1, 2**54, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_is_not_taken_before_it_is_used(bert: Loaded) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    before = resident()
+    store = Activations(bert.encoder, 1, 2**32)
+    store.fill(*Windows(bert).batch(0, 1))
+    assert store._table_XD.nbytes == 2**32
+    assert resident() - before < 2**27
+
+
+def test_stores_of_different_first_layers_do_not_mix(bert: Loaded) -> None:
+    windows = Windows(bert)
+    stores = {layer: Activations(bert.encoder, layer, PLENTY) for layer in (1, 2)}
+    chosen = (0, 1, 0)
+    for _ in range(2):
+        for layer, store in stores.items():
+            filled = store.fill(*windows.batch(*chosen))
+            assert_each_is_its_windows_own(filled, windows, chosen, bert.encoder, layer)
+    model = make_model(bert, first_layer=1)
+    with pytest.raises(AssertionError, match="another layer"):
+        model.hidden(stores[2].fill(*windows.batch(*chosen)))
+
+
+def test_windows_of_one_index_and_of_equal_pieces_keep_apart(bert: Loaded) -> None:
+    """Two notes, and one note cut in two ways, whose first windows are both number 0."""
+    windows, store = Windows(bert), Activations(bert.encoder, 1, PLENTY)
+    _, inputs = windows.batch(3, 4, 3)
+    keys = [("a", 0, 24, 4), ("a", 0, 12, 4), ("b", 0, 24, 4)]
+    for _ in range(2):
+        filled = store.fill(keys, inputs)
+        assert_each_is_its_windows_own(filled, windows, (3, 4, 3), bert.encoder, 1)
+    assert len(store) == 3
+    with pytest.raises(AssertionError, match="one key names windows that differ"):
+        store.fill(["same", "same"], windows.batch(3, 4)[1])
+
+
+def test_only_a_frozen_backbone_and_a_late_prompt_have_anything_to_keep(bert: Loaded) -> None:
+    with pytest.raises(AssertionError, match="frozen"):
+        Activations(Encoder(bert.shape), 1, PLENTY)
+    for layer in (0, 3):
+        with pytest.raises(AssertionError):
+            Activations(bert.encoder, layer, PLENTY)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_backbone_on_a_gpu_reads_a_table_beside_it_or_on_the_host(
+    tmp_path: Path, device: str | None
+) -> None:
+    loaded = tiny_loaded("bert", tmp_path)
+    windows = Windows(loaded)
+    expected = Activations(loaded.encoder, 2, PLENTY).fill(*windows.batch(0, 1, 0)).entry_BSD
+    store = Activations(loaded.encoder.to("cuda"), 2, PLENTY, device=device)
+    for _ in range(2):
+        filled = store.fill(*windows.batch(0, 1, 0))
+        assert filled.entry_BSD.is_cuda and filled.label_B.is_cuda
+        torch.testing.assert_close(filled.entry_BSD.cpu(), expected, rtol=0, atol=1e-4)
