@@ -33,6 +33,7 @@ from raymrc.scoring.n2c2_2018 import score_note
 from raymrc.study.configuration import FoldRun, hash_values
 from raymrc.study.cost import price, training_flops
 from raymrc.study.record import Epoch, NoteCounts, Record
+from raymrc.training.activations import Activations
 from raymrc.training.batching import (
     Row,
     StudyData,
@@ -88,6 +89,7 @@ class Lane:
         device: where the model runs; `loaded.encoder` must be there already.
         evaluation_pieces: padded pieces of a batch that asks for answers.
         state: of `save`, to go on from.
+        activations: what the frozen backbone computes below this configuration's first layer.
 
     Raises:
         TrainingError: no training note.
@@ -103,6 +105,7 @@ class Lane:
         device: torch.device,
         evaluation_pieces: int,
         state: bytes | None = None,
+        activations: Activations | None = None,
     ) -> None:
         configuration = fold_run.configuration
         self.fold_run = fold_run
@@ -112,6 +115,7 @@ class Lane:
         self.shape = loaded.shape
         self.strategy = STRATEGIES[configuration.cell.strategy]
         self.evaluation_pieces = evaluation_pieces
+        self.activations = activations
         seed = int(hash_values([configuration.seed, fold_run.fold])[:8], 16)
         self.order = random.Random(seed)
         self.dropout = torch.Generator(device).manual_seed(seed)
@@ -179,7 +183,15 @@ class Lane:
         targets = None
         if self.stage == TRAINING:
             targets = collate_targets(rows, inputs).to(self.device)
-        return Batch(self, rows, inputs.to(self.device), targets)
+        return Batch(self, rows, self._enter(rows, inputs), targets)
+
+    def _enter(self, rows: Sequence[Row], inputs: Inputs) -> Inputs:
+        """The batch on the device, with what enters the first layer where that is kept."""
+        if self.activations is None:
+            return inputs.to(self.device)
+        cut = (self.configuration.window, self.configuration.overlap)
+        keys = [(row.window.note_id, row.window.index, *cut) for row in rows]
+        return self.activations.fill(keys, inputs)
 
     def decay_rates(self) -> None:
         """Linear decay to zero without warm-up, as the published runs have it."""

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from raymrc.errors import TrainingError
 from raymrc.model.backbones import Loaded
-from raymrc.model.strategies import count_parameters
+from raymrc.model.strategies import STRATEGIES, count_parameters
 from raymrc.study.configuration import FoldRun
 from raymrc.study.cost import lane_bytes, pass_bytes
 from raymrc.study.record import Epoch, Record
+from raymrc.training.activations import Activations
 from raymrc.training.batching import StudyData
 from raymrc.training.fused import (
     backward_together,
@@ -42,6 +43,9 @@ are no faster: matrix products are at their best from 128 rows on, and padding g
 
 MEMORY_SHARE = 0.8
 """Of a machine's or a device's memory, what lanes may count on."""
+
+ACTIVATIONS_SHARE = 0.25
+"""Of that, what may be kept of layers below late prompts, for one first layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class Pool:
         self.meter = Meter(self.device, gpus)
         self.memory_bytes = memory_bytes or available_bytes(self.device, gpus)
         self._seats: dict[str, _Seat] = {}
+        self._activations: dict[int, Activations] = {}
         self._events: list[Event] = []
 
     def __len__(self) -> int:
@@ -131,7 +136,10 @@ class Pool:
             )
         began = time.monotonic()
         self.meter.lap()
-        lane = Lane(fold_run, self.data, self.loaded, self.device, self.pass_pieces, state)
+        lane = Lane(
+            fold_run, self.data, self.loaded, self.device, self.pass_pieces, state,
+            self._activations_of(fold_run),
+        )  # fmt: skip
         before = lane.spent.wall
         self._charge([lane], [1], evaluates=False)
         self._seats[fold_run.key] = _Seat(lane, began - before, len(lane.epochs))
@@ -276,6 +284,21 @@ class Pool:
                 lane.spent.evaluation += share * wall
             else:
                 lane.spent.training += share * wall
+
+    def _activations_of(self, fold_run: FoldRun) -> Activations | None:
+        """What all lanes with this first layer share; None where nothing is below the prompt."""
+        configuration = fold_run.configuration
+        first_layer = configuration.first_layer
+        if STRATEGIES[configuration.cell.strategy].trains_backbone or not first_layer:
+            return None
+        if first_layer not in self._activations:
+            encoder = self.loaded.encoder
+            rows = self.data.rows(self.loaded.tokenizer, self.loaded.shape, configuration)
+            pieces = sum(len(row.ids) for of in rows.values() for row in of if row.label == 0)
+            wanted = (1 + pieces) * self.loaded.shape.hidden * encoder.word.weight.itemsize
+            most = int(min(wanted, ACTIVATIONS_SHARE * self.memory_bytes))
+            self._activations[first_layer] = Activations(encoder, first_layer, most)
+        return self._activations[first_layer]
 
     def _lane_bytes(self, fold_run: FoldRun) -> float:
         configuration = fold_run.configuration

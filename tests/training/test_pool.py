@@ -13,6 +13,8 @@ import torch
 
 from raymrc.errors import TrainingError
 from raymrc.model.backbones import Loaded
+from raymrc.model.encoder import Encoder
+from raymrc.model.inputs import Inputs
 from raymrc.study.configuration import FoldRun
 from raymrc.study.record import Epoch, Record
 from raymrc.training import pool as pool_module
@@ -238,3 +240,29 @@ def test_lanes_that_train_the_backbone_run_beside_frozen_ones(
     assert_same_result(found[frozen.key][-1], train_fold_run(frozen, data, loaded))
     assert_same_result(found[trained.key][-1], train_fold_run(trained, data, loaded))
     assert isinstance(found[trained.key][0], Epoch)
+
+
+def test_layers_below_a_late_prompt_run_once_a_window_for_all_lanes(
+    loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the label, the epoch, the fold and the configuration."""
+    rows: list[int] = []
+    below = Encoder.below
+
+    def count(self: Encoder, inputs: Inputs, layer: int) -> torch.Tensor:
+        rows.append(len(inputs.label_B))
+        return below(self, inputs, layer)
+
+    monkeypatch.setattr(Encoder, "below", count)
+    runs = [make_frozen(loaded, number, first_layer=2, negative_rate=1.0) for number in range(5)]
+    pool = Pool(loaded, data)
+    for run in runs:
+        pool.open(run)
+    found = run_out(pool)
+    windows = data.windows(loaded.tokenizer, loaded.backbone.source, 20, 4)
+    assert sum(rows) == sum(map(len, windows.values()))
+    monkeypatch.undo()
+    pool = Pool(loaded, data)
+    monkeypatch.setattr(pool, "_activations_of", lambda fold_run: None)
+    pool.open(runs[3])
+    assert_same_result(found[runs[3].key][-1], run_out(pool)[runs[3].key][-1])
