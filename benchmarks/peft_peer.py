@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,17 @@ if TYPE_CHECKING:
     from raymrc.model.shapes import Shape
 
 # --- the model ------------------------------------------------------------------------------------
+
+
+STRIDE = 1024
+NOTHING = -100
+"""What Trainer fills up with where it joins batches; it can do so along one dimension only."""
+
+
+def pack(found: Sequence[Tensor]) -> Tensor:
+    """Spans of each row, (first, last) pieces -> first * STRIDE + last, filled up with NOTHING."""
+    codes = [pairs_K2[:, 0] * STRIDE + pairs_K2[:, 1] for pairs_K2 in found]
+    return nn.utils.rnn.pad_sequence(codes, batch_first=True, padding_value=NOTHING)
 
 
 class DenseHeads(nn.Module):
@@ -66,7 +78,7 @@ class DenseHeads(nn.Module):
         targets: SpanTargets,
         weights: Sequence[float],
     ) -> tuple[Tensor, Tensor | None]:
-        """The loss; and while evaluating, 1 where a span was found, (B, S, S)."""
+        """The loss; and while evaluating, what was found in each row (`pack`)."""
         hidden_BSD = self.drop(hidden_BSD)
         start_BS = self.start(hidden_BSD).squeeze(-1)
         end_BS = self.end(hidden_BSD).squeeze(-1)
@@ -92,7 +104,7 @@ class DenseHeads(nn.Module):
         if self.training:
             return loss, None
         found_BSS = (start_BS > 0)[:, :, None] & (end_BS > 0)[:, None, :] & (match_BSS > 0)
-        return loss, (found_BSS & inside_BSS).to(torch.int8)
+        return loss, pack([row.nonzero() for row in found_BSS & inside_BSS])
 
 
 def _mean_entropy(logits: Tensor, gold: Tensor, mask: Tensor) -> Tensor:
@@ -115,12 +127,8 @@ class FactorisedHeads(SpanHeads):
         loss = self.loss(hidden_BSD, window_BS, targets, w)
         if self.training:
             return loss, None
-        B, S = window_BS.shape
-        found_BSS = torch.zeros(B, S, S, dtype=torch.int8)
-        for row, (_, _, pairs, match) in enumerate(self.predict(hidden_BSD, window_BS)):
-            first, last = torch.from_numpy(pairs[match > 0]).unbind(1)
-            found_BSS[row, first, last] = 1
-        return loss, found_BSS
+        answers = self.predict(hidden_BSD, window_BS)
+        return loss, pack([torch.from_numpy(pairs[match > 0]) for _, _, pairs, match in answers])
 
 
 HEADS: dict[str, type[DenseHeads] | type[FactorisedHeads]] = {
@@ -129,12 +137,17 @@ HEADS: dict[str, type[DenseHeads] | type[FactorisedHeads]] = {
 }
 
 
+PREFIX = (
+    "peft.PrefixEncoder" if find_spec("peft") else "nn.Embedding, as peft.PrefixEncoder holds one"
+)
+
+
 def make_prefix(config: Any, num_virtual_tokens: int) -> nn.Module:
     """PEFT's prefix encoder: ids of virtual tokens (B, P) -> keys and values (B, P, X)."""
-    try:
-        from peft import PrefixEncoder, PrefixTuningConfig
-    except ImportError:
+    if not find_spec("peft"):
         return nn.Embedding(num_virtual_tokens, 2 * config.num_hidden_layers * config.hidden_size)
+    from peft import PrefixEncoder, PrefixTuningConfig
+
     prefix: nn.Module = PrefixEncoder(
         PrefixTuningConfig(
             task_type="FEATURE_EXTRACTION",
@@ -202,8 +215,8 @@ class PeerModel(nn.Module):
     ) -> dict[str, Tensor]:
         hidden_BSD = self.hidden(input_ids, attention_mask, label)
         targets = SpanTargets(start_positions, end_positions, pairs)
-        loss, found_BSS = self.heads(hidden_BSD, window_mask, targets, self.weights)
-        return {"loss": loss} if found_BSS is None else {"loss": loss, "found": found_BSS}
+        loss, found = self.heads(hidden_BSD, window_mask, targets, self.weights)
+        return {"loss": loss} if found is None else {"loss": loss, "found": found}
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor, label: Tensor) -> Tensor:
         """The encoder's output with each row's own prefix, (B, S, D)."""
@@ -391,16 +404,15 @@ def train_peer(
         """The trained numbers of the best epoch, in memory; the later of equal ones."""
 
         f1 = -1.0
-        state: Mapping[str, Tensor] = {}  # noqa: RUF012
+        state: Mapping[str, Tensor] = {}
 
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             sampled.draw()
 
-        def on_evaluate(
-            self, args: Any, state: Any, control: Any, *, metrics: Any, **rest: Any
-        ) -> None:
-            if metrics["eval_f1"] >= self.f1:
-                self.f1 = metrics["eval_f1"]
+        def on_evaluate(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            f1 = rest["metrics"]["eval_f1"]
+            if f1 >= self.f1:
+                self.f1 = f1
                 own = model.named_parameters()
                 self.state = {n: p.detach().clone() for n, p in own if p.requires_grad}
 
@@ -445,7 +457,7 @@ def train_peer(
 
 
 def score(
-    found_RSS: np.ndarray,
+    found_RK: np.ndarray,
     rows: Sequence[Row],
     notes: Sequence[Note],
     windows: Mapping[str, Sequence[Any]],
@@ -453,8 +465,9 @@ def score(
 ) -> Counts:
     """What was found in every row -> spans -> strict counts of all notes."""
     spans: dict[str, dict[int, list[tuple[int, int, int]]]] = {note.id: {} for note in notes}
-    for row, first, last in np.argwhere(found_RSS == 1).tolist():
+    for row, place in np.argwhere(found_RK != NOTHING).tolist():
         at = rows[row]
+        first, last = divmod(int(found_RK[row, place]), STRIDE)
         own = spans[at.window.note_id].setdefault(at.window.index, [])
         own.append((at.label, first - at.offset, last - at.offset))
     return pool(

@@ -33,7 +33,7 @@ import ray
 from ray import tune
 
 from benchmarks.common import Options, json_line, start
-from benchmarks.peft_peer import HEADS, PeerRun, run_trial
+from benchmarks.peft_peer import HEADS, PREFIX, PeerRun, run_trial
 from raymrc.model.backbones import find, weights_fingerprint
 from raymrc.reading.questions import build_questions
 from raymrc.scoring.counts import Counts, pool
@@ -60,6 +60,7 @@ class Case:
     goal: float
     notes: int
     epochs: int
+    match_width: int = 2048
     rates: tuple[float, ...] = (5e-3, 1e-2, 2e-2, 3e-2, 5e-2, 8e-2, 1.2e-1, 2e-1)
     folds: int = 5
 
@@ -69,7 +70,7 @@ CASES = (
     Case("published head", 15.0, notes=20, epochs=3),
 )
 QUICK = tuple(
-    Case(head, goal, notes=16, epochs=1, rates=(3e-2, 8e-2), folds=2)
+    Case(head, goal, notes=16, epochs=1, match_width=128, rates=(3e-2, 8e-2), folds=2)
     for head, goal in (("factorised head", 3.0), ("published head", 15.0))
 )
 
@@ -117,6 +118,7 @@ def plan_case(case: Case, corpus_path: str, folder: Path) -> tuple[Plan, StudyDa
             "corpus.labels=[Drug, Effect]",
             f"corpus.subset.notes={case.notes}",
             f"folds.count={case.folds}",
+            f"training.match_width={case.match_width}",
             f"strategies={{frozen_soft_prompt: {frozen}}}",
             f"storage={folder}",
         ],
@@ -139,9 +141,7 @@ def run_ours(plan: Plan, data: StudyData, folder: Path) -> Side:
     seconds = time.perf_counter() - began
     assert outcome.done == plan.num_fold_runs, outcome.reasons
     number_of = {c: number for number, c in enumerate(configurations_of(plan))}
-    records = {
-        (number_of[r.fold_run.configuration], r.fold_run.fold): r for r in ledger.records()
-    }
+    records = {(number_of[r.fold_run.configuration], r.fold_run.fold): r for r in ledger.records()}
     return Side(
         seconds,
         {
@@ -173,7 +173,7 @@ def run_peer(plan: Plan, data: StudyData, folder: Path, head: str) -> Side:
     seconds = time.perf_counter() - began
     if results.errors:
         raise SystemExit(f"the peer failed: {type(results.errors[0]).__name__}")
-    runs = [PeerRun(**result.metrics["run"]) for result in results]
+    runs = [PeerRun(**results[i].metrics["run"]) for i in range(len(results))]
     assert len(runs) == plan.num_fold_runs
     return Side(
         seconds,
@@ -210,13 +210,14 @@ def run_case(options: Options, case: Case, corpus_path: str) -> None:
         labels=list(data.corpus.labels),
         epochs=case.epochs,
         prompt_length=16,
+        match_width=case.match_width,
         mean_f1=round(ours.mean_f1, 4),
         peer_mean_f1=round(peer.mean_f1, 4),
         chosen_f1=round(ours.chosen_f1, 4),
         peer_chosen_f1=round(peer.chosen_f1, 4),
         tokens=ours.tokens,
         peer_tokens=peer.tokens,
-        peer_prefix="peft.PrefixEncoder, its own start N(0, 1)",
+        peer_prefix=f"{PREFIX}, its own start N(0, 1)",
         peer_batches="shuffled, padded to the longest",
         load_average_before=round(load, 1),
     )
