@@ -173,7 +173,8 @@ def run_peer(plan: Plan, data: StudyData, folder: Path, head: str) -> Side:
     seconds = time.perf_counter() - began
     if results.errors:
         raise SystemExit(f"the peer failed: {type(results.errors[0]).__name__}")
-    runs = [PeerRun(**results[i].metrics["run"]) for i in range(len(results))]
+    last = [results[i].metrics or {} for i in range(len(results))]
+    runs = [PeerRun(**metrics["run"]) for metrics in last]
     assert len(runs) == plan.num_fold_runs
     return Side(
         seconds,

@@ -115,6 +115,15 @@ def padded_share(batches: Iterable[Sequence[Row]]) -> float:
     return round(1 - sum(map(count_tokens, batches)) / padded, 3)
 
 
+def joined(lanes: Sequence[Sequence[Sequence[Row]]]) -> list[list[Row]]:
+    """The rows of each pass in which lanes of several lengths are put together."""
+    passes = []
+    for step in zip(*lanes, strict=True):
+        for places in share_out([collate(rows, 0) for rows in step]):
+            passes.append([row for place in places for row in step[place]])
+    return passes
+
+
 def in_order(rows: Sequence[Row], size: int) -> list[list[Row]]:
     return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
 
@@ -388,7 +397,7 @@ def run_case(
                 batch_size=size,
                 batches=len(theirs),
                 labels=num_labels,
-                padding=padded_share(batch for order in orders for batch in order),
+                padding=padded_share(joined(orders)),
                 peer_padding=padded_share(theirs),
                 mean_pieces=round(peer_tokens / len(rows), 1),
                 peer_prefix=PREFIX,
