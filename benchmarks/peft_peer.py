@@ -167,7 +167,8 @@ class PeerModel(nn.Module):
     Args:
         encoder: as `AutoModel` gives it. A frozen one is shared, and stays without dropout.
         head: a key of `HEADS`.
-        prefix_std: of the prefix's first values.
+        prefix_std: of the prefix's first values; 1.0 is PEFT's own. Tried on one fold (60 PHEE notes,
+            6 epochs at 2e-1): 1.0 gave a strict F1 of 0.50, 0.02 gave 0.12, and ours 0.46.
     """
 
     def __init__(
