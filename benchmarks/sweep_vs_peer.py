@@ -1,0 +1,248 @@
+"""A whole sweep over one frozen backbone: raymrc against Ray Tune, PEFT and Hugging Face's Trainer.
+
+    python -m benchmarks.sweep_vs_peer [--corpus FOLDER] [--quick]
+
+Eight learning rates on five folds of PHEE sentences: 40 fold-runs of a frozen MiniLM with a prompt of
+16 for each label, on all cores, one a trial. Ours: `run_study`, as `raymrc run` calls it, into an empty
+ledger. Peer: what a user writes with the same Ray (`benchmarks.peft_peer`): a function trainable in
+reused actors, the backbone kept in each process, one PEFT prefix a label, Trainer with dynamic
+padding, validation every epoch, the best epoch kept, the fold predicted at the end. Both start and
+end Ray themselves, and the same rule scores both.
+
+The peer comes twice: with the published match head, which scores every pair of pieces, and with our
+factorised one handed to it. The first takes so long that its sweep, and ours beside it, is smaller.
+Seconds of the whole sweep, each run once: a sweep is long, and its fold-runs are many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import raymrc.sweep  # noqa: F401  # sets Ray's switches before ray is imported
+
+# isort: split
+import ray
+from ray import tune
+
+from benchmarks.common import Options, json_line, start
+from benchmarks.peft_peer import HEADS, PREFIX, PeerRun, run_trial
+from raymrc.model.backbones import find, weights_fingerprint
+from raymrc.reading.questions import build_questions
+from raymrc.scoring.counts import Counts, pool
+from raymrc.study.configuration import Configuration
+from raymrc.study.ledger import Ledger
+from raymrc.study.plan import Plan, build_study_folds, plan_study, read_study_corpus
+from raymrc.study.spec import load_spec
+from raymrc.sweep.driver import Resources, _cluster, run_study
+from raymrc.training.batching import StudyData
+from raymrc.training.trainer import Trainer
+
+STUDY = Path(__file__).resolve().parents[1] / "studies" / "phee-concepts.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """
+    Args:
+        head: the peer's; a key of `peft_peer.HEADS`.
+        notes: of PHEE, drawn by the study's seed.
+    """
+
+    head: str
+    goal: float
+    notes: int
+    epochs: int
+    match_width: int = 2048
+    rates: tuple[float, ...] = (5e-3, 1e-2, 2e-2, 3e-2, 5e-2, 8e-2, 1.2e-1, 2e-1)
+    folds: int = 5
+
+
+CASES = (
+    Case("factorised head", 3.0, notes=60, epochs=6),
+    Case("published head", 15.0, notes=20, epochs=3),
+)
+QUICK = tuple(
+    Case(head, goal, notes=16, epochs=1, match_width=128, rates=(3e-2, 8e-2), folds=2)
+    for head, goal in (("factorised head", 3.0), ("published head", 15.0))
+)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a sweep came to.
+
+    Args:
+        counts: (configuration, fold) -> strict counts of the scored fold.
+        validation: (configuration, fold) -> F1 that chose the epoch.
+        tokens: real pieces that were trained on.
+    """
+
+    wall_seconds: float
+    counts: dict[tuple[int, int], Counts]
+    validation: dict[tuple[int, int], float]
+    tokens: int
+
+    @property
+    def mean_f1(self) -> float:
+        """Over all fold-runs."""
+        return statistics.mean(counts.f1 for counts in self.counts.values())
+
+    @property
+    def chosen_f1(self) -> float:
+        """Mean over folds of the configuration that validation chooses."""
+        by_rate: dict[int, list[float]] = {}
+        for (number, _), f1 in self.validation.items():
+            by_rate.setdefault(number, []).append(f1)
+        best = max(by_rate, key=lambda number: statistics.mean(by_rate[number]))
+        return statistics.mean(c.f1 for (number, _), c in self.counts.items() if number == best)
+
+
+def plan_case(case: Case, corpus_path: str, folder: Path) -> tuple[Plan, StudyData]:
+    rates = ", ".join(f"{rate:.1e}" for rate in case.rates)
+    frozen = (
+        f"{{learning_rate: [{rates}], head_learning_rate: 3.0e-3, prompt_length: 16, "
+        f"epochs: {case.epochs}}}"
+    )
+    spec = load_spec(
+        STUDY,
+        [
+            f"corpus.path={corpus_path}",
+            "corpus.labels=[Drug, Effect]",
+            f"corpus.subset.notes={case.notes}",
+            f"folds.count={case.folds}",
+            f"training.match_width={case.match_width}",
+            f"strategies={{frozen_soft_prompt: {frozen}}}",
+            f"storage={folder}",
+        ],
+    )
+    corpus = read_study_corpus(spec)
+    backbones = [entry.backbone for entry in spec.backbones]
+    plan = plan_study(spec, corpus, {b.name: weights_fingerprint(find(b)) for b in backbones})
+    questions = build_questions(corpus.labels, spec.questions)
+    return plan, StudyData(corpus, build_study_folds(spec, corpus), questions)
+
+
+def configurations_of(plan: Plan) -> tuple[Configuration, ...]:
+    return tuple(c for cell in plan.cells for c in cell.configurations or ())
+
+
+def run_ours(plan: Plan, data: StudyData, folder: Path) -> Side:
+    ledger = Ledger(str(folder))
+    began = time.perf_counter()
+    outcome = run_study(plan, ledger, Trainer(), data, folder=folder, resources=Resources())
+    seconds = time.perf_counter() - began
+    assert outcome.done == plan.num_fold_runs, outcome.reasons
+    number_of = {c: number for number, c in enumerate(configurations_of(plan))}
+    records = {(number_of[r.fold_run.configuration], r.fold_run.fold): r for r in ledger.records()}
+    return Side(
+        seconds,
+        {
+            at: pool(pool(note.strict.values()) for note in r.notes.values())
+            for at, r in records.items()
+        },
+        {at: r.validation_f1 or 0.0 for at, r in records.items()},
+        sum(r.tokens for r in records.values()),
+    )
+
+
+def run_peer(plan: Plan, data: StudyData, folder: Path, head: str) -> Side:
+    configurations = configurations_of(plan)
+    began = time.perf_counter()
+    with _cluster(Resources(), folder):
+        trainable = tune.with_resources(
+            tune.with_parameters(run_trial, shared=[ray.put((data, configurations))], head=head),
+            {"cpu": 1},
+        )
+        results = tune.Tuner(
+            trainable,
+            param_space={
+                "configuration": tune.grid_search(list(range(len(configurations)))),
+                "fold": tune.grid_search(list(range(plan.folds))),
+            },
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=tune.RunConfig(name="peer", storage_path=str(folder), verbose=0),
+        ).fit()
+    seconds = time.perf_counter() - began
+    if results.errors:
+        raise SystemExit(f"the peer failed: {type(results.errors[0]).__name__}")
+    last = [results[i].metrics or {} for i in range(len(results))]
+    runs = [PeerRun(**metrics["run"]) for metrics in last]
+    assert len(runs) == plan.num_fold_runs
+    return Side(
+        seconds,
+        {(run.configuration, run.fold): Counts(*run.strict) for run in runs},
+        {(run.configuration, run.fold): run.validation_f1 for run in runs},
+        sum(run.tokens for run in runs),
+    )
+
+
+def run_case(options: Options, case: Case, corpus_path: str) -> None:
+    assert case.head in HEADS
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="raymrc-sweep-") as scratch:
+        places = {name: Path(scratch, name) for name in ("ours", "peer")}
+        for place in places.values():
+            place.mkdir()
+        plan, data = plan_case(case, corpus_path, places["ours"])
+        ours = run_ours(plan, data, places["ours"])
+        peer = run_peer(plan, data, places["peer"], case.head)
+    json_line(
+        options,
+        f"frozen sweep, peer with the {case.head}",
+        ours.wall_seconds,
+        peer.wall_seconds,
+        "s for all fold-runs, with Ray's start and end",
+        peer.wall_seconds / ours.wall_seconds,
+        case.goal,
+        pairs_timed=1,
+        fold_runs=plan.num_fold_runs,
+        configurations=plan.num_configurations,
+        folds=plan.folds,
+        trials_at_once=os.cpu_count(),
+        notes=len(data.corpus.notes),
+        labels=list(data.corpus.labels),
+        epochs=case.epochs,
+        prompt_length=16,
+        match_width=case.match_width,
+        mean_f1=round(ours.mean_f1, 4),
+        peer_mean_f1=round(peer.mean_f1, 4),
+        chosen_f1=round(ours.chosen_f1, 4),
+        peer_chosen_f1=round(peer.chosen_f1, 4),
+        tokens=ours.tokens,
+        peer_tokens=peer.tokens,
+        peer_prefix=f"{PREFIX}, its own start N(0, 1)",
+        peer_batches="shuffled, padded to the longest",
+        load_average_before=round(load, 1),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sweep_vs_peer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--corpus", default="corpora/phee", metavar="FOLDER", help="of PHEE")
+    parser.add_argument("--quick", action="store_true", help="four fold-runs of an epoch each")
+    parser.add_argument("--device", choices=("cpu",), default="cpu")
+    given = parser.parse_args(arguments)
+    if not Path(given.corpus).is_dir():
+        print(f"there is no PHEE at {given.corpus}; give its folder: --corpus", file=sys.stderr)
+        return 2
+    options = Options("sweep_vs_peer", given.quick, given.device)
+    start(options)
+    for case in QUICK if options.quick else CASES:
+        run_case(options, case, given.corpus)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,441 @@
+"""Real tokens a second of a training step: raymrc against PEFT and Hugging Face, on the same windows.
+
+    python -m benchmarks.throughput [--corpus FOLDER] [--quick] [--device cpu|cuda]
+
+Two mixes of lengths: PHEE, single sentences, and made-up discharge summaries, windows of which most
+are full. A step is a batch made of rows, forward, backward, clipping and AdamW, all of it; padding
+counts as time and not as tokens.
+
+Ours: batches of like lengths, our encoder, factorised heads, fused AdamW; frozen fold-runs four at a
+time through `raymrc.training.fused`, and one alone as `Lane.train_epoch` has it. Peer: the loop of
+Hugging Face's Trainer, rows shuffled and padded to the longest of a batch, `AutoModel` with PEFT's
+prefix, fused AdamW (Trainer's default). It comes with the published match head and with our
+factorised one, and with the latter also in batches of like lengths (Trainer's `group_by_length`,
+off by default), so that a reader sees what comes from where. The peer's attention weights have no
+dropout, as ours: by a checkpoint's own config they have, which costs it the fused kernel.
+
+With --device cuda the peer computes in bf16 autocast; ours in fp32, as raymrc trains, and in bf16
+autocast beside it. Gatortron-345m's shape with random weights joins. Without MiniLM's weights its
+shape gets random ones, and words are cut into pieces of five letters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import Options, json_line, start, time_in_turn
+from benchmarks.peft_peer import HEADS, PREFIX, PeerModel, collate_peer
+from raymrc.corpora.formats import read_corpus
+from raymrc.corpora.note import Corpus
+from raymrc.corpora.splits import take_subset
+from raymrc.corpora.synthetic import synthesize
+from raymrc.errors import BackboneError
+from raymrc.model.backbones import Loaded, find, load
+from raymrc.model.encoder import from_hugging_face
+from raymrc.model.inputs import SpanTargets
+from raymrc.model.shapes import SHAPES, Shape
+from raymrc.model.strategies import STRATEGIES, build
+from raymrc.reading.windows import build_windows
+from raymrc.study.configuration import Backbone, Cell, Configuration
+from raymrc.training.batching import Row, RowBuilder, collate, collate_targets, training_batches
+from raymrc.training.fused import Part, backward_together, clip_together, share_out
+
+GOALS = {"published head": 2.5, "factorised head": 1.0}
+"""On a CPU; the published head is what the peer's users have."""
+
+LANES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """A corpus cut into windows.
+
+    Args:
+        batch_size: of ours and of the peer.
+        batches: steps of one timed run.
+        dense_batch_size, dense_batches: where the published head is in it; it keeps
+            rows x pieces^2 x (2 D + 3 W) numbers.
+    """
+
+    name: str
+    window: int
+    batch_size: int
+    batches: int
+    dense_batch_size: int
+    dense_batches: int
+
+
+PHEE = Mix("PHEE sentences", 256, 16, 12, 16, 2)
+SUMMARIES = Mix("discharge summaries", 256, 8, 6, 2, 2)
+
+
+# --- what both sides train on ----------------------------------------------------------------------
+
+
+def read_rows(mix: Mix, corpus: Corpus, loaded: Loaded) -> list[Row]:
+    """Rows of the mix with and without answers, shuffled: as an epoch of the study has them."""
+    builder = RowBuilder(
+        loaded.tokenizer,
+        loaded.shape,
+        corpus.labels,
+        {},
+        STRATEGIES["frozen_soft_prompt"],
+        mix.window,
+    )
+    windows = {
+        note.id: build_windows(note, loaded.tokenizer, mix.window, 32) for note in corpus.notes
+    }
+    draw = random.Random(13)
+    rows = [
+        row for row in builder.rows(corpus.notes, windows) if row.has_answer or draw.random() < 0.3
+    ]
+    draw.shuffle(rows)
+    return rows
+
+
+def count_tokens(rows: Iterable[Row]) -> int:
+    return sum(len(row.ids) for row in rows)
+
+
+def padded_share(batches: Iterable[Sequence[Row]]) -> float:
+    """Of all positions that are computed, the share that is padding."""
+    batches = list(batches)
+    padded = sum(len(batch) * max(len(row.ids) for row in batch) for batch in batches)
+    return round(1 - sum(map(count_tokens, batches)) / padded, 3)
+
+
+def joined(lanes: Sequence[Sequence[Sequence[Row]]]) -> list[list[Row]]:
+    """The rows of each pass in which lanes of several lengths are put together."""
+    passes = []
+    for step in zip(*lanes, strict=True):
+        for places in share_out([collate(rows, 0) for rows in step]):
+            passes.append([row for place in places for row in step[place]])
+    return passes
+
+
+def in_order(rows: Sequence[Row], size: int) -> list[list[Row]]:
+    return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+
+def bucketed(rows: Sequence[Row], size: int, seed: int = 0) -> list[list[Row]]:
+    return list(training_batches(rows, size, 1.0, random.Random(seed)))
+
+
+# --- the two sides ---------------------------------------------------------------------------------
+
+
+def make_configuration(backbone: Backbone, strategy: str, seed: int = 13) -> Configuration:
+    return Configuration(
+        Cell("concepts", "none", backbone, strategy),
+        learning_rate=3e-2 if strategy == "frozen_soft_prompt" else 3e-4,
+        prompt_learning_rate=3e-2,
+        head_learning_rate=3e-3,
+        prompt_length=16,
+        seed=seed,
+    )
+
+
+def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def run_alone(
+    loaded: Loaded,
+    num_labels: int,
+    strategy: str,
+    batches: Sequence[Sequence[Row]],
+    device: str,
+    precision: str,
+) -> Callable[[], None]:
+    """Ours: one fold-run, as `Lane.train_epoch` has it."""
+    model = build(make_configuration(loaded.backbone, strategy), loaded, num_labels).train()
+    optimiser = torch.optim.AdamW(model.parameter_groups(), fused=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def run() -> None:
+        for rows in batches:
+            inputs = collate(rows, loaded.shape.pad_id)
+            targets = collate_targets(rows, inputs).to(device)
+            with autocast(precision, device):
+                loss = model.loss(inputs.to(device), targets)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
+            optimiser.step()
+
+    return run
+
+
+def run_together(
+    loaded: Loaded,
+    num_labels: int,
+    lanes: Sequence[Sequence[Sequence[Row]]],
+    device: str,
+    precision: str,
+) -> Callable[[], None]:
+    """Ours: frozen fold-runs side by side, each with batches in its own order."""
+    models, optimisers, generators = [], [], []
+    for seed in range(len(lanes)):
+        configuration = make_configuration(loaded.backbone, "frozen_soft_prompt", seed)
+        models.append(build(configuration, loaded, num_labels).train())
+        optimisers.append(torch.optim.AdamW(models[-1].parameter_groups(), fused=True))
+        generators.append(torch.Generator(device).manual_seed(seed))
+
+    def run() -> None:
+        for step in zip(*lanes, strict=True):
+            parts = []
+            for model, generator, rows in zip(models, generators, step, strict=True):
+                inputs = collate(rows, loaded.shape.pad_id)
+                targets = collate_targets(rows, inputs)
+                assert isinstance(targets, SpanTargets)
+                parts.append(Part(model, inputs.to(device), targets.to(device), generator))
+            for places in share_out([part.inputs for part in parts]):
+                with autocast(precision, device):
+                    backward_together([parts[place] for place in places])
+                clip_together([models[place] for place in places], [1.0] * len(places))
+                for place in places:
+                    optimisers[place].step()
+                    optimisers[place].zero_grad(set_to_none=True)
+
+    return run
+
+
+def run_peer(
+    encoder: Any,
+    configuration: Configuration,
+    num_labels: int,
+    head: str,
+    batches: Sequence[Sequence[Row]],
+    device: str,
+    precision: str,
+) -> Callable[[], None]:
+    """The peer: the steps of Trainer's inner loop, without what it logs."""
+    from transformers import get_linear_schedule_with_warmup
+
+    torch.manual_seed(0)
+    model = PeerModel(encoder, num_labels, configuration, head).to(device).train()
+    optimiser = torch.optim.AdamW(model.parameter_groups(configuration), fused=True)
+    schedule = get_linear_schedule_with_warmup(optimiser, 0, 10_000)
+    pad = int(encoder.config.pad_token_id or 0)
+
+    def run() -> None:
+        for rows in batches:
+            batch = {name: tensor.to(device) for name, tensor in collate_peer(rows, pad).items()}
+            with autocast(precision, device):
+                loss: Tensor = model(**batch)["loss"]
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            model.zero_grad()
+
+    return run
+
+
+def load_sides(name: str, device: str, corpora: Sequence[Corpus]) -> tuple[Loaded, Any]:
+    """Ours and Hugging Face's, of the same weights; random ones of the shape where there are none."""
+    from transformers import AutoModel
+
+    backbone = Backbone(name, name)
+    no_dropout = {"attention_probs_dropout_prob": 0.0}
+    if name == "minilm":
+        try:
+            folder = find(backbone)
+        except BackboneError:
+            pass
+        else:
+            hugging_face = AutoModel.from_pretrained(
+                folder, add_pooling_layer=False, local_files_only=True, **no_dropout
+            )
+            return load(backbone, device), hugging_face.to(device)
+    shape = SHAPES[name]
+    torch.manual_seed(0)
+    hugging_face = AutoModel.from_config(
+        hugging_face_config(shape, **no_dropout), add_pooling_layer=False
+    )
+    state = hugging_face.state_dict()
+    encoder = from_hugging_face(shape, set(state), lambda key: state[key].clone())
+    tokenizer = make_tokenizer(corpora)
+    loaded = Loaded(replace(backbone, source="random"), encoder.to(device), tokenizer, shape, "")
+    return loaded, hugging_face.to(device)
+
+
+def make_tokenizer(corpora: Sequence[Corpus]) -> Any:
+    """Words in pieces of at most five letters: about as many as a trained vocabulary gives."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(Regex(r"\w{1,5}|[^\w\s]"), behavior="isolated"),
+        ]
+    )
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    pieces = {
+        piece
+        for corpus in corpora
+        for note in corpus.notes
+        for piece, _ in split.pre_tokenize_str(note.text)
+    }
+    vocab = {piece: i for i, piece in enumerate([*specials, *sorted(pieces)[:20_000]])}
+    made = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    made.pre_tokenizer = split
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
+
+
+def hugging_face_config(shape: Shape, **values: Any) -> Any:
+    from transformers import BertConfig, MegatronBertConfig
+
+    return {"bert": BertConfig, "megatron-bert": MegatronBertConfig}[shape.kind](
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        intermediate_size=shape.ffn,
+        max_position_embeddings=shape.positions,
+        type_vocab_size=shape.types,
+        layer_norm_eps=shape.eps,
+        hidden_act=shape.activation,
+        pad_token_id=shape.pad_id,
+        **values,
+    )
+
+
+# --- cases -----------------------------------------------------------------------------------------
+
+
+def measure(
+    options: Options, mix: Mix, corpus: Corpus, sides: tuple[Loaded, Any], pairs: int
+) -> None:
+    """All cases of one mix on one backbone."""
+    loaded, _ = sides
+    rows = read_rows(mix, corpus, loaded)
+    for strategy in ("frozen_soft_prompt", "soft_prompt"):
+        for head in HEADS:
+            size, count = mix.batch_size, mix.batches
+            if head == "published head":
+                size, count = mix.dense_batch_size, mix.dense_batches
+            taken = rows[: size * count]
+            assert len(taken) == size * count, f"{mix.name} has {len(rows)} rows"
+            for grouped in (False,) if head == "published head" else (False, True):
+                run_case(options, mix, corpus, sides, strategy, head, grouped, taken, size, pairs)
+
+
+def run_case(
+    options: Options,
+    mix: Mix,
+    corpus: Corpus,
+    sides: tuple[Loaded, Any],
+    strategy: str,
+    head: str,
+    grouped: bool,
+    rows: Sequence[Row],
+    size: int,
+    pairs: int,
+) -> None:
+    """One peer against ours: a lane alone, and several where the backbone is frozen."""
+    loaded, encoder = sides
+    device, num_labels = options.device, len(corpus.labels)
+    is_frozen = strategy == "frozen_soft_prompt"
+    on_gpu = device == "cuda"
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    theirs = bucketed(rows, size) if grouped else in_order(rows, size)
+    mine = bucketed(rows, size)
+    peer = run_peer(
+        encoder if is_frozen else copy.deepcopy(encoder),
+        make_configuration(loaded.backbone, strategy),
+        num_labels,
+        head,
+        theirs,
+        device,
+        "bf16" if on_gpu else "fp32",
+    )
+    for lanes in (LANES, 1) if is_frozen else (1,):
+        for precision in ("fp32", "bf16") if on_gpu else ("fp32",):
+            if lanes == 1:
+                orders = [mine]
+                ours = run_alone(loaded, num_labels, strategy, mine, device, precision)
+            else:
+                each = max(1, len(mine) // lanes)
+                orders = [bucketed(rows, size, seed)[:each] for seed in range(lanes)]
+                ours = run_together(loaded, num_labels, orders, device, precision)
+            tokens = sum(count_tokens(batch) for order in orders for batch in order)
+            seconds, peer_seconds, ratio = time_in_turn(
+                ours, peer, pairs, wait, warm_up=not options.quick
+            )
+            peer_tokens = count_tokens(rows)
+            json_line(
+                options,
+                f"{mix.name}, {loaded.backbone.name}, {'frozen' if is_frozen else 'unfrozen'}, "
+                + (f"{lanes} lanes, " if lanes > 1 else "")
+                + (f"ours {precision}, " if on_gpu else "")
+                + f"peer with the {head}{', batches of like lengths' if grouped else ''}",
+                tokens / seconds,
+                peer_tokens / peer_seconds,
+                "real tokens/s",
+                ratio * tokens / peer_tokens,
+                GOALS[head],
+                pairs_timed=pairs,
+                batch_size=size,
+                batches=len(theirs),
+                labels=num_labels,
+                padding=padded_share(joined(orders)),
+                peer_padding=padded_share(theirs),
+                mean_pieces=round(peer_tokens / len(rows), 1),
+                peer_prefix=PREFIX,
+                peer_precision="bf16" if on_gpu else "fp32",
+                threads=torch.get_num_threads(),
+            )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.throughput",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--corpus", default="corpora/phee", metavar="FOLDER", help="of PHEE")
+    parser.add_argument("--quick", action="store_true", help="a run of fewer steps")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    given = parser.parse_args(arguments)
+    options = Options("throughput", given.quick, given.device)
+    start(options)
+    corpora: dict[Mix, Corpus] = {}
+    if Path(given.corpus).is_dir():
+        labels = ["Drug", "Effect", "Treat-Disorder", "Dosage", "Route"]
+        corpora[PHEE] = take_subset(read_corpus(Path(given.corpus), "phee", labels), 200, 13)
+    else:
+        print(f"no PHEE at {given.corpus}: its cases are left out (--corpus)", file=sys.stderr)
+    corpora[SUMMARIES] = synthesize("n2c2-2018", 40, "a", 13)
+    names = ("minilm", "gatortron-345m") if options.device == "cuda" else ("minilm",)
+    for name in names:
+        sides = load_sides(name, options.device, tuple(corpora.values()))
+        for mix, corpus in corpora.items():
+            if options.quick:
+                mix = replace(
+                    mix, window=64, batch_size=2, batches=2, dense_batch_size=1, dense_batches=1
+                )
+            measure(options, mix, corpus, sides, pairs=1 if options.quick else 3)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
