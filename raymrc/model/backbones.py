@@ -198,20 +198,26 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def load(backbone: Backbone, device: torch.device | str = "cpu") -> Loaded:
-    """A backbone in memory, its weights in fp32.
+def load(
+    backbone: Backbone, device: torch.device | str = "cpu", *, dtype: torch.dtype | None = None
+) -> Loaded:
+    """A backbone in memory.
+
+    Args:
+        dtype: of its weights; None: `precision(device)`. One that is to be trained wants fp32.
 
     Raises:
         BackboneError: see `find`, `read_shape`; or weights that are missing, unreadable or of
             another shape than the config's; or no fast tokenizer.
     """
     from raymrc.model.encoder import from_hugging_face
+    from raymrc.model.precision import precision
 
     folder = find(backbone)
     shape = read_shape(folder, backbone.layers)
     names, read = _open_weights(weight_files(folder))
     try:
-        encoder = from_hugging_face(shape, names, read).to(device)
+        encoder = from_hugging_face(shape, names, read, dtype or precision(device)).to(device)
     except BackboneError as error:
         raise BackboneError(f"backbone folder {folder}: {error}") from None
     return Loaded(backbone, encoder, load_tokenizer(folder), shape, weights_fingerprint(folder))

@@ -21,6 +21,7 @@ from raymrc.errors import PromptError, TrainingError
 from raymrc.model.backbones import Loaded
 from raymrc.model.heads import SpanAnswer, SpanHeads, TaggingHeads
 from raymrc.model.inputs import Inputs, SpanTargets, TagTargets
+from raymrc.model.precision import precision
 from raymrc.model.prompts import SoftPrompt, word_ids
 from raymrc.model.strategies import STRATEGIES
 
@@ -85,8 +86,11 @@ class Model(nn.Module):
         device = loaded.encoder.word.weight.device
         self.encoder = loaded.encoder
         if strategy.trains_backbone:
+            kept = loaded.encoder.word.weight.dtype
+            assert kept == torch.float32, f"a backbone kept in {kept} cannot be trained"
             self.encoder = copy.deepcopy(loaded.encoder).requires_grad_(True)
             self.encoder.dropout = configuration.dropout
+            self.encoder.computes_in = precision(device)
         # Drawn on the CPU, so that a seed means the same on any device; nobody else's is moved.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(configuration.seed)

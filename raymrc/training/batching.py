@@ -191,6 +191,7 @@ def collate(rows: Sequence[Row], pad: int) -> Inputs:
         mask_BS=torch.from_numpy(mask_BS),
         window_BS=torch.from_numpy(window_BS),
         label_B=torch.tensor([row.label for row in rows]),
+        lengths=tuple(len(row.ids) for row in rows),
     )
 
 
