@@ -112,6 +112,75 @@ def clip_together(models: Sequence[Model], largest: Sequence[float]) -> None:
     torch._foreach_mul_(gradients, list(scale_K[lane_G].unbind()))
 
 
+def step_together(optimisers: Sequence[torch.optim.AdamW]) -> None:
+    """One AdamW step of every lane, each by its own rates, decays and age.
+
+    On a CPU by each optimiser's own fused kernel: a lane's few million numbers keep a core busy, and
+    there is nothing to win. Elsewhere a launch costs more than a lane's numbers do, so that all lanes
+    take one: see `step_at_once`.
+    """
+    if all(p.is_cpu for o in optimisers for group in o.param_groups for p in group["params"]):
+        for optimiser in optimisers:
+            optimiser.step()
+    else:
+        step_at_once(optimisers)
+
+
+@torch.no_grad()
+def step_at_once(optimisers: Sequence[torch.optim.AdamW]) -> None:
+    """AdamW for all lanes in ten calls; what differs between lanes travels as lists of numbers.
+
+    State stays where AdamW keeps it, so that `step` and `state_dict` work as ever. But a tensor's age
+    is kept on the host, as AdamW has it unless fused: read off a device it would make every step
+    wait. An optimiser that was fused is turned once, when it is first seen here (it waits once).
+    """
+    parameters: list[Tensor] = []
+    gradients: list[Tensor] = []
+    means: list[Tensor] = []
+    squares: list[Tensor] = []
+    ages: list[Tensor] = []
+    kept, beta_1, beta_2, eps, size, root = [], [], [], [], [], []
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            assert not (group["amsgrad"] or group["maximize"] or group["capturable"])
+            beta, gamma = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = optimiser.state[parameter]
+                if not state:
+                    state["step"] = torch.tensor(0.0)
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                elif not state["step"].is_cpu:
+                    state["step"] = state["step"].cpu()
+                if group["fused"] and not parameter.is_cpu:
+                    group["fused"] = None
+                age = state["step"].item() + 1
+                parameters.append(parameter)
+                gradients.append(parameter.grad)
+                means.append(state["exp_avg"])
+                squares.append(state["exp_avg_sq"])
+                ages.append(state["step"])
+                kept.append(1 - group["lr"] * group["weight_decay"])
+                beta_1.append(1 - beta)
+                beta_2.append(gamma)
+                eps.append(group["eps"])
+                size.append(-group["lr"] / (1 - beta**age))
+                root.append((1 - gamma**age) ** 0.5)
+    if not parameters:
+        return
+    torch._foreach_add_(ages, 1.0)
+    torch._foreach_mul_(parameters, kept)
+    torch._foreach_lerp_(means, gradients, beta_1)
+    torch._foreach_mul_(squares, beta_2)
+    torch._foreach_addcmul_(squares, gradients, gradients, [1 - gamma for gamma in beta_2])
+    spread = torch._foreach_sqrt(squares)
+    torch._foreach_div_(spread, root)
+    torch._foreach_add_(spread, eps)
+    torch._foreach_addcdiv_(parameters, means, spread, size)
+
+
 @torch.no_grad()
 def predict_together(parts: Sequence[Part]) -> list[list[SpanAnswer]]:
     """Every lane's answers to its rows, as `Model.predict` gives them, in the order of `parts`."""
