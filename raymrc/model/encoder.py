@@ -32,8 +32,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 COMPILES = False
 """Whether what a layer does piece by piece is compiled on CUDA: one graph for all layers and widths,
-attention left out. Off, because nobody has measured yet on a GPU that it pays for its first minute;
-never on a CPU, where it did not (with a prefix 8.6 ms against 7.8 ms a layer)."""
+attention left out. Off, because nobody has measured on a GPU whether it pays for its first minute.
+Never on a CPU: compiled attention was no faster there, and the rest has not been tried."""
 
 
 class Layer(nn.Module):
@@ -92,9 +92,11 @@ class Layer(nn.Module):
         return hidden_BSD if self.pre_norm else self.ffn_norm(hidden_BSD)
 
 
-@lru_cache(maxsize=1)
-def _compiled_finish() -> Callable[[Layer, Tensor, Tensor, float], Tensor]:
-    return torch.compile(Layer.finish, dynamic=True)
+@lru_cache(maxsize=2)
+def _compiled_finish(
+    backend: str = "inductor",
+) -> Callable[[Layer, Tensor, Tensor, float], Tensor]:
+    return torch.compile(Layer.finish, dynamic=True, fullgraph=True, backend=backend)
 
 
 class Encoder(nn.Module):
