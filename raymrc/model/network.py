@@ -5,7 +5,6 @@ B rows, S pieces, L labels
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
@@ -86,9 +85,7 @@ class Model(nn.Module):
         device = loaded.encoder.word.weight.device
         self.encoder = loaded.encoder
         if strategy.trains_backbone:
-            kept = loaded.encoder.word.weight.dtype
-            assert kept == torch.float32, f"a backbone kept in {kept} cannot be trained"
-            self.encoder = copy.deepcopy(loaded.encoder).requires_grad_(True)
+            self.encoder = loaded.copy_to_train().requires_grad_(True)
             self.encoder.dropout = configuration.dropout
             self.encoder.computes_in = precision(device)
         # Drawn on the CPU, so that a seed means the same on any device; nobody else's is moved.

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import torch
-
 from raymrc.errors import BackboneError
 from raymrc.model.backbones import Loaded, find, load, load_tokenizer, read_shape
-from raymrc.model.precision import precision
 from raymrc.model.strategies import STRATEGIES
 from raymrc.study.configuration import Backbone, FoldRun
 from raymrc.study.record import Epoch, Record
@@ -51,7 +48,7 @@ class Trainer:
         return train_fold_run(
             fold_run,
             data,
-            load_for(fold_run, self.device),
+            _keep_loaded(fold_run.configuration.cell.backbone, self.device),
             device=self.device,
             device_hour_usd=self.device_hour_usd,
             gpus=self.gpus,
@@ -77,16 +74,7 @@ def check_questions_fit(plan: Plan, labels: Sequence[str], questions: Mapping[st
                 raise BackboneError(f"{cell.cell.name}: {error}") from None
 
 
-def load_for(fold_run: FoldRun, device: str) -> Loaded:
-    """The fold-run's backbone, in fp32 where it is trained, in `precision(device)` where frozen.
-
-    The one of the fold-run before is kept, if it is the same: loading costs seconds to minutes.
-    """
-    cell = fold_run.configuration.cell
-    is_trained = STRATEGIES[cell.strategy].trains_backbone
-    return _keep_loaded(cell.backbone, device, torch.float32 if is_trained else precision(device))
-
-
 @lru_cache(maxsize=1)
-def _keep_loaded(backbone: Backbone, device: str, dtype: torch.dtype) -> Loaded:
-    return load(backbone, device, dtype=dtype)
+def _keep_loaded(backbone: Backbone, device: str) -> Loaded:
+    """The backbone of the fold-run before, if it is the same: loading costs seconds to minutes."""
+    return load(backbone, device)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from raymrc.errors import BackboneError
 from raymrc.model import backbones
 from raymrc.model.backbones import Loaded
 from raymrc.model.network import Model
@@ -18,6 +19,8 @@ from tests.model.tiny import (
     random_inputs,
     random_span_targets,
     random_tag_targets,
+    tiny_backbone,
+    tiny_checkpoint,
     tiny_configuration,
 )
 
@@ -34,7 +37,7 @@ FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 def make_model(loaded: Loaded, strategy: str, half: bool, **fields: Any) -> Model:
     """A model as it is on a GPU with bf16 (`half`), or as it is here."""
-    dtype = torch.bfloat16 if half and not STRATEGIES[strategy].trains_backbone else torch.float32
+    dtype = torch.bfloat16 if half else torch.float32
     kept = backbones.load(loaded.backbone, "cpu", dtype=dtype)
     model = build(tiny_configuration(loaded.backbone, strategy, **fields), kept, 3)
     if half and STRATEGIES[strategy].trains_backbone:
@@ -111,10 +114,21 @@ def test_a_prompt_starts_alike_on_a_backbone_in_bf16(tiny: Loaded):
     assert (rounded - exact).norm() < 0.05 * exact.norm()
 
 
-def test_a_backbone_kept_in_bf16_is_not_trained(tiny_bert: Loaded):
+def test_a_backbone_kept_in_bf16_is_trained_from_what_was_not_rounded(tiny_bert: Loaded):
     kept = backbones.load(tiny_bert.backbone, "cpu", dtype=torch.bfloat16)
-    with pytest.raises(AssertionError, match="cannot be trained"):
-        build(tiny_configuration(tiny_bert.backbone, "soft_prompt"), kept, 3)
+    model = build(tiny_configuration(tiny_bert.backbone, "soft_prompt"), kept, 3)
+    for name, weight in tiny_bert.encoder.named_parameters():
+        own = model.encoder.get_parameter(name)
+        assert torch.equal(own, weight) and own.requires_grad, name
+    assert kept.encoder.word.weight.dtype == torch.bfloat16 and not kept.encoder.is_trained
+
+
+def test_other_weights_than_were_loaded_are_not_trained(tmp_path):
+    folder = tiny_checkpoint("bert", tmp_path)
+    kept = backbones.load(tiny_backbone(folder), "cpu", dtype=torch.bfloat16)
+    tiny_checkpoint("bert", tmp_path, seed=1)
+    with pytest.raises(BackboneError, match="backbone tiny: its files have changed"):
+        build(tiny_configuration(kept.backbone, "soft_prompt"), kept, 3)
 
 
 @pytest.mark.gpu
