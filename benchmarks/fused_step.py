@@ -23,7 +23,16 @@ from raymrc.model.network import Model
 from raymrc.model.shapes import SHAPES
 from raymrc.model.strategies import build
 from raymrc.study.configuration import Backbone, Cell, Configuration
-from raymrc.training.fused import Part, backward_together, clip_together, share_out
+from raymrc.training.fused import (
+    Part,
+    backward_together,
+    clip_together,
+    share_out,
+)
+from raymrc.training.fused import (
+    step_together as step_optimisers,
+)
+from raymrc.training.pool import PASS_PIECES
 
 LABELS = 5
 PIECES = 32
@@ -93,13 +102,16 @@ def make_batch(rows: int, seed: int) -> tuple[Inputs, SpanTargets]:
 
 def step_together(lanes: Sequence[tuple[Part, torch.optim.AdamW]]) -> None:
     parts = [part for part, _ in lanes]
-    for places in share_out([part.inputs for part in parts]):
+    for places in share_out(
+        [part.inputs for part in parts], PASS_PIECES[parts[0].inputs.label_B.device.type]
+    ):
         chosen = [parts[place] for place in places]
         backward_together(chosen)
         clip_together([p.model for p in chosen], [p.model.configuration.clip_norm for p in chosen])
-        for place in places:
-            lanes[place][1].step()
-            lanes[place][1].zero_grad(set_to_none=True)
+        optimisers = [lanes[place][1] for place in places]
+        step_optimisers(optimisers)
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
 
 
 def step_alone(lanes: Sequence[tuple[Part, torch.optim.AdamW]]) -> None:

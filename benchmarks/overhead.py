@@ -2,8 +2,8 @@
 
     python -m benchmarks.overhead [--quick]
 
-100 configurations of 5 folds in four cells go through all of it: search, Ray Tune, a reused
-worker, records of a realistic size (100 notes, 9 labels, 20 epochs), the ledger with its
+100 configurations of 5 folds in four cells go through all of it: search, Ray Tune, hosts,
+records of a realistic size (100 notes, 9 labels, 20 epochs), the ledger with its
 fsyncs, and MLflow on SQLite. Milliseconds per fold-run, from the call of `run_study` to the
 last MLflow run written; the starts of Ray and of MLflow are told apart in a case of their own.
 """
@@ -15,7 +15,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +34,7 @@ from raymrc.study.record import Epoch, NoteCounts, Record
 from raymrc.study.space import Grid, build_space
 from raymrc.sweep.driver import Resources, StudyOutcome, _cluster, run_study
 from raymrc.tracking import MlflowRecorder
+from raymrc.training.pool import Event
 
 GOAL_MS = 50.0
 FOLDS = 5
@@ -43,15 +44,43 @@ NOTES = 100
 EPOCHS = 20
 
 
-def train_nothing(fold_run: FoldRun, data: object, *, on_epoch: Callable[[Epoch], None]) -> Record:
+class IdlePool:
+    """In place of `training.pool.Pool`: a fold-run is over at its first step."""
+
+    def __init__(self) -> None:
+        self.opened: list[FoldRun] = []
+
+    def __len__(self) -> int:
+        return len(self.opened)
+
+    def fits(self, fold_run: FoldRun) -> bool:
+        return True
+
+    def open(self, fold_run: FoldRun, state: bytes | None = None) -> None:
+        self.opened.append(fold_run)
+
+    def save(self, key: str) -> bytes | None:
+        return None
+
+    def close(self, key: str) -> None:
+        self.opened = [run for run in self.opened if run.key != key]
+
+    def step(self) -> list[Event]:
+        records, self.opened = [make_record(run) for run in self.opened], []
+        return [Event(r.key, what) for r in records for what in (*r.epochs, r)]
+
+
+def open_idle(backbone: Backbone, data: object) -> IdlePool:
+    return IdlePool()
+
+
+def make_record(fold_run: FoldRun) -> Record:
     """A record as large as one of the 2018 corpus, without the training."""
     # By its module's name: this function travels to workers by value, and a cache cannot.
     from benchmarks.overhead import make_notes
 
     draw = random.Random(fold_run.key)
     epochs = tuple(Epoch(e, 1.0 / e, draw.random(), 0.01) for e in range(1, EPOCHS + 1))
-    for epoch in epochs:
-        on_epoch(epoch)
     return Record(
         key=fold_run.key,
         fold_run=fold_run,
@@ -115,7 +144,7 @@ def time_study(plan: Plan, folder: Path) -> tuple[float, float, int]:
     began, began_cpu = time.perf_counter(), time.process_time()
     with MlflowRecorder(uri, plan.study, say=_fail) as recorder:
         outcome: StudyOutcome = run_study(
-            plan, ledger, train_nothing, None,
+            plan, ledger, open_idle, None,
             folder=folder, resources=Resources(), on_record=recorder.record,
         )  # fmt: skip
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu

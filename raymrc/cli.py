@@ -236,10 +236,10 @@ def run(study: Study, changes: Changes = None) -> None:
             planned,
             ledger,
             Trainer(
-                "cuda" if spec.resources.gpus_per_trial else "cpu",
+                "cuda" if spec.resources.gpus_per_host else "cpu",
                 spec.prices.device_hour_usd,
-                spec.resources.gpus_per_trial or 1.0,
-            ),
+                spec.resources.gpus_per_host or 1.0,
+            ).open_pool,
             StudyData(
                 corpus,
                 build_study_folds(spec, corpus),
@@ -247,9 +247,10 @@ def run(study: Study, changes: Changes = None) -> None:
             ),
             folder=spec.folder,
             resources=Resources(
-                spec.resources.cpus_per_trial,
-                spec.resources.gpus_per_trial,
-                spec.resources.concurrent_trials,
+                spec.resources.cpus_per_host,
+                spec.resources.gpus_per_host,
+                spec.resources.max_hosts,
+                spec.resources.lanes_per_host,
             ),
             on_record=recorder.record,
             on_progress=show,

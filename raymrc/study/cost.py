@@ -115,3 +115,22 @@ def _parts(
             per_position * (row_length + prompt_length),
         ),
     )
+
+
+def lane_bytes(trained_parameters: int) -> float:
+    """Memory that a lane holds as long as it is open: fp32 numbers, gradients, Adam's two moments,
+    and the state of its best epoch."""
+    return 5.0 * 4 * trained_parameters
+
+
+def pass_bytes(shape: Shape, pieces: int, bytes_each: int = 4) -> float:
+    """Memory that one pass over a frozen backbone holds for its backward pass, at most.
+
+    A layer keeps, per piece, its queries, keys and values (3 D) and these behind a prompt's (2 D),
+    what attention gave (D), what the two norms took (2 D), and what the activation took and gave
+    (2 F). The match head comes on top with what it sees of pairs, which is left out.
+
+    Args:
+        pieces: padded, of all rows.
+    """
+    return float(pieces) * shape.num_layers * (8 * shape.hidden + 2 * shape.ffn) * bytes_each

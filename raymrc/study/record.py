@@ -53,11 +53,12 @@ class Record:
         device: "cpu" or the accelerator's name.
         num_devices: devices that were held: GPUs (a share where others hold one too), or a CPU's cores.
         device_seconds: of GPUs the seconds held, of a CPU the core-seconds used; all of a fold-run.
-        training_seconds, evaluation_seconds: by the clock.
+        training_seconds, evaluation_seconds: by the clock; its share, where fold-runs run together.
         wall_seconds: of the whole fold-run, by the clock.
         tokens: real (unpadded) pieces that training passed through the encoder, questions included.
         flops: of training, by `study.cost`.
         peak_bytes: largest memory of the process (CPU) or of the allocator (GPU).
+        memory_halvings: how often a pass that it shared ran out of memory and was halved.
         cost_usd: device_seconds at the study's price.
         versions: package -> version.
         hardware: one line.
@@ -86,6 +87,7 @@ class Record:
     tokens: int = 0
     flops: float = 0.0
     peak_bytes: int = 0
+    memory_halvings: int = 0
     cost_usd: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
     hardware: str = ""

@@ -325,14 +325,16 @@ class Search(_Section):
 
 
 class Resources(_Section):
-    """What one trial (one configuration) holds while it runs."""
+    """What one host holds: a process with a backbone in memory, and the fold-runs that train on it."""
 
-    cpus_per_trial: Annotated[float, checked(number(0))] = 1.0
+    cpus_per_host: Annotated[float, checked(number(0))] = 1.0
     """CPU cores."""
-    gpus_per_trial: Annotated[float, checked(number(0))] = 0.0
-    """GPUs; a fraction lets several trials share one."""
-    concurrent_trials: Annotated[int | None, checked(or_none(whole(1)))] = None
-    """At most so many trials at once; as many as fit where not given."""
+    gpus_per_host: Annotated[float, checked(number(0))] = 0.0
+    """GPUs; a fraction lets several hosts share one."""
+    max_hosts: Annotated[int | None, checked(or_none(whole(1)))] = None
+    """At most so many hosts at once; as many as fit where not given."""
+    lanes_per_host: Annotated[int | None, checked(or_none(whole(1)))] = None
+    """At most so many frozen fold-runs on one host at once; 4 on CPUs and 32 on a GPU where not given."""
 
 
 class Prices(_Section):

@@ -1,6 +1,6 @@
 """A study, start to end: one Tune run whose trials are configurations of all cells.
 
-    search -> Tune trial -> fold-runs in a reused worker -> record -> ledger -> on_record
+    search -> Tune trial -> fold-runs on hosts -> record -> ledger -> on_record
 
 Nothing is kept in Tune that is needed again: the ledger says what is left to do, so a
 study that was killed anywhere is resumed by running it.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import shutil
 import signal
@@ -36,13 +37,25 @@ from raymrc.sweep.search import StudySearch, Work
 # isort: split
 import ray
 from ray import tune
-from ray.tune.schedulers import FIFOScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raymrc.sweep.trial import Train, failed_record, run_trial
+from raymrc.sweep.failures import failed_record
+from raymrc.sweep.hosts import HostTerms, OpenPool, open_reception
+from raymrc.sweep.trial import run_trial
 
 DEATHS = 2
-"""So many workers may die under one fold-run before it counts as failed."""
+"""So many trials' processes may die under one fold-run before it counts as failed."""
+
+LANES = {"cpu": 4, "gpu": 32}
+"""Open on one host at once where the study does not say. A core gains little from more: see
+docs/performance.md."""
+
+FILL = {"cpu": 1, "gpu": 8}
+"""Fold-runs that are worth one more host: a core has nothing better to do, a GPU costs money."""
+
+MOST_HOSTS = 64
+"""On a cluster that others own, or that may grow, where the study does not say."""
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Holds the notes and what workers report; Ray's default of 30 % of memory is for data sets."""
@@ -52,15 +65,21 @@ SNAPSHOT_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one trial holds while it runs.
+    """What one host holds while it is there.
 
     Args:
-        max_trials: at most so many at once; None for as many as fit.
+        max_hosts: at most so many at once; None for as many as fit.
+        lanes: frozen fold-runs on one host at once, at most; None: see `LANES`.
     """
 
-    cpus_per_trial: float = 1.0
-    gpus_per_trial: float = 0.0
-    max_trials: int | None = None
+    cpus_per_host: float = 1.0
+    gpus_per_host: float = 0.0
+    max_hosts: int | None = None
+    lanes: int | None = None
+
+    @property
+    def kind(self) -> str:
+        return "gpu" if self.gpus_per_host else "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +107,12 @@ class StudyOutcome:
 def run_study(
     plan: Plan,
     ledger: Ledger,
-    train: Train,
+    open_pool: OpenPool,
     data: Any = None,
     *,
     folder: Path,
     resources: Resources | None = None,
+    scheduler: TrialScheduler | None = None,
     on_record: Callable[[Record], None] | None = None,
     on_progress: Callable[[Snapshot], None] | None = None,
 ) -> StudyOutcome:
@@ -104,8 +124,9 @@ def run_study(
 
     Args:
         plan: with fingerprints.
-        train: called in worker processes as `train(fold_run, data, on_epoch=...)`.
-        data: what every fold-run needs (notes, folds, questions); sent once to each worker.
+        open_pool: called in hosts as `open_pool(backbone, data)`; see `hosts.LanePool`.
+        data: what every fold-run needs (notes, folds, questions); sent once to each host.
+        scheduler: any of Tune's. A trial that it stops counts as settled with the fold-runs it has.
         folder: of the study, on this machine; all that spills to disk stays below it.
         on_record: told of every new record, once it is in the ledger, failed ones too.
         on_progress: told now and then.
@@ -120,7 +141,7 @@ def run_study(
     study = _Study(plan, ledger, records, on_record, on_progress)
     if study.has_work:
         with _catch_interrupt(study.stop), _workplace(folder) as workplace:
-            _run_tune(study, train, data, resources or Resources(), workplace)
+            _run_tune(study, open_pool, data, resources or Resources(), scheduler, workplace)
     study.show(now=True)
     if study.error is not None:
         raise study.error
@@ -211,18 +232,20 @@ class _Study:
             self._failed[record.key] = record.reason
         self._on_record(record)
 
-    def end(self, trial_id: str) -> None:
-        """A trial is over: its work is settled, or given back if its worker died."""
+    def end(self, trial_id: str, died: bool = False) -> None:
+        """A trial is over: its work is settled, or given back if its process died."""
         work = self._in_flight.pop(trial_id, None)
         self._now.pop(trial_id, None)
         if work is None or self.stopping.is_set():
             return
-        left = self._unsettled(work)
-        if left:  # the worker died in the first of these
+        left = self._unsettled(work) if died else ()
+        if left:
             key = left[0].key
             self._deaths[key] = self._deaths.get(key, 0) + 1
             if self._deaths[key] >= DEATHS:
-                self._keep(failed_record(left[0], "its worker process died, as for want of memory"))
+                self._keep(
+                    failed_record(left[0], "its trial's process died, as for want of memory")
+                )
                 left = self._unsettled(work)
         if left:
             self._search.give_back(Work(work.cell, work.configuration, left))
@@ -335,12 +358,18 @@ class _NotKept:
 
 
 class _Search(_NotKept, Searcher):
-    """Tune asks here for trials. It may hold one more than can run: its worker is then reused."""
+    """Tune asks here for trials.
 
-    def __init__(self, study: _Study, most: int) -> None:
+    Args:
+        most: in flight at once.
+        withdraw: told of every trial that is over, whoever ended it.
+    """
+
+    def __init__(self, study: _Study, most: int, withdraw: Callable[[str], Any]) -> None:
         super().__init__()
         self._study = study
         self._most = most
+        self._withdraw = withdraw
 
     def suggest(self, trial_id: str) -> Any:
         if self._study.num_in_flight >= self._most:
@@ -348,13 +377,14 @@ class _Search(_NotKept, Searcher):
         work = self._study.take(trial_id)
         if work is not None:
             return {"work": work}
-        # What a dead worker leaves behind will be handed out again.
+        # What a dead trial leaves behind will be handed out again.
         return None if self._study.num_in_flight else Searcher.FINISHED
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        self._study.end(trial_id)
+        self._withdraw(trial_id)
+        self._study.end(trial_id, died=error)
 
     def save(self, checkpoint_path: str) -> None:
         """The ledger has all that is needed."""
@@ -363,27 +393,8 @@ class _Search(_NotKept, Searcher):
         raise NotImplementedError("a study is resumed from its ledger, not from Tune")
 
 
-class _InTurn(_NotKept, FIFOScheduler):
-    """A freed worker takes the earliest trial that waits; while others still start, the latest.
-
-    Tune would give it to the earliest even then, whose own worker is about to start, and end that
-    one: short trials then keep a second worker from ever coming up.
-
-    Args:
-        slots: how many trials run at once when all workers are up.
-    """
-
-    def __init__(self, slots: int) -> None:
-        super().__init__()
-        self._slots = slots
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        trials = tune_controller.get_trials()
-        waiting = [trial for trial in trials if trial.status == trial.PENDING]
-        if not waiting:
-            return None
-        others = sum(trial.status == trial.RUNNING for trial in trials)
-        return waiting[0 if others >= self._slots - 1 else -1]
+class _InOrder(_NotKept, FIFOScheduler):
+    """Every trial to its end."""
 
 
 class _Receiver(_NotKept, tune.Callback):
@@ -414,61 +425,79 @@ class _Stopper(_NotKept, tune.Stopper):
 
 
 def _run_tune(
-    study: _Study, train: Train, data: Any, resources: Resources, workplace: Path
+    study: _Study,
+    open_pool: OpenPool,
+    data: Any,
+    resources: Resources,
+    scheduler: TrialScheduler | None,
+    workplace: Path,
 ) -> None:
     with _cluster(resources, workplace) as is_ours:
         slots = count_slots(resources, ray.cluster_resources())
-        # Tune ends a worker that no trial waits for. Where the trials are written down, one waits
-        # for each; TPE had better see what came out, so for it only one does. Elsewhere than
-        # on a cluster sized by us they might run.
-        waiting = 1 if study.plan.algorithm == "tpe" else slots
-        most = slots + waiting if is_ours or resources.max_trials is None else slots
-        with _environment(TUNE_MAX_PENDING_TRIALS_PG=str(slots)):
-            trainable = tune.with_resources(
-                tune.with_parameters(
-                    run_trial,
-                    train=train,
-                    shared=[ray.put(data)],
-                    num_threads=max(1, int(resources.cpus_per_trial)),
-                ),
-                {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
-            )
-            tune.Tuner(
-                trainable,
-                tune_config=tune.TuneConfig(
-                    search_alg=_Search(study, most),
-                    scheduler=_InTurn(slots),
-                    num_samples=-1,
-                    reuse_actors=True,
-                    trial_dirname_creator=lambda trial: str(trial.trial_id),
-                ),
-                run_config=tune.RunConfig(
-                    name="tune",
-                    storage_path=str(workplace),
-                    callbacks=[_Receiver(study)],
-                    stop=_Stopper(study),
-                    verbose=0,
-                ),
-            ).fit()
+        max_hosts = slots if is_ours else resources.max_hosts or max(slots, MOST_HOSTS)
+        lanes = resources.lanes or LANES[resources.kind]
+        saved = workplace / "lanes"
+        saved.mkdir()
+        reception = open_reception(
+            saved,
+            open_pool,
+            data,
+            HostTerms(
+                resources.cpus_per_host,
+                resources.gpus_per_host,
+                max(1, int(resources.cpus_per_host)),
+            ),
+            lanes=lanes,
+            max_hosts=max_hosts,
+            fill=FILL[resources.kind],
+        )
+        # Enough trials that hosts find work, and one more; TPE had better see what came out.
+        most = math.ceil(slots * lanes / study.plan.folds) + 1
+        try:
+            with _environment(TUNE_MAX_PENDING_TRIALS_PG=str(most)):
+                tune.Tuner(
+                    # Trials only wait and pass on: the cores are for hosts. Tune wants them to hold
+                    # something; this is a byte that nobody counts.
+                    tune.with_resources(
+                        tune.with_parameters(run_trial, reception=[reception]),
+                        {"cpu": 0, "memory": 1},
+                    ),
+                    tune_config=tune.TuneConfig(
+                        search_alg=_Search(study, most, reception.withdraw.remote),
+                        scheduler=scheduler or _InOrder(),
+                        num_samples=-1,
+                        reuse_actors=True,
+                        trial_dirname_creator=lambda trial: str(trial.trial_id),
+                    ),
+                    run_config=tune.RunConfig(
+                        name="tune",
+                        storage_path=str(workplace),
+                        callbacks=[_Receiver(study)],
+                        stop=_Stopper(study),
+                        verbose=0,
+                    ),
+                ).fit()
+        finally:
+            ray.kill(reception)
 
 
 def count_slots(resources: Resources, available: Mapping[str, float]) -> int:
-    """How many trials run at once.
+    """How many hosts there is room for.
 
     Raises:
         RaymrcError: not even one.
     """
     fits: list[float] = []
-    for name, wanted in (("CPU", resources.cpus_per_trial), ("GPU", resources.gpus_per_trial)):
+    for name, wanted in (("CPU", resources.cpus_per_host), ("GPU", resources.gpus_per_host)):
         if wanted > 0:
             fits.append(available.get(name, 0.0) / wanted + 1e-9)
             if fits[-1] < 1:
                 raise RaymrcError(
-                    f"a trial wants {wanted:g} {name}, and there are {available.get(name, 0.0):g}; "
-                    f"set resources.{name.lower()}s_per_trial to less"
+                    f"a host wants {wanted:g} {name}, and there are {available.get(name, 0.0):g}; "
+                    f"set resources.{name.lower()}s_per_host to less"
                 )
     slots = int(min(fits)) if fits else 1
-    return min(slots, resources.max_trials or slots)
+    return min(slots, resources.max_hosts or slots)
 
 
 # --- the place where it runs -----------------------------------------------------------------------
@@ -486,9 +515,9 @@ def _cluster(resources: Resources, workplace: Path) -> Iterator[bool]:
         cpus = os.cpu_count() or 1
         if hasattr(os, "sched_getaffinity"):
             cpus = len(os.sched_getaffinity(0))
-        most = resources.max_trials
-        if most is not None and resources.cpus_per_trial > 0:
-            cpus = max(1, min(cpus, int(most * resources.cpus_per_trial)))
+        most = resources.max_hosts
+        if most is not None and resources.cpus_per_host > 0:
+            cpus = max(1, min(cpus, int(most * resources.cpus_per_host)))
         spill = workplace / "spill"
         spill.mkdir()
         options = {

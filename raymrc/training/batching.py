@@ -21,7 +21,7 @@ from raymrc.corpora.note import Corpus, Note
 from raymrc.corpora.splits import Folds
 from raymrc.errors import BackboneError
 from raymrc.model.inputs import Inputs, SpanTargets, TagTargets
-from raymrc.model.strategies import Strategy
+from raymrc.model.strategies import STRATEGIES, Strategy
 from raymrc.reading.examples import build_examples, tag_targets
 from raymrc.reading.windows import Window, build_windows
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from raymrc.model.shapes import Shape
+    from raymrc.study.configuration import Configuration
 
 _Parts = TypeVar("_Parts", bound=tuple[object, ...])
 
@@ -50,13 +51,16 @@ class StudyData:
     _windows: dict[tuple[object, ...], dict[str, list[Window]]] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _rows: dict[tuple[object, ...], dict[str, list[Row]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __getstate__(self) -> dict[str, object]:
         # What was cached in one process is cheaper to build again than to send to another.
         return {"corpus": self.corpus, "folds": self.folds, "questions": self.questions}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        for name, value in {**state, "_windows": {}}.items():
+        for name, value in {**state, "_windows": {}, "_rows": {}}.items():
             object.__setattr__(self, name, value)
 
     def windows(
@@ -70,6 +74,26 @@ class StudyData:
                 for note in self.corpus.notes
             }
         return self._windows[key]
+
+    def rows(
+        self, tokenizer: PreTrainedTokenizerFast, shape: Shape, configuration: Configuration
+    ) -> dict[str, list[Row]]:
+        """Note id -> its rows, for every note of the corpus: what a configuration asks of it.
+
+        Raises:
+            BackboneError: a question and a window together exceed the backbone's positions.
+        """
+        strategy = STRATEGIES[configuration.cell.strategy]
+        source, size = configuration.cell.backbone.source, configuration.window
+        # What is asked in vectors, or not at all, is the same rows whatever is trained.
+        key = (source, size, configuration.overlap, strategy.asks == "words", strategy.answers)
+        if key not in self._rows:
+            windows = self.windows(tokenizer, source, size, configuration.overlap)
+            builder = RowBuilder(
+                tokenizer, shape, self.corpus.labels, self.questions, strategy, size
+            )
+            self._rows[key] = {note.id: builder.rows([note], windows) for note in self.corpus.notes}
+        return self._rows[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,30 +166,32 @@ class RowBuilder:
         for note in notes:
             examples = build_examples([note], windows[note.id], self.labels)
             if self.strategy.answers == "spans":
-                rows.extend(self._row(e.window, e.label, tuple(e.spans)) for e in examples)
+                for e in examples:
+                    asked = e.label if self.strategy.asks == "words" else None
+                    # Asked in vectors, a window is the same pieces for every label: held once.
+                    if asked is not None or not rows or rows[-1].window is not e.window:
+                        ids, types, offset = self._pieces(e.window, asked)
+                    rows.append(Row(e.window, e.label, ids, types, offset, tuple(e.spans)))
                 continue
             by_window: dict[int, dict[int, Sequence[tuple[int, int]]]] = {}
             for e in examples:
                 by_window.setdefault(e.window.index, {})[e.label] = e.spans
             for window in windows[note.id]:
                 tags = tag_targets(by_window[window.index], len(window.piece_ids), len(self.labels))
-                rows.append(self._row(window, 0, (), tags))
+                rows.append(Row(window, 0, *self._pieces(window), (), tags))
         return rows
 
-    def _row(
-        self,
-        window: Window,
-        label: int,
-        spans: tuple[tuple[int, int], ...],
-        tags: np.ndarray | None = None,
-    ) -> Row:
+    def _pieces(
+        self, window: Window, asked: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Ids and types of a row, and where its window begins; with the question of a label."""
         head = [self.cls]
-        if self.strategy.asks == "words":
-            head += self.questions[label] + self.middle
+        if asked is not None:
+            head += self.questions[asked] + self.middle
         ids = np.array([*head, *window.piece_ids, self.sep], dtype=np.int64)
         types = np.zeros_like(ids)
         types[len(head) :] = self.window_type
-        return Row(window, label, ids, types, len(head), spans, tags)
+        return ids, types, len(head)
 
 
 def _special_pieces(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:

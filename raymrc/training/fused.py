@@ -29,9 +29,6 @@ from raymrc.model.inputs import Inputs, SpanTargets
 from raymrc.model.network import Model
 from raymrc.model.prompts import SoftPrompt
 
-PASS_PIECES = 4096
-"""Padded pieces of one pass with gradients, at most; a lane's batch may be larger by itself."""
-
 
 @dataclass(frozen=True)
 class Part:
@@ -51,7 +48,7 @@ class Part:
     generator: torch.Generator | None = None
 
 
-def share_out(batches: Sequence[Inputs], pieces: int = PASS_PIECES) -> list[list[int]]:
+def share_out(batches: Sequence[Inputs], pieces: int) -> list[list[int]]:
     """Which lanes share a pass: like lengths together, under a budget of padded pieces.
 
     A lane's batch stays whole, because its loss is a mean over all of it.
@@ -116,10 +113,11 @@ def step_together(optimisers: Sequence[torch.optim.AdamW]) -> None:
     """One AdamW step of every lane, each by its own rates, decays and age.
 
     On a CPU by each optimiser's own fused kernel: a lane's few million numbers keep a core busy, and
-    there is nothing to win. Elsewhere a launch costs more than a lane's numbers do, so that all lanes
-    take one: see `step_at_once`.
+    there is nothing to win. So does one alone anywhere, which may train a whole backbone. Elsewhere
+    a launch costs more than a lane's numbers do, so that all lanes take one: see `step_at_once`.
     """
-    if all(p.is_cpu for o in optimisers for group in o.param_groups for p in group["params"]):
+    on_cpu = all(p.is_cpu for o in optimisers for group in o.param_groups for p in group["params"])
+    if on_cpu or len(optimisers) == 1:
         for optimiser in optimisers:
             optimiser.step()
     else:
@@ -455,11 +453,16 @@ def _stack(parts: Sequence[Part], owner: str = "") -> list[_Stack]:
     stacks = []
     for places in forms.values():
         leaves = {
-            name: torch.stack([trained[place][name].detach() for place in places]).requires_grad_()
+            name: _beside([trained[place][name].detach() for place in places]).requires_grad_()
             for name in trained[places[0]]
         }
         stacks.append(_Stack(tuple(places), leaves))
     return stacks
+
+
+def _beside(tensors: Sequence[Tensor]) -> Tensor:
+    """(K, ...); one alone is not copied."""
+    return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0][None]
 
 
 def _join_targets(parts: Sequence[Part], width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,25 +1,30 @@
-"""One fold-run: train on all folds but one, choose the epoch on the validation part, score the fold.
+"""One fold-run as a state that moves batch by batch, beside others or alone.
 
-    rows -> batches -> steps -> best epoch -> scored notes -> Record
+    rows -> training batches -> validation batches -> next epoch ... -> scored fold -> Record
 
+`take` gives the next batch, somebody passes it through the model, `settle` is told what came out.
 The scored fold is read once, at the end, with the state of the epoch that was best on
 the validation part of the training folds.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from raymrc.corpora.note import Span
 from raymrc.errors import TrainingError
 from raymrc.model.backbones import Loaded
 from raymrc.model.heads import SpanAnswer
+from raymrc.model.inputs import Inputs, SpanTargets, TagTargets
 from raymrc.model.strategies import STRATEGIES, build
 from raymrc.reading.answers import assemble, decode_spans, decode_tags
 from raymrc.reading.examples import unreachable, untaggable
@@ -30,7 +35,6 @@ from raymrc.study.cost import price, training_flops
 from raymrc.study.record import Epoch, NoteCounts, Record
 from raymrc.training.batching import (
     Row,
-    RowBuilder,
     StudyData,
     collate,
     collate_targets,
@@ -38,7 +42,43 @@ from raymrc.training.batching import (
     steps_per_epoch,
     training_batches,
 )
-from raymrc.training.meter import Meter, device_name, hardware, versions
+from raymrc.training.fused import Part
+from raymrc.training.meter import Spent, device_name, hardware, versions
+
+Answers = Sequence[SpanAnswer | np.ndarray]
+"""What a model says to the rows of a batch, one after the other."""
+
+TRAINING, VALIDATION, SCORING, DONE = "training", "validation", "scoring", "done"
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What a lane wants passed through its model.
+
+    Args:
+        inputs: on the lane's device.
+        targets: where it is to learn from them; None where it is asked for answers.
+    """
+
+    lane: Lane
+    rows: Sequence[Row]
+    inputs: Inputs
+    targets: SpanTargets | TagTargets | None
+
+    @property
+    def trains(self) -> bool:
+        return self.targets is not None
+
+    @property
+    def pieces(self) -> int:
+        """Padded."""
+        return self.inputs.input_ids_BS.numel()
+
+    @property
+    def part(self) -> Part:
+        """Its share of a pass of many lanes."""
+        assert not isinstance(self.targets, TagTargets)
+        return Part(self.lane.model, self.inputs, self.targets, self.lane.dropout)
 
 
 class Lane:
@@ -46,25 +86,37 @@ class Lane:
 
     Args:
         device: where the model runs; `loaded.encoder` must be there already.
+        evaluation_pieces: padded pieces of a batch that asks for answers.
+        state: of `save`, to go on from.
 
     Raises:
-        TrainingError: no training note, or a loss that is not a number.
+        TrainingError: no training note.
         BackboneError: window and question exceed the backbone's positions.
         PromptError: a prompt that does not fit the backbone.
     """
 
     def __init__(
-        self, fold_run: FoldRun, data: StudyData, loaded: Loaded, device: torch.device
+        self,
+        fold_run: FoldRun,
+        data: StudyData,
+        loaded: Loaded,
+        device: torch.device,
+        evaluation_pieces: int,
+        state: bytes | None = None,
     ) -> None:
         configuration = fold_run.configuration
+        self.fold_run = fold_run
         self.configuration = configuration
         self.device = device
         self.labels = data.corpus.labels
         self.shape = loaded.shape
         self.strategy = STRATEGIES[configuration.cell.strategy]
+        self.evaluation_pieces = evaluation_pieces
         seed = int(hash_values([configuration.seed, fold_run.fold])[:8], 16)
-        self.generator = random.Random(seed)
-        torch.manual_seed(seed)
+        self.order = random.Random(seed)
+        self.dropout = torch.Generator(device).manual_seed(seed)
+        if self.strategy.trains_backbone:
+            torch.manual_seed(seed)  # what an encoder drops out, torch's own generator draws
 
         self.pad = int(loaded.tokenizer.pad_token_id or 0)
         self.windows = data.windows(
@@ -73,17 +125,10 @@ class Lane:
             configuration.window,
             configuration.overlap,
         )
-        self.builder = RowBuilder(
-            loaded.tokenizer,
-            loaded.shape,
-            self.labels,
-            data.questions,
-            self.strategy,
-            configuration.window,
-        )
         self.notes = {note.id: note for note in data.corpus.notes}
+        self.note_rows = data.rows(loaded.tokenizer, loaded.shape, configuration)
         self.split = data.folds.split(fold_run.fold)
-        self.rows = self.builder.rows([self.notes[i] for i in self.split.train], self.windows)
+        self.rows = self._rows_of(self.split.train)
         if not self.rows:
             raise TrainingError(f"fold {fold_run.fold} has no training note with text in it")
 
@@ -96,79 +141,231 @@ class Lane:
         )
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
+
+        self.stage = TRAINING
         self.steps = 0
         self.tokens = 0
         self.num_rows = 0
+        self.epochs: list[Epoch] = []
+        self.best_f1, self.best_epoch = -math.inf, 0
+        self.best_state: dict[str, Tensor] | None = None
+        self.spent = Spent()
+        self.halvings = 0
+        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._epoch_began = 0.0
+        self._batches: deque[list[Row]] = deque()
+        self._losses: list[Tensor] = []
+        self._found: dict[str, dict[int, list[tuple[int, int, int]]]] = {}
+        if state is not None:
+            self._restore(state)
 
-    def train_epoch(self) -> float:
-        """One pass over the training rows; the mean loss of its steps."""
-        self.model.train()
-        configuration = self.configuration
-        losses: list[torch.Tensor] = []
-        for rows in training_batches(
-            self.rows, configuration.batch_size, configuration.negative_rate, self.generator
-        ):
-            inputs = collate(rows, self.pad)
+    @property
+    def shares_passes(self) -> bool:
+        """Whether other lanes of the same backbone may be in its passes."""
+        return not self.strategy.trains_backbone
+
+    # --- batch by batch ---------------------------------------------------------------------------
+
+    def take(self) -> Batch | None:
+        """The next batch; None when all is done. Settle it before taking another."""
+        while not self._batches:
+            if self.stage == DONE:
+                return None
+            self._begin_stage()
+            if not self._batches:  # no text in any of these notes
+                self._end_stage()
+        rows = self._batches.popleft()
+        inputs = collate(rows, self.pad)
+        targets = None
+        if self.stage == TRAINING:
             targets = collate_targets(rows, inputs).to(self.device)
-            self.tokens += sum(len(row.ids) for row in rows)
-            self.num_rows += len(rows)
-            loss = self.model.loss(inputs.to(self.device), targets)
-            self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            if self.steps == 0:
-                self.model.check_gradients()
-            torch.nn.utils.clip_grad_norm_(self.trained, configuration.clip_norm, foreach=True)
-            self._decay_rates()
-            self.optimiser.step()
-            self.steps += 1
-            losses.append(loss.detach())
-        # One look at all losses: a look at each would stall a GPU every step.
-        values = torch.stack(losses).float().cpu() if losses else torch.zeros(1)
-        if not bool(torch.isfinite(values).all()):
-            first = int((~torch.isfinite(values)).nonzero()[0]) + 1
-            raise TrainingError(
-                f"the loss is not a number at step {self.steps - len(losses) + first} "
-                f"(learning rate {configuration.learning_rate:g}); lower the learning rate"
-            )
-        return float(values.mean())
+        return Batch(self, rows, inputs.to(self.device), targets)
 
-    def _decay_rates(self) -> None:
+    def decay_rates(self) -> None:
         """Linear decay to zero without warm-up, as the published runs have it."""
         left = max(0.0, 1.0 - self.steps / self.total_steps)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * left
 
-    @torch.no_grad()
-    def predict(self, note_ids: Iterable[str]) -> dict[str, tuple[Span, ...]]:
-        """Note id -> predicted spans. Every window is asked every question."""
-        self.model.eval()
-        notes = [self.notes[i] for i in note_ids]
-        found: dict[str, dict[int, list[tuple[int, int, int]]]] = {note.id: {} for note in notes}
-        rows = self.builder.rows(notes, self.windows)
-        for batch in evaluation_batches(rows):
-            inputs = collate(batch, self.pad).to(self.device)
-            answers: Sequence[SpanAnswer | np.ndarray] = self.model.predict(inputs)
-            for row, answer in zip(batch, answers, strict=True):
-                spans = read_answer(row, answer)
-                if spans:
-                    found[row.window.note_id].setdefault(row.window.index, []).extend(spans)
-        return {
-            note.id: assemble(note, self.windows[note.id], found[note.id], self.labels)
-            for note in notes
-        }
+    def learnt(self, batch: Batch, loss: Tensor) -> None:
+        """A step was taken on a batch. The epoch's end is validation's, which comes next.
 
-    def score(self, note_ids: Iterable[str]) -> dict[str, NoteCounts]:
-        """Strict and lenient counts of each note against its gold, official 2018 rules."""
-        return {
-            note_id: NoteCounts(
-                strict=_present(score_note(self.notes[note_id].spans, spans, "strict")),
-                lenient=_present(score_note(self.notes[note_id].spans, spans, "lenient")),
+        Raises:
+            TrainingError: a loss of this epoch is not a number.
+        """
+        if self.steps == 0:
+            self.model.check_gradients()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.steps += 1
+        self.tokens += sum(len(row.ids) for row in batch.rows)
+        self.num_rows += len(batch.rows)
+        self._losses.append(loss.detach())
+        if not self._batches:
+            self._end_stage()
+
+    def heard(self, batch: Batch, answers: Answers) -> None:
+        """The model's answers to a batch. The last ones of validation end the epoch."""
+        for row, answer in zip(batch.rows, answers, strict=True):
+            spans = read_answer(row, answer)
+            if spans:
+                of_note = self._found.setdefault(row.window.note_id, {})
+                of_note.setdefault(row.window.index, []).extend(spans)
+        if not self._batches:
+            self._end_stage()
+
+    def _begin_stage(self) -> None:
+        configuration = self.configuration
+        if self.stage == TRAINING:
+            self._epoch_began = self.spent.wall
+            self._losses = []
+            self.model.train()
+            self._batches.extend(
+                training_batches(
+                    self.rows, configuration.batch_size, configuration.negative_rate, self.order
+                )
             )
-            for note_id, spans in self.predict(note_ids).items()
-        }
+            return
+        self.model.eval()
+        self._found = {}
+        if self.stage == SCORING and self.best_epoch != configuration.epochs:
+            assert self.best_state is not None
+            self.model.load_trained_state(self.best_state)
+        self._batches.extend(evaluation_batches(self._rows_of(self._asked), self.evaluation_pieces))
+
+    def _end_stage(self) -> None:
+        if self.stage == TRAINING:
+            self._loss = self._mean_loss()
+            self.stage = VALIDATION
+        elif self.stage == VALIDATION:
+            self._end_epoch()
+            is_last = len(self.epochs) == self.configuration.epochs
+            self.stage = SCORING if is_last else TRAINING
+        else:
+            self.scores = self._scores()
+            self.stage = DONE
+
+    def _end_epoch(self) -> None:
+        number = len(self.epochs) + 1
+        f1 = _strict_f1(self._scores())
+        self.epochs.append(Epoch(number, self._loss, f1, self.spent.wall - self._epoch_began))
+        # Of equal epochs the later one has seen more.
+        if f1 >= self.best_f1:
+            self.best_f1, self.best_epoch = f1, number
+            self.best_state = self.model.trained_state()
+
+    def _mean_loss(self) -> float:
+        # One look at all losses: a look at each would stall a GPU every step.
+        losses = self._losses
+        values = torch.stack(losses).float().cpu() if losses else torch.zeros(1)
+        if not bool(torch.isfinite(values).all()):
+            first = int((~torch.isfinite(values)).nonzero()[0]) + 1
+            raise TrainingError(
+                f"the loss is not a number at step {self.steps - len(losses) + first} "
+                f"(learning rate {self.configuration.learning_rate:g}); lower the learning rate"
+            )
+        return float(values.mean())
 
     @property
-    def flops(self) -> float:
+    def _asked(self) -> tuple[str, ...]:
+        """The notes of this stage that are scored. Every window of theirs is asked every question."""
+        return self.split.scored if self.stage == SCORING else self.split.validation
+
+    def _rows_of(self, note_ids: Iterable[str]) -> list[Row]:
+        return [row for note_id in note_ids for row in self.note_rows[note_id]]
+
+    def _scores(self) -> dict[str, NoteCounts]:
+        """Strict and lenient counts of each note against its gold, official 2018 rules."""
+        found: dict[str, NoteCounts] = {}
+        for note_id in self._asked:
+            note, windows = self.notes[note_id], self.windows[note_id]
+            spans = assemble(note, windows, self._found.get(note_id, {}), self.labels)
+            found[note_id] = NoteCounts(
+                strict=_present(score_note(note.spans, spans, "strict")),
+                lenient=_present(score_note(note.spans, spans, "lenient")),
+            )
+        return found
+
+    # --- what it leaves ---------------------------------------------------------------------------
+
+    def save(self) -> bytes:
+        """All that a lane needs to go on elsewhere. At the end of an epoch only, before `take`."""
+        assert not self._batches and self.stage in (TRAINING, SCORING)
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "trained": self.model.trained_state(),
+                "optimiser": self.optimiser.state_dict(),
+                "best": self.best_state,
+                "best_f1": self.best_f1,
+                "best_epoch": self.best_epoch,
+                "epochs": [asdict(epoch) for epoch in self.epochs],
+                "stage": self.stage,
+                "order": self.order.getstate(),
+                "dropout": self.dropout.get_state(),
+                "steps": self.steps,
+                "tokens": self.tokens,
+                "num_rows": self.num_rows,
+                "spent": asdict(self.spent),
+                "halvings": self.halvings,
+                "started_at": self.started_at,
+            },
+            buffer,
+        )
+        return buffer.getvalue()
+
+    def _restore(self, saved: bytes) -> None:
+        state = torch.load(io.BytesIO(saved), weights_only=True, map_location="cpu")
+        self.model.load_trained_state(state["trained"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.best_state = state["best"]
+        self.best_f1, self.best_epoch = state["best_f1"], state["best_epoch"]
+        self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+        self.stage = state["stage"]
+        version, internal, gauss = state["order"]
+        self.order.setstate((version, tuple(internal), gauss))
+        self.dropout.set_state(state["dropout"])
+        self.steps, self.tokens = state["steps"], state["tokens"]
+        self.num_rows = state["num_rows"]
+        self.spent = Spent(**state["spent"])
+        self.halvings = state["halvings"]
+        self.started_at = state["started_at"]
+
+    def record(
+        self, *, wall_seconds: float, num_devices: float, peak_bytes: int, device_hour_usd: float
+    ) -> Record:
+        """What is kept of a lane that is done."""
+        assert self.stage == DONE
+        statement = self.model.statement()
+        return Record(
+            key=self.fold_run.key,
+            fold_run=self.fold_run,
+            notes=self.scores,
+            unreachable=self._count_unreachable(self.split.scored),
+            validation_f1=self.best_f1,
+            best_epoch=self.best_epoch,
+            epochs=tuple(self.epochs),
+            trained=statement.by_kind,
+            trained_parameters=statement.trained,
+            total_parameters=statement.total,
+            adapter_bytes=statement.adapter_bytes,
+            device=device_name(self.device),
+            num_devices=num_devices,
+            device_seconds=self.spent.device,
+            wall_seconds=wall_seconds,
+            training_seconds=self.spent.training,
+            evaluation_seconds=self.spent.evaluation,
+            tokens=self.tokens,
+            flops=self._flops,
+            peak_bytes=peak_bytes,
+            memory_halvings=self.halvings,
+            cost_usd=price(self.spent.device, device_hour_usd),
+            versions=versions(),
+            hardware=hardware(self.device),
+            started_at=self.started_at,
+        )
+
+    @property
+    def _flops(self) -> float:
         """Operations that training has needed so far. The match head, which sees few pairs, is left out."""
         per_piece = 3 * len(self.labels) if self.strategy.answers == "tags" else 2
         return training_flops(
@@ -182,7 +379,7 @@ class Lane:
             head_parameters=per_piece * self.shape.hidden,
         )
 
-    def count_unreachable(self, note_ids: Iterable[str]) -> int:
+    def _count_unreachable(self, note_ids: Iterable[str]) -> int:
         """Gold spans of these notes that no answer of this strategy can be."""
         find = untaggable if self.strategy.answers == "tags" else unreachable
         return sum(len(find(self.notes[i], self.windows[i])) for i in note_ids)
@@ -212,78 +409,3 @@ def _present(counts: Mapping[str, Counts]) -> dict[str, Counts]:
 
 def _strict_f1(scores: Mapping[str, NoteCounts]) -> float:
     return pool(pool(note.strict.values()) for note in scores.values()).f1
-
-
-def train_fold_run(
-    fold_run: FoldRun,
-    data: StudyData,
-    loaded: Loaded,
-    *,
-    device: str | torch.device = "cpu",
-    device_hour_usd: float = 0.0,
-    gpus: float = 1.0,
-    on_epoch: Callable[[Epoch], None] | None = None,
-) -> Record:
-    """Trains, chooses the epoch on validation, scores the held-out fold.
-
-    Args:
-        device_hour_usd: price of one device (a GPU, or a core) for an hour.
-        gpus: how much of a GPU is held meanwhile; two that share one pay half each.
-        on_epoch: told after each epoch's validation.
-
-    Returns:
-        The record; the caller keeps it.
-    """
-    device = torch.device(device)
-    started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    meter = Meter(device, gpus)
-    with meter.phase("training"):
-        lane = Lane(fold_run, data, loaded, device)
-    statement = lane.model.statement()
-    epochs: list[Epoch] = []
-    best_f1, best_epoch, best_state = -math.inf, 0, None
-    for number in range(1, fold_run.configuration.epochs + 1):
-        epoch_began = meter.wall_seconds
-        with meter.phase("training"):
-            loss = lane.train_epoch()
-        with meter.phase("evaluation"):
-            validation_f1 = _strict_f1(lane.score(lane.split.validation))
-        epochs.append(Epoch(number, loss, validation_f1, meter.wall_seconds - epoch_began))
-        # Of equal epochs the later one has seen more.
-        if validation_f1 >= best_f1:
-            best_f1, best_epoch = validation_f1, number
-            best_state = lane.model.trained_state()
-        if on_epoch is not None:
-            on_epoch(epochs[-1])
-    if best_epoch != fold_run.configuration.epochs:
-        assert best_state is not None
-        lane.model.load_trained_state(best_state)
-    with meter.phase("evaluation"):
-        notes: dict[str, NoteCounts] = lane.score(lane.split.scored)
-    device_seconds = meter.device_seconds
-    return Record(
-        key=fold_run.key,
-        fold_run=fold_run,
-        notes=notes,
-        unreachable=lane.count_unreachable(lane.split.scored),
-        validation_f1=best_f1,
-        best_epoch=best_epoch,
-        epochs=tuple(epochs),
-        trained=statement.by_kind,
-        trained_parameters=statement.trained,
-        total_parameters=statement.total,
-        adapter_bytes=statement.adapter_bytes,
-        device=device_name(device),
-        num_devices=meter.num_devices,
-        device_seconds=device_seconds,
-        wall_seconds=meter.wall_seconds,
-        training_seconds=meter.seconds["training"],
-        evaluation_seconds=meter.seconds["evaluation"],
-        tokens=lane.tokens,
-        flops=lane.flops,
-        peak_bytes=meter.peak_bytes,
-        cost_usd=price(device_seconds, device_hour_usd),
-        versions=versions(),
-        hardware=hardware(device),
-        started_at=started_at,
-    )

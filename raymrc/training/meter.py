@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,8 +14,26 @@ import torch
 PACKAGES = ("raymrc", "torch", "transformers", "tokenizers", "safetensors", "numpy", "ray")
 
 
+@dataclass(slots=True)
+class Spent:
+    """What a fold-run has used of its process: its share, where several run side by side.
+
+    Args:
+        training, evaluation: seconds by the clock.
+        device: seconds of devices; see `Meter`.
+    """
+
+    training: float = 0.0
+    evaluation: float = 0.0
+    device: float = 0.0
+
+    @property
+    def wall(self) -> float:
+        return self.training + self.evaluation
+
+
 class Meter:
-    """Wall seconds by phase and the peak memory since it was made.
+    """Seconds since it was last asked, and the peak memory since it was made.
 
     Memory is the allocator's on a GPU and the process's resident set on a CPU, so a
     CPU figure holds the interpreter and the backbone too.
@@ -28,32 +45,20 @@ class Meter:
     def __init__(self, device: torch.device, gpus: float = 1.0) -> None:
         self.device = device
         self.gpus = gpus
-        self.seconds: dict[str, float] = {}
-        self._began = time.perf_counter()
-        self._cpu_began = time.process_time()
+        self._wall = time.perf_counter()
+        self._cpu = time.process_time()
         _reset_peak(device)
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+    def lap(self) -> tuple[float, float]:
+        """Seconds by the clock and of the devices since the last call.
 
-    @property
-    def wall_seconds(self) -> float:
-        return time.perf_counter() - self._began
-
-    @property
-    def device_seconds(self) -> float:
-        """The seconds that GPUs were held, all together. On a CPU the core-seconds that this process
-        used, which stay the same when neighbours make it wait."""
-        if self.device.type == "cuda":
-            return self.wall_seconds * self.gpus
-        return time.process_time() - self._cpu_began
+        Of a GPU the seconds that it was held. Of a CPU the core-seconds that this process used, which
+        stay the same when neighbours make it wait.
+        """
+        wall, cpu = time.perf_counter(), time.process_time()
+        passed, used = wall - self._wall, cpu - self._cpu
+        self._wall, self._cpu = wall, cpu
+        return passed, passed * self.gpus if self.device.type == "cuda" else used
 
     @property
     def num_devices(self) -> float:
@@ -63,6 +68,9 @@ class Meter:
     @property
     def peak_bytes(self) -> int:
         return _read_peak(self.device)
+
+    def reset_peak(self) -> None:
+        _reset_peak(self.device)
 
 
 def _reset_peak(device: torch.device) -> None:

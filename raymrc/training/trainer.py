@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import torch
+
 from raymrc.errors import BackboneError
 from raymrc.model.backbones import Loaded, find, load, load_tokenizer, read_shape
 from raymrc.model.strategies import STRATEGIES
 from raymrc.study.configuration import Backbone, FoldRun
 from raymrc.study.record import Epoch, Record
 from raymrc.training.batching import RowBuilder, StudyData
-from raymrc.training.lane import train_fold_run
+from raymrc.training.pool import Pool
 
 if TYPE_CHECKING:
     from raymrc.study.plan import Plan
@@ -45,15 +47,63 @@ class Trainer:
         Raises:
             RaymrcError: of what the user can mend; see `train_fold_run`.
         """
+        loaded = _keep_loaded(fold_run.configuration.cell.backbone, self.device)
         return train_fold_run(
             fold_run,
             data,
-            _keep_loaded(fold_run.configuration.cell.backbone, self.device),
+            loaded,
             device=self.device,
             device_hour_usd=self.device_hour_usd,
             gpus=self.gpus,
             on_epoch=on_epoch,
         )
+
+    def open_pool(self, backbone: Backbone, data: StudyData) -> Pool:
+        """A pool for many fold-runs of one backbone."""
+        return Pool(
+            _keep_loaded(backbone, self.device),
+            data,
+            self.device,
+            device_hour_usd=self.device_hour_usd,
+            gpus=self.gpus,
+        )
+
+
+def train_fold_run(
+    fold_run: FoldRun,
+    data: StudyData,
+    loaded: Loaded,
+    *,
+    device: str | torch.device = "cpu",
+    device_hour_usd: float = 0.0,
+    gpus: float = 1.0,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> Record:
+    """Trains, chooses the epoch on validation, scores the held-out fold.
+
+    Args:
+        device_hour_usd: price of one device (a GPU, or a core) for an hour.
+        gpus: how much of a GPU is held meanwhile; two that share one pay half each.
+        on_epoch: told after each epoch's validation.
+
+    Returns:
+        The record; the caller keeps it.
+
+    Raises:
+        TrainingError: no training note, too little memory, or a loss that is not a number.
+        BackboneError: window and question exceed the backbone's positions.
+        PromptError: a prompt that does not fit the backbone.
+    """
+    pool = Pool(loaded, data, device, device_hour_usd=device_hour_usd, gpus=gpus)
+    pool.open(fold_run)
+    while True:
+        for event in pool.step():
+            if isinstance(event.what, Record):
+                return event.what
+            if isinstance(event.what, Exception):
+                raise event.what
+            if on_epoch is not None:
+                on_epoch(event.what)
 
 
 def check_questions_fit(plan: Plan, labels: Sequence[str], questions: Mapping[str, str]) -> None:

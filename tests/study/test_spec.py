@@ -263,7 +263,7 @@ def test_an_empty_section_is_one_of_defaults(tmp_path):
     )
     assert spec.folds.count == 5
     assert "fine_tune" in spec.strategies.named()
-    assert spec_of(tmp_path, text).resources.cpus_per_trial == 1
+    assert spec_of(tmp_path, text).resources.cpus_per_host == 1
 
 
 def test_every_hyper_parameter_can_be_set_in_a_study_and_nothing_else():

@@ -9,17 +9,18 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raymrc.errors import TrainingError
+from raymrc.errors import BackboneError, TrainingError
 from raymrc.scoring.counts import Counts
 from raymrc.study.configuration import Backbone, Cell, FoldRun
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import CellPlan, Fingerprints, Plan, build_configuration
 from raymrc.study.record import Epoch, NoteCounts, Record
 from raymrc.study.space import Distribution, Grid, Setting, build_space
+from raymrc.training.pool import Event
 
 BACKBONE = Backbone("tiny", "nowhere")
 MARKER = "Quixotril-77"
@@ -108,6 +109,8 @@ class Script:
         raises: (learning rate, fold) that raises an exception with `MARKER` in its text.
         mendable: the same, with one of our own sentences.
         dies, dies_once: the same, ending the process.
+        room: so many lanes fit into a process.
+        unloadable: no process can load the backbone.
     """
 
     folder: Path
@@ -117,6 +120,8 @@ class Script:
     dies: tuple[float, int] | None = None
     dies_once: tuple[float, int] | None = None
     text: str = MARKER
+    room: int = 1000
+    unloadable: bool = False
 
     def trained(self) -> list[str]:
         """Keys of the fold-runs that were begun, once for each time."""
@@ -125,22 +130,84 @@ class Script:
     def processes(self) -> set[str]:
         return {path.name.split("-")[0] for path in self.folder.iterdir()}
 
+    def begun_at(self) -> list[int]:
+        """Epochs that fold-runs had behind them when they were opened."""
+        return sorted(int(path.name.split("-")[2]) for path in self.folder.iterdir())
 
-def train(fold_run: FoldRun, data: Script, *, on_epoch: Callable[[Epoch], None]) -> Record:
-    here = (fold_run.configuration.learning_rate, fold_run.fold)
-    seen = len([key for key in data.trained() if key == fold_run.key])
-    (data.folder / f"{os.getpid()}-{fold_run.key}-{time.monotonic_ns()}").touch()
-    record = make_record(fold_run)
-    for epoch in record.epochs:
-        time.sleep(data.nap / len(record.epochs))
-        on_epoch(epoch)
-    if here == data.raises:
-        raise KeyError(data.text)
-    if here == data.mendable:
-        raise TrainingError("the loss is not a number at step 12; lower the learning rate")
-    if here == data.dies or (here == data.dies_once and not seen):
-        os._exit(9)
-    return record
+    def most_beside(self) -> int:
+        """How many others were open when one was opened, at most."""
+        return max(int(path.name.split("-")[3]) for path in self.folder.iterdir())
+
+
+@dataclass
+class _Course:
+    """How far a made-up fold-run has got, in epochs."""
+
+    fold_run: FoldRun
+    seen: int
+    epoch: int = 0
+
+
+class ScriptPool:
+    """Stands in for `training.pool.Pool`: one step is one epoch of every fold-run that is open.
+
+    A process trains one backbone at a time: opening `resumed` files says what went on from a state.
+    """
+
+    def __init__(self, data: Script) -> None:
+        self.data = data
+        self.courses: dict[str, _Course] = {}
+
+    def __len__(self) -> int:
+        return len(self.courses)
+
+    def fits(self, fold_run: FoldRun) -> bool:
+        return len(self) < self.data.room
+
+    def open(self, fold_run: FoldRun, state: bytes | None = None) -> None:
+        seen = len([key for key in self.data.trained() if key == fold_run.key])
+        begun_at = int(state or b"0")
+        name = f"{os.getpid()}-{fold_run.key}-{begun_at}-{len(self)}-{time.monotonic_ns()}"
+        (self.data.folder / name).touch()
+        self.courses[fold_run.key] = _Course(fold_run, seen, begun_at)
+
+    def save(self, key: str) -> bytes | None:
+        return str(self.courses[key].epoch).encode()
+
+    def close(self, key: str) -> None:
+        self.courses.pop(key, None)
+
+    def step(self) -> list[Event]:
+        events = []
+        for key, course in list(self.courses.items()):
+            record = make_record(course.fold_run)
+            if course.epoch < len(record.epochs):
+                time.sleep(self.data.nap / len(record.epochs))
+                events.append(Event(key, record.epochs[course.epoch]))
+                course.epoch += 1
+                continue
+            del self.courses[key]
+            events.append(Event(key, self._end(course, record)))
+        return events
+
+    def _end(self, course: _Course, record: Record) -> Record | Exception:
+        here = (course.fold_run.configuration.learning_rate, course.fold_run.fold)
+        if here == self.data.mendable:
+            return TrainingError("the loss is not a number at step 12; lower the learning rate")
+        if here == self.data.dies or (here == self.data.dies_once and not course.seen):
+            os._exit(9)
+        if here == self.data.raises:
+            try:
+                raise KeyError(self.data.text)
+            except KeyError as error:
+                return error
+        return record
+
+
+def open_pool(backbone: Backbone, data: Script) -> ScriptPool:
+    if data.unloadable:
+        raise BackboneError("there are no weights here")
+    return ScriptPool(data)
 
 
 if __name__ == "__main__":
@@ -150,7 +217,7 @@ if __name__ == "__main__":
     script = Script(folder / "trained", nap)
     script.folder.mkdir(parents=True, exist_ok=True)
     outcome = run_study(
-        make_plan(), Ledger(str(folder)), train, script, folder=folder, resources=Resources()
+        make_plan(), Ledger(str(folder)), open_pool, script, folder=folder, resources=Resources()
     )
     print("in the ledger", outcome.done + outcome.reused, flush=True)
     sys.exit(130 if outcome.interrupted else 0)

@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -28,7 +27,7 @@ from raymrc.sweep import driver
 from raymrc.sweep.driver import Resources, StudyOutcome, run_study
 from raymrc.sweep.progress import Snapshot
 from tests.paths import ROOT
-from tests.sweep.making import MARKER, Script, fold_runs, make_plan, make_record, train
+from tests.sweep.making import MARKER, Script, fold_runs, make_plan, make_record, open_pool
 
 pytestmark = [
     pytest.mark.ray,
@@ -45,7 +44,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cluster of two cores; gives the folder of its logs."""
     import ray
 
-    with driver._cluster(Resources(max_trials=2), tmp_path_factory.mktemp("cluster")) as is_ours:
+    with driver._cluster(Resources(max_hosts=2), tmp_path_factory.mktemp("cluster")) as is_ours:
         assert is_ours
         node = ray._private.worker._global_node
         assert node is not None
@@ -62,7 +61,7 @@ def run(
     plan: Plan, folder: Path, script: Script, **options: object
 ) -> tuple[StudyOutcome, dict[str, Record]]:
     ledger = Ledger(str(folder))
-    outcome = run_study(plan, ledger, train, script, folder=folder, **options)  # type: ignore[arg-type]
+    outcome = run_study(plan, ledger, open_pool, script, folder=folder, **options)  # type: ignore[arg-type]
     return outcome, {record.key: record for record in ledger.records()}
 
 
@@ -147,37 +146,50 @@ def test_tpe_goes_through_ray_and_is_resumed_from_the_ledger(cluster, tmp_path, 
     assert len(records) == len(set(script.trained())) == len(script.trained()) == 15
 
 
-def test_no_more_trials_run_at_once_than_allowed(cluster, tmp_path, script):
+def test_no_more_hosts_than_allowed(cluster, tmp_path, script):
     plan = make_plan([0.1, 0.2, 0.3, 0.4], ["fine_tune"], folds=2)
-    most = 0
-
-    def count(snapshot: Snapshot) -> None:
-        nonlocal most
-        most = max(most, len(snapshot.running))
-
-    outcome, _ = run(
-        plan, tmp_path, replace(script, nap=0.6),
-        resources=Resources(max_trials=1), on_progress=count,
-    )  # fmt: skip
+    outcome, _ = run(plan, tmp_path, script, resources=Resources(max_hosts=1))
     assert outcome.done == 8
-    assert most == 1
+    assert len(script.processes()) == 1
+    assert script.most_beside() == 0, "one that trains the backbone has its host for itself"
 
 
-def test_a_freed_worker_takes_no_trial_whose_own_worker_is_about_to_start():
-    """Tune would then end that one. Once all others run, trials come in their turn."""
-    from ray.tune.experiment import Trial
+def test_frozen_fold_runs_share_a_host_as_far_as_they_fit(cluster, tmp_path, script):
+    plan = make_plan([0.1, 0.2, 0.3, 0.4], ["frozen_soft_prompt"])
+    one = Resources(max_hosts=1, lanes=4)
+    outcome, records = run(plan, tmp_path, replace(script, nap=0.3), resources=one)
+    assert outcome.done == 12 and records == {r.key: make_record(r) for r in fold_runs(plan)}
+    assert script.most_beside() == 3
+    for path in script.folder.iterdir():
+        path.unlink()
+    outcome, _ = run(plan, tmp_path / "tight", replace(script, room=2), resources=one)
+    assert outcome.done == 12 and script.most_beside() == 1
 
-    def chosen(*states: str) -> int | None:
-        trials = [Trial("made-up", stub=True) for _ in states]
-        for trial, status in zip(trials, states, strict=True):
-            trial.status = status
-        found = scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials))
-        return None if found is None else trials.index(found)
 
-    scheduler = driver._InTurn(slots=2)
-    assert chosen("TERMINATED", "PENDING", "PENDING", "PENDING") == 3
-    assert chosen("TERMINATED", "RUNNING", "PENDING", "PENDING") == 2
-    assert chosen("TERMINATED", "RUNNING") is None
+def test_a_backbone_that_no_host_can_load_is_told_once_a_fold_run(cluster, tmp_path, script):
+    outcome, _ = run(make_plan([0.1]), tmp_path, replace(script, unloadable=True))
+    assert (outcome.done, outcome.failed) == (0, 6)
+    assert outcome.reasons == (("there are no weights here", 6),)
+
+
+def test_a_trial_that_tunes_scheduler_stops_is_closed_and_its_room_filled(
+    cluster, tmp_path, script
+):
+    from ray.tune.schedulers import FIFOScheduler
+
+    class StopsOne(FIFOScheduler):
+        def on_trial_result(self, controller, trial, result):
+            is_beaten = trial.config["work"].configuration.learning_rate == 0.1
+            return self.STOP if is_beaten else self.CONTINUE
+
+    plan = make_plan([0.1, 0.2, 0.3], ["frozen_soft_prompt"])
+    outcome, records = run(
+        plan, tmp_path, replace(script, nap=2.0),
+        scheduler=StopsOne(), resources=Resources(max_hosts=1, lanes=3),
+    )  # fmt: skip
+    assert {r.fold_run.configuration.learning_rate for r in records.values()} == {0.2, 0.3}
+    assert (outcome.done, outcome.failed, outcome.interrupted) == (6, 0, False)
+    assert sorted(script.trained()) == sorted({r.key for r in fold_runs(plan)}), "each once"
 
 
 def test_a_ledger_that_cannot_be_written_ends_the_study_with_its_sentence(
@@ -188,12 +200,12 @@ def test_a_ledger_that_cannot_be_written_ends_the_study_with_its_sentence(
             raise LedgerError("the store refuses (No space left on device)")
 
     with pytest.raises(LedgerError, match="No space left"):
-        run_study(make_plan(), Full(str(tmp_path)), train, script, folder=tmp_path)
+        run_study(make_plan(), Full(str(tmp_path)), open_pool, script, folder=tmp_path)
 
 
 def test_a_trial_that_wants_more_than_there_is_gets_a_sentence(cluster, tmp_path, script):
-    with pytest.raises(RaymrcError, match="a trial wants 1 GPU, and there are 0"):
-        run(make_plan(), tmp_path, script, resources=Resources(gpus_per_trial=1.0))
+    with pytest.raises(RaymrcError, match="a host wants 1 GPU, and there are 0"):
+        run(make_plan(), tmp_path, script, resources=Resources(gpus_per_host=1.0))
 
 
 def test_a_record_cut_in_half_stops_the_study_before_ray_starts(tmp_path, script):
@@ -237,7 +249,7 @@ class Process:
 
     def left_behind(self) -> list[str]:
         """Processes that are still there a while after the driver's end."""
-        until = time.monotonic() + 30
+        until = time.monotonic() + 90
         while found := [p.name() for p in psutil.process_iter() if self._is_of_us(p)]:
             if time.monotonic() > until:
                 return found

@@ -7,9 +7,11 @@ anyone noticing: a leak only makes scores better.
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,12 +22,12 @@ from raymrc.errors import BackboneError, PromptError, TrainingError
 from raymrc.model.backbones import Loaded
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.questions import build_questions
-from raymrc.scoring.counts import pool
 from raymrc.study.configuration import Configuration, FoldRun
 from raymrc.study.record import Record
 from raymrc.training.batching import StudyData
-from raymrc.training.lane import Lane, train_fold_run
+from raymrc.training.lane import SCORING, Answers, Batch, Lane
 from raymrc.training.meter import Meter
+from raymrc.training.trainer import train_fold_run
 from tests.model.tiny import tiny_configuration, tiny_loaded
 
 LABELS = ("Drug", "ADE")
@@ -97,11 +99,13 @@ def test_every_strategy_can_learn_its_training_notes_by_heart(
 ) -> None:
     rate = 3e-2 if strategy == "frozen_soft_prompt" else 2e-3
     run = make_run(loaded, strategy, learning_rate=rate, head_learning_rate=1e-2, epochs=40)
-    lane = Lane(run, data, loaded, CPU)
-    losses = [lane.train_epoch() for _ in range(40)]
-    counts = [pool(note.strict.values()) for note in lane.score(lane.split.train).values()]
-    assert losses[-1] < 0.1 * losses[0]
-    assert pool(counts).f1 > 0.95
+    split = data.folds.split(0)
+    # Whoever learns by heart is asked what it has learnt.
+    asked = SimpleNamespace(train=split.train, validation=split.train, scored=split.scored)
+    folds = SimpleNamespace(split=lambda fold: asked)
+    record = train_fold_run(run, StudyData(data.corpus, folds, data.questions), loaded)
+    assert record.epochs[-1].loss < 0.1 * record.epochs[0].loss
+    assert record.epochs[-1].validation_f1 > 0.95
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -133,21 +137,17 @@ def test_the_scored_state_is_that_of_the_chosen_epoch(
     """Later epochs are ruined on purpose; the score must not show it."""
     run = make_run(loaded, "soft_prompt", learning_rate=5e-3, epochs=8)
     fine = train_fold_run(run, data, loaded)
-    longer = make_run(loaded, "soft_prompt", learning_rate=5e-3, epochs=8)
-    train_epoch, calls = Lane.train_epoch, 0
+    learnt = Lane.learnt
 
-    def train_then_ruin(self: Lane) -> float:
-        nonlocal calls
-        calls += 1
-        loss = train_epoch(self)
-        if calls > fine.best_epoch:
+    def learn_then_ruin(self: Lane, batch: Batch, loss: torch.Tensor) -> None:
+        learnt(self, batch, loss)
+        if len(self.epochs) >= fine.best_epoch:
             with torch.no_grad():
                 for parameter in self.trained:
                     parameter.zero_()
-        return loss
 
-    monkeypatch.setattr(Lane, "train_epoch", train_then_ruin)
-    ruined = train_fold_run(longer, data, loaded)
+    monkeypatch.setattr(Lane, "learnt", learn_then_ruin)
+    ruined = train_fold_run(run, data, loaded)
     if fine.best_epoch < 8:
         assert ruined.epochs[-1].validation_f1 < fine.validation_f1
     assert ruined.notes == fine.notes
@@ -170,12 +170,20 @@ def test_all_notes_are_scored_once_over_the_folds_even_those_without_spans(
 
 
 def test_a_held_out_window_without_answers_is_asked_every_question(
-    loaded: Loaded, data: StudyData
+    loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lane = Lane(make_run(loaded, "soft_prompt", negative_rate=0.0), data, loaded, CPU)
-    notes = [lane.notes[i] for i in lane.split.scored]
-    asked = {(r.window.note_id, r.label) for r in lane.builder.rows(notes, lane.windows)}
-    assert asked == {(n.id, label) for n in notes for label in range(len(LABELS))}
+    asked = set()
+    heard = Lane.heard
+
+    def note_down(self: Lane, batch: Batch, answers: Answers) -> None:
+        if self.stage == SCORING:
+            asked.update((row.window.note_id, row.label) for row in batch.rows)
+        heard(self, batch, answers)
+
+    monkeypatch.setattr(Lane, "heard", note_down)
+    train_fold_run(make_run(loaded, "soft_prompt", negative_rate=0.0, epochs=1), data, loaded)
+    scored = data.folds.split(0).scored
+    assert asked == {(note_id, label) for note_id in scored for label in range(len(LABELS))}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -222,7 +230,7 @@ def test_a_prompt_longer_than_512_is_refused(loaded: Loaded, data: StudyData) ->
 def test_a_record_counts_what_was_trained_and_what_it_took(loaded: Loaded, data: StudyData) -> None:
     run = make_run(loaded, "frozen_soft_prompt")
     record = train_fold_run(run, data, loaded, device_hour_usd=3600.0)
-    lane = Lane(run, data, loaded, CPU)
+    lane = Lane(run, data, loaded, CPU, 1024)
     assert record.trained_parameters == sum(p.numel() for p in lane.trained)
     assert sum(count for _, count in record.trained) == record.trained_parameters
     assert {name.split(".")[0] for name, _ in record.trained} == {"prompt", "heads"}
@@ -247,8 +255,12 @@ def test_a_prompt_of_one_vector_can_be_trained(form: str, loaded: Loaded, data: 
 def test_a_share_of_a_gpu_costs_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
     meter = Meter(CPU, gpus=0.25)
     meter.device = torch.device("cuda")  # only what is counted is asked of it
-    monkeypatch.setattr(Meter, "wall_seconds", property(lambda self: 8.0))
-    assert (meter.device_seconds, meter.num_devices) == (2.0, 0.25)
+    now = time.perf_counter()
+    meter.lap()
+    monkeypatch.setattr(time, "perf_counter", lambda: now + 60.0)
+    wall, held = meter.lap()
+    assert wall == pytest.approx(60, abs=5)
+    assert held == wall / 4 and meter.num_devices == 0.25
 
 
 def test_a_span_that_tagging_cannot_say_is_missed_and_counted(

@@ -120,6 +120,15 @@ def test_on_a_cpu_each_lane_takes_its_own_fused_step() -> None:
             assert torch.equal(ours, theirs)
 
 
+def test_one_lane_alone_keeps_its_own_kernel_on_any_device(monkeypatch) -> None:
+    """It may train a backbone, whose moments want no copies."""
+    monkeypatch.setattr("raymrc.training.fused.step_at_once", None)
+    lane = torch.optim.AdamW([nn.Parameter(torch.ones(3, device="meta"))], foreach=False)
+    tensors_of(lane)[0].grad = torch.ones(3, device="meta")
+    step_together([lane])
+    assert lane.state[tensors_of(lane)[0]]["step"].item() == 1
+
+
 def test_lanes_without_gradients_stay() -> None:
     lane = make_lane(0, fused=True)
     before = [p.detach().clone() for p in tensors_of(lane)]

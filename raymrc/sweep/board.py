@@ -1,0 +1,268 @@
+"""Who wants which fold-runs, who trains them, and what came of it. No Ray here: an actor holds it.
+
+    trial: submit -> collect, collect ...          host: exchange(what came of it) -> what to do next
+
+A host has one backbone at a time, and the lanes of fold-runs on it. What a host had open when it is
+lost goes to another one, from where it was last saved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raymrc.model.strategies import STRATEGIES
+from raymrc.study.configuration import Backbone, FoldRun
+from raymrc.study.record import Epoch, Record
+
+DEATHS = 3
+"""So many hosts may die under one fold-run, the last of them with nobody else on it, before it
+counts as failed."""
+
+EPOCH_SECONDS = 1.0
+"""Epochs of one fold-run are passed on no more often than this; each is a round trip to the driver."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a host says of a fold-run: an epoch, with the lane's state where that was saved, or its
+    end; `refused` if its lane had no room beside the others."""
+
+    key: str
+    epoch: Epoch | None = None
+    state: bytes | None = None
+    record: Record | None = None
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a host is to do: close lanes, open others (from a saved state), or go."""
+
+    close: tuple[str, ...] = ()
+    open: tuple[tuple[FoldRun, bytes | None], ...] = ()
+    leave: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.close or self.open or self.leave)
+
+
+@dataclass(eq=False)
+class _Wish:
+    """A fold-run that a trial wants trained."""
+
+    fold_run: FoldRun
+    trial: str
+    deaths: int = 0
+    told_at: float = -math.inf
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.fold_run.configuration.cell.backbone
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it wants a host of its own: it trains a copy of the backbone, or hosts die of it."""
+        strategy = STRATEGIES[self.fold_run.configuration.cell.strategy]
+        return strategy.trains_backbone or self.deaths >= DEATHS - 1
+
+
+@dataclass(eq=False)
+class _Host:
+    backbone: Backbone | None = None
+    wishes: dict[str, _Wish] = field(default_factory=dict)
+    closing: set[str] = field(default_factory=set)
+    most: int | None = None
+    idle_since: float | None = None
+
+
+class Board:
+    """
+    Args:
+        lanes: open on one host at once, at most.
+        max_hosts: at once.
+        fill: fold-runs that are worth one more host.
+        idle_seconds: a host without work for so long goes.
+        folder: keeps saved lanes; None: they are not kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        lanes: int,
+        max_hosts: int,
+        fill: int = 1,
+        idle_seconds: float = 5.0,
+        folder: Path | None = None,
+    ) -> None:
+        self.lanes = lanes
+        self.max_hosts = max_hosts
+        self.fill = fill
+        self.idle_seconds = idle_seconds
+        self.folder = folder
+        self._queue: list[_Wish] = []
+        self._wishes: dict[str, _Wish] = {}
+        self._hosts: dict[str, _Host] = {}
+        self._results: dict[str, list[dict[str, Any]]] = {}
+
+    # --- trials -----------------------------------------------------------------------------------
+
+    def submit(self, trial: str, fold_runs: Iterable[FoldRun]) -> None:
+        """A trial wants these trained, after all that is wanted already."""
+        self._results[trial] = []
+        for run in fold_runs:
+            wish = _Wish(run, trial)
+            self._wishes[run.key] = wish
+            self._queue.append(wish)
+
+    def collect(self, trial: str) -> tuple[list[dict[str, Any]], bool]:
+        """What is new of a trial's fold-runs, as Tune is told it, and whether that was all."""
+        results = self._results.get(trial, [])
+        is_over = not any(wish.trial == trial for wish in self._wishes.values())
+        if is_over:
+            self._results.pop(trial, None)
+        else:
+            self._results[trial] = []
+        return results, is_over
+
+    def withdraw(self, trial: str) -> None:
+        """A trial is over: what is left of it is closed and not begun."""
+        self._queue = [wish for wish in self._queue if wish.trial != trial]
+        for host in self._hosts.values():
+            dropped = [key for key, wish in host.wishes.items() if wish.trial == trial]
+            for key in dropped:
+                del host.wishes[key]
+                host.closing.add(key)
+        self._wishes = {k: wish for k, wish in self._wishes.items() if wish.trial != trial}
+        self._results.pop(trial, None)
+
+    # --- hosts ------------------------------------------------------------------------------------
+
+    @property
+    def num_wanted_hosts(self) -> int:
+        """As many as what is wanted and not settled makes worth it."""
+        return min(self.max_hosts, math.ceil(len(self._wishes) / self.fill))
+
+    def exchange(self, host: str, reports: Sequence[Report], now: float) -> Order:
+        """A host says what came of its lanes, and hears what to do.
+
+        Args:
+            now: seconds, of any clock that goes on.
+        """
+        mine = self._hosts.setdefault(host, _Host())
+        for report in reports:
+            wish = mine.wishes.get(report.key)
+            if wish is not None:  # else it was withdrawn meanwhile
+                self._receive(mine, wish, report, now)
+        close = tuple(mine.closing)
+        mine.closing.clear()
+        opened = []
+        while (wish := self._next_for(mine)) is not None:
+            self._queue.remove(wish)
+            mine.backbone = wish.backbone
+            mine.wishes[wish.fold_run.key] = wish
+            opened.append((wish.fold_run, self._saved(wish)))
+        if mine.wishes:
+            mine.idle_since = None
+        elif mine.idle_since is None:
+            mine.idle_since = now
+        leave = (
+            mine.idle_since is not None
+            and not self._queue
+            and now - mine.idle_since >= self.idle_seconds
+        )
+        if leave:
+            del self._hosts[host]
+        return Order(close, tuple(opened), leave)
+
+    def is_idle(self, host: str) -> bool:
+        return host in self._hosts and not self._hosts[host].wishes
+
+    def _receive(self, host: _Host, wish: _Wish, report: Report, now: float) -> None:
+        key = report.key
+        if report.refused:
+            del host.wishes[key]
+            host.most = len(host.wishes)
+            self._queue.insert(0, wish)
+            return
+        if report.state is not None:
+            self._keep(key, report.state)
+        fold = wish.fold_run.fold
+        if report.record is not None:
+            self._settle(wish, report.record)
+            del host.wishes[key]
+            host.most = None
+        elif report.epoch is not None and now - wish.told_at >= EPOCH_SECONDS:
+            wish.told_at = now
+            epoch = report.epoch
+            self._results[wish.trial].append(
+                {"fold": fold, "epoch": epoch.epoch, "f1": epoch.validation_f1}
+            )
+
+    def _settle(self, wish: _Wish, record: Record) -> None:
+        key = wish.fold_run.key
+        del self._wishes[key]
+        self._results[wish.trial].append({"fold": wish.fold_run.fold, "record": record.to_json()})
+        if self.folder is not None:
+            (self.folder / key).unlink(missing_ok=True)
+
+    def _next_for(self, host: _Host) -> _Wish | None:
+        """What this host opens next, beside what it has; its own backbone first."""
+        num_open = len(host.wishes)
+        if not num_open:
+            own = (wish for wish in self._queue if wish.backbone == host.backbone)
+            return next(own, None) or next(iter(self._queue), None)
+        # At a study's end nobody takes more than an even share.
+        share = math.ceil(len(self._wishes) / max(1, self.num_wanted_hosts))
+        if num_open >= min(self.lanes, share, self.lanes if host.most is None else host.most):
+            return None
+        if any(wish.is_alone for wish in host.wishes.values()):
+            return None
+        fitting = (w for w in self._queue if w.backbone == host.backbone and not w.is_alone)
+        return next(fitting, None)
+
+    def lost(self, host: str, *, counts: bool = True) -> list[FoldRun]:
+        """A host is gone; its lanes go back to the head of the queue.
+
+        Args:
+            counts: whether one of its lanes may have been the cause; not so if the machine went.
+
+        Returns:
+            Fold-runs under which too many hosts died: the caller has to `fail` them.
+        """
+        gone = self._hosts.pop(host, None)
+        if gone is None:
+            return []
+        hopeless = []
+        for wish in reversed(gone.wishes.values()):
+            wish.deaths += counts
+            self._queue.insert(0, wish)
+            if wish.deaths >= DEATHS:
+                hopeless.append(wish.fold_run)
+        return hopeless
+
+    def fail(self, records: Iterable[Record]) -> None:
+        """Settles queued fold-runs without training them."""
+        for record in records:
+            wish = self._wishes[record.key]
+            self._queue.remove(wish)
+            self._settle(wish, record)
+
+    # --- saved lanes ------------------------------------------------------------------------------
+
+    def _keep(self, key: str, state: bytes) -> None:
+        if self.folder is None:
+            return
+        whole = self.folder / f"{key}.new"
+        whole.write_bytes(state)
+        whole.replace(self.folder / key)
+
+    def _saved(self, wish: _Wish) -> bytes | None:
+        if self.folder is None:
+            return None
+        path = self.folder / wish.fold_run.key
+        return path.read_bytes() if path.is_file() else None

@@ -1,0 +1,336 @@
+"""Fold-runs side by side on one device: lanes open, step and close over one backbone in memory.
+
+    open(fold_run) -> step() -> Event, Event ... -> the record of its end
+
+Lanes of frozen strategies share passes; a lane that trains the backbone has its own copy, and
+passes of its own. No Ray here: a host is this in an actor.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from raymrc.errors import TrainingError
+from raymrc.model.backbones import Loaded
+from raymrc.model.strategies import count_parameters
+from raymrc.study.configuration import FoldRun
+from raymrc.study.cost import lane_bytes, pass_bytes
+from raymrc.study.record import Epoch, Record
+from raymrc.training.batching import StudyData
+from raymrc.training.fused import (
+    backward_together,
+    clip_together,
+    predict_together,
+    share_out,
+    step_together,
+)
+from raymrc.training.lane import DONE, Answers, Batch, Lane
+from raymrc.training.meter import Meter
+
+PASS_PIECES = {"cpu": 1024, "cuda": 16384}
+"""Padded pieces of one pass, at most; a lane's training batch may be larger by itself. On a CPU more
+are no faster: matrix products are at their best from 128 rows on, and padding grows."""
+
+MEMORY_SHARE = 0.8
+"""Of a machine's or a device's memory, what lanes may count on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that a lane came to.
+
+    Args:
+        key: of its fold-run.
+        what: an epoch, the record of its end, or what ended it without one.
+        device_seconds: what it has cost, where it failed.
+    """
+
+    key: str
+    what: Epoch | Record | Exception
+    device_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Seat:
+    """An open lane: when it was opened (earlier by what it had spent before), and epochs told of."""
+
+    lane: Lane
+    began: float
+    told: int
+
+
+class Pool:
+    """Any number of lanes over one backbone.
+
+    Args:
+        loaded: the backbone, on `device`.
+        device_hour_usd: price of one device (a GPU, or a core) for an hour.
+        gpus: how much of a GPU is held meanwhile; two that share one pay half each.
+        memory_bytes: what lanes and their passes may use; found out where it is not given.
+        pass_pieces: padded pieces of a pass; see `PASS_PIECES`.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        data: StudyData,
+        device: torch.device | str = "cpu",
+        *,
+        device_hour_usd: float = 0.0,
+        gpus: float = 1.0,
+        memory_bytes: float | None = None,
+        pass_pieces: int | None = None,
+    ) -> None:
+        self.loaded = loaded
+        self.data = data
+        self.device = torch.device(device)
+        self.device_hour_usd = device_hour_usd
+        self.pass_pieces = pass_pieces or PASS_PIECES.get(self.device.type, PASS_PIECES["cuda"])
+        self.meter = Meter(self.device, gpus)
+        self.memory_bytes = memory_bytes or available_bytes(self.device, gpus)
+        self._seats: dict[str, _Seat] = {}
+        self._events: list[Event] = []
+
+    def __len__(self) -> int:
+        return len(self._seats)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of the fold-runs whose lanes are open."""
+        return tuple(self._seats)
+
+    def fits(self, fold_run: FoldRun) -> bool:
+        """Whether one more lane has room in memory beside those that are open."""
+        held = sum(self._lane_bytes(seat.lane.fold_run) for seat in self._seats.values())
+        return held + self._lane_bytes(fold_run) + self._pass_bytes(fold_run) <= self.memory_bytes
+
+    def open(self, fold_run: FoldRun, state: bytes | None = None) -> None:
+        """One more lane, from its beginning or from where it was saved.
+
+        Raises:
+            TrainingError: it does not fit into memory; or its training notes are empty.
+            RaymrcError: of what the user can mend; see `Lane`.
+        """
+        if not self._seats:
+            self.meter.reset_peak()
+        if not self.fits(fold_run):
+            wanted = self._lane_bytes(fold_run) + self._pass_bytes(fold_run)
+            raise TrainingError(
+                f"its lane wants about {wanted / 2**30:.2f} GiB beside {len(self)} others, and "
+                f"there are {self.memory_bytes / 2**30:.2f} GiB for all; set match_width, "
+                "prompt_length or window to less, or fewer lanes"
+            )
+        began = time.monotonic()
+        self.meter.lap()
+        lane = Lane(fold_run, self.data, self.loaded, self.device, self.pass_pieces, state)
+        before = lane.spent.wall
+        self._charge([lane], [1], evaluates=False)
+        self._seats[fold_run.key] = _Seat(lane, began - before, len(lane.epochs))
+
+    def save(self, key: str) -> bytes | None:
+        """A lane's state at the end of an epoch, for `open`; right after its event only.
+
+        None where the lane trains a backbone: its state is that of a whole model, and what torch's
+        own generator drew is not in it.
+        """
+        lane = self._seats[key].lane
+        return lane.save() if lane.shares_passes else None
+
+    def close(self, key: str) -> None:
+        """Drop a lane; what it has learnt is lost."""
+        self._seats.pop(key, None)
+
+    def step(self) -> list[Event]:
+        """One batch of every lane. A lane that fails ends, the others go on."""
+        self.meter.lap()
+        batches: list[Batch] = []
+        for lane in [seat.lane for seat in self._seats.values()]:
+            try:
+                batch = lane.take()
+            except Exception as error:
+                self._fail(lane, error)
+                continue
+            if batch is not None:
+                batches.append(batch)
+            self._tell(lane)
+        if batches:
+            self._charge_to(batches)
+        for trains, run in ((True, self._train), (False, self._ask)):
+            for group in self._groups([b for b in batches if b.trains == trains]):
+                run(group)
+        events, self._events = self._events, []
+        return events
+
+    def _groups(self, batches: Sequence[Batch]) -> list[list[Batch]]:
+        """Who passes together."""
+        alone = [[batch] for batch in batches if not batch.lane.shares_passes]
+        shared = [batch for batch in batches if batch.lane.shares_passes]
+        places = share_out([batch.inputs for batch in shared], self.pass_pieces)
+        return [*alone, *([shared[i] for i in group] for group in places)]
+
+    def _train(self, group: Sequence[Batch]) -> None:
+        before = [batch.lane.dropout.get_state() for batch in group]
+        try:
+            losses = _backward(group)
+        except Exception as error:
+            for batch, state in zip(group, before, strict=True):
+                batch.lane.dropout.set_state(state)
+                batch.lane.optimiser.zero_grad(set_to_none=True)
+            self._part(group, error, self._train)
+            return
+        lanes = [batch.lane for batch in group]
+        clip_together(
+            [lane.model for lane in lanes], [lane.configuration.clip_norm for lane in lanes]
+        )
+        for lane in lanes:
+            lane.decay_rates()
+        step_together([lane.optimiser for lane in lanes])
+        self._charge_to(group)
+        for batch, loss in zip(group, losses, strict=True):
+            self._settle(batch.lane, partial(batch.lane.learnt, batch, loss))
+
+    def _ask(self, group: Sequence[Batch]) -> None:
+        try:
+            answers = _answers(group)
+        except Exception as error:
+            self._part(group, error, self._ask)
+            return
+        self._charge_to(group)
+        for batch, heard in zip(group, answers, strict=True):
+            self._settle(batch.lane, partial(batch.lane.heard, batch, heard))
+
+    def _settle(self, lane: Lane, settle: Callable[[], None]) -> None:
+        try:
+            settle()
+        except Exception as error:
+            self._fail(lane, error)
+            return
+        self._tell(lane)
+
+    def _tell(self, lane: Lane) -> None:
+        """What the lane has come to since it was last asked."""
+        key = lane.fold_run.key
+        seat = self._seats[key]
+        self._events += [Event(key, epoch) for epoch in lane.epochs[seat.told :]]
+        seat.told = len(lane.epochs)
+        if lane.stage == DONE:
+            record = lane.record(
+                wall_seconds=time.monotonic() - seat.began,
+                num_devices=self.meter.num_devices,
+                peak_bytes=self.meter.peak_bytes,
+                device_hour_usd=self.device_hour_usd,
+            )
+            self.close(key)
+            self._events.append(Event(key, record))
+
+    def _fail(self, lane: Lane, error: Exception) -> None:
+        self.close(lane.fold_run.key)
+        self._events.append(Event(lane.fold_run.key, error, lane.spent.device))
+
+    def _part(
+        self, group: Sequence[Batch], error: Exception, run: Callable[[Sequence[Batch]], None]
+    ) -> None:
+        """A pass failed: its halves are tried, down to the lane whose fault it is."""
+        if is_out_of_memory(error):
+            # What did not fit once will not fit the next time either.
+            pieces = sum(batch.pieces for batch in group)
+            self.pass_pieces = max(1, min(self.pass_pieces, pieces) // 2)
+            for batch in group:
+                batch.lane.halvings += 1
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        if len(group) == 1:
+            if is_out_of_memory(error):
+                error = TrainingError(
+                    f"a batch of {len(group[0].rows)} rows does not fit into memory; set "
+                    "batch_size or window to less"
+                )
+            self._fail(group[0].lane, error)
+            return
+        middle = len(group) // 2
+        run(group[:middle])
+        run(group[middle:])
+
+    def _charge_to(self, batches: Sequence[Batch]) -> None:
+        """The time since the last charge, by what each put into the pass."""
+        weights = [batch.pieces for batch in batches]
+        self._charge([batch.lane for batch in batches], weights, not batches[0].trains)
+
+    def _charge(self, lanes: Sequence[Lane], weights: Sequence[int], evaluates: bool) -> None:
+        wall, used = self.meter.lap()
+        total = sum(weights)
+        for lane, weight in zip(lanes, weights, strict=True):
+            share = weight / total
+            lane.spent.device += share * used
+            if evaluates:
+                lane.spent.evaluation += share * wall
+            else:
+                lane.spent.training += share * wall
+
+    def _lane_bytes(self, fold_run: FoldRun) -> float:
+        configuration = fold_run.configuration
+        counts = count_parameters(configuration, self.loaded.shape, len(self.data.corpus.labels))
+        return lane_bytes(counts.trained)
+
+    def _pass_bytes(self, fold_run: FoldRun) -> float:
+        configuration = fold_run.configuration
+        rows = configuration.batch_size * (configuration.window + 2)
+        return pass_bytes(self.loaded.shape, max(self.pass_pieces, rows))
+
+
+def _backward(group: Sequence[Batch]) -> Tensor:
+    """Losses (K,); the lanes' parameters have their gradients."""
+    if group[0].lane.shares_passes:
+        return backward_together([batch.part for batch in group])
+    (batch,) = group
+    assert batch.targets is not None
+    loss = batch.lane.model.loss(batch.inputs, batch.targets)
+    loss.backward()
+    return loss.detach()[None]
+
+
+def _answers(group: Sequence[Batch]) -> Sequence[Answers]:
+    if group[0].lane.shares_passes:
+        return predict_together([batch.part for batch in group])
+    (batch,) = group
+    return [batch.lane.model.predict(batch.inputs)]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """torch has a type for it on accelerators, and on a CPU a sentence."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+def available_bytes(device: torch.device, gpus: float = 1.0) -> float:
+    """Memory that lanes may count on, beside what is there already.
+
+    Args:
+        gpus: share of a GPU. Of a CPU's memory the share is that of the cores, by torch's threads.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return min(free, MEMORY_SHARE * total * min(gpus, 1.0))
+    share = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1))
+    return MEMORY_SHARE * share * _machine_bytes()
+
+
+def _machine_bytes() -> float:
+    """Of the machine, or of the container that this runs in."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total

@@ -1,0 +1,221 @@
+"""The board hands every fold-run to one host at a time, and forgets none, whoever dies."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from raymrc.study.configuration import Backbone, FoldRun
+from raymrc.study.record import Epoch, Record
+from raymrc.sweep.board import DEATHS, Board, Order, Report
+from raymrc.sweep.failures import failed_record
+from tests.sweep.making import fold_runs, make_plan, make_record
+
+
+def frozen(rates: int = 2) -> list[FoldRun]:
+    return fold_runs(make_plan([0.1 * (i + 1) for i in range(rates)], ["frozen_soft_prompt"]))
+
+
+def trained() -> list[FoldRun]:
+    return fold_runs(make_plan([0.1], ["soft_prompt"]))
+
+
+def on_another(run: FoldRun) -> FoldRun:
+    configuration = run.configuration
+    cell = replace(configuration.cell, backbone=Backbone("other", "elsewhere"))
+    return replace(run, configuration=replace(configuration, cell=cell))
+
+
+def make_board(**terms: Any) -> Board:
+    return Board(**{"lanes": 4, "max_hosts": 2, **terms})
+
+
+def keys(order: Order) -> list[str]:
+    return [run.key for run, _ in order.open]
+
+
+def done(run: FoldRun) -> Report:
+    return Report(run.key, record=make_record(run))
+
+
+def test_hosts_share_what_there_is_and_a_freed_lane_is_filled() -> None:
+    board, runs = make_board(lanes=2), frozen(3)
+    board.submit("t", runs)
+    assert keys(board.exchange("a", (), 0)) == [run.key for run in runs[:2]]
+    assert keys(board.exchange("b", (), 0)) == [run.key for run in runs[2:4]]
+    assert board.exchange("a", (), 1).is_empty
+    assert keys(board.exchange("a", [done(runs[1])], 2)) == [runs[4].key]
+    results, is_over = board.collect("t")
+    assert [r["fold"] for r in results] == [runs[1].fold] and not is_over
+    assert Record.from_json(results[0]["record"]) == make_record(runs[1])
+
+
+def test_at_the_end_nobody_takes_more_than_an_even_share() -> None:
+    board, runs = make_board(lanes=8), frozen(2)
+    board.submit("t", runs)
+    assert len(keys(board.exchange("a", (), 0))) == 3
+    assert len(keys(board.exchange("b", (), 0))) == 3
+
+
+def test_one_that_trains_the_backbone_has_a_host_for_itself() -> None:
+    board, alone, shared = make_board(), trained(), frozen(1)
+    board.submit("t", [*alone[:1], *shared])
+    assert keys(board.exchange("a", (), 0)) == [alone[0].key]
+    assert len(keys(board.exchange("b", (), 0))) == 2
+    board.submit("u", alone[1:])
+    assert board.exchange("a", (), 1).is_empty and board.exchange("b", (), 1).open
+    order = board.exchange("b", [done(run) for run in shared], 2)
+    assert keys(order) == [alone[1].key]
+
+
+def test_a_host_keeps_to_its_backbone_while_there_is_work_for_it() -> None:
+    board, runs = make_board(lanes=1), frozen(2)
+    others = [on_another(run) for run in runs[:2]]
+    board.submit("t", [runs[0], *others, runs[1]])
+    assert keys(board.exchange("a", (), 0)) == [runs[0].key]
+    assert keys(board.exchange("a", [done(runs[0])], 0)) == [runs[1].key]
+    assert keys(board.exchange("a", [done(runs[1])], 0)) == [others[0].key]
+
+
+def test_a_withdrawn_trial_is_closed_and_its_room_filled() -> None:
+    board, runs = make_board(lanes=3, max_hosts=1), frozen(2)
+    board.submit("t", runs[:3])
+    board.submit("u", runs[3:])
+    board.exchange("a", (), 0)
+    board.withdraw("t")
+    order = board.exchange("a", [done(runs[0])], 1)
+    assert set(order.close) == {run.key for run in runs[:3]}
+    assert keys(order) == [run.key for run in runs[3:]]
+    assert board.collect("t") == ([], True)
+
+
+def test_what_does_not_fit_waits_until_a_lane_closes() -> None:
+    board, runs = make_board(lanes=3, max_hosts=1), frozen(1)
+    board.submit("t", runs)
+    board.exchange("a", (), 0)
+    assert board.exchange("a", [Report(runs[2].key, refused=True)], 0).is_empty
+    assert keys(board.exchange("a", [done(runs[0])], 0)) == [runs[2].key]
+
+
+def test_lanes_of_a_lost_host_go_on_where_they_were_saved(tmp_path: Path) -> None:
+    board, runs = make_board(folder=tmp_path), frozen(1)
+    board.submit("t", runs)
+    board.exchange("a", (), 0)
+    board.exchange("a", [Report(runs[1].key, epoch=Epoch(1, 0.5, 0.1, 1.0), state=b"one")], 1)
+    assert board.lost("a") == []
+    order = board.exchange("b", (), 2)
+    assert order.open == ((runs[0], None), (runs[1], b"one"))
+    board.exchange("b", [done(run) for run in runs], 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_late_word_of_a_lost_host_is_not_heard() -> None:
+    board, runs = make_board(), frozen(1)
+    board.submit("t", runs)
+    board.exchange("a", (), 0)
+    board.lost("a")
+    board.exchange("b", (), 1)
+    board.exchange("a", [done(runs[0])], 1)
+    results, is_over = board.collect("t")
+    assert results == [] and not is_over
+
+
+def test_a_suspect_is_tried_alone_and_then_given_up_and_its_neighbours_are_not() -> None:
+    board, runs = make_board(max_hosts=1), frozen(1)
+    board.submit("t", runs)
+    bad = runs[1].key
+    given_up: list[FoldRun] = []
+    deaths = 0
+    for number in range(20):
+        host = f"h{number}"
+        order = board.exchange(host, (), number)
+        while order.open:
+            if bad in keys(order):
+                deaths += 1
+                alone = len(order.open) == 1
+                hopeless = board.lost(host)
+                given_up += hopeless
+                board.fail(failed_record(run, "died") for run in hopeless)
+                break
+            order = board.exchange(host, [done(run) for run, _ in order.open], number)
+    assert [run.key for run in given_up] == [bad] and alone and deaths == DEATHS
+    results, is_over = board.collect("t")
+    assert is_over
+    status = {r["fold"]: Record.from_json(r["record"]).status for r in results}
+    assert status == {run.fold: "failed" if run.key == bad else "done" for run in runs}
+
+
+def test_a_machine_that_goes_is_nobodys_fault() -> None:
+    board, runs = make_board(max_hosts=1), frozen(1)
+    board.submit("t", runs)
+    for number in range(2 * DEATHS):
+        assert len(board.exchange(f"h{number}", (), number).open) == 3
+        assert board.lost(f"h{number}", counts=False) == []
+
+
+def test_hosts_are_wanted_as_the_queue_is_long_and_leave_when_there_is_none() -> None:
+    board, runs = make_board(max_hosts=4, fill=2, idle_seconds=5.0), frozen(1)
+    assert board.num_wanted_hosts == 0
+    board.submit("t", runs)
+    assert board.num_wanted_hosts == 2
+    board.submit("u", frozen(6)[3:])
+    assert board.num_wanted_hosts == 4
+    board.withdraw("u")
+    board.exchange("a", (), 0)
+    board.exchange("a", [done(run) for run in runs[:2]], 0)
+    board.exchange("a", [done(runs[2])], 1)
+    assert not board.exchange("a", (), 5.9).leave
+    assert board.exchange("a", (), 6.1).leave
+
+
+def test_epochs_are_passed_on_no_more_often_than_the_driver_can_use() -> None:
+    board, runs = make_board(), frozen(1)
+    board.submit("t", runs)
+    board.exchange("a", (), 0)
+    for number in range(1, 8):
+        epoch = Epoch(number, 1.0, 0.1 * number, 0.2)
+        board.exchange("a", [Report(runs[0].key, epoch=epoch)], 0.3 * number)
+    assert [r["epoch"] for r in board.collect("t")[0]] == [1, 5]
+
+
+def test_nothing_is_lost_or_doubled_whatever_happens(tmp_path: Path) -> None:
+    """Hosts that come, finish, refuse, die and fall silent in any order."""
+    for seed in range(60):
+        draw = random.Random(seed)
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        board = make_board(lanes=draw.randint(1, 4), max_hosts=3, folder=folder)
+        runs = [*frozen(3), *trained(), *(on_another(run) for run in frozen(1))]
+        draw.shuffle(runs)
+        for number, cut in enumerate(range(0, len(runs), 4)):
+            board.submit(f"t{number}", runs[cut : cut + 4])
+        open_on: dict[str, dict[str, FoldRun]] = {}
+        told: list[str] = []
+        for now in range(2000):
+            name = draw.choice("abc")
+            held = open_on.setdefault(name, {})
+            reports = []
+            for key, run in list(held.items()):
+                luck = draw.random()
+                if luck < 0.3:
+                    reports.append(done(run))
+                    del held[key]
+                elif luck < 0.4:
+                    reports.append(Report(key, Epoch(1, 1.0, 0.0, 1.0), state=b"s"))
+            if draw.random() < 0.05:
+                board.fail(failed_record(run, "died") for run in board.lost(name))
+                del open_on[name]
+                continue
+            for run, _ in board.exchange(name, reports, now).open:
+                elsewhere = [h for h, keys in open_on.items() if run.key in keys]
+                assert not elsewhere, "one host at a time"
+                held[run.key] = run
+            for number in range(-(-len(runs) // 4)):
+                told += [r["record"] for r in board.collect(f"t{number}")[0] if "record" in r]
+            if board.num_wanted_hosts == 0:
+                break
+        found = [Record.from_json(text).key for text in told]
+        assert sorted(found) == sorted(run.key for run in runs)
+        assert list(folder.iterdir()) == []

@@ -1,0 +1,240 @@
+"""Lanes side by side end as they would alone, whatever happens to their neighbours.
+
+A neighbour that fails, joins late, leaves or is reopened elsewhere may cost time, never a digit of
+somebody else's result.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from raymrc.errors import TrainingError
+from raymrc.model.backbones import Loaded
+from raymrc.study.configuration import FoldRun
+from raymrc.study.record import Epoch, Record
+from raymrc.training import pool as pool_module
+from raymrc.training.batching import StudyData
+from raymrc.training.fused import Part
+from raymrc.training.pool import Pool
+from raymrc.training.trainer import train_fold_run
+from tests.model.tiny import tiny_loaded
+from tests.training.test_lane import make_data, make_notes, make_run
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    return tiny_loaded("bert", tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def data() -> StudyData:
+    return make_data(make_notes())
+
+
+def make_frozen(loaded: Loaded, number: int = 0, **fields: Any) -> FoldRun:
+    """Fold-runs that differ in all that a configuration may differ in."""
+    form: dict[str, Any] = {
+        "prompt_length": 2 + number % 5,
+        "learning_rate": 0.01 * (1 + number % 4),
+        "batch_size": 2 + number % 4,
+        "epochs": 3,
+        "dropout": 0.1,
+        "negative_rate": 0.5,
+        "first_layer": (0, 0, 2)[number % 3],
+        "seed": number,
+    }
+    return make_run(loaded, "frozen_soft_prompt", number % 3, **form | fields)
+
+
+def run_out(pool: Pool, found: dict[str, list[Any]] | None = None) -> dict[str, list[Any]]:
+    """Steps until nothing is open: key -> what was told of it, in order."""
+    found = {} if found is None else found
+    while len(pool):
+        for event in pool.step():
+            found.setdefault(event.key, []).append(event.what)
+    return found
+
+
+def assert_same_result(record: Record, alone: Record) -> None:
+    """Sums are taken in another order beside others, so losses differ in the last digits."""
+    assert record.notes == alone.notes
+    assert (record.best_epoch, record.validation_f1) == (alone.best_epoch, alone.validation_f1)
+    assert record.tokens == alone.tokens
+    for mine, theirs in zip(record.epochs, alone.epochs, strict=True):
+        assert mine.loss == pytest.approx(theirs.loss, rel=1e-4)
+
+
+def test_32_lanes_end_as_each_does_alone(loaded: Loaded, data: StudyData) -> None:
+    runs = [make_frozen(loaded, number) for number in range(32)]
+    pool = Pool(loaded, data)
+    for run in runs:
+        pool.open(run)
+    found = run_out(pool)
+    assert found.keys() == {run.key for run in runs}
+    for run in runs[::5]:
+        *epochs, record = found[run.key]
+        assert tuple(epochs) == record.epochs and len(epochs) == 3
+        assert_same_result(record, train_fold_run(run, data, loaded))
+
+
+def test_lanes_join_and_leave_at_any_step(loaded: Loaded, data: StudyData) -> None:
+    pool, found = Pool(loaded, data), {}
+    runs = [make_frozen(loaded, number) for number in range(6)]
+    for number, run in enumerate(runs):
+        pool.open(run)
+        for _ in range(number):
+            for event in pool.step():
+                found.setdefault(event.key, []).append(event.what)
+    pool.close(runs[2].key)
+    run_out(pool, found)
+    assert not any(isinstance(what, Record) for what in found.get(runs[2].key, ()))
+    for run in (runs[0], runs[4]):
+        assert_same_result(found[run.key][-1], train_fold_run(run, data, loaded))
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_lane_reopened_elsewhere_ends_bit_for_bit_the_same(
+    epoch: int, loaded: Loaded, data: StudyData
+) -> None:
+    run = make_frozen(loaded, 4, reparametrisation="mlp")
+    whole = train_fold_run(run, data, loaded)
+    first = Pool(loaded, data)
+    first.open(run)
+    told: list[Any] = []
+    while len(told) < epoch:
+        told += [event.what for event in first.step()]
+    state = first.save(run.key)
+    first.step()  # what it does after that is lost with its host
+    torch.rand(3)
+    second = Pool(loaded, data)
+    second.open(run, state)
+    *epochs, record = run_out(second)[run.key]
+    assert len(epochs) == 3 - epoch
+    assert record.notes == whole.notes and record.tokens == whole.tokens
+    assert [e.loss for e in record.epochs] == [e.loss for e in whole.epochs]
+    assert [e.validation_f1 for e in record.epochs] == [e.validation_f1 for e in whole.epochs]
+    assert record.device_seconds > sum(e.wall_seconds for e in told[:epoch]) / 4
+
+
+def test_a_lane_whose_loss_is_not_a_number_fails_alone(loaded: Loaded, data: StudyData) -> None:
+    pool = Pool(loaded, data)
+    ill, well = make_frozen(loaded, 1, learning_rate=1e20), make_frozen(loaded, 2)
+    pool.open(ill)
+    pool.open(well)
+    found = run_out(pool)
+    assert isinstance(found[ill.key][-1], TrainingError)
+    assert "not a number at step" in str(found[ill.key][-1])
+    assert_same_result(found[well.key][-1], train_fold_run(well, data, loaded))
+
+
+def test_a_pass_that_fails_is_parted_down_to_the_lane_at_fault(
+    loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [make_frozen(loaded, number, first_layer=0) for number in range(5)]
+    backward = pool_module.backward_together
+
+    def refuse_one(parts: list[Part]) -> torch.Tensor:
+        losses = backward(parts)
+        if any(part.model.configuration.seed == 3 for part in parts):
+            raise ValueError("made up")
+        return losses
+
+    monkeypatch.setattr(pool_module, "backward_together", refuse_one)
+    pool = Pool(loaded, data)
+    for run in runs:
+        pool.open(run)
+    found = run_out(pool)
+    assert isinstance(found[runs[3].key][0], ValueError)
+    monkeypatch.undo()
+    for run in (runs[0], runs[4]):  # the pass was repeated: no dropout was drawn twice
+        assert_same_result(found[run.key][-1], train_fold_run(run, data, loaded))
+
+
+def test_a_pass_without_memory_is_halved_and_recorded(
+    loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [make_frozen(loaded, number, first_layer=0, batch_size=4) for number in range(4)]
+    backward = pool_module.backward_together
+    passes: list[int] = []
+
+    def too_large(parts: list[Part]) -> torch.Tensor:
+        passes.append(sum(part.inputs.input_ids_BS.numel() for part in parts))
+        if len(parts) > 2:
+            raise torch.OutOfMemoryError("made up")
+        return backward(parts)
+
+    monkeypatch.setattr(pool_module, "backward_together", too_large)
+    pool = Pool(loaded, data)
+    for run in runs:
+        pool.open(run)
+    budget = pool.pass_pieces
+    found = run_out(pool)
+    records = [found[run.key][-1] for run in runs]
+    assert all(isinstance(record, Record) for record in records)
+    assert any(record.memory_halvings for record in records)
+    assert pool.pass_pieces < budget
+    assert sum(record.memory_halvings for record in records) <= 4 * 3, "it learns from the first"
+    monkeypatch.undo()
+    for run, record in zip(runs, records, strict=True):
+        assert_same_result(record, train_fold_run(run, data, loaded))
+
+
+def test_a_batch_that_cannot_be_halved_says_what_to_set(
+    loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(parts: list[Part]) -> torch.Tensor:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough")
+
+    monkeypatch.setattr(pool_module, "backward_together", never)
+    with pytest.raises(TrainingError, match="set batch_size or window to less"):
+        train_fold_run(make_frozen(loaded), data, loaded)
+
+
+def test_how_many_lanes_fit_is_known_before_they_open(loaded: Loaded, data: StudyData) -> None:
+    run = make_frozen(loaded)
+    pool = Pool(loaded, data, memory_bytes=1)
+    assert not pool.fits(run)
+    with pytest.raises(TrainingError, match="set match_width, prompt_length or window to less"):
+        pool.open(run)
+    pool = Pool(loaded, data, memory_bytes=20 * 2**20)
+    number = 0
+    while pool.fits(make_frozen(loaded, number)):
+        pool.open(make_frozen(loaded, number))
+        number += 1
+    assert 2 < number < 2000
+    pool.close(make_frozen(loaded, 0).key)
+    assert pool.fits(make_frozen(loaded, 0))
+
+
+def test_what_the_pool_spends_is_split_and_nothing_of_it_lost(
+    loaded: Loaded, data: StudyData
+) -> None:
+    small, large = make_frozen(loaded, 1, batch_size=1), make_frozen(loaded, 3, batch_size=8)
+    pool = Pool(loaded, data)
+    import time
+
+    began = time.process_time()
+    pool.open(small)
+    pool.open(large)
+    found = run_out(pool)
+    used = time.process_time() - began
+    records: list[Record] = [found[run.key][-1] for run in (small, large)]
+    assert 0.7 * used < sum(record.device_seconds for record in records) <= used
+    for record in records:
+        assert 0 < record.training_seconds + record.evaluation_seconds <= record.wall_seconds
+
+
+def test_lanes_that_train_the_backbone_run_beside_frozen_ones(
+    loaded: Loaded, data: StudyData
+) -> None:
+    trained, frozen = make_run(loaded, "soft_prompt", dropout=0.0), make_frozen(loaded, 2)
+    pool = Pool(loaded, data)
+    pool.open(trained)
+    pool.open(frozen)
+    found = run_out(pool)
+    assert_same_result(found[frozen.key][-1], train_fold_run(frozen, data, loaded))
+    assert_same_result(found[trained.key][-1], train_fold_run(trained, data, loaded))
+    assert isinstance(found[trained.key][0], Epoch)
