@@ -3,9 +3,9 @@
     python -m benchmarks.fused_step [--quick] [--device cpu|cuda]
 
 Lanes are frozen fold-runs: MiniLM's shape, deep prompts of 16 for five labels, match heads of the
-published width, each with its own optimiser. Ours: `raymrc.training.fused`, passes of at most
-`PASS_PIECES`. Peer: the same lanes in a loop, each its own forward, backward, clipping and AdamW, as
-`Lane.train_epoch` has it. Rows are 32 pieces; a step is one batch of every lane.
+published width, each with its own optimiser. Ours: `raymrc.training.fused`, in the passes that
+`training.pool` makes. Peer: the same lanes in a loop, each its own forward, backward, clipping and AdamW, as
+a user would write it. Rows are 32 pieces; a step is one batch of every lane.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ from raymrc.training.fused import (
     Part,
     backward_together,
     clip_together,
-    share_out,
 )
 from raymrc.training.fused import (
     step_together as step_optimisers,
 )
-from raymrc.training.pool import PASS_PIECES
+from raymrc.training.pool import share_passes
 
 LABELS = 5
 PIECES = 32
@@ -100,17 +99,16 @@ def make_batch(rows: int, seed: int) -> tuple[Inputs, SpanTargets]:
     return inputs, SpanTargets(start_BS, end_BS, pairs)
 
 
-def step_together(lanes: Sequence[tuple[Part, torch.optim.AdamW]]) -> None:
-    parts = [part for part, _ in lanes]
-    for places in share_out(
-        [part.inputs for part in parts], PASS_PIECES[parts[0].inputs.label_B.device.type]
-    ):
+def step_together(parts: Sequence[Part], optimisers: Sequence[torch.optim.AdamW]) -> None:
+    """One batch of every lane, as `training.pool` has it."""
+    inputs = [part.inputs for part in parts]
+    for places in share_passes(inputs, inputs[0].label_B.device):
         chosen = [parts[place] for place in places]
         backward_together(chosen)
         clip_together([p.model for p in chosen], [p.model.configuration.clip_norm for p in chosen])
-        optimisers = [lanes[place][1] for place in places]
-        step_optimisers(optimisers)
-        for optimiser in optimisers:
+        stepping = [optimisers[place] for place in places]
+        step_optimisers(stepping)
+        for optimiser in stepping:
             optimiser.zero_grad(set_to_none=True)
 
 
@@ -128,7 +126,8 @@ def step_alone(lanes: Sequence[tuple[Part, torch.optim.AdamW]]) -> None:
 def run_case(options: Options, loaded: Loaded, count: int, rows: int, pairs: int) -> None:
     lanes = make_lanes(loaded, count, rows)
     wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
-    together: Callable[[], None] = lambda: step_together(lanes)  # noqa: E731
+    parts, optimisers = [part for part, _ in lanes], [optimiser for _, optimiser in lanes]
+    together: Callable[[], None] = lambda: step_together(parts, optimisers)  # noqa: E731
     alone: Callable[[], None] = lambda: step_alone(lanes)  # noqa: E731
     ours, peer, ratio = time_in_turn(together, alone, pairs, wait)
     tokens = count * rows * PIECES

@@ -137,7 +137,9 @@ def configurations_of(plan: Plan) -> tuple[Configuration, ...]:
 def run_ours(plan: Plan, data: StudyData, folder: Path) -> Side:
     ledger = Ledger(str(folder))
     began = time.perf_counter()
-    outcome = run_study(plan, ledger, Trainer(), data, folder=folder, resources=Resources())
+    outcome = run_study(
+        plan, ledger, Trainer().open_pool, data, folder=folder, resources=Resources()
+    )
     seconds = time.perf_counter() - began
     assert outcome.done == plan.num_fold_runs, outcome.reasons
     number_of = {c: number for number, c in enumerate(configurations_of(plan))}

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Options, json_line, start, time_in_turn
+from benchmarks.fused_step import step_together
 from benchmarks.peft_peer import HEADS, PREFIX, PeerModel, collate_peer
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Corpus
@@ -49,7 +50,8 @@ from raymrc.model.strategies import STRATEGIES, build
 from raymrc.reading.windows import build_windows
 from raymrc.study.configuration import Backbone, Cell, Configuration
 from raymrc.training.batching import Row, RowBuilder, collate, collate_targets, training_batches
-from raymrc.training.fused import Part, backward_together, clip_together, share_out
+from raymrc.training.fused import Part
+from raymrc.training.pool import share_passes
 
 GOALS = {"published head": 2.5, "factorised head": 1.0}
 """On a CPU; the published head is what the peer's users have."""
@@ -119,7 +121,7 @@ def joined(lanes: Sequence[Sequence[Sequence[Row]]]) -> list[list[Row]]:
     """The rows of each pass in which lanes of several lengths are put together."""
     passes = []
     for step in zip(*lanes, strict=True):
-        for places in share_out([collate(rows, 0) for rows in step]):
+        for places in share_passes([collate(rows, 0) for rows in step], torch.device("cpu")):
             passes.append([row for place in places for row in step[place]])
     return passes
 
@@ -200,13 +202,8 @@ def run_together(
                 targets = collate_targets(rows, inputs)
                 assert isinstance(targets, SpanTargets)
                 parts.append(Part(model, inputs.to(device), targets.to(device), generator))
-            for places in share_out([part.inputs for part in parts]):
-                with autocast(precision, device):
-                    backward_together([parts[place] for place in places])
-                clip_together([models[place] for place in places], [1.0] * len(places))
-                for place in places:
-                    optimisers[place].step()
-                    optimisers[place].zero_grad(set_to_none=True)
+            with autocast(precision, device):
+                step_together(parts, optimisers)
 
     return run
 

@@ -6,6 +6,7 @@ Backbone -> folder -> Shape, fingerprint   (no torch)
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.metadata
 import json
@@ -79,6 +80,27 @@ class Loaded:
     tokenizer: Any
     shape: Shape
     fingerprint: str
+
+    def copy_to_train(self) -> Encoder:
+        """The pretrained encoder once more, in fp32, for one model to change.
+
+        Where this one is kept in fewer bits it is read anew: what was rounded away is not in it.
+
+        Raises:
+            BackboneError: the files are gone, or are others by now.
+        """
+        import torch
+
+        weight = self.encoder.word.weight
+        if weight.dtype == torch.float32:
+            return copy.deepcopy(self.encoder)
+        again = load(self.backbone, weight.device, dtype=torch.float32)
+        if again.fingerprint != self.fingerprint:
+            raise BackboneError(
+                f"backbone {self.backbone.name}: its files have changed since they were loaded; "
+                "start anew"
+            )
+        return again.encoder
 
 
 def find(backbone: Backbone, weights: bool = True) -> Path:
@@ -198,20 +220,26 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def load(backbone: Backbone, device: torch.device | str = "cpu") -> Loaded:
-    """A backbone in memory, its weights in fp32.
+def load(
+    backbone: Backbone, device: torch.device | str = "cpu", *, dtype: torch.dtype | None = None
+) -> Loaded:
+    """A backbone in memory.
+
+    Args:
+        dtype: of its weights; None: `precision(device)`.
 
     Raises:
         BackboneError: see `find`, `read_shape`; or weights that are missing, unreadable or of
             another shape than the config's; or no fast tokenizer.
     """
     from raymrc.model.encoder import from_hugging_face
+    from raymrc.model.precision import precision
 
     folder = find(backbone)
     shape = read_shape(folder, backbone.layers)
     names, read = _open_weights(weight_files(folder))
     try:
-        encoder = from_hugging_face(shape, names, read).to(device)
+        encoder = from_hugging_face(shape, names, read, dtype or precision(device)).to(device)
     except BackboneError as error:
         raise BackboneError(f"backbone folder {folder}: {error}") from None
     return Loaded(backbone, encoder, load_tokenizer(folder), shape, weights_fingerprint(folder))

@@ -2,12 +2,15 @@
 
     ids -> embeddings -> layers (from `prefix.first_layer` on with the prompt) -> hidden_BSD
 
-B rows, U different rows, S pieces, P prompt positions, N heads, H head size, D hidden
+B rows, U different rows, S pieces, P prompt positions, N heads, H head size, D hidden, T pieces of
+all rows
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -15,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raymrc.errors import BackboneError, PromptError
-from raymrc.model.attention import attend, key_mask
+from raymrc.model.attention import Packing, attend, has_packed_kernel, key_mask, make_packing
 from raymrc.model.inputs import Inputs
 from raymrc.model.prompts import Prefix
 from raymrc.model.shapes import Shape
@@ -26,6 +29,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
+
+
+COMPILES = False
+"""Whether what a layer does piece by piece is compiled on CUDA: one graph for all layers and widths,
+attention left out. Off, because nobody has measured on a GPU whether it pays for its first minute.
+Never on a CPU: compiled attention was no faster there, and the rest has not been tried."""
 
 
 class Layer(nn.Module):
@@ -45,27 +54,50 @@ class Layer(nn.Module):
         self.ffn_norm = nn.LayerNorm(hidden, eps=shape.eps)
 
     def project(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of a layer's input, each (B, N, S, H)."""
+        """Queries, keys and values of a layer's input, each (B, N, S, H); of packed rows (T, D)
+        each (T, N, H)."""
         if self.pre_norm:
             hidden_BSD = self.attention_norm(hidden_BSD)
-        qkv = self.qkv(hidden_BSD).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3)
-        queries, keys, values = qkv.unbind(2)
+        qkv = self.qkv(hidden_BSD).unflatten(-1, (3, self.num_heads, -1))
+        if hidden_BSD.dim() == 3:
+            queries, keys, values = qkv.transpose(1, 3).unbind(2)
+        else:
+            queries, keys, values = qkv.unbind(1)
         return queries, keys, values
 
     def forward(
         self,
         hidden_BSD: Tensor,
-        mask_B11S: Tensor | None = None,
+        mask: Tensor | Packing | None = None,
         prefix: tuple[Tensor, Tensor] | None = None,
         dropout: float = 0.0,
     ) -> Tensor:
-        attended = attend(*self.project(hidden_BSD), mask_B11S, prefix)
-        hidden_BSD = hidden_BSD + _drop(self.attention_out(attended), dropout)
+        """
+        Args:
+            mask, prefix: see `attention.attend`.
+
+        Shapes:
+            hidden, returns: (B, S, D); of packed rows (T, D)
+        """
+        attended = attend(*self.project(hidden_BSD), mask, prefix)
+        finish = _compiled_finish() if COMPILES and hidden_BSD.is_cuda else Layer.finish
+        return finish(self, hidden_BSD, attended, dropout)
+
+    def finish(self, hidden_BSD: Tensor, attended_BSD: Tensor, dropout: float) -> Tensor:
+        """All that follows attention, piece by piece."""
+        hidden_BSD = hidden_BSD + _drop(self.attention_out(attended_BSD), dropout)
         if not self.pre_norm:
             hidden_BSD = self.attention_norm(hidden_BSD)
         fed = self.ffn_norm(hidden_BSD) if self.pre_norm else hidden_BSD
         hidden_BSD = hidden_BSD + _drop(self.down(self.activation(self.up(fed))), dropout)
         return hidden_BSD if self.pre_norm else self.ffn_norm(hidden_BSD)
+
+
+@lru_cache(maxsize=2)
+def _compiled_finish(
+    backend: str = "inductor",
+) -> Callable[[Layer, Tensor, Tensor, float], Tensor]:
+    return torch.compile(Layer.finish, dynamic=True, fullgraph=True, backend=backend)
 
 
 class Encoder(nn.Module):
@@ -75,6 +107,12 @@ class Encoder(nn.Module):
         dropout: on embeddings and on what attention and feed-forward add, while in training mode;
             0.0 for a frozen backbone. There is none on attention weights (see `attention`).
 
+    Attributes:
+        computes_in: what a trained encoder computes in, where that is not its weights' own dtype
+            (see `precision`).
+        packs: whether layers see rows without their padding; None: where that is faster, on a GPU
+            whose variable-length kernel takes them. On a CPU the padded rows are faster.
+
     A cut pre-norm encoder (`layers: k`) ends with the checkpoint's final LayerNorm, as the whole
     one does: heads should not meet raw residual sums.
     """
@@ -83,6 +121,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.shape = shape
         self.dropout = dropout
+        self.computes_in: torch.dtype | None = None
+        self.packs: bool | None = None
         self.word = nn.Embedding(shape.vocab, shape.hidden)
         self.position = nn.Embedding(shape.positions, shape.hidden)
         self.segment = nn.Embedding(shape.types, shape.hidden)
@@ -102,18 +142,26 @@ class Encoder(nn.Module):
                 are the same (`inputs.share_B`), and not at all where `inputs.entry_BSD` is given.
 
         Shapes:
-            returns: (B, S, D)
+            returns: (B, S, D), fp32; what stands at padding means nothing
 
         Raises:
             BackboneError: rows are longer than the position table.
             PromptError: the prefix is on another device or fits another backbone.
         """
+        with self._computing():
+            return self._encode(inputs, prefix).float()
+
+    def _encode(self, inputs: Inputs, prefix: Prefix | None) -> Tensor:
         if prefix is None:
+            if self._packs(inputs):
+                return self._run_packed(self.embed(inputs), inputs)
             return self.final_norm(self.below(inputs, self.shape.num_layers))
         self._check(prefix, inputs)
         # Layers below the prompt need no gradient unless the backbone itself is trained.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
             hidden_BSD = self._enter(inputs, prefix.first_layer)
+        if self._packs(inputs, prefix):
+            return self._run_packed(hidden_BSD, inputs, prefix)
         # `input` vectors stand behind the special first piece, where a question in words would.
         behind = 0 if prefix.vectors_BPD is None else 1
         mask = None
@@ -123,13 +171,52 @@ class Encoder(nn.Module):
                 own_BP = inputs.mask_BS.new_ones(prefix.num_rows, prefix.length)
             mask = key_mask(inputs.mask_BS, own_BP, behind=behind)
         if prefix.vectors_BPD is not None:
-            hidden_BSD = torch.cat(
-                [hidden_BSD[:, :1], prefix.vectors_BPD, hidden_BSD[:, 1:]], dim=1
-            )
+            vectors_BPD = prefix.vectors_BPD.to(hidden_BSD.dtype)
+            hidden_BSD = torch.cat([hidden_BSD[:, :1], vectors_BPD, hidden_BSD[:, 1:]], dim=1)
         hidden_BSD = self.run(hidden_BSD, mask, prefix, start=prefix.first_layer)
         if prefix.vectors_BPD is not None:
             hidden_BSD = torch.cat([hidden_BSD[:, :1], hidden_BSD[:, 1 + prefix.length :]], dim=1)
         return self.final_norm(hidden_BSD)
+
+    def _run_packed(
+        self, hidden_BSD: Tensor, inputs: Inputs, prefix: Prefix | None = None
+    ) -> Tensor:
+        """The layers from the prompt on, on real pieces and real prompt positions alone."""
+        assert inputs.lengths is not None
+        num_pieces, device = hidden_BSD.shape[1], hidden_BSD.device
+        if prefix is None:
+            packing = make_packing(inputs.lengths, num_pieces, device)
+            return packing.unpack(
+                self.final_norm(self.run(packing.pack(hidden_BSD), packing)), num_pieces
+            )
+        vectors_BPD = prefix.vectors_BPD
+        behind = 0 if vectors_BPD is None else 1
+        packing = make_packing(
+            inputs.lengths, num_pieces, device, prefix.row_lengths, prefix.length, behind=behind
+        )
+        hidden_TD = packing.pack(hidden_BSD)
+        if vectors_BPD is None:
+            hidden_TD = self.run(hidden_TD, packing, prefix, start=prefix.first_layer)
+        else:
+            hidden_XD = packing.join(vectors_BPD.to(hidden_TD.dtype), hidden_TD)
+            hidden_XD = self.run(hidden_XD, packing.joined(), prefix, start=prefix.first_layer)
+            hidden_TD = hidden_XD.index_select(0, packing.own_T)
+        return packing.unpack(self.final_norm(hidden_TD), num_pieces)
+
+    def _packs(self, inputs: Inputs, prefix: Prefix | None = None) -> bool:
+        if self.packs is not None:
+            return self.packs
+        # Rows of one width need no mask, and without one the padded path is as fast.
+        has_padding = inputs.is_padded or (prefix is not None and prefix.mask_BP is not None)
+        weight = self.word.weight
+        dtype = self.computes_in or weight.dtype
+        return bool(has_padding) and has_packed_kernel(weight.device, dtype, self.shape.head_size)
+
+    def _computing(self) -> AbstractContextManager[object]:
+        weight = self.word.weight
+        if self.computes_in in (None, weight.dtype):
+            return nullcontext()
+        return torch.autocast(weight.device.type, self.computes_in)
 
     @property
     def is_trained(self) -> bool:
@@ -174,7 +261,7 @@ class Encoder(nn.Module):
     def run(
         self,
         hidden_BSD: Tensor,
-        mask_B11S: Tensor | None = None,
+        mask: Tensor | Packing | None = None,
         prefix: Prefix | None = None,
         start: int = 0,
         stop: int | None = None,
@@ -182,11 +269,12 @@ class Encoder(nn.Module):
         """Layers `start` to `stop` (half-open; None: to the end), without the final LayerNorm.
 
         Args:
-            mask_B11S: of the keys, the prefix's positions included (`attention.key_mask`).
+            mask: of the keys, the prefix's positions included (`attention.key_mask`); or, of
+                packed rows (T, D), their packing.
         """
         for layer in range(start, self.shape.num_layers if stop is None else stop):
             keys_and_values = prefix.at(layer) if prefix is not None else None
-            hidden_BSD = self.layer(layer)(hidden_BSD, mask_B11S, keys_and_values, self._dropout)
+            hidden_BSD = self.layer(layer)(hidden_BSD, mask, keys_and_values, self._dropout)
         return hidden_BSD
 
     def layer(self, layer: int) -> Layer:
@@ -259,8 +347,13 @@ def weight_names(shape: Shape) -> Iterator[tuple[str, tuple[str, ...]]]:
                 )
 
 
-def from_hugging_face(shape: Shape, names: set[str], read: Callable[[str], Tensor]) -> Encoder:
-    """An encoder with a checkpoint's weights, in fp32, frozen and in evaluation mode.
+def from_hugging_face(
+    shape: Shape,
+    names: set[str],
+    read: Callable[[str], Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> Encoder:
+    """An encoder with a checkpoint's weights, frozen and in evaluation mode.
 
     Args:
         names: of all tensors in the checkpoint.
@@ -284,7 +377,7 @@ def from_hugging_face(shape: Shape, names: set[str], read: Callable[[str], Tenso
                 f"the checkpoint has no weight {missing[0]!r}; is it a {shape.kind} encoder of "
                 f"{shape.num_layers} layers or more?"
             )
-        parts = [read(known[prefix + name]).to(torch.float32) for name in theirs]
+        parts = [read(known[prefix + name]).to(dtype) for name in theirs]
         weight = torch.cat(parts) if len(parts) > 1 else parts[0]
         if weight.shape != expected[ours].shape:
             raise BackboneError(

@@ -1,11 +1,18 @@
 """What answers: start, end and match for a question's spans; begin and inside for tagging.
 
-B rows, S pieces, D hidden, W match width, L labels, K candidate pairs
+On a GPU one thing makes a training step wait for the device: how many candidate pairs there are (and
+how many different starts and ends they have) decides shapes, and is read once, in
+`find_candidates`. A second wait is for rows with too many pairs, which only an early model has.
+Predictions are read, and so waited for.
+
+B rows, S pieces, D hidden, W match width, L labels, K candidate pairs, U different starts or ends
+of pairs
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +31,9 @@ predicts far too much: above one piece in eleven as a start and as an end."""
 
 PAIRS_AT_ONCE = 16384
 """Pairs that one prediction puts through the match head at a time: 128 MiB at width 2048."""
+
+IGNORED = -100
+"""A tag that no loss looks at."""
 
 SpanAnswer = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Of one row: start_S and end_S logits, pairs_K2 (first, last piece), match_K logits."""
@@ -79,10 +89,9 @@ class SpanHeads(nn.Module):
         """
         hidden_BSD = self._drop(hidden_BSD)
         start_BS, end_BS = self.start_and_end(hidden_BSD)
-        pairs_K3, gold_K = choose_candidates(
-            start_BS, end_BS, window_BS, targets, self.max_candidates
-        )
-        match_K = self.match(hidden_BSD, pairs_K3)
+        found = find_candidates(start_BS, end_BS, window_BS, targets, self.max_candidates)
+        gold_K = found.gold_K
+        match_K = self.match(hidden_BSD, found.pairs_K3, found.num_starts, found.num_ends)
         num_pieces = window_BS.sum().clamp(min=1)
         start_loss = entropies(start_BS, targets.start_BS, window_BS).sum() / num_pieces
         end_loss = entropies(end_BS, targets.end_BS, window_BS).sum() / num_pieces
@@ -119,14 +128,24 @@ class SpanHeads(nn.Module):
         """Logits, each (B, S)."""
         return self.start(hidden_BSD).squeeze(-1), self.end(hidden_BSD).squeeze(-1)
 
-    def match(self, hidden_BSD: Tensor, pairs_K3: Tensor) -> Tensor:
-        """Logits of (row, first piece, last piece) triples, (K,)."""
+    def match(
+        self,
+        hidden_BSD: Tensor,
+        pairs_K3: Tensor,
+        num_starts: int | None = None,
+        num_ends: int | None = None,
+    ) -> Tensor:
+        """Logits of (row, first piece, last piece) triples, (K,).
+
+        Args:
+            num_starts, num_ends: how many different ones there are, where it is known.
+        """
         row_K, first_K, last_K = pairs_K3.unbind(1)
         num_pieces = hidden_BSD.shape[1]
         flat = hidden_BSD.flatten(0, 1)
         # A start has many ends: each is projected once, and only those that occur.
-        first, first_of_K = (row_K * num_pieces + first_K).unique(return_inverse=True)
-        last, last_of_K = (row_K * num_pieces + last_K).unique(return_inverse=True)
+        first, first_of_K = distinct(row_K * num_pieces + first_K, len(flat), num_starts)
+        last, last_of_K = distinct(row_K * num_pieces + last_K, len(flat), num_ends)
         starts = F.embedding(first_of_K, self.match_start(F.embedding(first, flat)))
         ends = F.embedding(last_of_K, self.match_end(F.embedding(last, flat)))
         return self.match_out(self._drop(F.gelu(starts + ends))).squeeze(-1)
@@ -160,9 +179,8 @@ class TaggingHeads(nn.Module):
         `weights` (of start, end and match) have no meaning here and are not used.
         """
         hidden_BSD = F.dropout(hidden_BSD, self.dropout, self.training)
-        logits = self.logits(hidden_BSD)[window_BS].flatten(0, 1)
-        tags = targets.tags_BSL[window_BS].flatten()
-        total = F.cross_entropy(logits, tags, reduction="sum")
+        logits_BSL3 = self.logits(hidden_BSD)
+        total = tag_entropy(logits_BSL3, targets.tags_BSL, window_BS, picks=window_BS.is_cpu)
         return total / window_BS.sum().clamp(min=1)
 
     @torch.no_grad()
@@ -176,7 +194,67 @@ class TaggingHeads(nn.Module):
         return self.tags(hidden_BSD).unflatten(-1, (self.num_labels, 3))
 
 
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The pairs that a match loss looks at.
+
+    Args:
+        pairs_K3: long, (row, first piece, last piece), ascending.
+        gold_K: 1.0 for those that are gold, in the logits' dtype.
+        num_starts, num_ends: different (row, first piece) and (row, last piece); None where nobody
+            has counted, as on a CPU, where it costs more than it saves.
+    """
+
+    pairs_K3: Tensor
+    gold_K: Tensor
+    num_starts: int | None = None
+    num_ends: int | None = None
+
+
 @torch.no_grad()
+def find_candidates(
+    start_BS: Tensor,
+    end_BS: Tensor,
+    window_BS: Tensor,
+    targets: SpanTargets,
+    max_candidates: int = MAX_CANDIDATES,
+    *,
+    counts: bool | None = None,
+) -> Candidates:
+    """Which pairs the match loss looks at; see `SpanHeads.loss` for which they are.
+
+    Args:
+        counts: take all numbers that decide shapes in one look at the device, instead of a wait for
+            each of them; None: on everything but a CPU.
+    """
+    counts = not start_BS.is_cpu if counts is None else counts
+    starts_BS = ((start_BS > 0) | (targets.start_BS > 0)) & window_BS
+    ends_BS = ((end_BS > 0) | (targets.end_BS > 0)) & window_BS
+    chosen_BSS = _cross(starts_BS, ends_BS)
+    row, first, last = targets.pairs_K3.unbind(1)
+    num_pieces = start_BS.shape[1]
+    gold_BSS = torch.zeros_like(chosen_BSS)
+    gold_BSS.view(-1).index_fill_(0, (row * num_pieces + first) * num_pieces + last, True)
+    is_full_B = chosen_BSS.flatten(1).sum(1) > max_candidates
+    if not counts:
+        if is_full_B.any():
+            chosen_BSS = _bound(chosen_BSS, gold_BSS, is_full_B, start_BS, end_BS, max_candidates)
+        chosen_BSS |= gold_BSS
+        pairs_K3 = chosen_BSS.nonzero()
+        return Candidates(pairs_K3, gold_BSS[tuple(pairs_K3.unbind(1))].to(start_BS.dtype))
+    # What is taken if no row is full, counted before it is known whether one is.
+    taken_BSS = chosen_BSS | gold_BSS
+    num_full, *numbers = torch.stack([is_full_B.sum(), *_sizes(taken_BSS)]).tolist()
+    if num_full:
+        bounded = _bound(chosen_BSS, gold_BSS, is_full_B, start_BS, end_BS, max_candidates)
+        taken_BSS = bounded | gold_BSS
+        numbers = torch.stack(_sizes(taken_BSS)).tolist()
+    num_pairs, num_starts, num_ends = numbers
+    pairs_K3 = torch.nonzero_static(taken_BSS, size=num_pairs)
+    gold_K = gold_BSS[tuple(pairs_K3.unbind(1))].to(start_BS.dtype)
+    return Candidates(pairs_K3, gold_K, num_starts, num_ends)
+
+
 def choose_candidates(
     start_BS: Tensor,
     end_BS: Tensor,
@@ -184,31 +262,67 @@ def choose_candidates(
     targets: SpanTargets,
     max_candidates: int = MAX_CANDIDATES,
 ) -> tuple[Tensor, Tensor]:
-    """Pairs (K, 3) that the match loss looks at, row by row, and 1.0 for those that are gold (K,).
+    """`find_candidates`' pairs (K, 3) and gold (K,) alone."""
+    found = find_candidates(start_BS, end_BS, window_BS, targets, max_candidates)
+    return found.pairs_K3, found.gold_K
 
-    See `SpanHeads.loss` for which they are.
+
+def distinct(index_K: Tensor, size: int, number: int | None = None) -> tuple[Tensor, Tensor]:
+    """The different ones among indices, ascending, (U,), and which of them each index is, (K,).
+
+    Without a sort, and where their `number` is known without a wait for the device.
+
+    Args:
+        size: all indices are below it.
     """
-    starts_BS = ((start_BS > 0) | (targets.start_BS > 0)) & window_BS
-    ends_BS = ((end_BS > 0) | (targets.end_BS > 0)) & window_BS
-    chosen_BSS = _cross(starts_BS, ends_BS)
-    gold_BSS = torch.zeros_like(chosen_BSS)
-    gold_BSS[tuple(targets.pairs_K3.unbind(1))] = True
-    full = (chosen_BSS.flatten(1).sum(1) > max_candidates).nonzero().squeeze(1)
-    if len(full):
-        score = (start_BS[full, :, None] + end_BS[full, None, :]).float()
-        score = score.masked_fill(~chosen_BSS[full], -torch.inf)
-        score = score.masked_fill(gold_BSS[full], torch.inf).flatten(1)
-        best = score.topk(max_candidates, dim=1).indices
-        kept = torch.zeros_like(score, dtype=torch.bool).scatter_(1, best, True)
-        chosen_BSS[full] &= kept.view_as(chosen_BSS[full])
-    chosen_BSS |= gold_BSS
-    pairs_K3 = chosen_BSS.nonzero()
-    return pairs_K3, gold_BSS[chosen_BSS].to(start_BS.dtype)
+    seen = torch.zeros(size, dtype=torch.bool, device=index_K.device).index_fill(0, index_K, True)
+    index_U = seen.nonzero() if number is None else torch.nonzero_static(seen, size=number)
+    return index_U.squeeze(1), (seen.cumsum(0) - 1)[index_K]
+
+
+def _bound(
+    chosen_BSS: Tensor,
+    gold_BSS: Tensor,
+    is_full_B: Tensor,
+    start_BS: Tensor,
+    end_BS: Tensor,
+    max_candidates: int,
+) -> Tensor:
+    """Of full rows the best pairs alone, gold ones before all others."""
+    full = is_full_B.nonzero().squeeze(1)
+    score = (start_BS[full, :, None] + end_BS[full, None, :]).float()
+    score = score.masked_fill(~chosen_BSS[full], -torch.inf)
+    score = score.masked_fill(gold_BSS[full], torch.inf).flatten(1)
+    best = score.topk(max_candidates, dim=1).indices
+    kept = torch.zeros_like(score, dtype=torch.bool).scatter_(1, best, True)
+    kept = chosen_BSS[full] & kept.view_as(chosen_BSS[full])
+    return chosen_BSS.index_copy(0, full, kept)
+
+
+def _sizes(taken_BSS: Tensor) -> list[Tensor]:
+    """How many pairs, different starts and different ends."""
+    return [taken_BSS.sum(), taken_BSS.any(2).sum(), taken_BSS.any(1).sum()]
 
 
 def _cross(starts_BS: Tensor, ends_BS: Tensor) -> Tensor:
     """True where a start meets an end at or behind it, (B, S, S)."""
     return (starts_BS[:, :, None] & ends_BS[:, None, :]).triu()
+
+
+def tag_entropy(logits_BSL3: Tensor, tags_BSL: Tensor, window_BS: Tensor, *, picks: bool) -> Tensor:
+    """Cross-entropy of all tags in the window, summed, a scalar.
+
+    Args:
+        picks: take the window's pieces out, which waits for a device to say how many there are; else
+            all pieces are looked at and the others count nothing.
+    """
+    if picks:
+        logits_BSL3, tags_BSL = logits_BSL3[window_BS], tags_BSL[window_BS]
+    else:
+        tags_BSL = tags_BSL.masked_fill(~window_BS[..., None], IGNORED)
+    return F.cross_entropy(
+        logits_BSL3.flatten(0, -2), tags_BSL.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
 
 
 def entropies(logits_BS: Tensor, gold_BS: Tensor, window_BS: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ B rows, U different rows, S pieces, D hidden, L labels, K pairs
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,14 +23,17 @@ class Inputs:
         mask_BS: bool, True where there is a piece, False on padding, which is right of all pieces.
         window_BS: bool, True on pieces of the note; False on question, special pieces and padding.
         label_B: which label each row asks for, long; 0 where nothing is asked.
-        is_padded: whether `mask_BS` holds a False; found out where it is not given (give it for
-            tensors on an accelerator, where finding out waits for the device).
+        lengths: pieces of each row, known without a look at the device.
+        is_padded: whether `mask_BS` holds a False.
         share_B: for each row the first row of the batch with the same ids and types, itself where
             there is none before; long, on the CPU wherever the rest is, so that how many rows
             differ is known without waiting for a device. None where all differ.
         entry_BSD: hidden states that enter layer `entry_layer`, zeros on padding. A prompt of that
             first layer then starts from them, and ids and types are not read.
         entry_layer: the layer that `entry_BSD` was computed for.
+
+    Lengths that are not given are found out; give them (or `is_padded=False`) for tensors on an
+    accelerator, where finding out waits for the device.
     """
 
     input_ids_BS: Tensor
@@ -38,23 +42,37 @@ class Inputs:
     window_BS: Tensor
     label_B: Tensor
     is_padded: bool | None = None
+    lengths: tuple[int, ...] | None = None
     share_B: Tensor | None = None
     entry_BSD: Tensor | None = None
     entry_layer: int | None = None
 
     def __post_init__(self) -> None:
+        num_rows, num_pieces = self.mask_BS.shape
+        lengths = self.lengths
+        if lengths is None and self.is_padded is False:
+            lengths = (num_pieces,) * num_rows
+        elif lengths is None:
+            lengths = tuple(self.mask_BS.sum(1).tolist())
+        object.__setattr__(self, "lengths", lengths)
         if self.is_padded is None:
-            object.__setattr__(self, "is_padded", not bool(self.mask_BS.all()))
+            object.__setattr__(self, "is_padded", min(lengths, default=num_pieces) < num_pieces)
 
     def to(self, device: torch.device | str) -> Inputs:
-        return replace(_to(self, device), share_B=self.share_B)
+        moved = _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, share_B=self.share_B)
+
+    def pin_memory(self) -> Inputs:
+        return _each(self, Tensor.pin_memory)
 
     def take(self, row_U: Tensor) -> Inputs:
         """Some of the rows, as wide as before and with nothing shared or entered.
 
         Args:
-            row_U: long, on the CPU or where the rows are.
+            row_U: long, on the CPU.
         """
+        assert self.lengths is not None
+        lengths = tuple(self.lengths[row] for row in row_U.tolist())
         row_U = row_U.to(self.input_ids_BS.device)
         return Inputs(
             self.input_ids_BS.index_select(0, row_U),
@@ -63,6 +81,7 @@ class Inputs:
             self.window_BS.index_select(0, row_U),
             self.label_B.index_select(0, row_U),
             self.is_padded,
+            lengths,
         )
 
 
@@ -80,7 +99,10 @@ class SpanTargets:
     pairs_K3: Tensor
 
     def to(self, device: torch.device | str) -> SpanTargets:
-        return _to(self, device)
+        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> SpanTargets:
+        return _each(self, Tensor.pin_memory)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,16 +112,19 @@ class TagTargets:
     tags_BSL: Tensor
 
     def to(self, device: torch.device | str) -> TagTargets:
-        return _to(self, device)
+        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> TagTargets:
+        return _each(self, Tensor.pin_memory)
 
 
 _Batch = TypeVar("_Batch", Inputs, SpanTargets, TagTargets)
 
 
-def _to(batch: _Batch, device: torch.device | str) -> _Batch:
-    moved = {
-        field.name: getattr(batch, field.name).to(device, non_blocking=True)
+def _each(batch: _Batch, change: Callable[[Tensor], Tensor]) -> _Batch:
+    changed: dict[str, Any] = {
+        field.name: change(getattr(batch, field.name))
         for field in fields(batch)
         if isinstance(getattr(batch, field.name), Tensor)
     }
-    return replace(batch, **moved)
+    return replace(batch, **changed)

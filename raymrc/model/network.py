@@ -5,7 +5,6 @@ B rows, S pieces, L labels
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
@@ -21,6 +20,7 @@ from raymrc.errors import PromptError, TrainingError
 from raymrc.model.backbones import Loaded
 from raymrc.model.heads import SpanAnswer, SpanHeads, TaggingHeads
 from raymrc.model.inputs import Inputs, SpanTargets, TagTargets
+from raymrc.model.precision import precision
 from raymrc.model.prompts import SoftPrompt, word_ids
 from raymrc.model.strategies import STRATEGIES
 
@@ -85,8 +85,9 @@ class Model(nn.Module):
         device = loaded.encoder.word.weight.device
         self.encoder = loaded.encoder
         if strategy.trains_backbone:
-            self.encoder = copy.deepcopy(loaded.encoder).requires_grad_(True)
+            self.encoder = loaded.copy_to_train().requires_grad_(True)
             self.encoder.dropout = configuration.dropout
+            self.encoder.computes_in = precision(device)
         # Drawn on the CPU, so that a seed means the same on any device; nobody else's is moved.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(configuration.seed)

@@ -36,7 +36,8 @@ class Prefix:
         keys_and_values: for each layer from `first_layer` on, keys and values (B, N, P, H).
         vectors_BPD: or vectors that join the row at `first_layer`.
         mask_BP: bool, True on a row's own positions where prompts of several lengths share the
-            batch; None where all are.
+            batch, which are its first; None where all are.
+        lengths: of each row's prompt, where `mask_BP` is given; known without a look at the device.
     """
 
     first_layer: int
@@ -45,6 +46,7 @@ class Prefix:
     keys_and_values: tuple[tuple[Tensor, Tensor], ...] = ()
     vectors_BPD: Tensor | None = None
     mask_BP: Tensor | None = None
+    lengths: tuple[int, ...] | None = None
 
     def at(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Keys and values for this layer, counted from 0; None where it has none."""
@@ -61,6 +63,15 @@ class Prefix:
     def num_rows(self) -> int:
         """B"""
         return int(self._any.shape[0])
+
+    @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """Each row's own prompt positions; waits for the device where only it knows them."""
+        if self.lengths is not None:
+            return self.lengths
+        if self.mask_BP is None:
+            return (self.length,) * self.num_rows
+        return tuple(self.mask_BP.sum(1).tolist())
 
     @property
     def device(self) -> torch.device:
@@ -150,14 +161,21 @@ class SoftPrompt(nn.Module):
             return made_BX.view(-1, length, shape.hidden)
         return made_BX.view(-1, 2 * self.num_prompted, shape.num_heads, length, shape.head_size)
 
-    def prefix(self, arranged: Tensor, mask_BP: Tensor | None = None) -> Prefix:
-        """What the encoder takes, of rows as `arrange` gives them; see `Prefix` for the mask."""
-        shape = self.shape
-        if self.depth == "input":
-            return Prefix(self.first_layer, shape.num_layers, shape.hidden, (), arranged, mask_BP)
-        each = arranged.unbind(1)
-        pairs = tuple(zip(each[::2], each[1::2], strict=True))
-        return Prefix(self.first_layer, shape.num_layers, shape.hidden, pairs, None, mask_BP)
+    def prefix(
+        self,
+        arranged: Tensor,
+        mask_BP: Tensor | None = None,
+        lengths: tuple[int, ...] | None = None,
+    ) -> Prefix:
+        """What the encoder takes, of rows as `arrange` gives them; see `Prefix` for the others."""
+        pairs: tuple[tuple[Tensor, Tensor], ...] = ()
+        if self.depth == "deep":
+            each = arranged.unbind(1)
+            pairs = tuple(zip(each[::2], each[1::2], strict=True))
+        return Prefix(
+            self.first_layer, self.shape.num_layers, self.shape.hidden,
+            pairs, arranged if self.depth == "input" else None, mask_BP, lengths,
+        )  # fmt: skip
 
     def vectors(self) -> Tensor:
         """Every label's prompt, a row each.
@@ -198,6 +216,7 @@ class SoftPrompt(nn.Module):
         hidden_XD, layered = _states(encoder, drawn, specials, self.first_layer)
         shape, length = self.shape, self.prompt_length
         states = hidden_XD if self.depth == "input" else layered  # (X, n * 2, N, H)
+        states = states.float()
         if self.reparametrisation == "none":
             mean, spread = states.mean(0).cpu(), states.std(0).cpu()
             made = mean + spread * torch.randn(self.num_labels * length, *mean.shape)

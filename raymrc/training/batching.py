@@ -10,9 +10,9 @@ that little of a batch is padding.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from raymrc.model.shapes import Shape
     from raymrc.study.configuration import Configuration
+
+_Parts = TypeVar("_Parts", bound=tuple[object, ...])
 
 EVALUATION_PIECES = 8192
 """Padded pieces in one batch without gradients: large enough to keep the device busy."""
@@ -223,6 +225,7 @@ def collate(rows: Sequence[Row], pad: int) -> Inputs:
         mask_BS=torch.from_numpy(mask_BS),
         window_BS=torch.from_numpy(window_BS),
         label_B=torch.tensor([row.label for row in rows]),
+        lengths=tuple(len(row.ids) for row in rows),
         share_B=torch.tensor(share) if len(first) < B else None,
     )
 
@@ -294,6 +297,45 @@ def evaluation_batches(rows: Sequence[Row], pieces: int = EVALUATION_PIECES) -> 
         batch.append(row)
     if batch:
         yield batch
+
+
+def prefetch(batches: Iterable[_Parts], device: torch.device) -> Iterator[_Parts]:
+    """Batches on a device, each sent while the one before is worked on.
+
+    On a CUDA device the next batch is collated, pinned and on its way before this one is handed out:
+    the host does it while the device is still busy with steps that were launched before. The copy
+    waits its turn among them; for some kilobytes of piece ids a stream of its own would win nothing.
+    Elsewhere nothing is sent ahead, and on a CPU nothing is copied at all.
+
+    Args:
+        batches: tuples of what one step takes; inputs and targets in them are sent, the rest
+            (rows, say) is handed through.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield _sent(batch, device, pin=False)
+        return
+    ahead: _Parts | None = None
+    for batch in batches:
+        sent = _sent(batch, device, pin=True)
+        if ahead is not None:
+            yield ahead
+        ahead = sent
+    if ahead is not None:
+        yield ahead
+
+
+def _sent(batch: _Parts, device: torch.device, *, pin: bool) -> _Parts:
+    # Only from pinned memory a copy does not hold the host up.
+    return cast(
+        _Parts,
+        tuple(
+            (part.pin_memory() if pin else part).to(device)
+            if isinstance(part, (Inputs, SpanTargets, TagTargets))
+            else part
+            for part in batch
+        ),
+    )
 
 
 def _slices(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:

@@ -15,6 +15,7 @@ whose prompts enter elsewhere (depth, first layer) take another pass of the same
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -48,17 +49,21 @@ class Part:
     generator: torch.Generator | None = None
 
 
-def share_out(batches: Sequence[Inputs], pieces: int) -> list[list[int]]:
+def share_out(batches: Sequence[Inputs], pieces: int, slack: float = math.inf) -> list[list[int]]:
     """Which lanes share a pass: like lengths together, under a budget of padded pieces.
 
     A lane's batch stays whole, because its loss is a mean over all of it.
+
+    Args:
+        slack: a batch joins a longer one only if that pads it by no more pieces, all rows together.
     """
     shares: list[list[int]] = []
     rows = 0
     for place in sorted(range(len(batches)), key=lambda i: -batches[i].input_ids_BS.shape[1]):
         more, width = batches[place].input_ids_BS.shape
         widest = batches[shares[-1][0]].input_ids_BS.shape[1] if shares else width
-        if not shares or (rows + more) * widest > pieces:
+        is_full = (rows + more) * widest > pieces
+        if not shares or is_full or more * (widest - width) > slack:
             shares.append([])
             rows = 0
         shares[-1].append(place)
@@ -110,8 +115,73 @@ def clip_together(models: Sequence[Model], largest: Sequence[float]) -> None:
 
 
 def step_together(optimisers: Sequence[torch.optim.AdamW]) -> None:
+    """One AdamW step of every lane, each by its own rates, decays and age.
+
+    On a CPU by each optimiser's own fused kernel: a lane's few million numbers keep a core busy, and
+    there is nothing to win. So does one alone anywhere, which may train a whole backbone. Elsewhere
+    a launch costs more than a lane's numbers do, so that all lanes take one: see `step_at_once`.
+    """
+    on_cpu = all(p.is_cpu for o in optimisers for group in o.param_groups for p in group["params"])
+    if on_cpu or len(optimisers) == 1:
+        for optimiser in optimisers:
+            optimiser.step()
+    else:
+        step_at_once(optimisers)
+
+
+@torch.no_grad()
+def step_at_once(optimisers: Sequence[torch.optim.AdamW]) -> None:
+    """AdamW for all lanes in ten calls; what differs between lanes travels as lists of numbers.
+
+    State stays where AdamW keeps it, so that `step` and `state_dict` work as ever. But a tensor's age
+    is kept on the host, as AdamW has it unless fused: read off a device it would make every step
+    wait. An optimiser that was fused is turned once, when it is first seen here (it waits once).
+    """
+    parameters: list[Tensor] = []
+    gradients: list[Tensor] = []
+    means: list[Tensor] = []
+    squares: list[Tensor] = []
+    ages: list[Tensor] = []
+    kept, beta_1, beta_2, eps, size, root = [], [], [], [], [], []
     for optimiser in optimisers:
-        optimiser.step()
+        for group in optimiser.param_groups:
+            assert not (group["amsgrad"] or group["maximize"] or group["capturable"])
+            beta, gamma = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = optimiser.state[parameter]
+                if not state:
+                    state["step"] = torch.tensor(0.0)
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                elif not state["step"].is_cpu:
+                    state["step"] = state["step"].cpu()
+                if group["fused"] and not parameter.is_cpu:
+                    group["fused"] = None
+                age = state["step"].item() + 1
+                parameters.append(parameter)
+                gradients.append(parameter.grad)
+                means.append(state["exp_avg"])
+                squares.append(state["exp_avg_sq"])
+                ages.append(state["step"])
+                kept.append(1 - group["lr"] * group["weight_decay"])
+                beta_1.append(1 - beta)
+                beta_2.append(gamma)
+                eps.append(group["eps"])
+                size.append(-group["lr"] / (1 - beta**age))
+                root.append((1 - gamma**age) ** 0.5)
+    if not parameters:
+        return
+    torch._foreach_add_(ages, 1.0)
+    torch._foreach_mul_(parameters, kept)
+    torch._foreach_lerp_(means, gradients, beta_1)
+    torch._foreach_mul_(squares, beta_2)
+    torch._foreach_addcmul_(squares, gradients, gradients, [1 - gamma for gamma in beta_2])
+    spread = torch._foreach_sqrt(squares)
+    torch._foreach_div_(spread, root)
+    torch._foreach_add_(spread, eps)
+    torch._foreach_addcdiv_(parameters, means, spread, size)
 
 
 @torch.no_grad()
@@ -211,6 +281,7 @@ def _join(parts: Sequence[Part]) -> _Rows:
         window_BS=join("window_BS", False),
         label_B=torch.cat([i.label_B for i in inputs]),
         is_padded=any(pads) or any(i.is_padded for i in inputs),
+        lengths=tuple(length for i in inputs for length in i.lengths or ()),
         share_B=share_B,
         entry_BSD=entry_BSD,
         entry_layer=entry_layer,
@@ -232,11 +303,17 @@ def _encode(
     for stack in stacks:
         for place, vectors in stack.prompts(parts, longest):
             made[place] = vectors
-    mask_BP = None
+    mask_BP, lengths = None, None
     if any(prompt.prompt_length < longest for prompt in prompts):
-        lengths = torch.tensor([p.prompt_length for p in prompts]).to(rows.part_R.device)
-        mask_BP = torch.arange(longest, device=lengths.device) < lengths[rows.part_R, None]
-    return encoder(rows.inputs, prompts[0].prefix(torch.cat(made), mask_BP)), rows
+        counts = [len(part.inputs.label_B) for part in parts]
+        lengths = tuple(
+            prompt.prompt_length
+            for prompt, count in zip(prompts, counts, strict=True)
+            for _ in range(count)
+        )
+        length_B = torch.tensor(lengths).to(rows.part_R.device)
+        mask_BP = torch.arange(longest, device=length_B.device) < length_B[:, None]
+    return encoder(rows.inputs, prompts[0].prefix(torch.cat(made), mask_BP, lengths)), rows
 
 
 # --- what lanes of one form train -----------------------------------------------------------------

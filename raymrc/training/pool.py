@@ -9,6 +9,7 @@ passes of its own. No Ray here: a host is this in an actor.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from raymrc.errors import TrainingError
 from raymrc.model.backbones import Loaded
+from raymrc.model.inputs import Inputs
 from raymrc.model.strategies import STRATEGIES, count_parameters
 from raymrc.study.configuration import FoldRun
 from raymrc.study.cost import lane_bytes, pass_bytes
@@ -40,6 +42,10 @@ from raymrc.training.meter import Meter
 PASS_PIECES = {"cpu": 1024, "cuda": 16384}
 """Padded pieces of one pass, at most; a lane's training batch may be larger by itself. On a CPU more
 are no faster: matrix products are at their best from 128 rows on, and padding grows."""
+
+SLACK_PIECES = {"cpu": 16.0, "cuda": math.inf}
+"""Padding that sharing a pass is worth, of one lane's batch. On a CPU a pass of few rows loses about as
+much as computing so many; a GPU sees no padding."""
 
 MEMORY_SHARE = 0.8
 """Of a machine's or a device's memory, what lanes may count on."""
@@ -98,7 +104,7 @@ class Pool:
         self.data = data
         self.device = torch.device(device)
         self.device_hour_usd = device_hour_usd
-        self.pass_pieces = pass_pieces or PASS_PIECES.get(self.device.type, PASS_PIECES["cuda"])
+        self.pass_pieces = pass_pieces or PASS_PIECES[self.device.type]
         self.meter = Meter(self.device, gpus)
         self.memory_bytes = memory_bytes or available_bytes(self.device, gpus)
         self._seats: dict[str, _Seat] = {}
@@ -182,7 +188,7 @@ class Pool:
         """Who passes together."""
         alone = [[batch] for batch in batches if not batch.lane.shares_passes]
         shared = [batch for batch in batches if batch.lane.shares_passes]
-        places = share_out([batch.inputs for batch in shared], self.pass_pieces)
+        places = share_passes([batch.inputs for batch in shared], self.device, self.pass_pieces)
         return [*alone, *([shared[i] for i in group] for group in places)]
 
     def _train(self, group: Sequence[Batch]) -> None:
@@ -309,6 +315,14 @@ class Pool:
         configuration = fold_run.configuration
         rows = configuration.batch_size * (configuration.window + 2)
         return pass_bytes(self.loaded.shape, max(self.pass_pieces, rows))
+
+
+def share_passes(
+    batches: Sequence[Inputs], device: torch.device, pieces: int | None = None
+) -> list[list[int]]:
+    """Which of the lanes' batches share a pass on this kind of device; see `fused.share_out`."""
+    kind = device.type
+    return share_out(batches, pieces or PASS_PIECES[kind], SLACK_PIECES[kind])
 
 
 def _backward(group: Sequence[Batch]) -> Tensor:

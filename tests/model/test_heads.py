@@ -8,7 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from raymrc.model.heads import SpanHeads, TaggingHeads, choose_candidates
+from raymrc.model.heads import (
+    SpanHeads,
+    TaggingHeads,
+    choose_candidates,
+    distinct,
+    find_candidates,
+    tag_entropy,
+)
 from raymrc.model.inputs import SpanTargets, TagTargets
 from tests.model.dense_match_head import DenseSpanHeads
 from tests.model.tiny import random_inputs, random_span_targets, random_tag_targets
@@ -103,6 +110,56 @@ def test_a_rows_candidates_do_not_depend_on_its_neighbours():
         assert pairs[:, 1:].tolist() == together[together[:, 0] == row][:, 1:].tolist()
 
 
+@pytest.mark.parametrize("bias", [-9.0, 0.0, 9.0])
+@pytest.mark.parametrize("max_candidates", [1, 10, 10**6])
+@pytest.mark.parametrize("answers", [True, False])
+def test_counting_first_finds_the_same_candidates(bias, max_candidates, answers):
+    """As on a GPU, where all numbers that decide shapes are read at once."""
+    sparse, _, hidden, inputs, targets = twins(1, bias)
+    if not answers:
+        nothing = torch.zeros(inputs.mask_BS.shape)
+        targets = SpanTargets(nothing, nothing, torch.zeros(0, 3, dtype=torch.long))
+    start, end = sparse.start_and_end(hidden)
+    plain, counted = (
+        find_candidates(start, end, inputs.window_BS, targets, max_candidates, counts=counts)
+        for counts in (False, True)
+    )
+    assert torch.equal(counted.pairs_K3, plain.pairs_K3)
+    assert torch.equal(counted.gold_K, plain.gold_K)
+    pairs = plain.pairs_K3.tolist()
+    assert counted.num_starts == len({(row, first) for row, first, _ in pairs})
+    assert counted.num_ends == len({(row, last) for row, _, last in pairs})
+    assert torch.equal(
+        sparse.match(hidden, counted.pairs_K3, counted.num_starts, counted.num_ends),
+        sparse.match(hidden, plain.pairs_K3),
+    )
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_distinct_is_unique_without_a_sort(counted):
+    index = torch.tensor([7, 2, 2, 9, 0, 7])
+    expected, back = index.unique(return_inverse=True)
+    found, places = distinct(index, 10, 4 if counted else None)
+    assert torch.equal(found, expected) and torch.equal(places, back)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("default")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: its waits were not counted")
+def test_a_loss_on_a_gpu_waits_once(recwarn):
+    sparse, _, hidden, inputs, targets = twins(0, 0.0)
+    sparse, hidden = sparse.cuda(), hidden.cuda().requires_grad_()
+    inputs, targets = inputs.to("cuda"), targets.to("cuda")
+    sparse.loss(hidden, inputs.window_BS, targets).backward()  # what is set up once may wait
+    recwarn.clear()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        sparse.loss(hidden, inputs.window_BS, targets).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [str(w.message).startswith("called a synchronizing") for w in recwarn] == [True]
+
+
 def test_a_batch_without_answers_or_predictions_trains_start_and_end_only():
     sparse, dense, hidden, inputs, _ = twins(0, -9.0)
     nothing = torch.zeros(inputs.mask_BS.shape)
@@ -186,3 +243,20 @@ def test_predicted_tags_are_the_likeliest_and_outside_off_the_window():
         assert not tags[~window.numpy()].any()
         best = heads.logits(hidden)[row].argmax(-1)
         assert torch.equal(torch.from_numpy(tags)[window].long(), best[window])
+
+
+def test_tags_off_the_window_count_nothing_when_all_pieces_are_looked_at():
+    """As on a GPU, where to pick the window's pieces is to wait."""
+    inputs = random_inputs(60)
+    targets = random_tag_targets(inputs)
+    torch.manual_seed(0)
+    results = []
+    drawn = torch.randn(*targets.tags_BSL.shape, 3)
+    for picks in (True, False):
+        logits = drawn.clone().requires_grad_()
+        total = tag_entropy(logits, targets.tags_BSL, inputs.window_BS, picks=picks)
+        total.backward()
+        results.append((total.detach(), logits.grad))
+    # Sums in another order
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-6, atol=1e-5)
+    assert torch.equal(results[0][1], results[1][1])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from raymrc.model.backbones import Loaded
-from raymrc.model.inputs import SpanTargets, TagTargets
+from raymrc.model.inputs import Inputs, SpanTargets, TagTargets
 from raymrc.model.strategies import STRATEGIES
 from raymrc.training.batching import (
     Row,
@@ -19,6 +19,7 @@ from raymrc.training.batching import (
     collate,
     collate_targets,
     evaluation_batches,
+    prefetch,
     steps_per_epoch,
     training_batches,
 )
@@ -178,3 +179,68 @@ def test_study_data_travels_without_what_was_cached(loaded: Loaded, data: StudyD
     sent = pickle.loads(pickle.dumps(data))
     assert sent == data
     assert data._windows and not sent._windows
+
+
+def make_batches(loaded: Loaded, data: StudyData, seen: list[int]):
+    """Batches as a step takes them; `seen` grows as they are collated."""
+    rows = build_rows(loaded, data, "soft_prompt")
+    for number, own in enumerate((rows[:3], rows[3:4], rows[4:9])):
+        seen.append(number)
+        inputs = collate(own, 0)
+        yield own, inputs, collate_targets(own, inputs)
+
+
+def test_collated_rows_know_their_lengths(loaded: Loaded, data: StudyData) -> None:
+    for rows, inputs, _ in make_batches(loaded, data, []):
+        assert inputs.lengths == tuple(len(row.ids) for row in rows)
+        assert inputs.lengths == tuple(inputs.mask_BS.sum(1).tolist())
+        assert inputs.is_padded == (not inputs.mask_BS.all())
+
+
+def test_on_a_cpu_prefetching_copies_nothing_and_runs_nothing_ahead(
+    loaded: Loaded, data: StudyData
+) -> None:
+    seen: list[int] = []
+    given = make_batches(loaded, data, seen)
+    for number, (rows, inputs, targets) in enumerate(prefetch(given, torch.device("cpu"))):
+        assert seen == list(range(number + 1))
+        assert not inputs.input_ids_BS.is_pinned() and not targets.start_BS.is_pinned()
+        assert len(rows) == len(inputs.label_B) == len(targets.start_BS)
+    batch = next(make_batches(loaded, data, []))
+    (sent,) = prefetch([batch], torch.device("cpu"))
+    assert sent[1].input_ids_BS.data_ptr() == batch[1].input_ids_BS.data_ptr()
+
+
+def test_batches_are_pinned_and_sent_one_ahead(
+    loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a device that is played: what is asked of it is what counts."""
+    calls: list[str] = []
+    for kind in (Inputs, SpanTargets):
+        name = kind.__name__
+        monkeypatch.setattr(
+            kind, "pin_memory", lambda self, n=name: calls.append(f"pin {n}") or self
+        )
+        monkeypatch.setattr(
+            kind, "to", lambda self, device, n=name: calls.append(f"send {n}") or self
+        )
+    seen: list[int] = []
+    got = prefetch(make_batches(loaded, data, seen), torch.device("cuda"))
+    sizes = []
+    for number, (rows, inputs, _) in enumerate(got):
+        assert seen == list(range(min(number + 2, 3)))
+        sizes.append((len(rows), len(inputs.label_B)))
+    assert sizes == [(3, 3), (1, 1), (5, 5)]
+    assert calls == 3 * ["pin Inputs", "send Inputs", "pin SpanTargets", "send SpanTargets"]
+    assert list(prefetch([], torch.device("cuda"))) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing was sent to one")
+def test_batches_arrive_on_a_gpu_as_they_were(loaded: Loaded, data: StudyData) -> None:
+    here = list(make_batches(loaded, data, []))
+    there = list(prefetch(make_batches(loaded, data, []), torch.device("cuda")))
+    for (_, inputs, targets), (_, sent_inputs, sent_targets) in zip(here, there, strict=True):
+        assert sent_inputs.lengths == inputs.lengths
+        assert torch.equal(sent_inputs.input_ids_BS.cpu(), inputs.input_ids_BS)
+        assert torch.equal(sent_targets.pairs_K3.cpu(), targets.pairs_K3)

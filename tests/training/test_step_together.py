@@ -1,0 +1,165 @@
+"""Every lane steps by its own rate, decay and age, as if it stepped alone.
+
+It would break without anyone noticing: a lane that joins at another's age has its first steps too
+short, and still learns.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from raymrc.training.fused import step_at_once, step_together
+
+LANES: tuple[dict[str, float | tuple[float, float]], ...] = (
+    {"lr": 1e-1, "weight_decay": 0.0},
+    {"lr": 5e-3, "weight_decay": 0.05},
+    {"lr": 2e-2, "weight_decay": 0.5, "eps": 1e-3},
+    {"lr": 3e-2, "weight_decay": 0.05, "betas": (0.5, 0.9)},
+)
+JOINS = (0, 0, 7, 12)
+"""The step at which each lane comes in."""
+
+
+def make_lane(number: int, *, fused: bool, device: str = "cpu") -> torch.optim.AdamW:
+    """Two groups of tensors, of which one has a decay of its own."""
+    draw = torch.Generator().manual_seed(number)
+    tensors = [
+        nn.Parameter(torch.randn(shape, generator=draw).to(device))
+        for shape in ((7, 5), (3,), (2, 3, 4), ())
+    ]
+    groups = [{"params": tensors[:2]}, {"params": tensors[2:], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, fused=fused, **LANES[number])
+
+
+def tensors_of(optimiser: torch.optim.AdamW) -> list[nn.Parameter]:
+    return [p for group in optimiser.param_groups for p in group["params"]]
+
+
+def give_gradients(optimisers: list[torch.optim.AdamW], step: int) -> None:
+    for lane, optimiser in enumerate(optimisers):
+        draw = torch.Generator().manual_seed(100 * step + lane)
+        for place, parameter in enumerate(tensors_of(optimiser)):
+            gradient = torch.randn(parameter.shape, generator=draw).to(parameter.device)
+            # One tensor of a lane may be asked nothing for a while, and does not age meanwhile.
+            parameter.grad = None if place == 1 and step % 5 == 2 else gradient
+        for group in optimiser.param_groups:
+            group["lr"] = group["lr"] * 0.97
+
+
+def train(lanes: list[torch.optim.AdamW], twins: list[torch.optim.AdamW], steps: range) -> None:
+    for step in steps:
+        here = [lane for lane, joins in enumerate(JOINS) if step >= joins]
+        for both in (lanes, twins):
+            give_gradients([both[i] for i in here], step)
+        step_at_once([lanes[i] for i in here])
+        for i in here:
+            twins[i].step()
+
+
+def assert_equal(lanes: list[torch.optim.AdamW], twins: list[torch.optim.AdamW]) -> None:
+    for lane, twin in zip(lanes, twins, strict=True):
+        for ours, theirs in zip(tensors_of(lane), tensors_of(twin), strict=True):
+            # Rounding in another order, over some twenty steps
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+            assert lane.state[ours].keys() == twin.state[theirs].keys()
+            for name, value in lane.state[ours].items():
+                torch.testing.assert_close(value, twin.state[theirs][name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_lanes_of_other_rates_decays_and_ages_step_as_alone(fused: bool) -> None:
+    lanes = [make_lane(i, fused=fused) for i in range(len(LANES))]
+    twins = [make_lane(i, fused=fused) for i in range(len(LANES))]
+    before = [p.detach().clone() for p in tensors_of(lanes[0])]
+    train(lanes, twins, range(20))
+    assert_equal(lanes, twins)
+    for parameter, start in zip(tensors_of(lanes[0]), before, strict=True):
+        assert (parameter - start).abs().min() > 0.01
+
+
+def test_a_lane_may_leave_and_step_alone_and_come_back() -> None:
+    lanes = [make_lane(i, fused=False) for i in range(len(LANES))]
+    twins = [make_lane(i, fused=False) for i in range(len(LANES))]
+    train(lanes, twins, range(15))
+    for both in (lanes, twins):
+        give_gradients(both, 15)
+        for optimiser in both:
+            optimiser.step()
+    train(lanes, twins, range(16, 20))
+    assert_equal(lanes, twins)
+
+
+def test_a_saved_state_goes_on_in_a_new_optimiser() -> None:
+    lanes = [make_lane(i, fused=True) for i in range(len(LANES))]
+    twins = [make_lane(i, fused=True) for i in range(len(LANES))]
+    train(lanes, twins, range(15))
+    restored = [make_lane(i, fused=True) for i in range(len(LANES))]
+    for new, old in zip(restored, lanes, strict=True):
+        new.load_state_dict(copy.deepcopy(old.state_dict()))
+        with torch.no_grad():
+            for mine, theirs in zip(tensors_of(new), tensors_of(old), strict=True):
+                mine.copy_(theirs)
+    train(restored, twins, range(15, 20))
+    assert_equal(restored, twins)
+
+
+def test_on_a_cpu_each_lane_takes_its_own_fused_step() -> None:
+    lanes = [make_lane(i, fused=True) for i in range(len(LANES))]
+    twins = [make_lane(i, fused=True) for i in range(len(LANES))]
+    for both in (lanes, twins):
+        give_gradients(both, 0)
+    step_together(lanes)
+    for twin in twins:
+        twin.step()
+    for lane, twin in zip(lanes, twins, strict=True):
+        for ours, theirs in zip(tensors_of(lane), tensors_of(twin), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_one_lane_alone_keeps_its_own_kernel_on_any_device(monkeypatch) -> None:
+    """It may train a backbone, whose moments want no copies."""
+    monkeypatch.setattr("raymrc.training.fused.step_at_once", None)
+    lane = torch.optim.AdamW([nn.Parameter(torch.ones(3, device="meta"))], foreach=False)
+    tensors_of(lane)[0].grad = torch.ones(3, device="meta")
+    step_together([lane])
+    assert lane.state[tensors_of(lane)[0]]["step"].item() == 1
+
+
+def test_lanes_without_gradients_stay() -> None:
+    lane = make_lane(0, fused=True)
+    before = [p.detach().clone() for p in tensors_of(lane)]
+    step_at_once([lane])
+    assert all(torch.equal(p, b) for p, b in zip(tensors_of(lane), before, strict=True))
+    assert not lane.state
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU: no step without a wait was tried"
+)
+@pytest.mark.parametrize("fused", [True, False])
+def test_on_a_gpu_lanes_step_at_once_and_without_a_wait(fused: bool) -> None:
+    lanes = [make_lane(i, fused=fused, device="cuda") for i in range(len(LANES))]
+    twins = [make_lane(i, fused=fused, device="cuda") for i in range(len(LANES))]
+    for step in range(20):
+        for both in (lanes, twins):
+            give_gradients(both, step)
+        for twin in twins:
+            twin.step()
+        if step < 3:  # as lanes that have trained alone before
+            for lane in lanes:
+                lane.step()
+            continue
+        # The first step together may wait, to fetch the age that a fused optimiser keeps there.
+        torch.cuda.set_sync_debug_mode("error" if step > 3 else "default")
+        try:
+            step_together(lanes)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    for lane, twin in zip(lanes, twins, strict=True):
+        for ours, theirs in zip(tensors_of(lane), tensors_of(twin), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
