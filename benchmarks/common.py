@@ -27,14 +27,23 @@ class Options:
     Args:
         quick: the same code on less, under a minute.
         device: "cpu" or "cuda".
+        corpus: the folder of PHEE, where the benchmark reads it and it is there.
     """
 
     name: str
     quick: bool
     device: str
+    corpus: Path | None = None
 
 
-def read_options(name: str, doc: str | None, arguments: Sequence[str] | None = None) -> Options:
+def read_options(
+    name: str,
+    doc: str | None,
+    arguments: Sequence[str] | None = None,
+    *,
+    reads_phee: bool = False,
+    devices: Sequence[str] = ("cpu", "cuda"),
+) -> Options:
     """The benchmark's command line. `doc` is its module's docstring."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
@@ -42,9 +51,15 @@ def read_options(name: str, doc: str | None, arguments: Sequence[str] | None = N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="less of the same, under a minute")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=devices, default="cpu")
+    if reads_phee:
+        parser.add_argument("--corpus", type=Path, default=Path("corpora/phee"), help="of PHEE")
     given = parser.parse_args(arguments)
-    return Options(name, given.quick, given.device)
+    corpus = given.corpus if reads_phee else None
+    if corpus is not None and not corpus.is_dir():
+        print(f"no PHEE at {corpus}: its cases are left out (--corpus)", file=sys.stderr)
+        corpus = None
+    return Options(name, given.quick, given.device, corpus)
 
 
 def start(options: Options) -> None:

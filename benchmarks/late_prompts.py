@@ -1,6 +1,6 @@
 """What do late prompts save, and what do they cost in F1?
 
-    python -m benchmarks.late_prompts [--set key=value ...] [--quick] [--device cpu|cuda]
+    python -m benchmarks.late_prompts [--corpus FOLDER] [--quick] [--device cpu|cuda]
 
 Cost: 30 configurations train for 3 epochs over one frozen backbone of BERT-base's shape (random weights,
 24 windows of 32 pieces, three labels each), five lanes a pass. Ours: prompts from layer 9 of 12 on, with
@@ -10,13 +10,12 @@ turn, and its total is ours times the median ratio of those pairs. Five minutes 
 
 F1: fold-runs of `frozen_soft_prompt` of studies/phee-concepts.yaml with real MiniLM, prompts from layer
 0, 1/4, 1/2 and 3/4 of its six on (halves go to the even layer: 0, 2, 3, 4). Peer: from layer 0 on, same
-folds. This is a trade to be known, so it has no goal. Half an hour on one core; `--set corpus.path=FOLDER`
+folds. This is a trade to be known, so it has no goal. Half an hour on one core; `--corpus FOLDER`
 where PHEE lies elsewhere.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import sys
@@ -27,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import Options, json_line, start
+from benchmarks.common import Options, json_line, read_options, start
 from benchmarks.fused_step import make_backbone
 from raymrc.model.backbones import Loaded, load
 from raymrc.model.inputs import Inputs, SpanTargets
@@ -296,27 +295,14 @@ QUICK = (
 )
 
 
-def read_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.late_prompts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer lanes; made-up notes, one epoch, one fold"
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    return parser.parse_args()
-
-
 def main() -> int:
-    arguments = read_arguments()
-    options = Options("late_prompts", arguments.quick, arguments.device)
+    options = read_options("late_prompts", __doc__, reads_phee=True)
     start(options)
     measure_cost(options, LITTLE if options.quick else FULL)
-    changes = [*arguments.changes, *(QUICK if options.quick else ())]
-    measure_f1(options, changes, 1 if options.quick else FOLDS)
+    if options.quick:
+        measure_f1(options, QUICK, 1)
+    elif options.corpus is not None:
+        measure_f1(options, [f"corpus.path={options.corpus}"], FOLDS)
     return 0
 
 

@@ -30,11 +30,10 @@ from raymrc.scoring.counts import Counts
 from raymrc.study.configuration import Backbone, Cell, FoldRun
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import CellPlan, Fingerprints, Plan, build_configuration
-from raymrc.study.record import Epoch, NoteCounts, Record
+from raymrc.study.record import Epoch, Event, NoteCounts, Record
 from raymrc.study.space import Grid, build_space
 from raymrc.sweep.driver import Resources, StudyOutcome, _cluster, run_study
 from raymrc.tracking import MlflowRecorder
-from raymrc.training.pool import Event
 
 GOAL_MS = 50.0
 FOLDS = 5

@@ -16,7 +16,6 @@ Seconds of the whole sweep, each run once: a sweep is long, and its fold-runs ar
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
@@ -32,7 +31,7 @@ import raymrc.sweep  # noqa: F401  # sets Ray's switches before ray is imported
 import ray
 from ray import tune
 
-from benchmarks.common import Options, json_line, start
+from benchmarks.common import Options, json_line, read_options, start
 from benchmarks.peft_peer import HEADS, PREFIX, PeerRun, run_trial
 from raymrc.model.backbones import find, weights_fingerprint
 from raymrc.reading.questions import build_questions
@@ -227,22 +226,12 @@ def run_case(options: Options, case: Case, corpus_path: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.sweep_vs_peer",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--corpus", default="corpora/phee", metavar="FOLDER", help="of PHEE")
-    parser.add_argument("--quick", action="store_true", help="four fold-runs of an epoch each")
-    parser.add_argument("--device", choices=("cpu",), default="cpu")
-    given = parser.parse_args(arguments)
-    if not Path(given.corpus).is_dir():
-        print(f"there is no PHEE at {given.corpus}; give its folder: --corpus", file=sys.stderr)
+    options = read_options("sweep_vs_peer", __doc__, arguments, reads_phee=True, devices=("cpu",))
+    if options.corpus is None:
         return 2
-    options = Options("sweep_vs_peer", given.quick, given.device)
     start(options)
     for case in QUICK if options.quick else CASES:
-        run_case(options, case, given.corpus)
+        run_case(options, case, str(options.corpus))
     return 0
 
 

@@ -21,20 +21,18 @@ shape gets random ones, and words are cut into pieces of five letters.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import Options, json_line, start, time_in_turn
+from benchmarks.common import Options, json_line, read_options, start, time_in_turn
 from benchmarks.fused_step import step_together
 from benchmarks.peft_peer import HEADS, PREFIX, PeerModel, collate_peer
 from raymrc.corpora.formats import read_corpus
@@ -404,23 +402,12 @@ def run_case(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.throughput",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--corpus", default="corpora/phee", metavar="FOLDER", help="of PHEE")
-    parser.add_argument("--quick", action="store_true", help="a run of fewer steps")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    given = parser.parse_args(arguments)
-    options = Options("throughput", given.quick, given.device)
+    options = read_options("throughput", __doc__, arguments, reads_phee=True)
     start(options)
     corpora: dict[Mix, Corpus] = {}
-    if Path(given.corpus).is_dir():
+    if options.corpus is not None:
         labels = ["Drug", "Effect", "Treat-Disorder", "Dosage", "Route"]
-        corpora[PHEE] = take_subset(read_corpus(Path(given.corpus), "phee", labels), 200, 13)
-    else:
-        print(f"no PHEE at {given.corpus}: its cases are left out (--corpus)", file=sys.stderr)
+        corpora[PHEE] = take_subset(read_corpus(options.corpus, "phee", labels), 200, 13)
     corpora[SUMMARIES] = synthesize("n2c2-2018", 40, "a", 13)
     names = ("minilm", "gatortron-345m") if options.device == "cuda" else ("minilm",)
     for name in names:

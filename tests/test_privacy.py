@@ -34,16 +34,26 @@ import raymrc.training.trainer
 from raymrc.cli import main
 
 
+class LeakyPool:
+    def __init__(self, text):
+        self.text = text
+
+    def __len__(self):
+        return 0
+
+    def open(self, fold_run, state=None):
+        try:
+            {}[self.text]
+        except KeyError as error:
+            raise ValueError(f"cannot read {self.text}") from error
+
+
 class LeakyTrainer:
     def __init__(self, *settings):
         pass
 
-    def __call__(self, fold_run, data, *, on_epoch):
-        text = data.corpus.notes[0].text
-        try:
-            {}[text]
-        except KeyError as error:
-            raise ValueError(f"cannot read {text}") from error
+    def open_pool(self, backbone, data):
+        return LeakyPool(data.corpus.notes[0].text)
 
 
 if __name__ == "__main__":

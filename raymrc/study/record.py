@@ -158,6 +158,21 @@ class Record:
         return cls(**values)
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that a lane came to.
+
+    Args:
+        key: of its fold-run.
+        what: an epoch, the record of its end, or what ended it without one.
+        device_seconds: what it has cost, where it failed.
+    """
+
+    key: str
+    what: Epoch | Record | Exception
+    device_seconds: float = 0.0
+
+
 @lru_cache(maxsize=4096)
 def _counts(tp: int, fp: int, fn: int) -> Counts:
     """Most of the thousands in a record are one of a few small ones, and they never change."""

@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import RayError
 
 from raymrc.study.configuration import Backbone, FoldRun
-from raymrc.study.record import Epoch, Record
+from raymrc.study.record import Epoch, Event, Record
 from raymrc.sweep.board import Board, Order, Report
 from raymrc.sweep.failures import explain, failed_record
 
@@ -41,7 +41,7 @@ class LanePool(Protocol):
     def open(self, fold_run: FoldRun, state: bytes | None = None) -> None: ...
     def save(self, key: str) -> bytes | None: ...
     def close(self, key: str) -> None: ...
-    def step(self) -> Sequence[Any]: ...
+    def step(self) -> Sequence[Event]: ...
 
 
 class OpenPool(Protocol):
@@ -128,11 +128,7 @@ class Host:
             self._backbone = backbone
         return self._pool
 
-    def _report(self, event: Any) -> Report:
-        """
-        Args:
-            event: of the pool, `training.pool.Event`.
-        """
+    def _report(self, event: Event) -> Report:
         key, what = event.key, event.what
         if isinstance(what, Epoch):
             return Report(key, epoch=what, state=self._save(key))

@@ -26,7 +26,7 @@ from raymrc.model.inputs import Inputs
 from raymrc.model.strategies import STRATEGIES, count_parameters
 from raymrc.study.configuration import FoldRun
 from raymrc.study.cost import lane_bytes, pass_bytes
-from raymrc.study.record import Epoch, Record
+from raymrc.study.record import Event
 from raymrc.training.activations import Activations
 from raymrc.training.batching import StudyData
 from raymrc.training.fused import (
@@ -52,21 +52,6 @@ MEMORY_SHARE = 0.8
 
 ACTIVATIONS_SHARE = 0.25
 """Of that, what may be kept of layers below late prompts, for one first layer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that a lane came to.
-
-    Args:
-        key: of its fold-run.
-        what: an epoch, the record of its end, or what ended it without one.
-        device_seconds: what it has cost, where it failed.
-    """
-
-    key: str
-    what: Epoch | Record | Exception
-    device_seconds: float = 0.0
 
 
 @dataclass(slots=True)

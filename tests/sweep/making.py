@@ -19,9 +19,8 @@ from raymrc.scoring.counts import Counts
 from raymrc.study.configuration import Backbone, Cell, FoldRun
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import CellPlan, Fingerprints, Plan, build_configuration
-from raymrc.study.record import Epoch, NoteCounts, Record
+from raymrc.study.record import Epoch, Event, NoteCounts, Record
 from raymrc.study.space import Distribution, Fixed, Grid, Setting, build_space
-from raymrc.training.pool import Event
 
 BACKBONE = Backbone("tiny", "nowhere")
 MARKER = "Quixotril-77"

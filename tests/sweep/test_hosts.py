@@ -107,7 +107,7 @@ def test_killed_hosts_change_no_result(cluster: Any, tmp_path: Path) -> None:
 @pytest.fixture
 def script(tmp_path: Path) -> Script:
     (tmp_path / "trained").mkdir()
-    return Script(tmp_path / "trained", nap=2.0)
+    return Script(tmp_path / "trained", nap=3.0)
 
 
 def test_lanes_of_a_lost_machine_go_on_on_another_from_their_last_epoch(
@@ -118,9 +118,8 @@ def test_lanes_of_a_lost_machine_go_on_on_another_from_their_last_epoch(
 
     def lose_and_replace() -> None:
         until = time.monotonic() + 60
-        while len(script.trained()) < 4 and time.monotonic() < until:
-            time.sleep(0.1)
-        time.sleep(1.0)
+        while len(list(tmp_path.glob(".sweep-*/lanes/*"))) < 6 and time.monotonic() < until:
+            time.sleep(0.05)
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
 
     thread = threading.Thread(target=lose_and_replace, daemon=True)

@@ -1,0 +1,126 @@
+"""What does a frozen fold-run cost beside one that trains the backbone, on the same backbone and notes?
+
+    python -m benchmarks.cost_ratio [--corpus FOLDER] [--quick] [--device cpu|cuda]
+
+The reference study reports 2.5 to 6 % on its GPUs. Device-seconds of a fold-run on PHEE sentences with
+MiniLM, equal epochs, learning and evaluation counted: frozen ones as lanes side by side in one pool, with
+prompts from the first layer on and from the middle one on; the other (`soft_prompt`) by itself. Ours: frozen,
+peer: trained, so the ratio says how many frozen fold-runs one trained one pays for.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import Options, json_line, read_options, start
+from raymrc.model.backbones import load
+from raymrc.reading.questions import build_questions
+from raymrc.study.configuration import Configuration, FoldRun
+from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
+from raymrc.study.record import Record
+from raymrc.study.spec import load_spec
+from raymrc.training.batching import StudyData
+from raymrc.training.pool import Pool
+
+STUDY = Path(__file__).resolve().parents[1] / "studies" / "phee-concepts.yaml"
+LANES = 4
+GOAL = 1 / 0.06
+"""The dearer end of what the reference study reports."""
+
+MOST_EVALUATION = 0.25
+"""Of a fold-run's time."""
+
+
+def measure(options: Options, notes: int, epochs: int) -> None:
+    if options.device == "cpu":
+        torch.set_num_threads(1)  # core-seconds, as a study on cores counts them
+    spec = load_spec(STUDY, [f"corpus.path={options.corpus}", f"corpus.subset.notes={notes}"])
+    corpus = read_study_corpus(spec)
+    folds = build_study_folds(spec, corpus)
+    data = StudyData(corpus, folds, build_questions(corpus.labels, spec.questions))
+    by_strategy: dict[str, Configuration] = {}
+    for cell in plan_study(spec, corpus).cells:
+        assert cell.configurations is not None
+        first = replace(cell.configurations[0], epochs=epochs)
+        by_strategy[cell.cell.strategy] = first
+    frozen, trained = by_strategy["frozen_soft_prompt"], by_strategy["soft_prompt"]
+    loaded = load(frozen.cell.backbone, options.device)
+
+    shares: dict[str, float] = {}
+
+    def cost(configurations: Sequence[Configuration]) -> float:
+        """Device-seconds of a fold-run, all side by side."""
+        pool = Pool(loaded, data, options.device)
+        for configuration in configurations:
+            pool.open(
+                FoldRun(
+                    configuration, 0, corpus.fingerprint, folds.fingerprint, "", loaded.fingerprint
+                )
+            )
+        seconds = []
+        while len(pool):
+            for event in pool.step():
+                if isinstance(event.what, Exception):
+                    raise event.what
+                if isinstance(event.what, Record):
+                    record = event.what
+                    seconds.append(record.device_seconds)
+                    both = record.training_seconds + record.evaluation_seconds
+                    shares[name_of(record.fold_run.configuration)] = (
+                        record.evaluation_seconds / both
+                    )
+        return statistics.mean(seconds)
+
+    def name_of(configuration: Configuration) -> str:
+        if configuration == trained:
+            return "soft_prompt"
+        return f"frozen from layer {configuration.first_layer} of {num_layers}"
+
+    num_layers = loaded.shape.num_layers
+    for first_layer in (0, num_layers // 2):
+        lanes = [replace(frozen, first_layer=first_layer, seed=seed) for seed in range(LANES)]
+        # In turn, and once more the other way round, so that a busy machine slows both.
+        ours = [cost(lanes)]
+        peer = [cost([trained]), cost([trained])]
+        ours.append(cost(lanes))
+        ratio = statistics.mean(peer) / statistics.mean(ours)
+        json_line(
+            options,
+            f"{name_of(lanes[0])}, {LANES} lanes, against soft_prompt",
+            statistics.mean(ours),
+            statistics.mean(peer),
+            "device-seconds per fold-run",
+            ratio,
+            GOAL,
+            frozen_share_of_trained=round(1 / ratio, 3),
+            notes=len(corpus.notes),
+            epochs=epochs,
+            lanes=LANES,
+        )
+    for name, share in shares.items():
+        json_line(
+            options, f"evaluation in {name}", share, None, "share of a fold-run's time",
+            MOST_EVALUATION / share, MOST_EVALUATION, notes=len(corpus.notes), epochs=epochs,
+        )  # fmt: skip
+
+
+def main() -> int:
+    options = read_options("cost_ratio", __doc__, reads_phee=True)
+    if options.corpus is None:
+        return 2
+    start(options)
+    if options.quick:
+        measure(options, notes=20, epochs=1)
+    else:
+        measure(options, notes=100, epochs=6)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
