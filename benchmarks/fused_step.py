@@ -31,7 +31,7 @@ from raymrc.training.fused import (
 from raymrc.training.fused import (
     step_together as step_optimisers,
 )
-from raymrc.training.pool import share_passes
+from raymrc.training.pool import keep_freed_memory, share_passes
 
 LABELS = 5
 PIECES = 32
@@ -148,6 +148,8 @@ def run_case(options: Options, loaded: Loaded, count: int, rows: int, pairs: int
 def main() -> int:
     options = read_options("fused_step", __doc__)
     start(options)
+    if options.device == "cpu":
+        keep_freed_memory()  # for both sides
     loaded = make_backbone(options.device)
     for rows in (1,) if options.quick else BATCHES:
         for count in (1, 4) if options.quick else LANES:

@@ -78,6 +78,7 @@ class SpanHeads(nn.Module):
         window_BS: Tensor,
         targets: SpanTargets,
         weights: Sequence[float] = (1.0, 1.0, 0.1),
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Binary cross-entropies of start and end over the note's pieces and of match over
         candidate pairs, each a mean, summed by normalised weights.
@@ -86,12 +87,17 @@ class SpanHeads(nn.Module):
         Where a row has more than `max_candidates` (an early model predicts nearly everything),
         gold pairs stay and the others are taken by start + end logit, best first; every row is
         bounded for itself, so that no row's loss depends on its neighbours.
+
+        Args:
+            generator: draws the dropout; None: torch's own does.
         """
-        hidden_BSD = self._drop(hidden_BSD)
+        hidden_BSD = self._drop(hidden_BSD, generator)
         start_BS, end_BS = self.start_and_end(hidden_BSD)
         found = find_candidates(start_BS, end_BS, window_BS, targets, self.max_candidates)
         gold_K = found.gold_K
-        match_K = self.match(hidden_BSD, found.pairs_K3, found.num_starts, found.num_ends)
+        match_K = self.match(
+            hidden_BSD, found.pairs_K3, found.num_starts, found.num_ends, generator
+        )
         num_pieces = window_BS.sum().clamp(min=1)
         start_loss = entropies(start_BS, targets.start_BS, window_BS).sum() / num_pieces
         end_loss = entropies(end_BS, targets.end_BS, window_BS).sum() / num_pieces
@@ -134,11 +140,13 @@ class SpanHeads(nn.Module):
         pairs_K3: Tensor,
         num_starts: int | None = None,
         num_ends: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Logits of (row, first piece, last piece) triples, (K,).
 
         Args:
             num_starts, num_ends: how many different ones there are, where it is known.
+            generator: see `loss`.
         """
         row_K, first_K, last_K = pairs_K3.unbind(1)
         num_pieces = hidden_BSD.shape[1]
@@ -148,10 +156,14 @@ class SpanHeads(nn.Module):
         last, last_of_K = distinct(row_K * num_pieces + last_K, len(flat), num_ends)
         starts = F.embedding(first_of_K, self.match_start(F.embedding(first, flat)))
         ends = F.embedding(last_of_K, self.match_end(F.embedding(last, flat)))
-        return self.match_out(self._drop(F.gelu(starts + ends))).squeeze(-1)
+        return self.match_out(self._drop(F.gelu(starts + ends), generator)).squeeze(-1)
 
-    def _drop(self, hidden: Tensor) -> Tensor:
-        return F.dropout(hidden, self.dropout, self.training) if self.dropout else hidden
+    def _drop(self, hidden: Tensor, generator: torch.Generator | None) -> Tensor:
+        if not (self.dropout and self.training):
+            return hidden
+        if generator is None:
+            return F.dropout(hidden, self.dropout)
+        return hidden * draw_kept(hidden.shape, self.dropout, hidden, generator)
 
 
 class TaggingHeads(nn.Module):
@@ -192,6 +204,15 @@ class TaggingHeads(nn.Module):
     def logits(self, hidden_BSD: Tensor) -> Tensor:
         """(B, S, L, 3)"""
         return self.tags(hidden_BSD).unflatten(-1, (self.num_labels, 3))
+
+
+def draw_kept(
+    shape: Sequence[int], dropout: float, like: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """What dropout multiplies with: 0, or 1 / (share that is kept)."""
+    kept = 1.0 - dropout
+    made = torch.empty(tuple(shape), device=like.device, dtype=like.dtype)
+    return made.bernoulli_(kept, generator=generator).div_(kept)
 
 
 @dataclass(frozen=True, eq=False)

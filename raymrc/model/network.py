@@ -118,10 +118,24 @@ class Model(nn.Module):
         prefix = self.prompt(inputs.label_B) if self.prompt is not None else None
         return self.encoder(inputs, prefix)
 
-    def loss(self, inputs: Inputs, targets: SpanTargets | TagTargets) -> Tensor:
-        """Mean loss of a batch, a scalar with a gradient."""
+    def loss(
+        self,
+        inputs: Inputs,
+        targets: SpanTargets | TagTargets,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Mean loss of a batch, a scalar with a gradient.
+
+        Args:
+            generator: draws the dropout of span heads; None: torch's own does, as for the backbone.
+        """
+        hidden_BSD, window_BS = self.hidden(inputs), inputs.window_BS
+        if isinstance(targets, TagTargets):
+            assert isinstance(self.heads, TaggingHeads)
+            return self.heads.loss(hidden_BSD, window_BS, targets)
+        assert isinstance(self.heads, SpanHeads)
         weights = self.configuration.loss_weights
-        return self.heads.loss(self.hidden(inputs), inputs.window_BS, targets, weights)  # type: ignore[arg-type]
+        return self.heads.loss(hidden_BSD, window_BS, targets, weights, generator)
 
     @torch.no_grad()
     def predict(self, inputs: Inputs) -> list[SpanAnswer] | list[np.ndarray]:

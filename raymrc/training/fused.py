@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from raymrc.errors import TrainingError
 from raymrc.model.encoder import Encoder
-from raymrc.model.heads import SpanAnswer, SpanHeads, choose_candidates, entropies
+from raymrc.model.heads import SpanAnswer, SpanHeads, choose_candidates, draw_kept, entropies
 from raymrc.model.inputs import Inputs, SpanTargets
 from raymrc.model.network import Model
 from raymrc.model.prompts import SoftPrompt
@@ -84,6 +85,9 @@ def backward_together(parts: Sequence[Part]) -> Tensor:
     losses: list[Tensor] = [torch.empty(0)] * len(parts)
     for entry in _by_entry(parts):
         chosen = [parts[i] for i in entry]
+        if len(entry) == 1:  # nothing to stack
+            losses[entry[0]] = _backward_alone(chosen[0])
+            continue
         stacks = _stack(chosen)
         hidden_RSD, rows = _encode(encoder, chosen, stacks)
         for stack in stacks:
@@ -95,6 +99,13 @@ def backward_together(parts: Sequence[Part]) -> Tensor:
         for stack in stacks:
             stack.hand_out(chosen)
     return torch.stack([loss.detach() for loss in losses])
+
+
+def _backward_alone(part: Part) -> Tensor:
+    assert part.targets is not None
+    loss = part.model.loss(part.inputs, part.targets, part.generator)
+    loss.backward()
+    return loss
 
 
 @torch.no_grad()
@@ -535,11 +546,28 @@ def _project(
     packed_KUD = flat_XD.new_zeros(num_lanes, most, flat_XD.shape[1]).index_put(
         (lane_V, place_V), F.embedding(index_V, flat_XD)
     )
-    if bias_KW is None:
-        projected_KUW = torch.bmm(packed_KUD, weight_KWD.mT)
-    else:
-        projected_KUW = torch.baddbmm(bias_KW[:, None], packed_KUD, weight_KWD.mT)
+    projected_KUW = _LaneLinear.apply(packed_KUD, weight_KWD)
+    if bias_KW is not None:
+        projected_KUW = projected_KUW + bias_KW[:, None]
     return projected_KUW[lane_V, place_V][back_T]
+
+
+class _LaneLinear(torch.autograd.Function):
+    """Each lane's rows times its own weights, (K, U, W).
+
+    What `torch.bmm` differentiates to gives the weights' gradient transposed, and copying that into
+    their layout takes as long as the rest of the match head.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input_KUD: Tensor, weight_KWD: Tensor) -> Tensor:
+        ctx.save_for_backward(input_KUD, weight_KWD)
+        return torch.bmm(input_KUD, weight_KWD.mT)
+
+    @staticmethod
+    def backward(ctx: Any, grad_KUW: Tensor) -> tuple[Tensor, Tensor]:
+        input_KUD, weight_KWD = ctx.saved_tensors
+        return torch.bmm(grad_KUW, weight_KWD), torch.bmm(grad_KUW.mT, input_KUD)
 
 
 def _drop_rows(hidden_RSD: Tensor, parts: Sequence[Part], counts: Sequence[int]) -> Tensor:
@@ -549,7 +577,8 @@ def _drop_rows(hidden_RSD: Tensor, parts: Sequence[Part], counts: Sequence[int])
     keeps = []
     for part, count in zip(parts, counts, strict=True):
         width = part.inputs.input_ids_BS.shape[1]
-        own = _keep((count, width, hidden_RSD.shape[2]), part, hidden_RSD)
+        shape = (count, width, hidden_RSD.shape[2])
+        own = draw_kept(shape, part.model.configuration.dropout, hidden_RSD, part.generator)
         keeps.append(F.pad(own, (0, 0, 0, hidden_RSD.shape[1] - width)))
     return hidden_RSD * torch.cat(keeps)
 
@@ -559,14 +588,12 @@ def _drop_pairs(hidden_TW: Tensor, parts: Sequence[Part], lane_T: Tensor) -> Ten
         return hidden_TW
     counts = torch.bincount(lane_T, minlength=len(parts)).tolist()
     keeps = [
-        _keep((count, hidden_TW.shape[1]), part, hidden_TW)
+        draw_kept(
+            (count, hidden_TW.shape[1]),
+            part.model.configuration.dropout,
+            hidden_TW,
+            part.generator,
+        )
         for part, count in zip(parts, counts, strict=True)
     ]
     return hidden_TW * torch.cat(keeps)
-
-
-def _keep(shape: tuple[int, ...], part: Part, like: Tensor) -> Tensor:
-    """What dropout multiplies with: 0, or 1 / (share that is kept)."""
-    kept = 1.0 - part.model.configuration.dropout
-    made = torch.empty(shape, device=like.device, dtype=like.dtype)
-    return made.bernoulli_(kept, generator=part.generator).div_(kept)

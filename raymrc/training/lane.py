@@ -12,10 +12,10 @@ from __future__ import annotations
 import io
 import math
 import random
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from raymrc.training.batching import (
     collate,
     collate_targets,
     evaluation_batches,
+    prefetch,
     steps_per_epoch,
     training_batches,
 )
@@ -157,7 +158,8 @@ class Lane:
         self.halvings = 0
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._epoch_began = 0.0
-        self._batches: deque[list[Row]] = deque()
+        self._left = 0
+        self._ready: Iterator[tuple[list[Row], Inputs, Any]] = iter(())
         self._losses: list[Tensor] = []
         self._found: dict[str, dict[int, list[tuple[int, int, int]]]] = {}
         if state is not None:
@@ -172,26 +174,27 @@ class Lane:
 
     def take(self) -> Batch | None:
         """The next batch; None when all is done. Settle it before taking another."""
-        while not self._batches:
+        while not self._left:
             if self.stage == DONE:
                 return None
             self._begin_stage()
-            if not self._batches:  # no text in any of these notes
+            if not self._left:  # no text in any of these notes
                 self._end_stage()
-        rows = self._batches.popleft()
-        inputs = collate(rows, self.pad)
-        targets = None
-        if self.stage == TRAINING:
-            targets = collate_targets(rows, inputs).to(self.device)
-        return Batch(self, rows, self._enter(rows, inputs), targets)
+        rows, inputs, targets = next(self._ready)
+        self._left -= 1
+        if self.activations is not None:
+            # It reads lengths off the host's copy, and sends what it fills in along with the batch.
+            cut = (self.configuration.window, self.configuration.overlap)
+            keys = [(row.window.note_id, row.window.index, *cut) for row in rows]
+            inputs = self.activations.fill(keys, inputs)
+            targets = None if targets is None else targets.to(self.device)
+        return Batch(self, rows, inputs, targets)
 
-    def _enter(self, rows: Sequence[Row], inputs: Inputs) -> Inputs:
-        """The batch on the device, with what enters the first layer where that is kept."""
-        if self.activations is None:
-            return inputs.to(self.device)
-        cut = (self.configuration.window, self.configuration.overlap)
-        keys = [(row.window.note_id, row.window.index, *cut) for row in rows]
-        return self.activations.fill(keys, inputs)
+    def _collated(self, batches: Iterable[list[Row]]) -> Iterator[tuple[list[Row], Inputs, Any]]:
+        learns = self.stage == TRAINING
+        for rows in batches:
+            inputs = collate(rows, self.pad)
+            yield rows, inputs, collate_targets(rows, inputs) if learns else None
 
     def decay_rates(self) -> None:
         """Linear decay to zero without warm-up, as the published runs have it."""
@@ -212,7 +215,7 @@ class Lane:
         self.tokens += sum(len(row.ids) for row in batch.rows)
         self.num_rows += len(batch.rows)
         self._losses.append(loss.detach())
-        if not self._batches:
+        if not self._left:
             self._end_stage()
 
     def heard(self, batch: Batch, answers: Answers) -> None:
@@ -222,7 +225,7 @@ class Lane:
             if spans:
                 of_note = self._found.setdefault(row.window.note_id, {})
                 of_note.setdefault(row.window.index, []).extend(spans)
-        if not self._batches:
+        if not self._left:
             self._end_stage()
 
     def _begin_stage(self) -> None:
@@ -231,18 +234,21 @@ class Lane:
             self._epoch_began = self.spent.wall
             self._losses = []
             self.model.train()
-            self._batches.extend(
-                training_batches(
-                    self.rows, configuration.batch_size, configuration.negative_rate, self.order
-                )
+            batches = training_batches(
+                self.rows, configuration.batch_size, configuration.negative_rate, self.order
             )
-            return
-        self.model.eval()
-        self._found = {}
-        if self.stage == SCORING and self.best_epoch != configuration.epochs:
-            assert self.best_state is not None
-            self.model.load_trained_state(self.best_state)
-        self._batches.extend(evaluation_batches(self._rows_of(self._asked), self.evaluation_pieces))
+        else:
+            self.model.eval()
+            self._found = {}
+            if self.stage == SCORING and self.best_epoch != configuration.epochs:
+                assert self.best_state is not None
+                self.model.load_trained_state(self.best_state)
+            rows = self._rows_of(self._asked)
+            batches = evaluation_batches(rows, self.evaluation_pieces)
+        listed = list(batches)
+        self._left = len(listed)
+        here = self.device if self.activations is None else torch.device("cpu")
+        self._ready = prefetch(self._collated(listed), here)
 
     def _end_stage(self) -> None:
         if self.stage == TRAINING:
@@ -301,7 +307,7 @@ class Lane:
 
     def save(self) -> bytes:
         """All that a lane needs to go on elsewhere. At the end of an epoch only, before `take`."""
-        assert not self._batches and self.stage in (TRAINING, SCORING)
+        assert not self._left and self.stage in (TRAINING, SCORING)
         buffer = io.BytesIO()
         torch.save(
             {

@@ -8,6 +8,7 @@ passes of its own. No Ray here: a host is this in an actor.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import os
@@ -63,6 +64,22 @@ class _Seat:
     told: int
 
 
+def keep_freed_memory() -> None:
+    """On a CPU: the C library keeps blocks of up to 1 GiB that are freed, for the next ones.
+
+    It would give large ones back to the system and take them anew, page by page, at every step: a third
+    of a step's time where many lanes' gradients are small tensors' worth of work and megabytes each.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):  # glibc
+        for option, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1)):
+            library.mallopt(option, value)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""From malloc.h."""
+
+
 class Pool:
     """Any number of lanes over one backbone.
 
@@ -91,6 +108,8 @@ class Pool:
         self.device_hour_usd = device_hour_usd
         self.pass_pieces = pass_pieces or PASS_PIECES[self.device.type]
         self.meter = Meter(self.device, gpus)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.memory_bytes = memory_bytes or available_bytes(self.device, gpus)
         self._seats: dict[str, _Seat] = {}
         self._activations: dict[int, Activations] = {}

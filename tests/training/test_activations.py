@@ -394,6 +394,7 @@ def test_only_a_frozen_backbone_and_a_late_prompt_have_anything_to_keep(bert: Lo
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: no table was kept on one")
 @pytest.mark.parametrize("device", [None, "cpu"])
 def test_a_backbone_on_a_gpu_reads_a_table_beside_it_or_on_the_host(
     tmp_path: Path, device: str | None
