@@ -118,7 +118,7 @@ def main() -> int:
     if options.quick:
         measure(options, notes=20, epochs=1)
     else:
-        measure(options, notes=100, epochs=6)
+        measure(options, notes=60, epochs=5)
     return 0
 
 

@@ -10,7 +10,7 @@ turn, and its total is ours times the median ratio of those pairs. Five minutes 
 
 F1: fold-runs of `frozen_soft_prompt` of studies/phee-concepts.yaml with real MiniLM, prompts from layer
 0, 1/4, 1/2 and 3/4 of its six on (halves go to the even layer: 0, 2, 3, 4). Peer: from layer 0 on, same
-folds. This is a trade to be known, so it has no goal. Half an hour on one core; `--corpus FOLDER`
+folds. This is a trade to be known, so it has no goal. A quarter of an hour on one core; `--corpus FOLDER`
 where PHEE lies elsewhere.
 """
 
@@ -41,6 +41,7 @@ from raymrc.study.spec import load_spec
 from raymrc.training.activations import Activations
 from raymrc.training.batching import StudyData
 from raymrc.training.fused import Part, backward_together, clip_together
+from raymrc.training.pool import keep_freed_memory
 from raymrc.training.trainer import train_fold_run
 
 BERT_BASE = Shape("bert", 12, 768, 12, 3072, vocab=30522)
@@ -56,6 +57,7 @@ STORE_BYTES = 2**30
 STUDY = Path(__file__).parents[1] / "studies" / "phee-concepts.yaml"
 SHARES = (0.0, 0.25, 0.5, 0.75)
 FOLDS = 2
+NOTES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,11 +300,15 @@ QUICK = (
 def main() -> int:
     options = read_options("late_prompts", __doc__, reads_phee=True)
     start(options)
+    if options.device == "cpu":
+        keep_freed_memory()  # for both sides
     measure_cost(options, LITTLE if options.quick else FULL)
     if options.quick:
         measure_f1(options, QUICK, 1)
     elif options.corpus is not None:
-        measure_f1(options, [f"corpus.path={options.corpus}"], FOLDS)
+        measure_f1(
+            options, [f"corpus.path={options.corpus}", f"corpus.subset.notes={NOTES}"], FOLDS
+        )
     return 0
 
 

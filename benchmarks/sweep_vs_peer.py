@@ -65,8 +65,8 @@ class Case:
 
 
 CASES = (
-    Case("factorised head", 3.0, notes=60, epochs=6),
-    Case("published head", 15.0, notes=20, epochs=3),
+    Case("factorised head", 3.0, notes=40, epochs=5),
+    Case("published head", 15.0, notes=16, epochs=2),
 )
 QUICK = tuple(
     Case(head, goal, notes=16, epochs=1, match_width=128, rates=(3e-2, 8e-2), folds=2)
