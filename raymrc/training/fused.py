@@ -111,6 +111,9 @@ def _backward_alone(part: Part) -> Tensor:
 @torch.no_grad()
 def clip_together(models: Sequence[Model], largest: Sequence[float]) -> None:
     """Scales each lane's gradients to its largest norm, as `clip_grad_norm_` does for one model."""
+    if len(models) == 1:
+        torch.nn.utils.clip_grad_norm_(models[0].parameters(), largest[0], foreach=True)
+        return
     gradients: list[Tensor] = []
     lanes: list[int] = []
     for lane, model in enumerate(models):

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -200,3 +201,22 @@ def test_finding_and_measuring_a_backbone_needs_no_torch(checkpoint):
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped")
+def test_weights_are_mapped_from_their_file_so_that_processes_of_a_node_share_them(tmp_path):
+    """All but queries, keys and values, which are stacked."""
+    folder = tiny_checkpoint("bert", tmp_path)
+    loaded = load(tiny_backbone(folder))
+    mapped = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(folder / "model.safetensors")):
+            begin, end = line.split()[0].split("-")
+            mapped.append(range(int(begin, 16), int(end, 16)))
+    shared = {
+        name
+        for name, p in loaded.encoder.named_parameters()
+        if any(p.data_ptr() in where for where in mapped)
+    }
+    everything = {name for name, _ in loaded.encoder.named_parameters()}
+    assert {name for name in everything if "qkv" not in name} == shared
