@@ -145,7 +145,13 @@ class Board:
     @property
     def num_wanted_hosts(self) -> int:
         """As many as what is wanted and not settled makes worth it."""
-        return min(self.max_hosts, math.ceil(len(self._wishes) / self.fill))
+        alone = sum(wish.is_alone for wish in self._wishes.values())
+        return min(self.max_hosts, alone + math.ceil((len(self._wishes) - alone) / self.fill))
+
+    @property
+    def queued(self) -> tuple[FoldRun, ...]:
+        """What no host has."""
+        return tuple(wish.fold_run for wish in self._queue)
 
     def exchange(self, host: str, reports: Sequence[Report], now: float) -> Order:
         """A host says what came of its lanes, and hears what to do.
@@ -217,7 +223,10 @@ class Board:
             own = (wish for wish in self._queue if wish.backbone == host.backbone)
             return next(own, None) or next(iter(self._queue), None)
         # At a study's end nobody takes more than an even share.
-        share = math.ceil(len(self._wishes) / max(1, self.num_wanted_hosts))
+        shared = sum(not wish.is_alone for wish in self._wishes.values())
+        taken = sum(any(w.is_alone for w in h.wishes.values()) for h in self._hosts.values())
+        hosts = min(self.max_hosts - taken, math.ceil(shared / self.fill))
+        share = math.ceil(shared / max(1, hosts))
         if num_open >= min(self.lanes, share, self.lanes if host.most is None else host.most):
             return None
         if any(wish.is_alone for wish in host.wishes.values()):

@@ -33,6 +33,10 @@ PATIENCE_SECONDS = 1.0
 """A host without work asks again so often."""
 
 
+STILLBORN = 3
+"""After so many hosts in a row that died before they said a word, none will start."""
+
+
 class LanePool(Protocol):
     """What trains: `training.pool.Pool`, or a stand-in."""
 
@@ -173,6 +177,7 @@ class Reception:
         self._hosts: dict[str, Any] = {}
         self._nodes: dict[str, str] = {}
         self._number = 0
+        self._stillborn = 0
         self._news = asyncio.Condition()
         self._watching: set[asyncio.Task[None]] = set()
 
@@ -196,6 +201,7 @@ class Reception:
     async def exchange(self, host: str, node: str, reports: Sequence[Report]) -> Order:
         """See `Board.exchange`; a host that has nothing to do waits here."""
         self._nodes[host] = node
+        self._stillborn = 0
         order = self._board.exchange(host, reports, time.monotonic())
         if reports:
             await self._changed()
@@ -239,22 +245,28 @@ class Reception:
 
     async def _watch(self, name: str, running: Any) -> None:
         """Until a host goes, or is lost."""
+        counts = False
         try:
             await running
-            counts = False
-        except RayError:
+        except RayError as error:
             counts = self._node_lives(name)
+            # One that was called off has left the list.
+            if name in self._hosts and name not in self._nodes:
+                self._stillborn += 1
+                if self._stillborn >= STILLBORN:
+                    self._fail(self._board.queued, f"no host can be started ({explain(error)})")
         self._hosts.pop(name, None)
         self._nodes.pop(name, None)
         hopeless = self._board.lost(name, counts=counts)
-        self._board.fail(
-            failed_record(run, "its worker process died, as for want of memory") for run in hopeless
-        )
+        self._fail(hopeless, "its worker process died, as for want of memory")
         await self._changed()
 
+    def _fail(self, fold_runs: Iterable[FoldRun], reason: str) -> None:
+        self._board.fail([failed_record(run, reason) for run in fold_runs])
+
     def _node_lives(self, name: str) -> bool:
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return self._nodes.get(name) in alive
+        its = self._nodes.get(name)
+        return its is not None and any(n["NodeID"] == its and n["Alive"] for n in ray.nodes())
 
 
 def open_reception(

@@ -63,9 +63,9 @@ def test_one_that_trains_the_backbone_has_a_host_for_itself() -> None:
     board, alone, shared = make_board(), trained(), frozen(1)
     board.submit("t", [*alone[:1], *shared])
     assert keys(board.exchange("a", (), 0)) == [alone[0].key]
-    assert len(keys(board.exchange("b", (), 0))) == 2
+    assert len(keys(board.exchange("b", (), 0))) == 3
     board.submit("u", alone[1:])
-    assert board.exchange("a", (), 1).is_empty and board.exchange("b", (), 1).open
+    assert board.exchange("a", (), 1).is_empty and board.exchange("b", (), 1).is_empty
     order = board.exchange("b", [done(run) for run in shared], 2)
     assert keys(order) == [alone[1].key]
 
@@ -168,6 +168,15 @@ def test_hosts_are_wanted_as_the_queue_is_long_and_leave_when_there_is_none() ->
     board.exchange("a", [done(runs[2])], 1)
     assert not board.exchange("a", (), 5.9).leave
     assert board.exchange("a", (), 6.1).leave
+
+
+def test_each_that_trains_the_backbone_is_worth_a_host() -> None:
+    board = make_board(lanes=8, max_hosts=9, fill=8)
+    board.submit("t", [*trained(), *frozen(2)])
+    assert board.num_wanted_hosts == 4
+    for number in range(3):
+        assert len(keys(board.exchange(f"h{number}", (), 0))) == 1
+    assert len(keys(board.exchange("h3", (), 0))) == 6
 
 
 def test_epochs_are_passed_on_no_more_often_than_the_driver_can_use() -> None:

@@ -5,6 +5,7 @@ Real Ray, real training of a tiny backbone; hosts and nodes are killed at random
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 import time
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 from raymrc.study.ledger import Ledger
+from raymrc.study.record import Record
 from raymrc.sweep.driver import Resources, run_study
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
 from tests.sweep.making import Script, fold_runs, make_plan, make_record, open_pool
@@ -29,6 +31,32 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
 ]
+
+
+def test_hosts_that_cannot_start_are_not_started_for_ever(monkeypatch: Any) -> None:
+    from ray.exceptions import ActorDiedError
+
+    from raymrc.sweep.hosts import STILLBORN, HostTerms, Reception
+
+    reception = Reception({"lanes": 2, "max_hosts": 2}, open_pool, [], HostTerms(1, 0, 1, 5.0))
+    monkeypatch.setattr(reception, "_scale", lambda: None)
+    runs = fold_runs(make_plan([0.1], ["frozen_soft_prompt"]))
+
+    async def die() -> None:
+        raise ActorDiedError
+
+    async def study() -> tuple[list[dict[str, Any]], bool]:
+        await reception.submit("t", runs)
+        await reception._watch("called-off", die())
+        for number in range(STILLBORN):
+            reception._hosts[f"h{number}"] = None
+            await reception._watch(f"h{number}", die())
+        return await reception.listen("t")
+
+    results, is_over = asyncio.run(study())
+    assert is_over and len(results) == len(runs)
+    reasons = {Record.from_json(result["record"]).reason for result in results}
+    assert all(reason.startswith("no host can be started (ray.exceptions") for reason in reasons)
 
 
 @pytest.fixture(scope="module")
