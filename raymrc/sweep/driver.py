@@ -65,7 +65,7 @@ MOST_HOSTS = 64
 """On a cluster that others own, or that may grow, where the study does not say."""
 
 OBJECT_STORE_BYTES = 256 * 2**20
-"""Holds the notes and what workers report; Ray's default of 30 % of memory is for data sets."""
+"""Holds the notes and what hosts report; Ray's default of 30 % of memory is for data sets."""
 
 SNAPSHOT_SECONDS = 0.5
 

@@ -32,7 +32,6 @@ SLICE_SECONDS = 0.5
 PATIENCE_SECONDS = 1.0
 """A host without work asks again so often."""
 
-
 STILLBORN = 3
 """After so many hosts in a row that died before they said a word, none will start."""
 
@@ -49,7 +48,7 @@ class LanePool(Protocol):
 
 
 class OpenPool(Protocol):
-    """Loads a backbone. Picklable; what it loads it may keep in its process for the next time."""
+    """Loads a backbone. Picklable."""
 
     def __call__(self, backbone: Backbone, data: Any) -> LanePool: ...
 
@@ -258,7 +257,7 @@ class Reception:
         self._hosts.pop(name, None)
         self._nodes.pop(name, None)
         hopeless = self._board.lost(name, counts=counts)
-        self._fail(hopeless, "its worker process died, as for want of memory")
+        self._fail(hopeless, "its host died, as for want of memory")
         await self._changed()
 
     def _fail(self, fold_runs: Iterable[FoldRun], reason: str) -> None:

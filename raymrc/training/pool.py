@@ -137,12 +137,13 @@ class Pool:
         """
         if not self._seats:
             self.meter.reset_peak()
-        if not self.fits(fold_run):
-            wanted = self._lane_bytes(fold_run) + self._pass_bytes(fold_run)
+        # Alone, its passes may turn out smaller than their bound: then it is worth trying.
+        wanted = self._lane_bytes(fold_run)
+        if not self.fits(fold_run) and (self._seats or wanted > self.memory_bytes):
             raise TrainingError(
-                f"its lane wants about {wanted / 2**30:.2f} GiB beside {len(self)} others, and "
-                f"there are {self.memory_bytes / 2**30:.2f} GiB for all; set match_width, "
-                "prompt_length or window to less, or fewer lanes"
+                f"its lane wants {wanted / 2**30:.2f} GiB beside {len(self)} others, and "
+                f"there are {self.memory_bytes / 2**30:.2f} GiB for all; set match_width or "
+                "prompt_length to less, or fewer lanes"
             )
         began = time.monotonic()
         self.meter.lap()

@@ -1,10 +1,9 @@
-"""Fold-runs one after another in one process, with the backbone kept between them."""
+"""From a study's terms to pools, and one fold-run by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """Trains any fold-run of a study. Travels as a plain value; weights stay where they are loaded.
+    """Opens pools on a study's terms. Travels as a plain value; weights are loaded where it is asked.
 
     Args:
         device: "cpu" or "cuda".
@@ -36,32 +35,14 @@ class Trainer:
     device_hour_usd: float = 0.0
     gpus: float = 1.0
 
-    def __call__(
-        self,
-        fold_run: FoldRun,
-        data: StudyData,
-        *,
-        on_epoch: Callable[[Epoch], None] | None = None,
-    ) -> Record:
-        """
-        Raises:
-            RaymrcError: of what the user can mend; see `train_fold_run`.
-        """
-        loaded = _keep_loaded(fold_run.configuration.cell.backbone, self.device)
-        return train_fold_run(
-            fold_run,
-            data,
-            loaded,
-            device=self.device,
-            device_hour_usd=self.device_hour_usd,
-            gpus=self.gpus,
-            on_epoch=on_epoch,
-        )
-
     def open_pool(self, backbone: Backbone, data: StudyData) -> Pool:
-        """A pool for many fold-runs of one backbone."""
+        """A pool for many fold-runs of one backbone.
+
+        Raises:
+            BackboneError: it cannot be loaded.
+        """
         return Pool(
-            _keep_loaded(backbone, self.device),
+            load(backbone, self.device),
             data,
             self.device,
             device_hour_usd=self.device_hour_usd,
@@ -122,9 +103,3 @@ def check_questions_fit(plan: Plan, labels: Sequence[str], questions: Mapping[st
                 RowBuilder(tokenizer, shape, labels, questions, strategy, cell.longest_window)
             except BackboneError as error:
                 raise BackboneError(f"{cell.cell.name}: {error}") from None
-
-
-@lru_cache(maxsize=1)
-def _keep_loaded(backbone: Backbone, device: str) -> Loaded:
-    """The backbone of the fold-run before, if it is the same: loading costs seconds to minutes."""
-    return load(backbone, device)

@@ -132,7 +132,7 @@ def test_a_fold_run_that_kills_every_worker_fails_alone(cluster, tmp_path, scrip
     outcome, records = run(plan, tmp_path, replace(script, dies=(0.1, 1)))
     assert (outcome.done, outcome.failed) == (5, 1)
     (reason,) = [r.reason for r in records.values() if r.status == "failed"]
-    assert "worker process died" in reason
+    assert "host died" in reason
 
 
 def test_tpe_goes_through_ray_and_is_resumed_from_the_ledger(cluster, tmp_path, script):

@@ -199,7 +199,7 @@ def test_how_many_lanes_fit_is_known_before_they_open(loaded: Loaded, data: Stud
     run = make_frozen(loaded)
     pool = Pool(loaded, data, memory_bytes=1)
     assert not pool.fits(run)
-    with pytest.raises(TrainingError, match="set match_width, prompt_length or window to less"):
+    with pytest.raises(TrainingError, match="set match_width or prompt_length to less"):
         pool.open(run)
     pool = Pool(loaded, data, memory_bytes=20 * 2**20)
     number = 0
