@@ -78,7 +78,7 @@ class Mix:
 
 
 PHEE = Mix("PHEE sentences", 256, 16, 12, 16, 2)
-SUMMARIES = Mix("discharge summaries", 256, 8, 6, 2, 2)
+SUMMARIES = Mix("discharge summaries", 256, 8, 4, 2, 1)
 
 
 # --- what both sides train on ----------------------------------------------------------------------

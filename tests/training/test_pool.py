@@ -201,7 +201,7 @@ def test_how_many_lanes_fit_is_known_before_they_open(loaded: Loaded, data: Stud
     assert not pool.fits(run)
     with pytest.raises(TrainingError, match="set match_width or prompt_length to less"):
         pool.open(run)
-    pool = Pool(loaded, data, memory_bytes=20 * 2**20)
+    pool = Pool(loaded, data, memory_bytes=8 * 2**20)
     number = 0
     while pool.fits(make_frozen(loaded, number)):
         pool.open(make_frozen(loaded, number))
