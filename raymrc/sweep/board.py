@@ -46,9 +46,8 @@ class Order:
     open: tuple[tuple[FoldRun, bytes | None], ...] = ()
     leave: bool = False
 
-    @property
-    def is_empty(self) -> bool:
-        return not (self.close or self.open or self.leave)
+    def __bool__(self) -> bool:
+        return bool(self.close or self.open or self.leave)
 
 
 @dataclass(eq=False)

@@ -199,20 +199,22 @@ class Reception:
 
     async def exchange(self, host: str, node: str, reports: Sequence[Report]) -> Order:
         """See `Board.exchange`; a host that has nothing to do waits here."""
-        self._nodes[host] = node
-        self._stillborn = 0
-        order = self._board.exchange(host, reports, time.monotonic())
-        if reports:
-            await self._changed()
         until = time.monotonic() + PATIENCE_SECONDS
-        while order.is_empty and self._board.is_idle(host) and time.monotonic() < until:
+        while host in self._hosts:  # else it is lost, and this the last that is heard of it
+            self._nodes[host] = node
+            self._stillborn = 0
+            order = self._board.exchange(host, reports, time.monotonic())
+            if reports:
+                await self._changed()
+            reports = ()
+            if order or not self._board.is_idle(host) or time.monotonic() >= until:
+                return order
             async with self._news:
                 try:
                     await asyncio.wait_for(self._news.wait(), until - time.monotonic())
                 except TimeoutError:
                     pass
-            order = self._board.exchange(host, (), time.monotonic())
-        return order
+        return Order(leave=True)
 
     async def _changed(self) -> None:
         self._scale()

@@ -45,7 +45,7 @@ def test_hosts_share_what_there_is_and_a_freed_lane_is_filled() -> None:
     board.submit("t", runs)
     assert keys(board.exchange("a", (), 0)) == [run.key for run in runs[:2]]
     assert keys(board.exchange("b", (), 0)) == [run.key for run in runs[2:4]]
-    assert board.exchange("a", (), 1).is_empty
+    assert not board.exchange("a", (), 1)
     assert keys(board.exchange("a", [done(runs[1])], 2)) == [runs[4].key]
     results, is_over = board.collect("t")
     assert [r["fold"] for r in results] == [runs[1].fold] and not is_over
@@ -65,7 +65,7 @@ def test_one_that_trains_the_backbone_has_a_host_for_itself() -> None:
     assert keys(board.exchange("a", (), 0)) == [alone[0].key]
     assert len(keys(board.exchange("b", (), 0))) == 3
     board.submit("u", alone[1:])
-    assert board.exchange("a", (), 1).is_empty and board.exchange("b", (), 1).is_empty
+    assert not board.exchange("a", (), 1) and not board.exchange("b", (), 1)
     order = board.exchange("b", [done(run) for run in shared], 2)
     assert keys(order) == [alone[1].key]
 
@@ -95,7 +95,7 @@ def test_what_does_not_fit_waits_until_a_lane_closes() -> None:
     board, runs = make_board(lanes=3, max_hosts=1), frozen(1)
     board.submit("t", runs)
     board.exchange("a", (), 0)
-    assert board.exchange("a", [Report(runs[2].key, refused=True)], 0).is_empty
+    assert not board.exchange("a", [Report(runs[2].key, refused=True)], 0)
     assert keys(board.exchange("a", [done(runs[0])], 0)) == [runs[2].key]
 
 

@@ -59,6 +59,30 @@ def test_hosts_that_cannot_start_are_not_started_for_ever(monkeypatch: Any) -> N
     assert all(reason.startswith("no host can be started (ray.exceptions") for reason in reasons)
 
 
+def test_a_host_that_dies_while_it_waits_takes_no_work_with_it(monkeypatch: Any) -> None:
+    from raymrc.sweep.hosts import HostTerms, Reception
+
+    reception = Reception({"lanes": 4, "max_hosts": 1}, open_pool, [], HostTerms(1, 0, 1, 5.0))
+    monkeypatch.setattr(reception, "_scale", lambda: None)
+    runs = fold_runs(make_plan([0.1], ["frozen_soft_prompt"]))
+
+    async def end() -> None:
+        pass
+
+    async def study() -> list[str]:
+        reception._hosts["a"] = None
+        waiting = asyncio.create_task(reception.exchange("a", "node", ()))
+        await asyncio.sleep(0.05)
+        await reception._watch("a", end())
+        await reception.submit("t", runs)
+        order = await waiting
+        assert order.leave and not order.open
+        reception._hosts["b"] = None
+        return [run.key for run, _ in (await reception.exchange("b", "node", ())).open]
+
+    assert asyncio.run(study()) == [run.key for run in runs]
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head without cores for hosts, and two machines with one core each."""
