@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 _Parts = TypeVar("_Parts", bound=tuple[object, ...])
 
-EVALUATION_PIECES = 8192
-"""Padded pieces in one batch without gradients: large enough to keep the device busy."""
-
 
 @dataclass(frozen=True)
 class StudyData:
@@ -277,7 +274,7 @@ def steps_per_epoch(rows: Sequence[Row], batch_size: int, negative_rate: float) 
     return max(1, -(-round(expected) // batch_size))
 
 
-def evaluation_batches(rows: Sequence[Row], pieces: int = EVALUATION_PIECES) -> Iterator[list[Row]]:
+def evaluation_batches(rows: Sequence[Row], pieces: int) -> Iterator[list[Row]]:
     """All rows, longest first (so that memory peaks at once), under a budget of padded pieces.
 
     Of one length a window's rows stay together: layers that see no prompt run once for them.

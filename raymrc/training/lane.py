@@ -2,7 +2,7 @@
 
     rows -> training batches -> validation batches -> next epoch ... -> scored fold -> Record
 
-`take` gives the next batch, somebody passes it through the model, `settle` is told what came out.
+`take` gives the next batch, somebody passes it through the model, `learnt` or `heard` is told of it.
 The scored fold is read once, at the end, with the state of the epoch that was best on
 the validation part of the training folds.
 """

@@ -31,6 +31,14 @@ class Spent:
     def wall(self) -> float:
         return self.training + self.evaluation
 
+    def add(self, wall: float, device: float, *, evaluates: bool = False) -> None:
+        """Seconds by the clock and of devices."""
+        self.device += device
+        if evaluates:
+            self.evaluation += wall
+        else:
+            self.training += wall
+
 
 class Meter:
     """Seconds since it was last asked, and the peak memory since it was made.

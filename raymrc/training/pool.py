@@ -64,20 +64,20 @@ class _Seat:
     told: int
 
 
-def keep_freed_memory() -> None:
-    """On a CPU: the C library keeps blocks of up to 1 GiB that are freed, for the next ones.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""From malloc.h."""
 
-    It would give large ones back to the system and take them anew, page by page, at every step: a third
-    of a step's time where many lanes' gradients are small tensors' worth of work and megabytes each.
+
+def keep_freed_memory() -> None:
+    """On a CPU: the C library keeps what is freed, in blocks of up to 1 GiB, for the next step.
+
+    It would give large blocks back to the system and take them anew, page by page, at every step:
+    a third of a step's time where many lanes have a row or two each.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc
         for option, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1)):
             library.mallopt(option, value)
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""From malloc.h."""
 
 
 class Pool:
@@ -152,7 +152,7 @@ class Pool:
             self._activations_of(fold_run),
         )  # fmt: skip
         before = lane.spent.wall
-        self._charge([lane], [1], evaluates=False)
+        lane.spent.add(*self.meter.lap())
         self._seats[fold_run.key] = _Seat(lane, began - before, len(lane.epochs))
 
     def save(self, key: str) -> bytes | None:
@@ -182,7 +182,7 @@ class Pool:
                 batches.append(batch)
             self._tell(lane)
         if batches:
-            self._charge_to(batches)
+            self._charge(batches)
         for trains, run in ((True, self._train), (False, self._ask)):
             for group in self._groups([b for b in batches if b.trains == trains]):
                 run(group)
@@ -213,7 +213,7 @@ class Pool:
         for lane in lanes:
             lane.decay_rates()
         step_together([lane.optimiser for lane in lanes])
-        self._charge_to(group)
+        self._charge(group)
         for batch, loss in zip(group, losses, strict=True):
             self._settle(batch.lane, partial(batch.lane.learnt, batch, loss))
 
@@ -223,7 +223,7 @@ class Pool:
         except Exception as error:
             self._part(group, error, self._ask)
             return
-        self._charge_to(group)
+        self._charge(group)
         for batch, heard in zip(group, answers, strict=True):
             self._settle(batch.lane, partial(batch.lane.heard, batch, heard))
 
@@ -280,21 +280,13 @@ class Pool:
         run(group[:middle])
         run(group[middle:])
 
-    def _charge_to(self, batches: Sequence[Batch]) -> None:
+    def _charge(self, batches: Sequence[Batch]) -> None:
         """The time since the last charge, by what each put into the pass."""
-        weights = [batch.pieces for batch in batches]
-        self._charge([batch.lane for batch in batches], weights, not batches[0].trains)
-
-    def _charge(self, lanes: Sequence[Lane], weights: Sequence[int], evaluates: bool) -> None:
         wall, used = self.meter.lap()
-        total = sum(weights)
-        for lane, weight in zip(lanes, weights, strict=True):
-            share = weight / total
-            lane.spent.device += share * used
-            if evaluates:
-                lane.spent.evaluation += share * wall
-            else:
-                lane.spent.training += share * wall
+        total = sum(batch.pieces for batch in batches)
+        for batch in batches:
+            share = batch.pieces / total
+            batch.lane.spent.add(share * wall, share * used, evaluates=not batch.trains)
 
     def _activations_of(self, fold_run: FoldRun) -> Activations | None:
         """What all lanes with this first layer share; None where nothing is below the prompt."""

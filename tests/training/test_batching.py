@@ -24,17 +24,12 @@ from raymrc.training.batching import (
     training_batches,
 )
 from tests.model.tiny import KINDS, tiny_loaded
-from tests.training.test_lane import LABELS, make_data, make_notes
+from tests.training.test_lane import LABELS
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     return tiny_loaded(request.param, tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def data() -> StudyData:
-    return make_data(make_notes())
 
 
 def build_rows(loaded: Loaded, data: StudyData, strategy: str) -> list[Row]:

@@ -68,16 +68,6 @@ def make_run(loaded: Loaded, strategy: str, fold: int = 0, **fields: object) -> 
     return FoldRun(configuration, fold, "corpus", "folds", "questions", "weights")
 
 
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    return tiny_loaded("bert", tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def data() -> StudyData:
-    return make_data(make_notes())
-
-
 def comparable(record: Record) -> Record:
     """Without what differs between two equal runs: clocks and memory."""
     return replace(

@@ -22,18 +22,7 @@ from raymrc.training.batching import StudyData
 from raymrc.training.fused import Part
 from raymrc.training.pool import Pool
 from raymrc.training.trainer import train_fold_run
-from tests.model.tiny import tiny_loaded
-from tests.training.test_lane import make_data, make_notes, make_run
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    return tiny_loaded("bert", tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def data() -> StudyData:
-    return make_data(make_notes())
+from tests.training.test_lane import make_run
 
 
 def make_frozen(loaded: Loaded, number: int = 0, **fields: Any) -> FoldRun:

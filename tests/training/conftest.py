@@ -1,0 +1,20 @@
+"""What most tests of training start from: a tiny backbone, and notes to learn by heart."""
+
+from __future__ import annotations
+
+import pytest
+
+from raymrc.model.backbones import Loaded
+from raymrc.training.batching import StudyData
+from tests.model.tiny import tiny_loaded
+from tests.training.test_lane import make_data, make_notes
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    return tiny_loaded("bert", tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def data() -> StudyData:
+    return make_data(make_notes())
