@@ -1,6 +1,6 @@
 """Who wants which fold-runs, who trains them, and what came of it. No Ray here: an actor holds it.
 
-    trial: submit -> collect, collect ...          host: exchange(what came of it) -> what to do next
+    trial: submit, collect, collect ...            host: exchange(what came of it) -> what to do next
 
 A host has one backbone at a time, and the lanes of fold-runs on it. What a host had open when it is
 lost goes to another one, from where it was last saved.
@@ -29,12 +29,16 @@ EPOCH_SECONDS = 1.0
 @dataclass(frozen=True, slots=True)
 class Report:
     """What a host says of a fold-run: an epoch, with the lane's state where that was saved, or its
-    end; `refused` if its lane had no room beside the others."""
+    end; `refused` if its lane had no room beside the others.
+
+    Args:
+        record: as `Record.to_json` writes it: thousands of counts, which nobody reads on the way.
+    """
 
     key: str
     epoch: Epoch | None = None
     state: bytes | None = None
-    record: Record | None = None
+    record: str | None = None
     refused: bool = False
 
 
@@ -107,6 +111,7 @@ class Board:
         self._wishes: dict[str, _Wish] = {}
         self._hosts: dict[str, _Host] = {}
         self._results: dict[str, list[dict[str, Any]]] = {}
+        self._over: set[str] = set()
 
     # --- trials -----------------------------------------------------------------------------------
 
@@ -120,12 +125,12 @@ class Board:
 
     def collect(self, trial: str) -> tuple[list[dict[str, Any]], bool]:
         """What is new of a trial's fold-runs, as Tune is told it, and whether that was all."""
-        results = self._results.get(trial, [])
+        if trial not in self._results:  # over, or not heard of yet
+            return [], trial in self._over
+        results, self._results[trial] = self._results[trial], []
         is_over = not any(wish.trial == trial for wish in self._wishes.values())
         if is_over:
-            self._results.pop(trial, None)
-        else:
-            self._results[trial] = []
+            self._end(trial)
         return results, is_over
 
     def withdraw(self, trial: str) -> None:
@@ -137,7 +142,11 @@ class Board:
                 del host.wishes[key]
                 host.closing.add(key)
         self._wishes = {k: wish for k, wish in self._wishes.items() if wish.trial != trial}
+        self._end(trial)
+
+    def _end(self, trial: str) -> None:
         self._results.pop(trial, None)
+        self._over.add(trial)
 
     # --- hosts ------------------------------------------------------------------------------------
 
@@ -170,6 +179,7 @@ class Board:
             self._queue.remove(wish)
             mine.backbone = wish.backbone
             mine.wishes[wish.fold_run.key] = wish
+            wish.told_at = now
             opened.append((wish.fold_run, self._saved(wish)))
         if mine.wishes:
             mine.idle_since = None
@@ -208,10 +218,10 @@ class Board:
                 {"fold": fold, "epoch": epoch.epoch, "f1": epoch.validation_f1}
             )
 
-    def _settle(self, wish: _Wish, record: Record) -> None:
+    def _settle(self, wish: _Wish, record: str) -> None:
         key = wish.fold_run.key
         del self._wishes[key]
-        self._results[wish.trial].append({"fold": wish.fold_run.fold, "record": record.to_json()})
+        self._results[wish.trial].append({"fold": wish.fold_run.fold, "record": record})
         if self.folder is not None:
             (self.folder / key).unlink(missing_ok=True)
 
@@ -258,7 +268,7 @@ class Board:
         for record in records:
             wish = self._wishes[record.key]
             self._queue.remove(wish)
-            self._settle(wish, record)
+            self._settle(wish, record.to_json())
 
     # --- saved lanes ------------------------------------------------------------------------------
 

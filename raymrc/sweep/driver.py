@@ -147,7 +147,8 @@ def run_study(
 
     Raises:
         LedgerError: a record cannot be read, or not be written.
-        RaymrcError: Ray cannot be started, or has too little for one trial.
+        RaymrcError: Ray cannot be started, or has too little for one host; or the actor that shares
+            out the work died.
     """
     records, problems = ledger.read_all()
     if problems:
@@ -176,7 +177,7 @@ class _Study:
         self.plan = plan
         self.ledger = ledger
         self.stopping = threading.Event()
-        self.error: LedgerError | None = None
+        self.error: RaymrcError | None = None
         self._on_record = on_record or (lambda record: None)
         self._on_progress = on_progress
         self._search = StudySearch(plan, records, self._look)
@@ -234,8 +235,7 @@ class _Study:
         try:
             self.ledger.record(record, text)
         except LedgerError as error:
-            self.error = error
-            self.stop()
+            self.give_up(error)
             return
         self._search.learn(record)
         self._board.enter(record)
@@ -269,6 +269,11 @@ class _Study:
     def _unsettled(self, work: Work) -> tuple[FoldRun, ...]:
         settled = self._search.done.keys() | self._failed.keys()
         return tuple(run for run in work.fold_runs if run.key not in settled)
+
+    def give_up(self, error: RaymrcError) -> None:
+        """Ends the run with this error; what is done is kept."""
+        self.error = self.error or error
+        self.stop()
 
     def stop(self) -> None:
         self.stopping.set()
@@ -376,20 +381,22 @@ class _Search(_NotKept, Searcher):
 
     Args:
         most: in flight at once.
-        withdraw: told of every trial that is over, whoever ended it.
+        reception: the actor. Work is handed in before there is a trial's process to wait for what
+            comes of it, and withdrawn when a trial is over, whoever ended it.
     """
 
-    def __init__(self, study: _Study, most: int, withdraw: Callable[[str], Any]) -> None:
+    def __init__(self, study: _Study, most: int, reception: Any) -> None:
         super().__init__()
         self._study = study
         self._most = most
-        self._withdraw = withdraw
+        self._reception = reception
 
     def suggest(self, trial_id: str) -> Any:
         if self._study.num_in_flight >= self._most:
             return None
         work = self._study.take(trial_id)
         if work is not None:
+            self._reception.submit.remote(trial_id, work.fold_runs)
             return {"work": work}
         # What a dead trial leaves behind will be handed out again.
         return None if self._study.num_in_flight else Searcher.FINISHED
@@ -397,7 +404,17 @@ class _Search(_NotKept, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        self._withdraw(trial_id)
+        withdrawn = self._reception.withdraw.remote(trial_id)
+        if error:
+            try:
+                ray.get(withdrawn)
+            except RayError:
+                self._study.give_up(
+                    RaymrcError(
+                        "the process that shares out fold-runs has died, as for want of memory; "
+                        "run the study again: what is done is kept"
+                    )
+                )
         self._study.end(trial_id, died=error)
 
     def save(self, checkpoint_path: str) -> None:
@@ -468,8 +485,11 @@ def _run_tune(
             max_hosts=max_hosts,
             fill=FILL[resources.kind],
         )
-        # Enough trials that hosts find work, and one more.
+        # Enough trials that hosts find work, and one more. That one is not to have a process: it takes
+        # over the next that gets free, where Tune would end two that get free at once.
         most = min(MOST_TRIALS, math.ceil(slots * lanes / study.plan.folds) + 1)
+        running = most - 1 if is_ours else 2 * MOST_TRIALS  # on a cluster that others use too
+        share = math.floor(1e4 / running) / 1e4  # Ray counts in such steps
         try:
             with _environment(TUNE_MAX_PENDING_TRIALS_PG=str(most)):
                 tune.Tuner(
@@ -477,10 +497,10 @@ def _run_tune(
                     # and leave the cores to hosts.
                     tune.with_resources(
                         tune.with_parameters(run_trial, reception=[reception]),
-                        {"cpu": 0, HEAD: 1 / (2 * MOST_TRIALS)},
+                        {"cpu": 0, HEAD: share},
                     ),
                     tune_config=tune.TuneConfig(
-                        search_alg=_Search(study, most, reception.withdraw.remote),
+                        search_alg=_Search(study, most, reception),
                         scheduler=scheduler or _InOrder(),
                         num_samples=-1,
                         reuse_actors=True,

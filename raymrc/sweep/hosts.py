@@ -117,7 +117,8 @@ class Host:
                     continue
                 pool.open(fold_run, state)
             except Exception as error:
-                reports.append(Report(fold_run.key, record=failed_record(fold_run, explain(error))))
+                failed = failed_record(fold_run, explain(error))
+                reports.append(Report(fold_run.key, record=failed.to_json()))
             else:
                 self._runs[fold_run.key] = fold_run
         return reports
@@ -137,9 +138,9 @@ class Host:
             return Report(key, epoch=what, state=self._save(key))
         fold_run = self._runs[key]
         self._forget(key)
-        if isinstance(what, Record):
-            return Report(key, record=what)
-        return Report(key, record=failed_record(fold_run, explain(what), event.device_seconds))
+        if not isinstance(what, Record):
+            what = failed_record(fold_run, explain(what), event.device_seconds)
+        return Report(key, record=what.to_json())
 
     def _save(self, key: str) -> bytes | None:
         now = time.monotonic()
@@ -178,6 +179,7 @@ class Reception:
         self._number = 0
         self._stillborn = 0
         self._closed = False
+        self._calling_off: asyncio.TimerHandle | None = None
         self._news = asyncio.Condition()
         self._watching: set[asyncio.Task[None]] = set()
 
@@ -233,24 +235,38 @@ class Reception:
             return
         missing = self._board.num_wanted_hosts - len(self._hosts)
         for _ in range(missing):
-            self._number += 1
-            name = f"host-{self._number}"
-            # Its process is new, and so are the threads that it may use.
-            handle: Any = (
-                ray.remote(Host)
-                .options(num_cpus=self._terms.cpus, num_gpus=self._terms.gpus)
-                .remote(self._open_pool, self._shared, self._terms)
-            )
-            self._hosts[name] = handle
-            here = ray.get_runtime_context().current_actor
-            task = asyncio.get_running_loop().create_task(
-                self._watch(name, handle.run.remote(name, here))
-            )
-            self._watching.add(task)
-            task.add_done_callback(self._watching.discard)
-        # Those that have not started and need not: a cluster would grow for nothing.
+            self._start()
+        if missing >= 0 and self._calling_off is not None:
+            self._calling_off.cancel()
+            self._calling_off = None
+        elif missing < 0 and self._calling_off is None:
+            # Not at once: between two trials there is little work for a moment, and a start is dear.
+            loop = asyncio.get_running_loop()
+            self._calling_off = loop.call_later(self._board.idle_seconds, self._call_off)
+
+    def _start(self) -> None:
+        self._number += 1
+        name = f"host-{self._number}"
+        # Its process is new, and so are the threads that it may use.
+        handle: Any = (
+            ray.remote(Host)
+            .options(num_cpus=self._terms.cpus, num_gpus=self._terms.gpus)
+            .remote(self._open_pool, self._shared, self._terms)
+        )
+        self._hosts[name] = handle
+        here = ray.get_runtime_context().current_actor
+        task = asyncio.get_running_loop().create_task(
+            self._watch(name, handle.run.remote(name, here))
+        )
+        self._watching.add(task)
+        task.add_done_callback(self._watching.discard)
+
+    def _call_off(self) -> None:
+        """Ends those that have not started and need not: a cluster would grow for nothing."""
+        self._calling_off = None
+        surplus = max(0, len(self._hosts) - self._board.num_wanted_hosts)
         waiting = [name for name in self._hosts if name not in self._nodes]
-        for name in waiting[: max(0, -missing)]:
+        for name in waiting[:surplus]:
             ray.kill(self._hosts.pop(name))
 
     async def _watch(self, name: str, running: Any) -> None:

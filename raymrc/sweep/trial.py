@@ -1,4 +1,4 @@
-"""One trial: a configuration's missing fold-runs, which hosts train; what comes of them Tune is told."""
+"""One trial: what comes of a configuration's fold-runs, which hosts train, Tune is told here."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ def run_trial(config: Mapping[str, Any], *, reception: list[Any]) -> None:
     """The function that Tune runs; every finished fold-run is one report with its whole record.
 
     Args:
-        config: "work": the `Work` of this trial.
+        config: "work": the `Work` of this trial; for schedulers to see. The driver has handed it in.
         reception: holds the actor of `hosts.Reception`.
     """
     (actor,) = reception
     trial = tune.get_context().get_trial_id()
-    ray.get(actor.submit.remote(trial, config["work"].fold_runs))
     is_over = False
     while not is_over:
         results, is_over = ray.get(actor.listen.remote(trial))

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from raymrc.errors import BackboneError, TrainingError
 from raymrc.scoring.counts import Counts
 from raymrc.study.configuration import Backbone, Cell, FoldRun
@@ -100,6 +102,18 @@ def make_record(run: FoldRun, *, started_at: str = "2026-01-01T00:00:00+00:00") 
         versions={"torch": "2.13.0"},
         started_at=started_at,
     )
+
+
+def actors(name: str) -> list[psutil.Process]:
+    """Ray's processes of a class of actors."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(f"ray::{name}" in word for word in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
 
 
 @dataclass(frozen=True)

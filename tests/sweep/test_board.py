@@ -37,7 +37,7 @@ def keys(order: Order) -> list[str]:
 
 
 def done(run: FoldRun) -> Report:
-    return Report(run.key, record=make_record(run))
+    return Report(run.key, record=make_record(run).to_json())
 
 
 def test_hosts_share_what_there_is_and_a_freed_lane_is_filled() -> None:
@@ -89,6 +89,13 @@ def test_a_withdrawn_trial_is_closed_and_its_room_filled() -> None:
     assert set(order.close) == {run.key for run in runs[:3]}
     assert keys(order) == [run.key for run in runs[3:]]
     assert board.collect("t") == ([], True)
+
+
+def test_a_trial_may_listen_before_its_work_is_handed_in() -> None:
+    board, runs = make_board(), frozen(1)
+    assert board.collect("t") == ([], False)
+    board.submit("t", runs)
+    assert board.collect("t") == ([], False)
 
 
 def test_what_does_not_fit_waits_until_a_lane_closes() -> None:
@@ -183,10 +190,10 @@ def test_epochs_are_passed_on_no_more_often_than_the_driver_can_use() -> None:
     board, runs = make_board(), frozen(1)
     board.submit("t", runs)
     board.exchange("a", (), 0)
-    for number in range(1, 8):
+    for number in range(1, 9):
         epoch = Epoch(number, 1.0, 0.1 * number, 0.2)
         board.exchange("a", [Report(runs[0].key, epoch=epoch)], 0.3 * number)
-    assert [r["epoch"] for r in board.collect("t")[0]] == [1, 5]
+    assert [r["epoch"] for r in board.collect("t")[0]] == [4, 8]
 
 
 def test_nothing_is_lost_or_doubled_whatever_happens(tmp_path: Path) -> None:

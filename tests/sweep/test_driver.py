@@ -27,7 +27,7 @@ from raymrc.sweep import driver
 from raymrc.sweep.driver import Resources, StudyOutcome, run_study
 from raymrc.sweep.progress import Snapshot
 from tests.paths import ROOT
-from tests.sweep.making import MARKER, Script, fold_runs, make_plan, make_record, open_pool
+from tests.sweep.making import MARKER, Script, actors, fold_runs, make_plan, make_record, open_pool
 
 pytestmark = [
     pytest.mark.ray,
@@ -164,6 +164,22 @@ def test_frozen_fold_runs_share_a_host_as_far_as_they_fit(cluster, tmp_path, scr
         path.unlink()
     outcome, _ = run(plan, tmp_path / "tight", replace(script, room=2), resources=one)
     assert outcome.done == 12 and script.most_beside() == 1
+
+
+def test_without_the_board_a_study_ends_and_can_be_run_again(cluster, tmp_path, script):
+    plan = make_plan([0.1, 0.2, 0.3])
+
+    def kill_board(record: Record) -> None:
+        for process in actors("Reception"):
+            process.kill()
+
+    with pytest.raises(RaymrcError, match="shares out fold-runs has died"):
+        run(plan, tmp_path, replace(script, nap=0.3), on_record=kill_board)
+    done = len(Ledger(str(tmp_path)).keys())
+    assert 1 <= done < 18
+    outcome, records = run(plan, tmp_path, script)
+    assert (outcome.done, outcome.reused, outcome.failed) == (18 - done, done, 0)
+    assert records == {r.key: make_record(r) for r in fold_runs(plan)}
 
 
 def test_a_backbone_that_no_host_can_load_is_told_once_a_fold_run(cluster, tmp_path, script):

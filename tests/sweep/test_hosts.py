@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from raymrc.study.ledger import Ledger
@@ -22,7 +21,7 @@ from raymrc.study.record import Record
 from raymrc.sweep.board import DEATHS
 from raymrc.sweep.driver import Resources, run_study
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
-from tests.sweep.making import Script, fold_runs, make_plan, make_record, open_pool
+from tests.sweep.making import Script, actors, fold_runs, make_plan, make_record, open_pool
 
 pytestmark = [
     pytest.mark.ray,
@@ -84,6 +83,43 @@ def test_a_host_that_dies_while_it_waits_takes_no_work_with_it(monkeypatch: Any)
     assert asyncio.run(study()) == [run.key for run in runs]
 
 
+def test_a_host_that_has_not_started_is_called_off_only_where_work_stays_away(
+    monkeypatch: Any,
+) -> None:
+    from raymrc.sweep.hosts import HostTerms, Reception
+
+    board = {"lanes": 1, "max_hosts": 2, "idle_seconds": 0.2}
+    reception = Reception(board, open_pool, [], HostTerms(1, 0, 1, 5.0))
+    started: list[str] = []
+    called_off: list[Any] = []
+
+    def start() -> None:
+        started.append(f"h{len(started)}")
+        reception._hosts[started[-1]] = started[-1]
+
+    monkeypatch.setattr(reception, "_start", start)
+    monkeypatch.setattr("raymrc.sweep.hosts.ray.kill", called_off.append)
+    one, two, three = (
+        fold_runs(make_plan([rate], ["frozen_soft_prompt"])) for rate in (0.1, 0.2, 0.3)
+    )
+
+    async def study() -> None:
+        await reception.submit("one", one)
+        await reception.exchange("h0", "node", ())  # the first has started, the second not yet
+        await reception.withdraw("one")
+        await asyncio.sleep(0.1)
+        await reception.submit("two", two)  # soon enough
+        await asyncio.sleep(0.2)
+        assert (started, called_off) == (["h0", "h1"], [])
+        await reception.withdraw("two")
+        await asyncio.sleep(0.3)
+        assert called_off == ["h1"]
+        await reception.submit("three", three)
+        assert started == ["h0", "h1", "h2"]
+
+    asyncio.run(study())
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head without cores for hosts, and two machines with one core each."""
@@ -99,17 +135,6 @@ def cluster() -> Iterator[Any]:
     made.shutdown()
 
 
-def hosts() -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if any("ray::Host" in word for word in process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 class Killer(threading.Thread):
     """Kills a random host every so often while a study runs, so many times."""
 
@@ -121,7 +146,7 @@ class Killer(threading.Thread):
     def run(self) -> None:
         draw = random.Random(7)
         while self.killed < self.times and not self.over.wait(self.every * draw.uniform(0.5, 1.5)):
-            if found := hosts():
+            if found := actors("Host"):
                 draw.choice(found).kill()
                 self.killed += 1
 
@@ -202,4 +227,4 @@ def test_hosts_go_when_there_is_nothing_to_do_and_come_again(
         until = time.monotonic() + 60
         while (free := ray.available_resources().get("CPU", 0)) < 1 and time.monotonic() < until:
             time.sleep(0.2)
-        assert free >= 1 and hosts() == []
+        assert free >= 1 and actors("Host") == []
