@@ -10,7 +10,7 @@ import copy
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -237,37 +237,119 @@ def load(
 
     folder = find(backbone)
     shape = read_shape(folder, backbone.layers)
-    names, read = _open_weights(weight_files(folder))
+    weights = Weights(weight_files(folder))
     try:
-        encoder = from_hugging_face(shape, names, read, dtype or precision(device)).to(device)
+        encoder = from_hugging_face(
+            shape, weights.names, weights.read, dtype or precision(device)
+        ).to(device)
     except BackboneError as error:
         raise BackboneError(f"backbone folder {folder}: {error}") from None
     return Loaded(backbone, encoder, load_tokenizer(folder), shape, weights_fingerprint(folder))
 
 
-def _open_weights(files: list[Path]) -> tuple[set[str], Callable[[str], Tensor]]:
-    """Names of all tensors, and how to read one."""
-    import torch
-    from safetensors import SafetensorError, safe_open
+class Weights:
+    """A checkpoint's tensors by name. Of safetensors no more is read than is asked for; an older
+    checkpoint is read whole.
 
-    if files[0].suffix == ".safetensors":
-        where: dict[str, Any] = {}
+    Args:
+        files: of `weight_files`.
+
+    Raises:
+        BackboneError: one cannot be read, or ends too early.
+    """
+
+    def __init__(self, files: list[Path]) -> None:
+        self._where: dict[str, Any] = {}
+        self._tensors: dict[str, Tensor] = {}
         for file in files:
-            try:
-                opened = safe_open(file, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise BackboneError(f"{file}: not a readable safetensors file ({error})") from None
-            where |= dict.fromkeys(opened.keys(), opened)
-        return set(where), lambda name: where[name].get_tensor(name)
-    tensors: dict[str, Tensor] = {}
-    for file in files:
+            if file.suffix == ".safetensors":
+                self._open(file)
+            else:
+                self._load(file)
+
+    @property
+    def names(self) -> set[str]:
+        return self._where.keys() | self._tensors.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name in self._tensors:
+            return tuple(self._tensors[name].shape)
+        return tuple(self._where[name].get_slice(name).get_shape())
+
+    def read(self, name: str) -> Tensor:
+        if name in self._tensors:
+            return self._tensors[name]
+        tensor: Tensor = self._where[name].get_tensor(name)
+        return tensor
+
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
+        """Of the first dimension, half-open."""
+        if name in self._tensors:
+            return self._tensors[name][begin:end]
+        tensor: Tensor = self._where[name].get_slice(name)[begin:end]
+        return tensor
+
+    def _open(self, file: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            opened = safe_open(file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise BackboneError(f"{file}: not a readable safetensors file ({error})") from None
+        self._where |= dict.fromkeys(opened.keys(), opened)
+
+    def _load(self, file: Path) -> None:
+        import torch
+
         try:
             # weights_only: a checkpoint is data, and must not run code when it is read.
-            tensors |= torch.load(file, map_location="cpu", weights_only=True)
+            self._tensors |= torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load's own errors have no common class
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise BackboneError(f"{file}: not a readable checkpoint ({reason})") from None
-    return set(tensors), tensors.__getitem__
+
+
+def write_weights(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], file_bytes: int = 5 * 10**9
+) -> None:
+    """Safetensors files of about so many bytes with their index, or one file without; what is there under
+    these names is replaced.
+
+    Args:
+        tensors: read one by one; no more than one file's are held.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    held: dict[str, Tensor] = {}
+    files: list[list[str]] = []
+    size = total = 0
+
+    def flush() -> None:
+        nonlocal size
+        save_file(held, folder / f"part-{len(files)}.safetensors", {"format": "pt"})
+        files.append(list(held))
+        held.clear()
+        size = 0
+
+    for name, tensor in tensors:
+        held[name] = tensor.to("cpu", copy=True).contiguous()
+        size += held[name].nbytes
+        total += held[name].nbytes
+        if size >= file_bytes:
+            flush()
+    if held:
+        flush()
+    where: dict[str, str] = {}
+    for number, names in enumerate(files):
+        name = "model.safetensors"
+        if len(files) > 1:
+            name = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
+        (folder / f"part-{number}.safetensors").replace(folder / name)
+        where |= dict.fromkeys(names, name)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -8,7 +8,7 @@ all rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import cast
@@ -16,6 +16,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from raymrc.errors import BackboneError, PromptError
 from raymrc.model.attention import Packing, attend, has_packed_kernel, key_mask, make_packing
@@ -38,11 +39,17 @@ Never on a CPU: compiled attention was no faster there, and the rest has not bee
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each with a residual and a LayerNorm before or after."""
+    """Attention and feed-forward, each with a residual and a LayerNorm before or after.
+
+    Attributes:
+        checkpoints: whether what a gradient needs is computed again instead of kept. The prompt's
+            keys and values are inputs like any other, so that their gradient comes through.
+    """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         hidden = shape.hidden
+        self.checkpoints = False
         self.num_heads = shape.num_heads
         self.pre_norm = shape.pre_norm
         self.activation = ACTIVATIONS[shape.activation]
@@ -65,6 +72,10 @@ class Layer(nn.Module):
             queries, keys, values = qkv.unbind(1)
         return queries, keys, values
 
+    def keys_and_values(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a layer's input by themselves, each (B, N, S, H)."""
+        return self.project(hidden_BSD)[1:]
+
     def forward(
         self,
         hidden_BSD: Tensor,
@@ -79,6 +90,20 @@ class Layer(nn.Module):
         Shapes:
             hidden, returns: (B, S, D); of packed rows (T, D)
         """
+        if self.checkpoints and torch.is_grad_enabled():
+            again: Tensor = checkpoint(
+                self._run, hidden_BSD, mask, prefix, dropout, use_reentrant=False
+            )
+            return again
+        return self._run(hidden_BSD, mask, prefix, dropout)
+
+    def _run(
+        self,
+        hidden_BSD: Tensor,
+        mask: Tensor | Packing | None,
+        prefix: tuple[Tensor, Tensor] | None,
+        dropout: float,
+    ) -> Tensor:
         attended = attend(*self.project(hidden_BSD), mask, prefix)
         finish = _compiled_finish() if COMPILES and hidden_BSD.is_cuda else Layer.finish
         return finish(self, hidden_BSD, attended, dropout)
@@ -277,6 +302,42 @@ class Encoder(nn.Module):
             hidden_BSD = self.layer(layer)(hidden_BSD, mask, keys_and_values, self._dropout)
         return hidden_BSD
 
+    def word_states(
+        self, drawn_X: Tensor, specials: tuple[int, int] | None, first_layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """What the backbone makes of words without a text.
+
+        Args:
+            drawn_X: piece ids.
+            specials: first and last piece of a row, around the words; None where there are none.
+
+        Shapes:
+            returns: hidden states at `first_layer` (X, D); keys and values from there on
+                (X, n * 2, N, H), keys before values
+        """
+        device = drawn_X.device
+        around = 2 if specials else 0
+        per_row = min(128, self.shape.max_pieces - around)
+        hidden_parts, layer_parts = [], []
+        for part in drawn_X.split(per_row):
+            row = part.tolist()
+            ids = torch.tensor(
+                [[specials[0], *row, specials[1]] if specials else row], device=device
+            )
+            here = torch.ones_like(ids, dtype=torch.bool)
+            inputs = Inputs(ids, torch.zeros_like(ids), here, here, ids[:, 0], is_padded=False)
+            own = slice(around // 2, around // 2 + len(row))
+            hidden_BSD = self.run(self.embed(inputs), stop=first_layer)
+            hidden_parts.append(hidden_BSD[0, own])
+            keys_and_values = []
+            for number in range(first_layer, self.shape.num_layers):
+                layer = self.layer(number)
+                keys, values = layer.keys_and_values(hidden_BSD)
+                keys_and_values += [keys[0, :, own], values[0, :, own]]
+                hidden_BSD = layer(hidden_BSD)
+            layer_parts.append(torch.stack(keys_and_values).permute(2, 0, 1, 3))
+        return torch.cat(hidden_parts), torch.cat(layer_parts)
+
     def layer(self, layer: int) -> Layer:
         return cast(Layer, self.layers[layer])
 
@@ -362,14 +423,32 @@ def from_hugging_face(
     Raises:
         BackboneError: a weight is missing or has another shape than the config says.
     """
-    known = {_modern(name): name for name in names}
-    prefix = PREFIXES[shape.kind]
-    if f"{prefix}embeddings.word_embeddings.weight" not in known:
-        prefix = ""
     with torch.device("meta"):
         encoder = Encoder(shape)
     expected = encoder.state_dict()
     state: dict[str, Tensor] = {}
+    for ours, theirs in stored_names(shape, names).items():
+        parts = [read(name).to(dtype) for name in theirs]
+        check_shapes(ours, theirs, [tuple(part.shape) for part in parts], expected[ours].shape)
+        state[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    encoder.load_state_dict(state, assign=True)
+    return encoder.requires_grad_(False).eval()
+
+
+def stored_names(shape: Shape, names: set[str]) -> dict[str, tuple[str, ...]]:
+    """Our name -> the names under which a checkpoint has its parts, to be stacked.
+
+    Args:
+        names: of all tensors in the checkpoint.
+
+    Raises:
+        BackboneError: a weight is missing.
+    """
+    known = {_modern(name): name for name in names}
+    prefix = PREFIXES[shape.kind]
+    if f"{prefix}embeddings.word_embeddings.weight" not in known:
+        prefix = ""
+    stored = {}
     for ours, theirs in weight_names(shape):
         missing = [name for name in theirs if prefix + name not in known]
         if missing:
@@ -377,16 +456,26 @@ def from_hugging_face(
                 f"the checkpoint has no weight {missing[0]!r}; is it a {shape.kind} encoder of "
                 f"{shape.num_layers} layers or more?"
             )
-        parts = [read(known[prefix + name]).to(dtype) for name in theirs]
-        weight = torch.cat(parts) if len(parts) > 1 else parts[0]
-        if weight.shape != expected[ours].shape:
-            raise BackboneError(
-                f"weight {theirs[0]!r} has shape {tuple(parts[0].shape)}, which does not fit the "
-                f"checkpoint's config.json ({ours}: {tuple(expected[ours].shape)})"
-            )
-        state[ours] = weight
-    encoder.load_state_dict(state, assign=True)
-    return encoder.requires_grad_(False).eval()
+        stored[ours] = tuple(known[prefix + name] for name in theirs)
+    return stored
+
+
+def check_shapes(
+    ours: str, theirs: Sequence[str], shapes: Sequence[tuple[int, ...]], expected: Sequence[int]
+) -> None:
+    """
+    Args:
+        shapes: of the parts, which are stacked by rows.
+
+    Raises:
+        BackboneError: together they are not what the config says.
+    """
+    rows = sum(shape[0] for shape in shapes)
+    if (rows, *shapes[0][1:]) != tuple(expected) or len({shape[1:] for shape in shapes}) > 1:
+        raise BackboneError(
+            f"weight {theirs[0]!r} has shape {shapes[0]}, which does not fit the "
+            f"checkpoint's config.json ({ours}: {tuple(expected)})"
+        )
 
 
 def _modern(name: str) -> str:

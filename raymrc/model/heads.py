@@ -11,7 +11,7 @@ of pairs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -34,6 +34,10 @@ PAIRS_AT_ONCE = 16384
 
 IGNORED = -100
 """A tag that no loss looks at."""
+
+AddUp = Callable[[Tensor], Tensor]
+"""Counts of these rows -> counts of all rows of the batch, some of which are elsewhere: what a mean is
+over. The losses of all parts then add up to the loss of the whole."""
 
 SpanAnswer = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Of one row: start_S and end_S logits, pairs_K2 (first, last piece), match_K logits."""
@@ -79,6 +83,7 @@ class SpanHeads(nn.Module):
         targets: SpanTargets,
         weights: Sequence[float] = (1.0, 1.0, 0.1),
         generator: torch.Generator | None = None,
+        add_up: AddUp | None = None,
     ) -> Tensor:
         """Binary cross-entropies of start and end over the note's pieces and of match over
         candidate pairs, each a mean, summed by normalised weights.
@@ -90,6 +95,7 @@ class SpanHeads(nn.Module):
 
         Args:
             generator: draws the dropout; None: torch's own does.
+            add_up: see `AddUp`.
         """
         hidden_BSD = self._drop(hidden_BSD, generator)
         start_BS, end_BS = self.start_and_end(hidden_BSD)
@@ -98,12 +104,16 @@ class SpanHeads(nn.Module):
         match_K = self.match(
             hidden_BSD, found.pairs_K3, found.num_starts, found.num_ends, generator
         )
-        num_pieces = window_BS.sum().clamp(min=1)
+        num_pieces, num_pairs = window_BS.sum(), torch.tensor(len(gold_K))
+        if add_up is not None:
+            both = torch.stack([num_pieces, num_pairs.to(num_pieces.device)])
+            num_pieces, num_pairs = add_up(both).unbind()
+        num_pieces, num_pairs = num_pieces.clamp(min=1), num_pairs.clamp(min=1)
         start_loss = entropies(start_BS, targets.start_BS, window_BS).sum() / num_pieces
         end_loss = entropies(end_BS, targets.end_BS, window_BS).sum() / num_pieces
         # Without candidates this is a zero that still reaches the match head's parameters.
-        match_loss = F.binary_cross_entropy_with_logits(match_K, gold_K, reduction="sum") / max(
-            len(gold_K), 1
+        match_loss = (
+            F.binary_cross_entropy_with_logits(match_K, gold_K, reduction="sum") / num_pairs
         )
         start_weight, end_weight, match_weight = weights
         total = start_weight * start_loss + end_weight * end_loss + match_weight * match_loss
@@ -185,15 +195,21 @@ class TaggingHeads(nn.Module):
         window_BS: Tensor,
         targets: TagTargets,
         weights: Sequence[float] = (),
+        add_up: AddUp | None = None,
     ) -> Tensor:
         """Cross-entropy of a piece's tags, summed over labels, mean over the note's pieces.
 
-        `weights` (of start, end and match) have no meaning here and are not used.
+        Args:
+            weights: of start, end and match; they have no meaning here and are not used.
+            add_up: see `AddUp`.
         """
         hidden_BSD = F.dropout(hidden_BSD, self.dropout, self.training)
         logits_BSL3 = self.logits(hidden_BSD)
         total = tag_entropy(logits_BSL3, targets.tags_BSL, window_BS, picks=window_BS.is_cpu)
-        return total / window_BS.sum().clamp(min=1)
+        num_pieces = window_BS.sum()
+        if add_up is not None:
+            num_pieces = add_up(num_pieces)
+        return total / num_pieces.clamp(min=1)
 
     @torch.no_grad()
     def predict(self, hidden_BSD: Tensor, window_BS: Tensor) -> list[np.ndarray]:

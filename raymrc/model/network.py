@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from raymrc.errors import PromptError, TrainingError
 from raymrc.model.backbones import Loaded
-from raymrc.model.heads import SpanAnswer, SpanHeads, TaggingHeads
+from raymrc.model.heads import AddUp, SpanAnswer, SpanHeads, TaggingHeads
 from raymrc.model.inputs import Inputs, SpanTargets, TagTargets
 from raymrc.model.precision import precision
 from raymrc.model.prompts import SoftPrompt, word_ids
@@ -123,19 +123,21 @@ class Model(nn.Module):
         inputs: Inputs,
         targets: SpanTargets | TagTargets,
         generator: torch.Generator | None = None,
+        add_up: AddUp | None = None,
     ) -> Tensor:
         """Mean loss of a batch, a scalar with a gradient.
 
         Args:
             generator: draws the dropout of span heads; None: torch's own does, as for the backbone.
+            add_up: where other processes have the batch's other rows; see `heads.AddUp`.
         """
         hidden_BSD, window_BS = self.hidden(inputs), inputs.window_BS
         if isinstance(targets, TagTargets):
             assert isinstance(self.heads, TaggingHeads)
-            return self.heads.loss(hidden_BSD, window_BS, targets)
+            return self.heads.loss(hidden_BSD, window_BS, targets, add_up=add_up)
         assert isinstance(self.heads, SpanHeads)
         weights = self.configuration.loss_weights
-        return self.heads.loss(hidden_BSD, window_BS, targets, weights, generator)
+        return self.heads.loss(hidden_BSD, window_BS, targets, weights, generator, add_up)
 
     @torch.no_grad()
     def predict(self, inputs: Inputs) -> list[SpanAnswer] | list[np.ndarray]:
@@ -223,9 +225,10 @@ class Model(nn.Module):
         return "lstm.weight_hh" in name and self.prompt.prompt_length == 1
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Copies of what is trained, and of nothing else, on the CPU."""
+        """Copies of what is trained, and of nothing else, on the CPU; of a sharded parameter this
+        process's part."""
         return {
-            name: p.detach().to("cpu", copy=True).contiguous()
+            name: own_part(p).detach().to("cpu", copy=True).contiguous()
             for name, p in self.named_parameters()
             if p.requires_grad
         }
@@ -236,7 +239,7 @@ class Model(nn.Module):
         Raises:
             TrainingError: the state is of another configuration.
         """
-        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        own = {name: own_part(p) for name, p in self.named_parameters() if p.requires_grad}
         if differing := sorted(own.keys() ^ state.keys()):
             raise TrainingError(
                 f"the saved state does not fit this configuration: {differing[0]} is only in one"
@@ -263,6 +266,12 @@ class Model(nn.Module):
         if len(everyone) != len(set(everyone)):
             raise AssertionError("a parameter is claimed under two names")
         return claimed
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor: of a `DTensor` its part, of another one all."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
 
 
 def _either(value: float | None, otherwise: float) -> float:

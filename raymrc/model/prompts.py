@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raymrc.errors import PromptError
-from raymrc.model.inputs import Inputs
 from raymrc.model.shapes import MAX_PROMPT_LENGTH, REPARAMETRISATION_WIDTH, Shape
 
 if TYPE_CHECKING:
@@ -213,7 +212,8 @@ class SoftPrompt(nn.Module):
             specials: first and last piece of a row, around the words; None where there are none.
         """
         drawn = torch.tensor(words)[torch.randint(len(words), (MEASURED_WORDS,))]
-        hidden_XD, layered = _states(encoder, drawn, specials, self.first_layer)
+        drawn = drawn.to(encoder.word.weight.device)
+        hidden_XD, layered = encoder.word_states(drawn, specials, self.first_layer)
         shape, length = self.shape, self.prompt_length
         states = hidden_XD if self.depth == "input" else layered  # (X, n * 2, N, H)
         states = states.float()
@@ -250,36 +250,6 @@ def word_ids(tokenizer: object, vocab: int) -> list[int]:
         if index < vocab and len(piece.strip(marks)) > 2 and piece.strip(marks).isalpha()
     )
     return words or list(range(vocab))
-
-
-def _states(
-    encoder: Encoder, drawn_X: Tensor, specials: tuple[int, int] | None, first_layer: int
-) -> tuple[Tensor, Tensor]:
-    """What the backbone makes of the words.
-
-    Shapes:
-        returns: hidden states at `first_layer` (X, D); keys and values from there on
-            (X, n * 2, N, H), keys before values
-    """
-    device = encoder.word.weight.device
-    around = 2 if specials else 0
-    per_row = min(128, encoder.shape.max_pieces - around)
-    hidden_parts, layer_parts = [], []
-    for part in drawn_X.split(per_row):
-        row = part.tolist()
-        ids = torch.tensor([[specials[0], *row, specials[1]] if specials else row], device=device)
-        here = torch.ones_like(ids, dtype=torch.bool)
-        inputs = Inputs(ids, torch.zeros_like(ids), here, here, ids[:, 0], is_padded=False)
-        own = slice(around // 2, around // 2 + len(row))
-        hidden_BSD = encoder.run(encoder.embed(inputs), stop=first_layer)
-        hidden_parts.append(hidden_BSD[0, own])
-        keys_and_values = []
-        for layer in range(first_layer, encoder.shape.num_layers):
-            _, keys, values = encoder.layer(layer).project(hidden_BSD)
-            keys_and_values += [keys[0, :, own], values[0, :, own]]
-            hidden_BSD = encoder.layer(layer)(hidden_BSD)
-        layer_parts.append(torch.stack(keys_and_values).permute(2, 0, 1, 3))
-    return torch.cat(hidden_parts), torch.cat(layer_parts)
 
 
 def _check(

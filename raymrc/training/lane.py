@@ -307,25 +307,14 @@ class Lane:
 
     def save(self) -> bytes:
         """All that a lane needs to go on elsewhere. At the end of an epoch only, before `take`."""
-        assert not self._left and self.stage in (TRAINING, SCORING)
         buffer = io.BytesIO()
         torch.save(
             {
                 "trained": self.model.trained_state(),
                 "optimiser": self.optimiser.state_dict(),
                 "best": self.best_state,
-                "best_f1": self.best_f1,
-                "best_epoch": self.best_epoch,
-                "epochs": [asdict(epoch) for epoch in self.epochs],
-                "stage": self.stage,
-                "order": self.order.getstate(),
                 "dropout": self.dropout.get_state(),
-                "steps": self.steps,
-                "tokens": self.tokens,
-                "num_rows": self.num_rows,
-                "spent": asdict(self.spent),
-                "halvings": self.halvings,
-                "started_at": self.started_at,
+                "position": self.position(),
             },
             buffer,
         )
@@ -336,17 +325,37 @@ class Lane:
         self.model.load_trained_state(state["trained"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.best_state = state["best"]
-        self.best_f1, self.best_epoch = state["best_f1"], state["best_epoch"]
-        self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
-        self.stage = state["stage"]
-        version, internal, gauss = state["order"]
-        self.order.setstate((version, tuple(internal), gauss))
         self.dropout.set_state(state["dropout"])
-        self.steps, self.tokens = state["steps"], state["tokens"]
-        self.num_rows = state["num_rows"]
-        self.spent = Spent(**state["spent"])
-        self.halvings = state["halvings"]
-        self.started_at = state["started_at"]
+        self.go_to(state["position"])
+
+    def position(self) -> dict[str, Any]:
+        """How far it has got, as plain values: all of a saved lane but its tensors."""
+        assert not self._left and self.stage in (TRAINING, SCORING)
+        return {
+            "best_f1": self.best_f1,
+            "best_epoch": self.best_epoch,
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "stage": self.stage,
+            "order": self.order.getstate(),
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "num_rows": self.num_rows,
+            "spent": asdict(self.spent),
+            "halvings": self.halvings,
+            "started_at": self.started_at,
+        }
+
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        self.best_f1, self.best_epoch = position["best_f1"], position["best_epoch"]
+        self.epochs = [Epoch(**epoch) for epoch in position["epochs"]]
+        self.stage = position["stage"]
+        version, internal, gauss = position["order"]
+        self.order.setstate((version, tuple(internal), gauss))
+        self.steps, self.tokens = position["steps"], position["tokens"]
+        self.num_rows = position["num_rows"]
+        self.spent = Spent(**position["spent"])
+        self.halvings = position["halvings"]
+        self.started_at = position["started_at"]
 
     def record(
         self, *, wall_seconds: float, num_devices: float, peak_bytes: int, device_hour_usd: float

@@ -48,11 +48,13 @@ class Meter:
 
     Args:
         gpus: how many are held, where the device is one; a share where others hold it too.
+        processes: that do the same side by side; what this one uses is taken for what each does.
     """
 
-    def __init__(self, device: torch.device, gpus: float = 1.0) -> None:
+    def __init__(self, device: torch.device, gpus: float = 1.0, processes: int = 1) -> None:
         self.device = device
         self.gpus = gpus
+        self.processes = processes
         self._wall = time.perf_counter()
         self._cpu = time.process_time()
         _reset_peak(device)
@@ -66,12 +68,16 @@ class Meter:
         wall, cpu = time.perf_counter(), time.process_time()
         passed, used = wall - self._wall, cpu - self._cpu
         self._wall, self._cpu = wall, cpu
-        return passed, passed * self.gpus if self.device.type == "cuda" else used
+        if self.device.type == "cuda":
+            return passed, passed * self.gpus
+        return passed, used * self.processes
 
     @property
     def num_devices(self) -> float:
         """Devices held: GPUs, or as many cores as there are threads."""
-        return self.gpus if self.device.type == "cuda" else torch.get_num_threads()
+        if self.device.type == "cuda":
+            return self.gpus
+        return torch.get_num_threads() * self.processes
 
     @property
     def peak_bytes(self) -> int:

@@ -199,7 +199,7 @@ class Pool:
     def _train(self, group: Sequence[Batch]) -> None:
         before = [batch.lane.dropout.get_state() for batch in group]
         try:
-            losses = _backward(group)
+            losses = self._backward(group)
         except Exception as error:
             for batch, state in zip(group, before, strict=True):
                 batch.lane.dropout.set_state(state)
@@ -207,9 +207,7 @@ class Pool:
             self._part(group, error, self._train)
             return
         lanes = [batch.lane for batch in group]
-        clip_together(
-            [lane.model for lane in lanes], [lane.configuration.clip_norm for lane in lanes]
-        )
+        self._clip(lanes)
         for lane in lanes:
             lane.decay_rates()
         step_together([lane.optimiser for lane in lanes])
@@ -219,13 +217,38 @@ class Pool:
 
     def _ask(self, group: Sequence[Batch]) -> None:
         try:
-            answers = _answers(group)
+            answers = self._answers(group)
         except Exception as error:
             self._part(group, error, self._ask)
             return
         self._charge(group)
         for batch, heard in zip(group, answers, strict=True):
             self._settle(batch.lane, partial(batch.lane.heard, batch, heard))
+
+    # --- one pass ---------------------------------------------------------------------------------
+
+    def _backward(self, group: Sequence[Batch]) -> Tensor:
+        """Losses (K,); the lanes' parameters have their gradients."""
+        if group[0].lane.shares_passes:
+            return backward_together([batch.part for batch in group])
+        (batch,) = group
+        assert batch.targets is not None
+        loss = batch.lane.model.loss(batch.inputs, batch.targets)
+        loss.backward()
+        return loss.detach()[None]
+
+    def _clip(self, lanes: Sequence[Lane]) -> None:
+        clip_together(
+            [lane.model for lane in lanes], [lane.configuration.clip_norm for lane in lanes]
+        )
+
+    def _answers(self, group: Sequence[Batch]) -> Sequence[Answers]:
+        if group[0].lane.shares_passes:
+            return predict_together([batch.part for batch in group])
+        (batch,) = group
+        return [batch.lane.model.predict(batch.inputs)]
+
+    # --- what comes of it -------------------------------------------------------------------------
 
     def _settle(self, lane: Lane, settle: Callable[[], None]) -> None:
         try:
@@ -320,24 +343,6 @@ def share_passes(
     """Which of the lanes' batches share a pass on this kind of device; see `fused.share_out`."""
     kind = device.type
     return share_out(batches, pieces or PASS_PIECES[kind], SLACK_PIECES[kind])
-
-
-def _backward(group: Sequence[Batch]) -> Tensor:
-    """Losses (K,); the lanes' parameters have their gradients."""
-    if group[0].lane.shares_passes:
-        return backward_together([batch.part for batch in group])
-    (batch,) = group
-    assert batch.targets is not None
-    loss = batch.lane.model.loss(batch.inputs, batch.targets)
-    loss.backward()
-    return loss.detach()[None]
-
-
-def _answers(group: Sequence[Batch]) -> Sequence[Answers]:
-    if group[0].lane.shares_passes:
-        return predict_together([batch.part for batch in group])
-    (batch,) = group
-    return [batch.lane.model.predict(batch.inputs)]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from raymrc.errors import PromptError
 from raymrc.model.backbones import Loaded
-from raymrc.model.prompts import MEASURED_WORDS, SoftPrompt, _states, word_ids
+from raymrc.model.prompts import MEASURED_WORDS, SoftPrompt, word_ids
 from tests.model.tiny import random_inputs
 
 FORMS = list(itertools.product(("deep", "input"), (0, 1, 2), ("none", "mlp", "lstm")))
@@ -105,7 +105,7 @@ def states_of_words(tiny: Loaded, depth: str, seed: int) -> torch.Tensor:
     words = word_ids(tiny.tokenizer, tiny.shape.vocab)
     torch.manual_seed(seed)
     drawn = torch.tensor(words)[torch.randint(len(words), (MEASURED_WORDS,))]
-    hidden, layered = _states(tiny.encoder, drawn, specials(tiny), 1)
+    hidden, layered = tiny.encoder.word_states(drawn, specials(tiny), 1)
     return (hidden if depth == "input" else layered).flatten(1)
 
 

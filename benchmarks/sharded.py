@@ -1,0 +1,217 @@
+"""One model over two processes: memory of each, time to load, time of a step, against one process.
+
+    python -m benchmarks.sharded [--quick]
+
+A random checkpoint of BERT-large's shape (335M parameters; --quick: MiniLM's), trained whole with soft
+prompts on made-up discharge summaries through the pools that hosts use: `ShardedPool` over two
+processes of one core each, with gloo, and `Pool` in one process on both. Memory is what a process has of
+its own (RssAnon), sampled every 5 ms: files that are mapped for reading are not in it. The one process
+holds the pretrained weights once more, to start the next fold-run from; its figure without them is
+given, too, and the goal is held to that one. CPU and gloo: a step's time says what cutting costs
+where nothing is won by it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import Options, json_line, read_options, start
+from benchmarks.throughput import hugging_face_config, make_tokenizer
+from raymrc.corpora.splits import make_folds
+from raymrc.corpora.synthetic import synthesize
+from raymrc.model.backbones import load, load_tokenizer, write_weights
+from raymrc.model.encoder import Encoder, weight_names
+from raymrc.model.shapes import SHAPES
+from raymrc.reading.questions import build_questions
+from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
+from raymrc.training.batching import StudyData
+from raymrc.training.pool import Pool
+
+MEMORY_GOAL = 0.6
+STEPS = 4
+PAIRS = 2
+
+
+class Sampler(threading.Thread):
+    """The most private memory that this process has had, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+
+    def run(self) -> None:
+        while True:
+            self.peak = max(self.peak, private_bytes())
+            time.sleep(0.005)
+
+    def lap(self) -> int:
+        peak, self.peak = max(self.peak, private_bytes()), 0
+        return peak
+
+
+def private_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def make_data() -> StudyData:
+    corpus = synthesize("n2c2-2018", 6, "a", 13)
+    folds = make_folds(corpus, 2, seed=13)
+    return StudyData(corpus, folds, build_questions(corpus.labels, {}))
+
+
+def make_checkpoint(folder: Path, name: str) -> None:
+    """Random weights under Hugging Face's names."""
+    shape = SHAPES[name]
+    torch.manual_seed(0)
+    encoder = Encoder(shape)
+    parameters = dict(encoder.named_parameters())
+
+    def tensors() -> Any:
+        for ours, theirs in weight_names(shape):
+            yield from zip(theirs, parameters[ours].detach().chunk(len(theirs)), strict=True)
+
+    write_weights(folder, tensors())
+    hugging_face_config(shape).save_pretrained(folder)
+    make_tokenizer([make_data().corpus]).save_pretrained(folder)
+
+
+def be_one(folder: Path, size: int) -> None:
+    """A process of the measurement; the first one prints what it found."""
+    torch.set_num_threads(1 if size > 1 else os.cpu_count() or 1)
+    data = make_data()
+    backbone = Backbone("random", str(folder))
+    load_tokenizer(folder)  # and all that it imports
+    sampler = Sampler()
+    sampler.start()
+    began_with = private_bytes()
+    rank = 0
+    began = time.perf_counter()
+    pool: Pool
+    if size > 1:
+        import torch.distributed as dist
+
+        from raymrc.training.sharded import Ranks, ShardedPool, load_sharded
+
+        dist.init_process_group("gloo")
+        ranks = Ranks.of_group("cpu")
+        rank = ranks.rank
+        dist.barrier()
+        began_with, began = private_bytes(), time.perf_counter()
+        sampler.lap()
+        pool = ShardedPool(load_sharded(backbone, ranks), data, ranks)
+    else:
+        pool = Pool(load(backbone), data, "cpu")
+    loading = time.perf_counter() - began
+    loading_bytes = sampler.lap() - began_with
+    configuration = Configuration(
+        Cell("concepts", "made-up", backbone, "soft_prompt"),
+        learning_rate=1e-5, prompt_length=16, batch_size=4, window=128, overlap=16,
+    )  # fmt: skip
+    pool.open(FoldRun(configuration, 0, "", "", "", pool.loaded.fingerprint))
+    times = []
+    for _ in range(STEPS):
+        began = time.perf_counter()
+        for event in pool.step():
+            if isinstance(event.what, Exception):
+                raise event.what
+        times.append(time.perf_counter() - began)
+    found = {
+        "loading_seconds": loading,
+        "loading_bytes": loading_bytes,
+        "training_bytes": sampler.lap() - began_with,
+        "step_seconds": statistics.median(times[1:]),
+    }
+    if size > 1:
+        found = {k: max(each[k] for each in ranks.gather(found)) for k in found}
+        dist.destroy_process_group()
+    if rank == 0:
+        print(json.dumps(found))
+
+
+def run(folder: Path, size: int) -> dict[str, float]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    processes = []
+    for rank in range(size):
+        terms = {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+        terms |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.sharded", "--process", str(folder), str(size)],
+                env=os.environ | terms,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [process.communicate()[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes)
+    found: dict[str, float] = json.loads(said[0].splitlines()[-1])
+    return found
+
+
+def measure(options: Options, folder: Path, name: str, pairs: int) -> None:
+    make_checkpoint(folder, name)
+    alone: list[dict[str, float]] = []
+    shared: list[dict[str, float]] = []
+    for pair in range(pairs):
+        for size in (1, 2) if pair % 2 else (2, 1):
+            (alone if size == 1 else shared).append(run(folder, size))
+
+    def median(of: list[dict[str, float]], what: str) -> float:
+        return statistics.median(found[what] for found in of)
+
+    weights = 4 * SHAPES[name].num_parameters
+    one, each = median(alone, "training_bytes"), median(shared, "training_bytes")
+    json_line(
+        options, f"{name}, memory of a process in training", each, one - weights, "bytes",
+        (one - weights) / each, 1 / MEMORY_GOAL,
+        of_one_process=round(one), weights_once_more=weights, pairs_timed=pairs,
+    )  # fmt: skip
+    layer = 4 * (SHAPES[name].num_parameters - SHAPES[name].vocab * SHAPES[name].hidden)
+    bound = weights / 2 + layer / SHAPES[name].num_layers
+    loading = median(shared, "loading_bytes")
+    json_line(
+        options, f"{name}, memory of a process while it loads", loading, None, "bytes",
+        bound / loading, bound,
+        of_one_process=round(median(alone, "loading_bytes")), pairs_timed=pairs,
+    )  # fmt: skip
+    for what in ("loading", "step"):
+        ours, peer = median(shared, f"{what}_seconds"), median(alone, f"{what}_seconds")
+        json_line(
+            options, f"{name}, {what}, two processes beside one", ours, peer, "s", peer / ours, 0.0,
+            pairs_timed=pairs,
+        )  # fmt: skip
+
+
+def main() -> int:
+    if "--process" in sys.argv:
+        be_one(Path(sys.argv[2]), int(sys.argv[3]))
+        return 0
+    options = read_options("sharded", __doc__)
+    start(options)
+    with tempfile.TemporaryDirectory(prefix="raymrc-sharded-") as folder:
+        if options.quick:
+            measure(options, Path(folder), "minilm", 1)
+        else:
+            measure(options, Path(folder), "bert-large", PAIRS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

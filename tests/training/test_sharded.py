@@ -1,0 +1,313 @@
+"""Two processes that share a model learn what one learns alone.
+
+It would break without anyone noticing: a gradient that is halved or counted twice, a mean over one
+process's rows, or a layer left as `to_empty` made it still trains to something.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raymrc.errors import BackboneError
+from raymrc.model.backbones import Weights, load, weight_files, write_weights
+from raymrc.model.inputs import Inputs
+from raymrc.model.network import own_part
+from raymrc.model.strategies import STRATEGIES
+from raymrc.study.configuration import FoldRun
+from raymrc.training.pool import Pool
+from raymrc.training.sharded import Ranks, ShardedPool, _overlaps, export, load_sharded
+from tests.model.tiny import KINDS, tiny_backbone, tiny_checkpoint, tiny_configuration
+from tests.paths import ROOT
+from tests.training.test_lane import make_data, make_notes
+
+STEPS = 50
+TOLERANCE = 2e-5
+
+
+def make_fold_run(folder: Path, strategy: str, **fields: Any) -> FoldRun:
+    rate = 1e-2 if strategy == "frozen_soft_prompt" else 1e-3
+    small = {"epochs": 20, "batch_size": 5, "window": 20, "overlap": 4, "learning_rate": rate}
+    configuration = tiny_configuration(tiny_backbone(folder), strategy, **small | fields)
+    return FoldRun(configuration, 0, "corpus", "folds", "questions", "weights")
+
+
+def train(
+    pool: Pool, fold_run: FoldRun, steps: int, state: bytes | None = None, save_to: str = ""
+) -> dict[str, Any]:
+    """The first steps of a fold-run: losses, weights after them, and its record where it got there.
+
+    Args:
+        state: to go on from.
+        save_to: at the first epoch's end all of it is saved there, and nothing more is done.
+    """
+    pool.open(fold_run, state)
+    lane = pool._seats[fold_run.key].lane
+    losses: list[float] = []
+    learnt = lane.learnt
+
+    def listen(batch: Any, loss: torch.Tensor) -> None:
+        losses.append(float(loss))
+        learnt(batch, loss)
+
+    lane.learnt = listen  # type: ignore[method-assign]
+    epochs, record, saved = [], None, None
+    while len(pool) and len(losses) < steps and saved is None:
+        for event in pool.step():
+            if isinstance(event.what, Exception):
+                raise event.what
+            if hasattr(event.what, "epoch"):
+                epochs.append([event.what.loss, event.what.validation_f1])
+                if save_to:
+                    assert isinstance(pool, ShardedPool)
+                    saving = pool.start_saving(fold_run.key, Path(save_to))
+                    saving.wait()
+                    assert saving.is_done
+                    saved = saving.state
+            else:
+                record = {name: asdict(counts) for name, counts in event.what.notes.items()}
+    pool.close(fold_run.key)
+    weights = {
+        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
+        for name, p in lane.model.named_parameters()
+    }
+    return {
+        "losses": losses, "epochs": epochs, "weights": weights, "record": record, "saved": saved,
+    }  # fmt: skip
+
+
+def be_rank(folder: Path, out: Path, cases: list[dict[str, Any]]) -> None:
+    """One of the processes, in one of its own: cases one after the other on one group."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    ranks = Ranks.of_group("cpu")
+    pools: dict[tuple[str, bool], ShardedPool] = {}
+    for number, case in enumerate(cases):
+        fold_run = make_fold_run(folder / case["kind"], case["strategy"], **case["fields"])
+        held = (case["kind"], case["checkpoints"])
+        if held not in pools:
+            backbone = fold_run.configuration.cell.backbone
+            loaded = load_sharded(backbone, ranks, checkpoints=case["checkpoints"])
+            pools[held] = ShardedPool(
+                loaded, make_data(make_notes()), ranks, checkpoints=case["checkpoints"]
+            )
+        pools[held].pass_pieces = case["pass_pieces"]
+        state = Path(case["state"]).read_bytes() if case["state"] else None
+        found = train(pools[held], fold_run, case["steps"], state, case["save_to"])
+        if case["export_to"]:
+            export(pools[held].loaded.encoder, ranks, Path(case["export_to"]))
+        if ranks.rank == 0:
+            torch.save(found, out / f"{number}.pt")
+    dist.destroy_process_group()
+
+
+def run_ranks(size: int, folder: Path, out: Path, cases: list[dict[str, Any]]) -> list[Any]:
+    out.mkdir()
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "tests.training.test_sharded", str(folder), str(out)]
+    processes = []
+    for rank in range(size):
+        place = {"RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
+        processes.append(
+            subprocess.Popen(
+                [*command, json.dumps(cases)],
+                cwd=ROOT,
+                env=os.environ | address | place,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        errors = [process.communicate(timeout=240)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in processes] == [0] * size, errors[0][-3000:]
+    return [torch.load(out / f"{number}.pt") for number in range(len(cases))]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def case(kind: str, strategy: str, **terms: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {"steps": STEPS, "checkpoints": False, "pass_pieces": 1024}
+    settings |= {"fields": {}, "state": "", "save_to": "", "export_to": ""}
+    return {"kind": kind, "strategy": strategy, **settings, **terms}
+
+
+CASES = [
+    *(case(kind, strategy) for kind in KINDS for strategy in STRATEGIES),
+    case("bert", "soft_prompt", checkpoints=True),
+    case("megatron-bert", "frozen_soft_prompt", checkpoints=True),
+    case("bert", "soft_prompt", fields={"prompt_depth": "input", "reparametrisation": "mlp"}),
+    case("roberta", "frozen_soft_prompt", fields={"first_layer": 1}),
+    case("bert", "fine_tune", steps=10_000, fields={"epochs": 4}),
+    case("bert", "frozen_soft_prompt", steps=10_000, fields={"epochs": 4}),
+]
+"""The last two to their end, with validation and the scored fold."""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for kind in KINDS:
+        tiny_checkpoint(kind, folder / kind, num_layers=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_two(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return run_ranks(2, checkpoints, tmp_path_factory.mktemp("out") / "two", CASES)
+
+
+def assert_same_weights(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """But for the keys' biases: attention's weights do not change with them, so that their gradient is
+    rounding alone, which Adam makes as large as any other."""
+
+    def without(weights: dict[str, Any]) -> dict[str, Any]:
+        cut = {}
+        for name, weight in weights.items():
+            if name.endswith("qkv.bias"):
+                queries, _, values = weight.chunk(3)
+                weight = torch.cat([queries, values])
+            cut[name] = weight
+        return cut
+
+    torch.testing.assert_close(without(found), without(expected), rtol=1e-3, atol=5e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_two_processes_learn_what_one_learns(
+    number: int, checkpoints: Path, of_two: list[Any]
+) -> None:
+    this = CASES[number]
+    fold_run = make_fold_run(checkpoints / this["kind"], this["strategy"], **this["fields"])
+    pool = Pool(load(fold_run.configuration.cell.backbone), make_data(make_notes()), "cpu")
+    alone, together = train(pool, fold_run, this["steps"]), of_two[number]
+    whole = this["steps"] > STEPS
+    assert (
+        len(together["losses"]) == len(alone["losses"]) and (alone["record"] is not None) == whole
+    )
+    assert whole or len(alone["losses"]) == STEPS
+    torch.testing.assert_close(
+        torch.tensor(together["losses"]), torch.tensor(alone["losses"]), rtol=1e-3, atol=TOLERANCE
+    )
+    assert together["weights"].keys() == alone["weights"].keys()
+    assert_same_weights(together["weights"], alone["weights"])
+    torch.testing.assert_close(together["epochs"], alone["epochs"], rtol=1e-3, atol=1e-3)
+    assert together["record"] == alone["record"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("strategy", "sizes"), [("soft_prompt", (2, 1, 2)), ("frozen_soft_prompt", (1, 2))]
+)
+def test_a_fold_run_goes_on_with_another_number_of_processes(
+    strategy: str, sizes: tuple[int, ...], checkpoints: Path, tmp_path: Path
+) -> None:
+    terms: dict[str, Any] = {"fields": {"epochs": 3}, "steps": 10_000}
+    state, losses = "", []
+    for number, size in enumerate(sizes):
+        save_to = str(tmp_path / f"saved-{number}") if number < len(sizes) - 1 else ""
+        this = case("bert", strategy, **terms, state=state, save_to=save_to)
+        (found,) = run_ranks(size, checkpoints, tmp_path / f"out-{number}", [this])
+        losses += found["losses"]
+        if save_to:
+            state = str(tmp_path / f"state-{number}")
+            Path(state).write_bytes(found["saved"])
+    fold_run = make_fold_run(checkpoints / "bert", strategy, **terms["fields"])
+    pool = Pool(load(fold_run.configuration.cell.backbone), make_data(make_notes()), "cpu")
+    alone = train(pool, fold_run, terms["steps"])
+    torch.testing.assert_close(
+        torch.tensor(losses), torch.tensor(alone["losses"]), rtol=1e-3, atol=TOLERANCE
+    )
+    assert_same_weights(found["weights"], alone["weights"])
+    assert found["record"] == alone["record"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_export_is_what_hugging_face_reads(checkpoints: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    this = case("megatron-bert", "soft_prompt", steps=3, export_to=str(tmp_path / "exported"))
+    (found,) = run_ranks(2, checkpoints, tmp_path / "out", [this])
+    folder = tmp_path / "exported"
+    shutil.copy(checkpoints / "megatron-bert" / "config.json", folder)
+    shutil.copy(checkpoints / "megatron-bert" / "tokenizer.json", folder)
+    again = load(tiny_backbone(folder)).encoder
+    for name, weight in again.named_parameters():
+        assert torch.equal(weight, found["weights"][f"encoder.{name}"]), name
+    ids = torch.arange(5, 25)[None]
+    theirs = AutoModel.from_pretrained(folder, add_pooling_layer=False)(ids).last_hidden_state
+    here = torch.ones_like(ids, dtype=torch.bool)
+    ours = again(Inputs(ids, torch.zeros_like(ids), here, here, ids[:, 0]))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_are_written_in_several_files_and_read_again(tmp_path: Path) -> None:
+    tensors = {f"t{number}": torch.randn(4, 3) for number in range(5)}
+    write_weights(tmp_path, tensors.items(), file_bytes=100)
+    files = weight_files(tmp_path)
+    assert [file.name for file in files] == [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    weights = Weights(files)
+    assert weights.names == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(weights.read(name), tensor) and weights.shape(name) == (4, 3)
+        assert torch.equal(weights.rows(name, 1, 3), tensor[1:3])
+
+
+@pytest.mark.parametrize("break_it", ["cut", "config"])
+def test_a_broken_checkpoint_gets_one_sentence(
+    break_it: str, checkpoints: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(checkpoints / "bert", folder)
+    if break_it == "cut":
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(BackboneError, match=r"not a readable safetensors|does not fit the"):
+        load(tiny_backbone(folder))
+
+
+def test_rows_of_stacked_parts_are_found_wherever_they_are_cut() -> None:
+    names, sizes = ("q", "k", "v"), (4, 4, 5)
+    rows = [(n, i) for n, size in zip(names, sizes, strict=True) for i in range(size)]
+    for begin in range(14):
+        for end in range(begin, 14):
+            found = {}
+            for name, first, last, at in _overlaps(names, [(s, 2) for s in sizes], begin, end):
+                for row in range(first, last):
+                    found[at + row - first] = (name, row)
+            assert found == dict(enumerate(rows[begin:end]))
+
+
+def test_a_tensor_that_is_not_sharded_is_its_own_part() -> None:
+    tensor = torch.ones(3)
+    assert own_part(tensor) is tensor
+
+
+if __name__ == "__main__":
+    be_rank(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
