@@ -50,7 +50,7 @@ from raymrc.model.backbones import (
     write_weights,
 )
 from raymrc.model.encoder import Encoder, check_shapes, stored_names, weight_names
-from raymrc.model.network import Model, own_part
+from raymrc.model.network import own_part
 from raymrc.model.precision import precision
 from raymrc.model.strategies import STRATEGIES, count_parameters
 from raymrc.study.configuration import Backbone, FoldRun
@@ -320,26 +320,19 @@ class ShardedPool(Pool):
 
     def _backward(self, group: Sequence[Batch]) -> Tensor:
         (batch,) = group
-        lane, ranks = batch.lane, self.ranks
-        model = lane.model
+        lane = batch.lane
         total = torch.zeros((), device=self.device)
         # Each part's gradients are added up at once: kept for later they would be a whole model's.
         for rows in self._cut(batch.rows):
             total += self._backward_part(lane, rows, len(rows) / len(batch.rows))
         # What every process has all of, and the loss, in one go.
-        gradients = [p.grad for p in _replicated(model) if p.grad is not None]
-        summed = ranks.add_up(torch.cat([total[None], *(g.flatten() for g in gradients)]))
-        torch._foreach_copy_(
-            gradients,
-            [
-                flat.view_as(gradient)
-                for flat, gradient in zip(
-                    (summed[1:] / ranks.size).split([g.numel() for g in gradients]),
-                    gradients,
-                    strict=True,
-                )
-            ],
-        )
+        gradients = [
+            p.grad for p in lane.trained if p.grad is not None and not isinstance(p, DTensor)
+        ]
+        summed = self.ranks.add_up(torch.cat([total[None], *(g.flatten() for g in gradients)]))
+        means = (summed[1:] / self.ranks.size).split([g.numel() for g in gradients])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))
         return summed[:1]
 
     def _backward_part(self, lane: Lane, rows: Sequence[Row], weight: float) -> Tensor:
@@ -466,10 +459,3 @@ def export(encoder: Encoder, ranks: Ranks, folder: Path) -> None:
     else:
         for _ in whole():
             pass
-
-
-def _replicated(model: Model) -> Iterator[torch.nn.Parameter]:
-    """What is trained and every process has all of."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and not isinstance(parameter, DTensor):
-            yield parameter

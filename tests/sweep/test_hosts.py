@@ -171,7 +171,7 @@ def test_killed_hosts_change_no_result(cluster: Any, tmp_path: Path) -> None:
     )  # fmt: skip
     killer.over.set()
     assert (outcome.done, outcome.failed) == (9, 0)
-    assert killer.killed
+    assert killer.killed >= 2
     records = {record.key: record for record in ledger.records()}
     loaded = load(backbone)
     for run in fold_runs(plan)[::4]:
