@@ -239,6 +239,11 @@ def run(study: Study, changes: Changes = None) -> None:
                 "cuda" if spec.resources.gpus_per_host else "cpu",
                 spec.prices.device_hour_usd,
                 spec.resources.gpus_per_host or 1.0,
+                frozenset(
+                    plan.cell
+                    for plan in planned.cells
+                    if plan.placement is not None and plan.placement.checkpoints
+                ),
             ).open_pool,
             StudyData(
                 corpus,

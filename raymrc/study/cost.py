@@ -117,20 +117,80 @@ def _parts(
     )
 
 
-def lane_bytes(trained_parameters: int) -> float:
-    """Memory that a lane holds as long as it is open: fp32 numbers, gradients, Adam's two moments,
-    and the state of its best epoch."""
-    return 5.0 * 4 * trained_parameters
+def lane_bytes(trained_parameters: int, kind: str = "cpu") -> float:
+    """Memory that a lane holds as long as it is open: fp32 numbers, gradients and Adam's two moments; and
+    the state of its best epoch, which is in the CPU's memory in any case.
+
+    Args:
+        kind: of device, "cpu" or "gpu".
+    """
+    return (5.0 if kind == "cpu" else 4.0) * 4 * trained_parameters
 
 
 def pass_bytes(shape: Shape, pieces: int, bytes_each: int = 4) -> float:
-    """Memory that one pass over a frozen backbone holds for its backward pass, at most.
+    """Memory that the layers hold in one pass over a frozen backbone for its backward pass, at most.
 
-    A layer keeps, per piece, its queries, keys and values (3 D) and these behind a prompt's (2 D),
-    what attention gave (D), what the two norms took (2 D), and what the activation took and gave
-    (2 F). The match head comes on top with what it sees of pairs, which is left out.
+    What a prompt and the heads take comes on top; see `placement.peak_bytes` for all of it.
 
     Args:
         pieces: padded, of all rows.
+        bytes_each: of a number that layers compute with.
     """
-    return float(pieces) * shape.num_layers * (8 * shape.hidden + 2 * shape.ffn) * bytes_each
+    return shape.num_layers * layer_bytes(shape, pieces, 0, bytes_each)
+
+
+def layer_bytes(
+    shape: Shape,
+    pieces: float,
+    positions: float | None,
+    bytes_each: int = 4,
+    *,
+    trains_backbone: bool = False,
+    drops: bool = False,
+    kind: str = "cpu",
+) -> float:
+    """Memory that one layer holds in a pass until its gradients are taken.
+
+    Per piece: queries, keys and values (3 D), these two once more behind a prompt's (2 D), what attention
+    gave (D), what the two norms took (2 D), and what the activation took (F). Weights that are trained
+    also need what they were multiplied with: what the norms gave (2 D) and what the activation gave
+    (F); and dropout keeps what it drew, twice (2 D).
+
+    Args:
+        pieces: padded, of all rows.
+        positions: of prompts, of all rows; None: keys and values have no prompt before them.
+        bytes_each: of a number that layers compute with; the sum that they add to is fp32 where the
+            backbone is trained.
+        kind: of device: on a CPU dropout draws numbers, on a GPU bytes.
+    """
+    hidden, ffn = shape.hidden, shape.ffn
+    numbers = pieces * (4 * hidden + ffn)
+    if positions is not None:
+        numbers += (pieces + positions) * 2 * hidden
+    held = numbers * bytes_each
+    held += pieces * 2 * hidden * (4 if trains_backbone else bytes_each)
+    if trains_backbone:
+        held += pieces * (2 * hidden + ffn) * bytes_each
+        if drops:
+            held += pieces * 2 * hidden * (4 if kind == "cpu" else 1)
+    return held
+
+
+def pair_bytes(
+    pairs: float, width: int, *, drops: bool = False, is_stacked: bool = False, asks: bool = False
+) -> float:
+    """Memory that the match head holds at its fullest, in fp32.
+
+    Per pair and number of its hidden layer: the start's, the end's, their sum, and its activation;
+    with dropout what was drawn and what came of it. Lanes whose heads are stacked have, instead, their own
+    weights for every pair and the products with them.
+
+    Args:
+        pairs: of all rows, that are looked at together.
+        width: of the hidden layer.
+        asks: for answers, without gradients.
+    """
+    each = 4
+    if not asks:
+        each += (3 if drops else 2) if is_stacked else (2 if drops else 0)
+    return 4.0 * each * pairs * width

@@ -28,6 +28,16 @@ from raymrc.study.checks import without_effect
 from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.study.cost import adapter_bytes
 from raymrc.study.ledger import Ledger
+from raymrc.study.placement import (
+    GIB,
+    GPU_GIB,
+    SPECIAL_PIECES,
+    DoesNotFit,
+    Placement,
+    device_of,
+    place,
+)
+from raymrc.study.source import Steps
 from raymrc.study.space import DEFAULTS, Fixed, Grid, SearchSpace, Setting, build_space
 from raymrc.study.spec import BackboneSpec, Spec
 
@@ -40,8 +50,11 @@ DEFAULT_PROMPT_LENGTH = 32
 DRAWS_IN_VAIN = 10_000
 """After so many draws in a row that were drawn before, a search space is used up."""
 
-SPECIAL_PIECES = 2
-"""One before the window, one after it."""
+COUNTED = ("prompt_length", "prompt_depth", "first_layer", "reparametrisation", "match_width")
+"""Settings that change how many numbers a model has."""
+
+WEIGHED = (*COUNTED, "batch_size", "window", "dropout")
+"""Settings that change how much memory its training takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +86,7 @@ class CellPlan:
         num_labels: None where the labels are not known before the corpus is read.
         parameters: of the largest configuration; None where shape or labels are not known.
         done: fold-runs that the ledger has; None where it cannot be known yet.
+        placement: where its fold-runs train; None where shape or labels are not known.
     """
 
     cell: Cell
@@ -84,6 +98,7 @@ class CellPlan:
     num_labels: int | None = None
     parameters: ParameterCounts | None = None
     done: int | None = None
+    placement: Placement | None = None
 
     def holds(self, configuration: Configuration) -> bool:
         """Is this one of those that are tried, or one that tpe might propose?
@@ -197,6 +212,8 @@ def plan_study(
     corpus: Corpus | None = None,
     weights: Mapping[str, str] | None = None,
     ledger: Ledger | None = None,
+    *,
+    places: bool = True,
 ) -> Plan:
     """Work out a study's cells, configurations and fold-runs.
 
@@ -204,11 +221,13 @@ def plan_study(
         corpus: as `read_study_corpus` gives it; None where the files are not at hand.
         weights: by name of the backbone, `weights_fingerprint` of what its source holds.
         ledger: counts what is done already; needs corpus and weights.
+        places: False: where fold-runs would train is left open, as for a report on another machine.
 
     Raises:
         CorpusError: notes that cannot fill the folds.
         SpecError: a first layer that the backbone does not have, a window that does not fit it,
-            a question for a label that the corpus does not have.
+            a question for a label that the corpus does not have, a cell that no number of devices
+            holds or more of them than the study allows.
         BackboneError: a backbone's folder whose config cannot be read.
     """
     labels = corpus.labels if corpus is not None else study_labels(spec)
@@ -231,7 +250,17 @@ def plan_study(
                 f"the shape of {entry.backbone.name} is not known before its weights are here"
             )
         for strategy in spec.strategies.named():
-            cells.append(_plan_cell(spec, index, entry, strategy, shape, labels))
+            planned = _plan_cell(spec, index, entry, strategy, shape, labels)
+            cells.append(_placed(spec, index, planned) if places else planned)
+    resources = spec.resources
+    if (
+        resources.gpus_per_host
+        and resources.device_memory is None
+        and any(cell.placement for cell in cells)
+    ):
+        remarks.append(
+            f"GPUs are taken to have {GPU_GIB:g} GiB; set resources.device_memory if they do not"
+        )
     if fingerprints is not None and ledger is not None:
         cells = _count_done(cells, spec, fingerprints, ledger)
     return Plan(
@@ -377,7 +406,7 @@ def _plan_cell(
         parameters = max(
             (
                 count_parameters(c, shape, len(labels))
-                for c in configurations or _corners(cell, space)
+                for c in configurations or _corners(cell, space, COUNTED)
             ),
             key=lambda p: p.trained,
         )
@@ -391,6 +420,27 @@ def _plan_cell(
         num_labels=len(labels) if labels is not None else None,
         parameters=parameters,
     )
+
+
+def _placed(spec: Spec, index: int, plan: CellPlan) -> CellPlan:
+    """With a placement, where enough is known for one."""
+    if plan.shape is None or plan.num_labels is None:
+        return plan
+    resources = spec.resources
+    try:
+        placement = place(
+            plan.configurations or _corners(plan.cell, plan.space, WEIGHED),
+            plan.shape,
+            plan.num_labels,
+            device_of(resources),
+            lanes=resources.lanes_per_host,
+            workers=(resources.workers.min, resources.workers.max) if resources.workers else None,
+        )
+    except DoesNotFit as reason:
+        given = [name for name in ("workers", "device_memory") if getattr(resources, name)]
+        at: Steps = ("resources", given[0]) if given else ("backbones", index)
+        raise spec.error(at, str(reason)) from None
+    return replace(plan, placement=placement)
 
 
 def _effective(spec: Spec, entry: BackboneSpec, strategy: str) -> dict[str, Setting]:
@@ -424,9 +474,12 @@ def _configurations(spec: Spec, cell: Cell, space: SearchSpace) -> tuple[Configu
     return tuple(drawn)
 
 
-def _corners(cell: Cell, space: SearchSpace) -> Iterator[Configuration]:
-    """Configurations at the ends of the ranges, among them the largest one."""
-    sized = ("prompt_length", "prompt_depth", "first_layer", "reparametrisation", "match_width")
+def _corners(cell: Cell, space: SearchSpace, sized: Sequence[str]) -> Iterator[Configuration]:
+    """Configurations at the ends of the ranges, among them the largest one.
+
+    Args:
+        sized: settings that it is large by.
+    """
     # Only what changes a count is combined; the rest stays at its first value.
     ends = {
         name: _ends(space, name) if name in sized else _ends(space, name)[:1]
@@ -464,7 +517,7 @@ def _ends(space: SearchSpace, name: str) -> tuple[Any, ...]:
     return (space.fixed.get(name, DEFAULTS[name]),)
 
 
-def _place(spec: Spec, index: int, strategy: str, name: str) -> tuple[str | int, ...]:
+def _place(spec: Spec, index: int, strategy: str, name: str) -> Steps:
     """Where a cell's setting was written down: the nearest of the three places."""
     own = spec.backbones[index].strategies.named().get(strategy)
     if own is not None and name in own.given():
@@ -529,6 +582,7 @@ def _cell_json(plan: CellPlan) -> dict[str, Any]:
         "total_parameters": plan.total_parameters,
         "trained_share": plan.trained_share,
         "adapter_bytes": plan.adapter_bytes,
+        "placement": asdict(plan.placement) if plan.placement else None,
         "space": {
             "fixed": dict(plan.space.fixed),
             "grids": {name: list(values) for name, values in plan.space.grids.items()},
@@ -544,31 +598,34 @@ def _cell_json(plan: CellPlan) -> dict[str, Any]:
 
 def render(plan: Plan) -> RenderableType:
     """The plan as a table for the terminal."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
     table = Table(
         title=f"{plan.study}: {plan.task}, {plan.folds} folds, {plan.algorithm} search",
         caption="; ".join(plan.remarks) or None,
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("corpus / backbone / strategy", no_wrap=True)
-    for heading in ("configurations", "fold-runs", "done", "trained", "of", "share", "saved"):
-        table.add_column(heading, justify="right")
+    table.add_column("corpus / backbone / strategy", overflow="fold")
+    for heading in ("fold-runs", "done", "trained", "saved"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("where", max_width=16)
+    table.add_column("memory", justify="right", no_wrap=True)
     for cell in plan.cells:
-        known = cell.parameters
+        known, placement = cell.parameters, cell.placement
         table.add_row(
             cell.cell.name,
-            str(cell.num_configurations),
-            str(cell.num_fold_runs),
+            f"{cell.num_configurations} x {plan.folds}",
             "-" if cell.done is None else str(cell.done),
-            short_count(known.trained) if known else "?",
-            short_count(known.total) if known else "?",
-            f"{100 * known.share:.3g} %" if known else "?",
+            f"{short_count(known.trained)}, {100 * known.share:.3g} %" if known else "?",
             f"{short_count(cell.adapter_bytes or 0)}B" if known else "?",
+            str(placement) if placement else "?",
+            f"{placement.peak_bytes / GIB:.1f} GiB" if placement else "?",
         )
     table.add_section()
     table.add_row(
         "in total",
-        str(plan.num_configurations),
         str(plan.num_fold_runs),
         "-" if plan.done is None else str(plan.done),
         *[""] * 4,

@@ -324,6 +324,36 @@ class Search(_Section):
     """Of random draws and of tpe. More configurations with the same seed extend the earlier ones."""
 
 
+class Workers(_Section):
+    """How many devices train one model together."""
+
+    min: Annotated[int, checked(whole(1))] = 1
+    """At least so many; more where the model needs more."""
+    max: Annotated[int, checked(whole(1))]
+    """At most so many, where there is room."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Workers:
+        if self.min > self.max:
+            sentence = f"{self.min} devices at least are more than {self.max} at most"
+            raise problems([(("min",), sentence)])
+        return self
+
+
+def _workers_entry(value: Any) -> Any:
+    """A number stands for a mapping with only that number; `auto` for nothing."""
+    if value in (None, "auto"):
+        return None
+    if isinstance(value, dict):
+        return value
+    try:
+        number_of = whole(1).read(value)
+    except Wrong:
+        wanted = "auto, a whole number of 1 or more, or a mapping such as {min: 2, max: 8}"
+        raise problems([((), f"{show(value)} is not {wanted}")]) from None
+    return {"min": number_of, "max": number_of}
+
+
 class Resources(_Section):
     """What one host holds: a process with a backbone in memory, and the fold-runs that train on it."""
 
@@ -335,6 +365,13 @@ class Resources(_Section):
     """At most so many hosts at once; as many as fit where not given."""
     lanes_per_host: Annotated[int | None, checked(or_none(whole(1)))] = None
     """At most so many frozen fold-runs on one host at once; 4 on CPUs and 32 on a GPU where not given."""
+    workers: Annotated[Workers | None, BeforeValidator(_workers_entry)] = None
+    """Devices that train one model together: `auto` (no more than memory asks for), a number, or a mapping
+    {min, max}. A device is a GPU, or `cpus_per_host` cores. Frozen backbones that fit one device stay on
+    one."""
+    device_memory: Annotated[float | None, checked(or_none(number(above=0)))] = None
+    """GiB of one device. Where not given: 80 on GPUs, and on CPUs a host's share of 0.8 of this machine's
+    memory."""
 
 
 class Prices(_Section):
@@ -559,6 +596,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "strategies": Strategies,
     "search": Search,
     "resources": Resources,
+    "workers": Workers,
     "prices": Prices,
     "mlflow": MlflowSpec,
 }

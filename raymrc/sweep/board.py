@@ -2,20 +2,21 @@
 
     trial: submit, collect, collect ...            host: exchange(what came of it) -> what to do next
 
-A host has one backbone at a time, and the lanes of fold-runs on it. What a host had open when it is
-lost goes to another one, from where it was last saved.
+A host has one backbone at a time, and the lanes of fold-runs on it. A worker group is a host of several
+devices that hold one model together, one fold-run at a time. What a host had open when it is lost
+goes to another one, from where it was last saved.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from raymrc.model.strategies import STRATEGIES
-from raymrc.study.configuration import Backbone, FoldRun
+from raymrc.study.configuration import Backbone, Cell, FoldRun
 from raymrc.study.record import Epoch, Record
 
 DEATHS = 3
@@ -26,32 +27,44 @@ EPOCH_SECONDS = 1.0
 """Epochs of one fold-run are passed on no more often than this; each is a round trip to the driver."""
 
 
+Crew = tuple[int, int]
+"""The least and the most devices that a host is of."""
+
+SOLO: Crew = (1, 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a host says of a fold-run: an epoch, with the lane's state where that was saved, or its
-    end; `refused` if its lane had no room beside the others.
+    """What a host says of a fold-run: an epoch, that its lane was saved, or its end; `refused` if its
+    lane had no room beside the others.
 
     Args:
+        saved: under which name, in the study's files.
         record: as `Record.to_json` writes it: thousands of counts, which nobody reads on the way.
     """
 
     key: str
     epoch: Epoch | None = None
-    state: bytes | None = None
+    saved: str | None = None
     record: str | None = None
     refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a host is to do: close lanes, open others (from a saved state), or go."""
+    """What a host is to do: close lanes, open others (from where they were saved), or go.
+
+    Args:
+        evacuate: its machine will be taken away: save all that is open, hand it over and go.
+    """
 
     close: tuple[str, ...] = ()
-    open: tuple[tuple[FoldRun, bytes | None], ...] = ()
+    open: tuple[tuple[FoldRun, str | None], ...] = ()
     leave: bool = False
+    evacuate: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.close or self.open or self.leave)
+        return bool(self.close or self.open or self.leave or self.evacuate)
 
 
 @dataclass(eq=False)
@@ -60,6 +73,7 @@ class _Wish:
 
     fold_run: FoldRun
     trial: str
+    crew: Crew
     deaths: int = 0
     told_at: float = -math.inf
 
@@ -69,13 +83,14 @@ class _Wish:
 
     @property
     def is_alone(self) -> bool:
-        """Whether it wants a host of its own: it trains a copy of the backbone, or hosts die of it."""
+        """Whether it wants a host of its own: it trains the backbone, or hosts die of it."""
         strategy = STRATEGIES[self.fold_run.configuration.cell.strategy]
-        return strategy.trains_backbone or self.deaths >= DEATHS - 1
+        return self.crew != SOLO or strategy.trains_backbone or self.deaths >= DEATHS - 1
 
 
 @dataclass(eq=False)
 class _Host:
+    crew: Crew = SOLO
     backbone: Backbone | None = None
     wishes: dict[str, _Wish] = field(default_factory=dict)
     closing: set[str] = field(default_factory=set)
@@ -87,26 +102,29 @@ class Board:
     """
     Args:
         lanes: open on one host at once, at most.
-        max_hosts: at once.
+        max_devices: of all hosts together.
         fill: fold-runs that are worth one more host.
         idle_seconds: a host without work for so long goes.
-        folder: keeps saved lanes; None: they are not kept.
+        crews: of cells that do not train on one device.
+        saved: where lanes were saved by an earlier run, by key.
     """
 
     def __init__(
         self,
         *,
         lanes: int,
-        max_hosts: int,
+        max_devices: int,
         fill: int = 1,
         idle_seconds: float = 5.0,
-        folder: Path | None = None,
+        crews: Mapping[Cell, Crew] | None = None,
+        saved: Mapping[str, str] | None = None,
     ) -> None:
         self.lanes = lanes
-        self.max_hosts = max_hosts
+        self.max_devices = max_devices
         self.fill = fill
         self.idle_seconds = idle_seconds
-        self.folder = folder
+        self.crews = crews or {}
+        self._saved = dict(saved or {})
         self._queue: list[_Wish] = []
         self._wishes: dict[str, _Wish] = {}
         self._hosts: dict[str, _Host] = {}
@@ -119,7 +137,7 @@ class Board:
         """A trial wants these trained, after all that is wanted already."""
         self._results[trial] = []
         for run in fold_runs:
-            wish = _Wish(run, trial)
+            wish = _Wish(run, trial, self.crews.get(run.configuration.cell, SOLO))
             self._wishes[run.key] = wish
             self._queue.append(wish)
 
@@ -150,28 +168,42 @@ class Board:
 
     # --- hosts ------------------------------------------------------------------------------------
 
-    @property
-    def num_wanted_hosts(self) -> int:
-        """As many as what is wanted and not settled makes worth it."""
-        alone = sum(wish.is_alone for wish in self._wishes.values())
-        return min(self.max_hosts, alone + math.ceil((len(self._wishes) - alone) / self.fill))
+    def wanted(self, there: Mapping[Crew, int]) -> Counter[Crew]:
+        """How many hosts of each crew what is wanted and not settled makes worth it.
+
+        Those that are there keep their devices until they go. What is free goes to whoever is first in
+        the queue; where that is too little for a group, the group is not asked for: it would hold
+        nothing and keep others waiting.
+
+        Args:
+            there: hosts that have started or were asked for.
+        """
+        needs = Counter(wish.crew for wish in self._wishes.values() if wish.is_alone)
+        needs[SOLO] += math.ceil(sum(not w.is_alone for w in self._wishes.values()) / self.fill)
+        wanted = Counter({crew: min(need, there.get(crew, 0)) for crew, need in needs.items()})
+        free = self.max_devices - sum(crew[1] * number for crew, number in there.items())
+        for crew in dict.fromkeys(wish.crew for wish in self._queue):
+            more = min(needs[crew] - wanted[crew], free // crew[1])
+            if more > 0:
+                wanted[crew] += more
+                free -= more * crew[1]
+        return +wanted
 
     @property
     def queued(self) -> tuple[FoldRun, ...]:
         """What no host has."""
         return tuple(wish.fold_run for wish in self._queue)
 
-    def exchange(self, host: str, reports: Sequence[Report], now: float) -> Order:
+    def exchange(
+        self, host: str, reports: Sequence[Report], now: float, crew: Crew = SOLO
+    ) -> Order:
         """A host says what came of its lanes, and hears what to do.
 
         Args:
             now: seconds, of any clock that goes on.
         """
-        mine = self._hosts.setdefault(host, _Host())
-        for report in reports:
-            wish = mine.wishes.get(report.key)
-            if wish is not None:  # else it was withdrawn meanwhile
-                self._receive(mine, wish, report, now)
+        mine = self._hosts.setdefault(host, _Host(crew))
+        self.hear(host, reports, now)
         close = tuple(mine.closing)
         mine.closing.clear()
         opened = []
@@ -180,14 +212,14 @@ class Board:
             mine.backbone = wish.backbone
             mine.wishes[wish.fold_run.key] = wish
             wish.told_at = now
-            opened.append((wish.fold_run, self._saved(wish)))
+            opened.append((wish.fold_run, self._saved.get(wish.fold_run.key)))
         if mine.wishes:
             mine.idle_since = None
         elif mine.idle_since is None:
             mine.idle_since = now
         leave = (
             mine.idle_since is not None
-            and not self._queue
+            and not any(wish.crew == mine.crew for wish in self._queue)
             and now - mine.idle_since >= self.idle_seconds
         )
         if leave:
@@ -197,6 +229,21 @@ class Board:
     def is_idle(self, host: str) -> bool:
         return host in self._hosts and not self._hosts[host].wishes
 
+    def release(self, host: str, reports: Sequence[Report], now: float) -> None:
+        """A host hands over what it has open, and goes; that is nobody's fault."""
+        self.hear(host, reports, now)
+        self.lost(host, counts=False)
+
+    def hear(self, host: str, reports: Sequence[Report], now: float) -> None:
+        """What came of a host's lanes, by itself."""
+        mine = self._hosts.get(host)
+        if mine is None:
+            return
+        for report in reports:
+            wish = mine.wishes.get(report.key)
+            if wish is not None:  # else it was withdrawn meanwhile
+                self._receive(mine, wish, report, now)
+
     def _receive(self, host: _Host, wish: _Wish, report: Report, now: float) -> None:
         key = report.key
         if report.refused:
@@ -204,8 +251,8 @@ class Board:
             host.most = len(host.wishes)
             self._queue.insert(0, wish)
             return
-        if report.state is not None:
-            self._keep(key, report.state)
+        if report.saved is not None:
+            self._saved[key] = report.saved
         fold = wish.fold_run.fold
         if report.record is not None:
             self._settle(wish, report.record)
@@ -222,25 +269,29 @@ class Board:
         key = wish.fold_run.key
         del self._wishes[key]
         self._results[wish.trial].append({"fold": wish.fold_run.fold, "record": record})
-        if self.folder is not None:
-            (self.folder / key).unlink(missing_ok=True)
+        self._saved.pop(key, None)
 
     def _next_for(self, host: _Host) -> _Wish | None:
         """What this host opens next, beside what it has; its own backbone first."""
         num_open = len(host.wishes)
+        mine = [wish for wish in self._queue if wish.crew == host.crew]
         if not num_open:
-            own = (wish for wish in self._queue if wish.backbone == host.backbone)
-            return next(own, None) or next(iter(self._queue), None)
+            own = (wish for wish in mine if wish.backbone == host.backbone)
+            return next(own, None) or next(iter(mine), None)
         # At a study's end nobody takes more than an even share.
         shared = sum(not wish.is_alone for wish in self._wishes.values())
-        taken = sum(any(w.is_alone for w in h.wishes.values()) for h in self._hosts.values())
-        hosts = min(self.max_hosts - taken, math.ceil(shared / self.fill))
+        taken = sum(
+            h.crew[1]
+            for h in self._hosts.values()
+            if h.crew != SOLO or any(w.is_alone for w in h.wishes.values())
+        )
+        hosts = min(self.max_devices - taken, math.ceil(shared / self.fill))
         share = math.ceil(shared / max(1, hosts))
         if num_open >= min(self.lanes, share, self.lanes if host.most is None else host.most):
             return None
         if any(wish.is_alone for wish in host.wishes.values()):
             return None
-        fitting = (w for w in self._queue if w.backbone == host.backbone and not w.is_alone)
+        fitting = (w for w in mine if w.backbone == host.backbone and not w.is_alone)
         return next(fitting, None)
 
     def lost(self, host: str, *, counts: bool = True) -> list[FoldRun]:
@@ -269,18 +320,3 @@ class Board:
             wish = self._wishes[record.key]
             self._queue.remove(wish)
             self._settle(wish, record.to_json())
-
-    # --- saved lanes ------------------------------------------------------------------------------
-
-    def _keep(self, key: str, state: bytes) -> None:
-        if self.folder is None:
-            return
-        whole = self.folder / f"{key}.new"
-        whole.write_bytes(state)
-        whole.replace(self.folder / key)
-
-    def _saved(self, wish: _Wish) -> bytes | None:
-        if self.folder is None:
-            return None
-        path = self.folder / wish.fold_run.key
-        return path.read_bytes() if path.is_file() else None

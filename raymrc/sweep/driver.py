@@ -12,14 +12,15 @@ import gc
 import logging
 import math
 import os
+import secrets
 import shutil
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +29,7 @@ import raymrc
 from raymrc.errors import LedgerError, RaymrcError
 from raymrc.model.strategies import STRATEGIES
 from raymrc.study.configuration import Configuration, FoldRun
+from raymrc.study.files import Files, open_files, said
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import CellPlan, Plan
 from raymrc.study.record import Record
@@ -42,8 +44,10 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from raymrc.sweep.board import SOLO, Crew
+from raymrc.sweep.capacity import can_grow, check_crew, count_devices
 from raymrc.sweep.failures import failed_record
-from raymrc.sweep.hosts import HostTerms, OpenPool, open_reception
+from raymrc.sweep.hosts import SAVED, HostTerms, OpenPool, open_reception
 from raymrc.sweep.trial import run_trial
 
 DEATHS = 2
@@ -79,10 +83,11 @@ class Resources:
     """What one host holds while it is there.
 
     Args:
-        max_hosts: at most so many at once; None for as many as fit.
+        max_hosts: at most so many devices at once; None for as many as fit.
         lanes: frozen fold-runs on one host at once, at most; None: see `LANES`.
         save_seconds: an epoch's end within so long of the last one is not saved; what is lost with
             a host is an epoch or this, whichever is longer.
+        device: what torch computes on; None: "cuda" where a host has a GPU.
     """
 
     cpus_per_host: float = 1.0
@@ -90,6 +95,7 @@ class Resources:
     max_hosts: int | None = None
     lanes: int | None = None
     save_seconds: float = 5.0
+    device: str | None = None
 
     @property
     def kind(self) -> str:
@@ -141,7 +147,8 @@ def run_study(
         open_pool: called in hosts as `open_pool(backbone, data)`; see `hosts.LanePool`.
         data: what every fold-run needs (notes, folds, questions); sent once to each host.
         scheduler: any of Tune's. A trial that it stops counts as settled with the fold-runs it has.
-        folder: of the study, on this machine; all that spills to disk stays below it.
+        folder: of the study, on this machine; all that spills to disk stays below it. What hosts save
+            of running fold-runs lies in the ledger's storage, below "saved".
         on_record: told of every new record, once it is in the ledger, failed ones too.
         on_progress: told now and then.
 
@@ -153,7 +160,8 @@ def run_study(
     records, problems = ledger.read_all()
     if problems:
         raise LedgerError("\n".join(problems))
-    study = _Study(plan, ledger, records, on_record, on_progress)
+    saved = _Saved(ledger.storage)
+    study = _Study(plan, ledger, records, on_record, on_progress, saved)
     if study.has_work:
         with _catch_interrupt(study.stop), _workplace(folder) as workplace:
             _run_tune(study, open_pool, data, resources or Resources(), scheduler, workplace)
@@ -173,9 +181,11 @@ class _Study:
         records: Sequence[Record],
         on_record: Callable[[Record], None] | None,
         on_progress: Callable[[Snapshot], None] | None,
+        saved: _Saved,
     ) -> None:
         self.plan = plan
         self.ledger = ledger
+        self.saved = saved
         self.stopping = threading.Event()
         self.error: RaymrcError | None = None
         self._on_record = on_record or (lambda record: None)
@@ -237,6 +247,7 @@ class _Study:
         except LedgerError as error:
             self.give_up(error)
             return
+        self.saved.drop(record.key)
         self._search.learn(record)
         self._board.enter(record)
         if record.status == "done":
@@ -305,6 +316,49 @@ class _Study:
             wall_seconds=time.monotonic() - self._began,
             reasons=count_reasons(self._failed.values()),
         )
+
+
+class _Saved:
+    """What hosts have saved of fold-runs that are not finished, in the study's storage.
+
+    Raises:
+        LedgerError: the storage cannot be opened.
+    """
+
+    def __init__(self, storage: str) -> None:
+        # Hosts may have another working folder.
+        self.storage = storage if "://" in storage else str(Path(storage).absolute())
+        self.files: Files = open_files(self.storage, SAVED)
+
+    def names(self) -> dict[str, str]:
+        """The latest state of each key."""
+        latest: dict[str, str] = {}
+        for name in sorted(self.files.names()):
+            key, _, rest = name.partition("/")
+            if rest.isdigit():
+                latest[key] = name
+        return latest
+
+    def drop(self, key: str) -> None:
+        with suppress(OSError):  # it is in nobody's way
+            self.files.remove_all(key)
+
+    @contextmanager
+    def marker(self) -> Iterator[str]:
+        """A file that hosts look for, to see whether they see the storage."""
+        name = f".seen-{secrets.token_hex(4)}"
+        try:
+            self.files.write(name, b"", replace=True)
+        except OSError as error:
+            raise LedgerError(
+                f"{self.files.place('')}: cannot be written to ({said(error)}); "
+                "set storage to a place that can"
+            ) from None
+        try:
+            yield name
+        finally:
+            with suppress(OSError):
+                self.files.remove(name)
 
 
 class _Board:
@@ -431,8 +485,9 @@ class _InOrder(_NotKept, FIFOScheduler):
 class _Receiver(_NotKept, tune.Callback):
     """Tune hands over here what trials report."""
 
-    def __init__(self, study: _Study) -> None:
+    def __init__(self, study: _Study, reception: Any) -> None:
         self._study = study
+        self._verdict = reception.verdict.remote()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -442,6 +497,9 @@ class _Receiver(_NotKept, tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._study.show()
+        if ray.wait([self._verdict], timeout=0)[0] and not self._study.stopping.is_set():
+            with suppress(RayError):  # the reception has died: every trial says so
+                self._study.give_up(RaymrcError(ray.get(self._verdict)))
 
 
 class _Stopper(_NotKept, tune.Stopper):
@@ -463,27 +521,33 @@ def _run_tune(
     scheduler: TrialScheduler | None,
     workplace: Path,
 ) -> None:
-    with _cluster(resources, workplace) as is_ours:
-        slots = count_slots(resources, ray.cluster_resources())
-        max_hosts = slots if is_ours else resources.max_hosts or max(slots, MOST_HOSTS)
+    terms = HostTerms(
+        cpus=resources.cpus_per_host,
+        gpus=resources.gpus_per_host,
+        num_threads=max(1, int(resources.cpus_per_host)),
+        save_seconds=resources.save_seconds,
+        storage=study.saved.storage,
+        device=resources.device or ("cuda" if resources.gpus_per_host else "cpu"),
+        folder=str(Path.cwd()),
+        scratch=str(workplace),
+    )
+    with _cluster(resources, workplace) as is_ours, study.saved.marker() as marker:
+        crews = {plan.cell: _crew(plan) for plan in study.plan.cells}
+        grows = not is_ours and can_grow()
+        slots = count_slots(resources, terms, set(crews.values()), grows=grows)
+        max_devices = resources.max_hosts or max(slots, MOST_HOSTS) if grows else slots
         lanes = 1
         if any(not STRATEGIES[cell.cell.strategy].trains_backbone for cell in study.plan.cells):
             lanes = resources.lanes or LANES[resources.kind]
-        saved = workplace / "lanes"
-        saved.mkdir()
         reception = open_reception(
-            saved,
             open_pool,
             data,
-            HostTerms(
-                resources.cpus_per_host,
-                resources.gpus_per_host,
-                max(1, int(resources.cpus_per_host)),
-                resources.save_seconds,
-            ),
+            replace(terms, marker=marker),
             lanes=lanes,
-            max_hosts=max_hosts,
+            max_devices=max_devices,
             fill=FILL[resources.kind],
+            crews={cell: (least, min(most, max_devices)) for cell, (least, most) in crews.items()},
+            saved=study.saved.names(),
         )
         # Enough trials that hosts find work, and one more. That one is not to have a process: it takes
         # over the next that gets free, where Tune would end two that get free at once.
@@ -509,7 +573,7 @@ def _run_tune(
                     run_config=tune.RunConfig(
                         name="tune",
                         storage_path=str(workplace),
-                        callbacks=[_Receiver(study)],
+                        callbacks=[_Receiver(study, reception)],
                         stop=_Stopper(study),
                         verbose=0,
                     ),
@@ -520,23 +584,37 @@ def _run_tune(
             ray.kill(reception)
 
 
-def count_slots(resources: Resources, available: Mapping[str, float]) -> int:
-    """How many hosts there is room for.
+def _crew(plan: CellPlan) -> Crew:
+    placement = plan.placement
+    return placement.workers if placement and placement.mode == "group" else SOLO
+
+
+def count_slots(
+    resources: Resources, terms: HostTerms, crews: Collection[Crew], *, grows: bool
+) -> int:
+    """How many devices there are for hosts.
+
+    Args:
+        grows: where an autoscaler is at work, what is not there may come; at least one is counted on.
 
     Raises:
-        RaymrcError: not even one.
+        RaymrcError: too few for a host, or for the smallest group.
     """
-    fits: list[float] = []
-    for name, wanted in (("CPU", resources.cpus_per_host), ("GPU", resources.gpus_per_host)):
-        if wanted > 0:
-            fits.append(available.get(name, 0.0) / wanted + 1e-9)
-            if fits[-1] < 1:
-                raise RaymrcError(
-                    f"a host wants {wanted:g} {name}, and there are {available.get(name, 0.0):g}; "
-                    f"set resources.{name.lower()}s_per_host to less"
-                )
-    slots = int(min(fits)) if fits else 1
-    return min(slots, resources.max_hosts or slots)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    slots = count_devices(nodes, {"CPU": resources.cpus_per_host, "GPU": resources.gpus_per_host})
+    groups = count_devices(nodes, terms.resources)
+    most = resources.max_hosts
+    for crew in crews:
+        if most is not None and crew[0] > most:
+            raise RaymrcError(
+                f"a worker group wants at least {crew[0]} devices and resources.max_hosts is {most}; "
+                "set one of them otherwise"
+            )
+    if grows:
+        return max(1, slots)
+    for crew in crews:
+        check_crew(crew, terms, slots if crew == SOLO else groups)
+    return min(slots, most or slots)
 
 
 # --- the place where it runs -----------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Hosts: actors that hold one backbone and train the lanes of many fold-runs on it.
 
-    trials -> Reception (the board, one actor) <- hosts, as many as the work is worth
+    trials -> Reception (the board, one actor) <- hosts and worker groups, as many as the work is worth
 
-Hosts are asked for when there is work and go when there is none, so that a cluster's autoscaler
+They are asked for when there is work and go when there is none, so that a cluster's autoscaler
 sees what is really needed.
 """
 
@@ -13,17 +13,20 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayError
 
 from raymrc.study.configuration import Backbone, FoldRun
+from raymrc.study.files import open_files
 from raymrc.study.record import Epoch, Event, Record
-from raymrc.sweep.board import Board, Order, Report
+from raymrc.sweep.board import SOLO, Board, Crew, Order, Report
+from raymrc.sweep.capacity import draining_nodes, why_never
 from raymrc.sweep.failures import explain, failed_record
 
 SLICE_SECONDS = 0.5
@@ -35,6 +38,15 @@ PATIENCE_SECONDS = 1.0
 STILLBORN = 10
 """After so many hosts in a row that died before they said a word, none will start."""
 
+SAVING_SHARE = 0.05
+"""Of a host's time, what may go into saving its lanes at epochs' ends."""
+
+SURVEY_SECONDS = 1.0
+"""So often it is looked which machines will be taken away, and whether what waits can ever start."""
+
+SAVED = "saved"
+"""The room of a study's storage where lanes are saved, each below its key."""
+
 
 class LanePool(Protocol):
     """What trains: `training.pool.Pool`, or a stand-in."""
@@ -42,15 +54,19 @@ class LanePool(Protocol):
     def __len__(self) -> int: ...
     def fits(self, fold_run: FoldRun) -> bool: ...
     def open(self, fold_run: FoldRun, state: bytes | None = None) -> None: ...
-    def save(self, key: str) -> bytes | None: ...
+    def save(self, key: str) -> bytes: ...
     def close(self, key: str) -> None: ...
     def step(self) -> Sequence[Event]: ...
 
 
 class OpenPool(Protocol):
-    """Loads a backbone. Picklable."""
+    """Loads a backbone. Picklable.
 
-    def __call__(self, backbone: Backbone, data: Any) -> LanePool: ...
+    Args:
+        ranks: where several processes hold it together, `training.sharded.Ranks`.
+    """
+
+    def __call__(self, backbone: Backbone, data: Any, ranks: Any = None) -> LanePool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +74,31 @@ class HostTerms:
     """What a host holds while it is there.
 
     Args:
+        cpus, gpus: of each device.
         num_threads: for torch; more than the host's share would slow its neighbours.
         save_seconds: see `driver.Resources`.
+        storage: of the study; lanes are saved there.
+        marker: a file that the driver has put there, for hosts to see whether they see it.
+        device: "cpu" or "cuda", of worker groups.
+        folder: that the driver runs in; paths of a study are relative to it.
+        scratch: a folder on the driver's machine for what Ray Train writes.
     """
 
     cpus: float
     gpus: float
     num_threads: int
     save_seconds: float
+    storage: str
+    marker: str = ""
+    device: str = "cpu"
+    folder: str = "."
+    scratch: str = ""
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Of one device of a worker group, which is a whole one."""
+        wanted = {"CPU": self.cpus, "GPU": math.ceil(self.gpus)}
+        return {name: amount for name, amount in wanted.items() if amount}
 
 
 class Host:
@@ -81,27 +114,53 @@ class Host:
         _set_threads(terms.num_threads)
         self._open_pool = open_pool
         self._shared = shared
-        self._save_seconds = terms.save_seconds
+        self._terms = terms
+        self._files = open_files(terms.storage, SAVED)
         self._data: Any = None
         self._pool: LanePool | None = None
         self._backbone: Backbone | None = None
         self._runs: dict[str, FoldRun] = {}
+        self._saved: dict[str, str] = {}
         self._saved_at: dict[str, float] = {}
+        self._saving_took: dict[str, float] = {}
+
+    @property
+    def _leads(self) -> bool:
+        """Whether it speaks for its group; one alone does."""
+        return True
 
     def run(self, name: str, reception: Any) -> None:
         """Trains what the reception has, until that says to go."""
-        node = ray.get_runtime_context().get_node_id()
+        me = (name, self._nodes())
+        if not self._sees_storage():
+            if self._leads:
+                ray.get(reception.blind.remote(name, ray.util.get_node_ip_address()))
+            return
         reports: list[Report] = []
         while True:
-            order: Order = ray.get(reception.exchange.remote(name, node, reports))
+            order = self._ask(reception, me, reports)
             if order.leave:
+                return
+            if order.evacuate:
+                self._hand_over(reception, name)
                 return
             reports = self._obey(order)
             until = time.monotonic() + SLICE_SECONDS
-            while self._runs and not reports and time.monotonic() < until:
+            while self._goes_on(reports, until):
                 assert self._pool is not None
                 for event in self._pool.step():
                     reports.append(self._report(event))
+
+    def _nodes(self) -> tuple[str, ...]:
+        """Where it is."""
+        return (ray.get_runtime_context().get_node_id(),)
+
+    def _ask(self, reception: Any, me: tuple[Any, ...], reports: Sequence[Report]) -> Order:
+        order: Order = ray.get(reception.exchange.remote(*me, reports))
+        return order
+
+    def _goes_on(self, reports: Sequence[Report], until: float) -> bool:
+        return bool(self._runs) and not reports and time.monotonic() < until
 
     def _obey(self, order: Order) -> list[Report]:
         for key in order.close:
@@ -109,54 +168,136 @@ class Host:
                 self._pool.close(key)
             self._forget(key)
         reports = []
-        for fold_run, state in order.open:
+        for fold_run, saved in order.open:
+            key = fold_run.key
             try:
                 pool = self._pool_of(fold_run.configuration.cell.backbone)
                 if len(pool) and not pool.fits(fold_run):
-                    reports.append(Report(fold_run.key, refused=True))
+                    reports.append(Report(key, refused=True))
                     continue
-                pool.open(fold_run, state)
+                self._open(pool, fold_run, saved)
             except Exception as error:
                 failed = failed_record(fold_run, explain(error))
-                reports.append(Report(fold_run.key, record=failed.to_json()))
+                reports.append(Report(key, record=failed.to_json()))
             else:
-                self._runs[fold_run.key] = fold_run
+                self._runs[key] = fold_run
+                self._saved_at[key] = time.monotonic()
         return reports
+
+    def _open(self, pool: LanePool, fold_run: FoldRun, saved: str | None) -> None:
+        """From where it was saved; from its beginning where that cannot be read any more."""
+        if saved is not None:
+            self._saved[fold_run.key] = saved
+            try:
+                pool.open(fold_run, self._files.read(saved))
+                return
+            except Exception:
+                pool.close(fold_run.key)
+        pool.open(fold_run)
 
     def _pool_of(self, backbone: Backbone) -> LanePool:
         if self._pool is None or self._backbone != backbone:
             self._pool = None  # before the next one is loaded: both may be too much
             if self._data is None:
                 self._data = ray.get(self._shared[0])
-            self._pool = self._open_pool(backbone, self._data)
+            self._pool = self._load(backbone)
             self._backbone = backbone
         return self._pool
+
+    def _load(self, backbone: Backbone) -> LanePool:
+        return self._open_pool(backbone, self._data)
 
     def _report(self, event: Event) -> Report:
         key, what = event.key, event.what
         if isinstance(what, Epoch):
-            return Report(key, epoch=what, state=self._save(key))
+            return Report(key, epoch=what, saved=self._save(key))
         fold_run = self._runs[key]
         self._forget(key)
         if not isinstance(what, Record):
             what = failed_record(fold_run, explain(what), event.device_seconds)
         return Report(key, record=what.to_json())
 
-    def _save(self, key: str) -> bytes | None:
-        now = time.monotonic()
-        if now - self._saved_at.get(key, -math.inf) < self._save_seconds:
+    # --- saving -----------------------------------------------------------------------------------
+
+    def _sees_storage(self) -> bool:
+        if not self._terms.marker:
+            return True
+        try:
+            return self._files.exists(self._terms.marker)
+        except OSError:
+            return False
+
+    def _save(self, key: str) -> str | None:
+        """At an epoch's end, unless it was just done. What cannot be written is not missed: training goes
+        on, and the next epoch tries again."""
+        if not self._is_due(key):
             return None
-        self._saved_at[key] = now
+        began = time.monotonic()
+        try:
+            name = self._write(key)
+        except OSError:
+            return None
+        self._saved_at[key] = time.monotonic()
+        self._saving_took[key] = self._saved_at[key] - began
+        return name
+
+    def _is_due(self, key: str) -> bool:
+        took = self._saving_took.get(key, 0.0)
+        every = max(self._terms.save_seconds, took / SAVING_SHARE)
+        return time.monotonic() - self._saved_at[key] >= every
+
+    def _write(self, key: str) -> str:
         assert self._pool is not None
-        return self._pool.save(key)
+        name = self._next_name(key)
+        self._files.write(name, self._pool.save(key), replace=True)
+        self._replace_saved(key, name)
+        return name
+
+    def _next_name(self, key: str) -> str:
+        """Names of a key sort by age."""
+        before = self._saved.get(key)
+        number = int(before.rsplit("/", 1)[1]) if before else 0
+        return f"{key}/{number + 1:06d}"
+
+    def _replace_saved(self, key: str, name: str) -> None:
+        before, self._saved[key] = self._saved.get(key), name
+        if before is not None:
+            with suppress(OSError):
+                self._files.remove(before)
+
+    def _hand_over(self, reception: Any, name: str) -> None:
+        """Saves all that is open, within an epoch too, for others to go on with."""
+        reports = []
+        for key in self._runs:
+            with suppress(OSError):
+                reports.append(Report(key, saved=self._write(key)))
+        if self._leads:
+            ray.get(reception.release.remote(name, reports))
 
     def _forget(self, key: str) -> None:
-        self._runs.pop(key, None)
-        self._saved_at.pop(key, None)
+        for of in (self._runs, self._saved, self._saved_at, self._saving_took):
+            of.pop(key, None)  # type: ignore[attr-defined]
+
+
+@dataclass(eq=False)
+class _Asked:
+    """A host or a group that was asked for.
+
+    Args:
+        end: ends it, whatever it is at.
+        nodes: where it is; none until it has said a word.
+        life: which of the lives of a group, whose processes are started again where one is lost.
+    """
+
+    crew: Crew
+    end: Callable[[], None]
+    since: float = field(default_factory=time.monotonic)
+    nodes: tuple[str, ...] = ()
+    life: str = ""
 
 
 class Reception:
-    """The board as an actor, and who starts and ends hosts.
+    """The board as an actor, and who starts and ends hosts and worker groups.
 
     Args:
         board: the terms of `Board`.
@@ -174,14 +315,15 @@ class Reception:
         self._open_pool = open_pool
         self._shared = shared
         self._terms = terms
-        self._hosts: dict[str, Any] = {}
-        self._nodes: dict[str, str] = {}
+        self._hosts: dict[str, _Asked] = {}
         self._number = 0
         self._stillborn = 0
         self._closed = False
+        self._verdict = ""
+        self._draining: set[str] = set()
         self._calling_off: asyncio.TimerHandle | None = None
         self._news = asyncio.Condition()
-        self._watching: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def submit(self, trial: str, fold_runs: Iterable[FoldRun]) -> None:
         self._board.submit(trial, fold_runs)
@@ -200,113 +342,197 @@ class Reception:
         self._board.withdraw(trial)
         await self._changed()
 
-    async def exchange(self, host: str, node: str, reports: Sequence[Report]) -> Order:
+    async def exchange(
+        self, host: str, nodes: tuple[str, ...], reports: Sequence[Report], life: str = ""
+    ) -> Order:
         """See `Board.exchange`; a host that has nothing to do waits here."""
         until = time.monotonic() + PATIENCE_SECONDS
-        while host in self._hosts:  # else it is lost, and this the last that is heard of it
-            self._nodes[host] = node
+        while host in self._hosts and not self._closed:  # else this is the last that is heard of it
+            asked = self._hosts[host]
+            if asked.life != life:  # its processes were started again
+                self._lose(host, asked, died=True)
+                asked.life = life
+            asked.nodes = nodes
             self._stillborn = 0
-            order = self._board.exchange(host, reports, time.monotonic())
+            now = time.monotonic()
+            if self._draining.intersection(nodes):
+                self._board.hear(host, reports, now)
+                return Order(evacuate=True)
+            order = self._board.exchange(host, reports, now, asked.crew)
             if reports:
                 await self._changed()
             reports = ()
             if order or not self._board.is_idle(host) or time.monotonic() >= until:
                 return order
-            async with self._news:
-                try:
-                    await asyncio.wait_for(self._news.wait(), until - time.monotonic())
-                except TimeoutError:
-                    pass
+            await self._wait_for_news(until - time.monotonic())
         return Order(leave=True)
 
+    async def release(self, host: str, reports: Sequence[Report]) -> None:
+        """See `Board.release`."""
+        self._board.release(host, reports, time.monotonic())
+        self._hosts.pop(host, None)
+        await self._changed()
+
+    async def blind(self, host: str, where: str) -> None:
+        """A host does not see the study's storage."""
+        await self._give_up(
+            f"{self._terms.storage} cannot be seen on node {where}, where lanes are to be saved; "
+            "set storage to a folder that all nodes share, or to a URL such as s3://bucket/study "
+            "that all may write to"
+        )
+        self._hosts.pop(host, None)
+
+    async def verdict(self) -> str:
+        """Waits for the sentence that ends the run: why the work can never be done here."""
+        async with self._news:
+            while not self._verdict:
+                await self._news.wait()
+        return self._verdict
+
     async def close(self) -> None:
-        """Ends all hosts, whatever they are at."""
+        """Ends all hosts, whatever they are at. Groups are asked to go first: one that is killed
+        may leave its claim on devices behind."""
         self._closed = True
-        for handle in self._hosts.values():
-            ray.kill(handle)
+        for asked in self._hosts.values():
+            if asked.crew == SOLO or not asked.nodes:
+                asked.end()
+        await self._changed()
+        leaving = [task for task in self._tasks if task.get_name() == "group"]
+        if leaving:
+            await asyncio.wait(leaving, timeout=4 * SLICE_SECONDS)
 
     async def _changed(self) -> None:
         self._scale()
         async with self._news:
             self._news.notify_all()
 
+    async def _wait_for_news(self, seconds: float) -> None:
+        async with self._news:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), seconds)
+
+    async def _give_up(self, sentence: str) -> None:
+        self._verdict = self._verdict or sentence
+        await self._changed()
+
+    # --- who is there -----------------------------------------------------------------------------
+
     def _scale(self) -> None:
         if self._closed:
             return
-        missing = self._board.num_wanted_hosts - len(self._hosts)
-        for _ in range(missing):
-            self._start()
-        if missing >= 0 and self._calling_off is not None:
+        there = Counter(asked.crew for asked in self._hosts.values())
+        wanted = self._board.wanted(there)
+        for crew, number in wanted.items():
+            for _ in range(number - there[crew]):
+                self._start(crew)
+        surplus = any(number > wanted[crew] for crew, number in there.items())
+        if not surplus and self._calling_off is not None:
             self._calling_off.cancel()
             self._calling_off = None
-        elif missing < 0 and self._calling_off is None:
+        elif surplus and self._calling_off is None:
             # Not at once: between two trials there is little work for a moment, and a start is dear.
             loop = asyncio.get_running_loop()
             self._calling_off = loop.call_later(self._board.idle_seconds, self._call_off)
 
-    def _start(self) -> None:
+    def _start(self, crew: Crew) -> None:
+        from raymrc.sweep.workers import end_group, start_group
+
         self._number += 1
-        name = f"host-{self._number}"
-        # Its process is new, and so are the threads that it may use.
-        handle: Any = (
-            ray.remote(Host)
-            .options(num_cpus=self._terms.cpus, num_gpus=self._terms.gpus)
-            .remote(self._open_pool, self._shared, self._terms)
-        )
-        self._hosts[name] = handle
+        kind = "host" if crew == SOLO else "group"
+        name = f"{kind}-{self._number}"
         here = ray.get_runtime_context().current_actor
-        task = asyncio.get_running_loop().create_task(
-            self._watch(name, handle.run.remote(name, here))
-        )
-        self._watching.add(task)
-        task.add_done_callback(self._watching.discard)
+        if crew == SOLO:
+            # Its process is new, and so are the threads that it may use.
+            handle: Any = (
+                ray.remote(Host)
+                .options(num_cpus=self._terms.cpus, num_gpus=self._terms.gpus)
+                .remote(self._open_pool, self._shared, self._terms)
+            )
+            running = handle.run.remote(name, here)
+            self._hosts[name] = _Asked(crew, lambda: ray.kill(handle))
+        else:
+            running = start_group(name, crew, here, self._open_pool, self._shared, self._terms)
+            self._hosts[name] = _Asked(crew, lambda: end_group(running))
+        if not self._tasks:
+            self._keep_task(self._survey(), "survey")
+        self._keep_task(self._watch(name, running), kind)
+
+    def _keep_task(self, running: Any, kind: str) -> None:
+        task = asyncio.get_running_loop().create_task(running, name=kind)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _call_off(self) -> None:
         """Ends those that have not started and need not: a cluster would grow for nothing."""
         self._calling_off = None
-        surplus = max(0, len(self._hosts) - self._board.num_wanted_hosts)
-        waiting = [name for name in self._hosts if name not in self._nodes]
-        for name in waiting[:surplus]:
-            ray.kill(self._hosts.pop(name))
+        there = Counter(asked.crew for asked in self._hosts.values())
+        wanted = self._board.wanted(there)
+        for name, asked in list(self._hosts.items()):
+            if not asked.nodes and there[asked.crew] > wanted[asked.crew]:
+                there[asked.crew] -= 1
+                del self._hosts[name]
+                asked.end()
 
     async def _watch(self, name: str, running: Any) -> None:
         """Until a host goes, or is lost."""
-        counts = False
+        died = False
         try:
             await running
         except RayError as error:
-            counts = self._node_lives(name)
+            died = True
             # One that was called off has left the list.
-            if name in self._hosts and name not in self._nodes:
+            if name in self._hosts and not self._hosts[name].nodes:
                 self._stillborn += 1
                 if self._stillborn >= STILLBORN:
                     self._fail(self._board.queued, f"no host can be started ({explain(error)})")
-        self._hosts.pop(name, None)
-        self._nodes.pop(name, None)
+        asked = self._hosts.pop(name, None)
+        if asked is not None:
+            self._lose(name, asked, died=died)
+        await self._changed()
+
+    def _lose(self, name: str, asked: _Asked, *, died: bool) -> None:
+        """What it had open goes back into the queue; where it died and all its machines live, one of its
+        fold-runs may have been the cause."""
+        counts = died and bool(asked.nodes)
+        if counts:
+            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            counts = alive.issuperset(asked.nodes)
         hopeless = self._board.lost(name, counts=counts)
         self._fail(hopeless, "its host died, as for want of memory")
-        await self._changed()
 
     def _fail(self, fold_runs: Iterable[FoldRun], reason: str) -> None:
         self._board.fail([failed_record(run, reason) for run in fold_runs])
 
-    def _node_lives(self, name: str) -> bool:
-        its = self._nodes.get(name)
-        return its is not None and any(n["NodeID"] == its and n["Alive"] for n in ray.nodes())
+    async def _survey(self) -> None:
+        """Which machines will be taken away, and can what waits ever start?"""
+        while not self._closed:
+            draining = await asyncio.to_thread(draining_nodes)
+            if draining - self._draining:
+                self._draining |= draining
+                await self._changed()  # those that wait are to hear of it
+            waiting = [a for a in self._hosts.values() if not a.nodes]
+            is_nobody_there = len(waiting) == len(self._hosts)
+            if waiting and is_nobody_there:
+                since = min(asked.since for asked in waiting)
+                crews = {asked.crew for asked in waiting}
+                sentence = await asyncio.to_thread(
+                    why_never, crews, self._terms, time.monotonic() - since
+                )
+                if sentence:
+                    await self._give_up(sentence)
+            await asyncio.sleep(SURVEY_SECONDS)
 
 
 def open_reception(
-    folder: Path,
     open_pool: OpenPool,
     data: Any,
     terms: HostTerms,
     **board: Any,
 ) -> Any:
-    """The actor, on this machine: saved lanes are in its files.
+    """The actor, on this machine.
 
     Args:
-        folder: for saved lanes, on this machine.
-        board: other terms of `Board`.
+        board: terms of `Board`.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -314,7 +540,7 @@ def open_reception(
     return (
         ray.remote(Reception)
         .options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000)
-        .remote({"folder": folder, **board}, open_pool, [ray.put(data)], terms)
+        .remote(board, open_pool, [ray.put(data)], terms)
     )
 
 

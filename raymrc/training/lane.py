@@ -158,7 +158,10 @@ class Lane:
         self.halvings = 0
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._epoch_began = 0.0
+        self._loss = 0.0
         self._left = 0
+        self._learnt = 0
+        self._order_before: Any = None
         self._ready: Iterator[tuple[list[Row], Inputs, Any]] = iter(())
         self._losses: list[Tensor] = []
         self._found: dict[str, dict[int, list[tuple[int, int, int]]]] = {}
@@ -212,6 +215,7 @@ class Lane:
             self.model.check_gradients()
         self.optimiser.zero_grad(set_to_none=True)
         self.steps += 1
+        self._learnt += 1
         self.tokens += sum(len(row.ids) for row in batch.rows)
         self.num_rows += len(batch.rows)
         self._losses.append(loss.detach())
@@ -230,9 +234,13 @@ class Lane:
 
     def _begin_stage(self) -> None:
         configuration = self.configuration
+        resumed_at = 0
         if self.stage == TRAINING:
-            self._epoch_began = self.spent.wall
-            self._losses = []
+            resumed_at = self._learnt
+            if not resumed_at:
+                self._epoch_began = self.spent.wall
+                self._losses = []
+            self._order_before = self.order.getstate()
             self.model.train()
             batches = training_batches(
                 self.rows, configuration.batch_size, configuration.negative_rate, self.order
@@ -245,7 +253,7 @@ class Lane:
                 self.model.load_trained_state(self.best_state)
             rows = self._rows_of(self._asked)
             batches = evaluation_batches(rows, self.evaluation_pieces)
-        listed = list(batches)
+        listed = list(batches)[resumed_at:]
         self._left = len(listed)
         here = self.device if self.activations is None else torch.device("cpu")
         self._ready = prefetch(self._collated(listed), here)
@@ -253,6 +261,7 @@ class Lane:
     def _end_stage(self) -> None:
         if self.stage == TRAINING:
             self._loss = self._mean_loss()
+            self._learnt = 0
             self.stage = VALIDATION
         elif self.stage == VALIDATION:
             self._end_epoch()
@@ -306,7 +315,7 @@ class Lane:
     # --- what it leaves ---------------------------------------------------------------------------
 
     def save(self) -> bytes:
-        """All that a lane needs to go on elsewhere. At the end of an epoch only, before `take`."""
+        """All that a lane needs to go on elsewhere, between two batches."""
         buffer = io.BytesIO()
         torch.save(
             {
@@ -314,6 +323,7 @@ class Lane:
                 "optimiser": self.optimiser.state_dict(),
                 "best": self.best_state,
                 "dropout": self.dropout.get_state(),
+                "torch": None if self.shares_passes else _generator_states(self.device),
                 "position": self.position(),
             },
             buffer,
@@ -326,17 +336,27 @@ class Lane:
         self.optimiser.load_state_dict(state["optimiser"])
         self.best_state = state["best"]
         self.dropout.set_state(state["dropout"])
+        if state["torch"] is not None:
+            _set_generators(self.device, state["torch"])
         self.go_to(state["position"])
 
     def position(self) -> dict[str, Any]:
-        """How far it has got, as plain values: all of a saved lane but its tensors."""
-        assert not self._left and self.stage in (TRAINING, SCORING)
+        """How far it has got, as plain values: all of a saved lane but its tensors.
+
+        Within an epoch's training it goes on with the next batch; answers are asked for anew.
+        """
+        is_within = self.stage == TRAINING and self._learnt > 0
+        losses = torch.stack(self._losses).float().tolist() if is_within else []
         return {
             "best_f1": self.best_f1,
             "best_epoch": self.best_epoch,
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "stage": self.stage,
-            "order": self.order.getstate(),
+            "order": self._order_before if is_within else self.order.getstate(),
+            "learnt": self._learnt,
+            "losses": losses,
+            "loss": self._loss,
+            "epoch_wall": self.spent.wall - self._epoch_began,
             "steps": self.steps,
             "tokens": self.tokens,
             "num_rows": self.num_rows,
@@ -350,10 +370,14 @@ class Lane:
         self.epochs = [Epoch(**epoch) for epoch in position["epochs"]]
         self.stage = position["stage"]
         version, internal, gauss = position["order"]
-        self.order.setstate((version, tuple(internal), gauss))
+        self._order_before = (version, tuple(internal), gauss)
+        self.order.setstate(self._order_before)
         self.steps, self.tokens = position["steps"], position["tokens"]
         self.num_rows = position["num_rows"]
         self.spent = Spent(**position["spent"])
+        self._learnt, self._loss = position["learnt"], position["loss"]
+        self._losses = [torch.tensor(loss, device=self.device) for loss in position["losses"]]
+        self._epoch_began = self.spent.wall - position["epoch_wall"]
         self.halvings = position["halvings"]
         self.started_at = position["started_at"]
 
@@ -428,6 +452,18 @@ def read_answer(row: Row, answer: SpanAnswer | np.ndarray) -> list[tuple[int, in
     start, stop, pairs, match = answer
     found = decode_spans(start[begin:end], stop[begin:end], pairs - begin, match)
     return [(row.label, first, last) for first, last in found]
+
+
+def _generator_states(device: torch.device) -> list[Tensor]:
+    """Of torch's own generators, which draw what a trained encoder drops out."""
+    states = [torch.get_rng_state()]
+    return states if device.type == "cpu" else [*states, torch.cuda.get_rng_state(device)]
+
+
+def _set_generators(device: torch.device, states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def _present(counts: Mapping[str, Counts]) -> dict[str, Counts]:

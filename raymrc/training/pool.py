@@ -13,7 +13,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from raymrc.errors import TrainingError
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs
 from raymrc.model.strategies import STRATEGIES, count_parameters
-from raymrc.study.configuration import FoldRun
+from raymrc.study.configuration import Cell, FoldRun
 from raymrc.study.cost import lane_bytes, pass_bytes
 from raymrc.study.record import Event
 from raymrc.training.activations import Activations
@@ -89,6 +89,7 @@ class Pool:
         gpus: how much of a GPU is held meanwhile; two that share one pay half each.
         memory_bytes: what lanes and their passes may use; found out where it is not given.
         pass_pieces: padded pieces of a pass; see `PASS_PIECES`.
+        recomputes: cells whose lanes compute again what a gradient needs (`encoder.Layer.checkpoints`).
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Pool:
         gpus: float = 1.0,
         memory_bytes: float | None = None,
         pass_pieces: int | None = None,
+        recomputes: Collection[Cell] = (),
     ) -> None:
         self.loaded = loaded
         self.data = data
@@ -111,6 +113,7 @@ class Pool:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.memory_bytes = memory_bytes or available_bytes(self.device, gpus)
+        self.recomputes = frozenset(recomputes)
         self._seats: dict[str, _Seat] = {}
         self._activations: dict[int, Activations] = {}
         self._events: list[Event] = []
@@ -151,18 +154,19 @@ class Pool:
             fold_run, self.data, self.loaded, self.device, self.pass_pieces, state,
             self._activations_of(fold_run),
         )  # fmt: skip
+        if lane.strategy.trains_backbone or self.recomputes:
+            for number in range(self.loaded.shape.num_layers):
+                lane.model.encoder.layer(number).checkpoints = (
+                    fold_run.configuration.cell in self.recomputes
+                )
         before = lane.spent.wall
         lane.spent.add(*self.meter.lap())
         self._seats[fold_run.key] = _Seat(lane, began - before, len(lane.epochs))
 
-    def save(self, key: str) -> bytes | None:
-        """A lane's state at the end of an epoch, for `open`; right after its event only.
-
-        None where the lane trains a backbone: its state is that of a whole model, and what torch's
-        own generator drew is not in it.
-        """
-        lane = self._seats[key].lane
-        return lane.save() if lane.shares_passes else None
+    def save(self, key: str) -> bytes:
+        """A lane's state between two steps, for `open`. Of one that trains a backbone a whole model's, with
+        its moments and its best epoch."""
+        return self._seats[key].lane.save()
 
     def close(self, key: str) -> None:
         """Drop a lane; what it has learnt is lost."""

@@ -14,16 +14,18 @@ by layer; a layer is put together for as long as it is used.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import _fsspec_filesystem as fsspec_files
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -53,7 +55,7 @@ from raymrc.model.encoder import Encoder, check_shapes, stored_names, weight_nam
 from raymrc.model.network import own_part
 from raymrc.model.precision import precision
 from raymrc.model.strategies import STRATEGIES, count_parameters
-from raymrc.study.configuration import Backbone, FoldRun
+from raymrc.study.configuration import Backbone, Cell, FoldRun
 from raymrc.study.cost import lane_bytes
 from raymrc.training.batching import Row, StudyData, collate, collate_targets
 from raymrc.training.lane import Answers, Batch, Lane
@@ -97,6 +99,12 @@ class Ranks:
         dist.all_reduce(total)
         return total
 
+    def hear(self, value: Any) -> Any:
+        """The first process's value."""
+        values = [value]
+        dist.broadcast_object_list(values, device=self.device)
+        return values[0]
+
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, in their order."""
         values: list[Any] = [None] * self.size
@@ -122,15 +130,12 @@ class ShardedLoaded(Loaded):
         return self.encoder
 
 
-def load_sharded(
-    backbone: Backbone, ranks: Ranks, *, trains: bool = True, checkpoints: bool = False
-) -> ShardedLoaded:
+def load_sharded(backbone: Backbone, ranks: Ranks, *, trains: bool = True) -> ShardedLoaded:
     """A backbone, of which this process never holds more than its own part.
 
     Args:
         trains: kept in fp32, as what an optimiser changes must be; else as `precision` has it.
             Layers are put together in what `precision` says; gradients are added up in fp32.
-        checkpoints: see `encoder.Layer`.
 
     Raises:
         BackboneError: see `backbones.load`.
@@ -142,8 +147,6 @@ def load_sharded(
         encoder = Encoder(shape)
         if not trains:
             encoder = encoder.to(computes_in)
-    for number in range(shape.num_layers):
-        encoder.layer(number).checkpoints = checkpoints
     shard(encoder, ranks, computes_in)
     encoder.to_empty(device=ranks.device)
     weights = Weights(weight_files(folder))
@@ -219,8 +222,9 @@ class ShardedPool(Pool):
 
     Every process makes the same calls in the same order. Events are the same everywhere.
 
-    A process that fails by itself, as for want of memory, leaves the others waiting: the caller has
-    to end them all. What fails everywhere alike (a loss that is not a number) ends the lane alone.
+    What fails everywhere alike (a loss that is not a number) ends the lane alone. A pass that fails
+    is raised by `step`: it may have failed in one process only, as for want of memory, and leaves the
+    others waiting. The caller has to end them all.
     """
 
     def __init__(
@@ -231,15 +235,15 @@ class ShardedPool(Pool):
         *,
         device_hour_usd: float = 0.0,
         pass_pieces: int | None = None,
-        checkpoints: bool = False,
+        recomputes: Collection[Cell] = (),
     ) -> None:
         super().__init__(
             loaded, data, ranks.device,
             device_hour_usd=device_hour_usd, gpus=ranks.size, pass_pieces=pass_pieces,
+            recomputes=recomputes,
         )  # fmt: skip
         self.ranks = ranks
         self.meter = Meter(ranks.device, ranks.size, ranks.size)
-        self._checkpoints = checkpoints
 
     def fits(self, fold_run: FoldRun) -> bool:
         return not len(self)
@@ -248,9 +252,7 @@ class ShardedPool(Pool):
         """See `Pool.open`; what it drops out differs from process to process."""
         trains = STRATEGIES[fold_run.configuration.cell.strategy].trains_backbone
         if trains != self.loaded.encoder.is_trained:
-            self.loaded = load_sharded(
-                self.loaded.backbone, self.ranks, trains=trains, checkpoints=self._checkpoints
-            )
+            self.loaded = load_sharded(self.loaded.backbone, self.ranks, trains=trains)
         super().open(fold_run)
         seat = self._seats[fold_run.key]
         lane = seat.lane
@@ -266,31 +268,38 @@ class ShardedPool(Pool):
         seat.began -= lane.spent.wall
         seat.told = len(lane.epochs)
 
-    def save(self, key: str) -> bytes | None:
+    def save(self, key: str) -> bytes:
         raise NotImplementedError("a sharded lane is saved by `start_saving`")
 
-    def start_saving(self, key: str, folder: Path) -> Saving:
-        """At the end of an epoch, right after its event only; training may go on at once.
+    def start_saving(self, key: str, place: str) -> Saving:
+        """Between two batches; training may go on at once.
 
-        Every process writes what it has into `folder`, which all of them must see.
+        Args:
+            place: a new folder, or the URL of one, that every process sees.
         """
         lane = self._seats[key].lane
         saved = io.BytesIO()
-        torch.save({"position": lane.position(), "folder": str(folder)}, saved)
+        torch.save({"position": lane.position(), "place": place}, saved)
         writing = dcp.async_save(
-            _tensors(lane), checkpoint_id=folder, process_group=self.ranks.saving
+            _tensors(lane),
+            storage_writer=_through(FileSystemWriter(place), place),
+            process_group=self.ranks.saving,
         )
         return Saving(cast(Future[Any], writing), saved.getvalue())
 
     def _restore(self, lane: Lane, saved: bytes) -> None:
         state = torch.load(io.BytesIO(saved), weights_only=True)
-        folder = Path(state["folder"])
+        place = state["place"]
         tensors = _tensors(lane)
         try:
-            dcp.load(tensors, checkpoint_id=folder, process_group=self.ranks.saving)
+            dcp.load(
+                tensors,
+                storage_reader=_through(FileSystemReader(place), place),
+                process_group=self.ranks.saving,
+            )
         except (CheckpointException, OSError) as error:
             raise TrainingError(
-                f"checkpoint {folder} cannot be read ({type(error).__name__}); "
+                f"checkpoint {place} cannot be read ({type(error).__name__}); "
                 "remove it, and the fold-run starts anew"
             ) from None
         set_state_dict(
@@ -369,6 +378,11 @@ class ShardedPool(Pool):
         scale = (lane.configuration.clip_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, scale)
 
+    def _part(
+        self, group: Sequence[Batch], error: Exception, run: Callable[[Sequence[Batch]], None]
+    ) -> None:
+        raise error
+
     def _answers(self, group: Sequence[Batch]) -> Sequence[Answers]:
         (batch,) = group
         lane = batch.lane
@@ -419,6 +433,27 @@ class Saving:
                 f"a checkpoint could not be written ({type(error).__name__}); "
                 "is there room, and can every node write there?"
             ) from None
+
+
+T = TypeVar("T", FileSystemWriter, FileSystemReader)
+
+
+def _through(storage: T, place: str) -> T:
+    """Where the place is a URL, torch's reader or writer goes through pyarrow, as the ledger does."""
+    if "://" in place:
+        files: Any = _ArrowFiles()
+        storage.fs, storage.path = files, files.init_path(place)
+    return storage
+
+
+class _ArrowFiles(fsspec_files.FileSystem):
+    def init_path(self, path: Any, **options: Any) -> Any:
+        from fsspec.implementations.arrow import ArrowFSWrapper
+        from pyarrow.fs import FileSystem
+
+        filesystem, inner = FileSystem.from_uri(path)
+        self.fs = ArrowFSWrapper(filesystem)
+        return inner
 
 
 def _tensors(lane: Lane) -> dict[str, Any]:

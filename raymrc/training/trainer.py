@@ -11,13 +11,14 @@ import torch
 from raymrc.errors import BackboneError
 from raymrc.model.backbones import Loaded, find, load, load_tokenizer, read_shape
 from raymrc.model.strategies import STRATEGIES
-from raymrc.study.configuration import Backbone, FoldRun
+from raymrc.study.configuration import Backbone, Cell, FoldRun
 from raymrc.study.record import Epoch, Record
 from raymrc.training.batching import RowBuilder, StudyData
 from raymrc.training.pool import Pool
 
 if TYPE_CHECKING:
     from raymrc.study.plan import Plan
+    from raymrc.training.sharded import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +30,43 @@ class Trainer:
         device_hour_usd: price of one device (a GPU, or a core) for an hour.
         gpus: share of a GPU, or number of them, that a fold-run holds; on a CPU the cores it uses
             are counted instead.
+        recomputes: see `Pool`.
     """
 
     device: str = "cpu"
     device_hour_usd: float = 0.0
     gpus: float = 1.0
+    recomputes: frozenset[Cell] = frozenset()
 
-    def open_pool(self, backbone: Backbone, data: StudyData) -> Pool:
+    def open_pool(self, backbone: Backbone, data: StudyData, ranks: Ranks | None = None) -> Pool:
         """A pool for many fold-runs of one backbone.
+
+        Args:
+            ranks: this process and those that hold the backbone with it; None where it is alone.
 
         Raises:
             BackboneError: it cannot be loaded.
         """
+        if ranks is not None:
+            return self._open_sharded(backbone, data, ranks)
         return Pool(
             load(backbone, self.device),
             data,
             self.device,
             device_hour_usd=self.device_hour_usd,
             gpus=self.gpus,
+            recomputes=self.recomputes,
+        )
+
+    def _open_sharded(self, backbone: Backbone, data: StudyData, ranks: Ranks) -> Pool:
+        from raymrc.training.sharded import ShardedPool, load_sharded  # seconds of imports
+
+        return ShardedPool(
+            load_sharded(backbone, ranks),
+            data,
+            ranks,
+            device_hour_usd=self.device_hour_usd,
+            recomputes=self.recomputes,
         )
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from raymrc.errors import LedgerError
 from raymrc.scoring.counts import Counts
-from raymrc.study.ledger import Files, Folder, Ledger, ObjectStore
+from raymrc.study.files import Files, Folder, ObjectStore
+from raymrc.study.ledger import Ledger
 from tests.study.making import record
 
 Open = Callable[[], Ledger]

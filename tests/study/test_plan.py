@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -32,7 +33,7 @@ from raymrc.study.plan import (
 )
 from raymrc.study.record import Record
 from raymrc.study.space import Distribution, Fixed, Grid, build_space
-from raymrc.study.spec import Spec
+from raymrc.study.spec import Spec, load_spec
 from tests.paths import ROOT
 from tests.study.making import STUDY, spec_of
 
@@ -313,6 +314,112 @@ def test_the_plan_is_plain_json_and_a_readable_table(tmp_path):
     shown = console.export_text()
     assert "minilm/frozen_soft_prompt" in shown
     assert "in total" in shown
+
+
+BILLIONS = """\
+study: billions
+task: concepts
+corpus: {reader: n2c2-2018, path: nowhere}
+backbones: [minilm, gatortron-3.9b, gatortron-8.9b]
+strategies:
+  soft_prompt: {learning_rate: 1.0e-5, prompt_length: 32}
+  frozen_soft_prompt: {learning_rate: 1.0e-2, prompt_length: [16, 32]}
+resources: {cpus_per_host: 4, gpus_per_host: 1}
+storage: runs/billions
+"""
+
+
+def test_a_plan_says_where_each_cell_trains_and_with_how_much_memory(tmp_path):
+    from rich.console import Console
+
+    plan = plan_study(spec_of(tmp_path, BILLIONS))
+    where = {cell.cell.name.partition("/")[2]: cell.placement for cell in plan.cells}
+    assert [found and found.mode for found in where.values()] == [
+        "device", "lanes", "device", "lanes", "group", "lanes",
+    ]  # fmt: skip
+    assert where["gatortron-3.9b/soft_prompt"].checkpoints
+    assert plan.remarks[-1] == (
+        "GPUs are taken to have 80 GiB; set resources.device_memory if they do not"
+    )
+    nine = json.loads(json.dumps(plan.to_json()))["cells"][4]["placement"]
+    assert nine["mode"] == "group" and nine["workers"] == [2, 2] and nine["lanes"] == 1
+    assert nine["checkpoints"] and 66 < nine["peak_bytes"] / 2**30 < 72
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(render(plan))
+    shown = console.export_text()
+    assert "group of 2" in shown and "recomputes" in shown and "32 lanes" in shown
+    assert f"{nine['peak_bytes'] / 2**30:.1f} GiB" in shown
+
+
+@pytest.mark.parametrize("name", ["n2c2-2018-concepts", "demo"])
+def test_a_plan_s_table_fits_120_columns_without_folding_a_name(tmp_path, name):
+    from rich.console import Console
+
+    plan = plan_study(load_spec(ROOT / "studies" / f"{name}.yaml"))
+    console = Console(width=119, record=True, file=io.StringIO())
+    console.print(render(plan))
+    shown = console.export_text()
+    assert all(cell.cell.name in shown for cell in plan.cells)
+
+
+def test_memory_is_said_to_be_assumed_only_where_it_was_not_given(tmp_path):
+    given = plan_study(spec_of(tmp_path, BILLIONS, ["resources.device_memory=40"]))
+    assert not [remark for remark in given.remarks if "GiB" in remark]
+    assert given.cells[4].placement.workers[0] > 2
+    on_cpus = plan_study(spec_of(tmp_path))
+    assert not [remark for remark in on_cpus.remarks if "GiB" in remark]
+
+
+def test_the_largest_configuration_decides(tmp_path):
+    def peaks(text: str, *overrides: str) -> list[float]:
+        plan = plan_study(spec_of(tmp_path, text, overrides))
+        return [cell.placement.peak_bytes for cell in plan.cells]
+
+    plain = peaks(STUDY)
+    assert peaks(STUDY, "training.window=[128, 384]") == plain
+    assert peaks(STUDY, "training.window=[384, 500]") > plain
+    ranged = [
+        "search.algorithm=tpe", "training.batch_size={int_uniform: [2, 16]}",
+        "training.dropout={uniform: [0, 0.1]}",
+    ]  # fmt: skip
+    assert peaks(STUDY, *ranged) == plain
+
+
+def test_a_cell_without_a_place_is_refused_where_the_study_says_how_many(tmp_path):
+    with pytest.raises(SpecError) as caught:
+        plan_study(
+            spec_of(tmp_path, BILLIONS + "", ["resources.workers=2", "resources.device_memory=40"])
+        )
+    assert re.match(
+        r"--set resources.workers=2: gatortron-3.9b/soft_prompt needs \d+ GiB on each of 2 devices and a "
+        r"device has 40, of which 36 can be filled; set resources.workers to 3 or more",
+        str(caught.value),
+    )
+    text = BILLIONS.replace("gpus_per_host: 1", "gpus_per_host: 1, device_memory: 1")
+    with pytest.raises(
+        SpecError, match=r"study.yaml:8:64: gatortron-3.9b/soft_prompt needs .* 64 devices of"
+    ):
+        plan_study(spec_of(tmp_path, text))
+    # A report, made elsewhere, has nothing to place.
+    plan = plan_study(spec_of(tmp_path, text), places=False)
+    assert [cell.placement for cell in plan.cells] == [None] * 6
+
+
+def test_the_study_says_how_many_devices_train_one_model(tmp_path):
+    plan = plan_study(spec_of(tmp_path, BILLIONS, ["resources.workers={min: 2, max: 8}"]))
+    assert [(c.placement.mode, c.placement.workers) for c in plan.cells[:2]] == [
+        ("group", (2, 8)),
+        ("lanes", (1, 1)),
+    ]
+    fewer = plan_study(spec_of(tmp_path, BILLIONS, ["resources.lanes_per_host=3"]))
+    assert fewer.cells[1].placement.lanes == 3
+
+
+def test_what_is_not_known_has_no_placement(tmp_path):
+    text = BILLIONS.replace("reader: n2c2-2018", "reader: brat")
+    plan = plan_study(spec_of(tmp_path, text))
+    assert {cell.placement for cell in plan.cells} == {None}
+    assert plan.to_json()["cells"][0]["placement"] is None
 
 
 def test_specs_and_plans_are_made_without_torch_ray_or_mlflow(tmp_path):

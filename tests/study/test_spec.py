@@ -108,6 +108,22 @@ mlflw: 3
         ("2.0e-2", "{log_uniform: [1e-3]}", "log_uniform wants [low, high], low above 0"),
         ("storage:", "training: {window: 48}\nstorage:", "overlap of 64 pieces is not below"),
         ("storage:", "training: {prompt_depth: deeep}\nstorage:", "is not one of 'input', 'deep'"),
+        ("storage:", "resources: {worker: 2}\nstorage:", "11:13: unknown field 'worker' in resources; "
+         "did you mean 'workers'?"),
+        ("storage:", "resources: {workers: many}\nstorage:", "11:22: workers: 'many' is not auto, a whole "
+         "number of 1 or more, or a mapping such as {min: 2, max: 8}"),
+        ("storage:", "resources: {workers: 0}\nstorage:", "11:22: workers: 0 is not auto, a whole number"),
+        ("storage:", "resources: {workers: [2, 8]}\nstorage:", "11:22: workers: a list is not auto"),
+        ("storage:", "resources: {workers: {mim: 2, max: 8}}\nstorage:", "11:23: unknown field 'mim' in "
+         "resources.workers; did you mean 'min'?"),
+        ("storage:", "resources: {workers: {min: 2}}\nstorage:", "resources.workers has no 'max'"),
+        ("storage:", "resources: {workers: {min: 4, max: 2}}\nstorage:", "11:23: workers: 4 devices at "
+         "least are more than 2 at most"),
+        ("storage:", "resources: {workers: {max: 2.5}}\nstorage:", "11:28: max: 2.5 is not a whole number"),
+        ("storage:", "resources: {device_memory: 0}\nstorage:", "11:28: device_memory: 0 is not a number "
+         "above 0"),
+        ("storage:", "resources: {device_memory: 80GB}\nstorage:", "device_memory: '80GB' is not a number"),
+        ("storage:", "resources: {device_memry: 80}\nstorage:", "did you mean 'device_memory'?"),
         ("storage:", "training: {loss_weights: [1, 1]}\nstorage:", "is not three numbers"),
         ("storage:", "questions: {Drugs: x}\nstorage:", "11:13: a question for 'Drugs', which is not"),
         ("storage:", "questions: {Drug: 3}\nstorage:", "11:19: Drug: 3 is not text"),
@@ -264,6 +280,15 @@ def test_an_empty_section_is_one_of_defaults(tmp_path):
     assert spec.folds.count == 5
     assert "fine_tune" in spec.strategies.named()
     assert spec_of(tmp_path, text).resources.cpus_per_host == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "least_and_most"),
+    [("auto", None), ("3", (3, 3)), ("{min: 2, max: 8}", (2, 8)), ("{max: 8}", (1, 8)), ("", None)],
+)
+def test_workers_are_left_to_memory_or_a_number_or_a_range(tmp_path, written, least_and_most):
+    found = spec_of(tmp_path, f"{STUDY}resources: {{workers: {written}}}\n").resources.workers
+    assert (None if found is None else (found.min, found.max)) == least_and_most
 
 
 def test_every_hyper_parameter_can_be_set_in_a_study_and_nothing_else():

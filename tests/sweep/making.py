@@ -188,7 +188,7 @@ class ScriptPool:
         (self.data.folder / name).touch()
         self.courses[fold_run.key] = _Course(fold_run, seen, begun_at)
 
-    def save(self, key: str) -> bytes | None:
+    def save(self, key: str) -> bytes:
         return str(self.courses[key].epoch).encode()
 
     def close(self, key: str) -> None:
@@ -221,7 +221,7 @@ class ScriptPool:
         return record
 
 
-def open_pool(backbone: Backbone, data: Script) -> ScriptPool:
+def open_pool(backbone: Backbone, data: Script, ranks: Any = None) -> ScriptPool:
     if data.unloadable:
         raise BackboneError("there are no weights here")
     return ScriptPool(data)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from raymrc.study.configuration import Backbone, FoldRun
 from raymrc.study.record import Epoch, Record
-from raymrc.sweep.board import DEATHS, Board, Order, Report
+from raymrc.sweep.board import DEATHS, SOLO, Board, Order, Report
 from raymrc.sweep.failures import failed_record
 from tests.sweep.making import fold_runs, make_plan, make_record
 
@@ -29,7 +28,7 @@ def on_another(run: FoldRun) -> FoldRun:
 
 
 def make_board(**terms: Any) -> Board:
-    return Board(**{"lanes": 4, "max_hosts": 2, **terms})
+    return Board(**{"lanes": 4, "max_devices": 2, **terms})
 
 
 def keys(order: Order) -> list[str]:
@@ -80,7 +79,7 @@ def test_a_host_keeps_to_its_backbone_while_there_is_work_for_it() -> None:
 
 
 def test_a_withdrawn_trial_is_closed_and_its_room_filled() -> None:
-    board, runs = make_board(lanes=3, max_hosts=1), frozen(2)
+    board, runs = make_board(lanes=3, max_devices=1), frozen(2)
     board.submit("t", runs[:3])
     board.submit("u", runs[3:])
     board.exchange("a", (), 0)
@@ -99,23 +98,22 @@ def test_a_trial_may_listen_before_its_work_is_handed_in() -> None:
 
 
 def test_what_does_not_fit_waits_until_a_lane_closes() -> None:
-    board, runs = make_board(lanes=3, max_hosts=1), frozen(1)
+    board, runs = make_board(lanes=3, max_devices=1), frozen(1)
     board.submit("t", runs)
     board.exchange("a", (), 0)
     assert not board.exchange("a", [Report(runs[2].key, refused=True)], 0)
     assert keys(board.exchange("a", [done(runs[0])], 0)) == [runs[2].key]
 
 
-def test_lanes_of_a_lost_host_go_on_where_they_were_saved(tmp_path: Path) -> None:
-    board, runs = make_board(folder=tmp_path), frozen(1)
+def test_lanes_of_a_lost_host_go_on_where_they_were_saved() -> None:
+    runs = frozen(1)
+    board = make_board(saved={runs[2].key: "c/000004"}, max_devices=1)
     board.submit("t", runs)
     board.exchange("a", (), 0)
-    board.exchange("a", [Report(runs[1].key, epoch=Epoch(1, 0.5, 0.1, 1.0), state=b"one")], 1)
+    board.exchange("a", [Report(runs[1].key, epoch=Epoch(1, 0.5, 0.1, 1.0), saved="b/000001")], 1)
     assert board.lost("a") == []
     order = board.exchange("b", (), 2)
-    assert order.open == ((runs[0], None), (runs[1], b"one"))
-    board.exchange("b", [done(run) for run in runs], 3)
-    assert list(tmp_path.iterdir()) == []
+    assert order.open == ((runs[0], None), (runs[1], "b/000001"), (runs[2], "c/000004"))
 
 
 def test_a_late_word_of_a_lost_host_is_not_heard() -> None:
@@ -130,7 +128,7 @@ def test_a_late_word_of_a_lost_host_is_not_heard() -> None:
 
 
 def test_a_suspect_is_tried_alone_and_then_given_up_and_its_neighbours_are_not() -> None:
-    board, runs = make_board(max_hosts=1), frozen(1)
+    board, runs = make_board(max_devices=1), frozen(1)
     board.submit("t", runs)
     bad = runs[1].key
     given_up: list[FoldRun] = []
@@ -155,7 +153,7 @@ def test_a_suspect_is_tried_alone_and_then_given_up_and_its_neighbours_are_not()
 
 
 def test_a_machine_that_goes_is_nobodys_fault() -> None:
-    board, runs = make_board(max_hosts=1), frozen(1)
+    board, runs = make_board(max_devices=1), frozen(1)
     board.submit("t", runs)
     for number in range(2 * DEATHS):
         assert len(board.exchange(f"h{number}", (), number).open) == 3
@@ -163,12 +161,12 @@ def test_a_machine_that_goes_is_nobodys_fault() -> None:
 
 
 def test_hosts_are_wanted_as_the_queue_is_long_and_leave_when_there_is_none() -> None:
-    board, runs = make_board(max_hosts=4, fill=2, idle_seconds=5.0), frozen(1)
-    assert board.num_wanted_hosts == 0
+    board, runs = make_board(max_devices=4, fill=2, idle_seconds=5.0), frozen(1)
+    assert board.wanted({})[SOLO] == 0
     board.submit("t", runs)
-    assert board.num_wanted_hosts == 2
+    assert board.wanted({})[SOLO] == 2
     board.submit("u", frozen(6)[3:])
-    assert board.num_wanted_hosts == 4
+    assert board.wanted({})[SOLO] == 4
     board.withdraw("u")
     board.exchange("a", (), 0)
     board.exchange("a", [done(run) for run in runs[:2]], 0)
@@ -178,9 +176,9 @@ def test_hosts_are_wanted_as_the_queue_is_long_and_leave_when_there_is_none() ->
 
 
 def test_each_that_trains_the_backbone_is_worth_a_host() -> None:
-    board = make_board(lanes=8, max_hosts=9, fill=8)
+    board = make_board(lanes=8, max_devices=9, fill=8)
     board.submit("t", [*trained(), *frozen(2)])
-    assert board.num_wanted_hosts == 4
+    assert board.wanted({})[SOLO] == 4
     for number in range(3):
         assert len(keys(board.exchange(f"h{number}", (), 0))) == 1
     assert len(keys(board.exchange("h3", (), 0))) == 6
@@ -196,21 +194,22 @@ def test_epochs_are_passed_on_no_more_often_than_the_driver_can_use() -> None:
     assert [r["epoch"] for r in board.collect("t")[0]] == [4, 8]
 
 
-def test_nothing_is_lost_or_doubled_whatever_happens(tmp_path: Path) -> None:
+def test_nothing_is_lost_or_doubled_whatever_happens() -> None:
     """Hosts that come, finish, refuse, die and fall silent in any order."""
     for seed in range(60):
         draw = random.Random(seed)
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        board = make_board(lanes=draw.randint(1, 4), max_hosts=3, folder=folder)
-        runs = [*frozen(3), *trained(), *(on_another(run) for run in frozen(1))]
+        grouped, size = trained(), draw.randint(2, 3)
+        crews = {grouped[0].configuration.cell: (1, size)} if draw.random() < 0.5 else {}
+        board = make_board(lanes=draw.randint(1, 4), max_devices=3, crews=crews)
+        runs = [*frozen(3), *grouped, *(on_another(run) for run in frozen(1))]
         draw.shuffle(runs)
         for number, cut in enumerate(range(0, len(runs), 4)):
             board.submit(f"t{number}", runs[cut : cut + 4])
         open_on: dict[str, dict[str, FoldRun]] = {}
         told: list[str] = []
         for now in range(2000):
-            name = draw.choice("abc")
+            name = draw.choice("abcg")
+            crew = crews.get(grouped[0].configuration.cell, SOLO) if name == "g" else SOLO
             held = open_on.setdefault(name, {})
             reports = []
             for key, run in list(held.items()):
@@ -219,19 +218,54 @@ def test_nothing_is_lost_or_doubled_whatever_happens(tmp_path: Path) -> None:
                     reports.append(done(run))
                     del held[key]
                 elif luck < 0.4:
-                    reports.append(Report(key, Epoch(1, 1.0, 0.0, 1.0), state=b"s"))
+                    reports.append(Report(key, Epoch(1, 1.0, 0.0, 1.0), saved=f"{key}/000001"))
             if draw.random() < 0.05:
                 board.fail(failed_record(run, "died") for run in board.lost(name))
                 del open_on[name]
                 continue
-            for run, _ in board.exchange(name, reports, now).open:
+            if held and draw.random() < 0.05:  # its machine will be taken away
+                board.release(name, reports, now)
+                del open_on[name]
+                continue
+            for run, saved in board.exchange(name, reports, now, crew).open:
+                assert saved in (None, f"{run.key}/000001")
+                assert crews.get(run.configuration.cell, SOLO) == crew
                 elsewhere = [h for h, keys in open_on.items() if run.key in keys]
                 assert not elsewhere, "one host at a time"
                 held[run.key] = run
             for number in range(-(-len(runs) // 4)):
                 told += [r["record"] for r in board.collect(f"t{number}")[0] if "record" in r]
-            if board.num_wanted_hosts == 0:
+            if len(told) == len(runs):
                 break
         found = [Record.from_json(text).key for text in told]
         assert sorted(found) == sorted(run.key for run in runs)
-        assert list(folder.iterdir()) == []
+
+
+def test_a_group_is_asked_for_where_it_has_room_and_keeps_nothing_from_others() -> None:
+    group = (2, 4)
+    runs, alone = frozen(1), trained()
+    board = make_board(max_devices=6, crews={alone[0].configuration.cell: group})
+    board.submit("t", alone)
+    assert board.wanted({}) == {group: 1}, (
+        "six devices, four for the first and none for half of one"
+    )
+    assert board.wanted({group: 1}) == {group: 1}
+    board.submit("u", runs)
+    assert board.wanted({group: 1}) == {group: 1, SOLO: 2}
+    assert board.wanted({SOLO: 3}) == {SOLO: 3}, "who is there stays; what is left is too little"
+    assert board.exchange("h", (), 0, SOLO).open[0][0].configuration.cell.strategy != "soft_prompt"
+    assert keys(board.exchange("g", (), 0, group)) == [alone[0].key], "one at a time"
+    assert not board.exchange("g", (), 1, group)
+    for now in range(1, 4):
+        board.exchange("h", [done(run) for run in runs], now)
+    assert not board.exchange("h", (), 4).leave
+    assert board.exchange("h", (), 20).leave, "what waits for a group is nothing to a host"
+
+
+def test_a_released_host_hands_over_what_it_had_saved_to_the_moment() -> None:
+    board, runs = make_board(), frozen(1)
+    board.submit("t", runs)
+    board.exchange("a", (), 0)
+    for _ in range(2 * DEATHS):
+        board.release("a", [Report(runs[0].key, saved="x/000009")], 1)
+        assert board.exchange("a", (), 2).open[0] == (runs[0], "x/000009")

@@ -220,7 +220,9 @@ def test_a_ledger_that_cannot_be_written_ends_the_study_with_its_sentence(
 
 
 def test_a_trial_that_wants_more_than_there_is_gets_a_sentence(cluster, tmp_path, script):
-    with pytest.raises(RaymrcError, match="a host wants 1 GPU, and there are 0"):
+    with pytest.raises(
+        RaymrcError, match="a host wants 1 CPU and 1 GPU of this cluster: there is room for 0"
+    ):
         run(make_plan(), tmp_path, script, resources=Resources(gpus_per_host=1.0))
 
 

@@ -18,8 +18,9 @@ import pytest
 
 from raymrc.study.ledger import Ledger
 from raymrc.study.record import Record
-from raymrc.sweep.board import DEATHS
+from raymrc.sweep.board import DEATHS, SOLO, Crew
 from raymrc.sweep.driver import Resources, run_study
+from raymrc.sweep.hosts import HostTerms, _Asked
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
 from tests.sweep.making import Script, actors, fold_runs, make_plan, make_record, open_pool
 
@@ -33,12 +34,19 @@ pytestmark = [
 ]
 
 
+TERMS = HostTerms(cpus=1, gpus=0, num_threads=1, save_seconds=5.0, storage="nowhere")
+
+
+def asked(name: str, ended: list[str] | None = None) -> _Asked:
+    return _Asked(SOLO, lambda: (ended if ended is not None else []).append(name))
+
+
 def test_hosts_that_cannot_start_are_not_started_for_ever(monkeypatch: Any) -> None:
     from ray.exceptions import ActorDiedError
 
-    from raymrc.sweep.hosts import STILLBORN, HostTerms, Reception
+    from raymrc.sweep.hosts import STILLBORN, Reception
 
-    reception = Reception({"lanes": 2, "max_hosts": 2}, open_pool, [], HostTerms(1, 0, 1, 5.0))
+    reception = Reception({"lanes": 2, "max_devices": 2}, open_pool, [], TERMS)
     monkeypatch.setattr(reception, "_scale", lambda: None)
     runs = fold_runs(make_plan([0.1], ["frozen_soft_prompt"]))
 
@@ -49,7 +57,7 @@ def test_hosts_that_cannot_start_are_not_started_for_ever(monkeypatch: Any) -> N
         await reception.submit("t", runs)
         await reception._watch("called-off", die())
         for number in range(STILLBORN):
-            reception._hosts[f"h{number}"] = None
+            reception._hosts[f"h{number}"] = asked(f"h{number}")
             await reception._watch(f"h{number}", die())
         return await reception.listen("t")
 
@@ -60,9 +68,9 @@ def test_hosts_that_cannot_start_are_not_started_for_ever(monkeypatch: Any) -> N
 
 
 def test_a_host_that_dies_while_it_waits_takes_no_work_with_it(monkeypatch: Any) -> None:
-    from raymrc.sweep.hosts import HostTerms, Reception
+    from raymrc.sweep.hosts import Reception
 
-    reception = Reception({"lanes": 4, "max_hosts": 1}, open_pool, [], HostTerms(1, 0, 1, 5.0))
+    reception = Reception({"lanes": 4, "max_devices": 1}, open_pool, [], TERMS)
     monkeypatch.setattr(reception, "_scale", lambda: None)
     runs = fold_runs(make_plan([0.1], ["frozen_soft_prompt"]))
 
@@ -70,15 +78,15 @@ def test_a_host_that_dies_while_it_waits_takes_no_work_with_it(monkeypatch: Any)
         pass
 
     async def study() -> list[str]:
-        reception._hosts["a"] = None
-        waiting = asyncio.create_task(reception.exchange("a", "node", ()))
+        reception._hosts["a"] = asked("a")
+        waiting = asyncio.create_task(reception.exchange("a", ("node",), ()))
         await asyncio.sleep(0.05)
         await reception._watch("a", end())
         await reception.submit("t", runs)
         order = await waiting
         assert order.leave and not order.open
-        reception._hosts["b"] = None
-        return [run.key for run, _ in (await reception.exchange("b", "node", ())).open]
+        reception._hosts["b"] = asked("b")
+        return [run.key for run, _ in (await reception.exchange("b", ("node",), ())).open]
 
     assert asyncio.run(study()) == [run.key for run in runs]
 
@@ -86,26 +94,26 @@ def test_a_host_that_dies_while_it_waits_takes_no_work_with_it(monkeypatch: Any)
 def test_a_host_that_has_not_started_is_called_off_only_where_work_stays_away(
     monkeypatch: Any,
 ) -> None:
-    from raymrc.sweep.hosts import HostTerms, Reception
+    from raymrc.sweep.hosts import Reception
 
-    board = {"lanes": 1, "max_hosts": 2, "idle_seconds": 0.2}
-    reception = Reception(board, open_pool, [], HostTerms(1, 0, 1, 5.0))
+    board = {"lanes": 1, "max_devices": 2, "idle_seconds": 0.2}
+    reception = Reception(board, open_pool, [], TERMS)
     started: list[str] = []
     called_off: list[Any] = []
 
-    def start() -> None:
+    def start(crew: Crew) -> None:
+        assert crew == SOLO
         started.append(f"h{len(started)}")
-        reception._hosts[started[-1]] = started[-1]
+        reception._hosts[started[-1]] = asked(started[-1], called_off)
 
     monkeypatch.setattr(reception, "_start", start)
-    monkeypatch.setattr("raymrc.sweep.hosts.ray.kill", called_off.append)
     one, two, three = (
         fold_runs(make_plan([rate], ["frozen_soft_prompt"])) for rate in (0.1, 0.2, 0.3)
     )
 
     async def study() -> None:
         await reception.submit("one", one)
-        await reception.exchange("h0", "node", ())  # the first has started, the second not yet
+        await reception.exchange("h0", ("node",), ())  # the first has started, the second not yet
         await reception.withdraw("one")
         await asyncio.sleep(0.1)
         await reception.submit("two", two)  # soon enough
@@ -196,7 +204,7 @@ def test_lanes_of_a_lost_machine_go_on_on_another_from_their_last_epoch(
 
     def lose_and_replace() -> None:
         until = time.monotonic() + 60
-        while len(list(tmp_path.glob(".sweep-*/lanes/*"))) < 6 and time.monotonic() < until:
+        while len(list(tmp_path.glob("saved/*/*"))) < 6 and time.monotonic() < until:
             time.sleep(0.05)
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
 

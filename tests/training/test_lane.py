@@ -56,9 +56,11 @@ def make_notes(count: int = 24, seed: int = 0) -> tuple[Note, ...]:
     return tuple(notes)
 
 
-def make_data(notes: tuple[Note, ...], *, validation_share: float = 0.2) -> StudyData:
+def make_data(
+    notes: tuple[Note, ...], num_folds: int = 3, *, validation_share: float = 0.2
+) -> StudyData:
     corpus = Corpus(notes, LABELS)
-    folds = make_folds(corpus, 3, seed=1, validation_share=validation_share)
+    folds = make_folds(corpus, num_folds, seed=1, validation_share=validation_share)
     return StudyData(corpus, folds, build_questions(LABELS, {}))
 
 

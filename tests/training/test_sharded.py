@@ -52,12 +52,12 @@ def train(
 
     Args:
         state: to go on from.
-        save_to: at the first epoch's end all of it is saved there, and nothing more is done.
+        save_to: all of it is saved there within the epoch after next, and nothing more is done.
     """
     pool.open(fold_run, state)
     lane = pool._seats[fold_run.key].lane
     losses: list[float] = []
-    learnt = lane.learnt
+    learnt, begun = lane.learnt, len(lane.epochs)
 
     def listen(batch: Any, loss: torch.Tensor) -> None:
         losses.append(float(loss))
@@ -66,17 +66,18 @@ def train(
     lane.learnt = listen  # type: ignore[method-assign]
     epochs, record, saved = [], None, None
     while len(pool) and len(losses) < steps and saved is None:
+        if save_to and len(lane.epochs) == begun + 1 and lane._learnt == 2:
+            assert isinstance(pool, ShardedPool)
+            saving = pool.start_saving(fold_run.key, save_to)
+            saving.wait()
+            assert saving.is_done
+            saved = saving.state
+            break
         for event in pool.step():
             if isinstance(event.what, Exception):
                 raise event.what
             if hasattr(event.what, "epoch"):
                 epochs.append([event.what.loss, event.what.validation_f1])
-                if save_to:
-                    assert isinstance(pool, ShardedPool)
-                    saving = pool.start_saving(fold_run.key, Path(save_to))
-                    saving.wait()
-                    assert saving.is_done
-                    saved = saving.state
             else:
                 record = {name: asdict(counts) for name, counts in event.what.notes.items()}
     pool.close(fold_run.key)
@@ -116,12 +117,12 @@ def be_rank(folder: Path, out: Path, cases: list[dict[str, Any]]) -> None:
     for number, case in enumerate(cases):
         fold_run = make_fold_run(folder / case["kind"], case["strategy"], **case["fields"])
         held = (case["kind"], case["checkpoints"])
+        cell = fold_run.configuration.cell
         if held not in pools:
-            backbone = fold_run.configuration.cell.backbone
-            loaded = load_sharded(backbone, ranks, checkpoints=case["checkpoints"])
-            pools[held] = ShardedPool(
-                loaded, make_data(make_notes()), ranks, checkpoints=case["checkpoints"]
-            )
+            loaded = load_sharded(cell.backbone, ranks)
+            recomputes = {cell} if case["checkpoints"] else ()
+            pools[held] = ShardedPool(loaded, make_data(make_notes()), ranks, recomputes=recomputes)
+        assert (cell in pools[held].recomputes) == case["checkpoints"]
         pools[held].pass_pieces = case["pass_pieces"]
         state = Path(case["state"]).read_bytes() if case["state"] else None
         found = train(pools[held], fold_run, case["steps"], state, case["save_to"])

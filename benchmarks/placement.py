@@ -1,0 +1,472 @@
+"""How near is the memory that placement reckons with to what training takes?
+
+    python -m benchmarks.placement [--quick] [--device cpu|cuda]
+
+A point is a backbone's shape under a strategy, with its window, batch, lanes, and whether layers recompute.
+Each is trained for two epochs in a process of its own, through the pools that hosts use: random weights,
+rows as long as the window, and heads that find answers everywhere, so that the match head sees as many
+pairs as it ever does. `ours` is |predicted - measured| / measured, and the goal is a bound on it.
+
+Measured is the most that torch's allocator had given out at once: on a GPU by its own account, on a CPU by a
+profile of every allocation. Two processes that share one model load it from a file, and the larger one counts.
+
+On a CPU malloc takes more from the system than it gives out: pools tell it to keep what is freed
+(`training.pool.keep_freed_memory`), and blocks of other sizes leave gaps. `resident_bytes` is by how much the
+process's private memory (RssAnon) grew when the same was run without a profile, sampled every 5 ms; a tiny
+model was trained before, so that libraries are loaded. Placement leaves room for it (`FILLED`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.common import json_line, read_options, start
+from benchmarks.sharded import Sampler, private_bytes
+from raymrc.corpora.note import Corpus, Note, Span
+from raymrc.corpora.splits import make_folds
+from raymrc.model.backbones import Loaded, write_weights
+from raymrc.model.encoder import Encoder, weight_names
+from raymrc.model.heads import SpanHeads
+from raymrc.model.precision import precision
+from raymrc.model.shapes import SHAPES, Shape
+from raymrc.model.strategies import STRATEGIES
+from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
+from raymrc.study.placement import PASS_PIECES, QUESTION_PIECES, peak_bytes, row_pieces
+from raymrc.training.batching import StudyData
+from raymrc.training.pool import Pool
+
+GOALS = {"cpu": 0.10, "cuda": 0.05}
+
+LABELS = ("Drug", "ADE", "Dosage", "Route")
+
+STEPS = 1
+"""Of an epoch, at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What is measured.
+
+    Args:
+        backbone: a name in `SHAPES`.
+        layers: the first so many; None: all.
+        devices: processes that share the model; 1: a pool of one device.
+    """
+
+    backbone: str
+    strategy: str
+    window: int
+    batch_size: int
+    layers: int | None = None
+    lanes: int = 1
+    devices: int = 1
+    checkpoints: bool = False
+    prompt_length: int = 16
+    prompt_depth: str = "deep"
+    first_layer: int = 0
+    match_width: int = 2048
+
+    @property
+    def case(self) -> str:
+        said = [self.backbone if self.layers is None else f"{self.backbone}-l{self.layers}"]
+        said += [self.strategy, f"{self.batch_size} x {self.window} pieces"]
+        if self.prompt_depth != "deep" or self.first_layer:
+            said.append(f"{self.prompt_depth} prompt from layer {self.first_layer}")
+        if self.devices > 1:
+            said.append(f"group of {self.devices}")
+        elif not self.trains_backbone:
+            said.append("1 lane" if self.lanes == 1 else f"{self.lanes} lanes")
+        if self.checkpoints:
+            said.append("recomputes")
+        return ", ".join(said)
+
+    @property
+    def recomputes(self) -> list[Cell]:
+        return [self.configuration().cell] if self.checkpoints else []
+
+    @property
+    def trains_backbone(self) -> bool:
+        return STRATEGIES[self.strategy].trains_backbone
+
+    @property
+    def shape(self) -> Shape:
+        return SHAPES[self.backbone].first(self.layers)
+
+    def configuration(self, number: int = 0) -> Configuration:
+        """Of one of its lanes. A rate of next to nothing: what is predicted stays as it was."""
+        asks = STRATEGIES[self.strategy].asks
+        return Configuration(
+            Cell("concepts", "made-up", Backbone("random", "random"), self.strategy),
+            learning_rate=1e-12, prompt_length=self.prompt_length if asks == "vectors" else 0,
+            prompt_depth=self.prompt_depth, first_layer=self.first_layer, epochs=2,
+            batch_size=self.batch_size, window=self.window, overlap=0,
+            match_width=self.match_width, seed=number,
+        )  # fmt: skip
+
+    def predicted(self, device: str) -> float:
+        """Bytes of one device."""
+        kind = "gpu" if device == "cuda" else "cpu"
+        configuration = self.configuration()
+        pieces = self.batch_size * row_pieces(configuration, self.shape)
+        mode = "group" if self.devices > 1 else "device" if self.trains_backbone else "lanes"
+        return peak_bytes(
+            configuration, self.shape, len(LABELS), kind, mode=mode, lanes=self.lanes,
+            devices=self.devices, checkpoints=self.checkpoints,
+            sharing=min(self.lanes, max(1, PASS_PIECES[kind] // pieces)),
+        )  # fmt: skip
+
+
+FROZEN, TRAINED = "frozen_soft_prompt", "soft_prompt"
+
+POINTS = (
+    Point("minilm", FROZEN, 384, 16),
+    Point("minilm", FROZEN, 62, 4, lanes=4),
+    Point("minilm", FROZEN, 62, 1, lanes=16),
+    Point("minilm", FROZEN, 126, 8, prompt_depth="input"),
+    Point("minilm", FROZEN, 254, 8, first_layer=3),
+    Point("bert-large", FROZEN, 126, 2, layers=8, lanes=4),
+    Point("bert-large", FROZEN, 384, 4, layers=8, match_width=512),
+    Point("minilm", "fine_tune", 384, 8),
+    Point("minilm", TRAINED, 126, 16),
+    Point("minilm", TRAINED, 126, 16, checkpoints=True),
+    Point("bert-large", "fine_tune", 126, 4, layers=12),
+    Point("gatortron-345m", "hard_prompt", 214, 4, layers=6),
+    Point("gatortron-345m", TRAINED, 384, 4, layers=8),
+    Point("gatortron-345m", TRAINED, 384, 4, layers=8, checkpoints=True),
+    Point("minilm", TRAINED, 126, 16, devices=2),
+    Point("bert-large", TRAINED, 126, 4, layers=12, devices=2),
+    Point("gatortron-345m", TRAINED, 384, 4, layers=8, devices=2, checkpoints=True),
+    Point("gatortron-345m", FROZEN, 254, 4, layers=8, devices=2),
+)
+
+QUICK = (
+    Point("minilm", FROZEN, 62, 4, lanes=4),
+    Point("minilm", TRAINED, 126, 8),
+    Point("minilm", TRAINED, 126, 8, checkpoints=True),
+    Point("minilm", TRAINED, 126, 8, devices=2),
+)
+
+ON_A_GPU = (
+    Point("minilm", FROZEN, 126, 16, lanes=8),
+    Point("bert-large", FROZEN, 384, 16),
+    Point("bert-large", FROZEN, 126, 4, lanes=32),
+    Point("bert-large", "fine_tune", 384, 16),
+    Point("bert-large", TRAINED, 384, 16),
+    Point("bert-large", TRAINED, 384, 16, checkpoints=True),
+    Point("bert-large", TRAINED, 126, 64),
+    Point("gatortron-345m", FROZEN, 510, 16, lanes=2),
+    Point("gatortron-345m", FROZEN, 254, 16, lanes=4, first_layer=12),
+    Point("gatortron-345m", "hard_prompt", 384, 16),
+    Point("gatortron-3.9b", FROZEN, 384, 16, layers=12, lanes=8),
+    Point("gatortron-3.9b", TRAINED, 384, 16, layers=12),
+    Point("gatortron-3.9b", TRAINED, 384, 16, layers=12, checkpoints=True),
+    Point("gatortron-8.9b", FROZEN, 384, 8, layers=24, lanes=4),
+)
+
+
+# --- what is trained on ---------------------------------------------------------------------------
+
+
+class PlainTokenizer:
+    """One piece a word, and nothing to load: what windows, rows and prompts ask of a tokenizer."""
+
+    is_fast = True
+    pad_token_id, cls_token_id, sep_token_id = 0, 1, 2
+    words = tuple(a + b for a in "bcdfghjklm" for b in ("ale", "ire", "ound", "ove", "un"))
+
+    def get_vocab(self) -> dict[str, int]:
+        return {word: 3 + number for number, word in enumerate(self.words)}
+
+    def __call__(self, text: str, **_: Any) -> dict[str, Any]:
+        ids, offsets, at, vocab = [], [], 0, self.get_vocab()
+        for word in text.split(" "):
+            ids.append(vocab[word])
+            offsets.append((at, at + len(word)))
+            at += len(word) + 1
+        return {"input_ids": ids, "offset_mapping": offsets}
+
+
+def make_data(point: Point) -> StudyData:
+    """Notes of one window each, enough of them for an epoch's steps; one is validated on, one scored."""
+    per_window = 1 if STRATEGIES[point.strategy].answers == "tags" else len(LABELS)
+    trained = max(1, -(-STEPS * point.batch_size // per_window))
+    draw = random.Random(0)
+    notes = []
+    for number in range(trained + 2):
+        words = draw.choices(PlainTokenizer.words, k=point.window)
+        spans = tuple(Span(f"T{i}", label, ((0, len(words[0])),)) for i, label in enumerate(LABELS))
+        notes.append(Note(f"n{number}", " ".join(words), spans, group=f"g{number}"))
+    corpus = Corpus(tuple(notes), LABELS)
+    folds = make_folds(corpus, len(notes), seed=1, validation_share=0.01)
+    question = " ".join(PlainTokenizer.words[: QUESTION_PIECES - 1])
+    return StudyData(corpus, folds, dict.fromkeys(LABELS, question))
+
+
+@dataclass(frozen=True)
+class RandomLoaded(Loaded):
+    """A backbone of random weights, which no file holds."""
+
+    def copy_to_train(self) -> Encoder:
+        weight = self.encoder.word.weight
+        if weight.dtype == torch.float32:
+            return super().copy_to_train()
+        return make_encoder(self.shape, weight.device, torch.float32)
+
+
+def make_encoder(
+    shape: Shape, device: torch.device | str, dtype: torch.dtype | None = None
+) -> Encoder:
+    """Random weights, made where they are to be; frozen, as a loaded encoder is."""
+    with torch.device("meta"):
+        encoder = Encoder(shape).to(dtype or precision(device))
+    encoder.to_empty(device=device)
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+        if isinstance(module, nn.Linear | nn.LayerNorm):
+            nn.init.zeros_(module.bias)
+    return encoder.requires_grad_(False).eval()
+
+
+def make_loaded(shape: Shape, device: torch.device | str) -> Loaded:
+    return RandomLoaded(
+        Backbone("random", "random"), make_encoder(shape, device), PlainTokenizer(), shape, ""
+    )
+
+
+def answers_everywhere(model: nn.Module) -> None:
+    """Every piece starts and ends an answer; nothing matches, so that none has to be read."""
+    heads = model.heads
+    if isinstance(heads, SpanHeads):
+        with torch.no_grad():
+            heads.start.bias.fill_(9.0)
+            heads.end.bias.fill_(9.0)
+            heads.match_out.bias.fill_(-9.0)
+
+
+def train(pool: Pool, point: Point) -> None:
+    """To the end of all lanes."""
+    for number in range(point.lanes):
+        run = FoldRun(point.configuration(number), 0, "", "", "", "")
+        pool.open(run)
+        answers_everywhere(pool._seats[run.key].lane.model)
+    while len(pool):
+        for event in pool.step():
+            if isinstance(event.what, Exception):
+                raise event.what
+
+
+# --- one process ----------------------------------------------------------------------------------
+
+
+def measure_here(run: Callable[[], None], device: str) -> dict[str, int]:
+    """Bytes that `run` takes at its fullest.
+
+    Returns:
+        "allocated" by torch; on a CPU also "resident", private memory of the process.
+    """
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return {"allocated": torch.cuda.max_memory_allocated() - before}
+    # What the warm-up has left free would be taken before memory that counts.
+    ctypes.CDLL(None).malloc_trim(0)
+    before = private_bytes()
+    sampler = Sampler()
+    sampler.start()
+    run()
+    resident = sampler.lap() - before
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    return {"allocated": most_allocated(profiled), "resident": resident}
+
+
+def most_allocated(profiled: profile) -> int:
+    """Bytes that a profile's allocations and releases came to, at most."""
+    with tempfile.TemporaryDirectory(prefix="raymrc-placement-") as folder:
+        trace = Path(folder) / "trace.json"
+        profiled.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    sizes = [
+        event["args"]["Bytes"]
+        for event in sorted(events, key=lambda event: event.get("ts", 0))
+        if event["name"] == "[memory]"
+    ]
+    return max(accumulate(sizes))
+
+
+def measure_alone(point: Point, device: str) -> dict[str, int]:
+    """Of a pool on one device."""
+    warm_up = small(point)
+    train(make_pool(warm_up, device, make_data(warm_up)), warm_up)
+    data = make_data(point)
+    return measure_here(lambda: train(make_pool(point, device, data), point), device)
+
+
+def small(point: Point) -> Point:
+    """The same on next to nothing, so that libraries are loaded and have what they want."""
+    return replace(
+        point, backbone="minilm", layers=1, window=8, batch_size=2, first_layer=0, match_width=8,
+        lanes=min(2, point.lanes),
+    )  # fmt: skip
+
+
+def make_pool(point: Point, device: str, data: StudyData) -> Pool:
+    return Pool(
+        make_loaded(point.shape, device), data, device,
+        memory_bytes=float("inf"), recomputes=point.recomputes,
+    )  # fmt: skip
+
+
+def measure_shared(point: Point, folder: Path) -> dict[str, int]:
+    """Of the process of a group that has most; every process of it calls this."""
+    import torch.distributed as dist
+
+    from raymrc.training import sharded
+
+    dist.init_process_group("gloo")
+    ranks = sharded.Ranks.of_group("cpu")
+    # No tokenizer lies beside these weights.
+    sharded.load_tokenizer = lambda folder: PlainTokenizer()
+
+    def run(point: Point, folder: Path, data: StudyData) -> None:
+        backbone = Backbone("random", str(folder))
+        loaded = sharded.load_sharded(backbone, ranks, trains=point.trains_backbone)
+        train(sharded.ShardedPool(loaded, data, ranks, recomputes=point.recomputes), point)
+
+    warm_up = small(point)
+    run(warm_up, folder / "warm-up", make_data(warm_up))
+    data = make_data(point)
+    dist.barrier()
+    found = measure_here(lambda: run(point, folder / "backbone", data), "cpu")
+    everyone = ranks.gather(found)
+    dist.destroy_process_group()
+    return {name: max(each[name] for each in everyone) for name in found}
+
+
+def write_checkpoint(folder: Path, shape: Shape) -> None:
+    """Random weights under Hugging Face's names."""
+    from benchmarks.throughput import hugging_face_config
+
+    parameters = dict(make_encoder(shape, "cpu").named_parameters())
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for ours, theirs in weight_names(shape):
+            yield from zip(theirs, parameters[ours].detach().chunk(len(theirs)), strict=True)
+
+    write_weights(folder, tensors())
+    hugging_face_config(shape).save_pretrained(folder)
+
+
+def be_one(number: int, is_quick: bool, device: str, folder: Path | None) -> None:
+    """A process of the measurement."""
+    point = points(is_quick, device)[number]
+    torch.set_num_threads(1 if point.devices > 1 else os.cpu_count() or 1)
+    torch.manual_seed(0)
+    found = measure_alone(point, device) if folder is None else measure_shared(point, folder)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(json.dumps(found))
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def points(is_quick: bool, device: str) -> tuple[Point, ...]:
+    if is_quick:
+        return QUICK
+    return POINTS if device == "cpu" else ON_A_GPU
+
+
+def measure(number: int, is_quick: bool, device: str) -> dict[str, int]:
+    """A point, by as many processes as it has; see `measure_here`."""
+    point = points(is_quick, device)[number]
+    command = [
+        sys.executable, "-m", "benchmarks.placement", "--point", str(number), "--device", device,
+        *(["--quick"] if is_quick else []),
+    ]  # fmt: skip
+    if point.devices == 1:
+        return _said([command], [{}])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="raymrc-placement-") as folder:
+        place = Path(folder)
+        write_checkpoint(place / "backbone", point.shape)
+        write_checkpoint(place / "warm-up", SHAPES["minilm"].first(1))
+        terms = [
+            {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(point.devices),
+                "LOCAL_RANK": str(rank),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            for rank in range(point.devices)
+        ]
+        return _said([[*command, "--folder", folder]] * point.devices, terms)
+
+
+def _said(commands: list[list[str]], terms: list[dict[str, str]]) -> dict[str, int]:
+    """What the first of these processes found."""
+    processes = [
+        subprocess.Popen(command, env=os.environ | own, stdout=subprocess.PIPE, text=True)
+        for command, own in zip(commands, terms, strict=True)
+    ]
+    said = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise RuntimeError(f"{' '.join(commands[0])} failed")
+    found: dict[str, int] = json.loads(said[0].splitlines()[-1])
+    return found
+
+
+def main() -> int:
+    if "--point" in sys.argv:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--point", type=int)
+        parser.add_argument("--device")
+        parser.add_argument("--quick", action="store_true")
+        parser.add_argument("--folder", type=Path)
+        given = parser.parse_args()
+        be_one(given.point, given.quick, given.device, given.folder)
+        return 0
+    options = read_options("placement", __doc__)
+    start(options)
+    goal = GOALS[options.device]
+    for number, point in enumerate(points(options.quick, options.device)):
+        found = measure(number, options.quick, options.device)
+        measured, predicted = found["allocated"], point.predicted(options.device)
+        error = abs(predicted - measured) / measured
+        json_line(
+            options, point.case, error, None, "relative error of the predicted memory",
+            goal / max(error, 1e-4), goal,
+            predicted_bytes=round(predicted), measured_bytes=measured,
+            resident_bytes=found.get("resident"),
+        )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

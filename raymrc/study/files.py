@@ -1,0 +1,210 @@
+"""Where a study keeps files: a folder, or an object store by its URL.
+
+Names are relative, and one write appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from raymrc.errors import LedgerError
+
+
+class Files(Protocol):
+    """Files below a folder or a URL. Names are relative, with '/' between folders.
+
+    Raises:
+        OSError: from every method, where the store refuses.
+    """
+
+    def place(self, name: str) -> str:
+        """The full path or URL, for messages."""
+        ...
+
+    def names(self, below: str = "") -> Iterator[str]:
+        """Every file below, or below one folder, in no order."""
+        ...
+
+    def exists(self, name: str) -> bool: ...
+
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError where there is none."""
+        ...
+
+    def write(self, name: str, content: bytes, *, replace: bool) -> None:
+        """All of it or nothing, whatever happens to this process; without `replace`, the first one stays."""
+        ...
+
+    def remove(self, name: str) -> None: ...
+
+    def remove_all(self, below: str) -> None:
+        """Every file below a folder, and the folder; nothing where there is none."""
+        ...
+
+    def try_to_write(self) -> None:
+        """Make the folder, write something and take it away again; leave nothing where that fails."""
+        ...
+
+
+class Folder:
+    """A folder of this machine, or of a network file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def place(self, name: str) -> str:
+        return str(self.root / name)
+
+    def names(self, below: str = "") -> Iterator[str]:
+        for folder, _, files in os.walk(self.root / below):
+            base = Path(folder).relative_to(self.root).as_posix()
+            for name in files:
+                yield name if base == "." else f"{base}/{name}"
+
+    def exists(self, name: str) -> bool:
+        return (self.root / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def write(self, name: str, content: bytes, *, replace: bool) -> None:
+        target = self.root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, so that the move cannot cross file systems.
+        descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=target.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if replace:
+                os.replace(temporary, target)
+            else:
+                _move_if_absent(temporary, target)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+        _sync_folder(target.parent)
+
+    def remove(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            (self.root / name).unlink()
+
+    def remove_all(self, below: str) -> None:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.root / below)
+
+    def try_to_write(self) -> None:
+        made = [p for p in (self.root, *self.root.parents) if not p.exists()]
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            descriptor, probe = tempfile.mkstemp(prefix=".", suffix=".part", dir=self.root)
+            os.close(descriptor)
+            os.unlink(probe)
+        except OSError:
+            for folder in made:  # innermost first
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
+
+
+def _move_if_absent(temporary: str, target: Path) -> None:
+    """A hard link is the one move that fails where the target is already there."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        if not target.exists():
+            os.replace(temporary, target)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The name survives a power cut too. Not every file system can; the content is safe anyway."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class ObjectStore:
+    """A store behind `pyarrow.fs`, such as S3 or GS, where one write appears whole or not at all."""
+
+    def __init__(self, filesystem: Any, root: str, url: str) -> None:
+        self.filesystem, self.root, self.url = filesystem, root.rstrip("/"), url.rstrip("/")
+
+    def place(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def names(self, below: str = "") -> Iterator[str]:
+        from pyarrow.fs import FileSelector, FileType
+
+        start = self._path(below) if below else self.root
+        selector = FileSelector(start, recursive=True, allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            if info.type == FileType.File:
+                yield info.path.removeprefix(self.root).lstrip("/")
+
+    def exists(self, name: str) -> bool:
+        from pyarrow.fs import FileType
+
+        return bool(self.filesystem.get_file_info(self._path(name)).type == FileType.File)
+
+    def read(self, name: str) -> bytes:
+        with self.filesystem.open_input_stream(self._path(name)) as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, content: bytes, *, replace: bool) -> None:
+        if not replace and self.exists(name):
+            return  # two writers at once both get here: the same fold-run, so either record will do
+        self.filesystem.create_dir(self._path(name).rsplit("/", 1)[0], recursive=True)
+        with self.filesystem.open_output_stream(self._path(name)) as stream:
+            stream.write(content)
+
+    def remove(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self.filesystem.delete_file(self._path(name))
+
+    def remove_all(self, below: str) -> None:
+        with suppress(FileNotFoundError):
+            self.filesystem.delete_dir(self._path(below))
+
+    def try_to_write(self) -> None:
+        self.write(".probe", b"", replace=True)
+        self.remove(".probe")
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+
+def open_files(storage: str, room: str) -> Files:
+    """The files of one room of a study, such as "ledger", below a folder or a URL.
+
+    Raises:
+        LedgerError: a URL that cannot be opened.
+    """
+    if "://" not in storage:
+        return Folder(Path(storage) / room)
+    if storage.startswith("file://"):
+        return Folder(Path(unquote(urlsplit(storage).path)) / room)
+    from pyarrow.fs import FileSystem
+
+    try:
+        filesystem, path = FileSystem.from_uri(storage.rstrip("/"))
+    except (OSError, ValueError) as error:
+        raise LedgerError(f"{storage}: cannot be opened as a store ({said(error)})") from None
+    return ObjectStore(filesystem, f"{path}/{room}", f"{storage.rstrip('/')}/{room}")
+
+
+def said(error: Exception) -> str:
+    """What the store or the system says, in a line."""
+    return getattr(error, "strerror", None) or str(error).split("\n")[0]

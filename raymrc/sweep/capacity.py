@@ -1,0 +1,123 @@
+"""What a cluster can have: what is there, what its autoscaler says, and what will be taken away.
+
+The autoscaler's state is read as its own tools read it, by a client that Ray does not call public; pinned by
+`tests/sweep/test_cluster.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from raymrc.errors import RaymrcError
+from raymrc.sweep.board import SOLO, Crew
+
+if TYPE_CHECKING:
+    from raymrc.sweep.hosts import HostTerms
+
+AUTOSCALER_SECONDS, FIXED_SECONDS = 10.0, 60.0
+"""After so long of waiting an autoscaler's verdict counts, and a cluster without one is not expected to
+get what it lacks."""
+
+
+def draining_nodes() -> set[str]:
+    """Ids of nodes that will be taken away, as after a spot instance's notice."""
+    return set(ray._private.state.state.get_draining_nodes() or ())
+
+
+def can_grow() -> bool:
+    """Whether an autoscaler is at work on the cluster that this process is connected to.
+
+    `ray up` and KubeRay give every node a type, from which the autoscaler makes more. On other
+    clusters one runs too, and only looks.
+    """
+    return _grows(_status())
+
+
+def _grows(status: Any) -> bool:
+    return any(node.ray_node_type_name for node in status.cluster_resource_state.node_states)
+
+
+def why_never(crews: Collection[Crew], terms: HostTerms, waited: float) -> str:
+    """Why hosts and groups of these crews that have waited so long will not ever start; "" while they may."""
+    if waited < AUTOSCALER_SECONDS:
+        return ""
+    status = _status()
+    asked = status.autoscaling_state
+    wanted = {name: float(amount) for name, amount in terms.resources.items()}
+    if _grows(status):
+        # The older of Ray's two autoscalers gives no verdict, and is waited for.
+        refused = [dict(r.resources_bundle) for r in asked.infeasible_resource_requests]
+        for gang in asked.infeasible_gang_resource_requests:
+            refused += [dict(r.resources_bundle) for r in _requests(gang)]
+        for constraint in asked.infeasible_cluster_resource_constraints:
+            refused += [dict(r.request.resources_bundle) for r in constraint.resource_requests]
+        if any(_is_like(bundle, wanted) for bundle in refused):
+            return _sentence(crews, terms, "which its autoscaler says it can never have")
+        return ""
+    if waited < FIXED_SECONDS:
+        return ""
+    totals = [dict(n.total_resources) for n in status.cluster_resource_state.node_states]
+    most = count_devices(totals, wanted)
+    if all(most < crew[0] for crew in crews):
+        return _sentence(crews, terms, f"there is room for {most}, and no autoscaler to add to it")
+    return ""
+
+
+def _requests(gang: Any) -> list[Any]:
+    return [*gang.requests, *(r for s in gang.bundle_selectors for r in s.resource_requests)]
+
+
+def _is_like(bundle: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
+    """The same devices; what else a bundle names are Ray's own marks."""
+    return all(bundle.get(name, 0.0) == wanted.get(name, 0.0) for name in ("CPU", "GPU"))
+
+
+def count_devices(nodes: Collection[Mapping[str, float]], wanted: Mapping[str, float]) -> int:
+    """How many hosts these nodes have room for. A host is on one node, so halves do not add up."""
+    return sum(
+        int(
+            min(
+                (node.get(n, 0.0) / amount + 1e-9 for n, amount in wanted.items() if amount),
+                default=1,
+            )
+        )
+        for node in nodes
+    )
+
+
+def check_crew(crew: Crew, terms: HostTerms, room: int) -> None:
+    """
+    Raises:
+        RaymrcError: a host or a group of this crew has no room, and there is no autoscaler to make some.
+    """
+    if room < crew[0]:
+        raise RaymrcError(_sentence({crew}, terms, f"there is room for {room}"))
+
+
+def _sentence(crews: Collection[Crew], terms: HostTerms, why: str) -> str:
+    least = min(crew[0] for crew in crews)
+    device = " and ".join(f"{amount:g} {name}" for name, amount in terms.resources.items())
+    if least > 1 or SOLO not in crews:
+        return (
+            f"a worker group wants at least {least} times {device} of this cluster: {why}; set "
+            "resources.workers to fewer, or give the cluster more (max_workers in cluster.yaml)"
+        )
+    return (
+        f"a host wants {device} of this cluster: {why}; set resources.cpus_per_host and "
+        "resources.gpus_per_host to less, or give the cluster more (max_workers in cluster.yaml)"
+    )
+
+
+def _status() -> Any:
+    from ray import _raylet
+    from ray.core.generated import autoscaler_pb2
+
+    raylet: Any = _raylet
+    messages: Any = autoscaler_pb2
+    client = raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
+    reply = messages.GetClusterStatusReply()
+    reply.ParseFromString(client.get_cluster_status(timeout_s=10))
+    return reply

@@ -1,0 +1,510 @@
+"""A cluster that grows when it is asked, shrinks again and loses nodes, on one machine.
+
+    python -m tests.sweep.rehearsal LOG           sixty fold-runs under six kills, told in a file
+    python -m tests.sweep.rehearsal drive FOLDER  the driver of such a study, which the others start
+
+Nodes are Ray's own processes that declare a GPU they do not have; Ray's autoscaler starts and ends them
+through the provider that Ray tests itself with. Training is real, of a tiny backbone on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from raymrc.study.configuration import Backbone
+from raymrc.study.ledger import Ledger
+from raymrc.study.placement import Placement
+from raymrc.study.plan import Plan
+from raymrc.study.record import Epoch, Event, Record
+from tests.paths import ROOT
+from tests.sweep.making import actors, make_plan
+
+HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
+"""The id that Ray's provider for such rehearsals expects of the head."""
+
+
+# --- the cluster -----------------------------------------------------------------------------------
+
+
+class Cloud:
+    """A head without devices, and an autoscaler that may add so many nodes of one GPU each."""
+
+    def __init__(self, folder: Path, max_nodes: int, idle_seconds: float = 12.0) -> None:
+        self.folder = folder
+        self.port = _free_port()
+        self.address = f"{_own_address()}:{self.port}"
+        gpu = {"resources": {"CPU": 1, "GPU": 1}, "node_config": {}, "min_workers": 0}
+        head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+        config = {
+            "cluster_name": "rehearsal",
+            "max_workers": max_nodes,
+            "idle_timeout_minutes": idle_seconds / 60,
+            "provider": {
+                "type": "external",
+                "module": "ray.autoscaler._private.fake_multi_node.node_provider."
+                "FakeMultiNodeProvider",
+                "launch_multiple": True,
+                "gcs_address": self.address,
+                "head_node_id": HEAD_ID,
+            },
+            "auth": {},
+            "available_node_types": {
+                "ray.head.default": head,
+                "gpu": {**gpu, "max_workers": max_nodes},
+            },
+            "head_node_type": "ray.head.default",
+            "head_start_ray_commands": [],
+            "worker_start_ray_commands": [],
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cluster.json").write_text(json.dumps(config))
+        # Ray puts sockets below it, whose paths may not be long.
+        self.session = tempfile.mkdtemp(prefix="rr-", dir="/tmp")
+
+    def start(self) -> None:
+        command = [
+            str(Path(sys.executable).parent / "ray"), "start", "--head", f"--port={self.port}",
+            "--num-cpus=0", f"--autoscaling-config={self.folder / 'cluster.json'}",
+            f"--temp-dir={self.session}", "--include-dashboard=true",
+            f"--dashboard-port={_free_port()}", "--object-store-memory=200000000",
+            f"--ray-client-server-port={_free_port()}",
+        ]  # fmt: skip
+        subprocess.run(
+            command, env=self.environment, check=True, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, timeout=90,
+        )  # fmt: skip
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of the head, and of all that connects to it."""
+        return os.environ | {
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+            "RAY_NODE_TYPE_NAME": "ray.head.default",
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def processes(self) -> list[psutil.Process]:
+        """All of this cluster, whoever started them."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if any(self.session in word or self.address in word for word in process.cmdline()):
+                    found.append(process)
+        return found
+
+    def nodes(self) -> dict[str, psutil.Process]:
+        """The raylet of every node that is up, by the node's id, without the head's."""
+        found = {}
+        for process in self.processes():
+            with suppress(psutil.Error):
+                if not process.name().startswith("raylet"):
+                    continue
+                node = process.environ().get("RAY_OVERRIDE_NODE_ID_FOR_TESTING", "")
+                if node and node != HEAD_ID and process.status() != psutil.STATUS_ZOMBIE:
+                    found[node] = process
+        return found
+
+    def warn(self, node: str, seconds: float) -> None:
+        """A spot instance's notice, as Ray's own agents on clouds hand it on."""
+        code = (
+            "import sys, time\n"
+            "from ray._raylet import GcsClient\n"
+            "from ray.core.generated import autoscaler_pb2 as messages\n"
+            "reason = messages.DrainNodeReason.Value('DRAIN_NODE_REASON_PREEMPTION')\n"
+            "deadline = int((time.time() + float(sys.argv[3])) * 1000)\n"
+            "accepted = GcsClient(address=sys.argv[1]).drain_node(\n"
+            "    sys.argv[2], reason, 'spot reclaim', deadline)\n"
+            "assert accepted[0], accepted\n"
+        )
+        subprocess.run(
+            [sys.executable, "-c", code, self.address, node, str(seconds)],
+            env=self.environment, check=True, timeout=60,
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        for _ in range(2):
+            for process in self.processes():
+                with suppress(psutil.Error):
+                    process.kill()
+            time.sleep(0.5)
+
+
+@contextmanager
+def cloud(folder: Path, max_nodes: int) -> Iterator[Cloud]:
+    made = Cloud(folder, max_nodes)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+def _free_port() -> int:
+    """Outside 10002 to 19999, which Ray keeps for its workers."""
+    while True:
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            port = int(listener.getsockname()[1])
+        if not 10002 <= port <= 19999:
+            return port
+
+
+def _own_address() -> str:
+    import ray
+
+    return str(ray.util.get_node_ip_address())
+
+
+# --- the study -------------------------------------------------------------------------------------
+
+
+def study_plan(backbone: Backbone, frozen: int, grouped: int, folds: int) -> Plan:
+    """So many frozen configurations, trained on hosts, and so many that train the backbone in groups
+    of two devices, or of one where there are no two."""
+    terms: dict[str, Any] = {
+        "prompt_length": 4, "match_width": 16, "epochs": 8, "batch_size": 4, "window": 20,
+        "overlap": 4, "dropout": 0.0,
+    }  # fmt: skip
+    rates = [0.01 * (1 + number) for number in range(frozen)]
+    hosts = make_plan(rates, ["frozen_soft_prompt"], backbone=backbone, folds=folds, **terms)
+    rates = [0.001 * (1 + number) for number in range(grouped)]
+    groups = make_plan(rates, ["soft_prompt"], backbone=backbone, folds=folds, **terms)
+    placed = replace(groups.cells[0], placement=Placement("group", (1, 2)))
+    return replace(hosts, cells=(*hosts.cells, placed))
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Opens pools that note down what is opened, and every epoch that is trained."""
+
+    folder: Path
+
+    def __call__(self, backbone: Backbone, data: Any, ranks: Any = None) -> Any:
+        from raymrc.training.trainer import Trainer
+
+        pool = Trainer().open_pool(backbone, data, ranks)
+        log = self.folder / f"{os.getpid()}-{time.monotonic_ns()}.log"
+        leads = ranks is None or ranks.rank == 0
+
+        def note(*words: object) -> None:
+            if leads:
+                with log.open("a") as file:
+                    print(time.time(), *words, file=file)
+
+        opened, stepped = pool.open, pool.step
+
+        def open_lane(fold_run: Any, state: bytes | None = None) -> None:
+            opened(fold_run, state)
+            lane = pool._seats[fold_run.key].lane
+            note("open", fold_run.key, len(lane.epochs), lane.steps)
+
+        def step() -> Sequence[Event]:
+            events: Sequence[Event] = stepped()
+            for event in events:
+                if isinstance(event.what, Epoch):
+                    note("epoch", event.key, event.what.epoch, 0)
+                    time.sleep(0.2)  # so that an epoch lasts long enough to be struck within
+            return events
+
+        pool.open, pool.step = open_lane, step
+        return pool
+
+
+@dataclass(frozen=True)
+class Course:
+    """What was trained of one fold-run, over all its lives.
+
+    Args:
+        begun: how often it was opened.
+        redone: epochs that were trained more than once, counted once for each time too many.
+        most_redone: after one loss.
+    """
+
+    begun: int
+    redone: int
+    most_redone: int
+
+
+def read_log(folder: Path) -> dict[str, Course]:
+    lines: list[tuple[float, str, str, int]] = []
+    for log in folder.glob("*.log"):
+        for line in log.read_text().splitlines():
+            at, what, key, epoch, _ = line.split()
+            lines.append((float(at), what, key, int(epoch)))
+    begun: Counter[str] = Counter()
+    redone: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+    reached: dict[str, int] = {}
+    for _, what, key, epoch in sorted(lines):
+        if what == "open":
+            begun[key] += 1
+            lost = max(0, reached.get(key, 0) - epoch)
+            redone[key] += lost
+            most[key] = max(most[key], lost)
+        else:
+            reached[key] = max(reached.get(key, 0), epoch)
+    return {key: Course(begun[key], redone[key], most[key]) for key in begun}
+
+
+def terms_of(folder: Path) -> dict[str, Any]:
+    terms: dict[str, Any] = json.loads((folder / "terms.json").read_text())
+    return terms
+
+
+def prepare(folder: Path, frozen: int, grouped: int, folds: int, workers: int = 2) -> Plan:
+    from tests.model.tiny import tiny_backbone, tiny_checkpoint
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log").mkdir()
+    backbone = tiny_backbone(tiny_checkpoint("bert", folder / "tiny"))
+    terms = {"frozen": frozen, "grouped": grouped, "folds": folds, "workers": workers}
+    (folder / "terms.json").write_text(json.dumps(terms))
+    return study_plan(backbone, frozen, grouped, folds)
+
+
+def drive(folder: Path) -> int:
+    """One driver of the study, in a process of its own; RAY_ADDRESS says where."""
+    from raymrc.errors import RaymrcError
+    from raymrc.sweep.driver import Resources, run_study
+    from tests.model.tiny import tiny_backbone
+    from tests.training.test_lane import make_data, make_notes
+
+    terms = terms_of(folder)
+    plan = study_plan(
+        tiny_backbone(folder / "tiny"), terms["frozen"], terms["grouped"], terms["folds"]
+    )
+    if terms["workers"] > 2:
+        wide = replace(plan.cells[1], placement=Placement("group", (terms["workers"],) * 2))
+        plan = replace(plan, cells=(wide,))
+    resources = Resources(gpus_per_host=1.0, lanes=3, save_seconds=0.0, device="cpu")
+    try:
+        outcome = run_study(
+            plan, Ledger(str(folder)), Logged(folder / "log"), make_data(make_notes(), terms["folds"]),
+            folder=folder, resources=resources,
+        )  # fmt: skip
+    except RaymrcError as error:
+        print(error, flush=True)
+        return 2
+    print(json.dumps([outcome.done, outcome.reused, outcome.failed]), flush=True)
+    return 0
+
+
+# --- under fire ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Strike:
+    """One kill, and what it hit."""
+
+    at: float
+    what: str
+    whom: str
+
+
+@dataclass
+class Battle:
+    """A study that is run to its end while all around it things are taken away.
+
+    Args:
+        strikes: of "host", "worker", "node", "reclaim" and "driver", in order.
+        every: fold-runs that are finished between two strikes.
+    """
+
+    cloud: Cloud
+    folder: Path
+    strikes: Sequence[str]
+    every: int
+    seed: int = 5
+    struck: list[Strike] = field(default_factory=list)
+    drivers: int = 0
+    most_nodes: int = 0
+    said: list[str] = field(default_factory=list)
+
+    def run(self, limit: float = 900.0) -> None:
+        draw = random.Random(self.seed)
+        began = time.monotonic()
+        waiting = list(self.strikes)
+        driver = self._start_driver()
+        watched = threading.Event()
+        watcher = threading.Thread(target=self._watch_nodes, args=(watched,), daemon=True)
+        watcher.start()
+        try:
+            while driver.poll() is None or waiting:
+                assert time.monotonic() - began < limit, "the study did not end in time"
+                if driver.poll() is not None:
+                    if not self.said or driver.returncode >= 0:
+                        break
+                due = self.every * (1 + len(self.strikes) - len(waiting))
+                if waiting and self.num_done() >= due:
+                    whom = self._strike(waiting[0], draw, driver)
+                    if whom:
+                        self.struck.append(Strike(time.monotonic() - began, waiting.pop(0), whom))
+                        if self.struck[-1].what == "driver":
+                            driver.wait()
+                            driver = self._start_driver()
+                time.sleep(0.1)
+            self.said.append(driver.communicate()[0])
+            assert driver.returncode == 0, self.said
+            assert not waiting, f"{waiting} found nothing to strike"
+        finally:
+            watched.set()
+            driver.kill()
+
+    def num_done(self) -> int:
+        return len(list((self.folder / "ledger").rglob("*.json")))
+
+    def _start_driver(self) -> subprocess.Popen[str]:
+        self.drivers += 1
+        environment = self.cloud.environment | {"RAY_ADDRESS": self.cloud.address}
+        for name in ("RAY_OVERRIDE_NODE_ID_FOR_TESTING", "RAY_CLOUD_INSTANCE_ID"):
+            environment.pop(name)
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.sweep.rehearsal", "drive", str(self.folder)],
+            env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+
+    def _watch_nodes(self, over: threading.Event) -> None:
+        while not over.wait(0.5):
+            self.most_nodes = max(self.most_nodes, len(self.cloud.nodes()))
+
+    def _strike(self, what: str, draw: random.Random, driver: subprocess.Popen[str]) -> str:
+        """What was hit; "" where there is nothing of its kind now."""
+        if what == "driver":
+            driver.send_signal(signal.SIGKILL)
+            return f"process {driver.pid}"
+        if what in ("host", "worker"):
+            found = actors("Host" if what == "host" else "RayTrainWorker")
+            if not found:
+                return ""
+            chosen = draw.choice(found)
+            with suppress(psutil.Error):
+                chosen.kill()
+            return f"process {chosen.pid}"
+        nodes = self.cloud.nodes()
+        if not nodes:
+            return ""
+        node = draw.choice(sorted(nodes))
+        if what == "reclaim":
+            self.cloud.warn(node, 10.0)
+            threading.Timer(10.0, lambda: _kill(nodes[node])).start()
+        else:
+            _kill(nodes[node])
+        return f"node {node[-6:]}"
+
+
+def _kill(process: psutil.Process) -> None:
+    """A machine that is switched off: the raylet and all that runs below it."""
+    with suppress(psutil.Error):
+        below = process.children(recursive=True)
+        process.kill()
+        for child in below:
+            with suppress(psutil.Error):
+                child.kill()
+
+
+def compare(plan: Plan, folder: Path, records: Sequence[Record]) -> list[str]:
+    """Fold-runs whose record is not what undisturbed training in one process comes to."""
+    from raymrc.model.backbones import load
+    from raymrc.training.trainer import train_fold_run
+    from tests.sweep.making import fold_runs
+    from tests.training.test_lane import make_data, make_notes
+
+    data = make_data(make_notes(), plan.folds)
+    loaded = load(plan.cells[0].cell.backbone)
+    by_key = {record.key: record for record in records}
+    differing = []
+    for run in fold_runs(plan):
+        mine, alone = by_key.get(run.key), train_fold_run(run, data, loaded)
+        same = (
+            mine is not None
+            and mine.status == "done"
+            and mine.tokens == alone.tokens
+            and len(mine.epochs) == len(alone.epochs)
+            and all(
+                abs(a.loss - b.loss) <= 1e-4 + 1e-3 * abs(b.loss)
+                for a, b in zip(mine.epochs, alone.epochs, strict=True)
+            )
+            and (run.configuration.cell.strategy == "soft_prompt" or mine.notes == alone.notes)
+        )
+        if not same:
+            differing.append(run.key)
+    return differing
+
+
+def wait_until(true: Callable[[], bool], seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if true():
+            return True
+        time.sleep(0.5)
+    return true()
+
+
+def main(place: Path) -> int:
+    """The recorded run."""
+    strikes = ["host", "worker", "node", "reclaim", "driver", "node"]
+    folder = Path(tempfile.mkdtemp(prefix="raymrc-rehearsal-"))
+    plan = prepare(folder / "study", frozen=8, grouped=4, folds=5)
+    began = time.monotonic()
+    with cloud(folder / "cloud", max_nodes=3) as made:
+        battle = Battle(made, folder / "study", strikes, every=8)
+        battle.run()
+        took = time.monotonic() - began
+        left = wait_until(lambda: not made.nodes(), 120)
+    records = Ledger(str(folder / "study")).records()
+    courses = read_log(folder / "study" / "log")
+    differing = compare(plan, folder / "study", records)
+    epochs = sum(len(record.epochs) for record in records)
+    again = {key: course for key, course in courses.items() if course.begun > 1}
+    lines = [
+        f"{plan.num_fold_runs} fold-runs, {epochs} epochs in the ledger, {took:.0f} s, "
+        f"at most {battle.most_nodes} nodes at once, {battle.drivers} drivers",
+        "",
+        "| after | struck | whom |",
+        "|---:|---|---|",
+        *(f"| {s.at:.0f} s | {s.what} | {s.whom} |" for s in battle.struck),
+        "",
+        f"records: {len(records)}, {sum(r.status == 'done' for r in records)} of them done, "
+        f"{len({r.key for r in records})} different keys",
+        f"records that undisturbed training does not give: {len(differing)}",
+        f"fold-runs that were begun more than once: {len(again)}",
+        f"epochs trained twice: {sum(c.redone for c in again.values())} "
+        f"({100 * sum(c.redone for c in again.values()) / max(1, epochs):.1f} % of all), "
+        f"at most {max((c.most_redone for c in again.values()), default=0)} of one fold-run by one loss",
+        f"nodes left two minutes after the end: {'none' if left else len(made.nodes())}",
+        f"what the last driver said (done now, found done, failed): {battle.said[-1].strip()}",
+    ]
+    place.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    return 0 if not differing and len(records) == plan.num_fold_runs else 1
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "drive":
+        sys.exit(drive(Path(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1])))
