@@ -7,13 +7,14 @@ Each is trained for two epochs in a process of its own, through the pools that h
 rows as long as the window, and heads that find answers everywhere, so that the match head sees as many
 pairs as it ever does. `ours` is |predicted - measured| / measured, and the goal is a bound on it.
 
-Measured is the most that torch's allocator had given out at once: on a GPU by its own account, on a CPU by a
-profile of every allocation. Two processes that share one model load it from a file, and the larger one counts.
+Measured is the most that was given out at once: on a GPU by torch's allocator, on a CPU by malloc (glibc's
+mallinfo2, read every millisecond), beyond what it was before the backbone was made. A tiny model was trained
+before, so that libraries are loaded. Two processes that share one model load it from a file, and the
+larger one counts.
 
 On a CPU malloc takes more from the system than it gives out: pools tell it to keep what is freed
 (`training.pool.keep_freed_memory`), and blocks of other sizes leave gaps. `resident_bytes` is by how much the
-process's private memory (RssAnon) grew when the same was run without a profile, sampled every 5 ms; a tiny
-model was trained before, so that libraries are loaded. Placement leaves room for it (`FILLED`).
+process's private memory (RssAnon) grew, gaps included. Placement leaves room for them (`FILLED`).
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import json_line, read_options, start
-from benchmarks.sharded import Sampler, private_bytes
+from benchmarks.sharded import private_bytes
 from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import make_folds
 from raymrc.model.backbones import Loaded, write_weights
@@ -121,8 +122,12 @@ class Point:
             match_width=self.match_width, seed=number,
         )  # fmt: skip
 
-    def predicted(self, device: str) -> float:
-        """Bytes of one device."""
+    def predicted(self, device: str, pass_pieces: int | None = None) -> float:
+        """Bytes of one device.
+
+        Args:
+            pass_pieces: padded pieces of a pass, at most; None: the pool's own.
+        """
         kind = "gpu" if device == "cuda" else "cpu"
         configuration = self.configuration()
         pieces = self.batch_size * row_pieces(configuration, self.shape)
@@ -130,7 +135,8 @@ class Point:
         return peak_bytes(
             configuration, self.shape, len(LABELS), kind, mode=mode, lanes=self.lanes,
             devices=self.devices, checkpoints=self.checkpoints,
-            sharing=min(self.lanes, max(1, PASS_PIECES[kind] // pieces)),
+            sharing=min(self.lanes, max(1, (pass_pieces or PASS_PIECES[kind]) // pieces)),
+            pass_pieces=pass_pieces,
         )  # fmt: skip
 
 
@@ -204,10 +210,10 @@ class PlainTokenizer:
         return {"input_ids": ids, "offset_mapping": offsets}
 
 
-def make_data(point: Point) -> StudyData:
+def make_data(point: Point, steps: int = STEPS) -> StudyData:
     """Notes of one window each, enough of them for an epoch's steps; one is validated on, one scored."""
     per_window = 1 if STRATEGIES[point.strategy].answers == "tags" else len(LABELS)
-    trained = max(1, -(-STEPS * point.batch_size // per_window))
+    trained = max(1, -(-steps * point.batch_size // per_window))
     draw = random.Random(0)
     notes = []
     for number in range(trained + 2):
@@ -283,7 +289,7 @@ def measure_here(run: Callable[[], None], device: str) -> dict[str, int]:
     """Bytes that `run` takes at its fullest.
 
     Returns:
-        "allocated" by torch; on a CPU also "resident", private memory of the process.
+        "allocated": given out by the allocator; on a CPU also "resident", private memory.
     """
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -292,30 +298,42 @@ def measure_here(run: Callable[[], None], device: str) -> dict[str, int]:
         run()
         return {"allocated": torch.cuda.max_memory_allocated() - before}
     # What the warm-up has left free would be taken before memory that counts.
+    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    before = private_bytes()
     sampler = Sampler()
+    before = sampler.read()
     sampler.start()
     run()
-    resident = sampler.lap() - before
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    return {"allocated": most_allocated(profiled), "resident": resident}
+    return {name: peak - before[name] for name, peak in sampler.peaks.items()}
 
 
-def most_allocated(profiled: profile) -> int:
-    """Bytes that a profile's allocations and releases came to, at most."""
-    with tempfile.TemporaryDirectory(prefix="raymrc-placement-") as folder:
-        trace = Path(folder) / "trace.json"
-        profiled.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    sizes = [
-        event["args"]["Bytes"]
-        for event in sorted(events, key=lambda event: event.get("ts", 0))
-        if event["name"] == "[memory]"
+class Sampler(threading.Thread):
+    """The most that malloc has given out, and the most private memory, of this process, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._in_use = ctypes.CDLL(None).mallinfo2
+        self._in_use.restype = MallocInfo
+        self.peaks = self.read()
+
+    def read(self) -> dict[str, int]:
+        found = self._in_use()
+        return {"allocated": found.uordblks + found.hblkhd, "resident": private_bytes()}
+
+    def run(self) -> None:
+        while True:
+            for name, size in self.read().items():
+                self.peaks[name] = max(self.peaks[name], size)
+            time.sleep(0.001)
+
+
+class MallocInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`: in use are `uordblks`, and `hblkhd` in blocks mapped by themselves."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
     ]
-    return max(accumulate(sizes))
 
 
 def measure_alone(point: Point, device: str) -> dict[str, int]:

@@ -194,7 +194,7 @@ def plan(study: Study, as_json: AsJson = False, changes: Changes = None) -> None
 @app.command()
 def run(study: Study, changes: Changes = None) -> None:
     """Train what the study's ledger lacks, and print who won."""
-    from raymrc.model.backbones import find, weights_fingerprint
+    from raymrc.model.backbones import check_weights, find, weights_fingerprint
     from raymrc.reading.questions import build_questions
     from raymrc.study.ledger import Ledger
     from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
@@ -210,6 +210,8 @@ def run(study: Study, changes: Changes = None) -> None:
     # Seconds of imports, which no mistake above should have to wait for.
     from raymrc.training.trainer import Trainer, check_questions_fit
 
+    for backbone in backbones:
+        check_weights(backbone)
     questions = build_questions(corpus.labels, spec.questions)
     check_questions_fit(planned, corpus.labels, questions)
     ledger = Ledger(spec.storage)
@@ -256,6 +258,7 @@ def run(study: Study, changes: Changes = None) -> None:
                 spec.resources.gpus_per_host,
                 spec.resources.max_hosts,
                 spec.resources.lanes_per_host,
+                together=spec.resources.same_machine,
             ),
             on_record=recorder.record,
             on_progress=show,
@@ -280,7 +283,7 @@ def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
 
     spec = _load(study, changes)
     records, unreadable = _read_ledger(spec)
-    planned = plan_study(spec, _corpus_at_hand(spec), _weights_at_hand(spec))
+    planned = plan_study(spec, _corpus_at_hand(spec), _weights_at_hand(spec), places=False)
     summaries = _summarise(spec, planned, records)
     if as_json:
         _answer_json(to_json(summaries))
@@ -305,7 +308,7 @@ def sync(study: Study, changes: Changes = None) -> None:
     if not records:
         _say(f"the ledger in {spec.storage} holds no fold-run yet; 'raymrc run' comes first")
         raise typer.Exit(MUST_CHANGE if unreadable else DONE)
-    planned = plan_study(spec, _corpus_at_hand(spec))
+    planned = plan_study(spec, _corpus_at_hand(spec), places=False)
     written = catch_up(records, spec.tracking_uri, spec.experiment, planned.holds)
     _say(f"{written} MLflow runs written or changed, of {len(records)} fold-runs in the ledger")
     _say(how_to_look(spec.tracking_uri, spec.experiment))

@@ -140,9 +140,27 @@ def test_a_backbone_without_weights_is_named(place):
     assert "backbone" in sentence and "has no weights" in sentence
 
 
+def test_weights_that_are_cut_off_or_of_another_shape_are_named_before_ray_starts(place):
+    tiny_checkpoint("bert", place / "backbone")
+    config = place / "backbone" / "config.json"
+    whole = config.read_text()
+    config.write_text(json.dumps(json.loads(whole) | {"intermediate_size": 40}))
+    sentence = one_sentence(place, "run", "study.yaml")
+    assert sentence.startswith("backbone folder backbone: ") and "does not fit the" in sentence
+    config.write_text(whole)
+    weights = place / "backbone" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "not a readable safetensors file" in one_sentence(place, "run", "study.yaml")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    weights.rename(place / "backbone" / "model-00002-of-00002.safetensors")
+    (place / "backbone" / "model.safetensors.index.json").write_text(json.dumps(index))
+    sentence = one_sentence(place, "run", "study.yaml")
+    assert "its shard model-00001-of-00002.safetensors is missing" in sentence
+
+
 def test_a_storage_that_cannot_be_written_is_named(place):
     (place / "runs").write_text("a file where a folder is wanted")
-    (place / "backbone" / "model.safetensors").write_bytes(b"")
+    tiny_checkpoint("bert", place / "backbone")
     assert "cannot be written to" in one_sentence(place, "run", "study.yaml")
 
 
@@ -151,7 +169,7 @@ def test_a_ledger_record_cut_in_half_is_named_and_left_as_it_is(place):
     record = place / "runs" / "tiny" / "ledger" / "ab" / f"{key}.json"
     record.parent.mkdir(parents=True)
     record.write_text(f'{{"adapter_bytes": 1234, "key": "{key[:20]}')
-    (place / "backbone" / "model.safetensors").write_bytes(b"")
+    tiny_checkpoint("bert", place / "backbone")
     sentence = one_sentence(place, "run", "study.yaml")
     assert f"{key}.json: is not a whole record" in sentence and "remove it" in sentence
     run = raymrc("report", "study.yaml", "--json", folder=place)

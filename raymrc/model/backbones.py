@@ -247,6 +247,34 @@ def load(
     return Loaded(backbone, encoder, load_tokenizer(folder), shape, weights_fingerprint(folder))
 
 
+def check_weights(backbone: Backbone) -> None:
+    """Whether a checkpoint is whole and fits its config, by its files' headers; reads no weights. An older
+    checkpoint has none, and is looked at when it is loaded.
+
+    Raises:
+        BackboneError: see `load`.
+    """
+    import torch
+
+    from raymrc.model.encoder import Encoder, check_shapes, stored_names
+
+    folder = find(backbone)
+    files = weight_files(folder)
+    if any(file.suffix != ".safetensors" for file in files):
+        return
+    shape = read_shape(folder, backbone.layers)
+    weights = Weights(files)
+    with torch.device("meta"):
+        encoder = Encoder(shape)
+    try:
+        stored = stored_names(shape, weights.names)
+        for name, parameter in encoder.named_parameters():
+            shapes = [weights.shape(part) for part in stored[name]]
+            check_shapes(name, stored[name], shapes, parameter.shape)
+    except BackboneError as error:
+        raise BackboneError(f"backbone folder {folder}: {error}") from None
+
+
 class Weights:
     """A checkpoint's tensors by name. Of safetensors no more is read than is asked for; an older
     checkpoint is read whole.

@@ -235,17 +235,6 @@ class _Way:
             return max(size, self.pass_pieces / self.row)
         return size * self.sharing
 
-    @property
-    def num_layer_weights(self) -> int:
-        """Numbers of one layer."""
-        return self.shape.layer_parameters
-
-    @property
-    def num_other_weights(self) -> int:
-        """Of the backbone, outside its layers."""
-        shape = self.shape
-        return shape.num_parameters - shape.num_layers * shape.layer_parameters
-
     # --- what stays -------------------------------------------------------------------------------
 
     def kept_bytes(self) -> float:
@@ -271,8 +260,9 @@ class _Way:
         """Of one training pass, at the worst of its moments.
 
         It fills up layer by layer, then the heads come on top, then what layers kept is let go
-        as fast as gradients take its place: so a moment at which both are half there is never the
-        worst one.
+        while gradients take its place, evenly: so a moment at which both are half there is never
+        the worst one. The moments: the last layer is run; heads have answered; the last layer's gradient
+        is taken; the first layer's; all are there.
         """
         configuration, shape = self.configuration, self.shape
         hidden, ffn = shape.hidden, shape.ffn
@@ -302,29 +292,27 @@ class _Way:
         again = kept if self.checkpoints else 0.0
         # The prompts of all rows, for all layers; stacked lanes make them twice.
         prompts = positions * 2 * prompted * hidden * 4 * (2 if self.sharing > 1 else 1)
-        casts = self._cast_bytes()
         edge = self.summed_in * passing * hidden * (2 if self.trains_backbone else 1)
         top = pieces * hidden * 4 * (4 if is_dropped else 2)
-        heads = self._head_bytes(rows)
-        gradients, put_together = self._gradient_bytes(), self._group_bytes()
-
-        through = activations + edge + casts + prompts + passing * (ffn * c + 2 * hidden * c)
+        wide = passing * (ffn + 2 * hidden) * c
         # A layer that computes again keeps its prompt for it.
         waiting = prompts if self.checkpoints else 0.0
-        answered = activations + edge + self._saved_casts() + waiting + top + heads
-        turned = (
-            activations + edge + self._saved_casts() + waiting + top + again
-            + passing * (ffn + 2 * hidden) * c
-        )  # fmt: skip
         # Each layer's part of the joined keys' gradient is kept for the prompt's.
         joined = (pieces + positions if c == 4 else 2 * positions) * 2 * hidden * c * prompted
         if not deep:
             joined = 0.0
-        back = (
-            gradients + joined + edge + waiting + positions * 2 * prompted * hidden * 4
-            + (kept + passing * (ffn + hidden) * c if self.trains_backbone else 0.0)
-        )  # fmt: skip
-        return self._stack_bytes() + put_together + max(through, answered, turned, back)
+        filled = activations + edge
+        casts = self._cast_bytes()
+        saved = waiting + (0.0 if self.checkpoints else casts)
+        last = kept + passing * (ffn + hidden) * c if self.trains_backbone else 0.0
+        parts, gradients = self._parts_bytes(), self._gradient_bytes()
+        return self._stack_bytes() + max(
+            filled + casts + prompts + wide + parts.forward,
+            filled + saved + top + self._head_bytes(rows),
+            filled + saved + top + max(again + wide + parts.turning, parts.gathering),
+            gradients + joined + edge + waiting + prompts + last + parts.backward,
+            gradients + parts.ending,
+        )
 
     def asking_bytes(self) -> float:
         """Of one pass that asks for answers; nothing is kept in it."""
@@ -342,7 +330,8 @@ class _Way:
         if self._has_pairs:
             pairs = min(PAIRS_AT_ONCE, rows * self.row * (self.row + 1) / 2)
             heads = pair_bytes(pairs, configuration.match_width, asks=True)
-        return self._cast_bytes() + self._group_bytes(trains=False) + prompts + max(layer, heads)
+        layers = self._cast_bytes() + self._parts_bytes().forward + prompts + layer
+        return max(layers, heads)
 
     # --- parts of it ------------------------------------------------------------------------------
 
@@ -383,21 +372,37 @@ class _Way:
         """Trained weights once more, in what a GPU computes in."""
         if self.kind == "cpu" or not self.trains_backbone or self.mode == "group":
             return 0.0
-        return 2.0 * self.shape.num_layers * self.num_layer_weights
+        return 2.0 * self.shape.num_layers * self.shape.layer_parameters
 
-    def _saved_casts(self) -> float:
-        return 0.0 if self.checkpoints else self._cast_bytes()
+    def _parts_bytes(self) -> _Parts:
+        """Weights of a group's model that are put together, and their gradients before they are cut.
 
-    def _group_bytes(self, trains: bool = True) -> float:
-        """Weights of a group's model that are put together at once, and their gradients."""
+        While a layer is computed the embeddings are there, it and the one before (or, going back,
+        the next); then its gradients, and the sum of another layer's that is on its way.
+        """
         if self.mode != "group":
-            return 0.0
+            return _Parts()
+        layer = self.shape.layer_parameters
+        rest = self.shape.num_parameters - self.shape.num_layers * layer
         c = self.computed_in
-        layer, rest = self.num_layer_weights, self.num_other_weights
-        together = c * (rest + 2 * layer)
-        if trains and self.trains_backbone:
-            together += (c + 4) * max(layer, rest)
-        return float(together)
+        both = float(c * (rest + 2 * layer))
+        if not self.trains_backbone:
+            return _Parts(both, 2 * c * (rest + layer), both, both, 0.0)
+        return _Parts(
+            both, 2 * c * (rest + layer), both + c * layer, both + (c + 4) * layer,
+            2.0 * c * rest + 4 * layer,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Bytes of what is put together of a group's model, by moment."""
+
+    forward: float = 0.0
+    gathering: float = 0.0
+    turning: float = 0.0
+    backward: float = 0.0
+    ending: float = 0.0
 
 
 def row_pieces(configuration: Configuration, shape: Shape) -> int:

@@ -45,6 +45,7 @@ from raymrc.study.values import (
     storage_place,
     text,
     three_weights,
+    truth,
     whole,
     word,
 )
@@ -372,6 +373,9 @@ class Resources(_Section):
     device_memory: Annotated[float | None, checked(or_none(number(above=0)))] = None
     """GiB of one device. Where not given: 80 on GPUs, and on CPUs a host's share of 0.8 of this machine's
     memory."""
+    same_machine: Annotated[bool, checked(truth)] = False
+    """Whether the devices of a worker group have to be of one machine: faster by far where its GPUs are
+    wired to each other. Where no machine can have so many, the run says so."""
 
 
 class Prices(_Section):

@@ -177,7 +177,14 @@ def _read_weights(value: Any) -> tuple[float, float, float]:
     return weights
 
 
+def _read_truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise Wrong(f"{show(value)} is not true or false")
+    return value
+
+
 folder = Leaf(_read_folder)
+truth = Leaf(_read_truth)
 storage_place = Leaf(_read_storage)
 three_weights = Leaf(_read_weights, is_list=True)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raymrc.errors import RaymrcError
-from raymrc.sweep.board import SOLO, Crew
+from raymrc.sweep.board import Crew
 
 if TYPE_CHECKING:
     from raymrc.sweep.hosts import HostTerms
@@ -40,30 +40,33 @@ def _grows(status: Any) -> bool:
     return any(node.ray_node_type_name for node in status.cluster_resource_state.node_states)
 
 
-def why_never(crews: Collection[Crew], terms: HostTerms, waited: float) -> str:
-    """Why hosts and groups of these crews that have waited so long will not ever start; "" while they may."""
+def why_never(least: int, terms: HostTerms, waited: float) -> str:
+    """Why a host or a group, of a kind that has never started, will not; "" while it may.
+
+    Args:
+        least: devices that it is of.
+        waited: seconds that it has been asked for.
+    """
     if waited < AUTOSCALER_SECONDS:
         return ""
     status = _status()
     asked = status.autoscaling_state
     wanted = {name: float(amount) for name, amount in terms.resources.items()}
+    totals = [dict(n.total_resources) for n in status.cluster_resource_state.node_states]
+    room = count_devices(totals, wanted)
+    if room >= least:
+        return ""  # others have it now
     if _grows(status):
         # The older of Ray's two autoscalers gives no verdict, and is waited for.
         refused = [dict(r.resources_bundle) for r in asked.infeasible_resource_requests]
         for gang in asked.infeasible_gang_resource_requests:
             refused += [dict(r.resources_bundle) for r in _requests(gang)]
-        for constraint in asked.infeasible_cluster_resource_constraints:
-            refused += [dict(r.request.resources_bundle) for r in constraint.resource_requests]
         if any(_is_like(bundle, wanted) for bundle in refused):
-            return _sentence(crews, terms, "which its autoscaler says it can never have")
+            return _sentence(least, terms, "which its autoscaler says it can never have")
         return ""
     if waited < FIXED_SECONDS:
         return ""
-    totals = [dict(n.total_resources) for n in status.cluster_resource_state.node_states]
-    most = count_devices(totals, wanted)
-    if all(most < crew[0] for crew in crews):
-        return _sentence(crews, terms, f"there is room for {most}, and no autoscaler to add to it")
-    return ""
+    return _sentence(least, terms, f"there is room for {room}, and no autoscaler to add to it")
 
 
 def _requests(gang: Any) -> list[Any]:
@@ -94,13 +97,12 @@ def check_crew(crew: Crew, terms: HostTerms, room: int) -> None:
         RaymrcError: a host or a group of this crew has no room, and there is no autoscaler to make some.
     """
     if room < crew[0]:
-        raise RaymrcError(_sentence({crew}, terms, f"there is room for {room}"))
+        raise RaymrcError(_sentence(crew[0], terms, f"there is room for {room}"))
 
 
-def _sentence(crews: Collection[Crew], terms: HostTerms, why: str) -> str:
-    least = min(crew[0] for crew in crews)
+def _sentence(least: int, terms: HostTerms, why: str) -> str:
     device = " and ".join(f"{amount:g} {name}" for name, amount in terms.resources.items())
-    if least > 1 or SOLO not in crews:
+    if least > 1:
         return (
             f"a worker group wants at least {least} times {device} of this cluster: {why}; set "
             "resources.workers to fewer, or give the cluster more (max_workers in cluster.yaml)"

@@ -15,11 +15,12 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
@@ -31,6 +32,7 @@ from raymrc.model.strategies import STRATEGIES
 from raymrc.study.configuration import Configuration, FoldRun
 from raymrc.study.files import Files, open_files, said
 from raymrc.study.ledger import Ledger
+from raymrc.study.placement import LANES
 from raymrc.study.plan import CellPlan, Plan
 from raymrc.study.record import Record
 from raymrc.study.verdict import count_reasons
@@ -52,10 +54,6 @@ from raymrc.sweep.trial import run_trial
 
 DEATHS = 2
 """So many trials' processes may die under one fold-run before it counts as failed."""
-
-LANES = {"cpu": 4, "gpu": 32}
-"""Open on one host at once where the study does not say. A core gains little from more: see
-docs/performance.md."""
 
 FILL = {"cpu": 1, "gpu": 8}
 """Fold-runs that are worth one more host: a core has nothing better to do, a GPU costs money."""
@@ -84,10 +82,11 @@ class Resources:
 
     Args:
         max_hosts: at most so many devices at once; None for as many as fit.
-        lanes: frozen fold-runs on one host at once, at most; None: see `LANES`.
+        lanes: frozen fold-runs on one host at once, at most; None: see `placement.LANES`.
         save_seconds: an epoch's end within so long of the last one is not saved; what is lost with
             a host is an epoch or this, whichever is longer.
         device: what torch computes on; None: "cuda" where a host has a GPU.
+        patience_seconds, together: of worker groups; see `hosts.HostTerms`.
     """
 
     cpus_per_host: float = 1.0
@@ -96,6 +95,8 @@ class Resources:
     lanes: int | None = None
     save_seconds: float = 5.0
     device: str | None = None
+    patience_seconds: float = 60.0
+    together: bool = False
 
     @property
     def kind(self) -> str:
@@ -163,7 +164,9 @@ def run_study(
     saved = _Saved(ledger.storage)
     study = _Study(plan, ledger, records, on_record, on_progress, saved)
     if study.has_work:
-        with _catch_interrupt(study.stop), _workplace(folder) as workplace:
+        # Ray says on stdout, unasked, what its machines are at; stdout is for answers.
+        quiet = redirect_stdout(sys.stderr)
+        with quiet, _catch_interrupt(study.stop), _workplace(folder) as workplace:
             _run_tune(study, open_pool, data, resources or Resources(), scheduler, workplace)
     study.show(now=True)
     if study.error is not None:
@@ -530,6 +533,8 @@ def _run_tune(
         device=resources.device or ("cuda" if resources.gpus_per_host else "cpu"),
         folder=str(Path.cwd()),
         scratch=str(workplace),
+        patience_seconds=resources.patience_seconds,
+        together=resources.together,
     )
     with _cluster(resources, workplace) as is_ours, study.saved.marker() as marker:
         crews = {plan.cell: _crew(plan) for plan in study.plan.cells}
@@ -551,7 +556,7 @@ def _run_tune(
         )
         # Enough trials that hosts find work, and one more. That one is not to have a process: it takes
         # over the next that gets free, where Tune would end two that get free at once.
-        most = min(MOST_TRIALS, math.ceil(slots * lanes / study.plan.folds) + 1)
+        most = min(MOST_TRIALS, math.ceil(max_devices * lanes / study.plan.folds) + 1)
         running = most - 1 if is_ours else 2 * MOST_TRIALS  # on a cluster that others use too
         share = math.floor(1e4 / running) / 1e4  # Ray counts in such steps
         try:

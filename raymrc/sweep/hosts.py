@@ -26,7 +26,7 @@ from raymrc.study.configuration import Backbone, FoldRun
 from raymrc.study.files import open_files
 from raymrc.study.record import Epoch, Event, Record
 from raymrc.sweep.board import SOLO, Board, Crew, Order, Report
-from raymrc.sweep.capacity import draining_nodes, why_never
+from raymrc.sweep.capacity import count_devices, draining_nodes, why_never
 from raymrc.sweep.failures import explain, failed_record
 
 SLICE_SECONDS = 0.5
@@ -43,6 +43,12 @@ SAVING_SHARE = 0.05
 
 SURVEY_SECONDS = 1.0
 """So often it is looked which machines will be taken away, and whether what waits can ever start."""
+
+REFUSALS = 5
+"""So many surveys in a row have to find that what waits can never start; one may come in a bad moment."""
+
+MOST_WAITING_GROUPS = 2
+"""So many groups of a size are asked for at once; the next when one has started."""
 
 SAVED = "saved"
 """The room of a study's storage where lanes are saved, each below its key."""
@@ -82,6 +88,8 @@ class HostTerms:
         device: "cpu" or "cuda", of worker groups.
         folder: that the driver runs in; paths of a study are relative to it.
         scratch: a folder on the driver's machine for what Ray Train writes.
+        patience_seconds: a group that has waited so long for all its devices starts with fewer.
+        together: a group's devices have to be of one machine.
     """
 
     cpus: float
@@ -93,6 +101,8 @@ class HostTerms:
     device: str = "cpu"
     folder: str = "."
     scratch: str = ""
+    patience_seconds: float = 60.0
+    together: bool = False
 
     @property
     def resources(self) -> dict[str, float]:
@@ -286,14 +296,14 @@ class _Asked:
     Args:
         end: ends it, whatever it is at.
         nodes: where it is; none until it has said a word.
-        life: which of the lives of a group, whose processes are started again where one is lost.
+        size: in devices.
     """
 
     crew: Crew
     end: Callable[[], None]
     since: float = field(default_factory=time.monotonic)
     nodes: tuple[str, ...] = ()
-    life: str = ""
+    size: int = 1
 
 
 class Reception:
@@ -321,6 +331,7 @@ class Reception:
         self._closed = False
         self._verdict = ""
         self._draining: set[str] = set()
+        self._started: set[Crew] = set()
         self._calling_off: asyncio.TimerHandle | None = None
         self._news = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -342,18 +353,17 @@ class Reception:
         self._board.withdraw(trial)
         await self._changed()
 
-    async def exchange(
-        self, host: str, nodes: tuple[str, ...], reports: Sequence[Report], life: str = ""
-    ) -> Order:
+    async def exchange(self, host: str, nodes: tuple[str, ...], reports: Sequence[Report]) -> Order:
         """See `Board.exchange`; a host that has nothing to do waits here."""
         until = time.monotonic() + PATIENCE_SECONDS
         while host in self._hosts and not self._closed:  # else this is the last that is heard of it
             asked = self._hosts[host]
-            if asked.life != life:  # its processes were started again
-                self._lose(host, asked, died=True)
-                asked.life = life
+            self._started.add(asked.crew)
+            has_started = not asked.nodes
             asked.nodes = nodes
             self._stillborn = 0
+            if has_started:
+                self._scale()
             now = time.monotonic()
             if self._draining.intersection(nodes):
                 self._board.hear(host, reports, now)
@@ -423,7 +433,11 @@ class Reception:
         there = Counter(asked.crew for asked in self._hosts.values())
         wanted = self._board.wanted(there)
         for crew, number in wanted.items():
-            for _ in range(number - there[crew]):
+            missing = number - there[crew]
+            if crew != SOLO:  # one that waits is already two processes on the head
+                waiting = sum(a.crew == crew and not a.nodes for a in self._hosts.values())
+                missing = min(missing, MOST_WAITING_GROUPS - waiting)
+            for _ in range(missing):
                 self._start(crew)
         surplus = any(number > wanted[crew] for crew, number in there.items())
         if not surplus and self._calling_off is not None:
@@ -434,7 +448,11 @@ class Reception:
             loop = asyncio.get_running_loop()
             self._calling_off = loop.call_later(self._board.idle_seconds, self._call_off)
 
-    def _start(self, crew: Crew) -> None:
+    def _start(self, crew: Crew, size: int | None = None) -> None:
+        """
+        Args:
+            size: of a group; None: the most devices.
+        """
         from raymrc.sweep.workers import end_group, start_group
 
         self._number += 1
@@ -451,8 +469,9 @@ class Reception:
             running = handle.run.remote(name, here)
             self._hosts[name] = _Asked(crew, lambda: ray.kill(handle))
         else:
-            running = start_group(name, crew, here, self._open_pool, self._shared, self._terms)
-            self._hosts[name] = _Asked(crew, lambda: end_group(running))
+            size = size or crew[1]
+            running = start_group(name, size, here, self._open_pool, self._shared, self._terms)
+            self._hosts[name] = _Asked(crew, lambda: end_group(running), size=size)
         if not self._tasks:
             self._keep_task(self._survey(), "survey")
         self._keep_task(self._watch(name, running), kind)
@@ -503,23 +522,40 @@ class Reception:
     def _fail(self, fold_runs: Iterable[FoldRun], reason: str) -> None:
         self._board.fail([failed_record(run, reason) for run in fold_runs])
 
+    def _shrink(self) -> None:
+        """Groups that have waited long enough for all their devices start with those that there are."""
+        now = time.monotonic()
+        for name, asked in list(self._hosts.items()):
+            least = asked.crew[0]
+            waits = not asked.nodes and asked.size > least
+            if waits and now - asked.since >= self._terms.patience_seconds:
+                nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+                room = count_devices(nodes, self._terms.resources)
+                del self._hosts[name]
+                asked.end()
+                self._start(asked.crew, max(least, min(asked.size - 1, room)))
+
     async def _survey(self) -> None:
-        """Which machines will be taken away, and can what waits ever start?"""
+        """Which machines will be taken away, which groups have to be smaller, and can what waits ever
+        start?"""
+        refusals = 0
         while not self._closed:
             draining = await asyncio.to_thread(draining_nodes)
             if draining - self._draining:
                 self._draining |= draining
                 await self._changed()  # those that wait are to hear of it
-            waiting = [a for a in self._hosts.values() if not a.nodes]
-            is_nobody_there = len(waiting) == len(self._hosts)
-            if waiting and is_nobody_there:
-                since = min(asked.since for asked in waiting)
-                crews = {asked.crew for asked in waiting}
-                sentence = await asyncio.to_thread(
-                    why_never, crews, self._terms, time.monotonic() - since
-                )
-                if sentence:
-                    await self._give_up(sentence)
+            self._shrink()
+            # What has started once waits for a machine that comes back; what others do is done first.
+            waiting = [a for a in self._hosts.values() if a.crew not in self._started]
+            sentence = ""
+            if waiting and not any(asked.nodes for asked in self._hosts.values()):
+                least = min(asked.size for asked in waiting)
+                waited = time.monotonic() - min(asked.since for asked in waiting)
+                if all(asked.size == asked.crew[0] for asked in waiting):
+                    sentence = await asyncio.to_thread(why_never, least, self._terms, waited)
+            refusals = refusals + 1 if sentence else 0
+            if refusals >= REFUSALS:
+                await self._give_up(sentence)
             await asyncio.sleep(SURVEY_SECONDS)
 
 

@@ -5,8 +5,9 @@ another.
               <------------------ exchange, by the first of them ------------------'
 
 A group stands as long as there is work for it: starting one costs 8 to 16 seconds and the model's load.
-Where one of its processes is lost, Ray Train starts all of them again, as many as there is room for, and
-the fold-run goes on from where it was saved.
+Where one of its processes is lost the group ends, and the reception starts another one. Ray Train's own
+elasticity is not used: it asks the autoscaler for all groups together at their largest, which refuses them
+all where that is too much, and it ends a group that could grow in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -23,14 +24,11 @@ import ray
 from raymrc.errors import RaymrcError
 from raymrc.study.configuration import Backbone
 from raymrc.study.record import Epoch, Event
-from raymrc.sweep.board import Crew, Order, Report
+from raymrc.sweep.board import Order, Report
 from raymrc.sweep.hosts import Host, HostTerms, LanePool, OpenPool
 
 if TYPE_CHECKING:
     from raymrc.training.sharded import Ranks, Saving
-
-RESTARTS = 8
-"""Ray Train starts a group's processes again so often, then the reception starts another group."""
 
 SHARDS = ".shards"
 """Behind a saved lane's name, the folder with what each process has written of it."""
@@ -38,13 +36,16 @@ SHARDS = ".shards"
 
 def start_group(
     name: str,
-    crew: Crew,
+    size: int,
     reception: Any,
     open_pool: OpenPool,
     shared: list[Any],
     terms: HostTerms,
 ) -> Any:
     """
+    Args:
+        size: in devices.
+
     Returns:
         The reference of a task on this machine, which ends when the group does.
     """
@@ -52,7 +53,7 @@ def start_group(
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     task = ray.remote(_keep_group).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
-    return task.remote(name, crew, [reception], open_pool, shared, terms)
+    return task.remote(name, size, [reception], open_pool, shared, terms)
 
 
 def end_group(running: Any) -> None:
@@ -62,7 +63,7 @@ def end_group(running: Any) -> None:
 
 def _keep_group(
     name: str,
-    crew: Crew,
+    size: int,
     reception: list[Any],
     open_pool: OpenPool,
     shared: list[Any],
@@ -72,8 +73,7 @@ def _keep_group(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    least, most = crew
-    size: Any = most if least == most else (least, most)
+    no_restarts: Any = {"max_failures": 0, "max_preemption_failures": 0}
     work = {"name": name, "reception": reception, "open_pool": open_pool, "shared": shared}
     TorchTrainer(
         _be_member,
@@ -82,13 +82,14 @@ def _keep_group(
             num_workers=size,
             use_gpu="GPU" in terms.resources,
             resources_per_worker=terms.resources,
-            placement_strategy="PACK",  # near each other: a layer is sent around for every use of it
+            # Near each other: a layer is sent around for every use of it.
+            placement_strategy="STRICT_PACK" if terms.together else "PACK",
         ),
         torch_config=TorchConfig(backend="nccl" if terms.device == "cuda" else "gloo"),
         run_config=RunConfig(
             name=f"{name}-{secrets.token_hex(4)}",
             storage_path=terms.scratch,
-            failure_config=FailureConfig(max_failures=RESTARTS),
+            failure_config=FailureConfig(**no_restarts),
         ),
     ).fit()
 
@@ -123,7 +124,6 @@ class Member(Host):
     ) -> None:
         super().__init__(open_pool, shared, terms)
         self._ranks = ranks
-        self._life = ranks.hear(secrets.token_hex(8))
         self._writing: tuple[str, str, Saving] | None = None
 
     @property
@@ -140,7 +140,7 @@ class Member(Host):
         order = None
         if self._leads:
             reports = [*reports, *self._written()]
-            order = ray.get(reception.exchange.remote(*me, reports, self._life))
+            order = ray.get(reception.exchange.remote(*me, reports))
         answer: Order = self._ranks.hear(order)
         return answer
 

@@ -223,3 +223,13 @@ def test_records_are_spread_over_folders(tmp_path):
     folders = [p for p in (tmp_path / "ledger").iterdir() if p.is_dir()]
     assert len(folders) > 10
     assert all(len(folder.name) == 2 for folder in folders)
+
+
+def test_files_are_listed_and_removed_folder_by_folder(files):
+    for name in ("a/1", "a/1.shards/x", "b/1"):
+        files.write(name, b"x", replace=True)
+    assert sorted(files.names("a")) == ["a/1", "a/1.shards/x"]
+    assert list(files.names("nowhere")) == []
+    files.remove_all("a")
+    files.remove_all("nowhere")
+    assert list(files.names()) == ["b/1"]

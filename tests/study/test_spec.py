@@ -112,6 +112,7 @@ mlflw: 3
          "did you mean 'workers'?"),
         ("storage:", "resources: {workers: many}\nstorage:", "11:22: workers: 'many' is not auto, a whole "
          "number of 1 or more, or a mapping such as {min: 2, max: 8}"),
+        ("storage:", "resources: {same_machine: 1}\nstorage:", "11:27: same_machine: 1 is not true or false"),
         ("storage:", "resources: {workers: 0}\nstorage:", "11:22: workers: 0 is not auto, a whole number"),
         ("storage:", "resources: {workers: [2, 8]}\nstorage:", "11:22: workers: a list is not auto"),
         ("storage:", "resources: {workers: {mim: 2, max: 8}}\nstorage:", "11:23: unknown field 'mim' in "

@@ -39,6 +39,12 @@ from tests.sweep.making import actors, make_plan
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 """The id that Ray's provider for such rehearsals expects of the head."""
 
+COMMANDS = (
+    "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
+    "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files",
+)  # fmt: skip
+"""What the autoscaler looks for in a configuration, and a machine of our own does not need."""
+
 
 # --- the cluster -----------------------------------------------------------------------------------
 
@@ -70,8 +76,8 @@ class Cloud:
                 "gpu": {**gpu, "max_workers": max_nodes},
             },
             "head_node_type": "ray.head.default",
-            "head_start_ray_commands": [],
-            "worker_start_ray_commands": [],
+            "file_mounts": {},
+            **{key: [] for key in COMMANDS},
         }
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "cluster.json").write_text(json.dumps(config))
@@ -221,7 +227,7 @@ class Logged:
         def open_lane(fold_run: Any, state: bytes | None = None) -> None:
             opened(fold_run, state)
             lane = pool._seats[fold_run.key].lane
-            note("open", fold_run.key, len(lane.epochs), lane.steps)
+            note("open", fold_run.key, len(lane.epochs), lane._learnt)
 
         def step() -> Sequence[Event]:
             events: Sequence[Event] = stepped()
@@ -243,32 +249,37 @@ class Course:
         begun: how often it was opened.
         redone: epochs that were trained more than once, counted once for each time too many.
         most_redone: after one loss.
+        within: it went on within an epoch, once at least.
     """
 
     begun: int
     redone: int
     most_redone: int
+    within: bool
 
 
 def read_log(folder: Path) -> dict[str, Course]:
-    lines: list[tuple[float, str, str, int]] = []
+    lines: list[tuple[float, str, str, int, int]] = []
     for log in folder.glob("*.log"):
         for line in log.read_text().splitlines():
-            at, what, key, epoch, _ = line.split()
-            lines.append((float(at), what, key, int(epoch)))
+            at, what, key, epoch, batch = line.split()
+            lines.append((float(at), what, key, int(epoch), int(batch)))
     begun: Counter[str] = Counter()
     redone: Counter[str] = Counter()
     most: Counter[str] = Counter()
+    within: set[str] = set()
     reached: dict[str, int] = {}
-    for _, what, key, epoch in sorted(lines):
+    for _, what, key, epoch, batch in sorted(lines):
         if what == "open":
             begun[key] += 1
+            if batch:
+                within.add(key)
             lost = max(0, reached.get(key, 0) - epoch)
             redone[key] += lost
             most[key] = max(most[key], lost)
         else:
             reached[key] = max(reached.get(key, 0), epoch)
-    return {key: Course(begun[key], redone[key], most[key]) for key in begun}
+    return {key: Course(begun[key], redone[key], most[key], key in within) for key in begun}
 
 
 def terms_of(folder: Path) -> dict[str, Any]:
@@ -276,13 +287,16 @@ def terms_of(folder: Path) -> dict[str, Any]:
     return terms
 
 
-def prepare(folder: Path, frozen: int, grouped: int, folds: int, workers: int = 2) -> Plan:
+def prepare(
+    folder: Path, devices: int, frozen: int, grouped: int, folds: int, workers: int = 2
+) -> Plan:
     from tests.model.tiny import tiny_backbone, tiny_checkpoint
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log").mkdir()
     backbone = tiny_backbone(tiny_checkpoint("bert", folder / "tiny"))
-    terms = {"frozen": frozen, "grouped": grouped, "folds": folds, "workers": workers}
+    terms = {"devices": devices, "frozen": frozen, "grouped": grouped}
+    terms |= {"folds": folds, "workers": workers}
     (folder / "terms.json").write_text(json.dumps(terms))
     return study_plan(backbone, frozen, grouped, folds)
 
@@ -298,10 +312,13 @@ def drive(folder: Path) -> int:
     plan = study_plan(
         tiny_backbone(folder / "tiny"), terms["frozen"], terms["grouped"], terms["folds"]
     )
+    resources = Resources(
+        gpus_per_host=1.0, max_hosts=terms["devices"], lanes=3, save_seconds=0.0, device="cpu",
+        patience_seconds=15.0,
+    )  # fmt: skip
     if terms["workers"] > 2:
         wide = replace(plan.cells[1], placement=Placement("group", (terms["workers"],) * 2))
-        plan = replace(plan, cells=(wide,))
-    resources = Resources(gpus_per_host=1.0, lanes=3, save_seconds=0.0, device="cpu")
+        plan, resources = replace(plan, cells=(wide,)), replace(resources, max_hosts=None)
     try:
         outcome = run_study(
             plan, Ledger(str(folder)), Logged(folder / "log"), make_data(make_notes(), terms["folds"]),
@@ -331,7 +348,8 @@ class Battle:
     """A study that is run to its end while all around it things are taken away.
 
     Args:
-        strikes: of "host", "worker", "node", "reclaim" and "driver", in order.
+        strikes: of "host", "worker", "node", "reclaim" and "driver", in order, but for those that find
+            nothing of their kind just then.
         every: fold-runs that are finished between two strikes.
     """
 
@@ -354,26 +372,37 @@ class Battle:
         watcher = threading.Thread(target=self._watch_nodes, args=(watched,), daemon=True)
         watcher.start()
         try:
-            while driver.poll() is None or waiting:
+            while driver.poll() is None:
                 assert time.monotonic() - began < limit, "the study did not end in time"
-                if driver.poll() is not None:
-                    if not self.said or driver.returncode >= 0:
-                        break
                 due = self.every * (1 + len(self.strikes) - len(waiting))
-                if waiting and self.num_done() >= due:
-                    whom = self._strike(waiting[0], draw, driver)
+                for what in waiting if self.num_done() >= due else ():
+                    whom = self._strike(what, draw, driver)
                     if whom:
-                        self.struck.append(Strike(time.monotonic() - began, waiting.pop(0), whom))
-                        if self.struck[-1].what == "driver":
-                            driver.wait()
+                        self.struck.append(Strike(time.monotonic() - began, what, whom))
+                        waiting.remove(what)
+                        if what == "driver":
+                            driver.communicate()
                             driver = self._start_driver()
+                        break
                 time.sleep(0.1)
-            self.said.append(driver.communicate()[0])
+            self.said.append(driver.stdout.read() if driver.stdout else "")
             assert driver.returncode == 0, self.said
             assert not waiting, f"{waiting} found nothing to strike"
         finally:
             watched.set()
+            watcher.join()
             driver.kill()
+            driver.communicate()
+
+    def run_once(self, limit: float) -> tuple[str, int]:
+        """A driver that is let alone: what it says and its code."""
+        driver = self._start_driver()
+        try:
+            said, _ = driver.communicate(timeout=limit)
+        finally:
+            driver.kill()
+            driver.wait()
+        return said.strip().splitlines()[-1], driver.returncode
 
     def num_done(self) -> int:
         return len(list((self.folder / "ledger").rglob("*.json")))
@@ -469,7 +498,7 @@ def main(place: Path) -> int:
     """The recorded run."""
     strikes = ["host", "worker", "node", "reclaim", "driver", "node"]
     folder = Path(tempfile.mkdtemp(prefix="raymrc-rehearsal-"))
-    plan = prepare(folder / "study", frozen=8, grouped=4, folds=5)
+    plan = prepare(folder / "study", devices=3, frozen=8, grouped=4, folds=5)
     began = time.monotonic()
     with cloud(folder / "cloud", max_nodes=3) as made:
         battle = Battle(made, folder / "study", strikes, every=8)

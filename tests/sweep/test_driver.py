@@ -25,6 +25,7 @@ from raymrc.study.plan import Plan
 from raymrc.study.record import Record
 from raymrc.sweep import driver
 from raymrc.sweep.driver import Resources, StudyOutcome, run_study
+from raymrc.sweep.hosts import HostTerms, open_reception
 from raymrc.sweep.progress import Snapshot
 from tests.paths import ROOT
 from tests.sweep.making import MARKER, Script, actors, fold_runs, make_plan, make_record, open_pool
@@ -206,6 +207,47 @@ def test_a_trial_that_tunes_scheduler_stops_is_closed_and_its_room_filled(
     assert {r.fold_run.configuration.learning_rate for r in records.values()} == {0.2, 0.3}
     assert (outcome.done, outcome.failed, outcome.interrupted) == (6, 0, False)
     assert sorted(script.trained()) == sorted({r.key for r in fold_runs(plan)}), "each once"
+
+
+def test_a_storage_that_hosts_do_not_see_gets_a_sentence(cluster, tmp_path, script):
+    """As a folder of the driver's machine that is none of theirs."""
+    import ray
+
+    terms = HostTerms(
+        cpus=1, gpus=0, num_threads=1, save_seconds=5.0, storage=str(tmp_path), marker=".not-there"
+    )
+    reception = open_reception(open_pool, script, terms, lanes=1, max_devices=1)
+    reception.submit.remote("t", fold_runs(make_plan([0.1])))
+    sentence = ray.get(reception.verdict.remote(), timeout=60)
+    ray.get(reception.close.remote())
+    ray.kill(reception)
+    assert sentence.startswith(f"{tmp_path} cannot be seen on node ")
+    assert sentence.endswith("that all may write to") and script.trained() == []
+
+
+def test_a_verdict_ends_the_study_with_its_sentence_and_keeps_what_is_done(
+    cluster, tmp_path, script, monkeypatch
+):
+    slow = replace(script, nap=0.5)
+    began = time.monotonic()
+
+    def give_up_soon(receiver, iteration, trials, **info):
+        import ray
+
+        if time.monotonic() - began > 4 and not hasattr(receiver, "told"):
+            receiver.told = True
+            receiver._verdict = ray.put("there will never be enough")
+        ended(receiver, iteration, trials, **info)
+
+    ended = driver._Receiver.on_step_end
+    monkeypatch.setattr(driver._Receiver, "on_step_end", give_up_soon)
+    with pytest.raises(RaymrcError, match="there will never be enough"):
+        run(make_plan([0.1, 0.2, 0.3]), tmp_path, slow)
+    kept = Ledger(str(tmp_path)).keys()
+    assert 0 < len(kept) < 18
+    monkeypatch.undo()
+    outcome, _ = run(make_plan([0.1, 0.2, 0.3]), tmp_path, script)
+    assert (outcome.reused, outcome.done) == (len(kept), 18 - len(kept))
 
 
 def test_a_ledger_that_cannot_be_written_ends_the_study_with_its_sentence(

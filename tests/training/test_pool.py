@@ -86,7 +86,7 @@ def test_lanes_join_and_leave_at_any_step(loaded: Loaded, data: StudyData) -> No
         assert_same_result(found[run.key][-1], train_fold_run(run, data, loaded))
 
 
-SHARES = (0.02, 0.2, 0.33, 0.5, 0.7, 0.9, 0.99)
+SHARES = (0.1, 0.45, 0.75, 0.97)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,65 @@
+"""Promise: a cluster may grow, shrink, lose nodes, be warned of losing them and lose its driver; the
+ledger ends complete, without doubles, and as if nothing had happened.
+
+Ray's own autoscaler starts the nodes, because hosts and worker groups ask for devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raymrc.study.ledger import Ledger
+from tests.sweep.making import actors
+from tests.sweep.rehearsal import (
+    Battle,
+    Cloud,
+    cloud,
+    compare,
+    prepare,
+    read_log,
+    wait_until,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    with cloud(tmp_path_factory.mktemp("cloud"), max_nodes=2) as made:
+        yield made
+
+
+def test_a_study_under_fire_ends_as_one_that_nobody_disturbed(
+    growing: Cloud, tmp_path: Path
+) -> None:
+    assert growing.nodes() == {}, "nothing is there before somebody asks"
+    folder = tmp_path / "study"
+    plan = prepare(folder, devices=2, frozen=2, grouped=1, folds=3)
+    battle = Battle(growing, folder, ["worker", "reclaim", "driver", "node"], every=2)
+    battle.run()
+    records = Ledger(str(folder)).records()
+    assert len(records) == len({r.key for r in records}) == plan.num_fold_runs == 9
+    assert compare(plan, folder, records) == []
+    courses = read_log(folder / "log")
+    assert max(course.most_redone for course in courses.values()) <= 1, "an epoch at most"
+    assert any(course.within for course in courses.values()), "a notice was used to the moment"
+    assert battle.drivers == 2 and battle.most_nodes == 2
+    assert not any((folder / "saved").iterdir()), "nothing is kept of what is finished"
+    assert wait_until(lambda: not growing.nodes(), 90), "nodes go when there is nothing to do"
+    assert actors("Host") == actors("RayTrainWorker") == []
+
+
+def test_a_group_that_the_cluster_can_never_have_gets_a_sentence(
+    growing: Cloud, tmp_path: Path
+) -> None:
+    folder = tmp_path / "study"
+    prepare(folder, devices=2, frozen=1, grouped=1, folds=3, workers=3)
+    battle = Battle(growing, folder, [], every=1)
+    said, code = battle.run_once(180)
+    assert code == 2
+    assert said.startswith("a worker group wants at least 3 times 1 CPU and 1 GPU of this cluster")
+    assert "its autoscaler says it can never have" in said
+    assert Ledger(str(folder)).records() == ()
