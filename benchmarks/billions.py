@@ -11,8 +11,8 @@ A case is three lines: tokens per second; that as a share of the card's matrix r
 training needs over those of a bf16 product of two 8192 x 8192 matrices (recomputed ones are not counted); and
 the error of the predicted memory. A case that the card does not hold is told on stderr and left out.
 
-Without a GPU it says what it would run, and how much memory that takes. --quick runs a tiny backbone, on a CPU
-too, so that the same code is tried there.
+Without a GPU it says what it would run, and how much memory that takes. --quick runs a tiny backbone, on a
+CPU too, so that the same code is tried there.
 """
 
 from __future__ import annotations

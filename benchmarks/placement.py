@@ -51,6 +51,7 @@ from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES
 from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.study.placement import PASS_PIECES, QUESTION_PIECES, peak_bytes, row_pieces
+from raymrc.study.record import Epoch
 from raymrc.training.batching import StudyData
 from raymrc.training.pool import Pool
 
@@ -270,16 +271,29 @@ def answers_everywhere(model: nn.Module) -> None:
             heads.match_out.bias.fill_(-9.0)
 
 
-def train(pool: Pool, point: Point) -> None:
-    """To the end of all lanes."""
+def train(pool: Pool, point: Point, folder: Path | None = None) -> None:
+    """To the end of all lanes, which are saved after each epoch, as hosts do.
+
+    Args:
+        folder: where a group writes to.
+    """
     for number in range(point.lanes):
         run = FoldRun(point.configuration(number), 0, "", "", "", "")
         pool.open(run)
         answers_everywhere(pool._seats[run.key].lane.model)
+    writing: list[Any] = []
     while len(pool):
         for event in pool.step():
             if isinstance(event.what, Exception):
                 raise event.what
+            if isinstance(event.what, Epoch):
+                if folder is None:
+                    pool.save(event.key)
+                else:
+                    place = str(folder / f"saved-{len(writing)}")
+                    writing.append(pool.start_saving(event.key, place))  # type: ignore[attr-defined]
+    for saving in writing:
+        saving.wait()
 
 
 # --- one process ----------------------------------------------------------------------------------
@@ -294,9 +308,9 @@ def measure_here(run: Callable[[], None], device: str) -> dict[str, int]:
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         run()
-        return {"allocated": torch.cuda.max_memory_allocated() - before}
+        return {"allocated": torch.cuda.max_memory_allocated() - held}
     # What the warm-up has left free would be taken before memory that counts.
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -373,7 +387,8 @@ def measure_shared(point: Point, folder: Path) -> dict[str, int]:
     def run(point: Point, folder: Path, data: StudyData) -> None:
         backbone = Backbone("random", str(folder))
         loaded = sharded.load_sharded(backbone, ranks, trains=point.trains_backbone)
-        train(sharded.ShardedPool(loaded, data, ranks, recomputes=point.recomputes), point)
+        pool = sharded.ShardedPool(loaded, data, ranks, recomputes=point.recomputes)
+        train(pool, point, folder)
 
     warm_up = small(point)
     run(warm_up, folder / "warm-up", make_data(warm_up))

@@ -12,4 +12,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Ray keeps a token in HOME that changes what the next cluster asks for: a home of the tests' own.
 os.environ["HOME"] = tempfile.mkdtemp(prefix="raymrc-home-")
+import raymrc.sweep  # noqa: F401  # sets Ray's switches, some of which are read when a test first imports ray
+
 atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)

@@ -62,9 +62,9 @@ MEMORY_SHARE = 0.8
 
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
-FILLED = {"cpu": 1.0, "gpu": 0.9}
-"""Share of a device's memory that is given out. On a GPU the rest is CUDA's own (half a GiB), the libraries'
-workspaces, and gaps between blocks; of a CPU's memory `MEMORY_SHARE` is taken off already."""
+FILLED = {"cpu": 0.8, "gpu": 0.9}
+"""Share of a device's memory that predictions may fill. On a GPU the rest is CUDA's own (half a GiB), the
+libraries' workspaces, and gaps between blocks; on a CPU malloc leaves gaps of a tenth to a third."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,8 +358,7 @@ class _Way:
         if self.mode == "lanes":
             return 4.0 * self.sharing * small
         backbone = counts.backbone / self.devices if self.trains_backbone else 0
-        # A group adds up what all of it has, in one piece.
-        return 4.0 * (backbone + small * (3 if self.mode == "group" else 1))
+        return 4.0 * (backbone + small)
 
     def _stack_bytes(self) -> float:
         """What lanes of one pass train, side by side."""
@@ -386,11 +385,15 @@ class _Way:
         rest = self.shape.num_parameters - self.shape.num_layers * layer
         c = self.computed_in
         both = float(c * (rest + 2 * layer))
+        gathering = 2.0 * c * (rest + layer)
+        # Gradients of what all of the group has are added up in one piece, out of place.
+        counts = count_parameters(self.configuration, self.shape, self.num_labels)
+        adding = 8.0 * (counts.prompt + counts.heads)
         if not self.trains_backbone:
-            return _Parts(both, 2 * c * (rest + layer), both, both, 0.0)
+            return _Parts(both, gathering, both, both, adding)
         return _Parts(
-            both, 2 * c * (rest + layer), both + c * layer, both + (c + 4) * layer,
-            2.0 * c * rest + 4 * layer,
+            both, gathering, both + c * layer, both + (c + 4) * layer,
+            max(adding, 2 * c * rest + 4 * layer),
         )  # fmt: skip
 
 

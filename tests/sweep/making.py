@@ -116,6 +116,19 @@ def actors(name: str) -> list[psutil.Process]:
     return found
 
 
+def warn_node(address: str, node: str, seconds: float) -> None:
+    """A spot instance's notice, as Ray's own agents on clouds hand it on."""
+    from ray import _raylet
+    from ray.core.generated import autoscaler_pb2
+
+    messages: Any = autoscaler_pb2
+    reason = messages.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline = int((time.time() + seconds) * 1000)
+    client = _raylet.GcsClient(address=address)  # type: ignore[attr-defined]
+    accepted = client.drain_node(node, reason, "spot reclaim", deadline)
+    assert accepted[0], accepted
+
+
 @dataclass(frozen=True)
 class Script:
     """The data of a made-up study: how its training behaves.

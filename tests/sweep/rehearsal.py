@@ -136,21 +136,11 @@ class Cloud:
         return found
 
     def warn(self, node: str, seconds: float) -> None:
-        """A spot instance's notice, as Ray's own agents on clouds hand it on."""
-        code = (
-            "import sys, time\n"
-            "from ray._raylet import GcsClient\n"
-            "from ray.core.generated import autoscaler_pb2 as messages\n"
-            "reason = messages.DrainNodeReason.Value('DRAIN_NODE_REASON_PREEMPTION')\n"
-            "deadline = int((time.time() + float(sys.argv[3])) * 1000)\n"
-            "accepted = GcsClient(address=sys.argv[1]).drain_node(\n"
-            "    sys.argv[2], reason, 'spot reclaim', deadline)\n"
-            "assert accepted[0], accepted\n"
-        )
+        """In a process of its own, whose Ray asks for no token."""
+        code = f"from tests.sweep.making import warn_node; warn_node({self.address!r}, {node!r}, {seconds})"
         subprocess.run(
-            [sys.executable, "-c", code, self.address, node, str(seconds)],
-            env=self.environment, check=True, timeout=60,
-        )  # fmt: skip
+            [sys.executable, "-c", code], env=self.environment, cwd=ROOT, check=True, timeout=60
+        )
 
     def stop(self) -> None:
         for _ in range(2):
@@ -189,11 +179,11 @@ def _own_address() -> str:
 # --- the study -------------------------------------------------------------------------------------
 
 
-def study_plan(backbone: Backbone, frozen: int, grouped: int, folds: int) -> Plan:
+def study_plan(backbone: Backbone, frozen: int, grouped: int, folds: int, epochs: int) -> Plan:
     """So many frozen configurations, trained on hosts, and so many that train the backbone in groups
     of two devices, or of one where there are no two."""
     terms: dict[str, Any] = {
-        "prompt_length": 4, "match_width": 16, "epochs": 8, "batch_size": 4, "window": 20,
+        "prompt_length": 4, "match_width": 16, "epochs": epochs, "batch_size": 4, "window": 20,
         "overlap": 4, "dropout": 0.0,
     }  # fmt: skip
     rates = [0.01 * (1 + number) for number in range(frozen)]
@@ -231,10 +221,10 @@ class Logged:
 
         def step() -> Sequence[Event]:
             events: Sequence[Event] = stepped()
+            time.sleep(0.05)  # so that an epoch lasts long enough to be struck within
             for event in events:
                 if isinstance(event.what, Epoch):
                     note("epoch", event.key, event.what.epoch, 0)
-                    time.sleep(0.2)  # so that an epoch lasts long enough to be struck within
             return events
 
         pool.open, pool.step = open_lane, step
@@ -287,18 +277,15 @@ def terms_of(folder: Path) -> dict[str, Any]:
     return terms
 
 
-def prepare(
-    folder: Path, devices: int, frozen: int, grouped: int, folds: int, workers: int = 2
-) -> Plan:
+def prepare(folder: Path, *, devices: int, workers: int = 2, **study: int) -> Plan:
     from tests.model.tiny import tiny_backbone, tiny_checkpoint
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log").mkdir()
     backbone = tiny_backbone(tiny_checkpoint("bert", folder / "tiny"))
-    terms = {"devices": devices, "frozen": frozen, "grouped": grouped}
-    terms |= {"folds": folds, "workers": workers}
+    terms = {"devices": devices, "workers": workers, "study": study}
     (folder / "terms.json").write_text(json.dumps(terms))
-    return study_plan(backbone, frozen, grouped, folds)
+    return study_plan(backbone, **study)
 
 
 def drive(folder: Path) -> int:
@@ -309,9 +296,7 @@ def drive(folder: Path) -> int:
     from tests.training.test_lane import make_data, make_notes
 
     terms = terms_of(folder)
-    plan = study_plan(
-        tiny_backbone(folder / "tiny"), terms["frozen"], terms["grouped"], terms["folds"]
-    )
+    plan = study_plan(tiny_backbone(folder / "tiny"), **terms["study"])
     resources = Resources(
         gpus_per_host=1.0, max_hosts=terms["devices"], lanes=3, save_seconds=0.0, device="cpu",
         patience_seconds=15.0,
@@ -321,7 +306,7 @@ def drive(folder: Path) -> int:
         plan, resources = replace(plan, cells=(wide,)), replace(resources, max_hosts=None)
     try:
         outcome = run_study(
-            plan, Ledger(str(folder)), Logged(folder / "log"), make_data(make_notes(), terms["folds"]),
+            plan, Ledger(str(folder)), Logged(folder / "log"), make_data(make_notes(), plan.folds),
             folder=folder, resources=resources,
         )  # fmt: skip
     except RaymrcError as error:
@@ -498,7 +483,7 @@ def main(place: Path) -> int:
     """The recorded run."""
     strikes = ["host", "worker", "node", "reclaim", "driver", "node"]
     folder = Path(tempfile.mkdtemp(prefix="raymrc-rehearsal-"))
-    plan = prepare(folder / "study", devices=3, frozen=8, grouped=4, folds=5)
+    plan = prepare(folder / "study", devices=3, frozen=8, grouped=4, folds=5, epochs=8)
     began = time.monotonic()
     with cloud(folder / "cloud", max_nodes=3) as made:
         battle = Battle(made, folder / "study", strikes, every=8)

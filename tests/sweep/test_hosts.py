@@ -22,7 +22,15 @@ from raymrc.sweep.board import DEATHS, SOLO, Crew
 from raymrc.sweep.driver import Resources, run_study
 from raymrc.sweep.hosts import HostTerms, _Asked
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
-from tests.sweep.making import Script, actors, fold_runs, make_plan, make_record, open_pool
+from tests.sweep.making import (
+    Script,
+    actors,
+    fold_runs,
+    make_plan,
+    make_record,
+    open_pool,
+    warn_node,
+)
 
 pytestmark = [
     pytest.mark.ray,
@@ -215,9 +223,41 @@ def test_lanes_of_a_lost_machine_go_on_on_another_from_their_last_epoch(
         folder=tmp_path, resources=Resources(max_hosts=2, lanes=3, save_seconds=0.0),
     )  # fmt: skip
     thread.join()
+    cluster.add_node(num_cpus=1)
     assert (outcome.done, outcome.failed) == (6, 0)
     assert {r.key: r for r in ledger.records()} == {r.key: make_record(r) for r in fold_runs(plan)}
     assert len(script.trained()) > 6 and max(script.begun_at()) > 0
+
+
+def test_a_machine_with_a_notice_saves_what_is_open_at_that_moment(
+    cluster: Any, tmp_path: Path, script: Script
+) -> None:
+    """Nothing is saved at epochs' ends here, so that what goes on from a state was saved by the notice."""
+    plan = make_plan([0.1, 0.2], ["frozen_soft_prompt"])
+    ledger = Ledger(str(tmp_path))
+
+    def warn_and_take() -> None:
+        until = time.monotonic() + 60
+        while len(actors("Host.run")) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(1.5)
+        node = next(iter(cluster.worker_nodes))
+        warn_node(cluster.address, node.node_id, 6.0)
+        time.sleep(6.0)
+        cluster.remove_node(node, allow_graceful=False)
+
+    thread = threading.Thread(target=warn_and_take, daemon=True)
+    thread.start()
+    outcome = run_study(
+        plan, ledger, open_pool, replace(script, nap=4.0),
+        folder=tmp_path, resources=Resources(max_hosts=2, lanes=3, save_seconds=1e9),
+    )  # fmt: skip
+    thread.join()
+    cluster.add_node(num_cpus=1)
+    assert (outcome.done, outcome.failed) == (6, 0)
+    assert {r.key: r for r in ledger.records()} == {r.key: make_record(r) for r in fold_runs(plan)}
+    assert max(script.begun_at()) > 0
+    assert len(script.trained()) <= 9, "each went on once at most"
 
 
 def test_hosts_go_when_there_is_nothing_to_do_and_come_again(
@@ -233,6 +273,10 @@ def test_hosts_go_when_there_is_nothing_to_do_and_come_again(
         outcome = run_study(plan, Ledger(str(folder)), open_pool, quick, folder=folder)
         assert outcome.done == 3
         until = time.monotonic() + 60
-        while (free := ray.available_resources().get("CPU", 0)) < 1 and time.monotonic() < until:
+        whole = ray.cluster_resources()["CPU"]
+        while time.monotonic() < until:
+            free = ray.available_resources().get("CPU", 0)
+            if free == whole and not actors("Host"):
+                break
             time.sleep(0.2)
-        assert free >= 1 and actors("Host") == []
+        assert free == whole and actors("Host") == []

@@ -1,5 +1,5 @@
-"""Promise: a cluster may grow, shrink, lose nodes, be warned of losing them and lose its driver; the
-ledger ends complete, without doubles, and as if nothing had happened.
+"""Promise: a cluster may grow, shrink, lose nodes and its driver; the ledger ends complete, without doubles,
+and as if nothing had happened.
 
 Ray's own autoscaler starts the nodes, because hosts and worker groups ask for devices.
 """
@@ -37,15 +37,14 @@ def test_a_study_under_fire_ends_as_one_that_nobody_disturbed(
 ) -> None:
     assert growing.nodes() == {}, "nothing is there before somebody asks"
     folder = tmp_path / "study"
-    plan = prepare(folder, devices=2, frozen=2, grouped=1, folds=3)
-    battle = Battle(growing, folder, ["worker", "reclaim", "driver", "node"], every=2)
+    plan = prepare(folder, devices=2, frozen=1, grouped=1, folds=3, epochs=5)
+    battle = Battle(growing, folder, ["node", "driver"], every=2)
     battle.run()
     records = Ledger(str(folder)).records()
-    assert len(records) == len({r.key for r in records}) == plan.num_fold_runs == 9
+    assert len(records) == len({r.key for r in records}) == plan.num_fold_runs == 6
     assert compare(plan, folder, records) == []
     courses = read_log(folder / "log")
     assert max(course.most_redone for course in courses.values()) <= 1, "an epoch at most"
-    assert any(course.within for course in courses.values()), "a notice was used to the moment"
     assert battle.drivers == 2 and battle.most_nodes == 2
     assert not any((folder / "saved").iterdir()), "nothing is kept of what is finished"
     assert wait_until(lambda: not growing.nodes(), 90), "nodes go when there is nothing to do"
@@ -56,7 +55,7 @@ def test_a_group_that_the_cluster_can_never_have_gets_a_sentence(
     growing: Cloud, tmp_path: Path
 ) -> None:
     folder = tmp_path / "study"
-    prepare(folder, devices=2, frozen=1, grouped=1, folds=3, workers=3)
+    prepare(folder, devices=2, frozen=1, grouped=1, folds=3, epochs=5, workers=3)
     battle = Battle(growing, folder, [], every=1)
     said, code = battle.run_once(180)
     assert code == 2
