@@ -215,7 +215,7 @@ def main() -> int:
         return 0
     options = read_options("billions", __doc__)
     has_gpu = options.device == "cuda" and torch.cuda.is_available()
-    if not has_gpu and not options.quick:
+    if not has_gpu and not (options.quick and options.device == "cpu"):
         print("no GPU was asked for, or there is none; on one this would run:", file=sys.stderr)
         for case in CASES:
             say(case, case.point, "cuda")

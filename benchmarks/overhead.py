@@ -58,8 +58,8 @@ class IdlePool:
     def open(self, fold_run: FoldRun, state: bytes | None = None) -> None:
         self.opened.append(fold_run)
 
-    def save(self, key: str) -> bytes | None:
-        return None
+    def save(self, key: str) -> bytes:
+        return b""
 
     def close(self, key: str) -> None:
         self.opened = [run for run in self.opened if run.key != key]
@@ -75,7 +75,7 @@ def _course(record: Record) -> Iterator[Event]:
     yield Event(record.key, record)
 
 
-def open_idle(backbone: Backbone, data: object) -> IdlePool:
+def open_idle(backbone: Backbone, data: object, ranks: object = None) -> IdlePool:
     return IdlePool()
 
 

@@ -167,8 +167,8 @@ def peak_bytes(
 ) -> float:
     """The most memory of one device that training a configuration takes, backbone included.
 
-    What stays is counted number by number; a training pass and one that asks for answers come on
-    top, whichever takes more. Of a pass there are a few moments at which it may be largest; see
+    What stays is counted number by number; a training pass, one that asks for answers, and saving come on
+    top, whichever takes most. Of a pass there are a few moments at which it may be largest; see
     `_Way.training_bytes`. Rows are taken to be as long as a window, and the match head to be shown as
     many pairs as it ever uses, as an early model that predicts answers everywhere does.
 
@@ -184,7 +184,7 @@ def peak_bytes(
         configuration, shape, num_labels, kind, mode, lanes, devices, checkpoints,
         lanes if sharing is None else sharing, pass_pieces or PASS_PIECES[kind], sharing is None,
     )  # fmt: skip
-    return way.kept_bytes() + max(way.training_bytes(), way.asking_bytes())
+    return way.kept_bytes() + way.peak_beside_bytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +253,27 @@ class _Way:
         if not self.trains_backbone:
             own += counts.backbone * self.computed_in / self.devices
         return own
+
+    def saving_bytes(self) -> float:
+        """Of one lane's state while it is saved, which is made in the CPU's memory.
+
+        What is trained, its moments and the best epoch as one stretch of bytes, and what is trained
+        once more on its way there. A group copies its parts, and trains on while they are written.
+        """
+        if self.kind == "gpu":
+            return 0.0
+        counts = count_parameters(self.configuration, self.shape, self.num_labels)
+        if self.mode == "group":
+            backbone = counts.backbone if self.trains_backbone else 0
+            return 4.0 * 4 * (counts.prompt + counts.heads + backbone / self.devices)
+        return 5.0 * 4 * counts.trained
+
+    def peak_beside_bytes(self) -> float:
+        """What comes on top of what stays, at its most."""
+        passing = max(self.training_bytes(), self.asking_bytes())
+        if self.mode == "group":
+            return passing + self.saving_bytes()
+        return max(passing, self.saving_bytes())
 
     # --- one pass ---------------------------------------------------------------------------------
 

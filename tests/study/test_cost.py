@@ -10,7 +10,16 @@ from dataclasses import replace
 import pytest
 
 from raymrc.model.shapes import SHAPES, Shape
-from raymrc.study.cost import adapter_bytes, forward_flops, price, training_flops
+from raymrc.study.cost import (
+    adapter_bytes,
+    forward_flops,
+    lane_bytes,
+    layer_bytes,
+    pair_bytes,
+    pass_bytes,
+    price,
+    training_flops,
+)
 
 TINY = Shape("bert", num_layers=3, hidden=32, num_heads=4, ffn=48, vocab=60, positions=64)
 
@@ -95,3 +104,61 @@ def test_twice_the_layers_is_twice_the_work():
 def test_a_price_is_per_hour_and_bytes_are_four_each():
     assert price(1800, 2.5) == 1.25
     assert adapter_bytes(1000) == 4000
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("prompt", [0, 6])
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_layer_holds_what_autograd_keeps_for_it(pre_norm, prompt, trains):
+    """Against every tensor that is saved for the backward pass, weights aside, each storage once."""
+    torch = pytest.importorskip("torch")
+    from torch.autograd.graph import saved_tensors_hooks
+
+    from raymrc.model.encoder import Layer
+
+    if not (prompt or trains):
+        pytest.skip("a frozen layer without a prompt has no gradient")
+    shape = Shape("bert", 1, hidden=128, num_heads=2, ffn=512, vocab=60, pre_norm=pre_norm)
+    rows, pieces = 4, 32
+    layer = Layer(shape).requires_grad_(trains)
+    prefix = None
+    if prompt:
+        prefix = tuple(torch.randn(rows, 2, prompt, 64, requires_grad=True) for _ in range(2))
+    weights = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hidden = torch.randn(rows, pieces, 128, requires_grad=True)
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(hidden, None, prefix, dropout=0.1 if trains else 0.0)
+    expected = layer_bytes(
+        shape, rows * pieces, rows * prompt if prompt else None,
+        trains_backbone=trains, drops=trains,
+    )  # fmt: skip
+    # The norms' means and spreads, and the softmax's sums, are left out.
+    assert sum(kept.values()) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_pass_holds_as_much_as_its_layers():
+    shape = SHAPES["minilm"]
+    assert (
+        pass_bytes(shape, 100) == 6 * layer_bytes(shape, 100, 0) == 6 * 100 * (8 * 384 + 1536) * 4
+    )
+    assert pass_bytes(shape, 100, 2) == pass_bytes(shape, 100) / 2
+
+
+def test_a_lane_on_a_gpu_has_its_best_epoch_elsewhere():
+    assert (lane_bytes(10), lane_bytes(10, "gpu")) == (200, 160)
+
+
+def test_pairs_take_their_hidden_layer_a_few_times():
+    one = 4 * 1000 * 64
+    assert pair_bytes(1000, 64, asks=True) == pair_bytes(1000, 64) == 4 * one
+    assert pair_bytes(1000, 64, drops=True) == 6 * one
+    assert pair_bytes(1000, 64, is_stacked=True) == 6 * one
+    assert pair_bytes(1000, 64, is_stacked=True, drops=True) == 7 * one

@@ -241,17 +241,15 @@ def test_two_processes_learn_what_one_learns(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("strategy", "sizes"), [("soft_prompt", (2, 1, 2)), ("frozen_soft_prompt", (1, 2))]
-)
 def test_a_fold_run_goes_on_with_another_number_of_processes(
-    strategy: str, sizes: tuple[int, ...], checkpoints: Path, tmp_path: Path
+    checkpoints: Path, tmp_path: Path
 ) -> None:
+    strategy, sizes = "soft_prompt", (2, 1, 2)
     terms: dict[str, Any] = {"fields": {"epochs": 3}, "steps": 10_000}
     state, losses = "", []
     for number, size in enumerate(sizes):
         save_to = str(tmp_path / f"saved-{number}") if number < len(sizes) - 1 else ""
-        if strategy == "frozen_soft_prompt" and save_to:
+        if number == 1:
             save_to = f"file://{save_to}"  # as into an object store, through pyarrow
         this = case("bert", strategy, **terms, state=state, save_to=save_to)
         (found,) = run_ranks(size, checkpoints, tmp_path / f"out-{number}", [this])
