@@ -176,7 +176,7 @@ def test_killed_hosts_change_no_result(cluster: Any, tmp_path: Path) -> None:
     data = make_data(make_notes())
     plan = make_plan(
         [0.01, 0.02, 0.03], ["frozen_soft_prompt"], backbone=backbone,
-        prompt_length=4, match_width=16, epochs=25, batch_size=4, window=20, overlap=4,
+        prompt_length=4, match_width=16, epochs=18, batch_size=4, window=20, overlap=4,
     )  # fmt: skip
     killer = Killer(every=4.0, times=DEATHS - 1)  # more, and one of them may be given up
     killer.start()
