@@ -322,6 +322,10 @@ class _Way:
         joined = (pieces + positions if c == 4 else 2 * positions) * 2 * hidden * c * prompted
         if not deep:
             joined = 0.0
+        # A network's vectors for all labels: they and their gradient, the latter once more rearranged.
+        made = 0.0
+        if configuration.reparametrisation != "none":
+            made = 3.0 * 4 * self.num_labels * deep * 2 * prompted * hidden * self.sharing
         filled = activations + edge
         casts = self._cast_bytes()
         saved = waiting + (0.0 if self.checkpoints else casts)
@@ -331,7 +335,7 @@ class _Way:
             filled + casts + prompts + wide + parts.forward,
             filled + saved + top + self._head_bytes(rows),
             filled + saved + top + max(again + wide + parts.turning, parts.gathering),
-            gradients + joined + edge + waiting + prompts + last + parts.backward,
+            gradients + joined + edge + waiting + prompts + made + last + parts.backward,
             gradients + parts.ending,
         )
 
