@@ -165,10 +165,10 @@ POINTS = (
 )
 
 QUICK = (
-    Point("minilm", FROZEN, 62, 4, lanes=4),
-    Point("minilm", TRAINED, 126, 8),
-    Point("minilm", TRAINED, 126, 8, checkpoints=True),
-    Point("minilm", TRAINED, 126, 8, devices=2),
+    Point("minilm", FROZEN, 62, 2, layers=2, lanes=4),
+    Point("minilm", TRAINED, 126, 4, layers=2),
+    Point("minilm", TRAINED, 126, 4, layers=2, checkpoints=True),
+    Point("minilm", TRAINED, 126, 4, layers=2, devices=2),
 )
 
 ON_A_GPU = (

@@ -62,9 +62,10 @@ MEMORY_SHARE = 0.8
 
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
-FILLED = {"cpu": 0.8, "gpu": 0.9}
+FILLED = {"cpu": 0.7, "gpu": 0.9}
 """Share of a device's memory that predictions may fill. On a GPU the rest is CUDA's own (half a GiB), the
-libraries' workspaces, and gaps between blocks; on a CPU malloc leaves gaps of a tenth to a third."""
+libraries' workspaces, and gaps between blocks; on a CPU malloc leaves gaps of a tenth to a half, and more
+where every row of a frozen lane is full of answers, which is rarer than what is predicted for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,7 +411,8 @@ class _Way:
         rest = self.shape.num_parameters - self.shape.num_layers * layer
         c = self.computed_in
         both = float(c * (rest + 2 * layer))
-        gathering = 2.0 * c * (rest + layer)
+        # A norm behind the last layer belongs to the rest, which is then there before any layer is.
+        gathering = 2.0 * c * (rest + (0 if self.shape.pre_norm else layer))
         # Gradients of what all of the group has are added up in one piece, out of place.
         counts = count_parameters(self.configuration, self.shape, self.num_labels)
         adding = 8.0 * (counts.prompt + counts.heads)
