@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import socket
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -141,6 +144,32 @@ def time_in_turn(
         statistics.median(seconds[False]),
         statistics.median(ratios),
     )
+
+
+def run_together(command: Sequence[str], size: int = 1) -> dict[str, Any]:
+    """Runs a command in so many processes of one group, and gives the JSON that the first one says last.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        group = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+        group |= {"MASTER_PORT": str(listener.getsockname()[1])}
+    processes = [
+        subprocess.Popen(
+            list(command),
+            env=os.environ | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    said = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise RuntimeError(f"{shlex.join(command)} failed")
+    found: dict[str, Any] = json.loads(said[0].splitlines()[-1])
+    return found
 
 
 def command(options: Options) -> str:

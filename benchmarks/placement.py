@@ -25,8 +25,6 @@ import gc
 import json
 import os
 import random
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -39,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import json_line, read_options, start
+from benchmarks.common import json_line, read_options, run_together, start
 from benchmarks.sharded import private_bytes
 from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import make_folds
@@ -441,38 +439,12 @@ def measure(number: int, is_quick: bool, device: str) -> dict[str, int]:
         *(["--quick"] if is_quick else []),
     ]  # fmt: skip
     if point.devices == 1:
-        return _said([command], [{}])
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+        return run_together(command)
     with tempfile.TemporaryDirectory(prefix="raymrc-placement-") as folder:
         place = Path(folder)
         write_checkpoint(place / "backbone", point.shape)
         write_checkpoint(place / "warm-up", SHAPES["minilm"].first(1))
-        terms = [
-            {
-                "RANK": str(rank),
-                "WORLD_SIZE": str(point.devices),
-                "LOCAL_RANK": str(rank),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-            for rank in range(point.devices)
-        ]
-        return _said([[*command, "--folder", folder]] * point.devices, terms)
-
-
-def _said(commands: list[list[str]], terms: list[dict[str, str]]) -> dict[str, int]:
-    """What the first of these processes found."""
-    processes = [
-        subprocess.Popen(command, env=os.environ | own, stdout=subprocess.PIPE, text=True)
-        for command, own in zip(commands, terms, strict=True)
-    ]
-    said = [process.communicate()[0] for process in processes]
-    if any(process.returncode for process in processes):
-        raise RuntimeError(f"{' '.join(commands[0])} failed")
-    found: dict[str, int] = json.loads(said[0].splitlines()[-1])
-    return found
+        return run_together([*command, "--folder", folder], point.devices)
 
 
 def main() -> int:

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -27,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import Options, json_line, read_options, start
+from benchmarks.common import Options, json_line, read_options, run_together, start
 from benchmarks.throughput import hugging_face_config, make_tokenizer
 from raymrc.corpora.splits import make_folds
 from raymrc.corpora.synthetic import synthesize
@@ -144,25 +142,8 @@ def be_one(folder: Path, size: int) -> None:
 
 
 def run(folder: Path, size: int) -> dict[str, float]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    processes = []
-    for rank in range(size):
-        terms = {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-        terms |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.sharded", "--process", str(folder), str(size)],
-                env=os.environ | terms,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        )
-    said = [process.communicate()[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes)
-    found: dict[str, float] = json.loads(said[0].splitlines()[-1])
-    return found
+    command = [sys.executable, "-m", "benchmarks.sharded", "--process", str(folder), str(size)]
+    return run_together(command, size)
 
 
 def measure(options: Options, folder: Path, name: str, pairs: int) -> None:

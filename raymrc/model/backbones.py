@@ -256,7 +256,7 @@ def check_weights(backbone: Backbone) -> None:
     """
     import torch
 
-    from raymrc.model.encoder import Encoder, check_shapes, stored_names
+    from raymrc.model.encoder import Encoder, stored_parts
 
     folder = find(backbone)
     files = weight_files(folder)
@@ -267,10 +267,8 @@ def check_weights(backbone: Backbone) -> None:
     with torch.device("meta"):
         encoder = Encoder(shape)
     try:
-        stored = stored_names(shape, weights.names)
-        for name, parameter in encoder.named_parameters():
-            shapes = [weights.shape(part) for part in stored[name]]
-            check_shapes(name, stored[name], shapes, parameter.shape)
+        for _ in stored_parts(encoder, weights.names, weights.shape):
+            pass
     except BackboneError as error:
         raise BackboneError(f"backbone folder {folder}: {error}") from None
 

@@ -460,6 +460,21 @@ def stored_names(shape: Shape, names: set[str]) -> dict[str, tuple[str, ...]]:
     return stored
 
 
+def stored_parts(
+    encoder: Encoder, names: set[str], shape_of: Callable[[str], tuple[int, ...]]
+) -> Iterator[tuple[Tensor, tuple[str, ...], list[tuple[int, ...]]]]:
+    """Each parameter, the names of its parts in a checkpoint, and their shapes, which fit it.
+
+    Raises:
+        BackboneError: see `stored_names`, `check_shapes`.
+    """
+    stored = stored_names(encoder.shape, names)
+    for name, parameter in encoder.named_parameters():
+        shapes = [shape_of(part) for part in stored[name]]
+        check_shapes(name, stored[name], shapes, parameter.shape)
+        yield parameter, stored[name], shapes
+
+
 def check_shapes(
     ours: str, theirs: Sequence[str], shapes: Sequence[tuple[int, ...]], expected: Sequence[int]
 ) -> None:

@@ -21,16 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raymrc.model.inputs import SpanTargets, TagTargets
+from raymrc.model.shapes import MAX_CANDIDATES, PAIRS_AT_ONCE
 
 CALM = -3.0
 """First bias of what is rare (an answer starts here): training begins by predicting none of it."""
-
-MAX_CANDIDATES = 1024
-"""Candidate pairs per row that one loss uses; a row of 512 pieces has more only where a model
-predicts far too much: above one piece in eleven as a start and as an end."""
-
-PAIRS_AT_ONCE = 16384
-"""Pairs that one prediction puts through the match head at a time: 128 MiB at width 2048."""
 
 IGNORED = -100
 """A tag that no loss looks at."""

@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 MAX_PROMPT_LENGTH = 512
+
+MAX_CANDIDATES = 1024
+"""Candidate pairs per row that one loss uses; a row of 512 pieces has more only where a model
+predicts far too much: above one piece in eleven as a start and as an end."""
+
+PAIRS_AT_ONCE = 16384
+"""Pairs that one prediction puts through the match head at a time: 128 MiB at width 2048."""
+
 REPARAMETRISATION_WIDTH = 512
 """Width of the hidden layer that a reparametrised prompt passes. Source: arXiv:2101.00190."""
 

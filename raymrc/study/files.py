@@ -205,6 +205,12 @@ def open_files(storage: str, room: str) -> Files:
     return ObjectStore(filesystem, f"{path}/{room}", f"{storage.rstrip('/')}/{room}")
 
 
+def not_writable(files: Files, error: OSError) -> LedgerError:
+    return LedgerError(
+        f"{files.place('')}: cannot be written to ({said(error)}); set storage to a place that can"
+    )
+
+
 def said(error: Exception) -> str:
     """What the store or the system says, in a line."""
     return getattr(error, "strerror", None) or str(error).split("\n")[0]

@@ -13,7 +13,7 @@ import json
 from typing import Any
 
 from raymrc.errors import LedgerError
-from raymrc.study.files import Files, open_files, said
+from raymrc.study.files import Files, not_writable, open_files, said
 from raymrc.study.record import Record
 
 DONE, FAILED = ".json", ".failed.json"
@@ -38,10 +38,7 @@ class Ledger:
             try:
                 self.files.try_to_write()
             except OSError as error:
-                raise LedgerError(
-                    f"{self.files.place('')}: cannot be written to ({said(error)}); "
-                    "set storage to a place that can"
-                ) from None
+                raise not_writable(self.files, error) from None
 
     def has(self, key: str) -> bool:
         """Is this fold-run done? A failed one is not: it may be tried again."""

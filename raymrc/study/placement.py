@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raymrc.model.shapes import Shape
+from raymrc.model.shapes import MAX_CANDIDATES, PAIRS_AT_ONCE, Shape
 from raymrc.model.strategies import STRATEGIES, count_parameters
 from raymrc.study.configuration import Configuration
 from raymrc.study.cost import lane_bytes, layer_bytes, pair_bytes
@@ -34,16 +34,12 @@ LANES = {"cpu": 4, "gpu": 32}
 more: see docs/performance.md."""
 
 PASS_PIECES = {"cpu": 1024, "gpu": 16384}
-"""Padded pieces of one pass, at most; see `training.pool`."""
-
-MAX_CANDIDATES = 1024
-"""Candidate pairs per row that one loss uses; see `model.heads`."""
-
-PAIRS_AT_ONCE = 16384
-"""Pairs that one prediction puts through the match head at a time; see `model.heads`."""
+"""Padded pieces of one pass, at most; a lane's training batch may be larger by itself. On a CPU more
+are no faster: matrix products are at their best from 128 rows on, and padding grows."""
 
 ACTIVATIONS_SHARE = 0.25
-"""Of a device's memory, what may be kept of layers below late prompts; see `training.pool`."""
+"""Of what lanes may count on of a device's memory, what may be kept of layers below late prompts, for one
+first layer."""
 
 SPECIAL_PIECES = 2
 """One before the window, one after it."""
@@ -58,7 +54,7 @@ GPU_GIB = 80.0
 """Of a GPU where the study does not say: an A100's or an H100's."""
 
 MEMORY_SHARE = 0.8
-"""Of a machine's memory, what its hosts may count on."""
+"""Of a machine's or a device's memory, what lanes may count on."""
 
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 

@@ -363,7 +363,8 @@ class Resources(_Section):
     gpus_per_host: Annotated[float, checked(number(0))] = 0.0
     """GPUs; a fraction lets several hosts share one."""
     max_hosts: Annotated[int | None, checked(or_none(whole(1)))] = None
-    """At most so many hosts at once; as many as fit where not given."""
+    """At most so many hosts at once, each device of a worker group counted; as many as fit where not
+    given."""
     lanes_per_host: Annotated[int | None, checked(or_none(whole(1)))] = None
     """At most so many frozen fold-runs on one host at once; 4 on CPUs and 32 on a GPU where not given."""
     workers: Annotated[Workers | None, BeforeValidator(_workers_entry)] = None

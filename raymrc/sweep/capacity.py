@@ -1,7 +1,7 @@
 """What a cluster can have: what is there, what its autoscaler says, and what will be taken away.
 
 The autoscaler's state is read as its own tools read it, by a client that Ray does not call public; pinned by
-`tests/sweep/test_cluster.py`.
+`tests/sweep/test_rehearsal.py`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,7 +30,7 @@ import raymrc
 from raymrc.errors import LedgerError, RaymrcError
 from raymrc.model.strategies import STRATEGIES
 from raymrc.study.configuration import Configuration, FoldRun
-from raymrc.study.files import Files, open_files, said
+from raymrc.study.files import Files, not_writable, open_files
 from raymrc.study.ledger import Ledger
 from raymrc.study.placement import LANES
 from raymrc.study.plan import CellPlan, Plan
@@ -49,7 +49,8 @@ from ray.tune.search import Searcher
 from raymrc.sweep.board import SOLO, Crew
 from raymrc.sweep.capacity import can_grow, check_crew, count_devices
 from raymrc.sweep.failures import failed_record
-from raymrc.sweep.hosts import SAVED, HostTerms, OpenPool, open_reception
+from raymrc.sweep.hosts import SAVED, HostTerms, OpenPool
+from raymrc.sweep.reception import open_reception
 from raymrc.sweep.trial import run_trial
 
 DEATHS = 2
@@ -353,10 +354,7 @@ class _Saved:
         try:
             self.files.write(name, b"", replace=True)
         except OSError as error:
-            raise LedgerError(
-                f"{self.files.place('')}: cannot be written to ({said(error)}); "
-                "set storage to a place that can"
-            ) from None
+            raise not_writable(self.files, error) from None
         try:
             yield name
         finally:
@@ -524,19 +522,20 @@ def _run_tune(
     scheduler: TrialScheduler | None,
     workplace: Path,
 ) -> None:
-    terms = HostTerms(
-        cpus=resources.cpus_per_host,
-        gpus=resources.gpus_per_host,
-        num_threads=max(1, int(resources.cpus_per_host)),
-        save_seconds=resources.save_seconds,
-        storage=study.saved.storage,
-        device=resources.device or ("cuda" if resources.gpus_per_host else "cpu"),
-        folder=str(Path.cwd()),
-        scratch=str(workplace),
-        patience_seconds=resources.patience_seconds,
-        together=resources.together,
-    )
     with _cluster(resources, workplace) as is_ours, study.saved.marker() as marker:
+        terms = HostTerms(
+            cpus=resources.cpus_per_host,
+            gpus=resources.gpus_per_host,
+            num_threads=max(1, int(resources.cpus_per_host)),
+            save_seconds=resources.save_seconds,
+            storage=study.saved.storage,
+            marker=marker,
+            device=resources.device or ("cuda" if resources.gpus_per_host else "cpu"),
+            folder=str(Path.cwd()),
+            scratch=str(workplace),
+            patience_seconds=resources.patience_seconds,
+            together=resources.together,
+        )
         crews = {plan.cell: _crew(plan) for plan in study.plan.cells}
         grows = not is_ours and can_grow()
         slots = count_slots(resources, terms, set(crews.values()), grows=grows)
@@ -547,7 +546,7 @@ def _run_tune(
         reception = open_reception(
             open_pool,
             data,
-            replace(terms, marker=marker),
+            terms,
             lanes=lanes,
             max_devices=max_devices,
             fill=FILL[resources.kind],

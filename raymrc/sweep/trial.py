@@ -14,7 +14,7 @@ def run_trial(config: Mapping[str, Any], *, reception: list[Any]) -> None:
 
     Args:
         config: "work": the `Work` of this trial; for schedulers to see. The driver has handed it in.
-        reception: holds the actor of `hosts.Reception`.
+        reception: holds the actor of `reception.Reception`.
     """
     (actor,) = reception
     trial = tune.get_context().get_trial_id()

@@ -49,11 +49,16 @@ def start_group(
     Returns:
         The reference of a task on this machine, which ends when the group does.
     """
+    task = ray.remote(_keep_group).options(**on_this_node(), max_retries=0)
+    return task.remote(name, size, [reception], open_pool, shared, terms)
+
+
+def on_this_node() -> dict[str, Any]:
+    """Options of what only waits and passes on: it stays where no spot instance takes it away."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(_keep_group).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
-    return task.remote(name, size, [reception], open_pool, shared, terms)
+    return {"num_cpus": 0, "scheduling_strategy": here}
 
 
 def end_group(running: Any) -> None:
@@ -169,7 +174,10 @@ class Member(Host):
     def _write(self, key: str) -> str:
         self._finish_writing()
         self._begin_writing(key)
-        return self._finish_writing() or self._saved[key]
+        self._finish_writing()
+        if key not in self._saved:
+            raise OSError("nothing of it could be written")
+        return self._saved[key]
 
     def _begin_writing(self, key: str) -> None:
         began = time.monotonic()
@@ -202,9 +210,6 @@ class Member(Host):
         self._replace_saved(key, name)
         return name
 
-    def _replace_saved(self, key: str, name: str) -> None:
-        before, self._saved[key] = self._saved.get(key), name
-        if before is not None and self._leads:
-            with suppress(OSError):
-                self._files.remove(before)
-                self._files.remove_all(before + SHARDS)
+    def _drop(self, saved: str) -> None:
+        super()._drop(saved)
+        self._files.remove_all(saved + SHARDS)

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,8 +24,10 @@ from raymrc.errors import TrainingError
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs
 from raymrc.model.strategies import STRATEGIES, count_parameters
+from raymrc.study import placement
 from raymrc.study.configuration import Cell, FoldRun
 from raymrc.study.cost import lane_bytes, pass_bytes
+from raymrc.study.placement import ACTIVATIONS_SHARE, MEMORY_SHARE, SPECIAL_PIECES, machine_bytes
 from raymrc.study.record import Event
 from raymrc.training.activations import Activations
 from raymrc.training.batching import StudyData
@@ -40,19 +41,12 @@ from raymrc.training.fused import (
 from raymrc.training.lane import DONE, Answers, Batch, Lane
 from raymrc.training.meter import Meter
 
-PASS_PIECES = {"cpu": 1024, "cuda": 16384}
-"""Padded pieces of one pass, at most; a lane's training batch may be larger by itself. On a CPU more
-are no faster: matrix products are at their best from 128 rows on, and padding grows."""
+PASS_PIECES = {"cpu": placement.PASS_PIECES["cpu"], "cuda": placement.PASS_PIECES["gpu"]}
+"""By torch's name of the device."""
 
 SLACK_PIECES = {"cpu": 16.0, "cuda": math.inf}
 """Padding that sharing a pass is worth, of one lane's batch. On a CPU a pass of few rows loses about as
 much as computing so many; a GPU sees no padding."""
-
-MEMORY_SHARE = 0.8
-"""Of a machine's or a device's memory, what lanes may count on."""
-
-ACTIVATIONS_SHARE = 0.25
-"""Of that, what may be kept of layers below late prompts, for one first layer."""
 
 
 @dataclass(slots=True)
@@ -154,11 +148,9 @@ class Pool:
             fold_run, self.data, self.loaded, self.device, self.pass_pieces, state,
             self._activations_of(fold_run),
         )  # fmt: skip
-        if lane.strategy.trains_backbone or self.recomputes:
-            for number in range(self.loaded.shape.num_layers):
-                lane.model.encoder.layer(number).checkpoints = (
-                    fold_run.configuration.cell in self.recomputes
-                )
+        recomputes = fold_run.configuration.cell in self.recomputes
+        for number in range(self.loaded.shape.num_layers):
+            lane.model.encoder.layer(number).checkpoints = recomputes
         before = lane.spent.wall
         lane.spent.add(*self.meter.lap())
         self._seats[fold_run.key] = _Seat(lane, began - before, len(lane.epochs))
@@ -337,7 +329,7 @@ class Pool:
 
     def _pass_bytes(self, fold_run: FoldRun) -> float:
         configuration = fold_run.configuration
-        rows = configuration.batch_size * (configuration.window + 2)
+        rows = configuration.batch_size * (configuration.window + SPECIAL_PIECES)
         return pass_bytes(self.loaded.shape, max(self.pass_pieces, rows))
 
 
@@ -366,14 +358,4 @@ def available_bytes(device: torch.device, gpus: float = 1.0) -> float:
         free, total = torch.cuda.mem_get_info(device)
         return min(free, MEMORY_SHARE * total * min(gpus, 1.0))
     share = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1))
-    return MEMORY_SHARE * share * _machine_bytes()
-
-
-def _machine_bytes() -> float:
-    """Of the machine, or of the container that this runs in."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
+    return MEMORY_SHARE * share * machine_bytes()

@@ -51,7 +51,7 @@ from raymrc.model.backbones import (
     weights_fingerprint,
     write_weights,
 )
-from raymrc.model.encoder import Encoder, check_shapes, stored_names, weight_names
+from raymrc.model.encoder import Encoder, stored_parts, weight_names
 from raymrc.model.network import own_part
 from raymrc.model.precision import precision
 from raymrc.model.strategies import STRATEGIES, count_parameters
@@ -183,11 +183,7 @@ def fill(encoder: Encoder, weights: Weights) -> None:
     Raises:
         BackboneError: a weight is missing or has another shape than the config says.
     """
-    stored = stored_names(encoder.shape, weights.names)
-    for name, parameter in encoder.named_parameters():
-        theirs = stored[name]
-        shapes = [weights.shape(part) for part in theirs]
-        check_shapes(name, theirs, shapes, parameter.shape)
+    for parameter, theirs, shapes in stored_parts(encoder, weights.names, weights.shape):
         own, begin = _own_rows(parameter)
         at_once = max(1, NUMBERS_AT_ONCE * len(own) // max(1, own.numel()))
         for part, first, last, at in _overlaps(theirs, shapes, begin, begin + len(own)):

@@ -309,17 +309,3 @@ def test_a_question_in_words_makes_rows_longer_up_to_what_the_backbone_reads():
 
 def test_workers_are_a_least_and_a_most():
     assert Workers(min=2, max=8).max == 8
-
-
-# --- against what trains --------------------------------------------------------------------------
-
-
-def test_the_numbers_that_training_uses_are_those_that_are_reckoned_with():
-    pool = pytest.importorskip("raymrc.training.pool")
-    heads = pytest.importorskip("raymrc.model.heads")
-    names = {"cpu": "cpu", "gpu": "cuda"}
-    assert {k: pool.PASS_PIECES[names[k]] for k in names} == placement.PASS_PIECES
-    assert pool.ACTIVATIONS_SHARE == placement.ACTIVATIONS_SHARE
-    assert pool.MEMORY_SHARE == placement.MEMORY_SHARE
-    assert heads.MAX_CANDIDATES == placement.MAX_CANDIDATES
-    assert heads.PAIRS_AT_ONCE == placement.PAIRS_AT_ONCE

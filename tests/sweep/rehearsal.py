@@ -510,6 +510,7 @@ def main(place: Path) -> int:
         f"epochs trained twice: {sum(c.redone for c in again.values())} "
         f"({100 * sum(c.redone for c in again.values()) / max(1, epochs):.1f} % of all), "
         f"at most {max((c.most_redone for c in again.values()), default=0)} of one fold-run by one loss",
+        f"fold-runs that went on within an epoch: {sum(c.within for c in again.values())}",
         f"nodes left two minutes after the end: {'none' if left else len(made.nodes())}",
         f"what the last driver said (done now, found done, failed): {battle.said[-1].strip()}",
     ]

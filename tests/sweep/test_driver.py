@@ -21,12 +21,14 @@ import pytest
 
 from raymrc.errors import LedgerError, RaymrcError
 from raymrc.study.ledger import Ledger
+from raymrc.study.placement import Placement
 from raymrc.study.plan import Plan
 from raymrc.study.record import Record
 from raymrc.sweep import driver
 from raymrc.sweep.driver import Resources, StudyOutcome, run_study
-from raymrc.sweep.hosts import HostTerms, open_reception
+from raymrc.sweep.hosts import HostTerms
 from raymrc.sweep.progress import Snapshot
+from raymrc.sweep.reception import open_reception
 from tests.paths import ROOT
 from tests.sweep.making import MARKER, Script, actors, fold_runs, make_plan, make_record, open_pool
 
@@ -264,6 +266,17 @@ def test_a_trial_that_wants_more_than_there_is_gets_a_sentence(cluster, tmp_path
         RaymrcError, match="a host wants 1 CPU and 1 GPU of this cluster: there is room for 0"
     ):
         run(make_plan(), tmp_path, script, resources=Resources(gpus_per_host=1.0))
+
+
+def test_a_group_of_more_than_there_is_gets_a_sentence_before_anything_starts(
+    cluster, tmp_path, script
+):
+    plan = make_plan([0.1], ["soft_prompt"])
+    cells = (replace(plan.cells[0], placement=Placement("group", (3, 4))),)
+    wanted = "a worker group wants at least 3 times 1 CPU of this cluster: there is room for 2; set"
+    with pytest.raises(RaymrcError, match=wanted):
+        run(replace(plan, cells=cells), tmp_path, script)
+    assert script.trained() == []
 
 
 def test_a_record_cut_in_half_stops_the_study_before_ray_starts(tmp_path, script):

@@ -20,7 +20,8 @@ from raymrc.study.ledger import Ledger
 from raymrc.study.record import Record
 from raymrc.sweep.board import DEATHS, SOLO, Crew
 from raymrc.sweep.driver import Resources, run_study
-from raymrc.sweep.hosts import HostTerms, _Asked
+from raymrc.sweep.hosts import HostTerms
+from raymrc.sweep.reception import _Asked
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
 from tests.sweep.making import (
     Script,
@@ -52,7 +53,7 @@ def asked(name: str, ended: list[str] | None = None) -> _Asked:
 def test_hosts_that_cannot_start_are_not_started_for_ever(monkeypatch: Any) -> None:
     from ray.exceptions import ActorDiedError
 
-    from raymrc.sweep.hosts import STILLBORN, Reception
+    from raymrc.sweep.reception import STILLBORN, Reception
 
     reception = Reception({"lanes": 2, "max_devices": 2}, open_pool, [], TERMS)
     monkeypatch.setattr(reception, "_scale", lambda: None)
@@ -76,7 +77,7 @@ def test_hosts_that_cannot_start_are_not_started_for_ever(monkeypatch: Any) -> N
 
 
 def test_a_host_that_dies_while_it_waits_takes_no_work_with_it(monkeypatch: Any) -> None:
-    from raymrc.sweep.hosts import Reception
+    from raymrc.sweep.reception import Reception
 
     reception = Reception({"lanes": 4, "max_devices": 1}, open_pool, [], TERMS)
     monkeypatch.setattr(reception, "_scale", lambda: None)
@@ -102,7 +103,7 @@ def test_a_host_that_dies_while_it_waits_takes_no_work_with_it(monkeypatch: Any)
 def test_a_host_that_has_not_started_is_called_off_only_where_work_stays_away(
     monkeypatch: Any,
 ) -> None:
-    from raymrc.sweep.hosts import Reception
+    from raymrc.sweep.reception import Reception
 
     board = {"lanes": 1, "max_devices": 2, "idle_seconds": 0.2}
     reception = Reception(board, open_pool, [], TERMS)
