@@ -31,15 +31,21 @@ $(READY): pyproject.toml constraints.txt requirements-demo.txt
 demo: setup
 	$(BIN)/raymrc run studies/demo.yaml
 
+# Two at once, but for those that start Ray: a cluster wants the machine for itself.
+define run_tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not ray" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "ray and not gpu"
+endef
+
 test: setup
-	$(BIN)/python -m pytest -m "not gpu"
+	$(run_tests)
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not gpu"
+	$(run_tests)
 
 format: setup
 	$(BIN)/ruff format .
