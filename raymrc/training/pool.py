@@ -62,15 +62,19 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """From malloc.h."""
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(block: int = 2**30, unused: int = 2**31 - 1) -> None:
     """On a CPU: the C library keeps what is freed, in blocks of up to 1 GiB, for the next step.
 
     It would give large blocks back to the system and take them anew, page by page, at every step:
     a third of a step's time where many lanes have a row or two each.
+
+    Args:
+        block: larger ones are given back at once, in bytes.
+        unused: kept at the heap's end, at most, in bytes.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc
-        for option, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1)):
+        for option, value in ((M_MMAP_THRESHOLD, block), (M_TRIM_THRESHOLD, unused)):
             library.mallopt(option, value)
 
 
@@ -105,12 +109,15 @@ class Pool:
         self.pass_pieces = pass_pieces or PASS_PIECES[self.device.type]
         self.meter = Meter(self.device, gpus)
         if self.device.type == "cpu":
-            keep_freed_memory()
+            self._set_malloc()
         self.memory_bytes = memory_bytes or available_bytes(self.device, gpus)
         self.recomputes = frozenset(recomputes)
         self._seats: dict[str, _Seat] = {}
         self._activations: dict[int, Activations] = {}
         self._events: list[Event] = []
+
+    def _set_malloc(self) -> None:
+        keep_freed_memory()
 
     def __len__(self) -> int:
         return len(self._seats)

@@ -60,6 +60,8 @@ def train(
     learnt, begun = lane.learnt, len(lane.epochs)
 
     def listen(batch: Any, loss: torch.Tensor) -> None:
+        # Kept for an epoch: as a view of all gradients it would keep them, too.
+        assert loss.untyped_storage().nbytes() == loss.element_size()
         losses.append(float(loss))
         learnt(batch, loss)
 
