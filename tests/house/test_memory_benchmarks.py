@@ -21,7 +21,9 @@ def test_a_sampler_sees_what_malloc_has_given_out():
     assert placement.Sampler().read()["allocated"] - before["allocated"] < 10_000_000
 
 
-@pytest.mark.parametrize("points", [placement.POINTS, placement.QUICK, placement.ON_A_GPU])
+@pytest.mark.parametrize(
+    "points", [placement.POINTS + placement.HELD_OUT, placement.QUICK, placement.ON_A_GPU]
+)
 def test_every_point_has_a_prediction_and_a_name_of_its_own(points):
     assert len({point.case for point in points}) == len(points)
     for point in points:
