@@ -32,6 +32,7 @@ from raymrc.model.inputs import SpanTargets
 from raymrc.model.network import Model
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.answers import assemble
+from raymrc.reading.relations import Asked
 from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.n2c2_2018 import score_note
 from raymrc.study.configuration import Backbone, Configuration, hash_values
@@ -381,7 +382,7 @@ def train_peer(
     encoder, tokenizer, shape = keep_loaded(c.cell.backbone)
     windows = data.windows(tokenizer, c.cell.backbone.source, c.window, c.overlap)
     builder = RowBuilder(
-        tokenizer, shape, labels, data.questions, STRATEGIES[c.cell.strategy], c.window
+        tokenizer, shape, Asked(labels), data.questions, STRATEGIES[c.cell.strategy], c.window
     )
     notes = {note.id: note for note in data.corpus.notes}
     split = data.folds.split(fold)
@@ -470,7 +471,7 @@ def score(
         at = rows[row]
         first, last = divmod(int(found_RK[row, place]), STRIDE)
         own = spans[at.window.note_id].setdefault(at.window.index, [])
-        own.append((at.label, first - at.offset, last - at.offset))
+        own.append((at.label, first - int(at.places[0]), last - int(at.places[0])))
     return pool(
         counts
         for note in notes

@@ -46,6 +46,7 @@ from raymrc.model.inputs import SpanTargets
 from raymrc.model.precision import precision
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES, build
+from raymrc.reading.relations import Asked
 from raymrc.reading.windows import build_windows
 from raymrc.study.configuration import Backbone, Cell, Configuration
 from raymrc.training.batching import Row, RowBuilder, collate, collate_targets, training_batches
@@ -89,7 +90,7 @@ def read_rows(mix: Mix, corpus: Corpus, loaded: Loaded) -> list[Row]:
     builder = RowBuilder(
         loaded.tokenizer,
         loaded.shape,
-        corpus.labels,
+        Asked(corpus.labels),
         {},
         STRATEGIES["frozen_soft_prompt"],
         mix.window,

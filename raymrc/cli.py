@@ -196,6 +196,7 @@ def run(study: Study, changes: Changes = None) -> None:
     """Train what the study's ledger lacks, and print who won."""
     from raymrc.model.backbones import check_weights, find, weights_fingerprint
     from raymrc.reading.questions import build_questions
+    from raymrc.reading.relations import find_asked
     from raymrc.study.ledger import Ledger
     from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
     from raymrc.study.plan import render as render_plan
@@ -212,8 +213,9 @@ def run(study: Study, changes: Changes = None) -> None:
 
     for backbone in backbones:
         check_weights(backbone)
-    questions = build_questions(corpus.labels, spec.questions)
-    check_questions_fit(planned, corpus.labels, questions)
+    asked = find_asked(spec.task, corpus)
+    questions = build_questions(asked.labels, spec.questions, asked.relations)
+    check_questions_fit(planned, asked, questions)
     ledger = Ledger(spec.storage)
     ledger.check()
     _print_table(render_plan(planned), sys.stderr)  # what each cell trains, and its share

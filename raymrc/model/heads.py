@@ -1,12 +1,13 @@
-"""What answers: start, end and match for a question's spans; begin and inside for tagging.
+"""What answers: start, end and match for a question's spans; begin and inside for tagging; a kind of
+relation for a pair of mentions.
 
 On a GPU one thing makes a training step wait for the device: how many candidate pairs there are (and
 how many different starts and ends they have) decides shapes, and is read once, in
 `find_candidates`. A second wait is for rows with too many pairs, which only an early model has.
 Predictions are read, and so waited for.
 
-B rows, S pieces, D hidden, W match width, L labels, K candidate pairs, U different starts or ends
-of pairs
+B rows, S pieces, D hidden, W match width, L labels, R kinds of relation, K candidate pairs,
+U different starts or ends of pairs
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raymrc.model.inputs import SpanTargets, TagTargets
+from raymrc.model.inputs import Inputs, PairTargets, SpanTargets, TagTargets
 from raymrc.model.shapes import MAX_CANDIDATES, PAIRS_AT_ONCE
 
 CALM = -3.0
@@ -214,6 +215,89 @@ class TaggingHeads(nn.Module):
     def logits(self, hidden_BSD: Tensor) -> Tensor:
         """(B, S, L, 3)"""
         return self.tags(hidden_BSD).unflatten(-1, (self.num_labels, 3))
+
+
+class PairHeads(nn.Module):
+    """Which relation do two marked mentions have, if any? Read off where their marks begin.
+
+    Args:
+        num_kinds: of relations, none of them counted as one.
+        dropout: on the encoder's output, in training.
+
+    Source: Zhong and Chen 2021, A frustratingly easy approach for entity and relation extraction,
+    arXiv:2010.12812.
+    """
+
+    def __init__(self, hidden: int, num_kinds: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.kinds = nn.Linear(2 * hidden, num_kinds)
+
+    def loss(
+        self,
+        hidden_BSD: Tensor,
+        marks_B2: Tensor,
+        targets: PairTargets,
+        add_up: AddUp | None = None,
+    ) -> Tensor:
+        """Cross-entropy of the rows' kinds, a mean.
+
+        Args:
+            add_up: see `AddUp`.
+        """
+        logits_BR = self.logits(hidden_BSD, marks_B2)
+        num_rows = torch.tensor(float(len(logits_BR)), device=logits_BR.device)
+        if add_up is not None:
+            num_rows = add_up(num_rows)
+        return F.cross_entropy(logits_BR, targets.kind_B, reduction="sum") / num_rows
+
+    @torch.no_grad()
+    def predict(self, hidden_BSD: Tensor, marks_B2: Tensor) -> list[np.ndarray]:
+        """Logits (R,) of every row, the first for no relation."""
+        return list(self.logits(hidden_BSD, marks_B2).float().cpu().numpy())
+
+    def logits(self, hidden_BSD: Tensor, marks_B2: Tensor) -> Tensor:
+        """(B, R)"""
+        index_B2D = marks_B2[..., None].expand(-1, -1, hidden_BSD.shape[-1])
+        pairs_BX = hidden_BSD.gather(1, index_B2D).flatten(1)
+        return self.kinds(F.dropout(pairs_BX, self.dropout, self.training))
+
+
+class ClassifyingHeads(nn.Module):
+    """Tags for labels and kinds for pairs, each where the task has them; a batch is of one or the other."""
+
+    def __init__(
+        self, hidden: int, num_labels: int, num_relations: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.tagging = TaggingHeads(hidden, num_labels, dropout) if num_labels else None
+        self.pairs = PairHeads(hidden, 1 + num_relations, dropout) if num_relations else None
+
+    def loss(
+        self,
+        hidden_BSD: Tensor,
+        inputs: Inputs,
+        targets: TagTargets | PairTargets,
+        add_up: AddUp | None = None,
+    ) -> Tensor:
+        """Of the head that the batch is for."""
+        if isinstance(targets, PairTargets):
+            assert self.pairs is not None and inputs.marks_B2 is not None
+            return self.pairs.loss(hidden_BSD, inputs.marks_B2, targets, add_up)
+        assert self.tagging is not None
+        return self.tagging.loss(hidden_BSD, inputs.window_BS, targets, add_up=add_up)
+
+    def predict(self, hidden_BSD: Tensor, inputs: Inputs) -> list[np.ndarray]:
+        """Tags (S, L) or kinds' logits (R,) of every row."""
+        if inputs.marks_B2 is not None:
+            assert self.pairs is not None
+            return self.pairs.predict(hidden_BSD, inputs.marks_B2)
+        assert self.tagging is not None
+        return self.tagging.predict(hidden_BSD, inputs.window_BS)
+
+    def others(self, targets: TagTargets | PairTargets) -> nn.Module | None:
+        """The head that a batch is not for, which gets no gradient from it."""
+        return self.tagging if isinstance(targets, PairTargets) else self.pairs
 
 
 def draw_kept(

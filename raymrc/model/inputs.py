@@ -31,6 +31,7 @@ class Inputs:
         entry_BSD: hidden states that enter layer `entry_layer`, zeros on padding. A prompt of that
             first layer then starts from them, and ids and types are not read.
         entry_layer: the layer that `entry_BSD` was computed for.
+        marks_B2: where the marks of a row's two mentions begin, long; None where no pairs are told apart.
 
     Lengths that are not given are found out; give them (or `is_padded=False`) for tensors on an
     accelerator, where finding out waits for the device.
@@ -46,6 +47,7 @@ class Inputs:
     share_B: Tensor | None = None
     entry_BSD: Tensor | None = None
     entry_layer: int | None = None
+    marks_B2: Tensor | None = None
 
     def __post_init__(self) -> None:
         num_rows, num_pieces = self.mask_BS.shape
@@ -118,7 +120,22 @@ class TagTargets:
         return _each(self, Tensor.pin_memory)
 
 
-_Batch = TypeVar("_Batch", Inputs, SpanTargets, TagTargets)
+@dataclass(frozen=True, eq=False)
+class PairTargets:
+    """How the two marked mentions of a row are related: `kind_B`, long, 0 for not at all."""
+
+    kind_B: Tensor
+
+    def to(self, device: torch.device | str) -> PairTargets:
+        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PairTargets:
+        return _each(self, Tensor.pin_memory)
+
+
+Targets = SpanTargets | TagTargets | PairTargets
+
+_Batch = TypeVar("_Batch", Inputs, SpanTargets, TagTargets, PairTargets)
 
 
 def _each(batch: _Batch, change: Callable[[Tensor], Tensor]) -> _Batch:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from raymrc.errors import PromptError, TrainingError
 from raymrc.model.backbones import Loaded
-from raymrc.model.heads import AddUp, SpanAnswer, SpanHeads, TaggingHeads
-from raymrc.model.inputs import Inputs, SpanTargets, TagTargets
+from raymrc.model.heads import AddUp, ClassifyingHeads, SpanAnswer, SpanHeads
+from raymrc.model.inputs import Inputs, PairTargets, SpanTargets, TagTargets, Targets
 from raymrc.model.precision import precision
 from raymrc.model.prompts import SoftPrompt, word_ids
 from raymrc.model.strategies import STRATEGIES
@@ -76,7 +76,9 @@ class Model(nn.Module):
 
     prompt: SoftPrompt | None
 
-    def __init__(self, configuration: Configuration, loaded: Loaded, num_labels: int) -> None:
+    def __init__(
+        self, configuration: Configuration, loaded: Loaded, num_labels: int, num_relations: int = 0
+    ) -> None:
         super().__init__()
         strategy = STRATEGIES[configuration.cell.strategy]
         self.configuration = configuration
@@ -94,7 +96,7 @@ class Model(nn.Module):
             self.prompt = None
             if strategy.asks == "vectors":
                 self.prompt = SoftPrompt(
-                    num_labels,
+                    num_labels + num_relations,
                     configuration.prompt_length,
                     shape,
                     configuration.prompt_depth,
@@ -103,9 +105,11 @@ class Model(nn.Module):
                 )
                 words = word_ids(loaded.tokenizer, shape.vocab)
                 self.prompt.initialise(loaded.encoder, words, _specials(loaded.tokenizer))
-            self.heads: SpanHeads | TaggingHeads
+            self.heads: SpanHeads | ClassifyingHeads
             if strategy.answers == "tags":
-                self.heads = TaggingHeads(shape.hidden, num_labels, configuration.dropout)
+                self.heads = ClassifyingHeads(
+                    shape.hidden, num_labels, num_relations, configuration.dropout
+                )
             else:
                 self.heads = SpanHeads(
                     shape.hidden, configuration.match_width, configuration.dropout
@@ -121,7 +125,7 @@ class Model(nn.Module):
     def loss(
         self,
         inputs: Inputs,
-        targets: SpanTargets | TagTargets,
+        targets: Targets,
         generator: torch.Generator | None = None,
         add_up: AddUp | None = None,
     ) -> Tensor:
@@ -131,25 +135,28 @@ class Model(nn.Module):
             generator: draws the dropout of span heads; None: torch's own does, as for the backbone.
             add_up: where other processes have the batch's other rows; see `heads.AddUp`.
         """
-        hidden_BSD, window_BS = self.hidden(inputs), inputs.window_BS
-        if isinstance(targets, TagTargets):
-            assert isinstance(self.heads, TaggingHeads)
-            return self.heads.loss(hidden_BSD, window_BS, targets, add_up=add_up)
+        hidden_BSD = self.hidden(inputs)
+        if not isinstance(targets, SpanTargets):
+            assert isinstance(self.heads, ClassifyingHeads)
+            return self.heads.loss(hidden_BSD, inputs, targets, add_up)
         assert isinstance(self.heads, SpanHeads)
         weights = self.configuration.loss_weights
-        return self.heads.loss(hidden_BSD, window_BS, targets, weights, generator, add_up)
+        return self.heads.loss(hidden_BSD, inputs.window_BS, targets, weights, generator, add_up)
 
     @torch.no_grad()
     def predict(self, inputs: Inputs) -> list[SpanAnswer] | list[np.ndarray]:
         """Answers of every row, over the row's positions; without dropout, whatever the mode.
 
         Span strategies: (start_S, end_S, pairs_K2, match_K), logits and (first, last) pieces;
-        -inf off the window. Tagging: tags (S, L), 0 outside, 1 begin, 2 inside.
+        -inf off the window. Tagging: tags (S, L), 0 outside, 1 begin, 2 inside. Pairs: logits of kinds.
         """
         was_training = self.training
         self.eval()
         try:
-            return self.heads.predict(self.hidden(inputs), inputs.window_BS)
+            hidden_BSD = self.hidden(inputs)
+            if isinstance(self.heads, ClassifyingHeads):
+                return self.heads.predict(hidden_BSD, inputs)
+            return self.heads.predict(hidden_BSD, inputs.window_BS)
         finally:
             self.train(was_training)
 
@@ -201,8 +208,11 @@ class Model(nn.Module):
             adapter_bytes=_safetensors_bytes(dict(trained)),
         )
 
-    def check_gradients(self) -> None:
+    def check_gradients(self, targets: Targets | None = None) -> None:
         """Call after a backward pass: everything trained got a gradient, the prompt a real one.
+
+        Args:
+            targets: of the batch: of two heads only the one that it was for.
 
         A batch need not ask every label, so single labels' prompts may have zeros; all of a
         prompt's zeros mean that it is not connected to the loss.
@@ -210,9 +220,14 @@ class Model(nn.Module):
         Raises:
             PromptError: a trained parameter got none, naming it.
         """
+        unasked: set[nn.Parameter] = set()
+        if isinstance(targets, TagTargets | PairTargets):
+            assert isinstance(self.heads, ClassifyingHeads)
+            others = self.heads.others(targets)
+            unasked = set() if others is None else set(others.parameters())
         for owner, claimed in self._claimed.items():
             for name, parameter in claimed:
-                if not parameter.requires_grad:
+                if not parameter.requires_grad or parameter in unasked:
                     continue
                 if parameter.grad is None:
                     raise PromptError(f"{name} is trained but got no gradient")

@@ -114,6 +114,11 @@ def tagging_head_parameters(hidden: int, num_labels: int) -> int:
     return 3 * num_labels * (hidden + 1)
 
 
+def pair_head_parameters(hidden: int, num_relations: int) -> int:
+    """Numbers of `heads.PairHeads`, which is not there without relations."""
+    return (1 + num_relations) * (2 * hidden + 1) if num_relations else 0
+
+
 _BERT_LARGE = Shape("bert", 24, 1024, 16, 4096, vocab=30522)
 _ROBERTA_LARGE = Shape(
     "roberta", 24, 1024, 16, 4096, vocab=50265, positions=514, types=1, eps=1e-5,

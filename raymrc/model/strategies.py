@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from raymrc.model.shapes import (
     Shape,
+    pair_head_parameters,
     prompt_parameters,
     span_head_parameters,
     tagging_head_parameters,
@@ -28,7 +29,8 @@ class Strategy:
         asks: "" (nothing is asked: every label is tagged at once), "words" (the question is part
             of the input) or "vectors" (a soft prompt).
         trains_backbone: whether the encoder's own weights are trained, and dropped out.
-        answers: "tags" (`heads.TaggingHeads`) or "spans" (`heads.SpanHeads`).
+        answers: "tags" (`heads.ClassifyingHeads`: tags for labels, kinds for pairs of mentions) or "spans"
+            (`heads.SpanHeads`).
     """
 
     asks: str
@@ -64,15 +66,15 @@ class ParameterCounts:
 
 
 def count_parameters(
-    configuration: Configuration, shape: Shape, num_labels: int
+    configuration: Configuration, shape: Shape, num_labels: int, num_relations: int = 0
 ) -> ParameterCounts:
-    """What `build` would make, counted without making it."""
+    """What `build` would make, counted without making it; see there."""
     strategy = STRATEGIES[configuration.cell.strategy]
     prompt = 0
     if strategy.asks == "vectors":
         prompt = prompt_parameters(
             shape,
-            num_labels,
+            num_labels + num_relations,
             configuration.prompt_length,
             configuration.prompt_depth,
             configuration.first_layer,
@@ -80,6 +82,7 @@ def count_parameters(
         )
     if strategy.answers == "tags":
         heads = tagging_head_parameters(shape.hidden, num_labels)
+        heads += pair_head_parameters(shape.hidden, num_relations)
     else:
         heads = span_head_parameters(shape.hidden, configuration.match_width)
     backbone = shape.num_parameters
@@ -87,15 +90,21 @@ def count_parameters(
     return ParameterCounts(backbone, prompt, heads, trained)
 
 
-def build(configuration: Configuration, loaded: Loaded, num_labels: int) -> Model:
+def build(
+    configuration: Configuration, loaded: Loaded, num_labels: int, num_relations: int = 0
+) -> Model:
     """The model of a configuration, initialised by its seed, on the backbone's device.
 
     A frozen strategy uses the loaded encoder in place; a trained one works on a copy, so that the
     pretrained weights stay as they are for the next model.
+
+    Args:
+        num_labels: that are asked for in the task.
+        num_relations: questions about a given mention, likewise.
 
     Raises:
         PromptError: the configuration's prompt does not fit the backbone.
     """
     from raymrc.model.network import Model
 
-    return Model(configuration, loaded, num_labels)
+    return Model(configuration, loaded, num_labels, num_relations)

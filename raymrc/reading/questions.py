@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from raymrc.corpora.problems import nearest
 from raymrc.errors import SpecError
+from raymrc.reading.relations import RelationQuestion
 
 N2C2_2018 = {
     "Drug": "Which medications, by generic, brand or class name, are mentioned?",
@@ -182,6 +183,18 @@ SHAC_ARGUMENTS: dict[tuple[str, str], str] = {
 """The 29 questions for an argument of a given trigger."""
 
 
+N2C2_2018_RELATIONS = {
+    "Strength-Drug": "What is the strength of the marked medication?",
+    "Form-Drug": "In which form is the marked medication given?",
+    "Dosage-Drug": "How many units of the marked medication are taken each time?",
+    "Frequency-Drug": "How often is the marked medication taken?",
+    "Route-Drug": "By which route is the marked medication given?",
+    "Duration-Drug": "For how long is the marked medication taken?",
+    "Reason-Drug": "For which reason is the marked medication given?",
+    "ADE-Drug": "Which adverse events did the marked medication cause?",
+}
+
+
 def default_questions(labels: Sequence[str]) -> dict[str, str]:
     """Label -> question, in the order of `labels`.
 
@@ -195,27 +208,42 @@ def default_questions(labels: Sequence[str]) -> dict[str, str]:
     questions: dict[str, str] = {}
     for label in labels:
         known = (table[label] for table in tables if label in table)
-        questions[label] = next(known, f"Which words mention {_in_words(label)}?")
+        questions[label] = next(known, f"Which words mention {in_plain_words(label)}?")
     return questions
 
 
-def build_questions(labels: Sequence[str], overrides: Mapping[str, str]) -> dict[str, str]:
-    """The questions of a study: its own words where it gives some, else ours.
+def build_questions(
+    labels: Sequence[str],
+    overrides: Mapping[str, str],
+    relations: Sequence[RelationQuestion] = (),
+) -> dict[str, str]:
+    """The questions of a study, by label and by name of the relation question: its own words where it
+    gives some, else ours.
 
     Raises:
-        SpecError: a question for a label that the corpus does not have, or an empty one.
+        SpecError: a question for something that the corpus does not have, or an empty one.
     """
+    ours = default_questions(labels) | {r.name: _relation_question(r) for r in relations}
     problems = []
-    for label, question in overrides.items():
-        if label not in labels:
-            problems.append(
-                f"questions: the corpus has no label {label!r}; {nearest(label, labels)}"
-            )
+    for name, question in overrides.items():
+        if name not in ours:
+            kind = "label or relation" if relations else "label"
+            problems.append(f"questions: the corpus has no {kind} {name!r}; {nearest(name, ours)}")
         elif not question.strip():
-            problems.append(f"questions: the question for {label!r} is empty; give it some words")
+            problems.append(f"questions: the question for {name!r} is empty; give it some words")
     if problems:
         raise SpecError(problems)
-    return {label: overrides.get(label, ours) for label, ours in default_questions(labels).items()}
+    return ours | dict(overrides)
+
+
+def _relation_question(question: RelationQuestion) -> str:
+    """The given mention is marked in the text, and called so."""
+    known = [SHAC_ARGUMENTS.get((given, question.relation)) for given in question.given]
+    if known[0] is not None and len(known) == 1:
+        return known[0]
+    given = " or ".join(in_plain_words(label) for label in question.given[:3])
+    answers = " or ".join(in_plain_words(label) for label in question.answers[:3])
+    return N2C2_2018_RELATIONS.get(question.name, f"Which {answers} belongs to the marked {given}?")
 
 
 def questions_fingerprint(questions: Mapping[str, str]) -> str:
@@ -223,7 +251,7 @@ def questions_fingerprint(questions: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(questions), sort_keys=True).encode()).hexdigest()
 
 
-def _in_words(label: str) -> str:
+def in_plain_words(label: str) -> str:
     """ "StatusTime", "Lab_value" -> "status time", "lab value"; an acronym stays as it is."""
     parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W_A-Z]+|[A-Z]+", label)
     return " ".join(part if part.isupper() else part.lower() for part in parts) or label

@@ -1,5 +1,7 @@
 """note -> pieces -> sentence groups -> windows with exact character offsets.
 
+A context is a window around a mention: as many sentences on both sides as are asked for.
+
 A note is tokenised once, as a whole, and sliced; so a piece is the same piece with the
 same offsets in every window that holds it. The rule of what makes a good slice and the
 rule of which window answers for a span are in docs/decisions/0003.
@@ -59,6 +61,50 @@ class Window:
         return self.offsets[-1][1]
 
 
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A note as a tokenizer reads it. Stays out of `repr`, as in `Window`.
+
+    Args:
+        ids: vocabulary ids, without special pieces.
+        offsets: per piece its characters in the note; see `Window`.
+        edges: the first piece of each sentence, ascending, from 0; none without pieces.
+    """
+
+    note_id: str
+    ids: tuple[int, ...] = field(repr=False)
+    offsets: Offsets = field(repr=False)
+    edges: tuple[int, ...] = field(repr=False)
+
+    def cut(self, index: int, begin: int, end: int) -> Window:
+        """Pieces `begin` to `end`, half-open, as a window."""
+        return Window(self.note_id, index, self.ids[begin:end], self.offsets[begin:end], begin)
+
+
+def read_pieces(note: Note, tokenizer: PreTrainedTokenizerFast) -> Pieces:
+    """Tokenises a note as a whole.
+
+    Args:
+        tokenizer: a fast one, since only those know offsets.
+
+    Raises:
+        SpecError: the tokenizer is not a fast one.
+    """
+    if not tokenizer.is_fast:
+        raise SpecError(
+            f"tokenizer {type(tokenizer).__name__} does not know character offsets; "
+            f"use a backbone folder that holds a tokenizer.json"
+        )
+    ids, offsets = _tokenise(note.text, tokenizer) if note.text.strip() else ((), ())
+    if not ids:
+        return Pieces(note.id, (), (), ())
+    starts = [start for start, _ in offsets]
+    edges = sorted({0, *(bisect_left(starts, char) for char in sentence_starts(note.text))})
+    if edges[-1] == len(ids):  # a last sentence of characters that the tokenizer drops
+        edges.pop()
+    return Pieces(note.id, ids, offsets, tuple(edges))
+
+
 def build_windows(
     note: Note, tokenizer: PreTrainedTokenizerFast, window: int, overlap: int
 ) -> list[Window]:
@@ -81,24 +127,54 @@ def build_windows(
             f"windows of {window} pieces cannot share {overlap} with their neighbours; "
             f"set window to 1 or more and overlap to a whole number from 0 to below window"
         )
-    if not tokenizer.is_fast:
-        raise SpecError(
-            f"tokenizer {type(tokenizer).__name__} does not know character offsets; "
-            f"use a backbone folder that holds a tokenizer.json"
-        )
-    if not note.text.strip():
+    return cut_windows(read_pieces(note, tokenizer), window, overlap)
+
+
+def cut_windows(pieces: Pieces, window: int, overlap: int) -> list[Window]:
+    """`build_windows` of a note that has been tokenised."""
+    if not pieces.ids:
         return []
-    ids, offsets = _read_pieces(note.text, tokenizer)
-    if not ids:
-        return []
-    starts = [start for start, _ in offsets]
-    edges = sorted({0, *(bisect_left(starts, char) for char in sentence_starts(note.text))})
-    if edges[-1] == len(ids):  # a last sentence of characters that the tokenizer drops
-        edges.pop()
     return [
-        Window(note.id, index, ids[first:end], offsets[first:end], first)
-        for index, (first, end) in enumerate(window_bounds(edges, len(ids), window, overlap))
+        pieces.cut(index, *bounds)
+        for index, bounds in enumerate(
+            window_bounds(pieces.edges, len(pieces.ids), window, overlap)
+        )
     ]
+
+
+def context_bounds(
+    edges: Sequence[int], num_pieces: int, first: int, last: int, sentences: int, window: int
+) -> tuple[int, int]:
+    """The pieces around a mention: its own sentences, and up to so many on either side.
+
+    Whole sentences while they fit, the nearer ones first; where the mention's own do not fit, the
+    pieces nearest to it. A mention wider than `window` keeps its first pieces.
+
+    Args:
+        edges: the first piece of each sentence, ascending, from 0.
+        first, last: pieces of the mention, inclusive.
+        sentences: on each side, 0 or more.
+        window: pieces, at most.
+
+    Returns:
+        First and last piece, half-open.
+    """
+    bounds = [*edges, num_pieces]
+    low = bisect_right(edges, first) - 1
+    high = bisect_right(edges, last)  # of the sentence behind
+    begin, end = bounds[low], bounds[high]
+    if end - begin > window:
+        room = max(0, window - (last + 1 - first))
+        begin = max(begin, min(first - room // 2, end - window))
+        return begin, min(begin + window, end)
+    for _ in range(sentences):
+        if low > 0 and end - bounds[low - 1] <= window:
+            low -= 1
+            begin = bounds[low]
+        if high < len(edges) and bounds[high + 1] - begin <= window:
+            high += 1
+            end = bounds[high]
+    return begin, end
 
 
 def window_bounds(
@@ -219,7 +295,7 @@ def strip_blanks(text: str, start: int, end: int) -> tuple[int, int]:
     )
 
 
-def _read_pieces(text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[int, ...], Offsets]:
+def _tokenise(text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[int, ...], Offsets]:
     encoding = tokenizer(
         text,
         add_special_tokens=False,

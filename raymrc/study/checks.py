@@ -26,10 +26,14 @@ class Problem(NamedTuple):
 _OF_PROMPTS = ("prompt_length", "prompt_depth", "first_layer", "reparametrisation")
 
 
-def without_effect(strategy: str) -> dict[str, str]:
+def without_effect(strategy: str, task: str) -> dict[str, str]:
     """Settings that change nothing under a strategy, each with the reason."""
     row = STRATEGIES[strategy]
     reasons: dict[str, str] = {}
+    if task == "concepts":
+        reasons["context_sentences"] = "no relation is asked for"
+    if task == "relations":
+        reasons["overlap"] = "each given mention has its own window"
     if row.asks != "vectors":
         reasons |= dict.fromkeys((*_OF_PROMPTS, "prompt_learning_rate"), "it has no soft prompt")
     if row.answers == "tags":
@@ -62,7 +66,9 @@ def across(sections: Mapping[str, Any]) -> Iterator[Problem]:
                 )
     corpus: CorpusSpec | None = sections.get("corpus")
     if corpus is not None:
-        yield from _labels(corpus, sections.get("questions") or {})
+        # How relations' questions are called, only the corpus can tell.
+        is_known = sections.get("task", "concepts") == "concepts"
+        yield from _labels(corpus, (sections.get("questions") or {}) if is_known else {})
 
 
 def no_effect(spec: Spec) -> Iterator[Problem]:
@@ -71,13 +77,13 @@ def no_effect(spec: Spec) -> Iterator[Problem]:
     for path, _ in _all_settings(spec.training, spec.strategies, spec.backbones):
         name = str(path[-1])
         if path[0] == "training":
-            if all(name in without_effect(strategy) for strategy in named):
+            if all(name in without_effect(strategy, spec.task) for strategy in named):
                 yield Problem(path, f"{name} has no effect under any strategy of this study", True)
             elif all(name in settings.given() for settings in named.values()):
                 yield Problem(path, f"{name} has no effect: every strategy sets its own", True)
         elif (strategy := str(path[-2])) not in named:
             yield Problem(path[:-1], f"strategy {strategy} is not run by this study", True)
-        elif reason := without_effect(strategy).get(name):
+        elif reason := without_effect(strategy, spec.task).get(name):
             yield Problem(path, f"{name} has no effect under {strategy}: {reason}", True)
     if spec.search.algorithm == "grid" and "configurations" in spec.search.model_fields_set:
         sentence = "configurations has no effect: a grid tries every combination"

@@ -11,9 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 RESULT_FORMAT = 1
 """Raised when the meaning of a recorded number changes; older records are then not reused."""
+
+
+LATER = frozenset({"context_sentences"})
+"""Settings that the first configurations did not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,8 @@ class Configuration:
         negative_rate: share of training rows without an answer that each epoch samples, 0 to 1.
         window: pieces of note text per window, at most.
         overlap: pieces that neighbouring windows share, at least.
+        context_sentences: read on each side of a given mention's own, where relations are asked for; None
+            where they are not.
         match_width: width of the match head's hidden layer.
         loss_weights: of start, end and match; used normalised.
         dropout: in heads and, where it is trained, in the backbone.
@@ -86,6 +93,7 @@ class Configuration:
     negative_rate: float = 1.0
     window: int = 384
     overlap: int = 64
+    context_sentences: int | None = None
     match_width: int = 2048
     loss_weights: tuple[float, float, float] = (1.0, 1.0, 0.1)
     dropout: float = 0.1
@@ -94,7 +102,7 @@ class Configuration:
     @property
     def id(self) -> str:
         """12 hex digits that name this configuration in any study."""
-        return hash_values(asdict(self))[:12]
+        return hash_values(_said(asdict(self)))[:12]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +127,14 @@ class FoldRun:
     @property
     def key(self) -> str:
         """The ledger key, 64 hex digits: a hash of all that decides the result."""
-        return hash_values({"format": RESULT_FORMAT, **asdict(self)})
+        values = asdict(self)
+        values["configuration"] = _said(values["configuration"])
+        return hash_values({"format": RESULT_FORMAT, **values})
+
+
+def _said(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Without what came later and is not used: it must not change the keys of finished work."""
+    return {k: v for k, v in configuration.items() if k not in LATER or v is not None}
 
 
 def hash_values(values: object) -> str:

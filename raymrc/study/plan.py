@@ -24,6 +24,7 @@ from raymrc.model.backbones import read_shape
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
 from raymrc.reading.questions import build_questions, questions_fingerprint
+from raymrc.reading.relations import Asked, find_asked
 from raymrc.study.checks import without_effect
 from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.study.cost import adapter_bytes
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 
 DEFAULT_PROMPT_LENGTH = 32
 """Where a soft prompt's length is not given: the reference study prefers 32 to 64."""
+
+DEFAULT_CONTEXT_SENTENCES = 1
+"""On each side of a given mention's own, where relations are asked for."""
 
 DRAWS_IN_VAIN = 10_000
 """After so many draws in a row that were drawn before, a search space is used up."""
@@ -83,7 +87,7 @@ class CellPlan:
         num_fold_runs: configurations times folds.
         configurations: all of them for grid and random; None for tpe, which proposes as it goes.
         shape: of the backbone; None where it is not known yet.
-        num_labels: None where the labels are not known before the corpus is read.
+        num_questions: of the task; None where they are not known before the corpus is read.
         parameters: of the largest configuration; None where shape or labels are not known.
         done: fold-runs that the ledger has; None where it cannot be known yet.
         placement: where its fold-runs train; None where shape or labels are not known.
@@ -95,7 +99,7 @@ class CellPlan:
     num_fold_runs: int
     configurations: tuple[Configuration, ...] | None
     shape: Shape | None = None
-    num_labels: int | None = None
+    num_questions: int | None = None
     parameters: ParameterCounts | None = None
     done: int | None = None
     placement: Placement | None = None
@@ -231,8 +235,9 @@ def plan_study(
         BackboneError: a backbone's folder whose config cannot be read.
     """
     labels = corpus.labels if corpus is not None else study_labels(spec)
-    if labels is not None:
-        build_questions(labels, spec.questions)
+    asked = study_questions(spec, corpus)
+    if asked is not None:
+        build_questions(asked.labels, spec.questions, asked.relations)
     fingerprints = None
     if corpus is not None:
         folds = build_study_folds(spec, corpus)  # whether they can be made is told in any case
@@ -240,7 +245,7 @@ def plan_study(
             fingerprints = build_fingerprints(spec, corpus, folds, weights)
     remarks: list[str] = []
     if corpus is None:
-        unknown = "" if labels is not None else "; labels and trained shares are not known before"
+        unknown = "" if asked is not None else "; labels and trained shares are not known before"
         remarks.append(f"the corpus was not read{unknown}")
     cells = []
     for index, entry in enumerate(spec.backbones):
@@ -250,7 +255,7 @@ def plan_study(
                 f"the shape of {entry.backbone.name} is not known before its weights are here"
             )
         for strategy in spec.strategies.named():
-            planned = _plan_cell(spec, index, entry, strategy, shape, labels)
+            planned = _plan_cell(spec, index, entry, strategy, shape, asked)
             cells.append(_placed(spec, index, planned) if places else planned)
     resources = spec.resources
     if (
@@ -320,6 +325,23 @@ def study_labels(spec: Spec) -> tuple[str, ...] | None:
     return known_labels(spec.corpus.label_reader, labels)
 
 
+def study_questions(spec: Spec, corpus: Corpus | None) -> Asked | None:
+    """What the study's task asks; None where that is not known before the corpus is read.
+
+    Raises:
+        SpecError: a task about relations, of which the corpus has none.
+    """
+    if corpus is None:
+        labels = study_labels(spec)
+        return Asked(labels) if labels is not None and spec.task == "concepts" else None
+    asked = find_asked(spec.task, corpus)
+    if spec.task != "concepts" and not asked.relations:
+        raise spec.error(
+            ("task",), f"task {spec.task} needs relations, and {spec.corpus.display_name} has none"
+        )
+    return asked
+
+
 def build_study_folds(spec: Spec, corpus: Corpus) -> Folds:
     """The folds that all configurations of a study share."""
     return make_folds(corpus, spec.folds.count, spec.folds.seed, spec.folds.validation_share)
@@ -328,7 +350,8 @@ def build_study_folds(spec: Spec, corpus: Corpus) -> Folds:
 def build_fingerprints(
     spec: Spec, corpus: Corpus, folds: Folds, weights: Mapping[str, str]
 ) -> Fingerprints:
-    questions = build_questions(corpus.labels, spec.questions)
+    asked = find_asked(spec.task, corpus)
+    questions = build_questions(asked.labels, spec.questions, asked.relations)
     return Fingerprints(
         corpus=corpus.fingerprint,
         folds=folds.fingerprint,
@@ -393,7 +416,7 @@ def _plan_cell(
     entry: BackboneSpec,
     strategy: str,
     shape: Shape | None,
-    labels: tuple[str, ...] | None,
+    asked: Asked | None,
 ) -> CellPlan:
     cell = Cell(spec.task, spec.corpus.display_name, entry.backbone, strategy)
     space = build_space(_effective(spec, entry, strategy))
@@ -402,10 +425,10 @@ def _plan_cell(
     configurations = _configurations(spec, cell, space)
     count = len(configurations) if configurations is not None else _how_many(spec, space)
     parameters = None
-    if shape is not None and labels is not None:
+    if shape is not None and asked is not None:
         parameters = max(
             (
-                count_parameters(c, shape, len(labels))
+                count_parameters(c, shape, len(asked.labels), len(asked.relations))
                 for c in configurations or _corners(cell, space, COUNTED)
             ),
             key=lambda p: p.trained,
@@ -417,21 +440,21 @@ def _plan_cell(
         num_fold_runs=count * spec.folds.count,
         configurations=configurations,
         shape=shape,
-        num_labels=len(labels) if labels is not None else None,
+        num_questions=len(asked) if asked is not None else None,
         parameters=parameters,
     )
 
 
 def _placed(spec: Spec, index: int, plan: CellPlan) -> CellPlan:
     """With a placement, where enough is known for one."""
-    if plan.shape is None or plan.num_labels is None:
+    if plan.shape is None or plan.num_questions is None:
         return plan
     resources = spec.resources
     try:
         placement = place(
             plan.configurations or _corners(plan.cell, plan.space, WEIGHED),
             plan.shape,
-            plan.num_labels,
+            plan.num_questions,
             device_of(resources),
             lanes=resources.lanes_per_host,
             workers=(resources.workers.min, resources.workers.max) if resources.workers else None,
@@ -445,10 +468,12 @@ def _placed(spec: Spec, index: int, plan: CellPlan) -> CellPlan:
 
 def _effective(spec: Spec, entry: BackboneSpec, strategy: str) -> dict[str, Setting]:
     """The cell's settings without those that change nothing: they would only multiply its grid."""
-    idle = without_effect(strategy)
+    idle = without_effect(strategy, spec.task)
     settings = {k: v for k, v in spec.settings(entry, strategy).items() if k not in idle}
     if STRATEGIES[strategy].asks == "vectors":
         settings.setdefault("prompt_length", Fixed(DEFAULT_PROMPT_LENGTH))
+    if spec.task != "concepts":
+        settings.setdefault("context_sentences", Fixed(DEFAULT_CONTEXT_SENTENCES))
     return settings
 
 

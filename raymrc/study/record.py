@@ -42,7 +42,8 @@ class Record:
         reason: why it failed, in a sentence without note text; "" when done.
         notes: scored note id -> counts.
         unreachable: gold spans of the scored fold that no target can express (not on a piece
-            boundary, wider than a window, same-label overlap under `fine_tune`); they are in `fn`.
+            boundary, wider than a window, same-label overlap under `fine_tune`), or its relations
+            that reach beyond their context; they are in `fn`.
         validation_f1: strict micro F1 of the chosen epoch on the validation part, 0 to 1.
         best_epoch: the chosen epoch, from 1.
         epochs: the course of training.

@@ -28,6 +28,7 @@ from raymrc.errors import SpecError
 from raymrc.model.backbones import BACKBONES
 from raymrc.model.shapes import MAX_PROMPT_LENGTH, SHAPES
 from raymrc.model.strategies import STRATEGIES
+from raymrc.reading.relations import TASKS
 from raymrc.study.checks import Problem, across, no_effect
 from raymrc.study.configuration import Backbone
 from raymrc.study.source import Position, Source, Steps, nearest, read_source
@@ -109,6 +110,9 @@ class Settings(_Section):
     """Pieces of note text per window, at most."""
     overlap: Annotated[Setting | None, setting(whole(0))] = None
     """Pieces that neighbouring windows share, at least."""
+    context_sentences: Annotated[Setting | None, setting(whole(0))] = None
+    """Sentences read on each side of a given mention's own, where relations are asked for; 1 where not
+    given. A relation that reaches further is missed, and counted."""
     match_width: Annotated[Setting | None, setting(whole(1))] = None
     """Width of the hidden layer of the head that pairs starts with ends."""
     loss_weights: Annotated[Setting | None, setting(three_weights)] = None
@@ -402,8 +406,9 @@ class Spec(_Section):
 
     study: Name
     """The study's name; also the name of its MLflow experiment."""
-    task: Annotated[Literal["concepts"], checked(word("concepts"))]
-    """What is looked for: `concepts`, the labelled spans of a note."""
+    task: Annotated[Literal["concepts", "relations", "end_to_end"], checked(word(*TASKS))]
+    """What is looked for: `concepts`, the labelled spans of a note; `relations`, between spans that are
+    given; `end_to_end`, relations between spans that are found, too."""
     corpus: CorpusSpec
     """The notes."""
     folds: Annotated[Folds, BeforeValidator(_empty_is_default)] = Folds()

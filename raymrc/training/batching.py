@@ -1,18 +1,18 @@
 """windows x questions -> rows -> batches.
 
 A row is what one forward pass sees of one window: special pieces, the question in
-words if the strategy asks in words, and the window. Batches are length-bucketed, so
-that little of a batch is padding.
+words if the strategy asks in words, and the window. Around a given mention stand pieces that mark
+it. Batches are length-bucketed, so that little of a batch is padding.
 """
 
-# B rows, S pieces, L labels, K candidate pairs
+# B rows, S pieces, W pieces of the window, L labels, K candidate pairs
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,10 +20,20 @@ import torch
 from raymrc.corpora.note import Corpus, Note
 from raymrc.corpora.splits import Folds
 from raymrc.errors import BackboneError
-from raymrc.model.inputs import Inputs, SpanTargets, TagTargets
+from raymrc.model.inputs import Inputs, PairTargets, SpanTargets, TagTargets, Targets
 from raymrc.model.strategies import STRATEGIES, Strategy
 from raymrc.reading.examples import build_examples, tag_targets
-from raymrc.reading.windows import Window, build_windows
+from raymrc.reading.questions import in_plain_words
+from raymrc.reading.relations import (
+    Asked,
+    Context,
+    Mention,
+    build_contexts,
+    find_asked,
+    gold_answers,
+    mentions_of,
+)
+from raymrc.reading.windows import Pieces, Window, cut_windows, read_pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,15 +46,17 @@ _Parts = TypeVar("_Parts", bound=tuple[object, ...])
 
 @dataclass(frozen=True)
 class StudyData:
-    """What all fold-runs of a study share. Built once a process; windows are kept between them.
+    """What all fold-runs of a study share. Built once a process; rows are kept between them.
 
     Args:
-        questions: label -> question in words, used where a strategy asks in words.
+        questions: label or name of a relation question -> question in words, used where a strategy asks
+            in words.
     """
 
     corpus: Corpus
     folds: Folds
     questions: Mapping[str, str]
+    _pieces: dict[str, dict[str, Pieces]] = field(default_factory=dict, repr=False, compare=False)
     _windows: dict[tuple[object, ...], dict[str, list[Window]]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -57,8 +69,20 @@ class StudyData:
         return {"corpus": self.corpus, "folds": self.folds, "questions": self.questions}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        for name, value in {**state, "_windows": {}, "_rows": {}}.items():
+        for name, value in {**state, "_pieces": {}, "_windows": {}, "_rows": {}}.items():
             object.__setattr__(self, name, value)
+
+    def asked(self, task: str) -> Asked:
+        """What a task asks of this corpus."""
+        return find_asked(task, self.corpus)
+
+    def pieces(self, tokenizer: PreTrainedTokenizerFast, source: str) -> dict[str, Pieces]:
+        """Note id -> its pieces, for every note of the corpus. `source` names the tokenizer."""
+        if source not in self._pieces:
+            self._pieces[source] = {
+                note.id: read_pieces(note, tokenizer) for note in self.corpus.notes
+            }
+        return self._pieces[source]
 
     def windows(
         self, tokenizer: PreTrainedTokenizerFast, source: str, window: int, overlap: int
@@ -67,61 +91,123 @@ class StudyData:
         key = (source, window, overlap)
         if key not in self._windows:
             self._windows[key] = {
-                note.id: build_windows(note, tokenizer, window, overlap)
-                for note in self.corpus.notes
+                note_id: cut_windows(pieces, window, overlap)
+                for note_id, pieces in self.pieces(tokenizer, source).items()
             }
         return self._windows[key]
 
     def rows(
         self, tokenizer: PreTrainedTokenizerFast, shape: Shape, configuration: Configuration
     ) -> dict[str, list[Row]]:
-        """Note id -> its rows, for every note of the corpus: what a configuration asks of it.
+        """Note id -> its rows, for every note of the corpus: what a configuration learns from. Relations are
+        asked of gold mentions.
 
         Raises:
             BackboneError: a question and a window together exceed the backbone's positions.
         """
+        task = configuration.cell.task
         strategy = STRATEGIES[configuration.cell.strategy]
         source, size = configuration.cell.backbone.source, configuration.window
         # What is asked in vectors, or not at all, is the same rows whatever is trained.
-        key = (source, size, configuration.overlap, strategy.asks == "words", strategy.answers)
+        key = (
+            task, source, size, configuration.overlap, configuration.context_sentences,
+            strategy.asks == "words", strategy.answers,
+        )  # fmt: skip
         if key not in self._rows:
-            windows = self.windows(tokenizer, source, size, configuration.overlap)
-            builder = RowBuilder(
-                tokenizer, shape, self.corpus.labels, self.questions, strategy, size
-            )
-            self._rows[key] = {note.id: builder.rows([note], windows) for note in self.corpus.notes}
+            builder = self.builder(tokenizer, shape, configuration)
+            by_note: dict[str, list[Row]] = {note.id: [] for note in self.corpus.notes}
+            if builder.asked.labels:
+                windows = self.windows(tokenizer, source, size, configuration.overlap)
+                for note in self.corpus.notes:
+                    by_note[note.id] += builder.rows([note], windows)
+            if builder.asked.relations:
+                pieces = self.pieces(tokenizer, source)
+                for note in self.corpus.notes:
+                    mentions = mentions_of(note.spans)
+                    contexts = builder.contexts(note, pieces[note.id], mentions)
+                    by_note[note.id] += builder.relation_rows(note, contexts)
+            self._rows[key] = by_note
         return self._rows[key]
+
+    def builder(
+        self, tokenizer: PreTrainedTokenizerFast, shape: Shape, configuration: Configuration
+    ) -> RowBuilder:
+        """Makes the rows of a configuration.
+
+        Raises:
+            BackboneError: see `RowBuilder`.
+        """
+        cell = configuration.cell
+        return RowBuilder(
+            tokenizer, shape, self.asked(cell.task), self.questions, STRATEGIES[cell.strategy],
+            configuration.window, configuration.context_sentences or 0,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One window under one question, or under all labels at once (`label` 0) for tagging.
+    """One window under one question, or under all labels at once (`label` 0) for tagging, or with a pair of
+    mentions in it (`label` 0).
 
     Args:
         ids, types: of all S pieces of the row.
-        offset: position of the window's first piece in the row.
+        places: position in the row of each of the window's W pieces, ascending.
         spans: gold (first, last) pieces, relative to the window; for tagging, see `tags`.
-        tags: (pieces, L) of 0/1/2, for tagging; None otherwise.
+        tags: (W, L) of 0/1/2, for tagging; None otherwise.
+        context: whose `given` mention is marked, where a relation is asked for.
+        other: the mention that is marked beside it, where pairs are told apart; its index in
+            `context.others`.
+        marks: positions of the two mentions' first marks, for a pair.
+        kind: of the pair: 0 for no relation, else 1 + index of the relation question.
     """
 
     window: Window
     label: int
     ids: np.ndarray
     types: np.ndarray
-    offset: int
+    places: np.ndarray
     spans: tuple[tuple[int, int], ...] = ()
     tags: np.ndarray | None = None
+    context: Context | None = None
+    other: int | None = None
+    marks: tuple[int, int] | None = None
+    kind: int = 0
 
     @property
     def has_answer(self) -> bool:
-        return bool(self.spans) if self.tags is None else bool(self.tags.any())
+        if self.tags is not None:
+            return bool(self.tags.any())
+        return bool(self.spans) or self.kind > 0
+
+    @property
+    def is_asked(self) -> str:
+        """What targets it has: "tags", "pairs" or "spans"."""
+        return "tags" if self.tags is not None else "pairs" if self.marks is not None else "spans"
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What names its pieces among rows of one way of cutting and asking, whatever the label."""
+        given = None if self.context is None else self.context.given
+        return (self.window.note_id, self.window.piece_start, self.window.piece_end, given)
+
+
+GIVEN_MARK, OTHER_MARK = " @", " #"
+"""What stands before and after a mention: signs that every vocabulary has. Source: the typed markers of Zhou
+and Chen 2022, An improved baseline for sentence-level relation extraction, arXiv:2102.01373."""
+
+TYPE_MARKS = {GIVEN_MARK: " *", OTHER_MARK: " ^"}
+"""What stands around a mention's label, within the marks."""
 
 
 class RowBuilder:
     """Turns windows into rows for one backbone and one way of asking.
 
     Args:
-        strategy: what asks and what answers; tagging makes one row a window, all labels at once.
+        asked: the task's questions.
+        strategy: what asks and what answers; tagging makes one row a window, all labels at once, and
+            one a pair of mentions.
+        window: pieces of a window, at most.
+        context_sentences: on each side of a given mention's own.
 
     Raises:
         BackboneError: a question and a window together exceed the backbone's positions.
@@ -131,24 +217,40 @@ class RowBuilder:
         self,
         tokenizer: PreTrainedTokenizerFast,
         shape: Shape,
-        labels: Sequence[str],
+        asked: Asked,
         questions: Mapping[str, str],
         strategy: Strategy,
         window: int,
+        context_sentences: int = 0,
     ) -> None:
-        self.labels = tuple(labels)
+        self.asked = asked
         self.strategy = strategy
+        self.window = window
+        self.context_sentences = context_sentences
         in_words = strategy.asks == "words"
         self.cls, self.sep = _special_pieces(tokenizer)
         # RoBERTa puts two separators between a question and its text, and has one segment type.
         self.middle = [self.sep] * (2 if shape.kind == "roberta" else 1)
         self.window_type = 1 if in_words and shape.types > 1 else 0
+
+        def pieces_of(text: str) -> list[int]:
+            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
         self.questions: list[list[int]] = [
-            tokenizer(questions[label], add_special_tokens=False)["input_ids"] if in_words else []
-            for label in self.labels
+            pieces_of(questions[name]) if in_words else [] for name in asked.names
         ]
+        self.marks: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        labels = {label for q in asked.relations for label in (*q.given, *q.answers)}
+        for mark, of_type in TYPE_MARKS.items() if asked.relations else ():
+            sign = pieces_of(mark)
+            for label in sorted(labels):
+                typed = pieces_of(f"{of_type} {in_plain_words(label)}{of_type}")
+                tells_types = strategy.answers == "tags"
+                self.marks[mark, label] = (sign + typed if tells_types else sign, sign)
         longest = max(map(len, self.questions), default=0)
         specials = 2 + (len(self.middle) if in_words else 0)
+        marks = max((len(a) + len(b) for a, b in self.marks.values()), default=0)
+        specials += marks * (2 if strategy.answers == "tags" else 1)
         room = shape.max_pieces - specials - longest
         if window > room:
             raise BackboneError(
@@ -158,37 +260,121 @@ class RowBuilder:
             )
 
     def rows(self, notes: Sequence[Note], windows: Mapping[str, list[Window]]) -> list[Row]:
-        """Every window of every note under every question, in note order."""
+        """Every window of every note under every label's question, in note order."""
+        labels = self.asked.labels
         rows: list[Row] = []
         for note in notes:
-            examples = build_examples([note], windows[note.id], self.labels)
+            examples = build_examples([note], windows[note.id], labels)
             if self.strategy.answers == "spans":
                 for e in examples:
                     asked = e.label if self.strategy.asks == "words" else None
                     # Asked in vectors, a window is the same pieces for every label: held once.
                     if asked is not None or not rows or rows[-1].window is not e.window:
-                        ids, types, offset = self._pieces(e.window, asked)
-                    rows.append(Row(e.window, e.label, ids, types, offset, tuple(e.spans)))
+                        ids, types, places, _ = self._pieces(e.window, asked)
+                    rows.append(Row(e.window, e.label, ids, types, places, tuple(e.spans)))
                 continue
             by_window: dict[int, dict[int, Sequence[tuple[int, int]]]] = {}
             for e in examples:
                 by_window.setdefault(e.window.index, {})[e.label] = e.spans
             for window in windows[note.id]:
-                tags = tag_targets(by_window[window.index], len(window.piece_ids), len(self.labels))
-                rows.append(Row(window, 0, *self._pieces(window), (), tags))
+                tags = tag_targets(by_window[window.index], len(window.piece_ids), len(labels))
+                ids, types, places, _ = self._pieces(window)
+                rows.append(Row(window, 0, ids, types, places, (), tags))
         return rows
 
+    def contexts(self, note: Note, pieces: Pieces, mentions: Sequence[Mention]) -> list[Context]:
+        """What is read around the mentions of a note that are asked for relations."""
+        return build_contexts(
+            note, pieces, mentions, self.asked.relations, self.context_sentences, self.window
+        )
+
+    def relation_rows(self, note: Note, contexts: Iterable[Context]) -> list[Row]:
+        """Every given mention under every question that its label is asked; or with every mention in its
+        context that may be an answer, where pairs are told apart.
+
+        Args:
+            note: its gold relations are the answers; of a mention that nobody annotated there are none.
+        """
+        gold = gold_answers(note, self.asked.relations)
+        make = self._question_rows if self.strategy.answers == "spans" else self._pair_rows
+        return [row for context in contexts for row in make(context, gold)]
+
+    def _question_rows(self, context: Context, gold: Gold) -> Iterator[Row]:
+        marks = [(*context.pieces, *self.marks[GIVEN_MARK, context.given.label])]
+        pieces_of = dict(context.others)
+        asked_before: tuple[Any, ...] = ()
+        for index, question in enumerate(self.asked.relations):
+            if context.given.label not in question.given:
+                continue
+            number = len(self.asked.labels) + index
+            if self.strategy.asks == "words" or not asked_before:
+                asked = number if self.strategy.asks == "words" else None
+                asked_before = self._pieces(context.window, asked, marks)
+            ids, types, places, _ = asked_before
+            answers = gold.get((context.given, index), ())
+            spans = {pieces_of[answer] for answer in answers if answer in pieces_of}
+            yield Row(
+                context.window, number, ids, types, places, tuple(sorted(spans)), context=context
+            )
+
+    def _pair_rows(self, context: Context, gold: Gold) -> Iterator[Row]:
+        given = context.given
+        for place, (other, pieces) in enumerate(context.others):
+            marks = [
+                (*context.pieces, *self.marks[GIVEN_MARK, given.label]),
+                (*pieces, *self.marks[OTHER_MARK, other.label]),
+            ]
+            ids, types, places, (first, second) = self._pieces(context.window, None, marks)
+            kinds = (
+                1 + index
+                for index in range(len(self.asked.relations))
+                if other in gold.get((given, index), ())
+            )
+            yield Row(
+                context.window, 0, ids, types, places,
+                context=context, other=place, marks=(first, second), kind=next(kinds, 0),
+            )  # fmt: skip
+
     def _pieces(
-        self, window: Window, asked: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray, int]:
-        """Ids and types of a row, and where its window begins; with the question of a label."""
+        self,
+        window: Window,
+        asked: int | None = None,
+        marks: Sequence[tuple[int, int, list[int], list[int]]] = (),
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+        """Ids and types of a row, where its window's pieces are, and where marks begin.
+
+        Args:
+            asked: with the question of this index before the window.
+            marks: (first, last piece of the window, what stands before, what behind).
+        """
         head = [self.cls]
         if asked is not None:
             head += self.questions[asked] + self.middle
         ids = np.array([*head, *window.piece_ids, self.sep], dtype=np.int64)
+        places = np.arange(len(head), len(head) + len(window.piece_ids))
+        begins = [0] * len(marks)
+        if marks:
+            # At one place marks that close stand before those that open, and the inner ones inside.
+            inserted = sorted(
+                [(last + 1, 0, -first, number) for number, (first, last, *_) in enumerate(marks)]
+                + [(first, 1, -last, number) for number, (first, last, *_) in enumerate(marks)]
+            )
+            parts, done = [ids[: len(head)]], 0
+            for at, opens, _, number in inserted:
+                parts.append(ids[len(head) + done : len(head) + at])
+                if opens:
+                    begins[number] = sum(map(len, parts))
+                parts.append(np.array(marks[number][3 - opens], dtype=np.int64))
+                places[at:] += len(parts[-1])
+                done = at
+            parts.append(ids[len(head) + done :])
+            ids = np.concatenate(parts)
         types = np.zeros_like(ids)
         types[len(head) :] = self.window_type
-        return ids, types, len(head)
+        return ids, types, places, begins
+
+
+Gold = Mapping[tuple[Mention, int], Sequence[Mention]]
 
 
 def _special_pieces(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
@@ -214,7 +400,7 @@ def collate(rows: Sequence[Row], pad: int) -> Inputs:
     for b, row in enumerate(rows):
         n = len(row.ids)
         ids_BS[b, :n], types_BS[b, :n], mask_BS[b, :n] = row.ids, row.types, True
-        window_BS[b, row.offset : row.offset + len(row.window.piece_ids)] = True
+        window_BS[b, row.places] = True
         share.append(first.setdefault((row.ids.tobytes(), row.types.tobytes()), b))
     return Inputs(
         input_ids_BS=torch.from_numpy(ids_BS),
@@ -224,25 +410,29 @@ def collate(rows: Sequence[Row], pad: int) -> Inputs:
         label_B=torch.tensor([row.label for row in rows]),
         lengths=tuple(len(row.ids) for row in rows),
         share_B=torch.tensor(share) if len(first) < B else None,
+        marks_B2=None if rows[0].marks is None else torch.tensor([row.marks for row in rows]),
     )
 
 
-def collate_targets(rows: Sequence[Row], inputs: Inputs) -> SpanTargets | TagTargets:
-    """The gold answers of `rows`, at the positions of `inputs`."""
+def collate_targets(rows: Sequence[Row], inputs: Inputs) -> Targets:
+    """The gold answers of `rows`, which are all asked alike, at the positions of `inputs`."""
     B, S = inputs.input_ids_BS.shape
+    if rows[0].marks is not None:
+        return PairTargets(torch.tensor([row.kind for row in rows]))
     if rows[0].tags is not None:
         tags_BSL = np.zeros((B, S, rows[0].tags.shape[1]), dtype=np.int64)
         for b, row in enumerate(rows):
             assert row.tags is not None
-            tags_BSL[b, row.offset : row.offset + len(row.tags)] = row.tags
+            tags_BSL[b, row.places] = row.tags
         return TagTargets(tags_BSL=torch.from_numpy(tags_BSL))
     start_BS = np.zeros((B, S), dtype=np.float32)
     end_BS = np.zeros((B, S), dtype=np.float32)
     pairs: list[tuple[int, int, int]] = []
     for b, row in enumerate(rows):
         for first, last in row.spans:
-            start_BS[b, row.offset + first] = end_BS[b, row.offset + last] = 1.0
-            pairs.append((b, row.offset + first, row.offset + last))
+            first, last = int(row.places[first]), int(row.places[last])
+            start_BS[b, first] = end_BS[b, last] = 1.0
+            pairs.append((b, first, last))
     return SpanTargets(
         start_BS=torch.from_numpy(start_BS),
         end_BS=torch.from_numpy(end_BS),
@@ -256,35 +446,49 @@ def training_batches(
     """One epoch: all rows with an answer, a sample of the others, shuffled, bucketed by length.
 
     Rows are sorted by length only within chunks of 16 batches, so that an epoch's
-    order stays random.
+    order stays random. A batch's rows are asked alike.
     """
     kept = [r for r in rows if r.has_answer or generator.random() < negative_rate]
     generator.shuffle(kept)
     batches: list[list[Row]] = []
-    for chunk in _slices(kept, 16 * batch_size):
-        batches.extend(_slices(sorted(chunk, key=lambda row: len(row.ids)), batch_size))
+    for alike in _asked_alike(kept):
+        for chunk in _slices(alike, 16 * batch_size):
+            batches.extend(_slices(sorted(chunk, key=lambda row: len(row.ids)), batch_size))
     generator.shuffle(batches)
     yield from batches
 
 
 def steps_per_epoch(rows: Sequence[Row], batch_size: int, negative_rate: float) -> int:
     """Expected optimiser steps of one epoch, at least 1."""
-    answered = sum(row.has_answer for row in rows)
-    expected = answered + negative_rate * (len(rows) - answered)
-    return max(1, -(-round(expected) // batch_size))
+    steps = 0
+    for alike in _asked_alike(rows):
+        answered = sum(row.has_answer for row in alike)
+        expected = answered + negative_rate * (len(alike) - answered)
+        steps += max(1, -(-round(expected) // batch_size))
+    return max(1, steps)
+
+
+def _asked_alike(rows: Iterable[Row]) -> Iterable[list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.is_asked, []).append(row)
+    return groups.values()
 
 
 def evaluation_batches(rows: Sequence[Row], pieces: int) -> Iterator[list[Row]]:
     """All rows, longest first (so that memory peaks at once), under a budget of padded pieces.
 
     Of one length a window's rows stay together: layers that see no prompt run once for them.
+
+    Args:
+        rows: all asked alike.
     """
-    place: dict[tuple[str, int], int] = {}
+    place: dict[tuple[object, ...], int] = {}
     for row in rows:
-        place.setdefault((row.window.note_id, row.window.index), len(place))
+        place.setdefault(row.key, len(place))
 
     def order(row: Row) -> tuple[int, int]:
-        return -len(row.ids), place[row.window.note_id, row.window.index]
+        return -len(row.ids), place[row.key]
 
     batch: list[Row] = []
     for row in sorted(rows, key=order):
@@ -328,7 +532,7 @@ def _sent(batch: _Parts, device: torch.device, *, pin: bool) -> _Parts:
         _Parts,
         tuple(
             (part.pin_memory() if pin else part).to(device)
-            if isinstance(part, (Inputs, SpanTargets, TagTargets))
+            if isinstance(part, (Inputs, SpanTargets, TagTargets, PairTargets))
             else part
             for part in batch
         ),

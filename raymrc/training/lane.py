@@ -17,19 +17,17 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from raymrc.corpora.note import Note
 from raymrc.errors import TrainingError
 from raymrc.model.backbones import Loaded
-from raymrc.model.heads import SpanAnswer
-from raymrc.model.inputs import Inputs, SpanTargets, TagTargets
+from raymrc.model.inputs import Inputs, SpanTargets, Targets
 from raymrc.model.strategies import STRATEGIES, build
-from raymrc.reading.answers import assemble, decode_spans, decode_tags
-from raymrc.reading.examples import unreachable, untaggable
-from raymrc.scoring.counts import Counts, pool
-from raymrc.scoring.n2c2_2018 import score_note
+from raymrc.reading.examples import Unreachable, unreachable, untaggable
+from raymrc.reading.relations import mentions_of, unreachable_relations
+from raymrc.scoring.counts import pool
 from raymrc.study.configuration import FoldRun, hash_values
 from raymrc.study.cost import price, training_flops
 from raymrc.study.record import Epoch, NoteCounts, Record
@@ -44,10 +42,11 @@ from raymrc.training.batching import (
     steps_per_epoch,
     training_batches,
 )
+from raymrc.training.exam import Answer, Exam
 from raymrc.training.fused import Part
 from raymrc.training.meter import Spent, device_name, hardware, versions
 
-Answers = Sequence[SpanAnswer | np.ndarray]
+Answers = Sequence[Answer]
 """What a model says to the rows of a batch, one after the other."""
 
 TRAINING, VALIDATION, SCORING, DONE = "training", "validation", "scoring", "done"
@@ -65,7 +64,7 @@ class Batch:
     lane: Lane
     rows: Sequence[Row]
     inputs: Inputs
-    targets: SpanTargets | TagTargets | None
+    targets: Targets | None
 
     @property
     def trains(self) -> bool:
@@ -79,7 +78,7 @@ class Batch:
     @property
     def part(self) -> Part:
         """Its share of a pass of many lanes."""
-        assert not isinstance(self.targets, TagTargets)
+        assert self.targets is None or isinstance(self.targets, SpanTargets)
         return Part(self.lane.model, self.inputs, self.targets, self.lane.dropout)
 
 
@@ -112,7 +111,7 @@ class Lane:
         self.fold_run = fold_run
         self.configuration = configuration
         self.device = device
-        self.labels = data.corpus.labels
+        self.asked = data.asked(configuration.cell.task)
         self.shape = loaded.shape
         self.strategy = STRATEGIES[configuration.cell.strategy]
         self.evaluation_pieces = evaluation_pieces
@@ -124,20 +123,20 @@ class Lane:
             torch.manual_seed(seed)  # what an encoder drops out, torch's own generator draws
 
         self.pad = int(loaded.tokenizer.pad_token_id or 0)
+        source = configuration.cell.backbone.source
         self.windows = data.windows(
-            loaded.tokenizer,
-            configuration.cell.backbone.source,
-            configuration.window,
-            configuration.overlap,
+            loaded.tokenizer, source, configuration.window, configuration.overlap
         )
+        self.pieces = data.pieces(loaded.tokenizer, source)
+        self.builder = data.builder(loaded.tokenizer, loaded.shape, configuration)
         self.notes = {note.id: note for note in data.corpus.notes}
         self.note_rows = data.rows(loaded.tokenizer, loaded.shape, configuration)
         self.split = data.folds.split(fold_run.fold)
-        self.rows = self._rows_of(self.split.train)
+        self.rows = [row for note_id in self.split.train for row in self.note_rows[note_id]]
         if not self.rows:
             raise TrainingError(f"fold {fold_run.fold} has no training note with text in it")
 
-        self.model = build(configuration, loaded, len(self.labels))
+        self.model = build(configuration, loaded, len(self.asked.labels), len(self.asked.relations))
         self.optimiser = torch.optim.AdamW(
             self.model.parameter_groups(), weight_decay=configuration.weight_decay, fused=True
         )
@@ -164,7 +163,7 @@ class Lane:
         self._order_before: Any = None
         self._ready: Iterator[tuple[list[Row], Inputs, Any]] = iter(())
         self._losses: list[Tensor] = []
-        self._found: dict[str, dict[int, list[tuple[int, int, int]]]] = {}
+        self._exam: Exam | None = None
         if state is not None:
             self._restore(state)
 
@@ -187,9 +186,7 @@ class Lane:
         self._left -= 1
         if self.activations is not None:
             # It reads lengths off the host's copy, and sends what it fills in along with the batch.
-            cut = (self.configuration.window, self.configuration.overlap)
-            keys = [(row.window.note_id, row.window.index, *cut) for row in rows]
-            inputs = self.activations.fill(keys, inputs)
+            inputs = self.activations.fill([row.key for row in rows], inputs)
             targets = None if targets is None else targets.to(self.device)
         return Batch(self, rows, inputs, targets)
 
@@ -212,7 +209,7 @@ class Lane:
             TrainingError: a loss of this epoch is not a number.
         """
         if self.steps == 0:
-            self.model.check_gradients()
+            self.model.check_gradients(batch.targets)
         self.optimiser.zero_grad(set_to_none=True)
         self.steps += 1
         self._learnt += 1
@@ -224,11 +221,9 @@ class Lane:
 
     def heard(self, batch: Batch, answers: Answers) -> None:
         """The model's answers to a batch. The last ones of validation end the epoch."""
+        assert self._exam is not None
         for row, answer in zip(batch.rows, answers, strict=True):
-            spans = read_answer(row, answer)
-            if spans:
-                of_note = self._found.setdefault(row.window.note_id, {})
-                of_note.setdefault(row.window.index, []).extend(spans)
+            self._exam.hear(row, answer)
         if not self._left:
             self._end_stage()
 
@@ -247,12 +242,14 @@ class Lane:
             )
         else:
             self.model.eval()
-            self._found = {}
-            if self.stage == SCORING and self.best_epoch != configuration.epochs:
-                assert self.best_state is not None
-                self.model.load_trained_state(self.best_state)
-            rows = self._rows_of(self._asked)
-            batches = evaluation_batches(rows, self.evaluation_pieces)
+            if self._exam is None:
+                if self.stage == SCORING and self.best_epoch != configuration.epochs:
+                    assert self.best_state is not None
+                    self.model.load_trained_state(self.best_state)
+                asked = self.split.scored if self.stage == SCORING else self.split.validation
+                notes = [self.notes[note_id] for note_id in asked]
+                self._exam = Exam(self.builder, notes, self.note_rows, self.windows, self.pieces)
+            batches = evaluation_batches(self._exam.next_round(), self.evaluation_pieces)
         listed = list(batches)[resumed_at:]
         self._left = len(listed)
         here = self.device if self.activations is None else torch.device("cpu")
@@ -263,17 +260,21 @@ class Lane:
             self._loss = self._mean_loss()
             self._learnt = 0
             self.stage = VALIDATION
-        elif self.stage == VALIDATION:
-            self._end_epoch()
+            return
+        assert self._exam is not None
+        if self._exam.has_more:
+            return
+        scores, self._exam = self._exam.scores(), None
+        if self.stage == VALIDATION:
+            self._end_epoch(_strict_f1(scores))
             is_last = len(self.epochs) == self.configuration.epochs
             self.stage = SCORING if is_last else TRAINING
         else:
-            self.scores = self._scores()
+            self.scores = scores
             self.stage = DONE
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self, f1: float) -> None:
         number = len(self.epochs) + 1
-        f1 = _strict_f1(self._scores())
         self.epochs.append(Epoch(number, self._loss, f1, self.spent.wall - self._epoch_began))
         # Of equal epochs the later one has seen more.
         if f1 >= self.best_f1:
@@ -291,26 +292,6 @@ class Lane:
                 f"(learning rate {self.configuration.learning_rate:g}); lower the learning rate"
             )
         return float(values.mean())
-
-    @property
-    def _asked(self) -> tuple[str, ...]:
-        """The notes of this stage that are scored. Every window of theirs is asked every question."""
-        return self.split.scored if self.stage == SCORING else self.split.validation
-
-    def _rows_of(self, note_ids: Iterable[str]) -> list[Row]:
-        return [row for note_id in note_ids for row in self.note_rows[note_id]]
-
-    def _scores(self) -> dict[str, NoteCounts]:
-        """Strict and lenient counts of each note against its gold, official 2018 rules."""
-        found: dict[str, NoteCounts] = {}
-        for note_id in self._asked:
-            note, windows = self.notes[note_id], self.windows[note_id]
-            spans = assemble(note, windows, self._found.get(note_id, {}), self.labels)
-            found[note_id] = NoteCounts(
-                strict=_present(score_note(note.spans, spans, "strict")),
-                lenient=_present(score_note(note.spans, spans, "lenient")),
-            )
-        return found
 
     # --- what it leaves ---------------------------------------------------------------------------
 
@@ -418,7 +399,7 @@ class Lane:
     @property
     def _flops(self) -> float:
         """Operations that training has needed so far. The match head, which sees few pairs, is left out."""
-        per_piece = 3 * len(self.labels) if self.strategy.answers == "tags" else 2
+        per_piece = 3 * len(self.asked.labels) if self.strategy.answers == "tags" else 2
         return training_flops(
             self.shape,
             tokens=self.tokens,
@@ -431,27 +412,15 @@ class Lane:
         )
 
     def _count_unreachable(self, note_ids: Iterable[str]) -> int:
-        """Gold spans of these notes that no answer of this strategy can be."""
+        """Gold spans of these notes, or relations, that no answer of this strategy can be."""
+        if self.asked.relations:
+            return sum(len(self._unreachable_relations(self.notes[i])) for i in note_ids)
         find = untaggable if self.strategy.answers == "tags" else unreachable
         return sum(len(find(self.notes[i], self.windows[i])) for i in note_ids)
 
-
-def read_answer(row: Row, answer: SpanAnswer | np.ndarray) -> list[tuple[int, int, int]]:
-    """What a model answered to a row, as (label index, first, last) pieces of the row's window.
-
-    Args:
-        answer: tags (S, L), or (start_S, end_S, pairs_K2, match_K), over the row's positions.
-    """
-    begin, end = row.offset, row.offset + len(row.window.piece_ids)
-    if isinstance(answer, np.ndarray):
-        return [
-            (label, first, last)
-            for label in range(answer.shape[1])
-            for first, last in decode_tags(answer[begin:end, label])
-        ]
-    start, stop, pairs, match = answer
-    found = decode_spans(start[begin:end], stop[begin:end], pairs - begin, match)
-    return [(row.label, first, last) for first, last in found]
+    def _unreachable_relations(self, note: Note) -> list[Unreachable]:
+        contexts = self.builder.contexts(note, self.pieces[note.id], mentions_of(note.spans))
+        return unreachable_relations(note, contexts, self.asked.relations)
 
 
 def _generator_states(device: torch.device) -> list[Tensor]:
@@ -464,10 +433,6 @@ def _set_generators(device: torch.device, states: Sequence[Tensor]) -> None:
     torch.set_rng_state(states[0])
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)
-
-
-def _present(counts: Mapping[str, Counts]) -> dict[str, Counts]:
-    return {label: c for label, c in counts.items() if c != Counts()}
 
 
 def _strict_f1(scores: Mapping[str, NoteCounts]) -> float:

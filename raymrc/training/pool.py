@@ -23,9 +23,9 @@ from torch import Tensor
 from raymrc.errors import TrainingError
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs
-from raymrc.model.strategies import STRATEGIES, count_parameters
+from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
 from raymrc.study import placement
-from raymrc.study.configuration import Cell, FoldRun
+from raymrc.study.configuration import Cell, Configuration, FoldRun
 from raymrc.study.cost import lane_bytes, pass_bytes
 from raymrc.study.placement import ACTIVATIONS_SHARE, MEMORY_SHARE, SPECIAL_PIECES, machine_bytes
 from raymrc.study.record import Event
@@ -323,7 +323,7 @@ class Pool:
         if first_layer not in self._activations:
             encoder = self.loaded.encoder
             rows = self.data.rows(self.loaded.tokenizer, self.loaded.shape, configuration)
-            pieces = sum(len(row.ids) for of in rows.values() for row in of if row.label == 0)
+            pieces = sum({row.key: len(row.ids) for of in rows.values() for row in of}.values())
             wanted = (1 + pieces) * self.loaded.shape.hidden * encoder.word.weight.itemsize
             most = int(min(wanted, ACTIVATIONS_SHARE * self.memory_bytes))
             self._activations[first_layer] = Activations(encoder, first_layer, most)
@@ -331,8 +331,13 @@ class Pool:
 
     def _lane_bytes(self, fold_run: FoldRun) -> float:
         configuration = fold_run.configuration
-        counts = count_parameters(configuration, self.loaded.shape, len(self.data.corpus.labels))
-        return lane_bytes(counts.trained)
+        return lane_bytes(self._count(configuration).trained)
+
+    def _count(self, configuration: Configuration) -> ParameterCounts:
+        asked = self.data.asked(configuration.cell.task)
+        return count_parameters(
+            configuration, self.loaded.shape, len(asked.labels), len(asked.relations)
+        )
 
     def _pass_bytes(self, fold_run: FoldRun) -> float:
         configuration = fold_run.configuration

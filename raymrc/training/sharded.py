@@ -54,7 +54,7 @@ from raymrc.model.backbones import (
 from raymrc.model.encoder import Encoder, stored_parts, weight_names
 from raymrc.model.network import own_part
 from raymrc.model.precision import precision
-from raymrc.model.strategies import STRATEGIES, count_parameters
+from raymrc.model.strategies import STRATEGIES
 from raymrc.study.configuration import Backbone, Cell, FoldRun
 from raymrc.study.cost import lane_bytes
 from raymrc.training.batching import Row, StudyData, collate, collate_targets
@@ -324,7 +324,7 @@ class ShardedPool(Pool):
 
     def _lane_bytes(self, fold_run: FoldRun) -> float:
         configuration = fold_run.configuration
-        counts = count_parameters(configuration, self.loaded.shape, len(self.data.corpus.labels))
+        counts = self._count(configuration)
         small = counts.prompt + counts.heads
         return lane_bytes(small) + lane_bytes(counts.trained - small) / self.ranks.size
 
@@ -346,7 +346,9 @@ class ShardedPool(Pool):
         means = (summed[1:] / self.ranks.size).split([g.numel() for g in gradients])
         for gradient, mean in zip(gradients, means, strict=True):
             gradient.copy_(mean.view_as(gradient))
-        return summed[:1].clone()  # a view would hold all the gradients, for as long as the loss is kept
+        return summed[
+            :1
+        ].clone()  # a view would hold all the gradients, for as long as the loss is kept
 
     def _backward_part(self, lane: Lane, rows: Sequence[Row], weight: float) -> Tensor:
         """This process's share of the loss of some rows, which together have this weight."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import torch
 from raymrc.errors import BackboneError
 from raymrc.model.backbones import Loaded, find, load, load_tokenizer, read_shape
 from raymrc.model.strategies import STRATEGIES
+from raymrc.reading.relations import Asked
 from raymrc.study.configuration import Backbone, Cell, FoldRun
 from raymrc.study.record import Epoch, Record
 from raymrc.training.batching import RowBuilder, StudyData
@@ -107,19 +108,20 @@ def train_fold_run(
                 on_epoch(event.what)
 
 
-def check_questions_fit(plan: Plan, labels: Sequence[str], questions: Mapping[str, str]) -> None:
-    """What only a tokenizer can tell: whether a question in words and a window fit the backbone.
+def check_questions_fit(plan: Plan, asked: Asked, questions: Mapping[str, str]) -> None:
+    """What only a tokenizer can tell: whether a window fits the backbone with a question in words
+    and what marks mentions.
 
     Raises:
         BackboneError: they do not, with the window that would; or there is no tokenizer.
     """
     for cell in plan.cells:
         strategy = STRATEGIES[cell.cell.strategy]
-        if strategy.asks == "words":
+        if strategy.asks == "words" or asked.relations:
             folder = find(cell.cell.backbone)
             shape = read_shape(folder, cell.cell.backbone.layers)
             tokenizer = load_tokenizer(folder)
             try:
-                RowBuilder(tokenizer, shape, labels, questions, strategy, cell.longest_window)
+                RowBuilder(tokenizer, shape, asked, questions, strategy, cell.longest_window)
             except BackboneError as error:
                 raise BackboneError(f"{cell.cell.name}: {error}") from None

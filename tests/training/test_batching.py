@@ -12,6 +12,7 @@ import torch
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs, SpanTargets, TagTargets
 from raymrc.model.strategies import STRATEGIES
+from raymrc.reading.relations import Asked
 from raymrc.training.batching import (
     Row,
     RowBuilder,
@@ -34,7 +35,12 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def build_rows(loaded: Loaded, data: StudyData, strategy: str) -> list[Row]:
     builder = RowBuilder(
-        loaded.tokenizer, loaded.shape, LABELS, data.questions, STRATEGIES[strategy], window=8
+        loaded.tokenizer,
+        loaded.shape,
+        Asked(LABELS),
+        data.questions,
+        STRATEGIES[strategy],
+        window=8,
     )
     windows = data.windows(loaded.tokenizer, loaded.backbone.source, 8, 4)
     return builder.rows(data.corpus.notes, windows)
@@ -49,9 +55,9 @@ def test_a_question_in_words_stands_before_the_window_as_the_tokenizer_would_put
     middle = [tokenizer.sep_token_id] * (2 if loaded.shape.kind == "roberta" else 1)
     ends = tokenizer.cls_token_id, tokenizer.sep_token_id
     assert row.ids.tolist() == [ends[0], *question, *middle, *row.window.piece_ids, ends[1]]
-    assert row.ids[row.offset : -1].tolist() == list(row.window.piece_ids)
+    assert row.ids[row.places].tolist() == list(row.window.piece_ids)
     if loaded.shape.kind != "roberta":
-        assert row.types.tolist() == [0] * row.offset + [1] * (len(row.window.piece_ids) + 1)
+        assert row.types.tolist() == [0] * row.places[0] + [1] * (len(row.window.piece_ids) + 1)
 
 
 @pytest.mark.parametrize("strategy", ["hard_prompt", "soft_prompt"])
@@ -69,8 +75,8 @@ def test_targets_stand_on_the_pieces_of_the_gold_spans(
             row = batch[b]
             assert inputs.window_BS[b, first] and inputs.window_BS[b, last]
             assert targets.start_BS[b, first] == 1 and targets.end_BS[b, last] == 1
-            start = row.window.offsets[first - row.offset][0]
-            end = row.window.offsets[last - row.offset][1]
+            start = row.window.offsets[first - row.places[0]][0]
+            end = row.window.offsets[last - row.places[0]][1]
             found.add((row.window.note_id, LABELS[row.label], start, end))
         assert not targets.start_BS[~inputs.window_BS].any()
         assert not targets.end_BS[~inputs.window_BS].any()
@@ -86,7 +92,7 @@ def test_tags_stand_on_the_windows_pieces_and_nowhere_else(loaded: Loaded, data:
     assert not targets.tags_BSL[~inputs.window_BS].any()
     for b, row in enumerate(rows):
         assert row.tags is not None
-        inside = targets.tags_BSL[b, row.offset : row.offset + len(row.tags)]
+        inside = targets.tags_BSL[b, row.places]
         assert torch.equal(inside, torch.from_numpy(row.tags).long())
 
 

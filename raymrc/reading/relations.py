@@ -1,0 +1,293 @@
+"""notes -> relation questions -> contexts -> answers -> relations.
+
+A relation is asked for from one of its two mentions, which is given: "what is the strength of *this*
+medication?". The given mention is marked where it stands, so that two mentions of one drug can
+have different answers; its context is the sentences around it. The other mention is the answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from raymrc.corpora.note import Corpus, Note, Relation, Span
+from raymrc.reading.examples import PieceSpan, Unreachable
+from raymrc.reading.windows import (
+    Pieces,
+    Window,
+    context_bounds,
+    strip_blanks,
+    touched_pieces,
+)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Mention:
+    """A labelled stretch of a note, whoever found it: characters, half-open, by the envelope."""
+
+    start: int
+    end: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class RelationQuestion:
+    """What is asked about a given mention.
+
+    Args:
+        relation: the relation's label.
+        given: labels of mentions that are asked.
+        answers: labels that the other mention may have, the commonest first.
+        from_tail: whether the given mention is the relation's tail, its second argument.
+        name: unique among a corpus's questions and labels: the relation's label, with the given one's
+            before it where it is a span's label, too.
+    """
+
+    relation: str
+    given: tuple[str, ...]
+    answers: tuple[str, ...]
+    from_tail: bool
+    name: str
+
+    def relation_ends(self, given: str, answer: str) -> tuple[str, str]:
+        """Head and tail."""
+        return (answer, given) if self.from_tail else (given, answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """All questions of a task, in the order that prompts and heads have: labels, then relations."""
+
+    labels: tuple[str, ...] = ()
+    relations: tuple[RelationQuestion, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.labels, *(question.name for question in self.relations))
+
+    def __len__(self) -> int:
+        return len(self.labels) + len(self.relations)
+
+
+def find_questions(corpus: Corpus) -> tuple[RelationQuestion, ...]:
+    """The relation questions of a corpus, in the order of its relation labels.
+
+    Which labels a relation may join is part of an annotation scheme, and is read off the corpus, all of
+    it; so no gold relation is without its question, and no other pair of labels is asked about. The
+    given side is the one whose labels more relations share, so that few mentions are asked
+    much: a drug for its strength, form and dose, not each of these for its drug. Where every relation
+    is named by its answer's label, as an event's arguments are, it means something else under
+    another trigger, and each given label has a question of its own.
+    """
+    joined: dict[str, Counter[tuple[str, str]]] = {
+        label: Counter() for label in corpus.relation_labels
+    }
+    for note in corpus.notes:
+        labels = {span.id: span.label for span in note.spans}
+        for relation in note.relations:
+            if relation.head in labels and relation.tail in labels:
+                joined[relation.label][labels[relation.head], labels[relation.tail]] += 1
+    joined = {label: pairs for label, pairs in joined.items() if pairs}
+    shared = [
+        Counter(s for pairs in joined.values() for s in {p[side] for p in pairs}) for side in (0, 1)
+    ]
+    are_arguments = bool(joined) and all(
+        label == tail for label, pairs in joined.items() for _, tail in pairs
+    )
+
+    def breadth(pairs: Counter[tuple[str, str]], side: int) -> float:
+        labels = {pair[side] for pair in pairs}
+        return sum(shared[side][label] for label in labels) / len(labels)
+
+    questions = []
+    for label, pairs in joined.items():
+        from_tail = not are_arguments and breadth(pairs, 1) > breadth(pairs, 0)
+        by_given: dict[str, Counter[str]] = {}
+        for (head, tail), count in pairs.items():
+            given, answer = (tail, head) if from_tail else (head, tail)
+            by_given.setdefault(given, Counter())[answer] += count
+        groups = [(given,) for given in by_given] if are_arguments else [tuple(by_given)]
+        for group in sorted(tuple(sorted(group)) for group in groups):
+            answers = sum((by_given[given] for given in group), Counter())
+            ordered = tuple(sorted(answers, key=lambda answer: (-answers[answer], answer)))
+            name = f"{'+'.join(group)}.{label}" if label in corpus.labels else label
+            questions.append(RelationQuestion(label, group, ordered, from_tail, name))
+    return tuple(questions)
+
+
+TASKS = ("concepts", "relations", "end_to_end")
+"""`concepts`: labelled spans. `relations`: between gold mentions. `end_to_end`: between mentions that were
+found, too."""
+
+
+def find_asked(task: str, corpus: Corpus) -> Asked:
+    """What a task asks of a corpus."""
+    assert task in TASKS, task
+    return Asked(
+        corpus.labels if task != "relations" else (),
+        find_questions(corpus) if task != "concepts" else (),
+    )
+
+
+def mentions_of(spans: Iterable[Span]) -> tuple[Mention, ...]:
+    """Each stretch and label once, sorted."""
+    return tuple(sorted({Mention(span.start, span.end, span.label) for span in spans}))
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A given mention and what is read around it.
+
+    Args:
+        window: whole sentences around the mention, where they fit.
+        given: the mention.
+        pieces: of the mention, in the window.
+        others: mentions that lie wholly in the window and may be answers, with their pieces; the given
+            one is not among them.
+    """
+
+    window: Window
+    given: Mention
+    pieces: PieceSpan
+    others: tuple[tuple[Mention, PieceSpan], ...] = ()
+
+
+def build_contexts(
+    note: Note,
+    pieces: Pieces,
+    mentions: Sequence[Mention],
+    questions: Sequence[RelationQuestion],
+    sentences: int,
+    window: int,
+) -> list[Context]:
+    """A context for each mention that is asked anything, in the order of `mentions`.
+
+    Left out is one that has no piece, or more of them than a window.
+
+    Args:
+        mentions: of this note, gold or found; `note` itself is only asked for its characters.
+        sentences: on each side of the mention's own.
+        window: pieces, at most.
+    """
+    if not pieces.ids:
+        return []
+    whole = (pieces.cut(0, 0, len(pieces.ids)),)
+    placed = {m: touched_pieces(whole, *strip_blanks(note.text, m.start, m.end)) for m in mentions}
+    given_labels = {label for question in questions for label in question.given}
+    answer_labels: dict[str, set[str]] = {}
+    for question in questions:
+        for label in question.given:
+            answer_labels.setdefault(label, set()).update(question.answers)
+    contexts: list[Context] = []
+    for given in mentions:
+        touched = placed[given]
+        if given.label not in given_labels or touched is None:
+            continue
+        first, last = touched
+        begin, end = context_bounds(pieces.edges, len(pieces.ids), first, last, sentences, window)
+        if not begin <= first <= last < end:
+            continue
+        others = tuple(
+            (other, (at[0] - begin, at[1] - begin))
+            for other, at in placed.items()
+            if at is not None
+            and begin <= at[0] <= at[1] < end
+            and other != given
+            and other.label in answer_labels[given.label]
+        )
+        contexts.append(
+            Context(
+                pieces.cut(len(contexts), begin, end), given, (first - begin, last - begin), others
+            )
+        )
+    return contexts
+
+
+def gold_answers(
+    note: Note, questions: Sequence[RelationQuestion]
+) -> dict[tuple[Mention, int], tuple[Mention, ...]]:
+    """(given mention, index of the question) -> the mentions that a note's relations join it with."""
+    by_id = {span.id: Mention(span.start, span.end, span.label) for span in note.spans}
+    answers: dict[tuple[Mention, int], dict[Mention, None]] = {}
+    for relation in note.relations:
+        found = _ask_for(relation, by_id, questions)
+        if found is not None:
+            index, given, answer = found
+            answers.setdefault((given, index), {})[answer] = None
+    return {key: tuple(mentions) for key, mentions in answers.items()}
+
+
+def assemble_relations(
+    found: Iterable[tuple[int, Mention, Mention]], questions: Sequence[RelationQuestion]
+) -> tuple[tuple[Span, ...], tuple[Relation, ...]]:
+    """Spans T1, T2 ... and relations R1, R2 ..., sorted by start, each once.
+
+    Args:
+        found: (index of the question, given mention, answer).
+    """
+    triples = sorted(set(found), key=lambda one: (one[1], one[0], one[2]))
+    mentions = sorted({mention for _, *ends in triples for mention in ends})
+    ids = {mention: f"T{number}" for number, mention in enumerate(mentions, start=1)}
+    spans = tuple(Span(ids[m], m.label, ((m.start, m.end),)) for m in mentions)
+    relations = tuple(
+        Relation(
+            f"R{number}",
+            questions[index].relation,
+            *questions[index].relation_ends(ids[given], ids[answer]),
+        )
+        for number, (index, given, answer) in enumerate(triples, start=1)
+    )
+    return spans, relations
+
+
+def unreachable_relations(
+    note: Note, contexts: Sequence[Context], questions: Sequence[RelationQuestion]
+) -> list[Unreachable]:
+    """Gold relations that no answer can be, in the note's order, whatever the model.
+
+    The reasons: "no_question" (its labels are joined by no question), "duplicate" (label and both
+    envelopes of an earlier one), "no_context" (its given mention has no piece, or more than a window) and
+    "beyond_context" (the answer does not lie wholly in the sentences that are read).
+
+    Args:
+        contexts: of the note's gold mentions.
+    """
+    by_id = {span.id: Mention(span.start, span.end, span.label) for span in note.spans}
+    by_given = {context.given: context for context in contexts}
+    seen = set()
+    missed = []
+    for relation in note.relations:
+        found = _ask_for(relation, by_id, questions)
+        if found is None:
+            reason = "no_question"
+        elif found in seen:
+            reason = "duplicate"
+        elif found[1] not in by_given:
+            reason = "no_context"
+        elif all(found[2] != other for other, _ in by_given[found[1]].others):
+            reason = "beyond_context"
+        else:
+            reason = ""
+        seen.add(found)
+        if reason:
+            missed.append(Unreachable(note.id, relation.id, relation.label, reason))
+    return missed
+
+
+def _ask_for(
+    relation: Relation, by_id: Mapping[str, Mention], questions: Sequence[RelationQuestion]
+) -> tuple[int, Mention, Mention] | None:
+    """The question that a relation answers, its given mention and its answer."""
+    head, tail = by_id.get(relation.head), by_id.get(relation.tail)
+    if head is None or tail is None:
+        return None
+    for index, question in enumerate(questions):
+        given, answer = (tail, head) if question.from_tail else (head, tail)
+        if (
+            question.relation == relation.label
+            and given.label in question.given
+            and answer.label in question.answers
+        ):
+            return index, given, answer
+    return None

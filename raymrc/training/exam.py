@@ -1,0 +1,185 @@
+"""What a model is asked about notes that it does not learn from, and what its answers are worth.
+
+    rows -> answers -> (rows about mentions that were found -> answers) -> counts of each note
+
+Every window of every note is asked every question, entity-free text included. Gold annotations are looked at
+for the counts, and in the task `relations`, which is about gold mentions, for what is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from raymrc.corpora.note import Note, Relation, Span
+from raymrc.model.heads import SpanAnswer
+from raymrc.reading.answers import assemble, decode_spans, decode_tags
+from raymrc.reading.relations import Mention, assemble_relations, mentions_of
+from raymrc.reading.windows import Pieces, Window, strip_blanks
+from raymrc.scoring.counts import Counts
+from raymrc.scoring.n2c2_2018 import Mode, score_note, score_relations
+from raymrc.study.record import NoteCounts
+from raymrc.training.batching import Row, RowBuilder
+
+Answer = SpanAnswer | np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a model made of a note."""
+
+    spans: tuple[Span, ...] = ()
+    relations: tuple[Relation, ...] = ()
+
+
+@dataclass(eq=False)
+class Exam:
+    """One pass over the notes that are asked.
+
+    Args:
+        builder: of the configuration.
+        notes: in the order of their scores.
+        rows: by note id, what can be asked before any answer; relations of gold mentions are passed over
+            where labels are asked, too.
+        windows, pieces: by note id; windows are looked at only where labels are asked.
+    """
+
+    builder: RowBuilder
+    notes: Sequence[Note]
+    rows: Mapping[str, Sequence[Row]]
+    windows: Mapping[str, list[Window]]
+    pieces: Mapping[str, Pieces]
+    _round: int = 0
+    _labelled: dict[str, dict[int, list[tuple[int, int, int]]]] = field(default_factory=dict)
+    _related: dict[str, list[tuple[int, Mention, Mention]]] = field(default_factory=dict)
+    _spans: dict[str, tuple[Span, ...]] = field(default_factory=dict)
+
+    def next_round(self) -> list[Row]:
+        """Rows to be answered before the next call."""
+        assert self.has_more
+        self._round += 1
+        if self._round == 2:
+            return [row for note in self.notes for row in self._rows_about_found(note)]
+        is_first = bool(self.builder.asked.labels)
+        return [
+            row
+            for note in self.notes
+            for row in self.rows[note.id]
+            if not (is_first and row.context is not None)
+        ]
+
+    @property
+    def has_more(self) -> bool:
+        """Whether another round follows what has been asked."""
+        asked = self.builder.asked
+        return self._round < 2 if asked.labels and asked.relations else self._round < 1
+
+    def _rows_about_found(self, note: Note) -> list[Row]:
+        bare = replace(note, spans=(), relations=())
+        mentions = mentions_of(self._find_spans(note))
+        contexts = self.builder.contexts(bare, self.pieces[note.id], mentions)
+        return self.builder.relation_rows(bare, contexts)
+
+    def hear(self, row: Row, answer: Answer) -> None:
+        """The model's answer to a row of this round."""
+        note_id = row.window.note_id
+        if row.context is None:
+            if spans := read_answer(row, answer):
+                of_note = self._labelled.setdefault(note_id, {})
+                of_note.setdefault(row.window.index, []).extend(spans)
+        elif triples := self._read_relations(row, answer):
+            self._related.setdefault(note_id, []).extend(triples)
+
+    def found(self, note: Note) -> Found:
+        """When all has been asked."""
+        asked = self.builder.asked
+        if not asked.relations:
+            return Found(self._find_spans(note))
+        return Found(*assemble_relations(self._related.get(note.id, ()), asked.relations))
+
+    def scores(self) -> dict[str, NoteCounts]:
+        """Strict and lenient counts of each note against its gold, official 2018 rules: of relations
+        where the task asks for them, else of spans."""
+        return {note.id: self._score(note) for note in self.notes}
+
+    def _score(self, note: Note) -> NoteCounts:
+        found = self.found(note)
+
+        def count(mode: Mode) -> dict[str, Counts]:
+            if self.builder.asked.relations:
+                counts = score_relations(
+                    note.spans, note.relations, found.spans, found.relations, mode
+                )
+            else:
+                counts = score_note(note.spans, found.spans, mode)
+            return {label: c for label, c in counts.items() if c != Counts()}
+
+        return NoteCounts(strict=count("strict"), lenient=count("lenient"))
+
+    def _find_spans(self, note: Note) -> tuple[Span, ...]:
+        if note.id not in self._spans:
+            labelled = self._labelled.get(note.id, {})
+            labels = self.builder.asked.labels
+            self._spans[note.id] = assemble(note, self.windows[note.id], labelled, labels)
+        return self._spans[note.id]
+
+    def _read_relations(self, row: Row, answer: Answer) -> list[tuple[int, Mention, Mention]]:
+        """(index of the question, given mention, answer) of all that a row's answer says."""
+        context = row.context
+        assert context is not None
+        questions = self.builder.asked.relations
+        if row.other is not None:
+            assert isinstance(answer, np.ndarray)
+            other, _ = context.others[row.other]
+            kinds = [
+                kind
+                for kind, question in enumerate(questions, start=1)
+                if context.given.label in question.given and other.label in question.answers
+            ]
+            best = max(kinds, key=lambda kind: answer[kind])
+            return [(best - 1, context.given, other)] if answer[best] > answer[0] else []
+        assert not isinstance(answer, np.ndarray)
+        index = row.label - len(self.builder.asked.labels)
+        of_label = [(m, at) for m, at in context.others if m.label in questions[index].answers]
+        if not self.builder.asked.labels:  # gold mentions are given: which of them are answers?
+            start, end = answer[0][row.places], answer[1][row.places]
+            answers = [m for m, (first, last) in of_label if start[first] + end[last] > 0]
+            return [(index, context.given, mention) for mention in answers]
+        found = []
+        known = {(m.start, m.end): m.label for m, _ in of_label}
+        text = next(note.text for note in self.notes if note.id == row.window.note_id)
+        for first, last in decode_row(row, answer):
+            offsets = row.window.offsets
+            start_char, end_char = strip_blanks(text, offsets[first][0], offsets[last][1])
+            label = known.get((start_char, end_char), questions[index].answers[0])
+            mention = Mention(start_char, end_char, label)
+            if start_char < end_char and mention != context.given:
+                found.append((index, context.given, mention))
+        return found
+
+
+def read_answer(row: Row, answer: Answer) -> list[tuple[int, int, int]]:
+    """What a model answered to a row about labels, as (label index, first, last) pieces of its window.
+
+    Args:
+        answer: tags (S, L), or (start_S, end_S, pairs_K2, match_K), over the row's positions.
+    """
+    if isinstance(answer, np.ndarray):
+        tags = answer[row.places]
+        return [
+            (label, first, last)
+            for label in range(tags.shape[1])
+            for first, last in decode_tags(tags[:, label])
+        ]
+    return [(row.label, first, last) for first, last in decode_row(row, answer)]
+
+
+def decode_row(row: Row, answer: SpanAnswer) -> list[tuple[int, int]]:
+    """(first, last) pieces of the window that answer a row's question."""
+    start_S, end_S, pairs_K2, match_K = answer
+    # Answers are only ever where the window is, so every position of a pair is one of its places.
+    return decode_spans(
+        start_S[row.places], end_S[row.places], np.searchsorted(row.places, pairs_K2), match_K
+    )

@@ -1,0 +1,331 @@
+"""Relations are learnt and found between the mentions that they join, from training notes' gold alone.
+
+It could break unnoticed where marks shift pieces, where two mentions of one drug are one question, and
+where gold mentions of scored notes are asked in `end_to_end`.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from raymrc.corpora.note import Corpus, Note, Relation, Span
+from raymrc.corpora.splits import make_folds
+from raymrc.model.backbones import Loaded
+from raymrc.model.strategies import STRATEGIES, count_parameters
+from raymrc.reading.questions import build_questions
+from raymrc.reading.relations import find_asked, mentions_of
+from raymrc.study.configuration import FoldRun
+from raymrc.study.record import Record
+from raymrc.training.batching import Row, StudyData, collate, collate_targets
+from raymrc.training.exam import Exam
+from raymrc.training.lane import TRAINING, VALIDATION, Lane
+from raymrc.training.pool import Pool
+from raymrc.training.trainer import train_fold_run
+from tests.model.tiny import tiny_configuration
+from tests.training.test_lane import comparable
+
+TASKS = ("relations", "end_to_end")
+CPU = torch.device("cpu")
+
+
+def make_relation_notes(count: int = 24, seed: int = 0) -> tuple[Note, ...]:
+    """Two drugs a sentence, often the same one; a number behind a drug is its dosage, a rash came of the first."""
+    draw = random.Random(seed)
+    notes = []
+    for number in range(count):
+        words, labels, joined = ["patient"], [""], []
+        for _ in range(2):
+            words += [draw.choice(["aspirin", "warfarin"]), draw.choice(["2", "3", "4"])]
+            labels += ["Drug", "Dosage"]
+            joined.append((len(words) - 1, len(words) - 2))
+            words += draw.choices(["was", "given", "with", "and"], k=draw.randint(1, 2))
+            labels += [""] * (len(words) - len(labels))
+        if draw.random() < 0.5:
+            words.append(draw.choice(["2", "3", "4"]))
+            labels.append("Dosage")
+        if number % 2:
+            words.append("rash")
+            labels.append("ADE")
+            joined.append((len(words) - 1, 1))
+        spans, at = {}, 0
+        for place, (word, label) in enumerate(zip(words, labels, strict=True)):
+            if label:
+                spans[place] = Span(f"T{place}", label, ((at, at + len(word)),))
+            at += len(word) + 1
+        relations = tuple(
+            Relation(f"R{i}", f"{spans[other].label}-Drug", spans[other].id, spans[drug].id)
+            for i, (other, drug) in enumerate(joined)
+        )
+        notes.append(
+            Note(f"n{number}", " ".join(words), tuple(spans.values()), relations, f"g{number}")
+        )
+    return tuple(notes)
+
+
+def make_relation_data(notes: tuple[Note, ...], task: str = "end_to_end") -> StudyData:
+    corpus = Corpus(notes, ("Drug", "Dosage", "ADE"), ("Dosage-Drug", "ADE-Drug"))
+    asked = find_asked(task, corpus)
+    folds = make_folds(corpus, 3, seed=1, validation_share=0.2)
+    return StudyData(corpus, folds, build_questions(asked.labels, {}, asked.relations))
+
+
+@pytest.fixture(scope="module")
+def relation_data() -> StudyData:
+    return make_relation_data(make_relation_notes())
+
+
+def make_run(loaded: Loaded, task: str, strategy: str, fold: int = 0, **fields: object) -> FoldRun:
+    small = {
+        "epochs": 2, "batch_size": 4, "window": 24, "overlap": 4, "context_sentences": 1, **fields,
+    }  # fmt: skip
+    configuration = tiny_configuration(loaded.backbone, strategy, **small)
+    cell = replace(configuration.cell, task=task)
+    configuration = replace(configuration, cell=cell)
+    return FoldRun(configuration, fold, "corpus", "folds", "questions", "weights")
+
+
+def by_heart(data: StudyData) -> StudyData:
+    """Whoever learns by heart is asked what it has learnt."""
+    split = data.folds.split(0)
+    asked = SimpleNamespace(train=split.train, validation=split.train, scored=split.scored)
+    return StudyData(data.corpus, SimpleNamespace(split=lambda fold: asked), data.questions)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_learns_whose_dosage_a_number_is(
+    task: str, strategy: str, loaded: Loaded, relation_data: StudyData
+) -> None:
+    rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
+    run = make_run(loaded, task, strategy, learning_rate=rate, head_learning_rate=1e-2, epochs=40)
+    record = train_fold_run(run, by_heart(relation_data), loaded)
+    assert max(epoch.validation_f1 for epoch in record.epochs) > 0.95
+    scored = relation_data.folds.split(0).scored
+    gold = sum(len(note.relations) for note in relation_data.corpus.notes if note.id in scored)
+    assert record.strict.tp + record.strict.fn == gold
+    assert set(record.per_label("strict")) == {"Dosage-Drug", "ADE-Drug"}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_end_to_end_the_scored_folds_gold_changes_nothing_but_the_score(
+    strategy: str, loaded: Loaded, relation_data: StudyData
+) -> None:
+    scored = set(relation_data.folds.split(0).scored)
+    bare = tuple(
+        replace(n, spans=(), relations=()) if n.id in scored else n
+        for n in relation_data.corpus.notes
+    )
+    blind = StudyData(
+        replace(relation_data.corpus, notes=bare), relation_data.folds, relation_data.questions
+    )
+    rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
+    fields = {"learning_rate": rate, "head_learning_rate": 1e-2, "epochs": 25}
+    run = make_run(loaded, "end_to_end", strategy, **fields)
+    seeing, blinded = (train_fold_run(run, data, loaded) for data in (relation_data, blind))
+    assert [e.loss for e in seeing.epochs] == [e.loss for e in blinded.epochs]
+    assert predicted(seeing) == predicted(blinded) != {}
+
+
+def predicted(record: Record) -> dict[str, int]:
+    """What was found in each note, right or wrong; what is thrown out as a duplicate is not seen."""
+    found = {
+        note_id: sum(c.tp + c.fp for c in counts.strict.values())
+        for note_id, counts in record.notes.items()
+    }
+    return {note_id: number for note_id, number in found.items() if number}
+
+
+@pytest.mark.parametrize("strategy", ["fine_tune", "hard_prompt", "soft_prompt"])
+def test_marks_stand_around_mentions_and_move_nothing_else(
+    strategy: str, loaded: Loaded, relation_data: StudyData
+) -> None:
+    run = make_run(loaded, "relations", strategy)
+    rows = relation_data.rows(loaded.tokenizer, loaded.shape, run.configuration)
+    notes = {note.id: note for note in relation_data.corpus.notes}
+    seen = 0
+    for row in (row for of_note in rows.values() for row in of_note):
+        assert row.ids[row.places].tolist() == list(row.window.piece_ids)
+        context = row.context
+        assert context is not None
+        note, unknown = notes[row.window.note_id], loaded.tokenizer.unk_token_id
+        first, last = context.pieces
+        assert row.window.offsets[first][0] == context.given.start
+        # The tiny vocabulary has no such signs: they are read as unknown pieces.
+        assert row.ids[row.places[first] - 1] == row.ids[row.places[last] + 1] == unknown
+        inserted = set(range(row.places[0], row.places[-1])) - {*row.places.tolist()}
+        if row.marks is None:
+            assert len(inserted) + (first == 0) + (last + 1 == len(row.places)) == 2
+        else:
+            assert row.other is not None
+            other, (other_first, _) = context.others[row.other]
+            assert row.ids[list(row.marks)].tolist() == [unknown] * 2
+            assert row.marks[0] < row.places[first] and row.marks[1] < row.places[other_first]
+            assert other in mentions_of(note.spans)
+        inputs = collate([row], loaded.shape.pad_id)
+        for b, begin, end in getattr(collate_targets([row], inputs), "pairs_K3", torch.zeros(0, 3)):
+            piece = row.places.tolist().index(int(begin))
+            assert note.text[row.window.offsets[piece][0]] in "234r" and begin == end and b == 0
+            seen += 1
+    assert seen or strategy == "fine_tune"
+
+
+def test_nested_and_touching_mentions_are_marked_from_the_outside_in(loaded: Loaded) -> None:
+    text = "the rash after aspirin pain"
+    whole, inner, beside = (0, 22), (15, 22), (23, 27)
+    spans = tuple(
+        Span(f"T{i}", label, (at,))
+        for i, (label, at) in enumerate([("Dosage", whole), ("Drug", inner), ("Dosage", beside)])
+    )
+    relations = (
+        Relation("R0", "Dosage-Drug", "T0", "T1"),
+        Relation("R1", "Dosage-Drug", "T2", "T1"),
+    )
+    note = Note("n", text, spans, relations, "g")
+    data = make_relation_data((note, *make_relation_notes(6)), "relations")
+    run = make_run(loaded, "relations", "fine_tune")
+    rows = data.rows(loaded.tokenizer, loaded.shape, run.configuration)["n"]
+    read = loaded.tokenizer.convert_ids_to_tokens
+    said = [" ".join(read(row.ids.tolist())) for row in rows]
+    typed = "[UNK] [UNK] drug [UNK] aspirin [UNK]", "[UNK] [UNK] [UNK] [UNK]"
+    assert said == [
+        f"[CLS] {typed[1]} the rash after {typed[0]} [UNK] pain [SEP]",
+        f"[CLS] the rash after {typed[0]} {typed[1]} pain [UNK] [SEP]",
+    ]
+    assert [row.kind for row in rows] == [1, 1]
+
+
+def test_two_mentions_of_one_drug_have_their_own_answers(
+    loaded: Loaded, relation_data: StudyData
+) -> None:
+    run = make_run(loaded, "relations", "soft_prompt")
+    rows = relation_data.rows(loaded.tokenizer, loaded.shape, run.configuration)
+    answers: dict[str, set[tuple[object, ...]]] = {}
+    for note in relation_data.corpus.notes:
+        drugs = [note.text[s.start : s.end] for s in note.spans if s.label == "Drug"]
+        if drugs[0] == drugs[1]:
+            doses = [row for row in rows[note.id] if row.label == 0]
+            answers[note.id] = {row.spans for row in doses}
+            assert len(doses) == 2 and not (doses[0].ids == doses[1].ids).all()
+    assert answers and all(len(spans) == 2 for spans in answers.values())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_model_has_the_numbers_that_were_counted(
+    task: str, strategy: str, loaded: Loaded, relation_data: StudyData
+) -> None:
+    run = make_run(loaded, task, strategy)
+    asked = relation_data.asked(task)
+    lane = Lane(run, relation_data, loaded, CPU, 1000)
+    counts = count_parameters(
+        run.configuration, loaded.shape, len(asked.labels), len(asked.relations)
+    )
+    statement = lane.model.statement()
+    assert (statement.trained, statement.total) == (counts.trained, counts.total)
+
+
+def answer_by_gold(exam: Exam, notes: dict[str, Note], lane: Lane) -> list[list[Row]]:
+    """Hears what the rows' own targets say, as a perfect model would; the rounds that it took."""
+    rounds = []
+    while exam.has_more:
+        rows = exam.next_round()
+        rounds.append(rows)
+        for row in rows:
+            exam.hear(row, perfect(row, notes[row.window.note_id], lane))
+    return rounds
+
+
+def perfect(row: Row, note: Note, lane: Lane) -> object:
+    import numpy as np
+
+    if row.tags is not None:
+        tags = np.zeros((len(row.ids), row.tags.shape[1]), dtype=np.int8)
+        tags[row.places] = row.tags
+        return tags
+    kinds = 1 + len(lane.asked.relations)
+    if row.marks is not None:
+        (again,) = [
+            r for r in lane.builder.relation_rows(note, [row.context]) if r.other == row.other
+        ]
+        return np.eye(kinds)[again.kind]
+    spans = row.spans
+    if row.context is not None:
+        (again,) = [
+            r for r in lane.builder.relation_rows(note, [row.context]) if r.label == row.label
+        ]
+        spans = again.spans
+    start, end = np.full(len(row.ids), -9.0), np.full(len(row.ids), -9.0)
+    pairs = np.array([[row.places[a], row.places[b]] for a, b in spans]).reshape(-1, 2).astype(int)
+    start[pairs[:, 0]] = end[pairs[:, 1]] = 9.0
+    return start, end, pairs, np.full(len(pairs), 9.0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("strategy", ["fine_tune", "soft_prompt"])
+def test_perfect_answers_give_perfect_scores_in_as_many_rounds_as_the_task_has(
+    task: str, strategy: str, loaded: Loaded, relation_data: StudyData
+) -> None:
+    lane = Lane(make_run(loaded, task, strategy), relation_data, loaded, CPU, 1000)
+    notes = relation_data.corpus.notes
+    exam = Exam(lane.builder, notes, lane.note_rows, lane.windows, lane.pieces)
+    rounds = answer_by_gold(exam, lane.notes, lane)
+    assert len(rounds) == (2 if task == "end_to_end" else 1)
+    for note, counts in zip(notes, exam.scores().values(), strict=True):
+        assert sum(c.fp + c.fn for c in counts.strict.values()) == 0
+        assert sum(c.tp for c in counts.strict.values()) == len(note.relations)
+
+
+@pytest.mark.parametrize("strategy", ["fine_tune", "frozen_soft_prompt"])
+def test_a_lane_that_is_moved_ends_the_same(
+    strategy: str, loaded: Loaded, relation_data: StudyData
+) -> None:
+    rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
+    fields = {"learning_rate": rate, "head_learning_rate": 1e-2, "epochs": 25}
+    run = make_run(loaded, "end_to_end", strategy, **fields)
+    whole = train_fold_run(run, relation_data, loaded)
+    for stop in ("training", "between the rounds of validation"):
+        # Few pieces at once: a round has to take more than one pass.
+        first = Pool(loaded, relation_data, "cpu", pass_pieces=60)
+        first.open(run)
+        lane = first._seats[run.key].lane
+        while not _is_there(lane, stop):
+            first.step()
+            assert len(first), stop
+        second = Pool(loaded, relation_data, "cpu")
+        second.open(run, first.save(run.key))
+        records = [e.what for _ in range(1000) for e in second.step() if isinstance(e.what, Record)]
+        assert comparable(records[0]) == comparable(whole)
+
+
+def _is_there(lane: Lane, stop: str) -> bool:
+    if stop == "training":
+        return lane.stage == TRAINING and len(lane.epochs) == 1 and lane._learnt == 2
+    return lane.stage == VALIDATION and lane._exam is not None and lane._exam._round == 2
+
+
+def test_lanes_of_a_relation_task_share_passes(loaded: Loaded, relation_data: StudyData) -> None:
+    runs = [
+        make_run(loaded, "end_to_end", "frozen_soft_prompt", fold, learning_rate=rate)
+        for fold, rate in enumerate((1e-2, 3e-2))
+    ]
+    alone = [comparable(train_fold_run(run, relation_data, loaded)) for run in runs]
+    pool = Pool(loaded, relation_data, "cpu")
+    for run in runs:
+        pool.open(run)
+    together = {}
+    while len(pool):
+        for event in pool.step():
+            if isinstance(event.what, Record):
+                together[event.key] = comparable(event.what)
+    for run, record in zip(runs, alone, strict=True):
+        assert [e.validation_f1 for e in together[run.key].epochs] == [
+            e.validation_f1 for e in record.epochs
+        ]
+        torch.testing.assert_close(
+            [e.loss for e in together[run.key].epochs], [e.loss for e in record.epochs]
+        )
