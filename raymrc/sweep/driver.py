@@ -85,7 +85,8 @@ class Resources:
         max_hosts: at most so many devices at once; None for as many as fit.
         lanes: frozen fold-runs on one host at once, at most; None: see `placement.LANES`.
         save_seconds: an epoch's end within so long of the last one is not saved; what is lost with
-            a host is an epoch or this, whichever is longer.
+            a host is an epoch or this, whichever is longer (or twenty times what saving takes). 0: all
+            are, whatever it takes.
         device: what torch computes on; None: "cuda" where a host has a GPU.
         patience_seconds, together: of worker groups; see `hosts.HostTerms`.
     """

@@ -230,6 +230,8 @@ class Host:
         return name
 
     def _is_due(self, key: str) -> bool:
+        if not self._terms.save_seconds:
+            return True
         took = self._saving_took.get(key, 0.0)
         every = max(self._terms.save_seconds, took / SAVING_SHARE)
         return time.monotonic() - self._saved_at[key] >= every

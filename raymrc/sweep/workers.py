@@ -165,7 +165,7 @@ class Member(Host):
 
     def _save(self, key: str) -> str | None:
         """Begins to; that it is whole is reported later."""
-        is_free = self._writing is None or self._writing[2].is_done
+        is_free = self._writing is None or self._writing[2].is_done or not self._terms.save_seconds
         if self._ranks.hear(is_free and self._is_due(key)):
             self._finish_writing()
             self._begin_writing(key)
