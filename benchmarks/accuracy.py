@@ -1,6 +1,6 @@
 """F1 of the four strategies beside plain Hugging Face token classification.
 
-    python -m benchmarks.accuracy studies/phee-concepts.yaml [--set key=value ...] [--longer] [--quick]
+    python -m benchmarks.accuracy studies/phee/concepts.yaml [--set key=value ...] [--longer] [--quick]
 
 Runs the study first (what its ledger holds is not trained again), then the peer: one
 `AutoModelForTokenClassification` with flat BIO tags, trained by `transformers.Trainer`
@@ -277,7 +277,7 @@ def read_arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("study", nargs="?", default="studies/phee-concepts.yaml")
+    parser.add_argument("study", nargs="?", default="studies/phee/concepts.yaml")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--longer",

@@ -8,7 +8,7 @@ Cost: 30 configurations train for 3 epochs over one frozen backbone of BERT-base
 `raymrc.training.fused`. The peer is the same work in every pass, so it runs beside some of ours, in
 turn, and its total is ours times the median ratio of those pairs. Five minutes on two cores.
 
-F1: fold-runs of `frozen_soft_prompt` of studies/phee-concepts.yaml with real MiniLM, prompts from layer
+F1: fold-runs of `frozen_soft_prompt` of studies/phee/concepts.yaml with real MiniLM, prompts from layer
 0, 1/4, 1/2 and 3/4 of its six on (halves go to the even layer: 0, 2, 3, 4). Peer: from layer 0 on, same
 folds. This is a trade to be known, so it has no goal. A quarter of an hour on one core; `--corpus FOLDER`
 where PHEE lies elsewhere.

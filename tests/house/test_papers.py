@@ -19,7 +19,7 @@ from tests.paths import ROOT
 PAPERS = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], key=lambda path: path.as_posix()
 )
-STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
+STUDIES = sorted((ROOT / "studies").rglob("*.yaml"))
 COMMANDS = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
@@ -48,14 +48,14 @@ def test_every_command_of_a_paper_exists(paper):
     named = set(re.findall(r"(?:^|[`/\s])raymrc (?!\d)([a-z]\w*)", code))
     assert named <= COMMANDS
     assert set(re.findall(r"\bmake ([a-z]+)", code)) <= TARGETS
-    for study in re.findall(r"studies/[\w-]+\.yaml", code):
+    for study in re.findall(r"studies/[\w/-]+\.yaml", code):
         assert (ROOT / study).exists(), study
 
 
 def test_the_readme_names_every_command_and_every_study():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not [name for name in COMMANDS if f"raymrc {name}" not in readme]
-    assert not [path.name for path in STUDIES if path.name not in readme]
+    assert not [path for path in STUDIES if str(path.relative_to(ROOT)) not in readme]
 
 
 def test_the_changelog_says_what_is_not_yet_released():

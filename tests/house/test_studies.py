@@ -15,17 +15,23 @@ from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
 from raymrc.study.spec import load_spec
 from tests.paths import ROOT, SHARED, needs_shared
 
-STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
+STUDIES = sorted((ROOT / "studies").rglob("*.yaml"))
 SEVEN = set(SHAPES) - {"minilm"}
 
-each = pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+
+def name_of(path: Path) -> str:
+    """ "phee/end-to-end.yaml" -> "phee-end-to-end"."""
+    return "-".join(path.relative_to(ROOT / "studies").with_suffix("").parts)
+
+
+each = pytest.mark.parametrize("path", STUDIES, ids=name_of)
 
 
 @each
 def test_a_study_is_planned_to_its_last_number_without_its_notes(path):
     spec = load_spec(path)
     plan = plan_study(spec)
-    assert spec.study == path.stem
+    assert spec.study == name_of(path)
     assert spec.warnings == ()
     assert {cell.cell.strategy for cell in plan.cells} == set(STRATEGIES)
     assert all(0 < cell.trained_share <= 1 for cell in plan.cells)
@@ -36,23 +42,23 @@ def test_a_study_is_planned_to_its_last_number_without_its_notes(path):
 def test_a_study_opens_with_its_question_its_command_and_what_to_expect(path):
     comment = path.read_text(encoding="utf-8").split("\nstudy:")[0]
     assert "?" in comment.splitlines()[0]
-    assert f"raymrc run studies/{path.name}" in comment
+    assert f"raymrc run {path.relative_to(ROOT)}" in comment
     assert "# Expect" in comment
 
 
 @each
 def test_a_study_keeps_to_its_own_folder(path):
-    assert load_spec(path).storage == f"runs/{path.stem}"
+    assert load_spec(path).storage == f"runs/{name_of(path)}"
 
 
 def test_the_studies_of_the_first_release_are_there():
     names = "bc5cdr-concepts demo n2c2-2018-concepts n2c2-2022-concepts phee-concepts"
-    assert {path.stem for path in STUDIES} >= set(names.split())
+    assert {name_of(path) for path in STUDIES} >= set(names.split())
 
 
 @pytest.mark.parametrize("year", ["2018", "2022"])
 def test_the_n2c2_studies_compare_all_seven_backbones(year):
-    spec = load_spec(ROOT / "studies" / f"n2c2-{year}-concepts.yaml")
+    spec = load_spec(ROOT / "studies" / f"n2c2-{year}" / "concepts.yaml")
     assert {entry.backbone.name for entry in spec.backbones} == SEVEN
     assert spec.search.algorithm == "tpe"
     assert spec.folds.count == 5
@@ -72,11 +78,16 @@ def test_the_demo_compares_two_sizes_of_one_backbone():
 
 @needs_shared
 @pytest.mark.parametrize(
-    ("study", "folder"), [("phee-concepts", "phee"), ("bc5cdr-concepts", "bc5cdr")]
+    ("study", "folder"),
+    [
+        (path.relative_to(ROOT / "studies").as_posix(), load_spec(path).corpus.path.split("/")[1])
+        for path in STUDIES
+        if path.parent.name in ("phee", "maccrobat", "bc5cdr")
+    ],
 )
 def test_a_public_study_finds_its_notes_and_folds(study: str, folder: str):
     path: Path = SHARED / "corpora" / folder
-    spec = load_spec(ROOT / "studies" / f"{study}.yaml", [f"corpus.path={path}"])
+    spec = load_spec(ROOT / "studies" / study, [f"corpus.path={path}"])
     corpus = read_study_corpus(spec)
     assert len(corpus.notes) >= spec.corpus.subset.notes
     assert corpus.labels == spec.corpus.labels
