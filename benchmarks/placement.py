@@ -474,8 +474,9 @@ def main() -> int:
         found = measure(number, options.quick, options.device)
         measured, predicted = found["allocated"], point.predicted(options.device)
         error = abs(predicted - measured) / measured
+        case = point.case + (", held out" if point in HELD_OUT else "")
         json_line(
-            options, point.case + (", held out" if point in HELD_OUT else ""), error, None, "relative error of the predicted memory",
+            options, case, error, None, "relative error of the predicted memory",
             goal / max(error, 1e-4), goal,
             predicted_bytes=round(predicted), measured_bytes=measured,
             resident_bytes=found.get("resident"),

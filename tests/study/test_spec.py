@@ -74,7 +74,11 @@ mlflw: 3
         ("storage: runs/tiny\n", "", "1:1: the study has no 'storage'"),
         ("study: tiny", "study: a b", "1:8: study: 'a b' is not a plain name"),
         ("study: tiny", "study: 12", "1:8: study: 12 is not text; put it in quotes"),
-        ("task: concepts", "task: events", "2:7: task: 'events' is not one of 'concepts', 'relations', 'end_to_end'"),
+        (
+            "task: concepts",
+            "task: events",
+            "2:7: task: 'events' is not one of 'concepts', 'relations', 'end_to_end'",
+        ),
         ("notes: 6", "notes: 6, reader: x", "unknown field 'reader' in corpus.synthetic"),
         ("notes: 6", "note: 6", "unknown field 'note' in corpus.synthetic; did you mean 'notes'?"),
         ("{scheme: n2c2-2018, notes: 6}", "{scheme: n2c2-2018}", "4:3: corpus.synthetic has no 'notes'"),

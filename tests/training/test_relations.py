@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 def make_relation_notes(count: int = 24, seed: int = 0) -> tuple[Note, ...]:
-    """Two drugs a sentence, often the same one; a number behind a drug is its dosage, a rash came of the first."""
+    """Two drugs a sentence, often one twice; a number behind one is its dosage, a rash came of the first."""
     draw = random.Random(seed)
     notes = []
     for number in range(count):
