@@ -21,7 +21,8 @@ class Inputs:
         input_ids_BS: piece ids, long.
         type_ids_BS: segment types, long; a backbone with one type ignores them.
         mask_BS: bool, True where there is a piece, False on padding, which is right of all pieces.
-        window_BS: bool, True on pieces of the note; False on question, special pieces and padding.
+        window_BS: bool, True on pieces of the note that may begin or end an answer; False on question,
+            special pieces and padding.
         label_B: which label each row asks for, long; 0 where nothing is asked.
         lengths: pieces of each row, known without a look at the device.
         is_padded: whether `mask_BS` holds a False.

@@ -31,7 +31,9 @@ def without_effect(strategy: str, task: str) -> dict[str, str]:
     row = STRATEGIES[strategy]
     reasons: dict[str, str] = {}
     if task == "concepts":
-        reasons["context_sentences"] = "no relation is asked for"
+        reasons |= dict.fromkeys(
+            ("context_sentences", "relation_answers"), "no relation is asked for"
+        )
     if task == "relations":
         reasons["overlap"] = "each given mention has its own window"
     if row.asks != "vectors":
@@ -40,6 +42,7 @@ def without_effect(strategy: str, task: str) -> dict[str, str]:
         reasons |= dict.fromkeys(
             ("match_width", "loss_weights"), "it tags pieces, without a match head"
         )
+        reasons["relation_answers"] = "it tells pairs of mentions apart"
     return reasons
 
 

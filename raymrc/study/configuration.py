@@ -17,7 +17,7 @@ RESULT_FORMAT = 1
 """Raised when the meaning of a recorded number changes; older records are then not reused."""
 
 
-LATER = frozenset({"context_sentences"})
+LATER = frozenset({"context_sentences", "relation_answers"})
 """Settings that the first configurations did not have."""
 
 
@@ -72,6 +72,8 @@ class Configuration:
         overlap: pieces that neighbouring windows share, at least.
         context_sentences: read on each side of a given mention's own, where relations are asked for; None
             where they are not.
+        relation_answers: "mentions", chosen among those that are given or were found, or "spans" of the
+            text; None where no relations are asked for.
         match_width: width of the match head's hidden layer.
         loss_weights: of start, end and match; used normalised.
         dropout: in heads and, where it is trained, in the backbone.
@@ -94,6 +96,7 @@ class Configuration:
     window: int = 384
     overlap: int = 64
     context_sentences: int | None = None
+    relation_answers: str | None = None
     match_width: int = 2048
     loss_weights: tuple[float, float, float] = (1.0, 1.0, 0.1)
     dropout: float = 0.1

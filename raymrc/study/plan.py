@@ -51,6 +51,9 @@ DEFAULT_PROMPT_LENGTH = 32
 DEFAULT_CONTEXT_SENTENCES = 1
 """On each side of a given mention's own, where relations are asked for."""
 
+DEFAULT_RELATION_ANSWERS = "mentions"
+"""Needs no boundaries to be learnt once more; see docs/decisions/0016."""
+
 DRAWS_IN_VAIN = 10_000
 """After so many draws in a row that were drawn before, a search space is used up."""
 
@@ -474,6 +477,7 @@ def _effective(spec: Spec, entry: BackboneSpec, strategy: str) -> dict[str, Sett
         settings.setdefault("prompt_length", Fixed(DEFAULT_PROMPT_LENGTH))
     if spec.task != "concepts":
         settings.setdefault("context_sentences", Fixed(DEFAULT_CONTEXT_SENTENCES))
+        settings.setdefault("relation_answers", Fixed(DEFAULT_RELATION_ANSWERS))
     return settings
 
 

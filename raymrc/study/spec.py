@@ -113,6 +113,9 @@ class Settings(_Section):
     context_sentences: Annotated[Setting | None, setting(whole(0))] = None
     """Sentences read on each side of a given mention's own, where relations are asked for; 1 where not
     given. A relation that reaches further is missed, and counted."""
+    relation_answers: Annotated[Setting | None, setting(word("mentions", "spans"))] = None
+    """Where a relation's other mention comes from: `mentions`, chosen among those that are given or were
+    found (the default), or `spans`, read off the text. Pair classification (`fine_tune`) always chooses."""
     match_width: Annotated[Setting | None, setting(whole(1))] = None
     """Width of the hidden layer of the head that pairs starts with ends."""
     loss_weights: Annotated[Setting | None, setting(three_weights)] = None

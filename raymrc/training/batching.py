@@ -111,7 +111,7 @@ class StudyData:
         # What is asked in vectors, or not at all, is the same rows whatever is trained.
         key = (
             task, source, size, configuration.overlap, configuration.context_sentences,
-            strategy.asks == "words", strategy.answers,
+            configuration.relation_answers, strategy.asks == "words", strategy.answers,
         )  # fmt: skip
         if key not in self._rows:
             builder = self.builder(tokenizer, shape, configuration)
@@ -141,6 +141,7 @@ class StudyData:
         return RowBuilder(
             tokenizer, shape, self.asked(cell.task), self.questions, STRATEGIES[cell.strategy],
             configuration.window, configuration.context_sentences or 0,
+            chooses=configuration.relation_answers != "spans",
         )  # fmt: skip
 
 
@@ -159,6 +160,8 @@ class Row:
             `context.others`.
         marks: positions of the two mentions' first marks, for a pair.
         kind: of the pair: 0 for no relation, else 1 + index of the relation question.
+        choices: positions in the row where the mentions to choose from begin and end; None where answers may
+            be anywhere in the window.
     """
 
     window: Window
@@ -172,6 +175,7 @@ class Row:
     other: int | None = None
     marks: tuple[int, int] | None = None
     kind: int = 0
+    choices: np.ndarray | None = None
 
     @property
     def has_answer(self) -> bool:
@@ -208,6 +212,8 @@ class RowBuilder:
             one a pair of mentions.
         window: pieces of a window, at most.
         context_sentences: on each side of a given mention's own.
+        chooses: whether answers about a given mention are chosen among the others in its context, or
+            are spans of it.
 
     Raises:
         BackboneError: a question and a window together exceed the backbone's positions.
@@ -222,8 +228,11 @@ class RowBuilder:
         strategy: Strategy,
         window: int,
         context_sentences: int = 0,
+        *,
+        chooses: bool = True,
     ) -> None:
         self.asked = asked
+        self.chooses = chooses
         self.strategy = strategy
         self.window = window
         self.context_sentences = context_sentences
@@ -289,8 +298,8 @@ class RowBuilder:
         )
 
     def relation_rows(self, note: Note, contexts: Iterable[Context]) -> list[Row]:
-        """Every given mention under every question that its label is asked; or with every mention in its
-        context that may be an answer, where pairs are told apart.
+        """Every given mention under every question that its label is asked (where answers are chosen: that
+        anything in its context may answer), or with every such mention, where pairs are told apart.
 
         Args:
             note: its gold relations are the answers; of a mention that nobody annotated there are none.
@@ -307,6 +316,9 @@ class RowBuilder:
             if context.given.label not in question.given:
                 continue
             number = len(self.asked.labels) + index
+            choices = [at for other, at in context.others if other.label in question.answers]
+            if self.chooses and not choices:
+                continue
             if self.strategy.asks == "words" or not asked_before:
                 asked = number if self.strategy.asks == "words" else None
                 asked_before = self._pieces(context.window, asked, marks)
@@ -314,8 +326,9 @@ class RowBuilder:
             answers = gold.get((context.given, index), ())
             spans = {pieces_of[answer] for answer in answers if answer in pieces_of}
             yield Row(
-                context.window, number, ids, types, places, tuple(sorted(spans)), context=context
-            )
+                context.window, number, ids, types, places, tuple(sorted(spans)), context=context,
+                choices=np.unique(places[np.array(choices)]) if self.chooses else None,
+            )  # fmt: skip
 
     def _pair_rows(self, context: Context, gold: Gold) -> Iterator[Row]:
         given = context.given
@@ -400,7 +413,7 @@ def collate(rows: Sequence[Row], pad: int) -> Inputs:
     for b, row in enumerate(rows):
         n = len(row.ids)
         ids_BS[b, :n], types_BS[b, :n], mask_BS[b, :n] = row.ids, row.types, True
-        window_BS[b, row.places] = True
+        window_BS[b, row.places if row.choices is None else row.choices] = True
         share.append(first.setdefault((row.ids.tobytes(), row.types.tobytes()), b))
     return Inputs(
         input_ids_BS=torch.from_numpy(ids_BS),

@@ -143,7 +143,8 @@ class Exam:
         assert not isinstance(answer, np.ndarray)
         index = row.label - len(self.builder.asked.labels)
         of_label = [(m, at) for m, at in context.others if m.label in questions[index].answers]
-        if not self.builder.asked.labels:  # gold mentions are given: which of them are answers?
+        if self.builder.chooses:
+            # A mention's ends are not in question, so what they say is added up.
             start, end = answer[0][row.places], answer[1][row.places]
             answers = [m for m, (first, last) in of_label if start[first] + end[last] > 0]
             return [(index, context.given, mention) for mention in answers]

@@ -351,7 +351,7 @@ def test_a_plan_says_where_each_cell_trains_and_with_how_much_memory(tmp_path):
     assert f"{nine['peak_bytes'] / 2**30:.1f} GiB" in shown
 
 
-@pytest.mark.parametrize("name", ["n2c2-2018-concepts", "demo"])
+@pytest.mark.parametrize("name", ["n2c2-2018/concepts", "demo"])
 def test_a_plan_s_table_fits_120_columns_without_folding_a_name(tmp_path, name):
     from rich.console import Console
 
