@@ -7,7 +7,7 @@ A format is one row of `READERS`; a new one is a function from a path to a `Read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,28 +20,20 @@ from raymrc.corpora.problems import ERROR, Reading, nearest
 from raymrc.corpora.pubtator import read_pubtator
 from raymrc.errors import CorpusError
 
+N2C2_2018_LABELS = (
+    "Drug",
+    "Strength",
+    "Form",
+    "Dosage",
+    "Frequency",
+    "Route",
+    "Duration",
+    "Reason",
+    "ADE",
+)
 N2C2_2018 = Scheme(
-    labels=(
-        "Drug",
-        "Strength",
-        "Form",
-        "Dosage",
-        "Frequency",
-        "Route",
-        "Duration",
-        "Reason",
-        "ADE",
-    ),
-    relation_labels=(
-        "Strength-Drug",
-        "Form-Drug",
-        "Dosage-Drug",
-        "Frequency-Drug",
-        "Route-Drug",
-        "Duration-Drug",
-        "Reason-Drug",
-        "ADE-Drug",
-    ),
+    labels=N2C2_2018_LABELS,
+    relation_labels=tuple(f"{label}-Drug" for label in N2C2_2018_LABELS[1:]),
 )
 
 SHAC_TRIGGERS = ("Employment", "LivingStatus", "Alcohol", "Drug", "Tobacco")
@@ -70,6 +62,18 @@ SHAC_VALUES = {
 }
 """Source: Lybarger et al. 2021, J Biomed Inform 113:103631, as brat writes them."""
 
+_SUBSTANCE = ("StatusTime", "Type", "Method", "Amount", "Frequency", "Duration", "History")
+SHAC_JOINS = tuple(
+    (argument, trigger, argument)
+    for trigger, arguments in {
+        "Employment": ("StatusEmploy", "Type", "Duration", "History"),
+        "LivingStatus": ("StatusTime", "TypeLiving", "Duration", "History"),
+        **dict.fromkeys(("Alcohol", "Drug", "Tobacco"), _SUBSTANCE),
+    }.items()
+    for argument in arguments
+)
+"""(relation label, label of its head, of its tail): which event has which argument, 29 in all."""
+
 N2C2_2022 = Scheme(
     labels=SHAC_TRIGGERS + SHAC_ARGUMENTS,
     relation_labels=SHAC_ARGUMENTS,
@@ -89,6 +93,8 @@ class Reader:
         labels, relation_labels: what it can give, in order; None where that depends on the data.
         about: one line for lists of formats.
         triggers: labels of events' triggers, for `write_corpus`.
+        joins: (relation label, label of its head, of its tail), all that there can be; None where that
+            depends on the data.
     """
 
     name: str
@@ -97,6 +103,7 @@ class Reader:
     relation_labels: tuple[str, ...] | None
     about: str
     triggers: frozenset[str] = frozenset()
+    joins: tuple[tuple[str, str, str], ...] | None = None
 
 
 def _read_maccrobat(path: Path) -> Reading:
@@ -114,6 +121,7 @@ READERS = {
             N2C2_2018.labels,
             N2C2_2018.relation_labels,
             "2018 n2c2 track 2, drugs and adverse events: brat with 9 labels and 8 relations",
+            joins=tuple((f"{label}-Drug", label, "Drug") for label in N2C2_2018_LABELS[1:]),
         ),
         Reader(
             "n2c2-2022",
@@ -122,6 +130,7 @@ READERS = {
             N2C2_2022.relation_labels,
             "2022 n2c2 track 2 (SHAC), social history: brat events; subfolders are sites",
             N2C2_2022.triggers,
+            SHAC_JOINS,
         ),
         Reader(
             "phee",
@@ -179,6 +188,23 @@ def known_labels(reader: str, labels: Labels = None) -> tuple[str, ...] | None:
     if labels is None:
         return row.labels
     return target_labels(labels, reader, row.labels)
+
+
+def known_joins(reader: str, labels: Labels = None) -> tuple[tuple[str, str, str], ...] | None:
+    """What relations will join, unread: (relation label, label of its head, of its tail). None
+    where that depends on the data.
+
+    Raises:
+        CorpusError: an unknown reader, label map or label, with the nearest right one.
+    """
+    joins = find_reader(reader).joins
+    if isinstance(labels, str):
+        targets = target_labels(labels, reader, None)
+        return tuple((f"{label}-Drug", label, "Drug") for label in targets if label != "Drug")
+    if labels is None or joins is None:
+        return joins
+    names = labels if isinstance(labels, Mapping) else {label: label for label in labels}
+    return tuple((r, names[h], names[t]) for r, h, t in joins if h in names and t in names)
 
 
 def read_corpus(

@@ -74,21 +74,37 @@ def find_questions(corpus: Corpus) -> tuple[RelationQuestion, ...]:
     """The relation questions of a corpus, in the order of its relation labels.
 
     Which labels a relation may join is part of an annotation scheme, and is read off the corpus, all of
-    it; so no gold relation is without its question, and no other pair of labels is asked about. The
-    given side is the one whose labels more relations share, so that few mentions are asked
+    it; so no gold relation is without its question, and no other pair of labels is asked about.
+    """
+    joins: list[tuple[str, str, str]] = []
+    for note in corpus.notes:
+        labels = {span.id: span.label for span in note.spans}
+        joins += [
+            (r.label, labels[r.head], labels[r.tail])
+            for r in note.relations
+            if r.head in labels and r.tail in labels
+        ]
+    rank = {label: place for place, label in enumerate(corpus.relation_labels)}
+    return build_relation_questions(sorted(joins, key=lambda join: rank[join[0]]), corpus.labels)
+
+
+def build_relation_questions(
+    joins: Iterable[tuple[str, str, str]], labels: Sequence[str]
+) -> tuple[RelationQuestion, ...]:
+    """The questions about relations that join such labels, in the order of their first.
+
+    The given side is the one whose labels more relations share, so that few mentions are asked
     much: a drug for its strength, form and dose, not each of these for its drug. Where every relation
     is named by its answer's label, as an event's arguments are, it means something else under
     another trigger, and each given label has a question of its own.
+
+    Args:
+        joins: (relation label, label of its head, of its tail), as often as they occur.
+        labels: of the corpus.
     """
-    joined: dict[str, Counter[tuple[str, str]]] = {
-        label: Counter() for label in corpus.relation_labels
-    }
-    for note in corpus.notes:
-        labels = {span.id: span.label for span in note.spans}
-        for relation in note.relations:
-            if relation.head in labels and relation.tail in labels:
-                joined[relation.label][labels[relation.head], labels[relation.tail]] += 1
-    joined = {label: pairs for label, pairs in joined.items() if pairs}
+    joined: dict[str, Counter[tuple[str, str]]] = {}
+    for relation, *ends in joins:
+        joined.setdefault(relation, Counter())[ends[0], ends[1]] += 1
     shared = [
         Counter(s for pairs in joined.values() for s in {p[side] for p in pairs}) for side in (0, 1)
     ]
@@ -97,8 +113,8 @@ def find_questions(corpus: Corpus) -> tuple[RelationQuestion, ...]:
     )
 
     def breadth(pairs: Counter[tuple[str, str]], side: int) -> float:
-        labels = {pair[side] for pair in pairs}
-        return sum(shared[side][label] for label in labels) / len(labels)
+        sides = {pair[side] for pair in pairs}
+        return sum(shared[side][label] for label in sides) / len(sides)
 
     questions = []
     for label, pairs in joined.items():
@@ -111,7 +127,7 @@ def find_questions(corpus: Corpus) -> tuple[RelationQuestion, ...]:
         for group in sorted(tuple(sorted(group)) for group in groups):
             answers = sum((by_given[given] for given in group), Counter())
             ordered = tuple(sorted(answers, key=lambda answer: (-answers[answer], answer)))
-            name = f"{'+'.join(group)}.{label}" if label in corpus.labels else label
+            name = f"{'+'.join(group)}.{label}" if label in labels else label
             questions.append(RelationQuestion(label, group, ordered, from_tail, name))
     return tuple(questions)
 
@@ -123,11 +139,16 @@ found, too."""
 
 def find_asked(task: str, corpus: Corpus) -> Asked:
     """What a task asks of a corpus."""
+    relations = find_questions(corpus) if task != "concepts" else ()
+    return choose_questions(task, corpus.labels, relations)
+
+
+def choose_questions(
+    task: str, labels: tuple[str, ...], relations: tuple[RelationQuestion, ...]
+) -> Asked:
+    """Those of all questions that a task asks."""
     assert task in TASKS, task
-    return Asked(
-        corpus.labels if task != "relations" else (),
-        find_questions(corpus) if task != "concepts" else (),
-    )
+    return Asked(labels if task != "relations" else (), relations if task != "concepts" else ())
 
 
 def mentions_of(spans: Iterable[Span]) -> tuple[Mention, ...]:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymrc.corpora.formats import known_labels, read_corpus
+from raymrc.corpora.formats import known_joins, known_labels, read_corpus
 from raymrc.corpora.labels import apply_labels, target_labels
 from raymrc.corpora.note import Corpus
 from raymrc.corpora.splits import Folds, make_folds, take_subset
@@ -24,7 +24,12 @@ from raymrc.model.backbones import read_shape
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
 from raymrc.reading.questions import build_questions, questions_fingerprint
-from raymrc.reading.relations import Asked, find_asked
+from raymrc.reading.relations import (
+    Asked,
+    build_relation_questions,
+    choose_questions,
+    find_asked,
+)
 from raymrc.study.checks import without_effect
 from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.study.cost import adapter_bytes
@@ -336,7 +341,11 @@ def study_questions(spec: Spec, corpus: Corpus | None) -> Asked | None:
     """
     if corpus is None:
         labels = study_labels(spec)
-        return Asked(labels) if labels is not None and spec.task == "concepts" else None
+        given: Any = spec.corpus.labels
+        joins = known_joins(spec.corpus.label_reader, given)
+        if labels is None or (joins is None and spec.task != "concepts"):
+            return None
+        return choose_questions(spec.task, labels, build_relation_questions(joins or (), labels))
     asked = find_asked(spec.task, corpus)
     if spec.task != "concepts" and not asked.relations:
         raise spec.error(

@@ -56,6 +56,7 @@ class StudyData:
     corpus: Corpus
     folds: Folds
     questions: Mapping[str, str]
+    _asked: dict[str, Asked] = field(default_factory=dict, repr=False, compare=False)
     _pieces: dict[str, dict[str, Pieces]] = field(default_factory=dict, repr=False, compare=False)
     _windows: dict[tuple[object, ...], dict[str, list[Window]]] = field(
         default_factory=dict, repr=False, compare=False
@@ -69,12 +70,20 @@ class StudyData:
         return {"corpus": self.corpus, "folds": self.folds, "questions": self.questions}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        for name, value in {**state, "_pieces": {}, "_windows": {}, "_rows": {}}.items():
+        for name, value in {
+            **state,
+            "_asked": {},
+            "_pieces": {},
+            "_windows": {},
+            "_rows": {},
+        }.items():
             object.__setattr__(self, name, value)
 
     def asked(self, task: str) -> Asked:
         """What a task asks of this corpus."""
-        return find_asked(task, self.corpus)
+        if task not in self._asked:
+            self._asked[task] = find_asked(task, self.corpus)
+        return self._asked[task]
 
     def pieces(self, tokenizer: PreTrainedTokenizerFast, source: str) -> dict[str, Pieces]:
         """Note id -> its pieces, for every note of the corpus. `source` names the tokenizer."""
