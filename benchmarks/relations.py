@@ -1,0 +1,201 @@
+"""Questions about given mentions a second: raymrc against a padded pass for each (mention, relation).
+
+    python -m benchmarks.relations [--quick] [--device cpu|cuda]
+
+Made-up discharge summaries, every drug asked for its strength, form, dosage, frequency, route, duration,
+reason and effect, with MiniLM, the question in words. The peer does as the published code: each question is
+a row, padded to 512 pieces, through Hugging Face's `AutoModel` and the published match head; and once more
+with our factorised head, so that a reader sees what padding alone costs. Ours: a row is as long as the
+sentences around the mention, and rows of like lengths share a batch. Where answers are chosen among
+mentions, a question that none in the context could answer is not asked: it counts, because its answer is
+known (`asked` is the share that is); where answers are spans all are asked, as the peer does. The same
+questions as vectors (`soft_prompt`) stand beside.
+
+Training is a step (forward, backward, clipping, AdamW); inference gives what was found.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.common import json_line, read_options, start, time_in_turn
+from benchmarks.peft_peer import HEADS, collate_peer
+from benchmarks.throughput import load_sides
+from raymrc.corpora.note import Corpus
+from raymrc.corpora.synthetic import synthesize
+from raymrc.model.backbones import Loaded
+from raymrc.model.inputs import SpanTargets
+from raymrc.model.strategies import STRATEGIES, build
+from raymrc.reading.questions import build_questions
+from raymrc.reading.relations import find_asked, mentions_of
+from raymrc.reading.windows import read_pieces
+from raymrc.study.configuration import Cell, Configuration
+from raymrc.training.batching import (
+    Row,
+    RowBuilder,
+    collate,
+    collate_targets,
+    evaluation_batches,
+    training_batches,
+)
+from raymrc.training.pool import PASS_PIECES, keep_freed_memory
+
+GOALS = {"published head": 5.0, "factorised head": 1.0}
+PADDED, QUICK_PADDED = 512, 160
+WINDOW = 384
+SENTENCES = 1
+
+
+def make_rows(corpus: Corpus, loaded: Loaded, strategy: str, chooses: bool) -> list[list[Row]]:
+    """The rows of each given mention, mentions shuffled."""
+    asked = find_asked("relations", corpus)
+    questions = build_questions((), {}, asked.relations)
+    builder = RowBuilder(
+        loaded.tokenizer, loaded.shape, asked, questions, STRATEGIES[strategy], WINDOW, SENTENCES,
+        chooses=chooses,
+    )  # fmt: skip
+    groups = []
+    for note in corpus.notes:
+        pieces = read_pieces(note, loaded.tokenizer)
+        for context in builder.contexts(note, pieces, mentions_of(note.spans)):
+            groups.append(builder.relation_rows(note, [context]))
+    random.Random(13).shuffle(groups)
+    return groups
+
+
+class Peer(nn.Module):
+    """A Hugging Face encoder with heads, the question in words before the text."""
+
+    def __init__(self, encoder: nn.Module, hidden: int, head: str) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = HEADS[head](hidden, 2048, 0.1)
+
+    def forward(
+        self, rows: Sequence[Row], pad: int, padded: int, device: str
+    ) -> tuple[Tensor, Tensor | None]:
+        batch = collate_peer(rows, pad)
+        types = collate(rows, pad).type_ids_BS
+        missing = padded - types.shape[1]
+
+        def wide(name: str) -> Tensor:
+            return F.pad(batch[name], (0, missing)).to(device)
+
+        hidden = self.encoder(
+            input_ids=wide("input_ids"),
+            attention_mask=wide("attention_mask"),
+            token_type_ids=F.pad(types, (0, missing)).to(device),
+        ).last_hidden_state
+        targets = SpanTargets(
+            wide("start_positions"), wide("end_positions"), batch["pairs"].to(device)
+        )
+        loss, found = self.heads(hidden, wide("window_mask"), targets, (1.0, 1.0, 0.1))
+        return loss, found
+
+
+def run_peer(
+    encoder: nn.Module, hidden: int, head: str, rows: Sequence[Row], size: int, device: str, *,
+    padded: int, trains: bool,
+) -> Callable[[], None]:  # fmt: skip
+    model = Peer(copy.deepcopy(encoder), hidden, head).to(device).train(trains)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def run() -> None:
+        for begin in range(0, len(rows), size):
+            with torch.set_grad_enabled(trains):
+                loss, _ = model(rows[begin : begin + size], 0, padded, device)
+            if trains:
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimiser.step()
+                model.zero_grad()
+
+    return run
+
+
+def run_ours(
+    loaded: Loaded, strategy: str, num_questions: int, rows: Sequence[Row], device: str, *,
+    trains: bool,
+) -> Callable[[], None]:  # fmt: skip
+    configuration = Configuration(
+        Cell("relations", "made-up", loaded.backbone, strategy),
+        learning_rate=1e-5, prompt_length=16 if strategy == "soft_prompt" else 0,
+    )  # fmt: skip
+    model = build(configuration, loaded, 0, num_questions).train()
+    optimiser = torch.optim.AdamW(model.parameter_groups(), fused=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    pad = loaded.shape.pad_id
+    if trains:
+        batches = list(training_batches(rows, 16, 1.0, random.Random(0)))
+    else:
+        batches = list(evaluation_batches(rows, PASS_PIECES[device]))
+
+    def run() -> None:
+        for batch in batches:
+            inputs = collate(batch, pad)
+            if not trains:
+                model.predict(inputs.to(device))
+                continue
+            loss = model.loss(inputs.to(device), collate_targets(batch, inputs).to(device))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
+            optimiser.step()
+
+    return run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = read_options("relations", __doc__, arguments)
+    start(options)
+    device = options.device
+    if device == "cpu":
+        keep_freed_memory()  # for both sides
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    corpus = synthesize("n2c2-2018", 12, "a", 13)
+    loaded, encoder = load_sides("minilm", device, [corpus])
+    asked = find_asked("relations", corpus)
+    published = [row for of in make_rows(corpus, loaded, "hard_prompt", False) for row in of]
+    for head, number, size in (("published head", 1, 1), ("factorised head", 32, 16)):
+        # The published head takes a minute a question: it is timed once, against one way to ask.
+        is_slow = head == "published head"
+        number = min(number, 4) if options.quick else number
+        for trains in (True, False):
+            peer = run_peer(
+                encoder, loaded.shape.hidden, head, published[:number], size, device,
+                padded=QUICK_PADDED if options.quick else PADDED, trains=trains,
+            )  # fmt: skip
+            for strategy in ("hard_prompt",) if is_slow else ("hard_prompt", "soft_prompt"):
+                for chooses in (True, False):
+                    groups = make_rows(corpus, loaded, strategy, chooses)
+                    groups = groups[: 4 if options.quick else 24]
+                    rows = [row for group in groups for row in group]
+                    pairs = 1 if options.quick or is_slow else 3
+                    seconds, peer_seconds, ratio = time_in_turn(
+                        run_ours(loaded, strategy, len(asked), rows, device, trains=trains),
+                        peer, pairs, wait, warm_up=pairs > 1,
+                    )  # fmt: skip
+                    questions = len(groups) * len(asked)
+                    json_line(
+                        options,
+                        f"{'training' if trains else 'inference'}, {strategy}, "
+                        f"{'mentions to choose from' if chooses else 'spans'}, peer with the {head}",
+                        questions / seconds, number / peer_seconds, "questions/s",
+                        ratio * questions / number, GOALS[head],
+                        asked=round(len(rows) / questions, 3),
+                        mean_pieces=round(sum(len(row.ids) for row in rows) / len(rows), 1),
+                        questions=questions, peer_questions=number, pairs_timed=pairs,
+                        threads=torch.get_num_threads(),
+                    )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
