@@ -1,10 +1,11 @@
-"""F1 of the four strategies beside plain Hugging Face token classification.
+"""F1 of the four strategies beside plain Hugging Face token and pair classification.
 
     python -m benchmarks.accuracy studies/phee/concepts.yaml [--set key=value ...] [--longer] [--quick]
 
 Runs the study first (what its ledger holds is not trained again), then the peer: one
 `AutoModelForTokenClassification` with flat BIO tags, trained by `transformers.Trainer`
-on the same backbone, notes, folds, windows, batch size and number of epochs, its
+(for relations `AutoModelForSequenceClassification` of pairs with typed marks, end to end
+one after the other) on the same backbone, notes, folds, windows, batch size and number of epochs, its
 learning rate from the same list as `fine_tune`, its epoch and its rate chosen on the
 same validation notes. `--longer` runs it once more, at its best rate and three times the
 epochs, because a window is one row to it and one row a question to us. Both sides are
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -35,16 +36,19 @@ import numpy as np
 from benchmarks.common import RESULTS, Options, json_line
 from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import Folds
-from raymrc.model.backbones import find
+from raymrc.model.backbones import find, read_shape
+from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.answers import assemble, decode_tags
-from raymrc.reading.windows import Window, build_windows
+from raymrc.reading.relations import Mention, assemble_relations, find_asked, mentions_of
+from raymrc.reading.windows import Window, build_windows, read_pieces
 from raymrc.scoring.counts import Counts, pool
-from raymrc.scoring.n2c2_2018 import score_note
+from raymrc.scoring.n2c2_2018 import score_note, score_relations
 from raymrc.study.configuration import Configuration, hash_values
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
 from raymrc.study.spec import Spec, load_spec
 from raymrc.study.verdict import summarise
+from raymrc.training.batching import Row, RowBuilder
 
 IGNORED = -100
 
@@ -100,98 +104,38 @@ def train_peer(
     fold: int,
     threads: int,
 ) -> PeerRun:
-    """What a Hugging Face user writes: Trainer, dynamic padding, best epoch by validation F1."""
+    """What a Hugging Face user writes: Trainer, dynamic padding, best epoch by validation F1.
+
+    One model for concepts, one for relations between given mentions, and end to end both, one after
+    the other: pairs are learnt from gold mentions, and told apart between those that the first found.
+    """
     import torch
-    from transformers import (
-        AutoModelForTokenClassification,
-        AutoTokenizer,
-        DataCollatorForTokenClassification,
-        PrinterCallback,
-        Trainer,
-        TrainingArguments,
-    )
+    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(threads)
     began = time.process_time()
-    backbone = configuration.cell.backbone
-    folder = find(backbone)
-    labels = corpus.labels
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(find(configuration.cell.backbone))
     split = folds.split(fold)
     notes = {note.id: note for note in corpus.notes}
-
-    def examples(
-        ids: Sequence[str],
-    ) -> tuple[list[dict[str, Any]], list[tuple[Note, list[Window]]]]:
-        items, parts = [], []
-        for note in (notes[i] for i in ids):
-            windows = build_windows(note, tokenizer, configuration.window, configuration.overlap)
-            parts.append((note, windows))
-            for window in windows:
-                ids_ = [tokenizer.cls_token_id, *window.piece_ids, tokenizer.sep_token_id]
-                tags = [IGNORED, *flat_tags(note, window, labels), IGNORED]
-                items.append({"input_ids": ids_, "attention_mask": [1] * len(ids_), "labels": tags})
-        return items, parts
-
-    def counts(logits: np.ndarray, parts: list[tuple[Note, list[Window]]]) -> Counts:
-        tags, at, total = logits.argmax(-1)[:, 1:], 0, Counts()
-        for note, windows in parts:
-            predicted = spans_of(tags[at : at + len(windows)], windows, note, labels)
-            at += len(windows)
-            total += pool(score_note(note.spans, predicted, "strict").values())
-        return total
-
-    train, _ = examples(split.train)
-    validation, validation_parts = examples(split.validation)
-    scored, scored_parts = examples(split.scored)
-    best: list[float] = []
-
-    def metrics(prediction: Any) -> dict[str, float]:
-        best.append(counts(prediction.predictions, validation_parts).f1)
-        return {"f1": best[-1]}
-
+    parts = [[notes[i] for i in ids] for ids in (split.train, split.validation, split.scored)]
     seed = int(hash_values([configuration.seed, fold])[:8], 16)
     random.seed(seed)
+    task = configuration.cell.task
+    spans = {note.id: note.spans for note in corpus.notes}
     with tempfile.TemporaryDirectory() as scratch:
-        model = AutoModelForTokenClassification.from_pretrained(
-            folder, num_labels=1 + 2 * len(labels)
-        )
-        if backbone.layers is not None:
-            model.base_model.encoder.layer = model.base_model.encoder.layer[: backbone.layers]
-        trainer: Any = Trainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=scratch,
-                learning_rate=configuration.learning_rate,
-                num_train_epochs=configuration.epochs,
-                per_device_train_batch_size=configuration.batch_size,
-                per_device_eval_batch_size=64,
-                weight_decay=configuration.weight_decay,
-                max_grad_norm=configuration.clip_norm,
-                eval_strategy="epoch",
-                save_strategy="epoch",
-                save_total_limit=1,
-                load_best_model_at_end=True,
-                metric_for_best_model="f1",
-                seed=seed % 2**31,
-                report_to=[],
-                disable_tqdm=True,
-                logging_strategy="no",
-                use_cpu=True,
-            ),
-            train_dataset=train,
-            eval_dataset=validation,
-            data_collator=DataCollatorForTokenClassification(tokenizer),
-            compute_metrics=metrics,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        validation_f1 = max(best)
-        trainer.compute_metrics = None
-        result = counts(trainer.predict(scored).predictions, scored_parts)
+        if task != "relations":
+            tagger = Tagger(corpus.labels, tokenizer, configuration)
+            validation_f1 = tagger.fit(parts[0], parts[1], seed, scratch)
+            for part in parts[1:]:
+                spans |= tagger.find(part)
+            result = Tagger.count(spans, parts[2])
+        if task != "concepts":
+            pairs = PairClassifier(corpus, tokenizer, configuration)
+            validation_f1 = pairs.fit(parts[0], parts[1], spans, seed, scratch)
+            result = pairs.count(parts[2], spans)
     return PeerRun(
         configuration.learning_rate,
         configuration.epochs,
@@ -200,6 +144,206 @@ def train_peer(
         validation_f1,
         time.process_time() - began,
     )
+
+
+def fit(
+    model: Any,
+    train: list[dict[str, Any]],
+    validation: list[dict[str, Any]],
+    collator: Any,
+    f1_of: Callable[[np.ndarray], float],
+    configuration: Configuration,
+    seed: int,
+    scratch: str,
+) -> tuple[Any, float]:
+    """A Trainer with its best epoch's model, and that epoch's F1."""
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    best: list[float] = []
+
+    def metrics(prediction: Any) -> dict[str, float]:
+        best.append(f1_of(prediction.predictions))
+        return {"f1": best[-1]}
+
+    layers = configuration.cell.backbone.layers
+    if layers is not None:
+        model.base_model.encoder.layer = model.base_model.encoder.layer[:layers]
+    trainer: Any = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=scratch,
+            learning_rate=configuration.learning_rate,
+            num_train_epochs=configuration.epochs,
+            per_device_train_batch_size=configuration.batch_size,
+            per_device_eval_batch_size=64,
+            weight_decay=configuration.weight_decay,
+            max_grad_norm=configuration.clip_norm,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            save_total_limit=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="f1",
+            seed=seed % 2**31,
+            report_to=[],
+            disable_tqdm=True,
+            logging_strategy="no",
+            use_cpu=True,
+        ),
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=collator,
+        compute_metrics=metrics,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trainer.compute_metrics = None
+    return trainer, max(best)
+
+
+@dataclass
+class Tagger:
+    """`AutoModelForTokenClassification` with flat BIO tags."""
+
+    labels: Sequence[str]
+    tokenizer: Any
+    configuration: Configuration
+    trainer: Any = None
+
+    def fit(
+        self, train: Sequence[Note], validation: Sequence[Note], seed: int, scratch: str
+    ) -> float:
+        """Validation F1."""
+        from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
+
+        model = AutoModelForTokenClassification.from_pretrained(
+            find(self.configuration.cell.backbone), num_labels=1 + 2 * len(self.labels)
+        )
+
+        def f1(logits: np.ndarray) -> float:
+            return self.count(self._read(logits, validation), validation).f1
+
+        self.trainer, best = fit(
+            model, self._items(train), self._items(validation),
+            DataCollatorForTokenClassification(self.tokenizer), f1, self.configuration, seed, scratch,
+        )  # fmt: skip
+        return best
+
+    def find(self, notes: Sequence[Note]) -> dict[str, tuple[Span, ...]]:
+        """Note id -> spans."""
+        return self._read(self.trainer.predict(self._items(notes)).predictions, notes)
+
+    @staticmethod
+    def count(spans: Mapping[str, tuple[Span, ...]], notes: Sequence[Note]) -> Counts:
+        return pool(
+            pool(score_note(note.spans, spans[note.id], "strict").values()) for note in notes
+        )
+
+    def _windows(self, note: Note) -> list[Window]:
+        c = self.configuration
+        return build_windows(note, self.tokenizer, c.window, c.overlap)
+
+    def _items(self, notes: Sequence[Note]) -> list[dict[str, Any]]:
+        items = []
+        for note in notes:
+            for window in self._windows(note):
+                ids = [self.tokenizer.cls_token_id, *window.piece_ids, self.tokenizer.sep_token_id]
+                tags = [IGNORED, *flat_tags(note, window, self.labels), IGNORED]
+                items.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": tags})
+        return items
+
+    def _read(self, logits: np.ndarray, notes: Sequence[Note]) -> dict[str, tuple[Span, ...]]:
+        tags, at, found = logits.argmax(-1)[:, 1:], 0, {}
+        for note in notes:
+            windows = self._windows(note)
+            found[note.id] = spans_of(tags[at : at + len(windows)], windows, note, self.labels)
+            at += len(windows)
+        return found
+
+
+@dataclass
+class PairClassifier:
+    """`AutoModelForSequenceClassification` of pairs with typed marks, in the contexts that we read."""
+
+    corpus: Corpus
+    tokenizer: Any
+    configuration: Configuration
+    trainer: Any = None
+
+    def __post_init__(self) -> None:
+        c = self.configuration
+        shape = read_shape(find(c.cell.backbone), c.cell.backbone.layers)
+        asked = find_asked("relations", self.corpus)
+        self.builder = RowBuilder(
+            self.tokenizer, shape, asked, {}, STRATEGIES["fine_tune"], c.window,
+            c.context_sentences or 0,
+        )  # fmt: skip
+
+    def fit(
+        self,
+        train: Sequence[Note],
+        validation: Sequence[Note],
+        spans: Mapping[str, tuple[Span, ...]],
+        seed: int,
+        scratch: str,
+    ) -> float:
+        """Validation F1.
+
+        Args:
+            spans: of each note, what pairs are made of; gold for those trained on.
+        """
+        from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
+
+        model = AutoModelForSequenceClassification.from_pretrained(
+            find(self.configuration.cell.backbone),
+            num_labels=1 + len(self.builder.asked.relations),
+        )
+        rows = self._rows(validation, spans)
+
+        def f1(logits: np.ndarray) -> float:
+            return self._count(logits, rows, validation).f1
+
+        self.trainer, best = fit(
+            model, self._items(self._rows(train, spans)), self._items(rows),
+            DataCollatorWithPadding(self.tokenizer), f1, self.configuration, seed, scratch,
+        )  # fmt: skip
+        return best
+
+    def count(self, notes: Sequence[Note], spans: Mapping[str, tuple[Span, ...]]) -> Counts:
+        rows = self._rows(notes, spans)
+        return self._count(self.trainer.predict(self._items(rows)).predictions, rows, notes)
+
+    def _rows(self, notes: Sequence[Note], spans: Mapping[str, tuple[Span, ...]]) -> list[Row]:
+        rows: list[Row] = []
+        for note in notes:
+            pieces = read_pieces(note, self.tokenizer)
+            contexts = self.builder.contexts(note, pieces, mentions_of(spans[note.id]))
+            rows += self.builder.relation_rows(note, contexts)
+        return rows
+
+    @staticmethod
+    def _items(rows: Sequence[Row]) -> list[dict[str, Any]]:
+        return [
+            {
+                "input_ids": row.ids.tolist(),
+                "attention_mask": [1] * len(row.ids),
+                "labels": row.kind,
+            }
+            for row in rows
+        ]
+
+    def _count(self, logits: np.ndarray, rows: Sequence[Row], notes: Sequence[Note]) -> Counts:
+        found: dict[str, list[tuple[int, Mention, Mention]]] = {note.id: [] for note in notes}
+        for row, kind in zip(rows, logits.argmax(-1).tolist(), strict=True):
+            assert row.context is not None and row.other is not None
+            if kind:
+                other = row.context.others[row.other][0]
+                found[row.window.note_id].append((kind - 1, row.context.given, other))
+        total = Counts()
+        for note in notes:
+            spans, relations = assemble_relations(found[note.id], self.builder.asked.relations)
+            counts = score_relations(note.spans, note.relations, spans, relations, "strict")
+            total += pool(counts.values())
+        return total
 
 
 def run_peer(

@@ -397,7 +397,10 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
-    table = Table(title="F1 in points, mean over folds; winners are chosen on validation notes")
+    table = Table(
+        title="F1 in points, mean over folds; winners are chosen on validation notes",
+        caption=_out_of_reach(summaries),
+    )
     table.add_column("corpus / backbone / strategy", no_wrap=True)
     for heading in (
         "strict F1", "sd", "lenient F1", "trained", "saved", "device s", "USD", "folds",
@@ -425,6 +428,21 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
             gap.unfrozen,
         )
     return Group(table, under)
+
+
+def _out_of_reach(summaries: Sequence[CellSummary]) -> str | None:
+    """What no answer can be, by strategy: windows and contexts are the same for all backbones of a kind."""
+    shares: dict[str, tuple[int, int]] = {}
+    for summary in summaries:
+        leader = summary.leader
+        if leader is not None and leader.unreachable:
+            counts = leader.pooled_strict
+            found = (leader.unreachable, counts.tp + counts.fn)
+            shares[summary.cell.strategy] = max(shares.get(summary.cell.strategy, (0, 0)), found)
+    if not shares:
+        return None
+    said = ", ".join(f"{strategy} {lost} of {gold}" for strategy, (lost, gold) in shares.items())
+    return f"Gold that no answer can be, and that counts as missed: {said}"
 
 
 def _row(summary: CellSummary) -> list[str]:

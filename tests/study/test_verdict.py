@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -178,3 +179,15 @@ def test_why_fold_runs_failed_is_told_with_how_often():
     records = [record(f, status="failed") for f in (0, 1)]
     (summary,) = summarise(records, 2)
     assert summary.reasons == (("the loss is not a number", 2),)
+
+
+def test_gold_that_no_answer_can_be_is_told_beside_the_table():
+    from rich.console import Console
+
+    records = [replace(record(f), unreachable=3) for f in (0, 1)]
+    gold = sum(r.strict.tp + r.strict.fn for r in records)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render(summarise(records, 2)))
+    assert f"counts as missed: fine_tune 6 of {gold}" in console.export_text()
+    console.print(render(summarise([record()], 1)))
+    assert "counts as missed" not in console.export_text()
