@@ -184,7 +184,8 @@ def plan(study: Study, as_json: AsJson = False, changes: Changes = None) -> None
     spec = _load(study, changes)
     corpus = _corpus_at_hand(spec)
     ledger = _ledger_at_hand(spec)
-    planned = plan_study(spec, corpus, _weights_at_hand(spec) if ledger else None, ledger)
+    weights = _weights_at_hand(spec) if ledger else None
+    planned = plan_study(spec, corpus, weights, ledger, transfer=_transfer_at_hand(spec, corpus))
     if as_json:
         _answer_json(planned.to_json())
     else:
@@ -198,7 +199,12 @@ def run(study: Study, changes: Changes = None) -> None:
     from raymrc.reading.questions import build_questions
     from raymrc.reading.relations import find_asked
     from raymrc.study.ledger import Ledger
-    from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
+    from raymrc.study.plan import (
+        build_study_folds,
+        plan_study,
+        read_study_corpus,
+        read_transfer,
+    )
     from raymrc.study.plan import render as render_plan
     from raymrc.study.verdict import render
 
@@ -207,7 +213,8 @@ def run(study: Study, changes: Changes = None) -> None:
     corpus = read_study_corpus(spec)
     backbones = [entry.backbone for entry in spec.backbones]
     weights = {backbone.name: weights_fingerprint(find(backbone)) for backbone in backbones}
-    planned = plan_study(spec, corpus, weights)
+    transfer = read_transfer(spec, corpus)
+    planned = plan_study(spec, corpus, weights, transfer=transfer)
     # Seconds of imports, which no mistake above should have to wait for.
     from raymrc.training.trainer import Trainer, check_questions_fit
 
@@ -253,6 +260,7 @@ def run(study: Study, changes: Changes = None) -> None:
                 corpus,
                 build_study_folds(spec, corpus),
                 questions,
+                transfer,
             ),
             folder=spec.folder,
             resources=Resources(
@@ -285,7 +293,9 @@ def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
 
     spec = _load(study, changes)
     records, unreadable = _read_ledger(spec)
-    planned = plan_study(spec, _corpus_at_hand(spec), _weights_at_hand(spec), places=False)
+    corpus = _corpus_at_hand(spec)
+    transfer = _transfer_at_hand(spec, corpus)
+    planned = plan_study(spec, corpus, _weights_at_hand(spec), transfer=transfer, places=False)
     summaries = _summarise(spec, planned, records)
     if as_json:
         _answer_json(to_json(summaries))
@@ -361,6 +371,16 @@ def _corpus_at_hand(spec: Spec) -> Corpus | None:
 
     path = spec.corpus.path
     return read_study_corpus(spec) if path is None or Path(path).exists() else None
+
+
+def _transfer_at_hand(spec: Spec, corpus: Corpus | None) -> dict[str, Corpus] | None:
+    """The notes of other sites; None where this machine does not have all of them."""
+    from raymrc.study.plan import read_transfer
+
+    paths = [described.path for described in spec.transfer]
+    if corpus is None or not all(path is None or Path(path).exists() for path in paths):
+        return None
+    return read_transfer(spec, corpus)
 
 
 def _ledger_at_hand(spec: Spec) -> Ledger | None:

@@ -129,6 +129,44 @@ def take_subset(corpus: Corpus, notes: int, seed: int) -> Corpus:
     return replace(corpus, notes=tuple(note for note in corpus.notes if note.id in taken))
 
 
+def shared_notes(corpus: Corpus, other: Corpus) -> list[str]:
+    """Ids of the other corpus's notes whose text or group is in this one, too.
+
+    Blanks do not count. Nor does a group that is on both sides just the note's own id: two hospitals
+    number their notes alike.
+    """
+    texts = {_words(note) for note in corpus.notes} - {""}
+    groups = {note.group for note in corpus.notes} - {""}
+    named = groups - {note.id for note in corpus.notes if note.group == note.id}
+
+    def is_shared(note: Note) -> bool:
+        known = groups if note.group != note.id else named
+        return _words(note) in texts or note.group in known
+
+    return [note.id for note in other.notes if is_shared(note)]
+
+
+def common_labels(corpus: Corpus, other: Corpus) -> Corpus:
+    """A corpus with the labels and relations alone that another one has too, in that one's order."""
+    labels = tuple(label for label in other.labels if label in corpus.labels)
+    relation_labels = tuple(r for r in other.relation_labels if r in corpus.relation_labels)
+    notes = []
+    for note in corpus.notes:
+        spans = tuple(span for span in note.spans if span.label in labels)
+        kept = {span.id for span in spans}
+        relations = tuple(
+            r
+            for r in note.relations
+            if r.label in relation_labels and r.head in kept and r.tail in kept
+        )
+        notes.append(replace(note, spans=spans, relations=relations))
+    return Corpus(tuple(notes), labels, relation_labels)
+
+
+def _words(note: Note) -> str:
+    return " ".join(note.text.split())
+
+
 @dataclass(frozen=True, slots=True)
 class _Group:
     """Notes that stay together.
@@ -156,7 +194,7 @@ def _join_groups(notes: Sequence[Note]) -> list[_Group]:
     first: dict[tuple[str, str], str] = {}
     for note in notes:
         keys = [("group", note.group or note.id)]
-        words = " ".join(note.text.split())
+        words = _words(note)
         if words:
             keys.append(("text", words))
         for key in keys:

@@ -118,6 +118,7 @@ class FoldRun:
         folds_fingerprint: `Folds.fingerprint`: who is in which fold, who validates.
         questions_fingerprint: hash of the wording of the questions, which decides hard prompts.
         weights_fingerprint: hash of what the backbone's source holds now (config and weights).
+        transfer_fingerprints: name and `Corpus.fingerprint` of each other site that it is scored on.
     """
 
     configuration: Configuration
@@ -126,12 +127,15 @@ class FoldRun:
     folds_fingerprint: str
     questions_fingerprint: str
     weights_fingerprint: str
+    transfer_fingerprints: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """The ledger key, 64 hex digits: a hash of all that decides the result."""
         values = asdict(self)
         values["configuration"] = _said(values["configuration"])
+        if not self.transfer_fingerprints:
+            del values["transfer_fingerprints"]
         return hash_values({"format": RESULT_FORMAT, **values})
 
 

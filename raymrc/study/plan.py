@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from raymrc.corpora.formats import known_joins, known_labels, read_corpus
 from raymrc.corpora.labels import apply_labels, target_labels
 from raymrc.corpora.note import Corpus
-from raymrc.corpora.splits import Folds, make_folds, take_subset
+from raymrc.corpora.splits import Folds, common_labels, make_folds, shared_notes, take_subset
 from raymrc.corpora.synthetic import synthesize
 from raymrc.model.backbones import read_shape
 from raymrc.model.shapes import SHAPES, Shape
@@ -45,7 +46,7 @@ from raymrc.study.placement import (
 )
 from raymrc.study.source import Steps
 from raymrc.study.space import DEFAULTS, Fixed, Grid, SearchSpace, Setting, build_space
-from raymrc.study.spec import BackboneSpec, Spec
+from raymrc.study.spec import BackboneSpec, CorpusSpec, Spec
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -78,12 +79,14 @@ class Fingerprints:
         folds: `Folds.fingerprint`.
         questions: of the wording; only where the strategy asks in words does it enter a key.
         weights: by name of the backbone, `backbones.weights_fingerprint`.
+        transfer: of each corpus of another site, `Corpus.fingerprint`, with its name before it.
     """
 
     corpus: str
     folds: str
     questions: str
     weights: Mapping[str, str]
+    transfer: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,7 @@ def plan_study(
     weights: Mapping[str, str] | None = None,
     ledger: Ledger | None = None,
     *,
+    transfer: Mapping[str, Corpus] | None = None,
     places: bool = True,
 ) -> Plan:
     """Work out a study's cells, configurations and fold-runs.
@@ -232,7 +236,8 @@ def plan_study(
     Args:
         corpus: as `read_study_corpus` gives it; None where the files are not at hand.
         weights: by name of the backbone, `weights_fingerprint` of what its source holds.
-        ledger: counts what is done already; needs corpus and weights.
+        ledger: counts what is done already; needs corpus and weights, and what transfer is scored on.
+        transfer: as `read_transfer` gives it; None where the files are not at hand.
         places: False: where fold-runs would train is left open, as for a report on another machine.
 
     Raises:
@@ -249,8 +254,8 @@ def plan_study(
     fingerprints = None
     if corpus is not None:
         folds = build_study_folds(spec, corpus)  # whether they can be made is told in any case
-        if weights is not None:
-            fingerprints = build_fingerprints(spec, corpus, folds, weights)
+        if weights is not None and (transfer is not None or not spec.transfer):
+            fingerprints = build_fingerprints(spec, corpus, folds, weights, transfer or {})
     remarks: list[str] = []
     if corpus is None:
         unknown = "" if asked is not None else "; labels and trained shares are not known before"
@@ -300,7 +305,42 @@ def read_study_corpus(spec: Spec) -> Corpus:
     Raises:
         CorpusError: they are not there, or break the data contract.
     """
-    described = spec.corpus
+    return _read_described(spec.corpus)
+
+
+def read_transfer(spec: Spec, corpus: Corpus) -> dict[str, Corpus]:
+    """The notes of other sites by name, with the labels and relations alone that both sides have.
+
+    Raises:
+        CorpusError: they are not there, or break the data contract.
+        SpecError: a note, an article or a patient of theirs is in the study's corpus, too; two corpora of
+            one name; or no label in common.
+    """
+    found: dict[str, Corpus] = {}
+    for index, described in enumerate(spec.transfer):
+        name, at = described.display_name, ("transfer", index)
+        if name in found or name == spec.corpus.display_name:
+            raise spec.error(at, f"there is another corpus named {name}; give this one a name")
+        other = _read_described(described)
+        shared = shared_notes(corpus, other)
+        if shared:
+            shown = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
+            raise spec.error(
+                at,
+                f"{len(shared)} notes of {name} are in the study's corpus, too, by text or by group "
+                f"({shown}); take them out of one of them, as by sites",
+            )
+        found[name] = common_labels(other, corpus)
+        if not found[name].labels:
+            raise spec.error(
+                at,
+                f"{name} has no label of the study's corpus ({', '.join(corpus.labels)}); "
+                "bring them together by its labels",
+            )
+    return found
+
+
+def _read_described(described: CorpusSpec) -> Corpus:
     labels: Any = described.labels
     if described.synthetic is not None:
         made: Any = described.synthetic
@@ -360,15 +400,21 @@ def build_study_folds(spec: Spec, corpus: Corpus) -> Folds:
 
 
 def build_fingerprints(
-    spec: Spec, corpus: Corpus, folds: Folds, weights: Mapping[str, str]
+    spec: Spec,
+    corpus: Corpus,
+    folds: Folds,
+    weights: Mapping[str, str],
+    transfer: Mapping[str, Corpus] = MappingProxyType({}),
 ) -> Fingerprints:
     asked = find_asked(spec.task, corpus)
     questions = build_questions(asked.labels, spec.questions, asked.relations)
+    named = tuple(f"{name} {other.fingerprint}" for name, other in transfer.items())
     return Fingerprints(
         corpus=corpus.fingerprint,
         folds=folds.fingerprint,
         questions=questions_fingerprint(questions),
         weights=dict(weights),
+        transfer=named,
     )
 
 
@@ -387,6 +433,7 @@ def fold_run(configuration: Configuration, fold: int, fingerprints: Fingerprints
         folds_fingerprint=fingerprints.folds,
         questions_fingerprint=fingerprints.questions if in_words else "",
         weights_fingerprint=fingerprints.weights[cell.backbone.name],
+        transfer_fingerprints=fingerprints.transfer,
     )
 
 

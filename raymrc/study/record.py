@@ -41,6 +41,7 @@ class Record:
         status: "done" or "failed".
         reason: why it failed, in a sentence without note text; "" when done.
         notes: scored note id -> counts.
+        transfer: name of another site -> its notes' counts, as in `notes`; of labels alone that both have.
         unreachable: gold spans of the scored fold that no target can express (not on a piece
             boundary, wider than a window, same-label overlap under `fine_tune`), or its relations
             that reach beyond their context; they are in `fn`.
@@ -71,6 +72,7 @@ class Record:
     status: str = "done"
     reason: str = ""
     notes: Mapping[str, NoteCounts] = field(default_factory=dict, repr=False)
+    transfer: Mapping[str, Mapping[str, NoteCounts]] = field(default_factory=dict, repr=False)
     unreachable: int = 0
     validation_f1: float = 0.0
     best_epoch: int = 0
@@ -107,11 +109,16 @@ class Record:
     def lenient(self) -> Counts:
         return pool(pool(note.lenient.values()) for note in self.notes.values())
 
-    def per_label(self, mode: str) -> dict[str, Counts]:
-        """Counts pooled over notes, per label. `mode` is "strict" or "lenient"."""
+    def per_label(self, mode: str, site: str = "") -> dict[str, Counts]:
+        """Counts pooled over notes, per label.
+
+        Args:
+            mode: "strict" or "lenient".
+            site: a name in `transfer`; "" for the scored fold.
+        """
         # Plain numbers, not sums of Counts: a record has thousands of them.
         totals: dict[str, list[int]] = {}
-        for note in self.notes.values():
+        for note in (self.transfer[site] if site else self.notes).values():
             for label, counts in getattr(note, mode).items():
                 total = totals.setdefault(label, [0, 0, 0])
                 total[0] += counts.tp
@@ -122,14 +129,9 @@ class Record:
     def to_json(self) -> str:
         """Canonical JSON; `from_json` gives an equal record back."""
         # Without notes: asdict would copy every count only to see it replaced below.
-        values = asdict(replace(self, notes={}))
-        values["notes"] = {
-            note_id: {
-                mode: {k: [c.tp, c.fp, c.fn] for k, c in getattr(counts, mode).items()}
-                for mode in ("strict", "lenient")
-            }
-            for note_id, counts in self.notes.items()
-        }
+        values = asdict(replace(self, notes={}, transfer={}))
+        values["notes"] = _write_notes(self.notes)
+        values["transfer"] = {name: _write_notes(notes) for name, notes in self.transfer.items()}
         return json.dumps(values, sort_keys=True)
 
     @classmethod
@@ -141,22 +143,40 @@ class Record:
         cell = configuration.pop("cell")
         backbone = Backbone(**cell.pop("backbone"))
         configuration["loss_weights"] = tuple(configuration["loss_weights"])
+        run["transfer_fingerprints"] = tuple(run.get("transfer_fingerprints", ()))
         values["fold_run"] = FoldRun(
             configuration=Configuration(cell=Cell(backbone=backbone, **cell), **configuration),
             **run,
         )
         values["trained"] = tuple((name, count) for name, count in values.get("trained", ()))
         values["epochs"] = tuple(Epoch(**epoch) for epoch in values["epochs"])
-        values["notes"] = {
-            note_id: NoteCounts(
-                **{
-                    mode: {k: _counts(*c) for k, c in counts[mode].items()}
-                    for mode in ("strict", "lenient")
-                }
-            )
-            for note_id, counts in values["notes"].items()
+        values["notes"] = _read_notes(values["notes"])
+        values["transfer"] = {
+            name: _read_notes(notes) for name, notes in values.get("transfer", {}).items()
         }
         return cls(**values)
+
+
+def _write_notes(notes: Mapping[str, NoteCounts]) -> dict[str, Any]:
+    return {
+        note_id: {
+            mode: {k: [c.tp, c.fp, c.fn] for k, c in getattr(counts, mode).items()}
+            for mode in ("strict", "lenient")
+        }
+        for note_id, counts in notes.items()
+    }
+
+
+def _read_notes(values: Mapping[str, Any]) -> dict[str, NoteCounts]:
+    return {
+        note_id: NoteCounts(
+            **{
+                mode: {k: _counts(*c) for k, c in counts[mode].items()}
+                for mode in ("strict", "lenient")
+            }
+        )
+        for note_id, counts in values.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

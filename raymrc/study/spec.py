@@ -414,6 +414,9 @@ class Spec(_Section):
     given; `end_to_end`, relations between spans that are found, too."""
     corpus: CorpusSpec
     """The notes."""
+    transfer: tuple[CorpusSpec, ...] = ()
+    """Notes of other sites, which every fold-run is scored on, too, when it is done. None of them is trained
+    on or chooses anything. Labels are brought together by each corpus's own `labels`."""
     folds: Annotated[Folds, BeforeValidator(_empty_is_default)] = Folds()
     """Cross-validation."""
     backbones: tuple[Annotated[BackboneSpec, BeforeValidator(_backbone_entry)], ...]
@@ -621,7 +624,7 @@ def _section_at(steps: Steps) -> type[_Section]:
         return Spec
     last = steps[-1]
     if isinstance(last, int):
-        return BackboneSpec
+        return CorpusSpec if steps[0] == "transfer" else BackboneSpec
     return _SECTIONS.get(last, Settings)
 
 

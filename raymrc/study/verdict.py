@@ -38,6 +38,21 @@ def spread(values: Sequence[float]) -> Spread:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A configuration at another site, over the folds that it finished; of labels that both sites have.
+
+    Args:
+        home: strict micro F1 of the scored folds.
+        away: of all the other site's notes, by each fold's model.
+        drop: home minus away, fold by fold; negative where it does better there.
+    """
+
+    home: Spread
+    away: Spread
+    drop: Spread
+
+
 @dataclass(frozen=True)
 class ConfigurationSummary:
     """One configuration over the folds that it finished.
@@ -52,6 +67,7 @@ class ConfigurationSummary:
         failures: the reasons of failed folds, by fold.
         device_seconds, cost_usd, flops, tokens: of the finished folds together.
         peak_bytes: the largest of the folds.
+        transfer: by name of the other site.
     """
 
     configuration: Configuration
@@ -75,6 +91,7 @@ class ConfigurationSummary:
     trained_parameters: int = 0
     total_parameters: int = 0
     adapter_bytes: int = 0
+    transfer: Mapping[str, Transfer] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
@@ -119,6 +136,7 @@ class ConfigurationSummary:
             "total_parameters": self.total_parameters,
             "trained_share": self.trained_share,
             "adapter_bytes": self.adapter_bytes,
+            "transfer": {name: asdict(transfer) for name, transfer in self.transfer.items()},
         }
 
 
@@ -303,6 +321,7 @@ def _basis(run: FoldRun) -> tuple[str, ...]:
         run.folds_fingerprint,
         run.questions_fingerprint,
         run.weights_fingerprint,
+        *run.transfer_fingerprints,
     )
 
 
@@ -378,7 +397,25 @@ def _summarise_configuration(
         trained_parameters=first.trained_parameters if first else 0,
         total_parameters=first.total_parameters if first else 0,
         adapter_bytes=first.adapter_bytes if first else 0,
+        transfer=_transfers(done),
     )
+
+
+def _transfers(records: Sequence[Record]) -> dict[str, Transfer]:
+    """Of each site that all these fold-runs were scored on."""
+    names = set.intersection(*({*r.transfer} for r in records)) if records else set()
+    found = {}
+    for name in sorted(names):
+        home, away = [], []
+        for record in records:
+            there = record.per_label("strict", name)
+            here = record.per_label("strict")
+            # What the other site has no label for, it cannot be held against.
+            home.append(pool(c for label, c in here.items() if label in there).f1)
+            away.append(pool(there.values()).f1)
+        drops = [h - a for h, a in zip(home, away, strict=True)]
+        found[name] = Transfer(spread(home), spread(away), spread(drops))
+    return found
 
 
 def _by_label(records: Sequence[Record], mode: str) -> dict[str, Counts]:
@@ -409,9 +446,10 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
     table.add_column("winning configuration")
     for summary in summaries:
         table.add_row(summary.cell.name, *_row(summary))
+    tables = [table, *_transfer_tables(summaries)]
     gaps = frozen_gaps(summaries)
     if not gaps:
-        return table
+        return Group(*tables)
     under = Table(title="A frozen backbone against the best trained one")
     under.add_column("corpus / backbone", no_wrap=True)
     for heading in ("frozen F1", "trained F1", "behind by", "device time", "kept per task"):
@@ -427,7 +465,35 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
             _percent(gap.adapter_share),
             gap.unfrozen,
         )
-    return Group(table, under)
+    return Group(*tables, under)
+
+
+def _transfer_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:
+    from rich.table import Table
+
+    leaders = [(s.cell, s.leader) for s in summaries if s.leader is not None]
+    names = sorted({name for _, leader in leaders for name in leader.transfer})
+    tables: list[RenderableType] = []
+    for name in names:
+        table = Table(
+            title=f"Strict F1 at {name}, of labels that both sites have, and what is lost on the way"
+        )
+        table.add_column("corpus / backbone / strategy", no_wrap=True)
+        for heading in ("at home", "sd", f"at {name}", "sd", "drop", "sd"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for cell, leader in leaders:
+            if name in leader.transfer:
+                t = leader.transfer[name]
+                table.add_row(
+                    cell.name,
+                    *(
+                        _points(x)
+                        for side in (t.home, t.away, t.drop)
+                        for x in (side.mean, side.sd)
+                    ),
+                )
+        tables.append(table)
+    return tables
 
 
 def _out_of_reach(summaries: Sequence[CellSummary]) -> str | None:

@@ -51,12 +51,15 @@ class StudyData:
     Args:
         questions: label or name of a relation question -> question in words, used where a strategy asks
             in words.
+        transfer: notes of other sites by name, which are only ever scored.
     """
 
     corpus: Corpus
     folds: Folds
     questions: Mapping[str, str]
+    transfer: Mapping[str, Corpus] = field(default_factory=dict)
     _asked: dict[str, Asked] = field(default_factory=dict, repr=False, compare=False)
+    _sites: dict[str, StudyData] = field(default_factory=dict, repr=False, compare=False)
     _pieces: dict[str, dict[str, Pieces]] = field(default_factory=dict, repr=False, compare=False)
     _windows: dict[tuple[object, ...], dict[str, list[Window]]] = field(
         default_factory=dict, repr=False, compare=False
@@ -67,16 +70,12 @@ class StudyData:
 
     def __getstate__(self) -> dict[str, object]:
         # What was cached in one process is cheaper to build again than to send to another.
-        return {"corpus": self.corpus, "folds": self.folds, "questions": self.questions}
+        names = ("corpus", "folds", "questions", "transfer")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        for name, value in {
-            **state,
-            "_asked": {},
-            "_pieces": {},
-            "_windows": {},
-            "_rows": {},
-        }.items():
+        empty = ("_asked", "_sites", "_pieces", "_windows", "_rows")
+        for name, value in {**state, **{name: {} for name in empty}}.items():
             object.__setattr__(self, name, value)
 
     def asked(self, task: str) -> Asked:
@@ -84,6 +83,13 @@ class StudyData:
         if task not in self._asked:
             self._asked[task] = find_asked(task, self.corpus)
         return self._asked[task]
+
+    def site(self, name: str, task: str) -> StudyData:
+        """The notes of another site, asked what this one's are."""
+        if name not in self._sites:
+            self._sites[name] = StudyData(self.transfer[name], self.folds, self.questions)
+        self._sites[name]._asked[task] = self.asked(task)
+        return self._sites[name]
 
     def pieces(self, tokenizer: PreTrainedTokenizerFast, source: str) -> dict[str, Pieces]:
         """Note id -> its pieces, for every note of the corpus. `source` names the tokenizer."""

@@ -44,6 +44,7 @@ class Exam:
         rows: by note id, what can be asked before any answer; relations of gold mentions are passed over
             where labels are asked, too.
         windows, pieces: by note id; windows are looked at only where labels are asked.
+        counted: labels of spans and relations that count; None: all.
     """
 
     builder: RowBuilder
@@ -51,6 +52,7 @@ class Exam:
     rows: Mapping[str, Sequence[Row]]
     windows: Mapping[str, list[Window]]
     pieces: Mapping[str, Pieces]
+    counted: frozenset[str] | None = None
     _round: int = 0
     _labelled: dict[str, dict[int, list[tuple[int, int, int]]]] = field(default_factory=dict)
     _related: dict[str, list[tuple[int, Mention, Mention]]] = field(default_factory=dict)
@@ -114,7 +116,11 @@ class Exam:
                 )
             else:
                 counts = score_note(note.spans, found.spans, mode)
-            return {label: c for label, c in counts.items() if c != Counts()}
+            return {
+                label: c
+                for label, c in counts.items()
+                if c != Counts() and (self.counted is None or label in self.counted)
+            }
 
         return NoteCounts(strict=count("strict"), lenient=count("lenient"))
 

@@ -50,6 +50,8 @@ Answers = Sequence[Answer]
 """What a model says to the rows of a batch, one after the other."""
 
 TRAINING, VALIDATION, SCORING, DONE = "training", "validation", "scoring", "done"
+TRANSFER = "transfer"
+"""After the fold, the other sites are scored, one after the other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +114,9 @@ class Lane:
         self.configuration = configuration
         self.device = device
         self.asked = data.asked(configuration.cell.task)
+        self.data, self.tokenizer = data, loaded.tokenizer
+        self.sites = list(data.transfer)
+        self.transfer: dict[str, dict[str, NoteCounts]] = {}
         self.shape = loaded.shape
         self.strategy = STRATEGIES[configuration.cell.strategy]
         self.evaluation_pieces = evaluation_pieces
@@ -246,14 +251,31 @@ class Lane:
                 if self.stage == SCORING and self.best_epoch != configuration.epochs:
                     assert self.best_state is not None
                     self.model.load_trained_state(self.best_state)
-                asked = self.split.scored if self.stage == SCORING else self.split.validation
-                notes = [self.notes[note_id] for note_id in asked]
-                self._exam = Exam(self.builder, notes, self.note_rows, self.windows, self.pieces)
+                self._exam = self._abroad() if self.stage == TRANSFER else self._at_home()
             batches = evaluation_batches(self._exam.next_round(), self.evaluation_pieces)
         listed = list(batches)[resumed_at:]
         self._left = len(listed)
         here = self.device if self.activations is None else torch.device("cpu")
         self._ready = prefetch(self._collated(listed), here)
+
+    def _at_home(self) -> Exam:
+        asked = self.split.scored if self.stage == SCORING else self.split.validation
+        notes = [self.notes[note_id] for note_id in asked]
+        return Exam(self.builder, notes, self.note_rows, self.windows, self.pieces)
+
+    def _abroad(self) -> Exam:
+        """Of the next other site."""
+        c = self.configuration
+        site = self.data.site(self.sites[len(self.transfer)], c.cell.task)
+        source = c.cell.backbone.source
+        return Exam(
+            self.builder,
+            site.corpus.notes,
+            site.rows(self.tokenizer, self.shape, c),
+            site.windows(self.tokenizer, source, c.window, c.overlap),
+            site.pieces(self.tokenizer, source),
+            frozenset((*site.corpus.labels, *site.corpus.relation_labels)),
+        )
 
     def _end_stage(self) -> None:
         if self.stage == TRAINING:
@@ -269,9 +291,12 @@ class Lane:
             self._end_epoch(_strict_f1(scores))
             is_last = len(self.epochs) == self.configuration.epochs
             self.stage = SCORING if is_last else TRAINING
-        else:
+            return
+        if self.stage == SCORING:
             self.scores = scores
-            self.stage = DONE
+        else:
+            self.transfer[self.sites[len(self.transfer)]] = scores
+        self.stage = TRANSFER if len(self.transfer) < len(self.sites) else DONE
 
     def _end_epoch(self, f1: float) -> None:
         number = len(self.epochs) + 1
@@ -332,7 +357,8 @@ class Lane:
             "best_f1": self.best_f1,
             "best_epoch": self.best_epoch,
             "epochs": [asdict(epoch) for epoch in self.epochs],
-            "stage": self.stage,
+            # What was scored is not saved: whoever goes on scores again.
+            "stage": SCORING if self.stage == TRANSFER else self.stage,
             "order": self._order_before if is_within else self.order.getstate(),
             "learnt": self._learnt,
             "losses": losses,
@@ -372,6 +398,7 @@ class Lane:
             key=self.fold_run.key,
             fold_run=self.fold_run,
             notes=self.scores,
+            transfer=self.transfer,
             unreachable=self._count_unreachable(self.split.scored),
             validation_f1=self.best_f1,
             best_epoch=self.best_epoch,

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymrc.corpora.note import Corpus
+from raymrc.corpora.splits import shared_notes
 from raymrc.errors import BackboneError, CorpusError, SpecError
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import (
@@ -29,6 +30,7 @@ from raymrc.study.plan import (
     fold_run,
     plan_study,
     read_study_corpus,
+    read_transfer,
     render,
 )
 from raymrc.study.record import Record
@@ -459,3 +461,53 @@ def test_more_folds_than_groups_of_notes_are_told_by_the_plan(tmp_path):
     spec = spec_of(tmp_path, overrides=["folds.count=50"])
     with pytest.raises(CorpusError, match="cannot fill 50 folds"):
         plan_study(spec, read_study_corpus(spec))
+
+
+THERE = "{synthetic: {scheme: n2c2-2018, notes: 5, site: b, seed: 7}, name: there, labels: [ADE]}"
+
+
+def test_another_site_is_read_with_the_labels_that_both_have_and_enters_the_key(tmp_path):
+    spec = spec_of(tmp_path, overrides=[f"transfer=[{THERE}]"])
+    corpus = read_study_corpus(spec)
+    transfer = read_transfer(spec, corpus)
+    assert transfer["there"].labels == ("ADE",) and len(transfer["there"].notes) == 5
+    assert plan_study(spec, corpus, WEIGHTS).fingerprints is None
+    prints = plan_study(spec, corpus, WEIGHTS, transfer=transfer).fingerprints
+    alone = plan_study(spec_of(tmp_path), corpus, WEIGHTS).fingerprints
+    assert prints.transfer == (f"there {transfer['there'].fingerprint}",)
+    assert replace(prints, transfer=()) == alone
+
+
+@pytest.mark.parametrize(
+    ("there", "sentence"),
+    [
+        # Another seed writes other notes; the same one the same notes under the same ids.
+        ("{synthetic: {scheme: n2c2-2018, notes: 3}, name: there}", "3 notes of there are in"),
+        ("{synthetic: {scheme: n2c2-2018, notes: 3, seed: 7}}", "another corpus named"),
+        (
+            "{synthetic: {scheme: n2c2-2022, notes: 3, site: b}, labels: [Tobacco]}",
+            "has no label of the study's corpus (Drug, ADE)",
+        ),
+    ],
+)
+def test_notes_on_both_sides_are_found_before_anything_starts(tmp_path, there, sentence):
+    spec = spec_of(tmp_path, overrides=[f"transfer=[{there}]"])
+    with pytest.raises(SpecError) as caught:
+        read_transfer(spec, read_study_corpus(spec))
+    assert sentence in str(caught.value)
+
+
+def test_a_text_under_another_id_is_found_on_the_other_side(tmp_path):
+    corpus = read_study_corpus(spec_of(tmp_path))
+    copied = replace(corpus.notes[2], id="x", group="y", text=corpus.notes[2].text + " \n")
+    other = replace(corpus, notes=(copied, replace(copied, id="z", text="other words")))
+    assert shared_notes(corpus, other) == ["x"]
+    assert shared_notes(corpus, replace(other, notes=(replace(copied, text="", group=""),))) == []
+    # An article's number is one; two hospitals' note 7 are two.
+    grouped = replace(copied, id="95811_1", text="other words", group="95811")
+    alone = replace(copied, id="95811", text="its abstract", group="95811")
+    assert shared_notes(replace(corpus, notes=(grouped,)), replace(corpus, notes=(alone,)))
+    assert shared_notes(replace(corpus, notes=(alone,)), replace(corpus, notes=(grouped,)))
+    assert not shared_notes(
+        replace(corpus, notes=(alone,)), replace(corpus, notes=(replace(alone, text="x"),))
+    )

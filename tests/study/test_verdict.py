@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 
 from raymrc.scoring.counts import Counts
+from raymrc.study.record import NoteCounts
 from raymrc.study.verdict import describe, frozen_gaps, render, summarise, to_json
 from tests.study.making import cell, record
 
@@ -191,3 +192,22 @@ def test_gold_that_no_answer_can_be_is_told_beside_the_table():
     assert f"counts as missed: fine_tune 6 of {gold}" in console.export_text()
     console.print(render(summarise([record()], 1)))
     assert "counts as missed" not in console.export_text()
+
+
+def test_the_drop_on_the_way_to_another_site_is_of_labels_that_both_have():
+    from rich.console import Console
+
+    home = {"Drug": Counts(8, 2, 2), "Reason": Counts(0, 9, 9)}
+    away = {"n": NoteCounts({"Drug": Counts(3, 2, 2)}, {"Drug": Counts(3, 2, 2)})}
+    records = [replace(record(f, counts=home), transfer={"there": away}) for f in (0, 1)]
+    (summary,) = summarise(records, 2)
+    assert summary.winner is not None
+    transfer = summary.winner.transfer["there"]
+    assert transfer.home.mean == pytest.approx(0.8)
+    assert transfer.away.mean == pytest.approx(0.6)
+    assert transfer.drop.mean == pytest.approx(0.2) and transfer.drop.sd == pytest.approx(0)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render((summary,)))
+    assert "at there" in (shown := console.export_text()) and "20.00" in shown
+    values = to_json((summary,))["cells"][0]["configurations"][0]["transfer"]
+    assert values["there"]["drop"]["mean"] == pytest.approx(0.2)

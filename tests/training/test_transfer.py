@@ -1,0 +1,102 @@
+"""Notes of another site are scored, and that is all: nothing learns from them or is chosen by them.
+
+It could break unnoticed where they enter validation, where their gold decides what is asked, or where a label
+that only one side has is held against a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from raymrc.corpora.note import Corpus, Note
+from raymrc.corpora.splits import common_labels
+from raymrc.model.backbones import Loaded
+from raymrc.study.configuration import FoldRun
+from raymrc.study.record import Record
+from raymrc.training.batching import StudyData
+from raymrc.training.lane import TRANSFER
+from raymrc.training.pool import Pool
+from raymrc.training.trainer import train_fold_run
+from tests.training.test_lane import comparable
+from tests.training.test_relations import make_relation_data, make_relation_notes, make_run
+
+SITES = ("elsewhere", "far away")
+
+
+@pytest.fixture(scope="module")
+def here() -> StudyData:
+    return make_relation_data(make_relation_notes())
+
+
+def with_sites(here: StudyData, notes: tuple[Note, ...]) -> StudyData:
+    other = Corpus(notes, ("Drug", "Dosage"), ("Dosage-Drug",))
+    other = common_labels(other, here.corpus)
+    return StudyData(here.corpus, here.folds, here.questions, dict.fromkeys(SITES, other))
+
+
+def learnt(loaded: Loaded, task: str, strategy: str) -> FoldRun:
+    rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
+    return make_run(
+        loaded, task, strategy, learning_rate=rate, head_learning_rate=1e-2, epochs=16
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "strategy"),
+    [
+        ("concepts", "frozen_soft_prompt"),
+        ("relations", "fine_tune"),
+        ("end_to_end", "soft_prompt"),
+        ("end_to_end", "fine_tune"),
+    ],
+)
+def test_another_site_changes_nothing_at_home_and_its_gold_changes_its_score_alone(
+    task: str, strategy: str, loaded: Loaded, here: StudyData
+) -> None:
+    notes = make_relation_notes(12, seed=5)
+    run = learnt(loaded, task, strategy)
+    alone = train_fold_run(run, here, loaded)
+    record = train_fold_run(run, with_sites(here, notes), loaded)
+    assert alone.transfer == {} and set(record.transfer) == set(SITES)
+    assert comparable(replace(record, transfer={})) == comparable(alone)
+    assert record.transfer["elsewhere"] == record.transfer["far away"]
+    strict = record.per_label("strict", "elsewhere")
+    label = "Drug" if task == "concepts" else "Dosage-Drug"
+    gold = sum(len(note.relations) for note in notes if task != "concepts")
+    gold = sum(r.label == label for n in notes for r in n.relations) if gold else 24
+    assert strict[label].tp + strict[label].fn == gold and strict[label].tp > 0
+    assert not any("ADE" in label for label in strict), "the other site has no such label"
+    if task != "relations":  # which is about gold mentions
+        bare = tuple(replace(note, spans=(), relations=()) for note in notes)
+        blind = train_fold_run(run, with_sites(here, bare), loaded)
+        assert comparable(replace(blind, transfer={})) == comparable(alone)
+        found = {k: c.tp + c.fp for k, c in blind.per_label("strict", "elsewhere").items()}
+        assert found[label] >= strict[label].tp + strict[label].fp > 0
+
+
+def test_a_lane_that_is_moved_between_sites_scores_them_again(
+    loaded: Loaded, here: StudyData
+) -> None:
+    data = with_sites(here, make_relation_notes(12, seed=5))
+    run = learnt(loaded, "end_to_end", "frozen_soft_prompt")
+    whole = train_fold_run(run, data, loaded)
+    first = Pool(loaded, data, "cpu", pass_pieces=60)
+    first.open(run)
+    lane = first._seats[run.key].lane
+    while not (lane.stage == TRANSFER and len(lane.transfer) == 1):
+        first.step()
+        assert len(first)
+    second = Pool(loaded, data, "cpu")
+    second.open(run, first.save(run.key))
+    records = [e.what for _ in range(100) for e in second.step() if isinstance(e.what, Record)]
+    assert comparable(records[0]) == comparable(whole)
+
+
+def test_a_record_keeps_what_other_sites_say(loaded: Loaded, here: StudyData) -> None:
+    run = learnt(loaded, "relations", "fine_tune")
+    sited = replace(run, transfer_fingerprints=("elsewhere x",))
+    record = train_fold_run(sited, with_sites(here, make_relation_notes(6, seed=5)), loaded)
+    assert Record.from_json(record.to_json()) == record
+    assert sited.key != run.key
