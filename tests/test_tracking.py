@@ -284,6 +284,14 @@ def test_a_number_that_is_none_is_left_out(uri):
     assert "loss" not in read_runs(uri)[odd.key].data.metrics
 
 
+def test_what_another_site_says_is_shown(uri):
+    abroad = replace(RECORDS[0], transfer={"there": RECORDS[1].notes})
+    sync([abroad], uri, "made-up")
+    metrics = read_runs(uri)[abroad.key].data.metrics
+    assert metrics["transfer_strict_f1/there"] == pytest.approx(RECORDS[1].strict.f1)
+    assert metrics["strict_f1"] == pytest.approx(RECORDS[0].strict.f1)
+
+
 def test_with_mlflow_away_the_study_goes_on_and_sync_catches_up(tmp_path, empty_store):
     folder = tmp_path / "away"
     folder.write_text("a file where the folder should be")

@@ -130,6 +130,17 @@ class FoldRun:
     transfer_fingerprints: tuple[str, ...] = ()
 
     @property
+    def basis(self) -> tuple[str, ...]:
+        """What must be equal for two fold-runs of a cell to be compared."""
+        return (
+            self.corpus_fingerprint,
+            self.folds_fingerprint,
+            self.questions_fingerprint,
+            self.weights_fingerprint,
+            *self.transfer_fingerprints,
+        )
+
+    @property
     def key(self) -> str:
         """The ledger key, 64 hex digits: a hash of all that decides the result."""
         values = asdict(self)

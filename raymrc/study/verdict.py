@@ -252,8 +252,8 @@ def summarise(
     bases: dict[Cell, dict[tuple[str, ...], list[Record]]] = {}
     for record in records:
         run = record.fold_run
-        bases.setdefault(run.configuration.cell, {}).setdefault(_basis(run), []).append(record)
-    wanted = {run.configuration.cell: _basis(run) for run in same or ()}
+        bases.setdefault(run.configuration.cell, {}).setdefault(run.basis, []).append(record)
+    wanted = {run.configuration.cell: run.basis for run in same or ()}
     if cells is None:
         cells = sorted(bases, key=lambda cell: cell.name)
     summaries = []
@@ -312,17 +312,6 @@ def to_json(summaries: Sequence[CellSummary]) -> dict[str, Any]:
 def count_reasons(reasons: Iterable[str]) -> tuple[tuple[str, int], ...]:
     """Each with how often, the commonest first."""
     return tuple(sorted(Counter(reasons).items(), key=lambda item: (-item[1], item[0])))
-
-
-def _basis(run: FoldRun) -> tuple[str, ...]:
-    """What must be equal for two fold-runs of a cell to be compared."""
-    return (
-        run.corpus_fingerprint,
-        run.folds_fingerprint,
-        run.questions_fingerprint,
-        run.weights_fingerprint,
-        *run.transfer_fingerprints,
-    )
 
 
 def _latest(records: Sequence[Record]) -> str:

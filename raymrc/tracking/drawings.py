@@ -82,21 +82,18 @@ def read_figures(record: Record) -> Figures:
                 f"{mode}_{name}": getattr(counts, name) for name in ("precision", "recall", "f1")
             }
             numbers |= {f"{mode}_f1/{_tidy(k)}": c.f1 for k, c in by_label.items()}
+            for site in record.transfer:
+                there = pool(record.per_label(mode, site).values())
+                numbers[f"transfer_{mode}_f1/{_tidy(site)}"] = there.f1
         clock = float(start_ms)
         for epoch in record.epochs:
             clock += epoch.wall_seconds * 1000
             course.append(("loss", epoch.epoch, epoch.loss, int(clock)))
             course.append(("epoch_validation_f1", epoch.epoch, epoch.validation_f1, int(clock)))
-    basis = (
-        run.corpus_fingerprint,
-        run.folds_fingerprint,
-        run.questions_fingerprint,
-        run.weights_fingerprint,
-    )
-    cell = hash_values([asdict(run.configuration.cell), basis])
+    cell = hash_values([asdict(run.configuration.cell), run.basis])
     return Figures(
         key=record.key,
-        configuration_key="configuration:" + hash_values([run.configuration.id, basis])[:32],
+        configuration_key="configuration:" + hash_values([run.configuration.id, run.basis])[:32],
         cell_key="cell:" + cell[:32],
         configuration=run.configuration,
         fold=run.fold,
