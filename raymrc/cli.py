@@ -352,7 +352,7 @@ def _summarise(spec: Spec, planned: Plan, records: Sequence[Record]) -> tuple[Ce
             fold_run(r.fold_run.configuration, r.fold_run.fold, planned.fingerprints)
             for r in records
         ]
-    return summarise(records, spec.folds.count, cells, same)
+    return summarise(records, spec.num_folds, cells, same)
 
 
 def _read_ledger(spec: Spec) -> tuple[tuple[Record, ...], bool]:

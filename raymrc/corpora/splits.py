@@ -59,6 +59,23 @@ class Folds:
         body = [self.count, self.assignment, self.validation]
         return hashlib.sha256(json.dumps(body).encode()).hexdigest()
 
+    def few_shot(self, fold: int, shots: int) -> Split:
+        """A split with so many training notes, and as many validation notes at most.
+
+        With one draw fewer notes are part of more.
+
+        Args:
+            fold: the scored fold plus draw times the number of folds.
+        """
+        draw, fold = divmod(fold, self.count)
+        whole = self.split(fold)
+
+        def first(note_ids: tuple[str, ...]) -> tuple[str, ...]:
+            drawn = sorted(note_ids, key=lambda note_id: _draw(f"{draw}:shots", note_id))
+            return tuple(sorted(drawn[:shots]))
+
+        return replace(whole, train=first(whole.train), validation=first(whole.validation))
+
     def split(self, fold: int) -> Split:
         """The fold-run that is scored on `fold`, from 0."""
         assert 0 <= fold < self.count, f"fold {fold} of {self.count}"

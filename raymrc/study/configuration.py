@@ -40,16 +40,27 @@ class Backbone:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What gets compared: a backbone under a strategy on a task and corpus."""
+    """What gets compared: a backbone under a strategy on a task and corpus.
+
+    Args:
+        shots: how many training notes there are; None for all of the training folds'.
+    """
 
     task: str
     corpus: str
     backbone: Backbone
     strategy: str
+    shots: int | None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What names it for a hash."""
+        return _said_of_cell(asdict(self))
 
     @property
     def name(self) -> str:
-        return f"{self.corpus}/{self.backbone.name}/{self.strategy}"
+        shots = "" if self.shots is None else f"/{self.shots} notes"
+        return f"{self.corpus}/{self.backbone.name}/{self.strategy}{shots}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +124,8 @@ class FoldRun:
     """One configuration trained on all folds but one, and scored on that one.
 
     Args:
-        fold: the scored fold, from 0.
+        fold: the scored fold, from 0. Where few training notes are drawn several times, draws come after
+            each other: fold + draw * number of folds.
         corpus_fingerprint: `Corpus.fingerprint` of the notes as trained on.
         folds_fingerprint: `Folds.fingerprint`: who is in which fold, who validates.
         questions_fingerprint: hash of the wording of the questions, which decides hard prompts.
@@ -152,7 +164,12 @@ class FoldRun:
 
 def _said(configuration: dict[str, Any]) -> dict[str, Any]:
     """Without what came later and is not used: it must not change the keys of finished work."""
-    return {k: v for k, v in configuration.items() if k not in LATER or v is not None}
+    said = {k: v for k, v in configuration.items() if k not in LATER or v is not None}
+    return said | {"cell": _said_of_cell(configuration["cell"])}
+
+
+def _said_of_cell(cell: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in cell.items() if k != "shots" or v is not None}
 
 
 def hash_values(values: object) -> str:

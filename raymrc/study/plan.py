@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -254,6 +255,7 @@ def plan_study(
     fingerprints = None
     if corpus is not None:
         folds = build_study_folds(spec, corpus)  # whether they can be made is told in any case
+        _check_shots(spec, folds)
         if weights is not None and (transfer is not None or not spec.transfer):
             fingerprints = build_fingerprints(spec, corpus, folds, weights, transfer or {})
     remarks: list[str] = []
@@ -267,8 +269,9 @@ def plan_study(
             remarks.append(
                 f"the shape of {entry.backbone.name} is not known before its weights are here"
             )
-        for strategy in spec.strategies.named():
-            planned = _plan_cell(spec, index, entry, strategy, shape, asked)
+        amounts = spec.few_shot.notes if spec.few_shot else (None,)
+        for strategy, shots in product(spec.strategies.named(), amounts):
+            planned = _plan_cell(spec, index, entry, strategy, shots, shape, asked)
             cells.append(_placed(spec, index, planned) if places else planned)
     resources = spec.resources
     if (
@@ -285,7 +288,7 @@ def plan_study(
         study=spec.study,
         task=spec.task,
         corpus=spec.corpus.display_name,
-        folds=spec.folds.count,
+        folds=spec.num_folds,
         algorithm=spec.search.algorithm,
         seed=spec.search.seed,
         cells=tuple(cells),
@@ -399,6 +402,17 @@ def build_study_folds(spec: Spec, corpus: Corpus) -> Folds:
     return make_folds(corpus, spec.folds.count, spec.folds.seed, spec.folds.validation_share)
 
 
+def _check_shots(spec: Spec, folds: Folds) -> None:
+    """Refuse more training notes than a fold has."""
+    least = min(len(folds.split(fold).train) for fold in range(folds.count))
+    for index, shots in enumerate(spec.few_shot.notes if spec.few_shot else ()):
+        if shots > least:
+            raise spec.error(
+                ("few_shot", "notes", index),
+                f"{shots} training notes are more than a fold has; its training part has {least}",
+            )
+
+
 def build_fingerprints(
     spec: Spec,
     corpus: Corpus,
@@ -474,10 +488,11 @@ def _plan_cell(
     index: int,
     entry: BackboneSpec,
     strategy: str,
+    shots: int | None,
     shape: Shape | None,
     asked: Asked | None,
 ) -> CellPlan:
-    cell = Cell(spec.task, spec.corpus.display_name, entry.backbone, strategy)
+    cell = Cell(spec.task, spec.corpus.display_name, entry.backbone, strategy, shots)
     space = build_space(_effective(spec, entry, strategy))
     if shape is not None:
         _check_fit(spec, index, strategy, space, shape)
@@ -496,7 +511,7 @@ def _plan_cell(
         cell=cell,
         space=space,
         num_configurations=count,
-        num_fold_runs=count * spec.folds.count,
+        num_fold_runs=count * spec.num_folds,
         configurations=configurations,
         shape=shape,
         num_questions=len(asked) if asked is not None else None,
@@ -643,7 +658,7 @@ def _count_done(
             done = sum(
                 fold_run(configuration, fold, fingerprints).key in keys
                 for configuration in plan.configurations
-                for fold in range(spec.folds.count)
+                for fold in range(spec.num_folds)
             )
         counted.append(replace(plan, done=done))
     return counted

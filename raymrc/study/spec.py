@@ -198,6 +198,17 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(text().read(item) for item in value)
 
 
+def _amounts(value: Any) -> tuple[int, ...]:
+    amounts = value if isinstance(value, list) else [value]
+    try:
+        found = tuple(whole(1).read(amount) for amount in amounts)
+    except Wrong as wrong:
+        raise problems([((), str(wrong))]) from None
+    if not found or len(set(found)) < len(found):
+        raise problems([((), f"{show(value)} is not a list of different numbers of notes")])
+    return found
+
+
 def _reader(value: Any) -> str:
     name = text().read(value)
     if name not in READERS:
@@ -262,6 +273,16 @@ class Folds(_Section):
     """Share of the training folds' notes that chooses epoch and configuration and is not trained on."""
     seed: Seed = 13
     """Who is in which fold."""
+
+
+class FewShot(_Section):
+    """Training on few notes, drawn several times."""
+
+    notes: Annotated[tuple[int, ...], BeforeValidator(_amounts)]
+    """How many training notes, each a cell of its own, such as [5, 10, 20]. Validation notes are as many at
+    most; scored are all of the fold's."""
+    draws: Annotated[int, checked(whole(1, 100))] = 3
+    """How often they are drawn, in each fold. In a draw fewer notes are part of more."""
 
 
 class BackboneSpec(_Section):
@@ -419,6 +440,8 @@ class Spec(_Section):
     on or chooses anything. Labels are brought together by each corpus's own `labels`."""
     folds: Annotated[Folds, BeforeValidator(_empty_is_default)] = Folds()
     """Cross-validation."""
+    few_shot: FewShot | None = None
+    """Training on few notes instead of all of the training folds'."""
     backbones: tuple[Annotated[BackboneSpec, BeforeValidator(_backbone_entry)], ...]
     """Names, or mappings with more to say; at least one."""
     strategies: Strategies
@@ -450,6 +473,11 @@ class Spec(_Section):
     def path(self) -> str:
         """The study file, as it was named."""
         return self._read_from.name
+
+    @property
+    def num_folds(self) -> int:
+        """Fold-runs of a configuration: folds, times draws where few notes are drawn."""
+        return self.folds.count * (self.few_shot.draws if self.few_shot else 1)
 
     @property
     def experiment(self) -> str:
@@ -611,6 +639,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "training": Settings,
     "strategies": Strategies,
     "search": Search,
+    "few_shot": FewShot,
     "resources": Resources,
     "workers": Workers,
     "prices": Prices,

@@ -216,6 +216,7 @@ class FrozenGap:
     task: str
     corpus: str
     backbone: str
+    shots: int | None
     frozen: str
     unfrozen: str
     frozen_f1: float
@@ -269,14 +270,15 @@ def summarise(
 
 def frozen_gaps(summaries: Sequence[CellSummary]) -> tuple[FrozenGap, ...]:
     """For each backbone with a winner on both sides: frozen against the best trained one."""
-    sides: dict[tuple[str, str, str], dict[bool, list[CellSummary]]] = {}
+    sides: dict[tuple[str, str, str, int | None], dict[bool, list[CellSummary]]] = {}
     for summary in summaries:
         cell = summary.cell
         if summary.winner is not None and cell.strategy in STRATEGIES:
-            side = sides.setdefault((cell.task, cell.corpus, cell.backbone.name), {})
+            compared = (cell.task, cell.corpus, cell.backbone.name, cell.shots)
+            side = sides.setdefault(compared, {})
             side.setdefault(STRATEGIES[cell.strategy].trains_backbone, []).append(summary)
     gaps = []
-    for (task, corpus, backbone), side in sides.items():
+    for (task, corpus, backbone, shots), side in sides.items():
         if len(side) < 2:
             continue
         frozen, unfrozen = (max(side[trained], key=_validation) for trained in (False, True))
@@ -286,6 +288,7 @@ def frozen_gaps(summaries: Sequence[CellSummary]) -> tuple[FrozenGap, ...]:
                 task=task,
                 corpus=corpus,
                 backbone=backbone,
+                shots=shots,
                 frozen=frozen.cell.strategy,
                 unfrozen=unfrozen.cell.strategy,
                 frozen_f1=frozen.winner.strict.mean or 0.0,
@@ -446,7 +449,7 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
     under.add_column("trained one")
     for gap in gaps:
         under.add_row(
-            f"{gap.corpus}/{gap.backbone}",
+            f"{gap.corpus}/{gap.backbone}" + (f"/{gap.shots} notes" if gap.shots else ""),
             _points(gap.frozen_f1),
             _points(gap.unfrozen_f1),
             _points(gap.gap),

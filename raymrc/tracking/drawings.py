@@ -90,7 +90,7 @@ def read_figures(record: Record) -> Figures:
             clock += epoch.wall_seconds * 1000
             course.append(("loss", epoch.epoch, epoch.loss, int(clock)))
             course.append(("epoch_validation_f1", epoch.epoch, epoch.validation_f1, int(clock)))
-    cell = hash_values([asdict(run.configuration.cell), run.basis])
+    cell = hash_values([run.configuration.cell.values, run.basis])
     return Figures(
         key=record.key,
         configuration_key="configuration:" + hash_values([run.configuration.id, run.basis])[:32],
@@ -292,7 +292,8 @@ def _draw_cell(
     return _draw_group(
         key,
         "",
-        f"{cell.backbone.name} · {cell.strategy}",
+        f"{cell.backbone.name} · {cell.strategy}"
+        + (f" · {cell.shots} notes" if cell.shots else ""),
         everything,
         tags={
             "level": "cell",

@@ -136,7 +136,12 @@ class Lane:
         self.builder = data.builder(loaded.tokenizer, loaded.shape, configuration)
         self.notes = {note.id: note for note in data.corpus.notes}
         self.note_rows = data.rows(loaded.tokenizer, loaded.shape, configuration)
-        self.split = data.folds.split(fold_run.fold)
+        shots = configuration.cell.shots
+        self.split = (
+            data.folds.split(fold_run.fold)
+            if shots is None
+            else data.folds.few_shot(fold_run.fold, shots)
+        )
         self.rows = [row for note_id in self.split.train for row in self.note_rows[note_id]]
         if not self.rows:
             raise TrainingError(f"fold {fold_run.fold} has no training note with text in it")

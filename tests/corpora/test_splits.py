@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import make_folds, take_subset
+from raymrc.corpora.synthetic import synthesize
 from raymrc.errors import CorpusError
 from tests.paths import SHARED, needs_shared
 
@@ -191,3 +193,22 @@ def test_phee_s_folds_do_not_depend_on_the_order_of_its_lines():
     assert make_folds(replace(corpus, notes=tuple(notes)), 5, seed=1) == make_folds(
         corpus, 5, seed=1
     )
+
+
+def test_few_notes_are_nested_within_a_draw_and_come_from_the_training_folds_alone():
+    corpus = synthesize("n2c2-2018", 40, "a", 13)
+    folds = make_folds(corpus, 4, seed=1, validation_share=0.2)
+    for fold in range(4):
+        whole = folds.split(fold)
+        draws = []
+        for draw in range(3):
+            splits = [folds.few_shot(fold + 4 * draw, shots) for shots in (2, 5, 12)]
+            for fewer, more in pairwise(splits):
+                assert {*fewer.train} < {*more.train} and {*fewer.validation} <= {*more.validation}
+            for shots, split in zip((2, 5, 12), splits, strict=True):
+                assert len(split.train) == shots and len(split.validation) <= shots
+                assert {*split.train} <= {*whole.train}
+                assert {*split.validation} <= {*whole.validation}
+                assert split.scored == whole.scored
+            draws.append(splits[1].train)
+        assert len(set(draws)) == 3

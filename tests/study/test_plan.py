@@ -37,7 +37,7 @@ from raymrc.study.record import Record
 from raymrc.study.space import Distribution, Fixed, Grid, build_space
 from raymrc.study.spec import Spec, load_spec
 from tests.paths import ROOT
-from tests.study.making import STUDY, spec_of
+from tests.study.making import STUDY, problems_of, spec_of
 
 RANDOM = STUDY.replace(
     "learning_rate: 2.0e-2, prompt_length: [8, 32]",
@@ -511,3 +511,34 @@ def test_a_text_under_another_id_is_found_on_the_other_side(tmp_path):
     assert not shared_notes(
         replace(corpus, notes=(alone,)), replace(corpus, notes=(replace(alone, text="x"),))
     )
+
+
+def test_few_shots_are_cells_of_their_own_with_a_fold_run_a_draw(tmp_path):
+    few = "few_shot={notes: [1, 2], draws: 3}"
+    spec = spec_of(tmp_path, overrides=[few, "corpus.synthetic.notes=12"])
+    corpus = read_study_corpus(spec)
+    plan = plan_study(spec, corpus, WEIGHTS)
+    whole = plan_study(spec_of(tmp_path), corpus, WEIGHTS)
+    assert len(plan.cells) == 2 * len(whole.cells) and plan.folds == 3 * whole.folds
+    assert [c.cell.shots for c in plan.cells[:2]] == [1, 2]
+    assert plan.cells[0].cell.name.endswith("/1 notes")
+    runs = {
+        fold_run(c, fold, plan.fingerprints).key
+        for cell in plan.cells
+        for c in cell.configurations
+        for fold in range(plan.folds)
+    }
+    assert len(runs) == plan.num_fold_runs == 2 * 3 * whole.num_fold_runs
+    # What has no shots is named as it was before there were any.
+    first = whole.cells[0].configurations[0]
+    assert "shots" not in first.cell.values and first.id not in {
+        c.id for cell in plan.cells for c in cell.configurations
+    }
+
+
+def test_more_shots_than_training_notes_are_refused(tmp_path):
+    spec = spec_of(tmp_path, overrides=["few_shot={notes: [1, 50]}"])
+    with pytest.raises(SpecError, match="50 training notes are more than a fold has"):
+        plan_study(spec, read_study_corpus(spec))
+    assert problems_of(tmp_path, overrides=["few_shot={notes: [5, 5]}"])
+    assert problems_of(tmp_path, overrides=["few_shot={notes: [0]}"])

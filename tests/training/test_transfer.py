@@ -100,3 +100,18 @@ def test_a_record_keeps_what_other_sites_say(loaded: Loaded, here: StudyData) ->
     record = train_fold_run(sited, with_sites(here, make_relation_notes(6, seed=5)), loaded)
     assert Record.from_json(record.to_json()) == record
     assert sited.key != run.key
+
+
+def test_a_few_shot_lane_learns_from_its_few_notes_alone(loaded: Loaded, here: StudyData) -> None:
+    run = learnt(loaded, "concepts", "fine_tune")
+    cell = replace(run.configuration.cell, shots=3)
+    few = replace(run, configuration=replace(run.configuration, cell=cell), fold=3 + 1)
+    split = here.folds.few_shot(4, 3)
+    assert len(split.train) == 3 and split.scored == here.folds.split(1).scored
+    record = train_fold_run(few, here, loaded)
+    assert set(record.notes) == set(split.scored)
+    kept = {*split.train, *split.validation, *split.scored}
+    others = tuple(n if n.id in kept else replace(n, spans=()) for n in here.corpus.notes)
+    bare = StudyData(replace(here.corpus, notes=others), here.folds, here.questions)
+    assert comparable(train_fold_run(few, bare, loaded)) == comparable(record)
+    assert Record.from_json(record.to_json()) == record
