@@ -41,7 +41,7 @@ def test_a_study_is_planned_to_its_last_number_without_its_notes(path):
     assert spec.warnings == ()
     assert {cell.cell.strategy for cell in plan.cells} == set(STRATEGIES)
     assert all(0 < cell.trained_share <= 1 for cell in plan.cells)
-    assert plan.num_fold_runs == plan.num_configurations * spec.folds.count
+    assert plan.num_fold_runs == plan.num_configurations * spec.num_folds
 
 
 @each
