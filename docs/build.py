@@ -18,7 +18,8 @@ import typer.main
 from pydantic import BaseModel
 
 from raymrc.cli import app, main
-from raymrc.study.spec import Spec
+from raymrc.study.plan import plan_study
+from raymrc.study.spec import Spec, load_spec
 
 DOCS = Path(__file__).resolve().parent
 
@@ -29,8 +30,49 @@ def pages() -> dict[Path, str]:
         DOCS / "commands.md": commands_page(),
         DOCS / "study-file.md": study_file_page(),
         DOCS / "performance.md": performance_page(),
+        DOCS / "studies.md": studies_page(),
         DOCS / "decisions" / "README.md": decisions_page(),
     }
+
+
+REFERENCE = {
+    "concepts": "concepts, by size of the backbone: 0.9118 (2018), 0.8604 (2022)",
+    "relations": "none published for given mentions",
+    "end-to-end": "end-to-end relations: 0.8332 (2018), 0.7488 (2022)",
+    "transfer": "across institutions: frozen 8.9B ahead",
+    "few-shot": "few examples: frozen large models need fewer",
+    "prompt-length": "prompt length: 1 to 2 points, 32 to 64 preferred",
+}
+"""What the reference study shows, by the name of the study file."""
+
+
+def studies_page() -> str:
+    """Each study file: its question, what it repeats, how long it takes, how large its grid is."""
+    rows = [
+        "| study | question | reference figure, strict F1 | configurations | fold-runs | run |",
+        "|---|---|---|---:|---:|---|",
+    ]
+    for path in sorted((DOCS.parent / "studies").rglob("*.yaml")):
+        name = path.relative_to(DOCS.parent).as_posix()
+        question, command = path.read_text(encoding="utf-8").splitlines()[:2]
+        when = command.partition("(")[2].rpartition(")")[0]
+        plan = plan_study(load_spec(path), places=False)
+        rows.append(
+            f"| [{name.removeprefix('studies/')}](../{name}) | {question.removeprefix('# ')} "
+            f"| {REFERENCE.get(path.stem, '')} | {plan.num_configurations} | {plan.num_fold_runs} "
+            f"| {when} |"
+        )
+    parts = [
+        "# Studies",
+        "Made by `make docs` from `studies/`. One file a table or figure of the reference study, for the\n"
+        "corpora that it used, which you bring, and for public ones, on which we ran some\n"
+        "([results](results.md)). `raymrc run FILE` runs one, `raymrc plan FILE` says what it will take on\n"
+        "your machines. Prices are in the files (`prices`).",
+        "\n".join(rows),
+        "Not there yet: values of labelled arguments (2022), nested spans by themselves, a final test on\n"
+        "held-out notes.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def commands_page() -> str:

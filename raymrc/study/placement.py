@@ -47,6 +47,9 @@ SPECIAL_PIECES = 2
 QUESTION_PIECES = 40
 """A question in words with what parts it from the window, roughly; only a tokenizer knows."""
 
+MARK_PIECES = 10
+"""Around a given mention and another one, with their labels, at most about so many."""
+
 MOST_DEVICES = 64
 """That one model is cut over, where the study does not say."""
 
@@ -434,7 +437,8 @@ class _Parts:
 def row_pieces(configuration: Configuration, shape: Shape) -> int:
     """Pieces of the longest row that a configuration makes."""
     asked = QUESTION_PIECES if STRATEGIES[configuration.cell.strategy].asks == "words" else 0
-    return min(shape.max_pieces, configuration.window + SPECIAL_PIECES + asked)
+    marks = MARK_PIECES if configuration.context_sentences is not None else 0
+    return min(shape.max_pieces, configuration.window + SPECIAL_PIECES + asked + marks)
 
 
 # --- what is decided ------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ class Exam:
     windows: Mapping[str, list[Window]]
     pieces: Mapping[str, Pieces]
     counted: frozenset[str] | None = None
+    _texts: dict[str, str] = field(init=False, repr=False)
     _round: int = 0
     _labelled: dict[str, dict[int, list[tuple[int, int, int]]]] = field(default_factory=dict)
     _related: dict[str, list[tuple[int, Mention, Mention]]] = field(default_factory=dict)
@@ -71,6 +72,9 @@ class Exam:
             for row in self.rows[note.id]
             if not (is_first and row.context is not None)
         ]
+
+    def __post_init__(self) -> None:
+        self._texts = {note.id: note.text for note in self.notes}
 
     @property
     def has_more(self) -> bool:
@@ -156,7 +160,7 @@ class Exam:
             return [(index, context.given, mention) for mention in answers]
         found = []
         known = {(m.start, m.end): m.label for m, _ in of_label}
-        text = next(note.text for note in self.notes if note.id == row.window.note_id)
+        text = self._texts[row.window.note_id]
         for first, last in decode_row(row, answer):
             offsets = row.window.offsets
             start_char, end_char = strip_blanks(text, offsets[first][0], offsets[last][1])
