@@ -86,10 +86,11 @@ def place():
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # two studies with a Ray of their own each, on whatever else runs here
 def test_a_study_leaves_no_text_of_its_notes_anywhere(place):
-    notes = {f"note{number}": (f"{TEXT}Visit {number}.\n", LINES) for number in range(1, 7)}
+    lines = f"{LINES}R1\tBeside Arg1:T1 Arg2:T2\n"
+    notes = {f"note{number}": (f"{TEXT}Visit {number}.\n", lines) for number in range(1, 7)}
     write_notes(place / "notes", notes)
     tiny_checkpoint("bert", place / "backbone", num_layers=2)
-    (place / "study.yaml").write_text(STUDY)
+    (place / "study.yaml").write_text(STUDY.replace("task: concepts", "task: end_to_end"))
     (place / "leaky.py").write_text(LEAKY)
     environment = {
         "RAY_TMPDIR": str(place / "tmp"),

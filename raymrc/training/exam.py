@@ -34,7 +34,7 @@ class Found:
     relations: tuple[Relation, ...] = ()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Exam:
     """One pass over the notes that are asked.
 
