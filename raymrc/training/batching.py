@@ -9,6 +9,7 @@ it. Batches are length-bucketed, so that little of a batch is padding.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -204,10 +205,9 @@ class Row:
         return "tags" if self.tags is not None else "pairs" if self.marks is not None else "spans"
 
     @property
-    def key(self) -> tuple[object, ...]:
-        """What names its pieces among rows of one way of cutting and asking, whatever the label."""
-        given = None if self.context is None else self.context.given
-        return (self.window.note_id, self.window.piece_start, self.window.piece_end, given)
+    def key(self) -> bytes:
+        """What names its pieces, wherever they come from: two sites may have a note of one name."""
+        return hashlib.blake2b(self.ids.tobytes(), digest_size=16).digest()
 
 
 GIVEN_MARK, OTHER_MARK = " @", " #"
@@ -511,15 +511,14 @@ def evaluation_batches(rows: Sequence[Row], pieces: int) -> Iterator[list[Row]]:
     Args:
         rows: all asked alike.
     """
-    place: dict[tuple[object, ...], int] = {}
-    for row in rows:
-        place.setdefault(row.key, len(place))
-
-    def order(row: Row) -> tuple[int, int]:
-        return -len(row.ids), place[row.key]
+    keys = [row.key for row in rows]
+    place: dict[bytes, int] = {}
+    for key in keys:
+        place.setdefault(key, len(place))
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), place[keys[i]]))
 
     batch: list[Row] = []
-    for row in sorted(rows, key=order):
+    for row in (rows[i] for i in order):
         if batch and (len(batch) + 1) * len(batch[0].ids) > pieces:
             yield batch
             batch = []

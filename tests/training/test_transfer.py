@@ -115,3 +115,18 @@ def test_a_few_shot_lane_learns_from_its_few_notes_alone(loaded: Loaded, here: S
     bare = StudyData(replace(here.corpus, notes=others), here.folds, here.questions)
     assert comparable(train_fold_run(few, bare, loaded)) == comparable(record)
     assert Record.from_json(record.to_json()) == record
+
+
+def test_notes_of_one_name_at_two_sites_do_not_share_what_is_kept_below_a_late_prompt(
+    loaded: Loaded, here: StudyData
+) -> None:
+    run = learnt(loaded, "concepts", "frozen_soft_prompt")
+    late = replace(run, configuration=replace(run.configuration, first_layer=1, epochs=25))
+    notes = make_relation_notes(12, seed=5)
+    renamed = tuple(replace(n, id=f"x{n.id}", group=f"x{n.group}") for n in notes)
+    assert {n.id for n in notes} & {n.id for n in here.corpus.notes}
+    same, other = (
+        train_fold_run(late, with_sites(here, of), loaded).per_label("strict", "elsewhere")
+        for of in (notes, renamed)
+    )
+    assert same == other and sum(c.tp + c.fp for c in same.values()) > 0
