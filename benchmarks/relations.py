@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     loaded, encoder = load_sides("minilm", device, [corpus])
     asked = find_asked("relations", corpus)
     published = [row for of in make_rows(corpus, loaded, "hard_prompt", False) for row in of]
-    for head, number, size in (("published head", 1, 1), ("factorised head", 32, 16)):
+    for head, number, size in (("published head", 1, 1), ("factorised head", 16, 8)):
         # The published head takes a minute a question: it is timed once, against one way to ask.
         is_slow = head == "published head"
         number = min(number, 4) if options.quick else number
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     groups = make_rows(corpus, loaded, strategy, chooses)
                     groups = groups[: 4 if options.quick else 24]
                     rows = [row for group in groups for row in group]
-                    pairs = 1 if options.quick or is_slow else 3
+                    pairs = 1 if options.quick or is_slow else 2
                     seconds, peer_seconds, ratio = time_in_turn(
                         run_ours(loaded, strategy, len(asked), rows, device, trains=trains),
                         peer, pairs, wait, warm_up=pairs > 1,
