@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from raymrc.corpora.note import Note, Relation, Span
+from raymrc.corpora.note import Corpus, Note, Relation, Span
 from raymrc.corpora.problems import nearest
 from raymrc.errors import CorpusError
 
@@ -188,6 +188,18 @@ def apply_labels(note: Note, labels: Labels, reader: str) -> Note:
     kept = {span.id for span in spans}
     relations = tuple(r for r in note.relations if r.head in kept and r.tail in kept)
     return replace(note, spans=spans, relations=relations)
+
+
+def common_labels(corpus: Corpus, other: Corpus) -> Corpus:
+    """A corpus with the labels and relations alone that another one has too, in that one's order."""
+    labels = tuple(label for label in other.labels if label in corpus.labels)
+    relation_labels = tuple(r for r in other.relation_labels if r in corpus.relation_labels)
+    notes = []
+    for note in corpus.notes:
+        kept = apply_labels(note, labels, "")
+        relations = tuple(r for r in kept.relations if r.label in relation_labels)
+        notes.append(replace(kept, relations=relations))
+    return Corpus(tuple(notes), labels, relation_labels)
 
 
 def _apply_built_in(note: Note, built_in: BuiltIn) -> Note:

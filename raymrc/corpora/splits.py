@@ -163,23 +163,6 @@ def shared_notes(corpus: Corpus, other: Corpus) -> list[str]:
     return [note.id for note in other.notes if is_shared(note)]
 
 
-def common_labels(corpus: Corpus, other: Corpus) -> Corpus:
-    """A corpus with the labels and relations alone that another one has too, in that one's order."""
-    labels = tuple(label for label in other.labels if label in corpus.labels)
-    relation_labels = tuple(r for r in other.relation_labels if r in corpus.relation_labels)
-    notes = []
-    for note in corpus.notes:
-        spans = tuple(span for span in note.spans if span.label in labels)
-        kept = {span.id for span in spans}
-        relations = tuple(
-            r
-            for r in note.relations
-            if r.label in relation_labels and r.head in kept and r.tail in kept
-        )
-        notes.append(replace(note, spans=spans, relations=relations))
-    return Corpus(tuple(notes), labels, relation_labels)
-
-
 def _words(note: Note) -> str:
     return " ".join(note.text.split())
 

@@ -18,9 +18,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from raymrc.corpora.formats import known_joins, known_labels, read_corpus
-from raymrc.corpora.labels import apply_labels, target_labels
+from raymrc.corpora.labels import apply_labels, common_labels, target_labels
 from raymrc.corpora.note import Corpus
-from raymrc.corpora.splits import Folds, common_labels, make_folds, shared_notes, take_subset
+from raymrc.corpora.splits import Folds, make_folds, shared_notes, take_subset
 from raymrc.corpora.synthetic import synthesize
 from raymrc.model.backbones import read_shape
 from raymrc.model.shapes import SHAPES, Shape

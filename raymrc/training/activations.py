@@ -117,8 +117,8 @@ class Activations:
         """The batch on the encoder's device, with what enters `first_layer`.
 
         Args:
-            keys: what names each row's pieces, and nothing else does: note id, window's index, and how
-                the note was cut. Rows of one window have one key, whatever their label.
+            keys: what names each row's pieces, and no others. Rows of one window have one key, whatever
+                their label.
             inputs: without a question in words; on the CPU, where its lengths are read without waiting
                 for a device.
         """

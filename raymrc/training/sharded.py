@@ -346,9 +346,8 @@ class ShardedPool(Pool):
         means = (summed[1:] / self.ranks.size).split([g.numel() for g in gradients])
         for gradient, mean in zip(gradients, means, strict=True):
             gradient.copy_(mean.view_as(gradient))
-        return summed[
-            :1
-        ].clone()  # a view would hold all the gradients, for as long as the loss is kept
+        # Kept for an epoch: as a view it would keep all the gradients, too.
+        return summed[:1].clone()
 
     def _backward_part(self, lane: Lane, rows: Sequence[Row], weight: float) -> Tensor:
         """This process's share of the loss of some rows, which together have this weight."""

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from raymrc.corpora.formats import read_corpus
+from raymrc.corpora.formats import SHAC_JOINS, read_corpus
 from raymrc.corpora.note import Corpus, Note, Relation, Span
 from raymrc.corpora.splits import take_subset
 from raymrc.corpora.synthetic import synthesize
@@ -56,6 +56,7 @@ def test_an_events_arguments_are_asked_of_each_trigger() -> None:
     assert asked <= set(SHAC_ARGUMENTS) and len(asked) == len(questions) > 15
     assert all(len(q.given) == 1 and not q.from_tail for q in questions)
     assert "Alcohol.StatusTime" in {q.name for q in questions}
+    assert {(trigger, argument) for argument, trigger, _ in SHAC_JOINS} == set(SHAC_ARGUMENTS)
     words = build_questions((), {}, questions)
     assert words["Tobacco.Amount"] == SHAC_ARGUMENTS["Tobacco", "Amount"]
 

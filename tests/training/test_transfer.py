@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
+from raymrc.corpora.labels import common_labels
 from raymrc.corpora.note import Corpus, Note
-from raymrc.corpora.splits import common_labels
 from raymrc.model.backbones import Loaded
 from raymrc.study.configuration import FoldRun
 from raymrc.study.record import Record
