@@ -42,6 +42,7 @@ REFERENCE = {
     "transfer": "across institutions: frozen 8.9B ahead",
     "few-shot": "few examples: frozen large models need fewer",
     "prompt-length": "prompt length: 1 to 2 points, 32 to 64 preferred",
+    "prompt-shape": "none published: vectors at every layer throughout",
 }
 """What the reference study shows, by the name of the study file."""
 
