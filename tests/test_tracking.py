@@ -289,6 +289,7 @@ def test_what_another_site_says_is_shown(uri):
     sync([abroad], uri, "made-up")
     metrics = read_runs(uri)[abroad.key].data.metrics
     assert metrics["transfer_strict_f1/there"] == pytest.approx(RECORDS[1].strict.f1)
+    assert not any(name.startswith("events") for name in metrics)
     assert metrics["strict_f1"] == pytest.approx(RECORDS[0].strict.f1)
 
 

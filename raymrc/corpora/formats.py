@@ -15,7 +15,7 @@ from pathlib import Path
 from raymrc.corpora import phee
 from raymrc.corpora.brat import Scheme, read_brat, write_brat
 from raymrc.corpora.labels import Labels, apply_labels, target_labels
-from raymrc.corpora.note import Corpus, Note
+from raymrc.corpora.note import Corpus, Join, Note, value_attribute
 from raymrc.corpora.problems import ERROR, Reading, nearest
 from raymrc.corpora.pubtator import read_pubtator
 from raymrc.errors import CorpusError
@@ -64,15 +64,16 @@ SHAC_VALUES = {
 
 _SUBSTANCE = ("StatusTime", "Type", "Method", "Amount", "Frequency", "Duration", "History")
 SHAC_JOINS = tuple(
-    (argument, trigger, argument)
+    Join(argument, trigger, argument, value)
     for trigger, arguments in {
         "Employment": ("StatusEmploy", "Type", "Duration", "History"),
         "LivingStatus": ("StatusTime", "TypeLiving", "Duration", "History"),
         **dict.fromkeys(("Alcohol", "Drug", "Tobacco"), _SUBSTANCE),
     }.items()
     for argument in arguments
+    for value in SHAC_VALUES.get(value_attribute(argument), ("",))
 )
-"""(relation label, label of its head, of its tail): which event has which argument, 29 in all."""
+"""Which event has which argument, 29 in all, and with which values."""
 
 N2C2_2022 = Scheme(
     labels=SHAC_TRIGGERS + SHAC_ARGUMENTS,
@@ -93,8 +94,7 @@ class Reader:
         labels, relation_labels: what it can give, in order; None where that depends on the data.
         about: one line for lists of formats.
         triggers: labels of events' triggers, for `write_corpus`.
-        joins: (relation label, label of its head, of its tail), all that there can be; None where that
-            depends on the data.
+        joins: all that relations can join; None where that depends on the data.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Reader:
     relation_labels: tuple[str, ...] | None
     about: str
     triggers: frozenset[str] = frozenset()
-    joins: tuple[tuple[str, str, str], ...] | None = None
+    joins: tuple[Join, ...] | None = None
 
 
 def _read_maccrobat(path: Path) -> Reading:
@@ -121,7 +121,7 @@ READERS = {
             N2C2_2018.labels,
             N2C2_2018.relation_labels,
             "2018 n2c2 track 2, drugs and adverse events: brat with 9 labels and 8 relations",
-            joins=tuple((f"{label}-Drug", label, "Drug") for label in N2C2_2018_LABELS[1:]),
+            joins=tuple(Join(f"{label}-Drug", label, "Drug") for label in N2C2_2018_LABELS[1:]),
         ),
         Reader(
             "n2c2-2022",
@@ -190,9 +190,8 @@ def known_labels(reader: str, labels: Labels = None) -> tuple[str, ...] | None:
     return target_labels(labels, reader, row.labels)
 
 
-def known_joins(reader: str, labels: Labels = None) -> tuple[tuple[str, str, str], ...] | None:
-    """What relations will join, unread: (relation label, label of its head, of its tail). None
-    where that depends on the data.
+def known_joins(reader: str, labels: Labels = None) -> tuple[Join, ...] | None:
+    """What relations can join, unread; None where that depends on the data.
 
     Raises:
         CorpusError: an unknown reader, label map or label, with the nearest right one.
@@ -200,11 +199,15 @@ def known_joins(reader: str, labels: Labels = None) -> tuple[tuple[str, str, str
     joins = find_reader(reader).joins
     if isinstance(labels, str):
         targets = target_labels(labels, reader, None)
-        return tuple((f"{label}-Drug", label, "Drug") for label in targets if label != "Drug")
+        return tuple(Join(f"{label}-Drug", label, "Drug") for label in targets if label != "Drug")
     if labels is None or joins is None:
         return joins
     names = labels if isinstance(labels, Mapping) else {label: label for label in labels}
-    return tuple((r, names[h], names[t]) for r, h, t in joins if h in names and t in names)
+    return tuple(
+        join._replace(head=names[join.head], tail=names[join.tail])
+        for join in joins
+        if join.head in names and join.tail in names
+    )
 
 
 def read_corpus(

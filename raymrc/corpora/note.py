@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,28 @@ class Span:
     @property
     def is_discontinuous(self) -> bool:
         return len(self.fragments) > 1
+
+    @property
+    def value(self) -> str:
+        """Of the attribute that is named after its label, as StatusTimeVal of a StatusTime; "" without one.
+
+        Source: SHAC's labelled arguments, Lybarger et al. 2021, J Biomed Inform 113:103631.
+        """
+        return dict(self.attributes).get(value_attribute(self.label), "")
+
+
+def value_attribute(label: str) -> str:
+    """The attribute that holds a labelled argument's value."""
+    return f"{label}Val"
+
+
+class Join(NamedTuple):
+    """What a relation may join: its label, the labels of head and tail, and the tail's value."""
+
+    relation: str
+    head: str
+    tail: str
+    value: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,6 +182,45 @@ SHAC_ARGUMENTS: dict[tuple[str, str], str] = {
 }
 """The 29 questions for an argument of a given trigger."""
 
+_SUBSTANCES = {"Alcohol": "alcohol", "Drug": "drugs", "Tobacco": "tobacco"}
+
+SHAC_VALUES: dict[tuple[str, str, str], str] = {
+    (trigger, argument, value): f"Which words say that the patient {what}?"
+    for (trigger, argument), values in {
+        **{
+            (trigger, "StatusTime"): {
+                "current": f"uses {name} now",
+                "past": f"used {name} in the past",
+                "none": f"does not use {name}, or never did",
+                "future": f"will use {name}",
+            }
+            for trigger, name in _SUBSTANCES.items()
+        },
+        ("LivingStatus", "StatusTime"): {
+            "current": "lives so now",
+            "past": "lived so in the past",
+            "none": "does not live so",
+            "future": "will live so",
+        },
+        ("Employment", "StatusEmploy"): {
+            "employed": "is employed",
+            "unemployed": "is unemployed",
+            "retired": "is retired",
+            "on_disability": "is on disability",
+            "student": "is a student",
+            "homemaker": "is a homemaker",
+        },
+        ("LivingStatus", "TypeLiving"): {
+            "alone": "lives alone",
+            "with_family": "lives with family",
+            "with_others": "lives with others",
+            "homeless": "is homeless",
+        },
+    }.items()
+    for value, what in values.items()
+}
+"""The questions for a labelled argument's value; each value of a given trigger's argument has one."""
+
 
 N2C2_2018_RELATIONS = {
     "Strength-Drug": "What is the strength of the marked medication?",
@@ -239,10 +278,16 @@ def build_questions(
 def _relation_question(question: RelationQuestion) -> str:
     """The given mention is marked in the text, and called so."""
     known = [SHAC_ARGUMENTS.get((given, question.relation)) for given in question.given]
-    if known[0] is not None and len(known) == 1:
+    if question.value:
+        valued = (question.given[0], question.relation, question.value)
+        if valued in SHAC_VALUES:
+            return SHAC_VALUES[valued]
+    elif known[0] is not None and len(known) == 1:
         return known[0]
     given = " or ".join(in_plain_words(label) for label in question.given[:3])
     answers = " or ".join(in_plain_words(label) for label in question.answers[:3])
+    if question.value:
+        answers += f" with the value {in_plain_words(question.value)}"
     return N2C2_2018_RELATIONS.get(question.name, f"Which {answers} belongs to the marked {given}?")
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from raymrc.corpora.note import Corpus, Note, Relation, Span
+from raymrc.corpora.note import Corpus, Join, Note, Relation, Span, value_attribute
 from raymrc.reading.examples import PieceSpan, Unreachable
 from raymrc.reading.windows import (
     Pieces,
@@ -41,7 +41,9 @@ class RelationQuestion:
         answers: labels that the other mention may have, the commonest first.
         from_tail: whether the given mention is the relation's tail, its second argument.
         name: unique among a corpus's questions and labels: the relation's label, with the given one's
-            before it where it is a span's label, too.
+            before it where it is a span's label, too, and the value behind it.
+        value: of the answer, where it is an argument that has one; each value is a question of its own, and
+            of those that find the same answer the surest gives it its value.
     """
 
     relation: str
@@ -49,6 +51,7 @@ class RelationQuestion:
     answers: tuple[str, ...]
     from_tail: bool
     name: str
+    value: str = ""
 
     def relation_ends(self, given: str, answer: str) -> tuple[str, str]:
         """Head and tail."""
@@ -66,6 +69,14 @@ class Asked:
     def names(self) -> tuple[str, ...]:
         return (*self.labels, *(question.name for question in self.relations))
 
+    @property
+    def triggers(self) -> frozenset[str]:
+        """Labels of the mentions that events are named by, where relations are arguments of events; none
+        where they are not."""
+        if not all(question.answers == (question.relation,) for question in self.relations):
+            return frozenset()
+        return frozenset(label for question in self.relations for label in question.given)
+
     def __len__(self) -> int:
         return len(self.labels) + len(self.relations)
 
@@ -76,35 +87,39 @@ def find_questions(corpus: Corpus) -> tuple[RelationQuestion, ...]:
     Which labels a relation may join is part of an annotation scheme, and is read off the corpus, all of
     it; so no gold relation is without its question, and no other pair of labels is asked about.
     """
-    joins: list[tuple[str, str, str]] = []
+    joins: list[Join] = []
     for note in corpus.notes:
-        labels = {span.id: span.label for span in note.spans}
+        by_id = {span.id: span for span in note.spans}
         joins += [
-            (r.label, labels[r.head], labels[r.tail])
+            Join(r.label, by_id[r.head].label, by_id[r.tail].label, by_id[r.tail].value)
             for r in note.relations
-            if r.head in labels and r.tail in labels
+            if r.head in by_id and r.tail in by_id
         ]
     rank = {label: place for place, label in enumerate(corpus.relation_labels)}
-    return build_relation_questions(sorted(joins, key=lambda join: rank[join[0]]), corpus.labels)
+    joins.sort(key=lambda join: rank[join.relation])
+    return build_relation_questions(joins, corpus.labels)
 
 
 def build_relation_questions(
-    joins: Iterable[tuple[str, str, str]], labels: Sequence[str]
+    joins: Iterable[Join], labels: Sequence[str]
 ) -> tuple[RelationQuestion, ...]:
     """The questions about relations that join such labels, in the order of their first.
 
     The given side is the one whose labels more relations share, so that few mentions are asked
     much: a drug for its strength, form and dose, not each of these for its drug. Where every relation
     is named by its answer's label, as an event's arguments are, it means something else under
-    another trigger, and each given label has a question of its own.
+    another trigger, and each given label has a question of its own; where arguments have values, one
+    for each that occurs.
 
     Args:
-        joins: (relation label, label of its head, of its tail), as often as they occur.
+        joins: as often as they occur.
         labels: of the corpus.
     """
     joined: dict[str, Counter[tuple[str, str]]] = {}
-    for relation, *ends in joins:
-        joined.setdefault(relation, Counter())[ends[0], ends[1]] += 1
+    values: dict[tuple[str, str], set[str]] = {}
+    for join in joins:
+        joined.setdefault(join.relation, Counter())[join.head, join.tail] += 1
+        values.setdefault((join.relation, join.head), set()).add(join.value)
     shared = [
         Counter(s for pairs in joined.values() for s in {p[side] for p in pairs}) for side in (0, 1)
     ]
@@ -128,7 +143,11 @@ def build_relation_questions(
             answers = sum((by_given[given] for given in group), Counter())
             ordered = tuple(sorted(answers, key=lambda answer: (-answers[answer], answer)))
             name = f"{'+'.join(group)}.{label}" if label in labels else label
-            questions.append(RelationQuestion(label, group, ordered, from_tail, name))
+            of_answer = values[label, group[0]] - {""} if are_arguments else ()
+            questions += [
+                RelationQuestion(label, group, ordered, from_tail, f"{name}={value}", value)
+                for value in sorted(of_answer)
+            ] or [RelationQuestion(label, group, ordered, from_tail, name)]
     return tuple(questions)
 
 
@@ -153,7 +172,7 @@ def choose_questions(
 
 def mentions_of(spans: Iterable[Span]) -> tuple[Mention, ...]:
     """Each stretch and label once, sorted."""
-    return tuple(sorted({Mention(span.start, span.end, span.label) for span in spans}))
+    return tuple(sorted({_mention(span) for span in spans}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +248,7 @@ def gold_answers(
     note: Note, questions: Sequence[RelationQuestion]
 ) -> dict[tuple[Mention, int], tuple[Mention, ...]]:
     """(given mention, index of the question) -> the mentions that a note's relations join it with."""
-    by_id = {span.id: Mention(span.start, span.end, span.label) for span in note.spans}
+    by_id = {span.id: span for span in note.spans}
     answers: dict[tuple[Mention, int], dict[Mention, None]] = {}
     for relation in note.relations:
         found = _ask_for(relation, by_id, questions)
@@ -239,25 +258,55 @@ def gold_answers(
     return {key: tuple(mentions) for key, mentions in answers.items()}
 
 
+def surest_values(
+    found: Mapping[tuple[int, Mention, Mention], float], questions: Sequence[RelationQuestion]
+) -> list[tuple[int, Mention, Mention]]:
+    """What was found without the answers that another value of theirs is surer of; of equals the first.
+
+    Args:
+        found: (index of the question, given mention, answer) -> how sure.
+    """
+    best: dict[tuple[str, Mention, Mention], tuple[int, Mention, Mention]] = {}
+    for one in sorted(found, key=lambda one: (-found[one], one[0])):
+        best.setdefault((questions[one[0]].relation, *one[1:]), one)
+    return list(best.values())
+
+
 def assemble_relations(
-    found: Iterable[tuple[int, Mention, Mention]], questions: Sequence[RelationQuestion]
+    found: Iterable[tuple[int, Mention, Mention]],
+    questions: Sequence[RelationQuestion],
+    alone: Iterable[Mention] = (),
 ) -> tuple[tuple[Span, ...], tuple[Relation, ...]]:
     """Spans T1, T2 ... and relations R1, R2 ..., sorted by start, each once.
 
     Args:
         found: (index of the question, given mention, answer).
+        alone: mentions that are there, with a relation or without.
     """
     triples = sorted(set(found), key=lambda one: (one[1], one[0], one[2]))
-    mentions = sorted({mention for _, *ends in triples for mention in ends})
+    ends = [
+        ((given, ""), (answer, questions[index].value), questions[index])
+        for index, given, answer in triples
+    ]
+    of_relations = (end for given, answer, _ in ends for end in (given, answer))
+    mentions = sorted({*of_relations, *((mention, "") for mention in alone)})
     ids = {mention: f"T{number}" for number, mention in enumerate(mentions, start=1)}
-    spans = tuple(Span(ids[m], m.label, ((m.start, m.end),)) for m in mentions)
+    spans = tuple(
+        Span(
+            ids[m, value],
+            m.label,
+            ((m.start, m.end),),
+            ((value_attribute(m.label), value),) if value else (),
+        )
+        for m, value in mentions
+    )
     relations = tuple(
         Relation(
             f"R{number}",
-            questions[index].relation,
-            *questions[index].relation_ends(ids[given], ids[answer]),
+            question.relation,
+            *question.relation_ends(ids[given], ids[answer]),
         )
-        for number, (index, given, answer) in enumerate(triples, start=1)
+        for number, (given, answer, question) in enumerate(ends, start=1)
     )
     return spans, relations
 
@@ -267,14 +316,14 @@ def unreachable_relations(
 ) -> list[Unreachable]:
     """Gold relations that no answer can be, in the note's order, whatever the model.
 
-    The reasons: "no_question" (its labels are joined by no question), "duplicate" (label and both
+    The reasons: "no_question" (its labels and value are joined by no question), "duplicate" (label and both
     envelopes of an earlier one), "no_context" (its given mention has no piece, or more than a window) and
     "beyond_context" (the answer does not lie wholly in the sentences that are read).
 
     Args:
         contexts: of the note's gold mentions.
     """
-    by_id = {span.id: Mention(span.start, span.end, span.label) for span in note.spans}
+    by_id = {span.id: span for span in note.spans}
     by_given = {context.given: context for context in contexts}
     seen = set()
     missed = []
@@ -297,7 +346,7 @@ def unreachable_relations(
 
 
 def _ask_for(
-    relation: Relation, by_id: Mapping[str, Mention], questions: Sequence[RelationQuestion]
+    relation: Relation, by_id: Mapping[str, Span], questions: Sequence[RelationQuestion]
 ) -> tuple[int, Mention, Mention] | None:
     """The question that a relation answers, its given mention and its answer."""
     head, tail = by_id.get(relation.head), by_id.get(relation.tail)
@@ -309,6 +358,11 @@ def _ask_for(
             question.relation == relation.label
             and given.label in question.given
             and answer.label in question.answers
+            and question.value in ("", answer.value)
         ):
-            return index, given, answer
+            return index, _mention(given), _mention(answer)
     return None
+
+
+def _mention(span: Span) -> Mention:
+    return Mention(span.start, span.end, span.label)

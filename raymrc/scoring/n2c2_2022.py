@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from raymrc.corpora.note import Span
+from raymrc.corpora.note import Relation, Span
 from raymrc.corpora.problems import nearest
 from raymrc.errors import CorpusError
 from raymrc.scoring.annotations import Annotations, pair_folders, say_unpaired
+from raymrc.scoring.counts import Counts
 
 LABELED_ARGUMENTS = ("StatusTime", "StatusEmploy", "TypeLiving")
 NO_VALUE = "N/A"
@@ -184,6 +185,50 @@ def read_events(annotations: Annotations) -> list[Event]:
         items = tuple(spans[trigger_of.get(name, name)] for name in arguments)
         events.append(Event(spans[trigger_of.get(trigger, trigger)], items))
     return events
+
+
+def score_events(
+    gold: tuple[Sequence[Span], Sequence[Relation]],
+    system: tuple[Sequence[Span], Sequence[Relation]],
+    triggers: Collection[str],
+    criterion: str = "challenge",
+    labeled: Collection[str] = LABELED_ARGUMENTS,
+) -> dict[tuple[str, ...], Counts]:
+    """One note's counts by event, and by event and argument, whatever the argument's value.
+
+    Args:
+        gold, system: spans, and relations that run from triggers to arguments.
+        triggers: labels of spans that are events, with arguments or without.
+    """
+    sides = [_build_events(*side, triggers) for side in (gold, system)]
+    in_gold, in_system = (_count_items(events) for events in sides)
+    in_both = match_events(sides[0], sides[1], CRITERIA[criterion], labeled)
+    counts: dict[tuple[str, ...], Counts] = {}
+    for key in sorted({*in_gold, *in_system}):
+        event, argument, _ = key
+        both = in_both[key]
+        name = (event,) if argument == TRIGGER else (event, argument)
+        own = Counts(both, in_system[key] - both, in_gold[key] - both)
+        counts[name] = counts.get(name, Counts()) + own
+    return counts
+
+
+def _build_events(
+    spans: Sequence[Span], relations: Sequence[Relation], triggers: Collection[str]
+) -> list[Event]:
+    """By event where relations were read off event lines (`E1.2`), else by head; then those without an
+    argument."""
+    by_id = {span.id: span for span in spans}
+    named: dict[str, tuple[Span, list[Span]]] = {}
+    for relation in relations:
+        event, dot, _ = relation.id.partition(".")
+        name = event if dot else relation.head
+        _, arguments = named.setdefault(name, (by_id[relation.head], []))
+        arguments.append(by_id[relation.tail])
+    heads = {relation.head for relation in relations}
+    alone = [span for span in spans if span.label in triggers and span.id not in heads]
+    events = [Event(trigger, tuple(arguments)) for trigger, arguments in named.values()]
+    return events + [Event(span) for span in alone]
 
 
 def match_events(

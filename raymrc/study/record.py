@@ -13,6 +13,9 @@ from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
 
 LabelCounts = Mapping[str, Counts]
 
+MODES = ("strict", "lenient", "events")
+"""What a note's counts are taken by."""
+
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
@@ -26,10 +29,17 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class NoteCounts:
-    """Strict and lenient counts of one scored note, per label; labels without items are left out."""
+    """Counts of one scored note, per label; labels without items are left out.
+
+    Args:
+        strict, lenient: by the 2018 scheme.
+        events: by the 2022 scheme, of triggers ("Alcohol") and arguments ("Alcohol.StatusTime"); {} where
+            the task asks for no event.
+    """
 
     strict: LabelCounts
     lenient: LabelCounts
+    events: LabelCounts = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +119,15 @@ class Record:
     def lenient(self) -> Counts:
         return pool(pool(note.lenient.values()) for note in self.notes.values())
 
+    @property
+    def events(self) -> Counts:
+        return pool(pool(note.events.values()) for note in self.notes.values())
+
     def per_label(self, mode: str, site: str = "") -> dict[str, Counts]:
         """Counts pooled over notes, per label.
 
         Args:
-            mode: "strict" or "lenient".
+            mode: one of `MODES`.
             site: a name in `transfer`; "" for the scored fold.
         """
         # Plain numbers, not sums of Counts: a record has thousands of them.
@@ -161,7 +175,8 @@ def _write_notes(notes: Mapping[str, NoteCounts]) -> dict[str, Any]:
     return {
         note_id: {
             mode: {k: [c.tp, c.fp, c.fn] for k, c in getattr(counts, mode).items()}
-            for mode in ("strict", "lenient")
+            for mode in MODES
+            if mode != "events" or counts.events
         }
         for note_id, counts in notes.items()
     }
@@ -172,7 +187,8 @@ def _read_notes(values: Mapping[str, Any]) -> dict[str, NoteCounts]:
         note_id: NoteCounts(
             **{
                 mode: {k: _counts(*c) for k, c in counts[mode].items()}
-                for mode in ("strict", "lenient")
+                for mode in MODES
+                if mode in counts
             }
         )
         for note_id, counts in values.items()

@@ -64,6 +64,8 @@ class ConfigurationSummary:
         validation: strict micro F1 on the validation notes, over folds; this chooses.
         pooled_strict, pooled_lenient: counts of all finished folds together.
         labels_strict, labels_lenient: the same, by label.
+        events: micro F1 of events by the 2022 scheme, over folds; where the task asks for events.
+        labels_events: counts of all finished folds together, by event and argument.
         failures: the reasons of failed folds, by fold.
         device_seconds, cost_usd, flops, tokens: of the finished folds together.
         peak_bytes: the largest of the folds.
@@ -81,6 +83,8 @@ class ConfigurationSummary:
     pooled_lenient: Counts
     labels_strict: Mapping[str, Counts] = field(repr=False)
     labels_lenient: Mapping[str, Counts] = field(repr=False)
+    events: Spread = Spread()
+    labels_events: Mapping[str, Counts] = field(default_factory=dict, repr=False)
     failures: tuple[tuple[int, str], ...] = ()
     unreachable: int = 0
     device_seconds: float = 0.0
@@ -125,6 +129,8 @@ class ConfigurationSummary:
                 }
                 for label in sorted({*self.labels_strict, *self.labels_lenient})
             },
+            "events_f1": asdict(self.events),
+            "events": {name: counts.to_json() for name, counts in self.labels_events.items()},
             "failures": [{"fold": fold, "reason": reason} for fold, reason in self.failures],
             "unreachable": self.unreachable,
             "device_seconds": self.device_seconds,
@@ -379,6 +385,8 @@ def _summarise_configuration(
         pooled_lenient=pool(lenient),
         labels_strict=_by_label(done, "strict"),
         labels_lenient=_by_label(done, "lenient"),
+        events=spread([record.events.f1 for record in done if record.events != Counts()]),
+        labels_events=_by_label(done, "events"),
         failures=tuple((r.fold_run.fold, r.reason) for r in by_fold if r.status != "done"),
         unreachable=sum(record.unreachable for record in done),
         device_seconds=sum(record.device_seconds for record in done),
@@ -438,7 +446,7 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
     table.add_column("winning configuration")
     for summary in summaries:
         table.add_row(summary.cell.name, *_row(summary))
-    tables = [table, *_transfer_tables(summaries)]
+    tables = [table, *_event_tables(summaries), *_transfer_tables(summaries)]
     gaps = frozen_gaps(summaries)
     if not gaps:
         return Group(*tables)
@@ -458,6 +466,32 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
             gap.unfrozen,
         )
     return Group(*tables, under)
+
+
+def _event_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:
+    from rich.table import Table
+
+    leaders = [(s.cell, s.leader) for s in summaries if s.leader and s.leader.labels_events]
+    if not leaders:
+        return []
+    table = Table(
+        title="F1 of events by the 2022 scheme (triggers overlap, spans exact, values equal)"
+    )
+    table.add_column("corpus / backbone / strategy", no_wrap=True)
+    for heading in ("all", "sd", "triggers, pooled", "arguments, pooled"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for cell, leader in leaders:
+        parts = [
+            pool(c for name, c in leader.labels_events.items() if ("." in name) is of_arguments)
+            for of_arguments in (False, True)
+        ]
+        table.add_row(
+            cell.name,
+            _points(leader.events.mean),
+            _points(leader.events.sd),
+            *(_points(counts.f1) for counts in parts),
+        )
+    return [table]
 
 
 def _transfer_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from raymrc.scoring.counts import pool
 from raymrc.study.configuration import Backbone, Cell, Configuration, hash_values
-from raymrc.study.record import Record
+from raymrc.study.record import MODES, Record
 from raymrc.study.verdict import rank
 
 SHOWN_ELSEWHERE = ("key", "status", "reason")
@@ -74,8 +74,10 @@ def read_figures(record: Record) -> Figures:
     numbers["trained_share"] = record.trained_share
     course: list[tuple[str, int, float, int]] = []
     if record.status == "done":
-        for mode in ("strict", "lenient"):
+        for mode in MODES:
             by_label = record.per_label(mode)
+            if mode == "events" and not by_label:
+                continue
             counts = pool(by_label.values())
             numbers |= {f"{mode}_{name}": float(value) for name, value in asdict(counts).items()}
             numbers |= {

@@ -16,14 +16,18 @@ import numpy as np
 from raymrc.corpora.note import Note, Relation, Span
 from raymrc.model.heads import SpanAnswer
 from raymrc.reading.answers import assemble, decode_spans, decode_tags
-from raymrc.reading.relations import Mention, assemble_relations, mentions_of
+from raymrc.reading.relations import Mention, assemble_relations, mentions_of, surest_values
 from raymrc.reading.windows import Pieces, Window, strip_blanks
 from raymrc.scoring.counts import Counts
 from raymrc.scoring.n2c2_2018 import Mode, score_note, score_relations
+from raymrc.scoring.n2c2_2022 import score_events
 from raymrc.study.record import NoteCounts
 from raymrc.training.batching import Row, RowBuilder
 
 Answer = SpanAnswer | np.ndarray
+
+Triple = tuple[int, Mention, Mention]
+"""Index of a relation question, given mention, answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Exam:
     _texts: dict[str, str] = field(init=False, repr=False)
     _round: int = 0
     _labelled: dict[str, dict[int, list[tuple[int, int, int]]]] = field(default_factory=dict)
-    _related: dict[str, list[tuple[int, Mention, Mention]]] = field(default_factory=dict)
+    _related: dict[str, dict[Triple, float]] = field(default_factory=dict)
     _spans: dict[str, tuple[Span, ...]] = field(default_factory=dict)
 
     def next_round(self) -> list[Row]:
@@ -96,18 +100,21 @@ class Exam:
                 of_note = self._labelled.setdefault(note_id, {})
                 of_note.setdefault(row.window.index, []).extend(spans)
         elif triples := self._read_relations(row, answer):
-            self._related.setdefault(note_id, []).extend(triples)
+            self._related.setdefault(note_id, {}).update(triples)
 
     def found(self, note: Note) -> Found:
         """When all has been asked."""
         asked = self.builder.asked
         if not asked.relations:
             return Found(self._find_spans(note))
-        return Found(*assemble_relations(self._related.get(note.id, ()), asked.relations))
+        triples = surest_values(self._related.get(note.id, {}), asked.relations)
+        mentions = mentions_of(self._find_spans(note) if asked.labels else note.spans)
+        named = (mention for mention in mentions if mention.label in asked.triggers)
+        return Found(*assemble_relations(triples, asked.relations, named))
 
     def scores(self) -> dict[str, NoteCounts]:
         """Strict and lenient counts of each note against its gold, official 2018 rules: of relations
-        where the task asks for them, else of spans."""
+        where the task asks for them, else of spans. Of events the official 2022 counts as well."""
         return {note.id: self._score(note) for note in self.notes}
 
     def _score(self, note: Note) -> NoteCounts:
@@ -126,7 +133,20 @@ class Exam:
                 if c != Counts() and (self.counted is None or label in self.counted)
             }
 
-        return NoteCounts(strict=count("strict"), lenient=count("lenient"))
+        return NoteCounts(
+            strict=count("strict"), lenient=count("lenient"), events=self._score_events(note, found)
+        )
+
+    def _score_events(self, note: Note, found: Found) -> dict[str, Counts]:
+        triggers = self.builder.asked.triggers
+        if not triggers:
+            return {}
+        gold, system = (note.spans, note.relations), (found.spans, found.relations)
+        return {
+            ".".join(names): counts
+            for names, counts in score_events(gold, system, triggers).items()
+            if self.counted is None or self.counted.issuperset(names)
+        }
 
     def _find_spans(self, note: Note) -> tuple[Span, ...]:
         if note.id not in self._spans:
@@ -135,8 +155,8 @@ class Exam:
             self._spans[note.id] = assemble(note, self.windows[note.id], labelled, labels)
         return self._spans[note.id]
 
-    def _read_relations(self, row: Row, answer: Answer) -> list[tuple[int, Mention, Mention]]:
-        """(index of the question, given mention, answer) of all that a row's answer says."""
+    def _read_relations(self, row: Row, answer: Answer) -> dict[Triple, float]:
+        """All that a row's answer says, and how sure it is of it, in logits."""
         context = row.context
         assert context is not None
         questions = self.builder.asked.relations
@@ -149,16 +169,17 @@ class Exam:
                 if context.given.label in question.given and other.label in question.answers
             ]
             best = max(kinds, key=lambda kind: answer[kind])
-            return [(best - 1, context.given, other)] if answer[best] > answer[0] else []
+            lead = float(answer[best] - answer[0])
+            return {(best - 1, context.given, other): lead} if lead > 0 else {}
         assert not isinstance(answer, np.ndarray)
         index = row.label - len(self.builder.asked.labels)
         of_label = [(m, at) for m, at in context.others if m.label in questions[index].answers]
+        start, end = answer[0][row.places], answer[1][row.places]
         if self.builder.chooses:
             # A mention's ends are not in question, so what they say is added up.
-            start, end = answer[0][row.places], answer[1][row.places]
-            answers = [m for m, (first, last) in of_label if start[first] + end[last] > 0]
-            return [(index, context.given, mention) for mention in answers]
-        found = []
+            sums = ((m, float(start[first] + end[last])) for m, (first, last) in of_label)
+            return {(index, context.given, mention): sure for mention, sure in sums if sure > 0}
+        found = {}
         known = {(m.start, m.end): m.label for m, _ in of_label}
         text = self._texts[row.window.note_id]
         for first, last in decode_row(row, answer):
@@ -167,7 +188,7 @@ class Exam:
             label = known.get((start_char, end_char), questions[index].answers[0])
             mention = Mention(start_char, end_char, label)
             if start_char < end_char and mention != context.given:
-                found.append((index, context.given, mention))
+                found[index, context.given, mention] = float(start[first] + end[last])
         return found
 
 

@@ -8,31 +8,37 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from raymrc.corpora.formats import SHAC_JOINS, read_corpus
+from raymrc.corpora.formats import SHAC_JOINS, SHAC_TRIGGERS, read_corpus, write_corpus
 from raymrc.corpora.note import Corpus, Note, Relation, Span
 from raymrc.corpora.splits import take_subset
 from raymrc.corpora.synthetic import synthesize
 from raymrc.errors import SpecError
-from raymrc.reading.questions import SHAC_ARGUMENTS, build_questions
+from raymrc.reading.questions import SHAC_ARGUMENTS, SHAC_VALUES, build_questions
 from raymrc.reading.relations import (
     Context,
+    Mention,
     RelationQuestion,
     assemble_relations,
     build_contexts,
+    build_relation_questions,
+    find_asked,
     find_questions,
     gold_answers,
     mentions_of,
+    surest_values,
     unreachable_relations,
 )
 from raymrc.reading.windows import context_bounds, read_pieces
 from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.n2c2_2018 import score_relations
+from raymrc.scoring.n2c2_2022 import LABELED_ARGUMENTS, score_events, score_folders
 from tests.paths import SHARED
 from tests.reading.notes import LABELS, notes, quickly, thoroughly
 
@@ -53,12 +59,81 @@ def test_an_events_arguments_are_asked_of_each_trigger() -> None:
     corpus = synthesize("n2c2-2022", 200, "a", 13)
     questions = find_questions(corpus)
     asked = {(q.given[0], q.relation) for q in questions}
-    assert asked <= set(SHAC_ARGUMENTS) and len(asked) == len(questions) > 15
+    plain = [q for q in questions if not q.value]
+    assert asked <= set(SHAC_ARGUMENTS) and len(asked) > len(plain) > 15
     assert all(len(q.given) == 1 and not q.from_tail for q in questions)
-    assert "Alcohol.StatusTime" in {q.name for q in questions}
-    assert {(trigger, argument) for argument, trigger, _ in SHAC_JOINS} == set(SHAC_ARGUMENTS)
+    assert "Alcohol.Amount" in {q.name for q in questions}
+    assert {(join.head, join.relation) for join in SHAC_JOINS} == set(SHAC_ARGUMENTS)
     words = build_questions((), {}, questions)
     assert words["Tobacco.Amount"] == SHAC_ARGUMENTS["Tobacco", "Amount"]
+
+
+def test_a_labelled_argument_is_asked_for_value_by_value() -> None:
+    valued = {(j.head, j.relation, j.value) for j in SHAC_JOINS if j.value}
+    assert valued == set(SHAC_VALUES) and len(valued) == 4 * 4 + 6 + 4
+    known = build_relation_questions(SHAC_JOINS, [j.relation for j in SHAC_JOINS])
+    questions = find_questions(synthesize("n2c2-2022", 200, "a", 13))
+    assert {q.name for q in questions} <= {q.name for q in known}
+    assert {q.relation for q in questions if q.value} == set(LABELED_ARGUMENTS)
+    assert all(q.value for q in known if q.relation in LABELED_ARGUMENTS)
+    words = build_questions((), {}, questions)
+    said = "Which words say that the patient used tobacco in the past?"
+    assert words["Tobacco.StatusTime=past"] == said
+    assert len(set(words.values())) == len(questions)
+
+
+def test_of_two_values_of_one_answer_the_surer_one_is_its_value() -> None:
+    past, current, amount = (
+        RelationQuestion(label, ("Drug",), (label,), False, f"{label}{value}", value)
+        for label, value in (("Status", "past"), ("Status", "current"), ("Amount", ""))
+    )
+    drug, status = Mention(0, 4, "Drug"), Mention(5, 8, "Status")
+    other, dose = Mention(9, 12, "Status"), Mention(5, 8, "Amount")
+    sure = {
+        (0, drug, status): 1.0, (1, drug, status): 2.0, (0, drug, other): 0.5, (2, drug, dose): 0.1,
+    }  # fmt: skip
+    questions = (past, current, amount)
+    kept = surest_values(sure, questions)
+    assert sorted(kept) == [(0, drug, other), (1, drug, status), (2, drug, dose)]
+    spans, relations = assemble_relations(kept, questions, [drug, Mention(20, 24, "Drug")])
+    values = {(span.start, span.label): span.value for span in spans}
+    assert values == {
+        (0, "Drug"): "", (5, "Status"): "current", (9, "Status"): "past", (5, "Amount"): "",
+        (20, "Drug"): "",
+    }  # fmt: skip
+    assert len(relations) == 3
+
+
+@pytest.mark.parametrize("site", ["a", "b"])
+def test_gold_events_come_back_as_brat_that_the_2022_scheme_counts_in_full(
+    site: str, minilm: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    corpus = synthesize("n2c2-2022", 60, site, 13)  # type: ignore[arg-type]
+    asked = find_asked("end_to_end", corpus)
+    found, counts = [], []
+    for note in corpus.notes:
+        mentions = mentions_of(note.spans)
+        pieces = read_pieces(note, minilm)
+        contexts = build_contexts(note, pieces, mentions, asked.relations, 1, 384)
+        named = [mention for mention in mentions if mention.label in asked.triggers]
+        triples = read_gold(note, contexts, asked.relations)
+        spans, relations = assemble_relations(triples, asked.relations, named)
+        found.append(replace(note, spans=spans, relations=relations))
+        sides = ((note.spans, note.relations), (spans, relations))
+        counts += score_events(*sides, asked.triggers).values()
+    assert asked.triggers == set(SHAC_TRIGGERS)
+    write_corpus(corpus, tmp_path / "gold", "n2c2-2022")
+    write_corpus(replace(corpus, notes=tuple(found)), tmp_path / "found", "n2c2-2022")
+    overall = score_folders(tmp_path / "gold", tmp_path / "found").overall
+    total = pool(counts)
+    assert (total.tp, total.fp, total.fn) == (
+        overall.matched, overall.system - overall.matched, overall.gold - overall.matched,
+    )  # fmt: skip
+    assert total.f1 > 0.99 and total.tp > 500
+    # A value that is not read would be seen.
+    blind = [replace(n, spans=tuple(replace(s, attributes=()) for s in n.spans)) for n in found]
+    write_corpus(replace(corpus, notes=tuple(blind)), tmp_path / "blind", "n2c2-2022")
+    assert score_folders(tmp_path / "gold", tmp_path / "blind").overall.f1 < 0.9
 
 
 def test_a_studys_own_words_go_before_ours_and_unknown_ones_are_named() -> None:
@@ -120,17 +195,22 @@ def test_gold_answers_give_the_gold_relations_back(
     assert counts.fp == 0 and counts.fn == len(lost)
 
 
-def score(note: Note, contexts: list[Context], questions: tuple[RelationQuestion, ...]) -> Counts:
-    """Gold answers of every context, put together and counted strictly."""
+def read_gold(
+    note: Note, contexts: list[Context], questions: tuple[RelationQuestion, ...]
+) -> list[tuple[int, Mention, Mention]]:
     gold = gold_answers(note, questions)
-    found = [
+    return [
         (index, context.given, other)
         for context in contexts
         for index in range(len(questions))
         for other, _ in context.others
         if other in gold.get((context.given, index), ())
     ]
-    spans, relations = assemble_relations(found, questions)
+
+
+def score(note: Note, contexts: list[Context], questions: tuple[RelationQuestion, ...]) -> Counts:
+    """Gold answers of every context, put together and counted strictly."""
+    spans, relations = assemble_relations(read_gold(note, contexts, questions), questions)
     return pool(score_relations(note.spans, note.relations, spans, relations, "strict").values())
 
 

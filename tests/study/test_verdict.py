@@ -21,6 +21,14 @@ from tests.study.making import cell, record
 GOOD, FAIR = {"Drug": Counts(9, 1, 1)}, {"Drug": Counts(5, 5, 5)}
 
 
+def shown(summaries) -> str:
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render(summaries))
+    return console.export_text()
+
+
 def test_the_winner_is_chosen_on_validation_notes_and_not_by_its_score():
     records = [
         *(record(f, learning_rate=1e-4, validation_f1=0.7, counts=FAIR) for f in (0, 1)),
@@ -153,18 +161,14 @@ def test_the_report_is_plain_json():
 
 
 def test_the_tables_show_winners_gaps_and_what_is_not_done():
-    from rich.console import Console
-
     cells = [
         *(cell(s) for s in ("fine_tune", "soft_prompt", "frozen_soft_prompt")),
         cell("hard_prompt"),
     ]
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(render(summarise(four_strategies(), 2, cells)))
-    shown = console.export_text()
-    assert "90.00" in shown
-    assert "nothing done yet" in shown
-    assert "40.00" in shown
+    text = shown(summarise(four_strategies(), 2, cells))
+    assert "90.00" in text
+    assert "nothing done yet" in text
+    assert "40.00" in text
 
 
 def test_a_configuration_is_described_by_what_it_does_not_share():
@@ -183,20 +187,24 @@ def test_why_fold_runs_failed_is_told_with_how_often():
 
 
 def test_gold_that_no_answer_can_be_is_told_beside_the_table():
-    from rich.console import Console
-
     records = [replace(record(f), unreachable=3) for f in (0, 1)]
     gold = sum(r.strict.tp + r.strict.fn for r in records)
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(render(summarise(records, 2)))
-    assert f"counts as missed: fine_tune 6 of {gold}" in console.export_text()
-    console.print(render(summarise([record()], 1)))
-    assert "counts as missed" not in console.export_text()
+    assert f"counts as missed: fine_tune 6 of {gold}" in shown(summarise(records, 2))
+    assert "counts as missed" not in shown(summarise([record()], 1))
+
+
+def test_events_are_told_in_a_table_of_their_own_and_other_tasks_have_none():
+    events = {"Alcohol": Counts(3, 1, 1), "Alcohol.StatusTime": Counts(2, 2, 0)}
+    runs = [replace(record(f), notes={"n": NoteCounts({}, {}, events)}) for f in (0, 1)]
+    (summary,) = summarise(runs, 2)
+    assert summary.winner is not None and summary.winner.events.mean == pytest.approx(10 / 14)
+    assert summary.to_json()["configurations"][0]["events"]["Alcohol"]["tp"] == 6
+    text = shown([summary])
+    assert "2022 scheme" in text and "71.43" in text and "75.00" in text
+    assert "2022 scheme" not in shown(summarise([record()], 1))
 
 
 def test_the_drop_on_the_way_to_another_site_is_of_labels_that_both_have():
-    from rich.console import Console
-
     home = {"Drug": Counts(8, 2, 2), "Reason": Counts(0, 9, 9)}
     away = {"n": NoteCounts({"Drug": Counts(3, 2, 2)}, {"Drug": Counts(3, 2, 2)})}
     records = [replace(record(f, counts=home), transfer={"there": away}) for f in (0, 1)]
@@ -206,8 +214,7 @@ def test_the_drop_on_the_way_to_another_site_is_of_labels_that_both_have():
     assert transfer.home.mean == pytest.approx(0.8)
     assert transfer.away.mean == pytest.approx(0.6)
     assert transfer.drop.mean == pytest.approx(0.2) and transfer.drop.sd == pytest.approx(0)
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(render((summary,)))
-    assert "at there" in (shown := console.export_text()) and "20.00" in shown
+    text = shown((summary,))
+    assert "at there" in text and "20.00" in text
     values = to_json((summary,))["cells"][0]["configurations"][0]["transfer"]
     assert values["there"]["drop"]["mean"] == pytest.approx(0.2)

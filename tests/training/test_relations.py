@@ -111,6 +111,53 @@ def test_every_strategy_learns_whose_dosage_a_number_is(
     assert set(record.per_label("strict")) == {"Dosage-Drug", "ADE-Drug"}
 
 
+VALUES = {"given": "current", "was": "past", "with": "none"}
+
+
+def make_events(count: int = 24, seed: int = 0) -> Corpus:
+    """A drug with when it was taken, in a word that also stands elsewhere and says nothing there."""
+    draw = random.Random(seed)
+    notes = []
+    for number in range(count):
+        word = draw.choice(list(VALUES))
+        drug, dose = draw.choice(["aspirin", "warfarin"]), draw.choice(["2", "3"])
+        words = ["patient", word, drug, dose, draw.choice(["and", *VALUES])]
+        starts = [sum(len(w) + 1 for w in words[:i]) for i in range(len(words))]
+        spans = [
+            Span(f"T{i}", label, ((starts[i], starts[i] + len(words[i])),), attributes)
+            for i, label, attributes in (
+                (1, "Status", (("StatusVal", VALUES[word]),)), (2, "Drug", ()), (3, "Amount", ()),
+            )
+        ]  # fmt: skip
+        links = tuple(
+            Relation(f"E1.{i}", span.label, "T2", span.id)
+            for i, span in enumerate((spans[0], spans[2]), start=1)
+        )
+        notes.append(Note(f"n{number}", " ".join(words), tuple(spans), links, f"g{number}"))
+    return Corpus(tuple(notes), ("Drug", "Status", "Amount"), ("Status", "Amount"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_learns_an_arguments_value(task: str, strategy: str, loaded: Loaded) -> None:
+    corpus = make_events()
+    asked = find_asked(task, corpus)
+    assert [q.value for q in asked.relations] == ["current", "none", "past", ""]
+    folds = make_folds(corpus, 3, seed=1, validation_share=0.2)
+    # In words that a tiny vocabulary has.
+    own = {f"Drug.Status={value}": f"patient {word}" for word, value in VALUES.items()}
+    words = build_questions(asked.labels, own, asked.relations)
+    rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
+    run = make_run(loaded, task, strategy, learning_rate=rate, head_learning_rate=1e-2, epochs=40)
+    record = train_fold_run(run, by_heart(StudyData(corpus, folds, words)), loaded)
+    events = record.per_label("events")
+    assert set(events) == {"Drug", "Drug.Status", "Drug.Amount"}
+    assert record.events.f1 > 0.9 and events["Drug.Status"].f1 > 0.9
+    scored = len(folds.split(0).scored)
+    assert record.events.tp + record.events.fn == 3 * scored
+    assert Record.from_json(record.to_json()) == record
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_end_to_end_the_scored_folds_gold_changes_nothing_but_the_score(
     strategy: str, loaded: Loaded, relation_data: StudyData
