@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from raymrc.study.record import Record
     from raymrc.study.spec import Spec
     from raymrc.study.verdict import CellSummary
+    from raymrc.sweep.driver import StudyOutcome
+    from raymrc.training.batching import StudyData
 
 DONE, SOMETHING_FAILED, MUST_CHANGE, OUT_OF_BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -195,6 +197,51 @@ def plan(study: Study, as_json: AsJson = False, changes: Changes = None) -> None
 @app.command()
 def run(study: Study, changes: Changes = None) -> None:
     """Train what the study's ledger lacks, and print who won."""
+    from raymrc.study.verdict import render
+
+    job = _prepare(study, changes)
+    # Held-out notes were looked at for what is in both; no host needs to see them.
+    outcome = _train(replace(job, data=replace(job.data, test=None)), job.plan)
+    _print_table(render(_summarise(job.spec, job.plan, job.ledger.records())))
+    _tell(job.spec, outcome)
+
+
+@app.command("test")
+def final_test(study: Study, changes: Changes = None) -> None:
+    """Train each cell's winner on all notes, and score the held-out notes once."""
+    from raymrc.errors import SpecError
+    from raymrc.study.final import plan_final_test, write_predictions
+
+    job = _prepare(study, changes)
+    if job.data.test is None:
+        raise SpecError(
+            f"{study}: the study holds no notes out; give it a final_test, with a corpus or a share"
+        )
+    records = job.ledger.records()
+    summaries = _summarise(job.spec, job.plan, records)
+    final = plan_final_test(job.spec, job.plan, summaries, records, job.data.test)
+    outcome = _train(job, final)
+    records = job.ledger.records()
+    asked = job.data.asked(job.spec.task)
+    _print_final(records, summaries)
+    folder = job.spec.folder / "predictions"
+    if write_predictions(records, job.data.test, folder, asked.triggers):
+        _say(f"what was found, as brat: {folder}")
+    _tell(job.spec, outcome)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A study that is ready to be trained."""
+
+    spec: Spec
+    plan: Plan
+    data: StudyData
+    ledger: Ledger
+
+
+def _prepare(study: Path, changes: list[str] | None) -> _Job:
+    """All that can be wrong is looked at before anything is written: the ledger comes last."""
     from raymrc.model.backbones import check_weights, find, weights_fingerprint
     from raymrc.reading.questions import build_questions
     from raymrc.reading.relations import find_asked
@@ -203,35 +250,43 @@ def run(study: Study, changes: Changes = None) -> None:
         build_study_folds,
         plan_study,
         read_study_corpus,
+        read_test,
         read_transfer,
     )
-    from raymrc.study.plan import render as render_plan
-    from raymrc.study.verdict import render
 
-    # All that can be wrong is looked at before anything is written: the ledger comes last.
     spec = _load(study, changes)
     corpus = read_study_corpus(spec)
     backbones = [entry.backbone for entry in spec.backbones]
     weights = {backbone.name: weights_fingerprint(find(backbone)) for backbone in backbones}
-    transfer = read_transfer(spec, corpus)
-    planned = plan_study(spec, corpus, weights, transfer=transfer)
+    transfer, test = read_transfer(spec, corpus), read_test(spec, corpus)
+    plan = plan_study(spec, corpus, weights, transfer=transfer)
     # Seconds of imports, which no mistake above should have to wait for.
-    from raymrc.training.trainer import Trainer, check_questions_fit
+    from raymrc.training.batching import StudyData
+    from raymrc.training.trainer import check_questions_fit
 
     for backbone in backbones:
         check_weights(backbone)
     asked = find_asked(spec.task, corpus)
     questions = build_questions(asked.labels, spec.questions, asked.relations)
-    check_questions_fit(planned, asked, questions)
+    check_questions_fit(plan, asked, questions)
     ledger = Ledger(spec.storage)
     ledger.check()
-    _print_table(render_plan(planned), sys.stderr)  # what each cell trains, and its share
+    data = StudyData(corpus, build_study_folds(spec, corpus), questions, transfer, test)
+    return _Job(spec, plan, data, ledger)
+
+
+def _train(job: _Job, plan: Plan) -> StudyOutcome:
+    """What the ledger lacks of a plan."""
+    from raymrc.study.plan import render
+    from raymrc.training.trainer import Trainer
+
+    spec, ledger = job.spec, job.ledger
+    _print_table(render(plan), sys.stderr)  # what each cell trains, and its share
 
     # And seconds more.
     from raymrc.sweep.driver import Resources, run_study
     from raymrc.sweep.progress import Progress
-    from raymrc.tracking import MlflowRecorder, how_to_look
-    from raymrc.training.batching import StudyData
+    from raymrc.tracking import MlflowRecorder
 
     with (
         MlflowRecorder(
@@ -239,29 +294,24 @@ def run(study: Study, changes: Changes = None) -> None:
             spec.experiment,
             records=ledger.records(),
             say=_say,
-            may_win=planned.holds,
+            may_win=job.plan.holds,
         ) as recorder,
         Progress() as show,
     ):
-        outcome = run_study(
-            planned,
+        return run_study(
+            plan,
             ledger,
             Trainer(
                 "cuda" if spec.resources.gpus_per_host else "cpu",
                 spec.prices.device_hour_usd,
                 spec.resources.gpus_per_host or 1.0,
                 frozenset(
-                    plan.cell
-                    for plan in planned.cells
-                    if plan.placement is not None and plan.placement.checkpoints
+                    cell.cell
+                    for cell in plan.cells
+                    if cell.placement is not None and cell.placement.checkpoints
                 ),
             ).open_pool,
-            StudyData(
-                corpus,
-                build_study_folds(spec, corpus),
-                questions,
-                transfer,
-            ),
+            job.data,
             folder=spec.folder,
             resources=Resources(
                 spec.resources.cpus_per_host,
@@ -273,7 +323,12 @@ def run(study: Study, changes: Changes = None) -> None:
             on_record=recorder.record,
             on_progress=show,
         )
-    _print_table(render(_summarise(spec, planned, ledger.records())))
+
+
+def _tell(spec: Spec, outcome: StudyOutcome) -> None:
+    """Where to look, and what is not done."""
+    from raymrc.tracking import how_to_look
+
     _say(f"every run: {how_to_look(spec.tracking_uri, spec.experiment)}")
     for reason, times in outcome.reasons:
         _say(f"{times} of {outcome.total} fold-runs failed: {reason}")
@@ -285,9 +340,20 @@ def run(study: Study, changes: Changes = None) -> None:
         raise typer.Exit(SOMETHING_FAILED)
 
 
+def _print_final(records: Sequence[Record], summaries: Sequence[CellSummary]) -> None:
+    """The final test's scores, where there are any."""
+    from raymrc.study.final import final_scores, render_final
+
+    scores = final_scores(records, [summary.cell for summary in summaries])
+    if scores:
+        validated = {s.cell: s.winner.strict.mean if s.winner else None for s in summaries}
+        _print_table(render_final(scores, validated))
+
+
 @app.command()
 def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> None:
     """Say who won, and at what cost, from the study's ledger."""
+    from raymrc.study.final import final_scores
     from raymrc.study.plan import plan_study
     from raymrc.study.verdict import render, to_json
 
@@ -298,9 +364,11 @@ def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
     planned = plan_study(spec, corpus, _weights_at_hand(spec), transfer=transfer, places=False)
     summaries = _summarise(spec, planned, records)
     if as_json:
-        _answer_json(to_json(summaries))
+        finals = final_scores(records, [summary.cell for summary in summaries])
+        _answer_json(to_json(summaries) | {"final_test": [score.to_json() for score in finals]})
     else:
         _print_table(render(summaries))
+        _print_final(records, summaries)
         for summary in summaries:
             for reason, times in summary.reasons:
                 _say(f"{summary.cell.name}: {times} fold-runs failed: {reason}")

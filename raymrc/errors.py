@@ -33,6 +33,10 @@ class SpecError(RaymrcError):
         super().__init__("\n".join(self.problems))
 
 
+class StudyError(RaymrcError):
+    """A study that is not at the point where it can do what is asked of it."""
+
+
 class BackboneError(RaymrcError):
     """A backbone that is not there, has no weights, or is of a kind we do not have."""
 

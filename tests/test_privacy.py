@@ -87,10 +87,11 @@ def place():
 @pytest.mark.timeout(600)  # two studies with a Ray of their own each, on whatever else runs here
 def test_a_study_leaves_no_text_of_its_notes_anywhere(place):
     lines = f"{LINES}R1\tBeside Arg1:T1 Arg2:T2\n"
-    notes = {f"note{number}": (f"{TEXT}Visit {number}.\n", lines) for number in range(1, 7)}
+    notes = {f"note{number}": (f"{TEXT}Visit {number}.\n", lines) for number in range(1, 9)}
     write_notes(place / "notes", notes)
     tiny_checkpoint("bert", place / "backbone", num_layers=2)
-    (place / "study.yaml").write_text(STUDY.replace("task: concepts", "task: end_to_end"))
+    study = STUDY.replace("task: concepts", "task: end_to_end")
+    (place / "study.yaml").write_text(f"{study}final_test: {{share: 0.25, seeds: [1]}}\n")
     (place / "leaky.py").write_text(LEAKY)
     environment = {
         "RAY_TMPDIR": str(place / "tmp"),
@@ -103,6 +104,7 @@ def test_a_study_leaves_no_text_of_its_notes_anywhere(place):
         ["validate", "notes", "--reader", "brat"],
         ["plan", "study.yaml"],
         ["run", "study.yaml"],
+        ["test", "study.yaml"],
         ["report", "study.yaml", "--json"],
         ["sync", "study.yaml"],
     ]
@@ -112,6 +114,12 @@ def test_a_study_leaves_no_text_of_its_notes_anywhere(place):
         assert not holds_marker((run.stdout + run.stderr).encode()), command
     report = json.loads(raymrc("report", "study.yaml", "--json", folder=place).stdout)
     assert (report["done"], report["failed"]) == (2, 0)
+    (tested,) = report["final_test"]
+    assert tested["seeds"] == [1]
+    # What was found in held-out notes is asked for as brat, and brat holds the text.
+    predictions = place / "runs" / "tiny" / "predictions"
+    assert len(list(predictions.rglob("note*.txt"))) == 2
+    shutil.rmtree(predictions)
 
     failed = raymrc(folder=place, environment=environment, program=["leaky.py"])
     assert failed.returncode == 1, failed.stderr
@@ -119,7 +127,7 @@ def test_a_study_leaves_no_text_of_its_notes_anywhere(place):
     assert not holds_marker((failed.stdout + failed.stderr).encode())
 
     assert (place / "runs" / "tiny" / "mlflow.db").is_file()
-    assert len(list((place / "runs").rglob("ledger/*/*.json"))) == 4
+    assert len(list((place / "runs").rglob("ledger/*/*.json"))) == 5
     assert len(list((place / "tmp" / "ray").glob("session_*/logs/worker-*"))) > 2
     assert files_with_marker(place / "runs", place / "tmp") == []
 

@@ -146,6 +146,27 @@ def take_subset(corpus: Corpus, notes: int, seed: int) -> Corpus:
     return replace(corpus, notes=tuple(note for note in corpus.notes if note.id in taken))
 
 
+def hold_out(corpus: Corpus, share: float, seed: int) -> tuple[Corpus, Corpus]:
+    """The corpus without a part of whole groups, and that part, balanced by label. Labels stay.
+
+    Args:
+        share: of the notes that is held out, above 0 and below 1.
+
+    Raises:
+        CorpusError: fewer than two groups.
+    """
+    groups = _join_groups(corpus.notes)
+    if len(groups) < 2:
+        raise CorpusError("final_test: one group of notes cannot be parted; take more notes")
+    part_of = _distribute(groups, [1 - share, share], f"{seed}:test")
+    held = {note_id for g in groups if part_of[g.name] == 1 for note_id in g.note_ids}
+    rest, test = (
+        replace(corpus, notes=tuple(note for note in corpus.notes if (note.id in held) is is_test))
+        for is_test in (False, True)
+    )
+    return rest, test
+
+
 def shared_notes(corpus: Corpus, other: Corpus) -> list[str]:
     """Ids of the other corpus's notes whose text or group is in this one, too.
 

@@ -288,8 +288,9 @@ def assemble_relations(
         ((given, ""), (answer, questions[index].value), questions[index])
         for index, given, answer in triples
     ]
-    of_relations = (end for given, answer, _ in ends for end in (given, answer))
-    mentions = sorted({*of_relations, *((mention, "") for mention in alone)})
+    joined = {end for given, answer, _ in ends for end in (given, answer)}
+    placed = {mention for mention, _ in joined}
+    mentions = sorted({*joined, *((mention, "") for mention in alone if mention not in placed)})
     ids = {mention: f"T{number}" for number, mention in enumerate(mentions, start=1)}
     spans = tuple(
         Span(

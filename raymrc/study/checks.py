@@ -67,6 +67,9 @@ def across(sections: Mapping[str, Any]) -> Iterator[Problem]:
                     f"{path[-1]}: {setting.kind} is a range and a grid has points; give a list, "
                     "or set search.algorithm to random or tpe",
                 )
+    if sections.get("final_test") and sections.get("few_shot"):
+        sentence = "a final test trains on all notes, and few_shot on few; take one of them out"
+        yield Problem(("final_test",), sentence, True)
     corpus: CorpusSpec | None = sections.get("corpus")
     if corpus is not None:
         # How relations' questions are called, only the corpus can tell.

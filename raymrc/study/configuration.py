@@ -131,6 +131,8 @@ class FoldRun:
         questions_fingerprint: hash of the wording of the questions, which decides hard prompts.
         weights_fingerprint: hash of what the backbone's source holds now (config and weights).
         transfer_fingerprints: name and `Corpus.fingerprint` of each other site that it is scored on.
+        test_fingerprint: `Corpus.fingerprint` of held-out notes: then it is trained on all of the corpus, and
+            scored on these once, after all has been chosen. "" in cross-validation.
     """
 
     configuration: Configuration
@@ -140,6 +142,12 @@ class FoldRun:
     questions_fingerprint: str
     weights_fingerprint: str
     transfer_fingerprints: tuple[str, ...] = ()
+    test_fingerprint: str = ""
+
+    @property
+    def is_test(self) -> bool:
+        """Whether its scores are of held-out notes, and may choose nothing."""
+        return bool(self.test_fingerprint)
 
     @property
     def basis(self) -> tuple[str, ...]:
@@ -150,6 +158,7 @@ class FoldRun:
             self.questions_fingerprint,
             self.weights_fingerprint,
             *self.transfer_fingerprints,
+            *([f"test {self.test_fingerprint}"] if self.is_test else ()),
         )
 
     @property
@@ -157,8 +166,9 @@ class FoldRun:
         """The ledger key, 64 hex digits: a hash of all that decides the result."""
         values = asdict(self)
         values["configuration"] = _said(values["configuration"])
-        if not self.transfer_fingerprints:
-            del values["transfer_fingerprints"]
+        for name in ("transfer_fingerprints", "test_fingerprint"):
+            if not values[name]:
+                del values[name]
         return hash_values({"format": RESULT_FORMAT, **values})
 
 

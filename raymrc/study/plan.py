@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from raymrc.corpora.formats import known_joins, known_labels, read_corpus
 from raymrc.corpora.labels import apply_labels, common_labels, target_labels
 from raymrc.corpora.note import Corpus
-from raymrc.corpora.splits import Folds, make_folds, shared_notes, take_subset
+from raymrc.corpora.splits import Folds, hold_out, make_folds, shared_notes, take_subset
 from raymrc.corpora.synthetic import synthesize
 from raymrc.model.backbones import read_shape
 from raymrc.model.shapes import SHAPES, Shape
@@ -47,7 +47,7 @@ from raymrc.study.placement import (
 )
 from raymrc.study.source import Steps
 from raymrc.study.space import DEFAULTS, Fixed, Grid, SearchSpace, Setting, build_space
-from raymrc.study.spec import BackboneSpec, CorpusSpec, Spec
+from raymrc.study.spec import BackboneSpec, CorpusSpec, FinalTest, Spec
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -81,6 +81,7 @@ class Fingerprints:
         questions: of the wording; only where the strategy asks in words does it enter a key.
         weights: by name of the backbone, `backbones.weights_fingerprint`.
         transfer: of each corpus of another site, `Corpus.fingerprint`, with its name before it.
+        test: of held-out notes, in a final test; "" in cross-validation.
     """
 
     corpus: str
@@ -88,6 +89,7 @@ class Fingerprints:
     questions: str
     weights: Mapping[str, str]
     transfer: tuple[str, ...] = ()
+    test: str = ""
 
 
 @dataclass(frozen=True)
@@ -303,12 +305,36 @@ def plan_study(
 
 
 def read_study_corpus(spec: Spec) -> Corpus:
-    """The notes that a study is about.
+    """The notes that a study is about, without those that a final test holds out.
 
     Raises:
         CorpusError: they are not there, or break the data contract.
     """
-    return _read_described(spec.corpus)
+    corpus = _read_described(spec.corpus)
+    final = spec.final_test
+    return corpus if final is None or final.share is None else _parted(corpus, final)[0]
+
+
+def _parted(corpus: Corpus, final: FinalTest) -> tuple[Corpus, Corpus]:
+    assert final.share is not None
+    return hold_out(corpus, final.share, final.seed)
+
+
+def read_test(spec: Spec, corpus: Corpus) -> Corpus | None:
+    """The held-out notes of a study's final test, with the labels and relations alone that both have; None
+    where it has no final test.
+
+    Raises:
+        CorpusError: they are not there, or break the data contract.
+        SpecError: a note, an article or a patient of theirs is in the study's corpus, too; or no label in
+            common.
+    """
+    final = spec.final_test
+    if final is None:
+        return None
+    if final.corpus is None:
+        return _parted(_read_described(spec.corpus), final)[1]
+    return _read_other(spec, final.corpus, ("final_test", "corpus"), corpus)
 
 
 def read_transfer(spec: Spec, corpus: Corpus) -> dict[str, Corpus]:
@@ -324,23 +350,30 @@ def read_transfer(spec: Spec, corpus: Corpus) -> dict[str, Corpus]:
         name, at = described.display_name, ("transfer", index)
         if name in found or name == spec.corpus.display_name:
             raise spec.error(at, f"there is another corpus named {name}; give this one a name")
-        other = _read_described(described)
-        shared = shared_notes(corpus, other)
-        if shared:
-            shown = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
-            raise spec.error(
-                at,
-                f"{len(shared)} notes of {name} are in the study's corpus, too, by text or by group "
-                f"({shown}); take them out of one of them, as by sites",
-            )
-        found[name] = common_labels(other, corpus)
-        if not found[name].labels:
-            raise spec.error(
-                at,
-                f"{name} has no label of the study's corpus ({', '.join(corpus.labels)}); "
-                "bring them together by its labels",
-            )
+        found[name] = _read_other(spec, described, at, corpus)
     return found
+
+
+def _read_other(spec: Spec, described: CorpusSpec, at: Steps, corpus: Corpus) -> Corpus:
+    """Notes that are only ever scored."""
+    name = described.display_name
+    other = _read_described(described)
+    shared = shared_notes(corpus, other)
+    if shared:
+        shown = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
+        raise spec.error(
+            at,
+            f"{len(shared)} notes of {name} are in the study's corpus, too, by text or by group "
+            f"({shown}); take them out of one of them, as by sites",
+        )
+    common = common_labels(other, corpus)
+    if not common.labels:
+        raise spec.error(
+            at,
+            f"{name} has no label of the study's corpus ({', '.join(corpus.labels)}); "
+            "bring them together by its labels",
+        )
+    return common
 
 
 def _read_described(described: CorpusSpec) -> Corpus:
@@ -447,7 +480,8 @@ def fold_run(configuration: Configuration, fold: int, fingerprints: Fingerprints
         folds_fingerprint=fingerprints.folds,
         questions_fingerprint=fingerprints.questions if in_words else "",
         weights_fingerprint=fingerprints.weights[cell.backbone.name],
-        transfer_fingerprints=fingerprints.transfer,
+        transfer_fingerprints=() if fingerprints.test else fingerprints.transfer,
+        test_fingerprint=fingerprints.test,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+from raymrc.corpora.note import Relation, Span
 from raymrc.scoring.counts import Counts, pool
 from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
 
@@ -43,6 +44,14 @@ class NoteCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """What a model made of a note."""
+
+    spans: tuple[Span, ...] = ()
+    relations: tuple[Relation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """A finished fold-run, as the ledger keeps it. No note text, only ids and numbers.
 
@@ -51,6 +60,7 @@ class Record:
         status: "done" or "failed".
         reason: why it failed, in a sentence without note text; "" when done.
         notes: scored note id -> counts.
+        predictions: held-out note id -> what was found there, by offsets; only of a final test.
         transfer: name of another site -> its notes' counts, as in `notes`; of labels alone that both have.
         unreachable: gold spans of the scored fold that no target can express (not on a piece
             boundary, wider than a window, same-label overlap under `fine_tune`), or its relations
@@ -83,6 +93,7 @@ class Record:
     reason: str = ""
     notes: Mapping[str, NoteCounts] = field(default_factory=dict, repr=False)
     transfer: Mapping[str, Mapping[str, NoteCounts]] = field(default_factory=dict, repr=False)
+    predictions: Mapping[str, Found] = field(default_factory=dict, repr=False)
     unreachable: int = 0
     validation_f1: float = 0.0
     best_epoch: int = 0
@@ -143,9 +154,10 @@ class Record:
     def to_json(self) -> str:
         """Canonical JSON; `from_json` gives an equal record back."""
         # Without notes: asdict would copy every count only to see it replaced below.
-        values = asdict(replace(self, notes={}, transfer={}))
+        values = asdict(replace(self, notes={}, transfer={}, predictions={}))
         values["notes"] = _write_notes(self.notes)
         values["transfer"] = {name: _write_notes(notes) for name, notes in self.transfer.items()}
+        values["predictions"] = {name: asdict(found) for name, found in self.predictions.items()}
         return json.dumps(values, sort_keys=True)
 
     @classmethod
@@ -168,7 +180,23 @@ class Record:
         values["transfer"] = {
             name: _read_notes(notes) for name, notes in values.get("transfer", {}).items()
         }
+        values["predictions"] = {
+            name: _read_found(found) for name, found in values.get("predictions", {}).items()
+        }
         return cls(**values)
+
+
+def _read_found(values: Mapping[str, Any]) -> Found:
+    spans = (
+        Span(
+            span["id"],
+            span["label"],
+            tuple((start, end) for start, end in span["fragments"]),
+            tuple((name, value) for name, value in span["attributes"]),
+        )
+        for span in values["spans"]
+    )
+    return Found(tuple(spans), tuple(Relation(**relation) for relation in values["relations"]))
 
 
 def _write_notes(notes: Mapping[str, NoteCounts]) -> dict[str, Any]:

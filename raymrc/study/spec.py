@@ -10,7 +10,7 @@ an editor's hints are made from it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -198,15 +198,20 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(text().read(item) for item in value)
 
 
-def _amounts(value: Any) -> tuple[int, ...]:
-    amounts = value if isinstance(value, list) else [value]
-    try:
-        found = tuple(whole(1).read(amount) for amount in amounts)
-    except Wrong as wrong:
-        raise problems([((), str(wrong))]) from None
-    if not found or len(set(found)) < len(found):
-        raise problems([((), f"{show(value)} is not a list of different numbers of notes")])
-    return found
+def _numbers(low: int, what: str) -> Callable[[Any], tuple[int, ...]]:
+    """Different whole numbers, of at least `low`; one may stand alone."""
+
+    def read(value: Any) -> tuple[int, ...]:
+        numbers = value if isinstance(value, list | tuple) else [value]
+        try:
+            found = tuple(whole(low).read(number) for number in numbers)
+        except Wrong as wrong:
+            raise problems([((), str(wrong))]) from None
+        if not found or len(set(found)) < len(found):
+            raise problems([((), f"wants different {what}, at least one")])
+        return found
+
+    return read
 
 
 def _reader(value: Any) -> str:
@@ -278,11 +283,32 @@ class Folds(_Section):
 class FewShot(_Section):
     """Training on few notes, drawn several times."""
 
-    notes: Annotated[tuple[int, ...], BeforeValidator(_amounts)]
+    notes: Annotated[tuple[int, ...], BeforeValidator(_numbers(1, "numbers of notes"))]
     """How many training notes, each a cell of its own, such as [5, 10, 20]. Validation notes are as many at
     most; scored are all of the fold's."""
     draws: Annotated[int, checked(whole(1, 100))] = 3
     """How often they are drawn, in each fold. In a draw fewer notes are part of more."""
+
+
+class FinalTest(_Section):
+    """Held-out notes. `raymrc test` scores them once, when all has been chosen."""
+
+    corpus: CorpusSpec | None = None
+    """The notes, such as a shared task's test set. None of them may be in the study's corpus."""
+    share: Annotated[float | None, checked(or_none(number(0.01, 0.5)))] = None
+    """Instead: a share of the study's own notes, whole groups, that no fold sees."""
+    seed: Seed = 13
+    """Which notes the share holds out."""
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_numbers(0, "seeds"))] = (1, 2, 3)
+    """Of the models that are trained anew: one for each, on all of the study's notes."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> FinalTest:
+        if (self.corpus is None) == (self.share is None):
+            raise problems(
+                [((), "a final test needs a corpus or a share of the study's own notes")]
+            )
+        return self
 
 
 class BackboneSpec(_Section):
@@ -442,6 +468,8 @@ class Spec(_Section):
     """Cross-validation."""
     few_shot: FewShot | None = None
     """Training on few notes instead of all of the training folds'."""
+    final_test: FinalTest | None = None
+    """Held-out notes, which nothing is trained on or chosen by."""
     backbones: tuple[Annotated[BackboneSpec, BeforeValidator(_backbone_entry)], ...]
     """Names, or mappings with more to say; at least one."""
     strategies: Strategies
@@ -640,6 +668,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "strategies": Strategies,
     "search": Search,
     "few_shot": FewShot,
+    "final_test": FinalTest,
     "resources": Resources,
     "workers": Workers,
     "prices": Prices,

@@ -60,6 +60,7 @@ class ConfigurationSummary:
     Args:
         num_folds: how many there are; `folds` are the finished ones, ascending.
         fold_f1: strict micro F1 of each finished fold, in that order.
+        best_epochs: the chosen epoch of each, likewise.
         strict, lenient: micro F1 over folds.
         validation: strict micro F1 on the validation notes, over folds; this chooses.
         pooled_strict, pooled_lenient: counts of all finished folds together.
@@ -83,6 +84,7 @@ class ConfigurationSummary:
     pooled_lenient: Counts
     labels_strict: Mapping[str, Counts] = field(repr=False)
     labels_lenient: Mapping[str, Counts] = field(repr=False)
+    best_epochs: tuple[int, ...] = ()
     events: Spread = Spread()
     labels_events: Mapping[str, Counts] = field(default_factory=dict, repr=False)
     failures: tuple[tuple[int, str], ...] = ()
@@ -259,6 +261,8 @@ def summarise(
     bases: dict[Cell, dict[tuple[str, ...], list[Record]]] = {}
     for record in records:
         run = record.fold_run
+        if run.is_test:
+            continue  # scores of held-out notes choose nothing
         bases.setdefault(run.configuration.cell, {}).setdefault(run.basis, []).append(record)
     wanted = {run.configuration.cell: run.basis for run in same or ()}
     if cells is None:
@@ -385,6 +389,7 @@ def _summarise_configuration(
         pooled_lenient=pool(lenient),
         labels_strict=_by_label(done, "strict"),
         labels_lenient=_by_label(done, "lenient"),
+        best_epochs=tuple(record.best_epoch for record in done),
         events=spread([record.events.f1 for record in done if record.events != Counts()]),
         labels_events=_by_label(done, "events"),
         failures=tuple((r.fold_run.fold, r.reason) for r in by_fold if r.status != "done"),
@@ -458,9 +463,9 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
     for gap in gaps:
         under.add_row(
             f"{gap.corpus}/{gap.backbone}" + (f"/{gap.shots} notes" if gap.shots else ""),
-            _points(gap.frozen_f1),
-            _points(gap.unfrozen_f1),
-            _points(gap.gap),
+            points(gap.frozen_f1),
+            points(gap.unfrozen_f1),
+            points(gap.gap),
             _percent(gap.device_share),
             _percent(gap.adapter_share),
             gap.unfrozen,
@@ -487,9 +492,9 @@ def _event_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:
         ]
         table.add_row(
             cell.name,
-            _points(leader.events.mean),
-            _points(leader.events.sd),
-            *(_points(counts.f1) for counts in parts),
+            points(leader.events.mean),
+            points(leader.events.sd),
+            *(points(counts.f1) for counts in parts),
         )
     return [table]
 
@@ -512,11 +517,7 @@ def _transfer_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:
                 t = leader.transfer[name]
                 table.add_row(
                     cell.name,
-                    *(
-                        _points(x)
-                        for side in (t.home, t.away, t.drop)
-                        for x in (side.mean, side.sd)
-                    ),
+                    *(points(x) for side in (t.home, t.away, t.drop) for x in (side.mean, side.sd)),
                 )
         tables.append(table)
     return tables
@@ -544,9 +545,9 @@ def _row(summary: CellSummary) -> list[str]:
         return ["-"] * 7 + [f"0{failed}", "nothing done yet"]
     chosen = describe(leader.configuration, summary.configurations)
     return [
-        _points(leader.strict.mean),
-        _points(leader.strict.sd),
-        _points(leader.lenient.mean),
+        points(leader.strict.mean),
+        points(leader.strict.sd),
+        points(leader.lenient.mean),
         _percent(leader.trained_share),
         _bytes(leader.adapter_bytes),
         f"{leader.device_seconds:.0f}",
@@ -579,7 +580,8 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _points(value: float | None) -> str:
+def points(value: float | None) -> str:
+    """A share in points, "-" for none."""
     return "-" if value is None else f"{100 * value:.2f}"
 
 

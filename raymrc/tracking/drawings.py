@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 
 from raymrc.scoring.counts import pool
@@ -47,6 +47,7 @@ class Figures:
     cell_key: str
     configuration: Configuration
     fold: int
+    is_test: bool
     status: str
     reason: str
     numbers: Mapping[str, float]
@@ -93,12 +94,15 @@ def read_figures(record: Record) -> Figures:
             course.append(("loss", epoch.epoch, epoch.loss, int(clock)))
             course.append(("epoch_validation_f1", epoch.epoch, epoch.validation_f1, int(clock)))
     cell = hash_values([run.configuration.cell.values, run.basis])
+    # A final test's seeds are what a configuration's folds are.
+    alike = replace(run.configuration, seed=0) if run.is_test else run.configuration
     return Figures(
         key=record.key,
-        configuration_key="configuration:" + hash_values([run.configuration.id, run.basis])[:32],
+        configuration_key="configuration:" + hash_values([alike.id, run.basis])[:32],
         cell_key="cell:" + cell[:32],
         configuration=run.configuration,
         fold=run.fold,
+        is_test=run.is_test,
         status=record.status,
         reason=record.reason,
         numbers=numbers,
@@ -245,7 +249,9 @@ def _draw_fold_run(figures: Figures, parent: str, name: str) -> Drawing:
     return Drawing(
         key=figures.key,
         parent=parent,
-        name=f"fold {figures.fold} · {name}",
+        name=f"seed {figures.configuration.seed}"
+        if figures.is_test
+        else f"fold {figures.fold} · {name}",
         failed=figures.status == "failed",
         start_ms=figures.start_ms,
         end_ms=figures.end_ms,
@@ -291,14 +297,16 @@ def _draw_cell(
     numbers |= {f"search_{name}": searched[name] for name in ("device_seconds", "cost_usd")}
     numbers["configurations"] = float(len(configurations))
     cell = everything[0].configuration.cell
+    is_test = everything[0].is_test
     return _draw_group(
         key,
         "",
         f"{cell.backbone.name} · {cell.strategy}"
-        + (f" · {cell.shots} notes" if cell.shots else ""),
+        + (f" · {cell.shots} notes" if cell.shots else "")
+        + (" · final test" if is_test else ""),
         everything,
         tags={
-            "level": "cell",
+            "level": "final test" if is_test else "cell",
             "winner": names[winner],
             "winner_id": configurations[winner][0].configuration.id,
             **_cell_tags(cell),

@@ -53,14 +53,16 @@ class StudyData:
         questions: label or name of a relation question -> question in words, used where a strategy asks
             in words.
         transfer: notes of other sites by name, which are only ever scored.
+        test: held-out notes, which a final test scores, and nothing else.
     """
 
     corpus: Corpus
     folds: Folds
     questions: Mapping[str, str]
     transfer: Mapping[str, Corpus] = field(default_factory=dict)
+    test: Corpus | None = None
     _asked: dict[str, Asked] = field(default_factory=dict, repr=False, compare=False)
-    _sites: dict[str, StudyData] = field(default_factory=dict, repr=False, compare=False)
+    _sites: dict[str | None, StudyData] = field(default_factory=dict, repr=False, compare=False)
     _pieces: dict[str, dict[str, Pieces]] = field(default_factory=dict, repr=False, compare=False)
     _windows: dict[tuple[object, ...], dict[str, list[Window]]] = field(
         default_factory=dict, repr=False, compare=False
@@ -71,7 +73,7 @@ class StudyData:
 
     def __getstate__(self) -> dict[str, object]:
         # What was cached in one process is cheaper to build again than to send to another.
-        names = ("corpus", "folds", "questions", "transfer")
+        names = ("corpus", "folds", "questions", "transfer", "test")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -85,10 +87,12 @@ class StudyData:
             self._asked[task] = find_asked(task, self.corpus)
         return self._asked[task]
 
-    def site(self, name: str, task: str) -> StudyData:
-        """The notes of another site, asked what this one's are."""
+    def site(self, name: str | None, task: str) -> StudyData:
+        """The notes of another site, or the held-out ones (None), asked what this one's are."""
         if name not in self._sites:
-            self._sites[name] = StudyData(self.transfer[name], self.folds, self.questions)
+            corpus = self.test if name is None else self.transfer[name]
+            assert corpus is not None, "a final test needs held-out notes"
+            self._sites[name] = StudyData(corpus, self.folds, self.questions)
         self._sites[name]._asked[task] = self.asked(task)
         return self._sites[name]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from raymrc.corpora.note import Note, Relation, Span
+from raymrc.corpora.note import Note, Span
 from raymrc.model.heads import SpanAnswer
 from raymrc.reading.answers import assemble, decode_spans, decode_tags
 from raymrc.reading.relations import Mention, assemble_relations, mentions_of, surest_values
@@ -21,21 +21,13 @@ from raymrc.reading.windows import Pieces, Window, strip_blanks
 from raymrc.scoring.counts import Counts
 from raymrc.scoring.n2c2_2018 import Mode, score_note, score_relations
 from raymrc.scoring.n2c2_2022 import score_events
-from raymrc.study.record import NoteCounts
+from raymrc.study.record import Found, NoteCounts
 from raymrc.training.batching import Row, RowBuilder
 
 Answer = SpanAnswer | np.ndarray
 
 Triple = tuple[int, Mention, Mention]
 """Index of a relation question, given mention, answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a model made of a note."""
-
-    spans: tuple[Span, ...] = ()
-    relations: tuple[Relation, ...] = ()
 
 
 @dataclass(eq=False, repr=False)
@@ -109,8 +101,7 @@ class Exam:
             return Found(self._find_spans(note))
         triples = surest_values(self._related.get(note.id, {}), asked.relations)
         mentions = mentions_of(self._find_spans(note) if asked.labels else note.spans)
-        named = (mention for mention in mentions if mention.label in asked.triggers)
-        return Found(*assemble_relations(triples, asked.relations, named))
+        return Found(*assemble_relations(triples, asked.relations, mentions))
 
     def scores(self) -> dict[str, NoteCounts]:
         """Strict and lenient counts of each note against its gold, official 2018 rules: of relations

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from raymrc.corpora.note import Note
+from raymrc.corpora.splits import Split
 from raymrc.errors import TrainingError
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs, SpanTargets, Targets
@@ -30,7 +31,7 @@ from raymrc.reading.relations import mentions_of, unreachable_relations
 from raymrc.scoring.counts import pool
 from raymrc.study.configuration import FoldRun, hash_values
 from raymrc.study.cost import price, training_flops
-from raymrc.study.record import Epoch, NoteCounts, Record
+from raymrc.study.record import Epoch, Found, NoteCounts, Record
 from raymrc.training.activations import Activations
 from raymrc.training.batching import (
     Row,
@@ -115,8 +116,9 @@ class Lane:
         self.device = device
         self.asked = data.asked(configuration.cell.task)
         self.data, self.tokenizer = data, loaded.tokenizer
-        self.sites = list(data.transfer)
+        self.sites = [] if fold_run.is_test else list(data.transfer)
         self.transfer: dict[str, dict[str, NoteCounts]] = {}
+        self.predictions: dict[str, Found] = {}
         self.shape = loaded.shape
         self.strategy = STRATEGIES[configuration.cell.strategy]
         self.evaluation_pieces = evaluation_pieces
@@ -136,12 +138,7 @@ class Lane:
         self.builder = data.builder(loaded.tokenizer, loaded.shape, configuration)
         self.notes = {note.id: note for note in data.corpus.notes}
         self.note_rows = data.rows(loaded.tokenizer, loaded.shape, configuration)
-        shots = configuration.cell.shots
-        self.split = (
-            data.folds.split(fold_run.fold)
-            if shots is None
-            else data.folds.few_shot(fold_run.fold, shots)
-        )
+        self.split = self._split()
         self.rows = [row for note_id in self.split.train for row in self.note_rows[note_id]]
         if not self.rows:
             raise TrainingError(f"fold {fold_run.fold} has no training note with text in it")
@@ -176,6 +173,13 @@ class Lane:
         self._exam: Exam | None = None
         if state is not None:
             self._restore(state)
+
+    def _split(self) -> Split:
+        folds, fold = self.data.folds, self.fold_run.fold
+        if self.fold_run.is_test:
+            return Split(tuple(self.notes), (), ())
+        shots = self.configuration.cell.shots
+        return folds.split(fold) if shots is None else folds.few_shot(fold, shots)
 
     @property
     def shares_passes(self) -> bool:
@@ -256,22 +260,26 @@ class Lane:
                 if self.stage == SCORING and self.best_epoch != configuration.epochs:
                     assert self.best_state is not None
                     self.model.load_trained_state(self.best_state)
-                self._exam = self._abroad() if self.stage == TRANSFER else self._at_home()
+                self._exam = self._next_exam()
             batches = evaluation_batches(self._exam.next_round(), self.evaluation_pieces)
         listed = list(batches)[resumed_at:]
         self._left = len(listed)
         here = self.device if self.activations is None else torch.device("cpu")
         self._ready = prefetch(self._collated(listed), here)
 
-    def _at_home(self) -> Exam:
+    def _next_exam(self) -> Exam:
+        if self.stage == TRANSFER:
+            return self._exam_at(self.sites[len(self.transfer)])
+        if self.stage == SCORING and self.fold_run.is_test:
+            return self._exam_at(None)
         asked = self.split.scored if self.stage == SCORING else self.split.validation
         notes = [self.notes[note_id] for note_id in asked]
         return Exam(self.builder, notes, self.note_rows, self.windows, self.pieces)
 
-    def _abroad(self) -> Exam:
-        """Of the next other site."""
+    def _exam_at(self, name: str | None) -> Exam:
+        """At another site, or of the held-out notes (None)."""
         c = self.configuration
-        site = self.data.site(self.sites[len(self.transfer)], c.cell.task)
+        site = self.data.site(name, c.cell.task)
         source = c.cell.backbone.source
         return Exam(
             self.builder,
@@ -291,7 +299,8 @@ class Lane:
         assert self._exam is not None
         if self._exam.has_more:
             return
-        scores, self._exam = self._exam.scores(), None
+        exam, self._exam = self._exam, None
+        scores = exam.scores()
         if self.stage == VALIDATION:
             self._end_epoch(_strict_f1(scores))
             is_last = len(self.epochs) == self.configuration.epochs
@@ -299,6 +308,9 @@ class Lane:
             return
         if self.stage == SCORING:
             self.scores = scores
+            self.unreachable = self._count_unreachable(exam)
+            if self.fold_run.is_test:
+                self.predictions = {note.id: exam.found(note) for note in exam.notes}
         else:
             self.transfer[self.sites[len(self.transfer)]] = scores
         self.stage = TRANSFER if len(self.transfer) < len(self.sites) else DONE
@@ -404,7 +416,8 @@ class Lane:
             fold_run=self.fold_run,
             notes=self.scores,
             transfer=self.transfer,
-            unreachable=self._count_unreachable(self.split.scored),
+            predictions=self.predictions,
+            unreachable=self.unreachable,
             validation_f1=self.best_f1,
             best_epoch=self.best_epoch,
             epochs=tuple(self.epochs),
@@ -443,15 +456,15 @@ class Lane:
             head_parameters=per_piece * self.shape.hidden,
         )
 
-    def _count_unreachable(self, note_ids: Iterable[str]) -> int:
-        """Gold spans of these notes, or relations, that no answer of this strategy can be."""
+    def _count_unreachable(self, exam: Exam) -> int:
+        """Gold spans of an exam's notes, or relations, that no answer of this strategy can be."""
         if self.asked.relations:
-            return sum(len(self._unreachable_relations(self.notes[i])) for i in note_ids)
+            return sum(len(self._unreachable_relations(note, exam)) for note in exam.notes)
         find = untaggable if self.strategy.answers == "tags" else unreachable
-        return sum(len(find(self.notes[i], self.windows[i])) for i in note_ids)
+        return sum(len(find(note, exam.windows[note.id])) for note in exam.notes)
 
-    def _unreachable_relations(self, note: Note) -> list[Unreachable]:
-        contexts = self.builder.contexts(note, self.pieces[note.id], mentions_of(note.spans))
+    def _unreachable_relations(self, note: Note, exam: Exam) -> list[Unreachable]:
+        contexts = self.builder.contexts(note, exam.pieces[note.id], mentions_of(note.spans))
         return unreachable_relations(note, contexts, self.asked.relations)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Corpus, Note, Span
-from raymrc.corpora.splits import make_folds, take_subset
+from raymrc.corpora.splits import hold_out, make_folds, shared_notes, take_subset
 from raymrc.corpora.synthetic import synthesize
 from raymrc.errors import CorpusError
 from tests.paths import SHARED, needs_shared
@@ -81,6 +81,21 @@ def test_sides_share_no_note_group_or_text_and_every_note_is_scored_once(
         assert bool(split.validation) == (share > 0)
         scored.update(split.scored)
     assert scored == {note.id: 1 for note in corpus.notes}
+
+
+@given(corpora(), st.integers(0, 3), st.sampled_from([0.1, 0.3, 0.5]))
+@settings(max_examples=40, deadline=None)
+def test_what_is_held_out_shares_no_group_or_text_with_the_rest(corpus, seed, share):
+    try:
+        rest, held = hold_out(corpus, share, seed)
+    except CorpusError:
+        return  # one group
+    ids = [[note.id for note in part.notes] for part in (rest, held)]
+    assert all(ids) and sorted(ids[0] + ids[1]) == sorted(note.id for note in corpus.notes)
+    assert not groups_of(corpus, ids[0]) & groups_of(corpus, ids[1])
+    assert not texts_of(corpus, ids[0]) & texts_of(corpus, ids[1])
+    assert not shared_notes(rest, held)
+    assert rest.labels == held.labels == corpus.labels
 
 
 @given(corpora(), st.randoms(use_true_random=False))

@@ -41,7 +41,7 @@ def test_a_study_is_planned_to_its_last_number_without_its_notes(path):
     assert spec.warnings == ()
     compared = {cell.cell.strategy for cell in plan.cells}
     # Whoever has no prompt has nothing to say about its shape.
-    assert compared == set(STRATEGIES) or path.stem.startswith("prompt-")
+    assert compared == set(STRATEGIES) or path.stem.startswith(("prompt-", "final-test"))
     assert all(0 < cell.trained_share <= 1 for cell in plan.cells)
     assert plan.num_fold_runs == plan.num_configurations * spec.num_folds
 
@@ -97,7 +97,9 @@ def test_a_public_study_finds_its_notes_and_folds(study: str, folder: str):
     path: Path = SHARED / "corpora" / folder
     spec = load_spec(ROOT / "studies" / study, [f"corpus.path={path}"])
     corpus = read_study_corpus(spec)
-    assert len(corpus.notes) >= (spec.corpus.subset.notes if spec.corpus.subset else 100)
+    wanted = spec.corpus.subset.notes if spec.corpus.subset else 100
+    test = read_test(spec, corpus)
+    assert len(corpus.notes) + (len(test.notes) if test else 0) >= wanted
     assert corpus.labels == study_labels(spec)
     assert len(study_questions(spec, corpus)) > 0
     folds = build_study_folds(spec, corpus)

@@ -1,0 +1,231 @@
+"""The final test: winners, trained anew on all notes of the study, score held-out notes once.
+
+    winners of cross-validation -> plan of one fold-run a seed -> records -> scores, predictions
+
+Nothing is chosen here. There is no validation part, so a winner trains as many epochs as were best for it,
+the median over its folds; its rate decays over these.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymrc.corpora.brat import write_brat
+from raymrc.corpora.folders import new_folder
+from raymrc.corpora.note import Corpus
+from raymrc.errors import StudyError
+from raymrc.study.configuration import Cell, Configuration
+from raymrc.study.plan import Plan
+from raymrc.study.record import Record
+from raymrc.study.spec import Spec
+from raymrc.study.verdict import CellSummary, ConfigurationSummary, Spread, points, spread
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def plan_final_test(
+    spec: Spec,
+    plan: Plan,
+    summaries: Sequence[CellSummary],
+    records: Iterable[Record],
+    test: Corpus,
+) -> Plan:
+    """One fold-run a winner and seed.
+
+    Args:
+        plan: of the study, with fingerprints.
+        summaries: of its cells, in its order.
+        records: all of its ledger.
+        test: the held-out notes.
+
+    Raises:
+        StudyError: cross-validation is not finished; or the held-out notes were scored before, with another
+            configuration of a cell: a second look would choose by them.
+    """
+    assert plan.fingerprints is not None and spec.final_test is not None
+    fingerprint = test.fingerprint
+    looked: dict[Cell, set[Configuration]] = {}
+    for record in records:
+        if record.fold_run.test_fingerprint == fingerprint and record.status == "done":
+            configuration = record.fold_run.configuration
+            looked.setdefault(configuration.cell, set()).add(_whatever_seed(configuration))
+    cells = []
+    for cell, summary in zip(plan.cells, summaries, strict=True):
+        missing = cell.num_fold_runs - summary.num_done - summary.num_failed
+        if missing > 0:
+            raise StudyError(
+                f"{cell.cell.name}: {missing} of {cell.num_fold_runs} fold-runs are still to be done; "
+                "'raymrc run' comes first"
+            )
+        if summary.winner is None:
+            raise StudyError(
+                f"{cell.cell.name}: no configuration has all of its folds, so there is no winner to "
+                "test; 'raymrc run' tries failed fold-runs again, or take the cell out of the study"
+            )
+        chosen = _refitted(summary.winner)
+        others = looked.get(cell.cell, set()) - {_whatever_seed(chosen)}
+        if others:
+            raise StudyError(
+                f"{cell.cell.name}: the held-out notes were scored before, with another configuration; "
+                "scoring them again would choose by them, so the first scores stand (raymrc report)"
+            )
+        configurations = tuple(replace(chosen, seed=seed) for seed in spec.final_test.seeds)
+        cells.append(
+            replace(
+                cell,
+                configurations=configurations,
+                num_configurations=len(configurations),
+                num_fold_runs=len(configurations),
+            )
+        )
+    return replace(
+        plan,
+        folds=1,
+        cells=tuple(cells),
+        fingerprints=replace(plan.fingerprints, test=fingerprint),
+    )
+
+
+def _refitted(winner: ConfigurationSummary) -> Configuration:
+    epochs = max(1, round(statistics.median(winner.best_epochs)))
+    return replace(winner.configuration, epochs=epochs)
+
+
+def _whatever_seed(configuration: Configuration) -> Configuration:
+    return replace(configuration, seed=0)
+
+
+@dataclass(frozen=True, slots=True)
+class FinalScore:
+    """A cell's winner on held-out notes, over seeds.
+
+    Args:
+        configuration: but for its seed.
+        seeds: that are done, ascending.
+        strict, lenient, events: micro F1, over seeds; see `ConfigurationSummary`.
+        unreachable: gold of the held-out notes that no answer can be.
+    """
+
+    cell: Cell
+    configuration: Configuration
+    seeds: tuple[int, ...]
+    strict: Spread
+    lenient: Spread
+    events: Spread
+    unreachable: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values. F1 runs from 0 to 1."""
+        return {
+            "cell": self.cell.name,
+            "epochs": self.configuration.epochs,
+            "seeds": list(self.seeds),
+            "strict_f1": asdict(self.strict),
+            "lenient_f1": asdict(self.lenient),
+            "events_f1": asdict(self.events),
+            "unreachable": self.unreachable,
+        }
+
+
+def final_scores(records: Iterable[Record], cells: Sequence[Cell]) -> tuple[FinalScore, ...]:
+    """What a study's ledger has of final tests, by cell, in the order of `cells`; of several held-out sets
+    the latest."""
+    by_cell: dict[Cell, dict[tuple[str, ...], list[Record]]] = {}
+    for record in sorted(records, key=lambda record: record.started_at):
+        run = record.fold_run
+        if run.is_test and record.status == "done":
+            bases = by_cell.setdefault(run.configuration.cell, {})
+            bases.setdefault(run.basis, []).append(record)
+    scores = []
+    for cell in cells:
+        if cell not in by_cell:
+            continue
+        latest = max(by_cell[cell].values(), key=lambda runs: runs[-1].started_at)
+        runs = sorted(latest, key=lambda record: record.fold_run.configuration.seed)
+        scores.append(
+            FinalScore(
+                cell,
+                _whatever_seed(runs[0].fold_run.configuration),
+                tuple(record.fold_run.configuration.seed for record in runs),
+                spread([record.strict.f1 for record in runs]),
+                spread([record.lenient.f1 for record in runs]),
+                spread([record.events.f1 for record in runs if any(_events(record))]),
+                runs[0].unreachable,
+            )
+        )
+    return tuple(scores)
+
+
+def _events(record: Record) -> Iterator[bool]:
+    return (bool(note.events) for note in record.notes.values())
+
+
+def write_predictions(
+    records: Iterable[Record],
+    test: Corpus,
+    folder: Path,
+    triggers: frozenset[str] = frozenset(),
+) -> list[Path]:
+    """What was found in held-out notes, as brat files: a folder for each cell and seed.
+
+    Args:
+        records: of final tests on these notes; others are left out.
+        test: the held-out notes, whose text the files hold.
+        folder: gets the folders; what is there already is left as it is.
+        triggers: see `brat.write_brat`.
+
+    Raises:
+        CorpusError: the folder cannot be written.
+    """
+    written = []
+    for record in records:
+        run = record.fold_run
+        if run.test_fingerprint != test.fingerprint or record.status != "done":
+            continue
+        name = f"seed-{run.configuration.seed}-{record.key[:8]}"
+        place = folder / run.configuration.cell.name / name
+        if not place.exists():
+            found = record.predictions
+            notes = (
+                replace(note, spans=found[note.id].spans, relations=found[note.id].relations)
+                for note in test.notes
+            )
+            with new_folder(place) as made:
+                write_brat(notes, made, triggers)
+        written.append(place)
+    return written
+
+
+def render_final(
+    scores: Sequence[FinalScore], validated: Mapping[Cell, float | None]
+) -> RenderableType:
+    """The final test as a table for the terminal.
+
+    Args:
+        validated: mean strict F1 of each cell's winner over the folds.
+    """
+    from rich.table import Table
+
+    table = Table(title="Final test: F1 in points on held-out notes, mean over seeds")
+    table.add_column("corpus / backbone / strategy", no_wrap=True)
+    with_events = any(score.events.mean is not None for score in scores)
+    shown: list[tuple[str, Callable[[FinalScore], str]]] = [
+        ("strict F1", lambda score: points(score.strict.mean)),
+        ("sd", lambda score: points(score.strict.sd)),
+        ("lenient F1", lambda score: points(score.lenient.mean)),
+        ("over folds", lambda score: points(validated.get(score.cell))),
+        ("seeds", lambda score: str(len(score.seeds))),
+        ("epochs", lambda score: str(score.configuration.epochs)),
+    ]
+    if with_events:
+        shown.insert(3, ("events F1", lambda score: points(score.events.mean)))
+    for heading, _ in shown:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for score in scores:
+        table.add_row(score.cell.name, *(tell(score) for _, tell in shown))
+    return table

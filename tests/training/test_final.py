@@ -1,0 +1,100 @@
+"""A final test learns from every note of the study, and from nothing of the held-out ones.
+
+It could break unnoticed where a part is still kept for validation, where held-out notes choose the epoch,
+or where what is kept of them is not what was scored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from raymrc.corpora.labels import common_labels
+from raymrc.corpora.note import Corpus, Note
+from raymrc.model.backbones import Loaded
+from raymrc.scoring.counts import pool
+from raymrc.scoring.n2c2_2018 import score_note, score_relations
+from raymrc.study.configuration import FoldRun
+from raymrc.study.record import Record
+from raymrc.training.batching import StudyData
+from raymrc.training.lane import Lane
+from raymrc.training.pool import Pool
+from raymrc.training.trainer import train_fold_run
+from tests.training.test_relations import CPU, make_relation_data, make_relation_notes, make_run
+
+
+@pytest.fixture(scope="module")
+def here() -> StudyData:
+    return make_relation_data(make_relation_notes())
+
+
+def held_out(here: StudyData, notes: tuple[Note, ...]) -> StudyData:
+    test = common_labels(
+        Corpus(notes, here.corpus.labels, here.corpus.relation_labels), here.corpus
+    )
+    return StudyData(here.corpus, here.folds, here.questions, {"elsewhere": test}, test)
+
+
+def test_run(loaded: Loaded, task: str, strategy: str) -> FoldRun:
+    rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
+    run = make_run(loaded, task, strategy, learning_rate=rate, head_learning_rate=1e-2, epochs=16)
+    return replace(run, test_fingerprint="held out")
+
+
+test_run.__test__ = False  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("task", "strategy"),
+    [
+        ("concepts", "frozen_soft_prompt"),
+        ("relations", "fine_tune"),
+        ("end_to_end", "soft_prompt"),
+    ],
+)
+def test_held_out_notes_are_scored_once_and_teach_nothing(
+    task: str, strategy: str, loaded: Loaded, here: StudyData
+) -> None:
+    notes = make_relation_notes(12, seed=5)
+    run = test_run(loaded, task, strategy)
+    record = train_fold_run(run, held_out(here, notes), loaded)
+    assert set(record.notes) == set(record.predictions) == {note.id for note in notes}
+    assert record.transfer == {} and record.validation_f1 == 0.0
+    assert record.best_epoch == run.configuration.epochs
+    assert record.strict.tp > 0
+    # What is kept is what was scored.
+    counts = [
+        score_note(note.spans, found.spans, "strict")
+        if task == "concepts"
+        else score_relations(note.spans, note.relations, found.spans, found.relations, "strict")
+        for note in notes
+        for found in (record.predictions[note.id],)
+    ]
+    assert pool(c for by_label in counts for c in by_label.values()) == record.strict
+    assert Record.from_json(record.to_json()) == record
+    if task != "relations":  # which is about gold mentions
+        bare = tuple(replace(note, spans=(), relations=()) for note in notes)
+        blind = train_fold_run(run, held_out(here, bare), loaded)
+        assert [e.loss for e in blind.epochs] == [e.loss for e in record.epochs]
+        assert blind.predictions == record.predictions
+
+
+def test_every_note_of_the_study_is_learnt_from(loaded: Loaded, here: StudyData) -> None:
+    data = held_out(here, make_relation_notes(6, seed=5))
+    pool_of = Pool(loaded, data, "cpu")
+    run = test_run(loaded, "concepts", "frozen_soft_prompt")
+    pool_of.open(run)
+    lane: Lane = pool_of._seats[run.key].lane
+    learnt = {row.window.note_id for row in lane.rows}
+    assert learnt == {note.id for note in here.corpus.notes}
+    assert lane.split.validation == lane.split.scored == ()
+    assert lane.device == CPU
+
+
+def test_the_ledger_tells_a_final_test_from_a_fold(loaded: Loaded) -> None:
+    run = test_run(loaded, "concepts", "fine_tune")
+    fold = replace(run, test_fingerprint="")
+    assert run.is_test and not fold.is_test
+    assert run.key != fold.key and run.basis != fold.basis
+    assert replace(run, test_fingerprint="others").key != run.key
