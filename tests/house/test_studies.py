@@ -15,6 +15,7 @@ from raymrc.study.plan import (
     build_study_folds,
     plan_study,
     read_study_corpus,
+    read_test,
     study_labels,
     study_questions,
 )
