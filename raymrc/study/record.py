@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -26,10 +26,17 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class NoteCounts:
-    """Strict and lenient counts of one scored note, per label; labels without items are left out."""
+    """Strict and lenient counts of one scored note, per label; labels without items are left out.
+
+    Args:
+        subsets: strict counts of nested, overlapping and discontinuous spans, by the names of
+            `scoring.subsets`; empty where there are none, in the tasks that are about relations,
+            and in records from before they were counted.
+    """
 
     strict: LabelCounts
     lenient: LabelCounts
+    subsets: Mapping[str, Counts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +123,13 @@ class Record:
             mode: "strict" or "lenient".
             site: a name in `transfer`; "" for the scored fold.
         """
-        # Plain numbers, not sums of Counts: a record has thousands of them.
-        totals: dict[str, list[int]] = {}
-        for note in (self.transfer[site] if site else self.notes).values():
-            for label, counts in getattr(note, mode).items():
-                total = totals.setdefault(label, [0, 0, 0])
-                total[0] += counts.tp
-                total[1] += counts.fp
-                total[2] += counts.fn
-        return {label: Counts(*total) for label, total in sorted(totals.items())}
+        notes = self.transfer[site] if site else self.notes
+        return _pool_by_name(getattr(note, mode) for note in notes.values())
+
+    @property
+    def subsets(self) -> dict[str, Counts]:
+        """Strict counts of the scored fold pooled over notes, by subset."""
+        return _pool_by_name(note.subsets for note in self.notes.values())
 
     def to_json(self) -> str:
         """Canonical JSON; `from_json` gives an equal record back."""
@@ -157,26 +162,46 @@ class Record:
         return cls(**values)
 
 
+def _pool_by_name(notes: Iterable[Mapping[str, Counts]]) -> dict[str, Counts]:
+    # Plain numbers, not sums of Counts: a record has thousands of them.
+    totals: dict[str, list[int]] = {}
+    for note in notes:
+        for name, counts in note.items():
+            total = totals.setdefault(name, [0, 0, 0])
+            total[0] += counts.tp
+            total[1] += counts.fp
+            total[2] += counts.fn
+    return {name: Counts(*total) for name, total in sorted(totals.items())}
+
+
 def _write_notes(notes: Mapping[str, NoteCounts]) -> dict[str, Any]:
-    return {
-        note_id: {
-            mode: {k: [c.tp, c.fp, c.fn] for k, c in getattr(counts, mode).items()}
-            for mode in ("strict", "lenient")
-        }
-        for note_id, counts in notes.items()
-    }
+    return {note_id: _write_note(note) for note_id, note in notes.items()}
+
+
+def _write_note(note: NoteCounts) -> dict[str, Any]:
+    values = {"strict": _write_counts(note.strict), "lenient": _write_counts(note.lenient)}
+    if note.subsets:
+        values["subsets"] = _write_counts(note.subsets)
+    return values
+
+
+def _write_counts(counts: Mapping[str, Counts]) -> dict[str, list[int]]:
+    return {name: [c.tp, c.fp, c.fn] for name, c in counts.items()}
 
 
 def _read_notes(values: Mapping[str, Any]) -> dict[str, NoteCounts]:
     return {
         note_id: NoteCounts(
-            **{
-                mode: {k: _counts(*c) for k, c in counts[mode].items()}
-                for mode in ("strict", "lenient")
-            }
+            strict=_read_counts(note["strict"]),
+            lenient=_read_counts(note["lenient"]),
+            subsets=_read_counts(note.get("subsets", {})),
         )
-        for note_id, counts in values.items()
+        for note_id, note in values.items()
     }
+
+
+def _read_counts(values: Mapping[str, Any]) -> dict[str, Counts]:
+    return {name: _counts(*c) for name, c in values.items()}
 
 
 @dataclass(frozen=True, slots=True)

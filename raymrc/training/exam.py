@@ -20,6 +20,7 @@ from raymrc.reading.relations import Mention, assemble_relations, mentions_of
 from raymrc.reading.windows import Pieces, Window, strip_blanks
 from raymrc.scoring.counts import Counts
 from raymrc.scoring.n2c2_2018 import Mode, score_note, score_relations
+from raymrc.scoring.subsets import score_subsets
 from raymrc.study.record import NoteCounts
 from raymrc.training.batching import Row, RowBuilder
 
@@ -107,7 +108,7 @@ class Exam:
 
     def scores(self) -> dict[str, NoteCounts]:
         """Strict and lenient counts of each note against its gold, official 2018 rules: of relations
-        where the task asks for them, else of spans."""
+        where the task asks for them, else of spans, and then of their subsets, too."""
         return {note.id: self._score(note) for note in self.notes}
 
     def _score(self, note: Note) -> NoteCounts:
@@ -126,7 +127,15 @@ class Exam:
                 if c != Counts() and (self.counted is None or label in self.counted)
             }
 
-        return NoteCounts(strict=count("strict"), lenient=count("lenient"))
+        subsets = {} if self.builder.asked.relations else self._score_subsets(note, found.spans)
+        return NoteCounts(count("strict"), count("lenient"), subsets)
+
+    def _score_subsets(self, note: Note, found: Sequence[Span]) -> dict[str, Counts]:
+        gold, predicted = (
+            [span for span in spans if self.counted is None or span.label in self.counted]
+            for spans in (note.spans, found)
+        )
+        return score_subsets(note.text, gold, predicted)
 
     def _find_spans(self, note: Note) -> tuple[Span, ...]:
         if note.id not in self._spans:
