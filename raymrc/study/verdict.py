@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymrc.model.strategies import STRATEGIES
 from raymrc.scoring.counts import Counts, pool
+from raymrc.scoring.subsets import SUBSETS
 from raymrc.study.configuration import Cell, Configuration, FoldRun
 from raymrc.study.record import Record
 
@@ -64,6 +65,8 @@ class ConfigurationSummary:
         validation: strict micro F1 on the validation notes, over folds; this chooses.
         pooled_strict, pooled_lenient: counts of all finished folds together.
         labels_strict, labels_lenient: the same, by label.
+        subsets: strict counts of nested, overlapping and discontinuous spans, of all finished folds
+            together; only of subsets that gold spans are in.
         failures: the reasons of failed folds, by fold.
         device_seconds, cost_usd, flops, tokens: of the finished folds together.
         peak_bytes: the largest of the folds.
@@ -81,6 +84,7 @@ class ConfigurationSummary:
     pooled_lenient: Counts
     labels_strict: Mapping[str, Counts] = field(repr=False)
     labels_lenient: Mapping[str, Counts] = field(repr=False)
+    subsets: Mapping[str, Counts] = field(default_factory=dict)
     failures: tuple[tuple[int, str], ...] = ()
     unreachable: int = 0
     device_seconds: float = 0.0
@@ -125,6 +129,7 @@ class ConfigurationSummary:
                 }
                 for label in sorted({*self.labels_strict, *self.labels_lenient})
             },
+            "subsets": {name: counts.to_json() for name, counts in self.subsets.items()},
             "failures": [{"fold": fold, "reason": reason} for fold, reason in self.failures],
             "unreachable": self.unreachable,
             "device_seconds": self.device_seconds,
@@ -379,6 +384,7 @@ def _summarise_configuration(
         pooled_lenient=pool(lenient),
         labels_strict=_by_label(done, "strict"),
         labels_lenient=_by_label(done, "lenient"),
+        subsets=_subsets(done),
         failures=tuple((r.fold_run.fold, r.reason) for r in by_fold if r.status != "done"),
         unreachable=sum(record.unreachable for record in done),
         device_seconds=sum(record.device_seconds for record in done),
@@ -410,6 +416,12 @@ def _transfers(records: Sequence[Record]) -> dict[str, Transfer]:
     return found
 
 
+def _subsets(records: Sequence[Record]) -> dict[str, Counts]:
+    found = [record.subsets for record in records]
+    total = {name: pool(of.get(name, Counts()) for of in found) for name in SUBSETS}
+    return {name: counts for name, counts in total.items() if counts.tp + counts.fn}
+
+
 def _by_label(records: Sequence[Record], mode: str) -> dict[str, Counts]:
     total: dict[str, Counts] = {}
     for record in records:
@@ -438,7 +450,7 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
     table.add_column("winning configuration")
     for summary in summaries:
         table.add_row(summary.cell.name, *_row(summary))
-    tables = [table, *_transfer_tables(summaries)]
+    tables = [table, *_subset_tables(summaries), *_transfer_tables(summaries)]
     gaps = frozen_gaps(summaries)
     if not gaps:
         return Group(*tables)
@@ -458,6 +470,56 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
             gap.unfrozen,
         )
     return Group(*tables, under)
+
+
+def _subset_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:
+    from rich.table import Table
+
+    leaders = [(s.cell, s.leader) for s in summaries if s.leader is not None and s.leader.subsets]
+    if not leaders:
+        return []
+    table = Table(
+        title="Nested, overlapping and discontinuous spans by themselves: strict, all folds together",
+        caption=_out_of_reach_of_subsets(leaders),
+    )
+    table.add_column("corpus / backbone / strategy", no_wrap=True)
+    table.add_column("spans", no_wrap=True)
+    for heading in ("gold", "precision", "recall", "F1"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for cell, leader in leaders:
+        for name, counts in leader.subsets.items():
+            table.add_row(
+                cell.name,
+                name,
+                str(counts.tp + counts.fn),
+                _points(counts.precision if counts.tp + counts.fp else None),
+                _points(counts.recall),
+                _points(counts.f1),
+            )
+    return [table]
+
+
+def _out_of_reach_of_subsets(leaders: Sequence[tuple[Cell, ConfigurationSummary]]) -> str | None:
+    """What of them no answer can be, whatever is learnt."""
+    said = []
+    if any("discontinuous" in leader.subsets for _, leader in leaders):
+        said.append(
+            "A discontinuous span counts as missed here, since an answer is one stretch; in the "
+            "other tables an answer that is its envelope finds it, as in the 2018 scheme."
+        )
+    tagged = {
+        cell.strategy
+        for cell, leader in leaders
+        if {"nested", "overlapping"} & leader.subsets.keys()
+        and cell.strategy in STRATEGIES
+        and STRATEGIES[cell.strategy].answers == "tags"
+    }
+    if tagged:
+        said.append(
+            f"Of two spans of one label that share characters, {', '.join(sorted(tagged))} can say "
+            "one alone in a window."
+        )
+    return " ".join(said) or None
 
 
 def _transfer_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:
