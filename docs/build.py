@@ -70,8 +70,7 @@ def studies_page() -> str:
         "([results](results.md)). `raymrc run FILE` runs one, `raymrc plan FILE` says what it will take on\n"
         "your machines. Prices are in the files (`prices`).",
         "\n".join(rows),
-        "Not there yet: values of labelled arguments (2022), nested spans by themselves, a final test on\n"
-        "held-out notes.",
+        "Not there yet: values of labelled arguments (2022), a final test on held-out notes.",
     ]
     return "\n\n".join(parts) + "\n"
 
