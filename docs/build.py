@@ -71,7 +71,6 @@ def studies_page() -> str:
         "([results](results.md)). `raymrc run FILE` runs one, `raymrc plan FILE` says what it will take on\n"
         "your machines. Prices are in the files (`prices`).",
         "\n".join(rows),
-        "Not there yet: nested spans by themselves.",
     ]
     return "\n\n".join(parts) + "\n"
 

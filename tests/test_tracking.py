@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 
 from raymrc.errors import RaymrcError
+from raymrc.scoring.counts import Counts
 from raymrc.study.record import Record
 from raymrc.study.verdict import summarise
 from raymrc.tracking import MlflowRecorder, how_to_look, recorder, sync, writers
@@ -291,6 +292,15 @@ def test_what_another_site_says_is_shown(uri):
     assert metrics["transfer_strict_f1/there"] == pytest.approx(RECORDS[1].strict.f1)
     assert not any(name.startswith("events") for name in metrics)
     assert metrics["strict_f1"] == pytest.approx(RECORDS[0].strict.f1)
+
+
+def test_subsets_are_shown_where_gold_spans_are_in_them(uri):
+    subsets = {"nested": Counts(1, 1, 1), "overlapping": Counts(0, 3, 0)}
+    notes = {name: replace(note, subsets=subsets) for name, note in RECORDS[0].notes.items()}
+    sync([replace(RECORDS[0], notes=notes)], uri, "made-up")
+    metrics = read_runs(uri)[RECORDS[0].key].data.metrics
+    assert metrics["subset_strict_f1/nested"] == pytest.approx(0.5)
+    assert "subset_strict_f1/overlapping" not in metrics
 
 
 def test_with_mlflow_away_the_study_goes_on_and_sync_catches_up(tmp_path, empty_store):

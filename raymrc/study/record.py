@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,12 @@ from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
 LabelCounts = Mapping[str, Counts]
 
 MODES = ("strict", "lenient", "events")
-"""What a note's counts are taken by."""
+"""Schemes that a note's labels are counted by."""
+
+KINDS = (*MODES, "subsets")
+"""A note's counts. All but the first two are left out of records that have none."""
+
+ALWAYS = ("strict", "lenient")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +41,15 @@ class NoteCounts:
         strict, lenient: by the 2018 scheme.
         events: by the 2022 scheme, of triggers ("Alcohol") and arguments ("Alcohol.StatusTime"); {} where
             the task asks for no event.
+        subsets: strict counts of nested, overlapping and discontinuous spans, by the names of
+            `scoring.subsets`; empty where there are none, in the tasks that are about relations,
+            and in records from before they were counted.
     """
 
     strict: LabelCounts
     lenient: LabelCounts
     events: LabelCounts = field(default_factory=dict)
+    subsets: Mapping[str, Counts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,15 +150,13 @@ class Record:
             mode: one of `MODES`.
             site: a name in `transfer`; "" for the scored fold.
         """
-        # Plain numbers, not sums of Counts: a record has thousands of them.
-        totals: dict[str, list[int]] = {}
-        for note in (self.transfer[site] if site else self.notes).values():
-            for label, counts in getattr(note, mode).items():
-                total = totals.setdefault(label, [0, 0, 0])
-                total[0] += counts.tp
-                total[1] += counts.fp
-                total[2] += counts.fn
-        return {label: Counts(*total) for label, total in sorted(totals.items())}
+        notes = self.transfer[site] if site else self.notes
+        return _pool_by_name(getattr(note, mode) for note in notes.values())
+
+    @property
+    def subsets(self) -> dict[str, Counts]:
+        """Strict counts of the scored fold pooled over notes, by subset."""
+        return _pool_by_name(note.subsets for note in self.notes.values())
 
     def to_json(self) -> str:
         """Canonical JSON; `from_json` gives an equal record back."""
@@ -199,12 +206,24 @@ def _read_found(values: Mapping[str, Any]) -> Found:
     return Found(tuple(spans), tuple(Relation(**relation) for relation in values["relations"]))
 
 
+def _pool_by_name(notes: Iterable[Mapping[str, Counts]]) -> dict[str, Counts]:
+    # Plain numbers, not sums of Counts: a record has thousands of them.
+    totals: dict[str, list[int]] = {}
+    for note in notes:
+        for name, counts in note.items():
+            total = totals.setdefault(name, [0, 0, 0])
+            total[0] += counts.tp
+            total[1] += counts.fp
+            total[2] += counts.fn
+    return {name: Counts(*total) for name, total in sorted(totals.items())}
+
+
 def _write_notes(notes: Mapping[str, NoteCounts]) -> dict[str, Any]:
     return {
         note_id: {
-            mode: {k: [c.tp, c.fp, c.fn] for k, c in getattr(counts, mode).items()}
-            for mode in MODES
-            if mode != "events" or counts.events
+            kind: {name: [c.tp, c.fp, c.fn] for name, c in getattr(counts, kind).items()}
+            for kind in KINDS
+            if kind in ALWAYS or getattr(counts, kind)
         }
         for note_id, counts in notes.items()
     }
@@ -214,9 +233,9 @@ def _read_notes(values: Mapping[str, Any]) -> dict[str, NoteCounts]:
     return {
         note_id: NoteCounts(
             **{
-                mode: {k: _counts(*c) for k, c in counts[mode].items()}
-                for mode in MODES
-                if mode in counts
+                kind: {name: _counts(*c) for name, c in counts[kind].items()}
+                for kind in KINDS
+                if kind in counts
             }
         )
         for note_id, counts in values.items()

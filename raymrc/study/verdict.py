@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymrc.model.strategies import STRATEGIES
 from raymrc.scoring.counts import Counts, pool
+from raymrc.scoring.subsets import SUBSETS
 from raymrc.study.configuration import Cell, Configuration, FoldRun
 from raymrc.study.record import Record
 
@@ -67,6 +68,8 @@ class ConfigurationSummary:
         labels_strict, labels_lenient: the same, by label.
         events: micro F1 of events by the 2022 scheme, over folds; where the task asks for events.
         labels_events: counts of all finished folds together, by event and argument.
+        subsets: strict counts of nested, overlapping and discontinuous spans, of all finished folds
+            together; only of subsets that gold spans are in.
         failures: the reasons of failed folds, by fold.
         device_seconds, cost_usd, flops, tokens: of the finished folds together.
         peak_bytes: the largest of the folds.
@@ -87,6 +90,7 @@ class ConfigurationSummary:
     best_epochs: tuple[int, ...] = ()
     events: Spread = Spread()
     labels_events: Mapping[str, Counts] = field(default_factory=dict, repr=False)
+    subsets: Mapping[str, Counts] = field(default_factory=dict)
     failures: tuple[tuple[int, str], ...] = ()
     unreachable: int = 0
     device_seconds: float = 0.0
@@ -133,6 +137,7 @@ class ConfigurationSummary:
             },
             "events_f1": asdict(self.events),
             "events": {name: counts.to_json() for name, counts in self.labels_events.items()},
+            "subsets": {name: counts.to_json() for name, counts in self.subsets.items()},
             "failures": [{"fold": fold, "reason": reason} for fold, reason in self.failures],
             "unreachable": self.unreachable,
             "device_seconds": self.device_seconds,
@@ -392,6 +397,7 @@ def _summarise_configuration(
         best_epochs=tuple(record.best_epoch for record in done),
         events=spread([record.events.f1 for record in done if record.events != Counts()]),
         labels_events=_by_label(done, "events"),
+        subsets=_subsets(done),
         failures=tuple((r.fold_run.fold, r.reason) for r in by_fold if r.status != "done"),
         unreachable=sum(record.unreachable for record in done),
         device_seconds=sum(record.device_seconds for record in done),
@@ -423,6 +429,12 @@ def _transfers(records: Sequence[Record]) -> dict[str, Transfer]:
     return found
 
 
+def _subsets(records: Sequence[Record]) -> dict[str, Counts]:
+    found = [record.subsets for record in records]
+    total = {name: pool(of.get(name, Counts()) for of in found) for name in SUBSETS}
+    return {name: counts for name, counts in total.items() if counts.tp + counts.fn}
+
+
 def _by_label(records: Sequence[Record], mode: str) -> dict[str, Counts]:
     total: dict[str, Counts] = {}
     for record in records:
@@ -451,7 +463,12 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
     table.add_column("winning configuration")
     for summary in summaries:
         table.add_row(summary.cell.name, *_row(summary))
-    tables = [table, *_event_tables(summaries), *_transfer_tables(summaries)]
+    tables = [
+        table,
+        *_subset_tables(summaries),
+        *_event_tables(summaries),
+        *_transfer_tables(summaries),
+    ]
     gaps = frozen_gaps(summaries)
     if not gaps:
         return Group(*tables)
@@ -497,6 +514,56 @@ def _event_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:
             *(points(counts.f1) for counts in parts),
         )
     return [table]
+
+
+def _subset_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:
+    from rich.table import Table
+
+    leaders = [(s.cell, s.leader) for s in summaries if s.leader is not None and s.leader.subsets]
+    if not leaders:
+        return []
+    table = Table(
+        title="Nested, overlapping and discontinuous spans by themselves: strict, all folds together",
+        caption=_out_of_reach_of_subsets(leaders),
+    )
+    table.add_column("corpus / backbone / strategy", no_wrap=True)
+    table.add_column("spans", no_wrap=True)
+    for heading in ("gold", "precision", "recall", "F1"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for cell, leader in leaders:
+        for name, counts in leader.subsets.items():
+            table.add_row(
+                cell.name,
+                name,
+                str(counts.tp + counts.fn),
+                points(counts.precision if counts.tp + counts.fp else None),
+                points(counts.recall),
+                points(counts.f1),
+            )
+    return [table]
+
+
+def _out_of_reach_of_subsets(leaders: Sequence[tuple[Cell, ConfigurationSummary]]) -> str | None:
+    """What of them no answer can be, whatever is learnt."""
+    said = []
+    if any("discontinuous" in leader.subsets for _, leader in leaders):
+        said.append(
+            "A discontinuous span counts as missed here, since an answer is one stretch; in the "
+            "other tables an answer that is its envelope finds it, as in the 2018 scheme."
+        )
+    tagged = {
+        cell.strategy
+        for cell, leader in leaders
+        if {"nested", "overlapping"} & leader.subsets.keys()
+        and cell.strategy in STRATEGIES
+        and STRATEGIES[cell.strategy].answers == "tags"
+    }
+    if tagged:
+        said.append(
+            f"Of two spans of one label that share characters, {', '.join(sorted(tagged))} can say "
+            "one alone in a window."
+        )
+    return " ".join(said) or None
 
 
 def _transfer_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:

@@ -58,7 +58,7 @@ class Figures:
 
 
 def read_figures(record: Record) -> Figures:
-    """The numbers of a record: scores of both modes and of each label, cost, size, course."""
+    """The numbers of a record: scores of both modes, of each label and subset, cost, size, course."""
     run = record.fold_run
     start_ms = _milliseconds(record.started_at)
     numbers: dict[str, float] = {}
@@ -88,6 +88,9 @@ def read_figures(record: Record) -> Figures:
             for site in record.transfer:
                 there = pool(record.per_label(mode, site).values())
                 numbers[f"transfer_{mode}_f1/{_tidy(site)}"] = there.f1
+        numbers |= {
+            f"subset_strict_f1/{name}": c.f1 for name, c in record.subsets.items() if c.tp + c.fn
+        }
         clock = float(start_ms)
         for epoch in record.epochs:
             clock += epoch.wall_seconds * 1000

@@ -21,6 +21,7 @@ from raymrc.reading.windows import Pieces, Window, strip_blanks
 from raymrc.scoring.counts import Counts
 from raymrc.scoring.n2c2_2018 import Mode, score_note, score_relations
 from raymrc.scoring.n2c2_2022 import score_events
+from raymrc.scoring.subsets import score_subsets
 from raymrc.study.record import Found, NoteCounts
 from raymrc.training.batching import Row, RowBuilder
 
@@ -105,7 +106,8 @@ class Exam:
 
     def scores(self) -> dict[str, NoteCounts]:
         """Strict and lenient counts of each note against its gold, official 2018 rules: of relations
-        where the task asks for them, else of spans. Of events the official 2022 counts as well."""
+        where the task asks for them, else of spans, and then of their subsets, too. Of events the official
+        2022 counts as well."""
         return {note.id: self._score(note) for note in self.notes}
 
     def _score(self, note: Note) -> NoteCounts:
@@ -125,7 +127,10 @@ class Exam:
             }
 
         return NoteCounts(
-            strict=count("strict"), lenient=count("lenient"), events=self._score_events(note, found)
+            strict=count("strict"),
+            lenient=count("lenient"),
+            events=self._score_events(note, found),
+            subsets={} if self.builder.asked.relations else self._score_subsets(note, found.spans),
         )
 
     def _score_events(self, note: Note, found: Found) -> dict[str, Counts]:
@@ -138,6 +143,13 @@ class Exam:
             for names, counts in score_events(gold, system, triggers).items()
             if self.counted is None or self.counted.issuperset(names)
         }
+
+    def _score_subsets(self, note: Note, found: Sequence[Span]) -> dict[str, Counts]:
+        gold, predicted = (
+            [span for span in spans if self.counted is None or span.label in self.counted]
+            for spans in (note.spans, found)
+        )
+        return score_subsets(note.text, gold, predicted)
 
     def _find_spans(self, note: Note) -> tuple[Span, ...]:
         if note.id not in self._spans:

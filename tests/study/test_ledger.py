@@ -66,6 +66,21 @@ def test_a_record_comes_back_equal(open_ledger):
     assert ledger.problems() == ()
 
 
+def test_a_record_from_before_subsets_were_counted_reads_and_is_written_as_it_was(open_ledger):
+    old = record(counts={"Drug": Counts(3, 1, 2)})
+    (note_id,) = old.notes
+    assert json.loads(old.to_json())["notes"][note_id].keys() == {"strict", "lenient"}
+    nested = {"nested": Counts(1, 0, 2), "any": Counts(1, 2, 2)}
+    new = replace(old, notes={note_id: replace(old.notes[note_id], subsets=nested)})
+    values = json.loads(new.to_json())
+    assert values["notes"][note_id].pop("subsets") == {"nested": [1, 0, 2], "any": [1, 2, 2]}
+    assert json.dumps(values, sort_keys=True) == old.to_json()
+    open_ledger().record(new)
+    kept = open_ledger().get(old.key)
+    assert (kept, kept.subsets) == (new, nested)
+    assert old.subsets == {}
+
+
 def test_an_empty_ledger_is_empty(open_ledger):
     ledger = open_ledger()
     assert (ledger.keys(), ledger.records(), ledger.problems()) == (frozenset(), (), ())

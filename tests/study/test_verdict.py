@@ -218,3 +218,53 @@ def test_the_drop_on_the_way_to_another_site_is_of_labels_that_both_have():
     assert "at there" in text and "20.00" in text
     values = to_json((summary,))["cells"][0]["configurations"][0]["transfer"]
     assert values["there"]["drop"]["mean"] == pytest.approx(0.2)
+
+
+def with_subsets(of, **subsets):
+    notes = {name: replace(counts, subsets=subsets) for name, counts in of.notes.items()}
+    return replace(of, notes=notes)
+
+
+def test_nested_overlapping_and_discontinuous_spans_have_a_table_of_their_own():
+    records = [
+        with_subsets(
+            record(fold, of=cell(strategy)),
+            nested=Counts(3, 1, 1),
+            overlapping=Counts(0, 2, 0),
+            discontinuous=Counts(0, 0, 2),
+        )
+        for strategy in ("fine_tune", "soft_prompt")
+        for fold in (0, 1)
+    ]
+    summaries = summarise(records, 2)
+    shown = text_of(render(summaries))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines()]
+    of_one = [row[1:] for row in rows if len(row) == 6 and row[0].endswith("soft_prompt")]
+    assert of_one == [
+        ["nested", "8", "75.00", "75.00", "75.00"],
+        ["discontinuous", "4", "-", "0.00", "0.00"],
+    ]
+    words = " ".join(shown.split())
+    assert "A discontinuous span counts as missed here" in words
+    assert "share characters, fine_tune can say one alone" in words
+    values = to_json(summaries)["cells"][0]["configurations"][0]["subsets"]
+    assert values.keys() == {"nested", "discontinuous"}, "no gold span overlaps"
+    assert (values["nested"]["tp"], values["nested"]["f1"]) == (6, pytest.approx(0.75))
+
+
+def test_where_no_gold_span_nests_there_is_no_table_of_them():
+    records = [with_subsets(record(fold), nested=Counts(0, 2, 0)) for fold in (0, 1)]
+    (summary,) = summarise(records, 2)
+    assert summary.winner.subsets == {}
+    assert "by themselves" not in text_of(render((summary,)))
+    nested = [with_subsets(record(f, of=cell("soft_prompt")), nested=Counts(1)) for f in (0, 1)]
+    shown = " ".join(text_of(render(summarise([*records, *nested], 2))).split())
+    assert "by themselves" in shown and "missed here" not in shown and "one alone" not in shown
+
+
+def text_of(tables):
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(tables)
+    return console.export_text()

@@ -7,6 +7,7 @@ anyone noticing: a leak only makes scores better.
 from __future__ import annotations
 
 import random
+import re
 import time
 from dataclasses import replace
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from raymrc.errors import BackboneError, PromptError, TrainingError
 from raymrc.model.backbones import Loaded
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.questions import build_questions
+from raymrc.scoring.counts import Counts
 from raymrc.study.configuration import Configuration, FoldRun
 from raymrc.study.record import Record
 from raymrc.training.batching import StudyData
@@ -271,6 +273,28 @@ def test_a_span_that_tagging_cannot_say_is_missed_and_counted(
     asked = train_fold_run(make_run(loaded, "soft_prompt", epochs=1), more, loaded)
     assert (tagged.unreachable, asked.unreachable) == (1, 0)
     assert tagged.strict.tp + tagged.strict.fn == asked.strict.tp + asked.strict.fn
+
+
+def test_a_record_counts_nested_and_discontinuous_spans_of_its_scored_notes(
+    loaded: Loaded, data: StudyData
+) -> None:
+    notes = []
+    for note in data.corpus.notes:
+        words = [(m.start(), m.end()) for m in re.finditer(r"\S+", note.text)]
+        nested = Span("N1", "ADE", (words[0],)), Span("N2", "Drug", (words[0],))
+        apart = Span("D1", "ADE", (words[1], words[3]))
+        notes.append(replace(note, spans=(*nested, apart)))
+    more = StudyData(Corpus(tuple(notes), LABELS), data.folds, data.questions)
+    run = make_run(loaded, "soft_prompt", learning_rate=2e-3, head_learning_rate=1e-2, epochs=8)
+    record = train_fold_run(run, more, loaded)
+    num_scored = len(data.folds.split(0).scored)
+    gold = {name: c.tp + c.fn for name, c in record.subsets.items()}
+    assert gold["nested"] == 2 * num_scored and gold["any"] == 3 * num_scored
+    assert record.subsets["nested"].tp > 0, "nothing was learnt: try longer"
+    assert record.subsets["discontinuous"] == Counts(0, 0, num_scored)
+    assert all(note.subsets for note in record.notes.values())
+    assert Record.from_json(record.to_json()) == record
+    assert not train_fold_run(make_run(loaded, "fine_tune", epochs=1), data, loaded).subsets
 
 
 def test_every_hyper_parameter_is_in_the_ledger_key(loaded: Loaded) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from raymrc.corpora.labels import common_labels
-from raymrc.corpora.note import Corpus, Note
+from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.model.backbones import Loaded
 from raymrc.study.configuration import FoldRun
 from raymrc.study.record import Record
@@ -100,6 +100,24 @@ def test_a_record_keeps_what_other_sites_say(loaded: Loaded, here: StudyData) ->
     record = train_fold_run(sited, with_sites(here, make_relation_notes(6, seed=5)), loaded)
     assert Record.from_json(record.to_json()) == record
     assert sited.key != run.key
+
+
+@pytest.mark.parametrize("task", ["concepts", "relations", "end_to_end"])
+def test_nested_spans_are_counted_of_labels_that_both_have_and_where_spans_are_scored(
+    task: str, loaded: Loaded
+) -> None:
+    def nest(note: Note) -> Note:
+        return replace(note, spans=(*note.spans, Span("N", "ADE", note.spans[0].fragments)))
+
+    here = make_relation_data(tuple(nest(note) for note in make_relation_notes()))
+    # The other site has no ADE, so nothing nests in its gold; the answers there do nest.
+    data = with_sites(here, tuple(nest(note) for note in make_relation_notes(12, seed=5)))
+    record = train_fold_run(learnt(loaded, task, "fine_tune"), data, loaded)
+    if task == "concepts":
+        assert record.subsets["nested"].tp > 0
+    else:
+        assert record.subsets == {}
+    assert not any(note.subsets for note in record.transfer["elsewhere"].values())
 
 
 def test_a_few_shot_lane_learns_from_its_few_notes_alone(loaded: Loaded, here: StudyData) -> None:
