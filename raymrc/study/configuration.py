@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -117,6 +118,18 @@ class Configuration:
     def id(self) -> str:
         """12 hex digits that name this configuration in any study."""
         return hash_values(_said(asdict(self)))[:12]
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Configuration:
+        """Of plain values, as `asdict` and JSON have them.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are not those of a configuration.
+        """
+        cell = dict(values["cell"])
+        cell["backbone"] = Backbone(**cell["backbone"])
+        weights = tuple(values["loss_weights"])
+        return cls(**{**values, "cell": Cell(**cell), "loss_weights": weights})
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from raymrc.corpora.note import Note
 from raymrc.errors import TrainingError
+from raymrc.model.adapters import write_adapter
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs, SpanTargets, Targets
 from raymrc.model.strategies import STRATEGIES, build
@@ -118,6 +120,7 @@ class Lane:
         self.sites = list(data.transfer)
         self.transfer: dict[str, dict[str, NoteCounts]] = {}
         self.shape = loaded.shape
+        self.weights_fingerprint = loaded.fingerprint
         self.strategy = STRATEGIES[configuration.cell.strategy]
         self.evaluation_pieces = evaluation_pieces
         self.activations = activations
@@ -392,6 +395,18 @@ class Lane:
         self._epoch_began = self.spent.wall - position["epoch_wall"]
         self.halvings = position["halvings"]
         self.started_at = position["started_at"]
+
+    def write_adapter(self, folder: Path) -> Path:
+        """What the model has learnt, as a file: of a lane that is done, in its best epoch. Not of a
+        sharded one, which has only a part here.
+
+        Raises:
+            AdapterError: the folder cannot be written to.
+        """
+        relations = [question.name for question in self.asked.relations]
+        return write_adapter(
+            folder, self.model, self.asked.labels, relations, self.weights_fingerprint
+        )
 
     def record(
         self, *, wall_seconds: float, num_devices: float, peak_bytes: int, device_hour_usd: float
