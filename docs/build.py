@@ -43,6 +43,7 @@ REFERENCE = {
     "few-shot": "few examples: frozen large models need fewer",
     "prompt-length": "prompt length: 1 to 2 points, 32 to 64 preferred",
     "prompt-shape": "none published: vectors at every layer throughout",
+    "prompt-initialisation": "none published: the start is not told",
 }
 """What the reference study shows, by the name of the study file."""
 

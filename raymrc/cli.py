@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from raymrc.corpora.note import Corpus
+    from raymrc.model.adapters import Adapter
     from raymrc.study.ledger import Ledger
     from raymrc.study.plan import Plan
     from raymrc.study.record import Record
@@ -184,8 +185,16 @@ def plan(study: Study, as_json: AsJson = False, changes: Changes = None) -> None
     spec = _load(study, changes)
     corpus = _corpus_at_hand(spec)
     ledger = _ledger_at_hand(spec)
-    weights = _weights_at_hand(spec) if ledger else None
-    planned = plan_study(spec, corpus, weights, ledger, transfer=_transfer_at_hand(spec, corpus))
+    initial_prompt = _initial_prompt_at_hand(spec)
+    weights = _weights_at_hand(spec) if ledger or initial_prompt else None
+    planned = plan_study(
+        spec,
+        corpus,
+        weights,
+        ledger,
+        transfer=_transfer_at_hand(spec, corpus),
+        initial_prompt=initial_prompt,
+    )
     if as_json:
         _answer_json(planned.to_json())
     else:
@@ -195,6 +204,7 @@ def plan(study: Study, as_json: AsJson = False, changes: Changes = None) -> None
 @app.command()
 def run(study: Study, changes: Changes = None) -> None:
     """Train what the study's ledger lacks, and print who won."""
+    from raymrc.model.adapters import read_prompt
     from raymrc.model.backbones import check_weights, find, weights_fingerprint
     from raymrc.reading.questions import build_questions
     from raymrc.reading.relations import find_asked
@@ -202,6 +212,7 @@ def run(study: Study, changes: Changes = None) -> None:
     from raymrc.study.plan import (
         build_study_folds,
         plan_study,
+        read_initial_prompt,
         read_study_corpus,
         read_transfer,
     )
@@ -214,7 +225,8 @@ def run(study: Study, changes: Changes = None) -> None:
     backbones = [entry.backbone for entry in spec.backbones]
     weights = {backbone.name: weights_fingerprint(find(backbone)) for backbone in backbones}
     transfer = read_transfer(spec, corpus)
-    planned = plan_study(spec, corpus, weights, transfer=transfer)
+    adapter = read_initial_prompt(spec)
+    planned = plan_study(spec, corpus, weights, transfer=transfer, initial_prompt=adapter)
     # Seconds of imports, which no mistake above should have to wait for.
     from raymrc.training.trainer import Trainer, check_questions_fit
 
@@ -223,6 +235,8 @@ def run(study: Study, changes: Changes = None) -> None:
     asked = find_asked(spec.task, corpus)
     questions = build_questions(asked.labels, spec.questions, asked.relations)
     check_questions_fit(planned, asked, questions)
+    starts_from_it = any(cell.starts_from_adapter for cell in planned.cells)
+    initial_prompt = read_prompt(adapter) if adapter is not None and starts_from_it else None
     ledger = Ledger(spec.storage)
     ledger.check()
     _print_table(render_plan(planned), sys.stderr)  # what each cell trains, and its share
@@ -261,6 +275,7 @@ def run(study: Study, changes: Changes = None) -> None:
                 build_study_folds(spec, corpus),
                 questions,
                 transfer,
+                initial_prompt,
             ),
             folder=spec.folder,
             resources=Resources(
@@ -295,7 +310,14 @@ def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
     records, unreadable = _read_ledger(spec)
     corpus = _corpus_at_hand(spec)
     transfer = _transfer_at_hand(spec, corpus)
-    planned = plan_study(spec, corpus, _weights_at_hand(spec), transfer=transfer, places=False)
+    planned = plan_study(
+        spec,
+        corpus,
+        _weights_at_hand(spec),
+        transfer=transfer,
+        initial_prompt=_initial_prompt_at_hand(spec),
+        places=False,
+    )
     summaries = _summarise(spec, planned, records)
     if as_json:
         _answer_json(to_json(summaries))
@@ -381,6 +403,14 @@ def _transfer_at_hand(spec: Spec, corpus: Corpus | None) -> dict[str, Corpus] | 
     if corpus is None or not all(path is None or Path(path).exists() for path in paths):
         return None
     return read_transfer(spec, corpus)
+
+
+def _initial_prompt_at_hand(spec: Spec) -> Adapter | None:
+    """What the study's initial prompt was trained for; None where this machine does not have it."""
+    from raymrc.study.plan import read_initial_prompt
+
+    place = spec.initial_prompt
+    return read_initial_prompt(spec) if place is not None and Path(place).exists() else None
 
 
 def _ledger_at_hand(spec: Spec) -> Ledger | None:

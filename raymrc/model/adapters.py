@@ -25,11 +25,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raymrc.model.network import Model
+    from raymrc.model.prompts import SavedPrompt
 
 ADAPTER_FILE = "adapter.safetensors"
 
 ADAPTER_FORMAT = 1
 """Raised when the header changes in a way that an older raymrc would misread."""
+
+PROMPT = "prompt."
+"""How the names of a soft prompt's tensors begin."""
+
+FORM = {"prompt_length", "prompt_depth", "first_layer", "reparametrisation"}
+"""Settings without which nobody can tell what the tensors are."""
 
 HEADER = "raymrc"
 """The one entry of the safetensors metadata. Of several the order is left open by safetensors, and one
@@ -177,6 +184,7 @@ def read_adapter(place: Path | str) -> Adapter:
             configuration=dict(header["configuration"]),
         )
         assert adapter.strategy and adapter.backbone
+        assert adapter.configuration.keys() >= FORM
     except (AssertionError, KeyError, TypeError, ValueError):
         raise AdapterError(f"{path}: its header cannot be read; write it again") from None
     if written_as > ADAPTER_FORMAT:
@@ -200,6 +208,31 @@ def read_state(place: Path | str) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError):
         raise AdapterError(f"{path}: is not a whole safetensors file") from None
+
+
+def read_prompt(adapter: Adapter) -> SavedPrompt:
+    """The soft prompt alone; of a trained backbone nothing is read.
+
+    Raises:
+        AdapterError: see `read_adapter`; or it has no soft prompt.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from raymrc.model.prompts import SavedPrompt
+
+    try:
+        with safe_open(adapter.place, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(PROMPT)]  # noqa: SIM118
+            state = {name.removeprefix(PROMPT): file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError):
+        raise AdapterError(f"{adapter.place}: is not a whole safetensors file") from None
+    if not state:
+        raise AdapterError(f"{adapter.place}: has no soft prompt")
+    given = adapter.configuration
+    return SavedPrompt(
+        adapter.names, given["prompt_length"], given["prompt_depth"], given["first_layer"],
+        given["reparametrisation"], state,
+    )  # fmt: skip
 
 
 def _file_of(place: Path | str) -> Path:

@@ -93,7 +93,8 @@ def read_figures(record: Record) -> Figures:
     cell = hash_values([run.configuration.cell.values, run.basis])
     return Figures(
         key=record.key,
-        configuration_key="configuration:" + hash_values([run.configuration.id, run.basis])[:32],
+        configuration_key="configuration:"
+        + hash_values([run.configuration.id, run.basis + run.start])[:32],
         cell_key="cell:" + cell[:32],
         configuration=run.configuration,
         fold=run.fold,

@@ -149,7 +149,13 @@ class Lane:
         if not self.rows:
             raise TrainingError(f"fold {fold_run.fold} has no training note with text in it")
 
-        self.model = build(configuration, loaded, len(self.asked.labels), len(self.asked.relations))
+        self.model = build(
+            configuration,
+            loaded,
+            len(self.asked.labels),
+            len(self.asked.relations),
+            data.start(configuration.cell.task),
+        )
         self.optimiser = torch.optim.AdamW(
             self.model.parameter_groups(), weight_decay=configuration.weight_decay, fused=True
         )

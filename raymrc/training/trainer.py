@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,7 +130,10 @@ def load_adapter(place: Path | str, loaded: Loaded) -> tuple[Model, Adapter]:
         raise AdapterError(
             f"{adapter.place}: its configuration is not one of this raymrc"
         ) from None
-    model = build(configuration, loaded, len(adapter.labels), len(adapter.relations))
+    # What its prompt once started from has been trained over.
+    fresh = replace(configuration, prompt_initialisation="random")
+    model = build(fresh, loaded, len(adapter.labels), len(adapter.relations))
+    model.configuration = configuration
     try:
         model.load_trained_state(read_state(adapter.place))
     except TrainingError as error:
