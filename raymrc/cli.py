@@ -221,11 +221,11 @@ def run(study: Study, changes: Changes = None) -> None:
 
     # All that can be wrong is looked at before anything is written: the ledger comes last.
     spec = _load(study, changes)
+    adapter = read_initial_prompt(spec)
     corpus = read_study_corpus(spec)
     backbones = [entry.backbone for entry in spec.backbones]
     weights = {backbone.name: weights_fingerprint(find(backbone)) for backbone in backbones}
     transfer = read_transfer(spec, corpus)
-    adapter = read_initial_prompt(spec)
     planned = plan_study(spec, corpus, weights, transfer=transfer, initial_prompt=adapter)
     # Seconds of imports, which no mistake above should have to wait for.
     from raymrc.training.trainer import Trainer, check_questions_fit

@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from raymrc.scoring.counts import Counts
-from raymrc.study.record import NoteCounts
+from raymrc.study.record import NoteCounts, Record
 from raymrc.study.verdict import describe, frozen_gaps, render, summarise, to_json
 from tests.study.making import cell, record
 
@@ -211,3 +211,23 @@ def test_the_drop_on_the_way_to_another_site_is_of_labels_that_both_have():
     assert "at there" in (shown := console.export_text()) and "20.00" in shown
     values = to_json((summary,))["cells"][0]["configurations"][0]["transfer"]
     assert values["there"]["drop"]["mean"] == pytest.approx(0.2)
+
+
+def test_configurations_that_start_otherwise_are_of_one_cell_and_one_wording_counts():
+    frozen = cell("frozen_soft_prompt")
+
+    def started(fold: int, wording: str, at: str, f1: float) -> Record:
+        plain = record(fold, of=frozen, started_at=at, validation_f1=f1)
+        configuration = replace(plain.fold_run.configuration, prompt_initialisation="question")
+        run = replace(plain.fold_run, configuration=configuration, questions_fingerprint=wording)
+        return replace(plain, key=run.key, fold_run=run)
+
+    random = [record(fold, of=frozen) for fold in (0, 1)]
+    before = [started(fold, "before", "2026-01-02", 0.9) for fold in (0, 1)]
+    now = [started(fold, "now", "2026-01-03", 0.6) for fold in (0, 1)]
+    for planned in (None, [r.fold_run for r in (*random, *now)]):
+        (summary,) = summarise([*random, *now, *before], 2, same=planned)
+        assert summary.num_done == 4
+        assert [c.validation.mean for c in summary.configurations] == [0.6, 0.5]
+    (summary,) = summarise([*random, *now, *before], 2, same=[r.fold_run for r in before])
+    assert [c.validation.mean for c in summary.configurations] == [0.9, 0.5]
