@@ -44,6 +44,7 @@ REFERENCE = {
     "prompt-length": "prompt length: 1 to 2 points, 32 to 64 preferred",
     "final-test": "all figures of the shared tasks are of their test sets",
     "prompt-shape": "none published: vectors at every layer throughout",
+    "prompt-initialisation": "none published: the start is not told",
 }
 """What the reference study shows, by the name of the study file."""
 

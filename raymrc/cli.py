@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from raymrc.corpora.note import Corpus
+    from raymrc.model.adapters import Adapter
     from raymrc.study.ledger import Ledger
     from raymrc.study.plan import Plan
     from raymrc.study.record import Record
@@ -186,8 +187,16 @@ def plan(study: Study, as_json: AsJson = False, changes: Changes = None) -> None
     spec = _load(study, changes)
     corpus = _corpus_at_hand(spec)
     ledger = _ledger_at_hand(spec)
-    weights = _weights_at_hand(spec) if ledger else None
-    planned = plan_study(spec, corpus, weights, ledger, transfer=_transfer_at_hand(spec, corpus))
+    initial_prompt = _initial_prompt_at_hand(spec)
+    weights = _weights_at_hand(spec) if ledger or initial_prompt else None
+    planned = plan_study(
+        spec,
+        corpus,
+        weights,
+        ledger,
+        transfer=_transfer_at_hand(spec, corpus),
+        initial_prompt=initial_prompt,
+    )
     if as_json:
         _answer_json(planned.to_json())
     else:
@@ -242,6 +251,7 @@ class _Job:
 
 def _prepare(study: Path, changes: list[str] | None) -> _Job:
     """All that can be wrong is looked at before anything is written: the ledger comes last."""
+    from raymrc.model.adapters import read_prompt
     from raymrc.model.backbones import check_weights, find, weights_fingerprint
     from raymrc.reading.questions import build_questions
     from raymrc.reading.relations import find_asked
@@ -249,17 +259,19 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     from raymrc.study.plan import (
         build_study_folds,
         plan_study,
+        read_initial_prompt,
         read_study_corpus,
         read_test,
         read_transfer,
     )
 
     spec = _load(study, changes)
+    adapter = read_initial_prompt(spec)
     corpus = read_study_corpus(spec)
     backbones = [entry.backbone for entry in spec.backbones]
     weights = {backbone.name: weights_fingerprint(find(backbone)) for backbone in backbones}
     transfer, test = read_transfer(spec, corpus), read_test(spec, corpus)
-    plan = plan_study(spec, corpus, weights, transfer=transfer)
+    plan = plan_study(spec, corpus, weights, transfer=transfer, initial_prompt=adapter)
     # Seconds of imports, which no mistake above should have to wait for.
     from raymrc.training.batching import StudyData
     from raymrc.training.trainer import check_questions_fit
@@ -269,9 +281,12 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     asked = find_asked(spec.task, corpus)
     questions = build_questions(asked.labels, spec.questions, asked.relations)
     check_questions_fit(plan, asked, questions)
+    starts_from_it = any(cell.starts_from_adapter for cell in plan.cells)
+    initial_prompt = read_prompt(adapter) if adapter is not None and starts_from_it else None
     ledger = Ledger(spec.storage)
     ledger.check()
-    data = StudyData(corpus, build_study_folds(spec, corpus), questions, transfer, test)
+    folds = build_study_folds(spec, corpus)
+    data = StudyData(corpus, folds, questions, transfer, test, initial_prompt)
     return _Job(spec, plan, data, ledger)
 
 
@@ -361,7 +376,14 @@ def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
     records, unreadable = _read_ledger(spec)
     corpus = _corpus_at_hand(spec)
     transfer = _transfer_at_hand(spec, corpus)
-    planned = plan_study(spec, corpus, _weights_at_hand(spec), transfer=transfer, places=False)
+    planned = plan_study(
+        spec,
+        corpus,
+        _weights_at_hand(spec),
+        transfer=transfer,
+        initial_prompt=_initial_prompt_at_hand(spec),
+        places=False,
+    )
     summaries = _summarise(spec, planned, records)
     if as_json:
         finals = final_scores(records, [summary.cell for summary in summaries])
@@ -449,6 +471,14 @@ def _transfer_at_hand(spec: Spec, corpus: Corpus | None) -> dict[str, Corpus] | 
     if corpus is None or not all(path is None or Path(path).exists() for path in paths):
         return None
     return read_transfer(spec, corpus)
+
+
+def _initial_prompt_at_hand(spec: Spec) -> Adapter | None:
+    """What the study's initial prompt was trained for; None where this machine does not have it."""
+    from raymrc.study.plan import read_initial_prompt
+
+    place = spec.initial_prompt
+    return read_initial_prompt(spec) if place is not None and Path(place).exists() else None
 
 
 def _ledger_at_hand(spec: Spec) -> Ledger | None:

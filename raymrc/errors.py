@@ -41,6 +41,10 @@ class BackboneError(RaymrcError):
     """A backbone that is not there, has no weights, or is of a kind we do not have."""
 
 
+class AdapterError(RaymrcError):
+    """A saved adapter that is not there, cannot be read or written, or was trained for something else."""
+
+
 class PromptError(RaymrcError):
     """A prompt of the wrong length, on the wrong device or layer, or one that gets no gradient."""
 

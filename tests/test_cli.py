@@ -284,6 +284,15 @@ def test_a_field_set_on_the_command_line_goes_before_the_file(place):
     assert sentence.startswith("--set folds.cuont=3: ") and "'count'" in sentence
 
 
+def test_a_run_whose_initial_prompt_is_not_there_ends_before_it_starts(place):
+    starts = "strategies.frozen_soft_prompt.prompt_initialisation=adapter"
+    sentence = one_sentence(
+        place, "run", "study.yaml", "--set", starts, "--set", "initial_prompt=not/there"
+    )
+    assert sentence == "not/there: there is no adapter"
+    assert not (place / "runs").exists()
+
+
 def test_a_plan_needs_no_notes_and_says_what_it_does_not_know(place):
     change(place / "study.yaml", "path: notes", "path: not/there")
     run = raymrc("plan", "study.yaml", "--json", folder=place)

@@ -195,7 +195,7 @@ def weights_fingerprint(folder: Path) -> str:
     """
     names = ["config.json", *(n for n in TOKENIZER_FILES if (folder / n).is_file())]
     paths = [folder / name for name in names] + weight_files(folder)
-    digests = [(path.name, _file_digest(path)) for path in paths]
+    digests = [(path.name, file_digest(path)) for path in paths]
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
@@ -469,7 +469,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """SHA-256 of a file. The hub's cache links to blobs named by it: those are not read again."""
     real = path.resolve()
     if path.is_symlink() and len(real.name) == 64 and real.parent.name == "blobs":

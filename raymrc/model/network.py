@@ -21,7 +21,7 @@ from raymrc.model.backbones import Loaded
 from raymrc.model.heads import AddUp, ClassifyingHeads, SpanAnswer, SpanHeads
 from raymrc.model.inputs import Inputs, PairTargets, SpanTargets, TagTargets, Targets
 from raymrc.model.precision import precision
-from raymrc.model.prompts import SoftPrompt, word_ids
+from raymrc.model.prompts import SoftPrompt, Start, word_ids
 from raymrc.model.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -77,7 +77,12 @@ class Model(nn.Module):
     prompt: SoftPrompt | None
 
     def __init__(
-        self, configuration: Configuration, loaded: Loaded, num_labels: int, num_relations: int = 0
+        self,
+        configuration: Configuration,
+        loaded: Loaded,
+        num_labels: int,
+        num_relations: int = 0,
+        start: Start | None = None,
     ) -> None:
         super().__init__()
         strategy = STRATEGIES[configuration.cell.strategy]
@@ -105,6 +110,8 @@ class Model(nn.Module):
                 )
                 words = word_ids(loaded.tokenizer, shape.vocab)
                 self.prompt.initialise(loaded.encoder, words, _specials(loaded.tokenizer))
+                # After a random start, so that heads are drawn alike whatever a prompt starts from.
+                _begin(self.prompt, configuration.prompt_initialisation, loaded, start)
             self.heads: SpanHeads | ClassifyingHeads
             if strategy.answers == "tags":
                 self.heads = ClassifyingHeads(
@@ -291,6 +298,23 @@ def own_part(tensor: Tensor) -> Tensor:
 
 def _either(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
+
+
+def _begin(prompt: SoftPrompt, initialisation: str, loaded: Loaded, start: Start | None) -> None:
+    """Where a prompt does not start at random, what it starts from."""
+    if initialisation == "random":
+        return
+    assert start is not None, "nobody said what the prompt starts from"
+    if initialisation == "adapter":
+        assert start.saved is not None
+        prompt.start_from_saved(start.names, start.saved)
+        return
+    tokenizer = loaded.tokenizer
+    pieces = [
+        tokenizer(start.questions[name], add_special_tokens=False)["input_ids"]
+        for name in start.names
+    ]
+    prompt.start_from_words(loaded.encoder, pieces, _specials(tokenizer))
 
 
 def _specials(tokenizer: Any) -> tuple[int, int] | None:

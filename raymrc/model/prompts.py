@@ -6,7 +6,7 @@ n layers that have a prompt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,6 +79,53 @@ class Prefix:
     @property
     def _any(self) -> Tensor:
         return self.keys_and_values[0][0] if self.vectors_BPD is None else self.vectors_BPD
+
+
+@dataclass(frozen=True, eq=False)
+class SavedPrompt:
+    """The soft prompt of a trained model, for another one to start from.
+
+    Args:
+        names: of its questions, in order.
+        prompt_length, depth, first_layer, reparametrisation: see `SoftPrompt`.
+        state: its tensors, as `SoftPrompt.state_dict` has them.
+    """
+
+    names: tuple[str, ...]
+    prompt_length: int
+    depth: str
+    first_layer: int
+    reparametrisation: str
+    state: Mapping[str, Tensor]
+
+    def vectors(self, shape: Shape) -> dict[str, Tensor]:
+        """By name of the question, as `SoftPrompt.vectors` has them; computed, where they were.
+
+        Args:
+            shape: of the backbone that it was trained on.
+        """
+        with torch.random.fork_rng(devices=[]):  # what it draws is replaced
+            prompt = SoftPrompt(
+                len(self.names), self.prompt_length, shape, self.depth, self.first_layer,
+                self.reparametrisation,
+            )  # fmt: skip
+        prompt.load_state_dict(dict(self.state))
+        return dict(zip(self.names, prompt.vectors().detach(), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What soft prompts may start from, beside chance.
+
+    Args:
+        names: of the questions, in the order of prompts.
+        questions: in words, by name.
+        saved: a trained prompt; None where there is none.
+    """
+
+    names: Sequence[str]
+    questions: Mapping[str, str]
+    saved: SavedPrompt | None = None
 
 
 class SoftPrompt(nn.Module):
@@ -238,6 +285,53 @@ class SoftPrompt(nn.Module):
         spread = flat.std(0).to(device) / made.std(0) if len(made) > 1 else torch.ones_like(made[0])
         self.out.weight.mul_(spread[:, None])
         self.out.bias.copy_(flat.mean(0).to(device) - spread * made.mean(0))
+
+    @torch.no_grad()
+    def start_from_words(
+        self,
+        encoder: Encoder,
+        pieces: Sequence[Sequence[int]],
+        specials: tuple[int, int] | None,
+    ) -> None:
+        """Start as what the backbone makes of each label's question, read by itself.
+
+        A vector a piece: for `input` the hidden state that enters `first_layer` (at layer 0 word,
+        position and segment embedding after their LayerNorm), for `deep` each layer's keys and values,
+        which are what a row with the question in it attends to. Of a question that is longer than the
+        prompt the first pieces are taken; where it is shorter the other vectors stay as they are. See
+        docs/decisions/0017.
+
+        Args:
+            pieces: ids, a question each label.
+            specials: first and last piece of a row, around the words; None where there are none.
+
+        Source: Lester et al. 2021, arXiv:2104.08691 (word vectors at the input); Li and Liang 2021,
+        arXiv:2101.00190 (activations of words at every layer).
+        """
+        assert self.reparametrisation == "none"
+        rows = self.arrange(self.table)  # views: what is written to them is in the table
+        for row, question in zip(rows, pieces, strict=True):
+            read = torch.tensor(question, device=encoder.word.weight.device)
+            hidden_XD, layered = encoder.word_states(read, specials, self.first_layer)
+            states = hidden_XD if self.depth == "input" else layered.permute(1, 2, 0, 3)
+            length = min(len(question), self.prompt_length)
+            row[..., :length, :].copy_(states[..., :length, :])
+
+    @torch.no_grad()
+    def start_from_saved(self, names: Sequence[str], saved: SavedPrompt) -> None:
+        """Start with trained vectors, where there are some under a label's name; the others stay.
+
+        Args:
+            names: of the labels, in order.
+            saved: as long, and at the same layers of the same backbone.
+
+        Source: Vu et al. 2022, SPoT, arXiv:2110.07904.
+        """
+        assert self.reparametrisation == "none"
+        given = saved.vectors(self.shape)
+        for label, name in enumerate(names):
+            if name in given:
+                self.table[label].copy_(given[name])
 
 
 def word_ids(tokenizer: object, vocab: int) -> list[int]:

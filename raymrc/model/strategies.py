@@ -19,6 +19,7 @@ from raymrc.model.shapes import (
 if TYPE_CHECKING:
     from raymrc.model.backbones import Loaded
     from raymrc.model.network import Model
+    from raymrc.model.prompts import Start
     from raymrc.study.configuration import Configuration
 
 
@@ -91,7 +92,11 @@ def count_parameters(
 
 
 def build(
-    configuration: Configuration, loaded: Loaded, num_labels: int, num_relations: int = 0
+    configuration: Configuration,
+    loaded: Loaded,
+    num_labels: int,
+    num_relations: int = 0,
+    start: Start | None = None,
 ) -> Model:
     """The model of a configuration, initialised by its seed, on the backbone's device.
 
@@ -101,10 +106,11 @@ def build(
     Args:
         num_labels: that are asked for in the task.
         num_relations: questions about a given mention, likewise.
+        start: what its prompt starts from, where that is not `random`.
 
     Raises:
         PromptError: the configuration's prompt does not fit the backbone.
     """
     from raymrc.model.network import Model
 
-    return Model(configuration, loaded, num_labels, num_relations)
+    return Model(configuration, loaded, num_labels, num_relations, start)

@@ -23,7 +23,9 @@ class Problem(NamedTuple):
     at_name: bool = False
 
 
-_OF_PROMPTS = ("prompt_length", "prompt_depth", "first_layer", "reparametrisation")
+_OF_PROMPTS = (
+    "prompt_length", "prompt_depth", "first_layer", "reparametrisation", "prompt_initialisation",
+)  # fmt: skip
 
 
 def without_effect(strategy: str, task: str) -> dict[str, str]:
@@ -58,6 +60,14 @@ def across(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(("strategies",), f"strategies: name at least one of {names}")
     if strategies is not None and backbones is not None and training is not None:
         yield from _merged(backbones, strategies, training)
+        if "initial_prompt" in sections and sections["initial_prompt"] is None:
+            for path, setting in _all_settings(training, strategies, backbones):
+                if path[-1] == "prompt_initialisation" and "adapter" in options(setting):
+                    yield Problem(
+                        path,
+                        "prompt_initialisation: adapter needs a trained prompt; give its file as "
+                        "initial_prompt",
+                    )
     search: Search | None = sections.get("search")
     if search is not None and search.algorithm == "grid":
         for path, setting in _all_settings(training, strategies, backbones or ()):
@@ -94,10 +104,32 @@ def no_effect(spec: Spec) -> Iterator[Problem]:
     if spec.search.algorithm == "grid" and "configurations" in spec.search.model_fields_set:
         sentence = "configurations has no effect: a grid tries every combination"
         yield Problem(("search", "configurations"), sentence, True)
-    if spec.questions and "hard_prompt" not in named:
+    starts = _initialisations(spec)
+    if spec.questions and "hard_prompt" not in named and "question" not in starts:
         yield Problem(
-            ("questions",), "questions have no effect: only hard_prompt asks in words", True
+            ("questions",),
+            "questions have no effect: only hard_prompt asks in words, and no prompt starts from them",
+            True,
         )
+    if spec.initial_prompt is not None and "adapter" not in starts:
+        yield Problem(
+            ("initial_prompt",),
+            "initial_prompt has no effect: no prompt_initialisation is adapter",
+            True,
+        )
+
+
+def _initialisations(spec: Spec) -> set[Any]:
+    """What the soft prompts of a study start from."""
+    return {
+        option
+        for entry in spec.backbones
+        for strategy in spec.strategies.named()
+        if STRATEGIES[strategy].asks == "vectors"
+        for option in options(
+            spec.settings(entry, strategy).get("prompt_initialisation", Fixed("random"))
+        )
+    }
 
 
 def _enough_backbones(backbones: Sequence[BackboneSpec]) -> Iterator[Problem]:
@@ -134,15 +166,12 @@ def _merged(
                     f"strategy {strategy} has no learning_rate; give one here or under training",
                     True,
                 )
+            if STRATEGIES[strategy].asks == "vectors":
+                yield from _starts(merged, places)
             window = min(_ends(merged, "window", DEFAULTS["window"]))
             overlap = max(_ends(merged, "overlap", DEFAULTS["overlap"]))
             if overlap >= window:
-                nearest_place: Steps = next(
-                    (*path, name)
-                    for path, given in reversed(places)
-                    for name in ("overlap", "window")
-                    if name in given
-                )
+                nearest_place = _nearest(places, "overlap", "window")
                 yield Problem(
                     nearest_place,
                     f"{nearest_place[-1]}: an overlap of {overlap} pieces is not below a window of {window}; "
@@ -150,10 +179,43 @@ def _merged(
                 )
 
 
+def _starts(
+    merged: Mapping[str, Setting], places: Sequence[tuple[Steps, dict[str, Setting]]]
+) -> Iterator[Problem]:
+    """A prompt that is computed by a network has no vectors to be given."""
+    starts = [
+        option
+        for option in options(merged.get("prompt_initialisation", Fixed("random")))
+        if option != "random"
+    ]
+    computed = [
+        option
+        for option in options(merged.get("reparametrisation", Fixed("none")))
+        if option != "none"
+    ]
+    if starts and computed:
+        yield Problem(
+            _nearest(places, "prompt_initialisation", "reparametrisation"),
+            f"prompt_initialisation: {starts[0]} gives a prompt its vectors, and reparametrisation "
+            f"{computed[0]} computes them; leave one of the two out",
+        )
+
+
+def _nearest(places: Sequence[tuple[Steps, dict[str, Setting]]], *names: str) -> Steps:
+    """Where one of these settings was given that holds: of the nearest place the first one."""
+    return next(
+        (*path, name) for path, given in reversed(places) for name in names if name in given
+    )
+
+
+def options(setting: Setting) -> tuple[Any, ...]:
+    """The values that a setting may take, or the ends of its range."""
+    return (setting.value,) if isinstance(setting, Fixed) else setting.values
+
+
 def _ends(settings: Mapping[str, Setting], name: str, default: int) -> tuple[int, ...]:
     """The values that a whole-number setting may take, or the ends of its range."""
-    setting = settings.get(name, Fixed(default))
-    return (setting.value,) if isinstance(setting, Fixed) else setting.values
+    return options(settings.get(name, Fixed(default)))
 
 
 def _all_settings(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,8 +18,12 @@ RESULT_FORMAT = 1
 """Raised when the meaning of a recorded number changes; older records are then not reused."""
 
 
-LATER = frozenset({"context_sentences", "relation_answers"})
-"""Settings that the first configurations did not have."""
+LATER: dict[str, Any] = {
+    "context_sentences": None,
+    "relation_answers": None,
+    "prompt_initialisation": "random",
+}
+"""Settings that the first configurations did not have, and what these did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,8 @@ class Configuration:
         prompt_depth: "input" or "deep".
         first_layer: layers below see no prompt; 0 is the paper's setting.
         reparametrisation: "none", "mlp" or "lstm".
+        prompt_initialisation: what vectors start from: "random", "question" (in words) or "adapter" (a
+            trained prompt).
         epochs: passes over the training examples.
         batch_size: (window, question) rows per optimiser step.
         weight_decay, clip_norm: of AdamW; the largest gradient norm.
@@ -99,6 +106,7 @@ class Configuration:
     prompt_depth: str = "deep"
     first_layer: int = 0
     reparametrisation: str = "none"
+    prompt_initialisation: str = "random"
     epochs: int = 20
     batch_size: int = 16
     weight_decay: float = 0.05
@@ -118,6 +126,18 @@ class Configuration:
         """12 hex digits that name this configuration in any study."""
         return hash_values(_said(asdict(self)))[:12]
 
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Configuration:
+        """Of plain values, as `asdict` and JSON have them.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are not those of a configuration.
+        """
+        cell = dict(values["cell"])
+        cell["backbone"] = Backbone(**cell["backbone"])
+        weights = tuple(values["loss_weights"])
+        return cls(**{**values, "cell": Cell(**cell), "loss_weights": weights})
+
 
 @dataclass(frozen=True, slots=True)
 class FoldRun:
@@ -128,11 +148,13 @@ class FoldRun:
             each other: fold + draw * number of folds.
         corpus_fingerprint: `Corpus.fingerprint` of the notes as trained on.
         folds_fingerprint: `Folds.fingerprint`: who is in which fold, who validates.
-        questions_fingerprint: hash of the wording of the questions, which decides hard prompts.
+        questions_fingerprint: hash of the wording of the questions, which decides hard prompts, and soft
+            ones that start from it; else "".
         weights_fingerprint: hash of what the backbone's source holds now (config and weights).
         transfer_fingerprints: name and `Corpus.fingerprint` of each other site that it is scored on.
         test_fingerprint: `Corpus.fingerprint` of held-out notes: then it is trained on all of the corpus, and
             scored on these once, after all has been chosen. "" in cross-validation.
+        initial_prompt_fingerprint: of the adapter's file, where prompts start from one; else "".
     """
 
     configuration: Configuration
@@ -143,6 +165,7 @@ class FoldRun:
     weights_fingerprint: str
     transfer_fingerprints: tuple[str, ...] = ()
     test_fingerprint: str = ""
+    initial_prompt_fingerprint: str = ""
 
     @property
     def is_test(self) -> bool:
@@ -152,21 +175,33 @@ class FoldRun:
     @property
     def basis(self) -> tuple[str, ...]:
         """What must be equal for two fold-runs of a cell to be compared."""
+        starts_from_words = self.configuration.prompt_initialisation == "question"
         return (
             self.corpus_fingerprint,
             self.folds_fingerprint,
-            self.questions_fingerprint,
+            "" if starts_from_words else self.questions_fingerprint,
             self.weights_fingerprint,
             *self.transfer_fingerprints,
             *([f"test {self.test_fingerprint}"] if self.is_test else ()),
         )
 
     @property
+    def start(self) -> tuple[str, ...]:
+        """What must be equal, beside the basis, for two fold-runs to be of one configuration: what its
+        prompts start from, in which those of a cell may differ."""
+        starts = {
+            "question": self.questions_fingerprint,
+            "adapter": self.initial_prompt_fingerprint,
+        }
+        found = starts.get(self.configuration.prompt_initialisation)
+        return () if found is None else (found,)
+
+    @property
     def key(self) -> str:
         """The ledger key, 64 hex digits: a hash of all that decides the result."""
         values = asdict(self)
         values["configuration"] = _said(values["configuration"])
-        for name in ("transfer_fingerprints", "test_fingerprint"):
+        for name in ("transfer_fingerprints", "test_fingerprint", "initial_prompt_fingerprint"):
             if not values[name]:
                 del values[name]
         return hash_values({"format": RESULT_FORMAT, **values})
@@ -174,7 +209,7 @@ class FoldRun:
 
 def _said(configuration: dict[str, Any]) -> dict[str, Any]:
     """Without what came later and is not used: it must not change the keys of finished work."""
-    said = {k: v for k, v in configuration.items() if k not in LATER or v is not None}
+    said = {k: v for k, v in configuration.items() if k not in LATER or v != LATER[k]}
     return said | {"cell": _said_of_cell(configuration["cell"])}
 
 

@@ -22,6 +22,7 @@ from raymrc.corpora.labels import apply_labels, common_labels, target_labels
 from raymrc.corpora.note import Corpus
 from raymrc.corpora.splits import Folds, hold_out, make_folds, shared_notes, take_subset
 from raymrc.corpora.synthetic import synthesize
+from raymrc.model.adapters import Adapter, read_adapter
 from raymrc.model.backbones import read_shape
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
@@ -78,10 +79,12 @@ class Fingerprints:
     Args:
         corpus: `Corpus.fingerprint`.
         folds: `Folds.fingerprint`.
-        questions: of the wording; only where the strategy asks in words does it enter a key.
+        questions: of the wording; it enters a key only where a strategy asks in words, or a soft
+            prompt starts from them.
         weights: by name of the backbone, `backbones.weights_fingerprint`.
         transfer: of each corpus of another site, `Corpus.fingerprint`, with its name before it.
         test: of held-out notes, in a final test; "" in cross-validation.
+        initial_prompt: of the adapter's file; it enters a key only where a soft prompt starts from it.
     """
 
     corpus: str
@@ -90,6 +93,7 @@ class Fingerprints:
     weights: Mapping[str, str]
     transfer: tuple[str, ...] = ()
     test: str = ""
+    initial_prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,11 @@ class CellPlan:
             and all(space.distributions[name].holds(values[name]) for name in space.distributions)
             and build_configuration(self, values) == configuration
         )
+
+    @property
+    def starts_from_adapter(self) -> bool:
+        """Whether soft prompts of its configurations start from `initial_prompt`."""
+        return "adapter" in _ends(self.space, "prompt_initialisation")
 
     @property
     def longest_window(self) -> int:
@@ -232,6 +241,7 @@ def plan_study(
     ledger: Ledger | None = None,
     *,
     transfer: Mapping[str, Corpus] | None = None,
+    initial_prompt: Adapter | None = None,
     places: bool = True,
 ) -> Plan:
     """Work out a study's cells, configurations and fold-runs.
@@ -241,14 +251,17 @@ def plan_study(
         weights: by name of the backbone, `weights_fingerprint` of what its source holds.
         ledger: counts what is done already; needs corpus and weights, and what transfer is scored on.
         transfer: as `read_transfer` gives it; None where the files are not at hand.
+        initial_prompt: as `read_initial_prompt` gives it; None where the file is not at hand.
         places: False: where fold-runs would train is left open, as for a report on another machine.
 
     Raises:
         CorpusError: notes that cannot fill the folds.
         SpecError: a first layer that the backbone does not have, a window that does not fit it,
-            a question for a label that the corpus does not have, a cell that no number of devices
-            holds or more of them than the study allows.
-        BackboneError: a backbone's folder whose config cannot be read.
+            a question for a label that the corpus does not have, an initial prompt of another form
+            or of other labels alone, a cell that no number of devices holds or more of them than the
+            study allows.
+        BackboneError: a backbone's folder whose config cannot be read, or not the one that the initial
+            prompt was trained on.
     """
     labels = corpus.labels if corpus is not None else study_labels(spec)
     asked = study_questions(spec, corpus)
@@ -259,7 +272,9 @@ def plan_study(
         folds = build_study_folds(spec, corpus)  # whether they can be made is told in any case
         _check_shots(spec, folds)
         if weights is not None and (transfer is not None or not spec.transfer):
-            fingerprints = build_fingerprints(spec, corpus, folds, weights, transfer or {})
+            fingerprints = build_fingerprints(
+                spec, corpus, folds, weights, transfer or {}, initial_prompt
+            )
     remarks: list[str] = []
     if corpus is None:
         unknown = "" if asked is not None else "; labels and trained shares are not known before"
@@ -274,7 +289,13 @@ def plan_study(
         amounts = spec.few_shot.notes if spec.few_shot else (None,)
         for strategy, shots in product(spec.strategies.named(), amounts):
             planned = _plan_cell(spec, index, entry, strategy, shots, shape, asked)
+            if initial_prompt is not None and planned.starts_from_adapter:
+                _check_initial_prompt(spec, index, planned, initial_prompt, weights or {})
             cells.append(_placed(spec, index, planned) if places else planned)
+    if any(cell.starts_from_adapter for cell in cells):
+        remarks += _about_initial_prompt(spec, initial_prompt, asked)
+        if initial_prompt is None:
+            fingerprints = None
     resources = spec.resources
     if (
         resources.gpus_per_host
@@ -376,6 +397,15 @@ def _read_other(spec: Spec, described: CorpusSpec, at: Steps, corpus: Corpus) ->
     return common
 
 
+def read_initial_prompt(spec: Spec) -> Adapter | None:
+    """What the study's initial prompt was trained for; None where it names none.
+
+    Raises:
+        AdapterError: it is not there, or cannot be read.
+    """
+    return None if spec.initial_prompt is None else read_adapter(spec.initial_prompt)
+
+
 def _read_described(described: CorpusSpec) -> Corpus:
     labels: Any = described.labels
     if described.synthetic is not None:
@@ -452,6 +482,7 @@ def build_fingerprints(
     folds: Folds,
     weights: Mapping[str, str],
     transfer: Mapping[str, Corpus] = MappingProxyType({}),
+    initial_prompt: Adapter | None = None,
 ) -> Fingerprints:
     asked = find_asked(spec.task, corpus)
     questions = build_questions(asked.labels, spec.questions, asked.relations)
@@ -462,17 +493,19 @@ def build_fingerprints(
         questions=questions_fingerprint(questions),
         weights=dict(weights),
         transfer=named,
+        initial_prompt=initial_prompt.fingerprint if initial_prompt is not None else "",
     )
 
 
 def fold_run(configuration: Configuration, fold: int, fingerprints: Fingerprints) -> FoldRun:
     """The fold-run, whose `.key` names its record.
 
-    The wording of questions enters the key only of strategies that ask in words: rewording
-    one trains nothing else again.
+    The wording of questions enters the key only of strategies that ask in words and of prompts that
+    start from them: rewording one trains nothing else again. So it is with an initial prompt.
     """
     cell = configuration.cell
-    in_words = STRATEGIES[cell.strategy].asks == "words"
+    start = configuration.prompt_initialisation
+    in_words = STRATEGIES[cell.strategy].asks == "words" or start == "question"
     return FoldRun(
         configuration=configuration,
         fold=fold,
@@ -482,6 +515,7 @@ def fold_run(configuration: Configuration, fold: int, fingerprints: Fingerprints
         weights_fingerprint=fingerprints.weights[cell.backbone.name],
         transfer_fingerprints=() if fingerprints.test else fingerprints.transfer,
         test_fingerprint=fingerprints.test,
+        initial_prompt_fingerprint=fingerprints.initial_prompt if start == "adapter" else "",
     )
 
 
@@ -584,6 +618,63 @@ def _effective(spec: Spec, entry: BackboneSpec, strategy: str) -> dict[str, Sett
         settings.setdefault("context_sentences", Fixed(DEFAULT_CONTEXT_SENTENCES))
         settings.setdefault("relation_answers", Fixed(DEFAULT_RELATION_ANSWERS))
     return settings
+
+
+def _check_initial_prompt(
+    spec: Spec, index: int, plan: CellPlan, adapter: Adapter, weights: Mapping[str, str]
+) -> None:
+    """Refuse prompts of another form than those of a cell that is to start from them."""
+    given = adapter.configuration
+    trained_by = STRATEGIES.get(adapter.strategy)
+    if trained_by is None or trained_by.asks != "vectors":
+        raise spec.error(
+            ("initial_prompt",),
+            f"initial_prompt: {adapter.place} was trained by {adapter.strategy}, which has no soft "
+            "prompt; give an adapter of soft_prompt or frozen_soft_prompt",
+        )
+    for name in ("prompt_length", "prompt_depth", "first_layer"):
+        for wanted in _ends(plan.space, name):
+            if wanted != given[name]:
+                raise spec.error(
+                    _place(spec, index, plan.cell.strategy, name),
+                    f"{name}: {wanted} is not that of the initial prompt {adapter.place}, "
+                    f"{given[name]}",
+                )
+    backbone = plan.cell.backbone
+    layers = given["cell"]["backbone"]["layers"]
+    if layers != backbone.layers:
+        shown = ["all" if number is None else str(number) for number in (layers, backbone.layers)]
+        raise spec.error(
+            ("backbones", index),
+            f"the initial prompt {adapter.place} was trained on {shown[0]} layers of "
+            f"{adapter.backbone}, and {backbone.name} has {shown[1]}",
+        )
+    if backbone.name in weights:
+        adapter.check_backbone(weights[backbone.name])
+
+
+def _about_initial_prompt(
+    spec: Spec, adapter: Adapter | None, asked: Asked | None
+) -> Iterator[str]:
+    """What whoever starts from a trained prompt should know."""
+    if adapter is None:
+        yield f"initial_prompt {spec.initial_prompt} is not here; whether it fits was not looked at"
+        return
+    if asked is not None:
+        absent = [name for name in asked.names if name not in adapter.names]
+        if len(absent) == len(asked):
+            raise spec.error(
+                ("initial_prompt",),
+                f"initial_prompt: {adapter.place} has prompts for {', '.join(adapter.names)}, and "
+                f"the study asks for {', '.join(absent)}; none would start from it",
+            )
+        if absent:
+            yield f"the initial prompt lacks {', '.join(absent)}, which start at random"
+    if adapter.configuration["cell"]["corpus"] == spec.corpus.display_name:
+        yield (
+            f"the initial prompt was trained on a corpus that is also called "
+            f"{spec.corpus.display_name}; scores are too high where it has seen the scored notes"
+        )
 
 
 def _how_many(spec: Spec, space: SearchSpace) -> int:

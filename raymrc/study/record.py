@@ -10,7 +10,7 @@ from typing import Any
 
 from raymrc.corpora.note import Relation, Span
 from raymrc.scoring.counts import Counts, pool
-from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
+from raymrc.study.configuration import Configuration, FoldRun
 
 LabelCounts = Mapping[str, Counts]
 
@@ -172,15 +172,9 @@ class Record:
         """Raises KeyError, TypeError or ValueError where the text is not a whole record."""
         values: dict[str, Any] = json.loads(text)
         run = values.pop("fold_run")
-        configuration = run.pop("configuration")
-        cell = configuration.pop("cell")
-        backbone = Backbone(**cell.pop("backbone"))
-        configuration["loss_weights"] = tuple(configuration["loss_weights"])
+        configuration = Configuration.from_values(run.pop("configuration"))
         run["transfer_fingerprints"] = tuple(run.get("transfer_fingerprints", ()))
-        values["fold_run"] = FoldRun(
-            configuration=Configuration(cell=Cell(backbone=backbone, **cell), **configuration),
-            **run,
-        )
+        values["fold_run"] = FoldRun(configuration=configuration, **run)
         values["trained"] = tuple((name, count) for name, count in values.get("trained", ()))
         values["epochs"] = tuple(Epoch(**epoch) for epoch in values["epochs"])
         values["notes"] = _read_notes(values["notes"])

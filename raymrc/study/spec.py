@@ -57,6 +57,7 @@ PLAIN_NAME = text(
 Name = Annotated[str, checked(PLAIN_NAME)]
 Text = Annotated[str, checked(text())]
 Seed = Annotated[int, checked(whole(0))]
+Place = Annotated[str | None, checked(or_none(folder))]
 
 
 # --- sections -------------------------------------------------------------------------------------
@@ -95,6 +96,12 @@ class Settings(_Section):
     """Layers below this one see no prompt; 0 is the published setting."""
     reparametrisation: Annotated[Setting | None, setting(word("none", "mlp", "lstm"))] = None
     """What the vectors are computed with while training: `none`, `mlp` or `lstm`."""
+    prompt_initialisation: Annotated[
+        Setting | None, setting(word("random", "question", "adapter"))
+    ] = None
+    """What the vectors start from: `random`, at the scale of the backbone's own words (the default);
+    `question`, what the backbone makes of the label's question in words; or `adapter`, the label's trained
+    vectors in `initial_prompt`. The last two want `reparametrisation: none`."""
     epochs: Annotated[Setting | None, setting(whole(1))] = None
     """Passes over the training examples."""
     batch_size: Annotated[Setting | None, setting(whole(1))] = None
@@ -479,7 +486,11 @@ class Spec(_Section):
     search: Annotated[Search, BeforeValidator(_empty_is_default)] = Search()
     """How configurations are chosen."""
     questions: Annotated[dict[str, Text], BeforeValidator(_empty_is_default)] = {}
-    """Label: the question that hard prompts ask, instead of the built-in one."""
+    """Label: the question that hard prompts ask, and that soft prompts may start from, instead of the
+    built-in one."""
+    initial_prompt: Place = None
+    """A trained adapter, its file or folder, whose prompts those with `prompt_initialisation: adapter` start
+    from, by label. It has to be of the same backbone, and its prompts as long and at the same layers."""
     resources: Annotated[Resources, BeforeValidator(_empty_is_default)] = Resources()
     """What one trial holds."""
     prices: Annotated[Prices, BeforeValidator(_empty_is_default)] = Prices()

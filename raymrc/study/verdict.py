@@ -254,7 +254,8 @@ def summarise(
     """Records as cells, in the order of `cells`.
 
     A ledger may hold results on other notes, folds or weights, from before the study file was
-    changed; those are not mixed. Of each cell only one such basis is summarised.
+    changed; those are not mixed. Of each cell only one such basis is summarised, and of each
+    configuration whose prompts start from words or a file only one wording or file.
 
     Args:
         num_folds: of the study; a configuration with fewer is not complete.
@@ -269,7 +270,9 @@ def summarise(
         if run.is_test:
             continue  # scores of held-out notes choose nothing
         bases.setdefault(run.configuration.cell, {}).setdefault(run.basis, []).append(record)
-    wanted = {run.configuration.cell: run.basis for run in same or ()}
+    planned = list(same or ())
+    wanted = {run.configuration.cell: run.basis for run in planned}
+    starts = {run.configuration: run.start for run in planned}
     if cells is None:
         cells = sorted(bases, key=lambda cell: cell.name)
     summaries = []
@@ -279,7 +282,7 @@ def summarise(
             kept = by_basis.get(wanted[cell], [])
         else:
             kept = max(by_basis.values(), key=_latest, default=[])
-        summaries.append(_summarise_cell(cell, kept, num_folds))
+        summaries.append(_summarise_cell(cell, _of_one_start(kept, starts), num_folds))
     return tuple(summaries)
 
 
@@ -330,6 +333,18 @@ def to_json(summaries: Sequence[CellSummary]) -> dict[str, Any]:
 def count_reasons(reasons: Iterable[str]) -> tuple[tuple[str, int], ...]:
     """Each with how often, the commonest first."""
     return tuple(sorted(Counter(reasons).items(), key=lambda item: (-item[1], item[0])))
+
+
+def _of_one_start(
+    records: Sequence[Record], wanted: Mapping[Configuration, tuple[str, ...]]
+) -> list[Record]:
+    """Of each configuration those that started as wanted; as its latest one where that is not known."""
+    latest = {
+        record.fold_run.configuration: record.fold_run.start
+        for record in sorted(records, key=lambda record: record.started_at)
+    }
+    starts = latest | dict(wanted)
+    return [r for r in records if r.fold_run.start == starts[r.fold_run.configuration]]
 
 
 def _latest(records: Sequence[Record]) -> str:

@@ -101,7 +101,7 @@ def read_figures(record: Record) -> Figures:
     alike = replace(run.configuration, seed=0) if run.is_test else run.configuration
     return Figures(
         key=record.key,
-        configuration_key="configuration:" + hash_values([alike.id, run.basis])[:32],
+        configuration_key="configuration:" + hash_values([alike.id, run.basis + run.start])[:32],
         cell_key="cell:" + cell[:32],
         configuration=run.configuration,
         fold=run.fold,

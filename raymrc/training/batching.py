@@ -22,6 +22,7 @@ from raymrc.corpora.note import Corpus, Note
 from raymrc.corpora.splits import Folds
 from raymrc.errors import BackboneError
 from raymrc.model.inputs import Inputs, PairTargets, SpanTargets, TagTargets, Targets
+from raymrc.model.prompts import SavedPrompt, Start
 from raymrc.model.strategies import STRATEGIES, Strategy
 from raymrc.reading.examples import build_examples, tag_targets
 from raymrc.reading.questions import in_plain_words
@@ -51,9 +52,10 @@ class StudyData:
 
     Args:
         questions: label or name of a relation question -> question in words, used where a strategy asks
-            in words.
+            in words, or a prompt starts from them.
         transfer: notes of other sites by name, which are only ever scored.
         test: held-out notes, which a final test scores, and nothing else.
+        initial_prompt: what prompts start from, where they start from a trained one.
     """
 
     corpus: Corpus
@@ -61,6 +63,7 @@ class StudyData:
     questions: Mapping[str, str]
     transfer: Mapping[str, Corpus] = field(default_factory=dict)
     test: Corpus | None = None
+    initial_prompt: SavedPrompt | None = None
     _asked: dict[str, Asked] = field(default_factory=dict, repr=False, compare=False)
     _sites: dict[str | None, StudyData] = field(default_factory=dict, repr=False, compare=False)
     _pieces: dict[str, dict[str, Pieces]] = field(default_factory=dict, repr=False, compare=False)
@@ -73,7 +76,7 @@ class StudyData:
 
     def __getstate__(self) -> dict[str, object]:
         # What was cached in one process is cheaper to build again than to send to another.
-        names = ("corpus", "folds", "questions", "transfer", "test")
+        names = ("corpus", "folds", "questions", "transfer", "test", "initial_prompt")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -86,6 +89,10 @@ class StudyData:
         if task not in self._asked:
             self._asked[task] = find_asked(task, self.corpus)
         return self._asked[task]
+
+    def start(self, task: str) -> Start:
+        """What the soft prompts of a task may start from."""
+        return Start(self.asked(task).names, self.questions, self.initial_prompt)
 
     def site(self, name: str | None, task: str) -> StudyData:
         """The notes of another site, or the held-out ones (None), asked what this one's are."""

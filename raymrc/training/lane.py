@@ -15,6 +15,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from raymrc.corpora.note import Note
 from raymrc.corpora.splits import Split
 from raymrc.errors import TrainingError
+from raymrc.model.adapters import write_adapter
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs, SpanTargets, Targets
 from raymrc.model.strategies import STRATEGIES, build
@@ -120,6 +122,7 @@ class Lane:
         self.transfer: dict[str, dict[str, NoteCounts]] = {}
         self.predictions: dict[str, Found] = {}
         self.shape = loaded.shape
+        self.weights_fingerprint = loaded.fingerprint
         self.strategy = STRATEGIES[configuration.cell.strategy]
         self.evaluation_pieces = evaluation_pieces
         self.activations = activations
@@ -143,7 +146,13 @@ class Lane:
         if not self.rows:
             raise TrainingError(f"fold {fold_run.fold} has no training note with text in it")
 
-        self.model = build(configuration, loaded, len(self.asked.labels), len(self.asked.relations))
+        self.model = build(
+            configuration,
+            loaded,
+            len(self.asked.labels),
+            len(self.asked.relations),
+            data.start(configuration.cell.task),
+        )
         self.optimiser = torch.optim.AdamW(
             self.model.parameter_groups(), weight_decay=configuration.weight_decay, fused=True
         )
@@ -404,6 +413,18 @@ class Lane:
         self._epoch_began = self.spent.wall - position["epoch_wall"]
         self.halvings = position["halvings"]
         self.started_at = position["started_at"]
+
+    def write_adapter(self, folder: Path) -> Path:
+        """What the model has learnt, as a file: of a lane that is done, in its best epoch. Not of a
+        sharded one, which has only a part here.
+
+        Raises:
+            AdapterError: the folder cannot be written to.
+        """
+        relations = [question.name for question in self.asked.relations]
+        return write_adapter(
+            folder, self.model, self.asked.labels, relations, self.weights_fingerprint
+        )
 
     def record(
         self, *, wall_seconds: float, num_devices: float, peak_bytes: int, device_hour_usd: float

@@ -88,6 +88,7 @@ class Pool:
         memory_bytes: what lanes and their passes may use; found out where it is not given.
         pass_pieces: padded pieces of a pass; see `PASS_PIECES`.
         recomputes: cells whose lanes compute again what a gradient needs (`encoder.Layer.checkpoints`).
+        on_done: told of a lane that is done, with the state of its best epoch, before it is dropped.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Pool:
         memory_bytes: float | None = None,
         pass_pieces: int | None = None,
         recomputes: Collection[Cell] = (),
+        on_done: Callable[[Lane], None] | None = None,
     ) -> None:
         self.loaded = loaded
         self.data = data
@@ -112,6 +114,7 @@ class Pool:
             self._set_malloc()
         self.memory_bytes = memory_bytes or available_bytes(self.device, gpus)
         self.recomputes = frozenset(recomputes)
+        self.on_done = on_done or (lambda lane: None)
         self._seats: dict[str, _Seat] = {}
         self._activations: dict[int, Activations] = {}
         self._events: list[Event] = []
@@ -274,6 +277,7 @@ class Pool:
                 peak_bytes=self.meter.peak_bytes,
                 device_hour_usd=self.device_hour_usd,
             )
+            self.on_done(lane)
             self.close(key)
             self._events.append(Event(key, record))
 

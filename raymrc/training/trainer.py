@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from raymrc.errors import BackboneError
+from raymrc.errors import AdapterError, BackboneError, TrainingError
+from raymrc.model.adapters import Adapter, read_adapter, read_state
 from raymrc.model.backbones import Loaded, find, load, load_tokenizer, read_shape
-from raymrc.model.strategies import STRATEGIES
+from raymrc.model.network import Model
+from raymrc.model.strategies import STRATEGIES, build
 from raymrc.reading.relations import Asked
-from raymrc.study.configuration import Backbone, Cell, FoldRun
+from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.study.record import Epoch, Record
 from raymrc.training.batching import RowBuilder, StudyData
+from raymrc.training.lane import Lane
 from raymrc.training.pool import Pool
 
 if TYPE_CHECKING:
@@ -80,6 +84,7 @@ def train_fold_run(
     device_hour_usd: float = 0.0,
     gpus: float = 1.0,
     on_epoch: Callable[[Epoch], None] | None = None,
+    on_done: Callable[[Lane], None] | None = None,
 ) -> Record:
     """Trains, chooses the epoch on validation, scores the held-out fold.
 
@@ -87,6 +92,8 @@ def train_fold_run(
         device_hour_usd: price of one device (a GPU, or a core) for an hour.
         gpus: how much of a GPU is held meanwhile; two that share one pay half each.
         on_epoch: told after each epoch's validation.
+        on_done: told at the end of the lane, whose model has the state of its best epoch; such as
+            `lambda lane: lane.write_adapter(folder)`.
 
     Returns:
         The record; the caller keeps it.
@@ -96,7 +103,7 @@ def train_fold_run(
         BackboneError: window and question exceed the backbone's positions.
         PromptError: a prompt that does not fit the backbone.
     """
-    pool = Pool(loaded, data, device, device_hour_usd=device_hour_usd, gpus=gpus)
+    pool = Pool(loaded, data, device, device_hour_usd=device_hour_usd, gpus=gpus, on_done=on_done)
     pool.open(fold_run)
     while True:
         for event in pool.step():
@@ -106,6 +113,32 @@ def train_fold_run(
                 raise event.what
             if on_epoch is not None:
                 on_epoch(event.what)
+
+
+def load_adapter(place: Path | str, loaded: Loaded) -> tuple[Model, Adapter]:
+    """The model that an adapter was written from, in evaluation mode.
+
+    Raises:
+        AdapterError: it cannot be read, or its tensors are not those of its configuration.
+        BackboneError: it was trained on another backbone.
+    """
+    adapter = read_adapter(place)
+    adapter.check_backbone(loaded.fingerprint)
+    try:
+        configuration = Configuration.from_values(adapter.configuration)
+    except (KeyError, TypeError, ValueError):
+        raise AdapterError(
+            f"{adapter.place}: its configuration is not one of this raymrc"
+        ) from None
+    # What its prompt once started from has been trained over.
+    fresh = replace(configuration, prompt_initialisation="random")
+    model = build(fresh, loaded, len(adapter.labels), len(adapter.relations))
+    model.configuration = configuration
+    try:
+        model.load_trained_state(read_state(adapter.place))
+    except TrainingError as error:
+        raise AdapterError(f"{adapter.place}: {error}") from None
+    return model.eval(), adapter
 
 
 def check_questions_fit(plan: Plan, asked: Asked, questions: Mapping[str, str]) -> None:

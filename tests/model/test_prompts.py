@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from raymrc.errors import PromptError
 from raymrc.model.backbones import Loaded
-from raymrc.model.prompts import MEASURED_WORDS, SoftPrompt, word_ids
+from raymrc.model.inputs import Inputs
+from raymrc.model.prompts import MEASURED_WORDS, SavedPrompt, SoftPrompt, word_ids
 from tests.model.tiny import random_inputs
 
 FORMS = list(itertools.product(("deep", "input"), (0, 1, 2), ("none", "mlp", "lstm")))
@@ -183,3 +184,86 @@ def test_a_prompt_on_another_device_is_refused(tiny_bert: Loaded):
     elsewhere = SoftPrompt(3, 4, tiny_bert.shape).to("meta")
     with pytest.raises(PromptError, match="prompt is on meta and the backbone on cpu"):
         tiny_bert.encoder(inputs, elsewhere(inputs.label_B.to("meta")))
+
+
+def questions(tiny: Loaded, *texts: str) -> list[list[int]]:
+    return [tiny.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+def row_of(tiny: Loaded, pieces: list[int]) -> Inputs:
+    first, last = specials(tiny)
+    ids = torch.tensor([[first, *pieces, last]])
+    here = torch.ones_like(ids, dtype=torch.bool)
+    return Inputs(ids, torch.zeros_like(ids), here, here, ids[:, 0], is_padded=False)
+
+
+@pytest.fixture
+def asked(tiny: Loaded) -> list[list[int]]:
+    """Shorter and longer than five pieces."""
+    return questions(tiny, "the patient took", "was given aspirin daily for pain after warfarin")
+
+
+@pytest.mark.parametrize("first_layer", [0, 2])
+def test_input_vectors_start_as_the_embedded_question(tiny: Loaded, asked, first_layer):
+    prompt = SoftPrompt(2, 5, tiny.shape, "input", first_layer)
+    before = prompt.table.detach().clone().view(2, 5, -1)
+    prompt.start_from_words(tiny.encoder, asked, specials(tiny))
+    for made, drawn, pieces in zip(prompt.table.view(2, 5, -1), before, asked, strict=True):
+        entering = tiny.encoder.below(row_of(tiny, pieces), first_layer)[0, 1:-1]
+        length = min(len(pieces), 5)
+        assert torch.equal(made[:length], entering[:length])
+        assert torch.equal(made[length:], drawn[length:])
+        if not first_layer and tiny.shape.embedding_norm is False and tiny.shape.types == 2:
+            encoder = tiny.encoder
+            around = encoder.position.weight[1 : 1 + length] + encoder.segment.weight[0]
+            torch.testing.assert_close(made[:length] - around, encoder.word.weight[pieces[:length]])
+
+
+@pytest.mark.parametrize("first_layer", [0, 2])
+def test_deep_prompts_start_as_keys_and_values_of_the_question(tiny: Loaded, asked, first_layer):
+    prompt = SoftPrompt(2, 5, tiny.shape, "deep", first_layer)
+    before = prompt.arrange(prompt.table.detach().clone())
+    prompt.start_from_words(tiny.encoder, asked, specials(tiny))
+    prefix = prompt(torch.tensor([0, 1]))
+    for label, pieces in enumerate(asked):
+        inputs, length = row_of(tiny, pieces), min(len(pieces), 5)
+        for layer in range(first_layer, tiny.shape.num_layers):
+            entering = tiny.encoder.below(inputs, layer)
+            wanted = tiny.encoder.layer(layer).keys_and_values(entering)
+            for made, whole in zip(prefix.at(layer), wanted, strict=True):
+                own = whole[0, :, 1 : 1 + length]
+                torch.testing.assert_close(made[label, :, :length], own, rtol=1e-6, atol=1e-6)
+        assert torch.equal(
+            prompt.arrange(prompt.table)[label, ..., length:, :], before[label, ..., length:, :]
+        )
+
+
+def test_the_first_layer_attends_to_the_same_keys_as_with_the_question_in_words(
+    tiny: Loaded, asked
+):
+    """There the question has not yet seen the window, so a prompt can hold all that it is."""
+    prompt = SoftPrompt(2, 3, tiny.shape)
+    prompt.start_from_words(tiny.encoder, asked, specials(tiny))
+    window = questions(tiny, "no history of rash and nausea")[0]
+    worded = row_of(tiny, [*asked[0], specials(tiny)[1], *window])
+    layer = tiny.encoder.layer(0)
+    wanted = layer.keys_and_values(tiny.encoder.embed(worded))
+    for made, whole in zip(prompt(torch.tensor([0])).at(0), wanted, strict=True):
+        torch.testing.assert_close(made[0], whole[0, :, 1:4], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("depth", "first_layer", "reparametrisation"), FORMS)
+def test_a_trained_prompt_hands_its_vectors_over_by_name(
+    tiny_bert: Loaded, depth, first_layer, reparametrisation
+):
+    trained = SoftPrompt(2, 4, tiny_bert.shape, depth, first_layer, reparametrisation)
+    state = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    saved = SavedPrompt(("ADE", "Drug"), 4, depth, first_layer, reparametrisation, state)
+    prompt = SoftPrompt(3, 4, tiny_bert.shape, depth, first_layer)
+    before = prompt.table.detach().clone()
+    drawn = torch.get_rng_state()
+    prompt.start_from_saved(("Drug", "Dose", "ADE"), saved)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.equal(prompt.table[0], trained.vectors()[1])
+    assert torch.equal(prompt.table[1], before[1])
+    assert torch.equal(prompt.table[2], trained.vectors()[0])

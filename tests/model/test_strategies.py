@@ -11,6 +11,7 @@ from safetensors.torch import save
 
 from raymrc.errors import PromptError, TrainingError
 from raymrc.model.backbones import Loaded
+from raymrc.model.prompts import SavedPrompt, Start
 from raymrc.model.strategies import STRATEGIES, build
 from tests.model.tiny import (
     random_inputs,
@@ -218,3 +219,40 @@ def test_dropout_reaches_the_backbone_only_where_it_is_trained(tiny_bert: Loaded
     same = torch.equal(model.hidden(inputs), model.hidden(inputs))
     assert same != STRATEGIES[strategy].trains_backbone
     tiny_bert.encoder.eval()
+
+
+def start_of(model) -> Start:
+    """Questions in words, and a trained prompt for the second and a label that nobody asks for."""
+    form = model.configuration
+    saved = SavedPrompt(
+        ("ADE", "Route"), form.prompt_length, form.prompt_depth, form.first_layer, "none",
+        {"table": model.prompt.table.detach()[:2] + 1},
+    )  # fmt: skip
+    words = {"Drug": "the patient took", "ADE": "no rash after aspirin", "Dose": "two mg daily"}
+    return Start(("Drug", "ADE", "Dose"), words, saved)
+
+
+@pytest.mark.parametrize("strategy", ["soft_prompt", "frozen_soft_prompt"])
+@pytest.mark.parametrize("depth", ["deep", "input"])
+def test_a_prompt_starts_as_the_configuration_says_and_all_else_alike(tiny_bert, strategy, depth):
+    def made(start: Start | None = None, **fields):
+        configuration = tiny_configuration(
+            tiny_bert.backbone, strategy, prompt_depth=depth, **fields
+        )
+        return build(configuration, tiny_bert, 3, start=start)
+
+    plain = made()
+    start = start_of(plain)
+    random = made(start).trained_state()
+    worded = made(start, prompt_initialisation="question")
+    adapted = made(start, prompt_initialisation="adapter").trained_state()
+    before, asked = plain.trained_state(), worded.trained_state()
+    assert all(torch.equal(random[name], before[name]) for name in before)
+    for state in (asked, adapted):
+        assert not torch.equal(state["prompt.table"], before["prompt.table"])
+        assert all(torch.equal(state[n], before[n]) for n in before if n != "prompt.table")
+    assert not (asked["prompt.table"] == before["prompt.table"]).all(1).any()
+    assert start.saved is not None
+    assert torch.equal(adapted["prompt.table"][1], start.saved.state["table"][0])
+    assert torch.equal(adapted["prompt.table"][[0, 2]], before["prompt.table"][[0, 2]])
+    train(worded, *batch(tiny_bert, strategy), steps=2)  # checks gradients

@@ -14,13 +14,17 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from raymrc.corpora.note import Corpus
 from raymrc.corpora.splits import shared_notes
-from raymrc.errors import BackboneError, CorpusError, SpecError
+from raymrc.errors import AdapterError, BackboneError, CorpusError, SpecError
+from raymrc.model.adapters import ADAPTER_FILE, HEADER
+from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import (
     Plan,
@@ -29,6 +33,7 @@ from raymrc.study.plan import (
     build_study_folds,
     fold_run,
     plan_study,
+    read_initial_prompt,
     read_study_corpus,
     read_transfer,
     render,
@@ -542,3 +547,120 @@ def test_more_shots_than_training_notes_are_refused(tmp_path):
         plan_study(spec, read_study_corpus(spec))
     assert problems_of(tmp_path, overrides=["few_shot={notes: [5, 5]}"])
     assert problems_of(tmp_path, overrides=["few_shot={notes: [0]}"])
+
+
+STARTS = STUDY.replace("prompt_length: [8, 32]", "prompt_length: 8")
+
+
+def starting(*options: str, prompt: object = None) -> list[str]:
+    """Overrides under which soft prompts start so."""
+    said = [f"strategies.frozen_soft_prompt.prompt_initialisation=[{', '.join(options)}]"]
+    return said if prompt is None else [*said, f"initial_prompt={prompt}"]
+
+
+def test_what_prompts_start_from_is_a_grid_and_random_is_what_was_before(tmp_path):
+    corpus = read_study_corpus(spec_of(tmp_path))
+    plain = plan_study(spec_of(tmp_path, STARTS), corpus, WEIGHTS)
+    both = plan_study(spec_of(tmp_path, STARTS, starting("random", "question")), corpus, WEIGHTS)
+    (before,) = plain.cells[1].configurations
+    random, worded = both.cells[1].configurations
+    assert (random.prompt_initialisation, worded.prompt_initialisation) == ("random", "question")
+    assert random == before and random.id == before.id != worded.id
+    keys = [fold_run(c, 0, both.fingerprints).key for c in (random, worded)]
+    assert fold_run(before, 0, plain.fingerprints).key == keys[0] != keys[1]
+    # As raymrc wrote them before there was a choice.
+    old = Configuration(Cell("concepts", "notes", Backbone("minilm", "minilm"), "frozen_soft_prompt"), 2e-2,
+                        prompt_length=8)  # fmt: skip
+    assert old.id == "2a75c155f20d"
+    assert FoldRun(old, 1, "c", "f", "", "w").key == (
+        "46630ef5b16accf649ee7084d4cee2ea90810cac48effe4dbb82045cda45f9b7"
+    )
+
+
+def test_rewording_a_question_trains_again_what_starts_from_it_and_nothing_else(tmp_path):
+    overrides = starting("random", "question")
+    spec = spec_of(tmp_path, STARTS, overrides)
+    reworded = spec_of(tmp_path, STARTS, [*overrides, "questions.Drug=Which one"])
+    assert reworded.warnings == ()
+    ledger = Ledger(str(tmp_path))
+    finish(planned(spec), ledger, 2)
+    assert [cell.done for cell in planned(spec, ledger).cells] == [4, 4]
+    assert [cell.done for cell in planned(reworded, ledger).cells] == [4, 2]
+
+
+def write_prompt(folder, labels=("Drug", "ADE"), weights="w", **changed):
+    """The adapter of a study elsewhere; of its tensors only that there are some matters here."""
+    cell = {"task": "concepts", "corpus": "elsewhere", "strategy": "frozen_soft_prompt",
+            "backbone": {"name": "minilm", "layers": None}}  # fmt: skip
+    form = {"prompt_length": 8, "prompt_depth": "deep", "first_layer": 0}
+    of_cell = {name: changed.pop(name) for name in [*changed] if name in cell}
+    header = {
+        "format": 1, "version": "0", "weights_fingerprint": weights, "labels": labels, "relations": [],
+        "configuration": {"cell": cell | of_cell, "reparametrisation": "none"} | form | changed,
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    save_file({"prompt.table": np.zeros(8)}, folder / ADAPTER_FILE, {HEADER: json.dumps(header)})
+    return folder
+
+
+def planned_from(tmp_path, prompt, *options: str, text: str = STARTS, weights=WEIGHTS) -> Plan:
+    spec = spec_of(tmp_path, text, starting(*(options or ("adapter",)), prompt=prompt))
+    corpus = read_study_corpus(spec)
+    return plan_study(spec, corpus, weights, initial_prompt=read_initial_prompt(spec))
+
+
+def test_another_initial_prompt_trains_again_what_starts_from_it_and_nothing_else(tmp_path):
+    place = write_prompt(tmp_path / "prompt")
+    plans = [planned_from(tmp_path, place, "random", "adapter")]
+    write_prompt(place, labels=("Drug", "ADE", "Route"))
+    plans.append(planned_from(tmp_path, place, "random", "adapter"))
+    keys = [
+        [fold_run(c, 0, plan.fingerprints).key for c in plan.cells[1].configurations]
+        for plan in plans
+    ]
+    assert keys[0][0] == keys[1][0] and keys[0][1] != keys[1][1]
+    tuned = [fold_run(plan.cells[0].configurations[0], 0, plan.fingerprints) for plan in plans]
+    assert tuned[0] == tuned[1]
+    assert all(not plan.remarks for plan in plans)
+
+
+def test_labels_that_an_initial_prompt_lacks_are_told(tmp_path):
+    lacking = write_prompt(tmp_path / "a", labels=("Route", "ADE"))
+    assert planned_from(tmp_path, lacking).remarks == (
+        "the initial prompt lacks Drug, which start at random",
+    )
+    same = write_prompt(tmp_path / "b", corpus="synthetic-n2c2-2018")
+    (remark,) = planned_from(tmp_path, same).remarks
+    assert "also called synthetic-n2c2-2018; scores are too high where" in remark
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"prompt_length": 16}, "prompt_length: 8 is not that of the initial prompt"),
+        ({"prompt_depth": "input"}, "prompt_depth: deep is not that of the initial prompt"),
+        ({"first_layer": 2}, "first_layer: 0 is not that of the initial prompt"),
+        ({"strategy": "hard_prompt"}, "by hard_prompt, which has no soft prompt"),
+        ({"backbone": {"name": "minilm-l2", "layers": 2}}, "on 2 layers of minilm-l2, and minilm has all"),
+        ({"weights": "v"}, "trained on minilm with weights v, and these are w"),
+        ({"labels": ("Route",)}, "none would start from it"),
+    ],
+)  # fmt: skip
+def test_an_initial_prompt_that_does_not_fit_is_refused_in_one_sentence(
+    tmp_path, changed, sentence
+):
+    place = write_prompt(tmp_path / "prompt", **changed)
+    with pytest.raises((SpecError, BackboneError)) as caught:
+        planned_from(tmp_path, place)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_without_the_file_a_plan_is_made_and_says_so(tmp_path):
+    spec = spec_of(tmp_path, STARTS, starting("adapter", prompt="not/there"))
+    plan = plan_study(spec, read_study_corpus(spec), WEIGHTS)
+    assert plan.fingerprints is None
+    assert plan.remarks == (
+        "initial_prompt not/there is not here; whether it fits was not looked at",
+    )
+    with pytest.raises(AdapterError, match="there is no adapter"):
+        read_initial_prompt(spec)

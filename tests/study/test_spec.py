@@ -112,6 +112,12 @@ mlflw: 3
         ("2.0e-2", "{log_uniform: [1e-3]}", "log_uniform wants [low, high], low above 0"),
         ("storage:", "training: {window: 48}\nstorage:", "overlap of 64 pieces is not below"),
         ("storage:", "training: {prompt_depth: deeep}\nstorage:", "is not one of 'input', 'deep'"),
+        ("[8, 32]", "8, prompt_initialisation: words", "'words' is not one of 'random', 'question', "
+         "'adapter'"),
+        ("[8, 32]", "8, prompt_initialisation: [random, adapter]", "10:88: prompt_initialisation: adapter "
+         "needs a trained prompt; give its file as initial_prompt"),
+        ("[8, 32]", "8, prompt_initialisation: question, reparametrisation: [none, mlp]", "10:88: "
+         "prompt_initialisation: question gives a prompt its vectors, and reparametrisation mlp computes"),
         ("storage:", "resources: {worker: 2}\nstorage:", "11:13: unknown field 'worker' in resources; "
          "did you mean 'workers'?"),
         ("storage:", "resources: {workers: many}\nstorage:", "11:22: workers: 'many' is not auto, a whole "
@@ -214,6 +220,10 @@ def test_the_nearer_setting_goes_first(tmp_path):
          "study.yaml:12:27: configurations has no effect: a grid tries every combination"),
         (STUDY + "questions: {Drug: Who}\n",
          "study.yaml:12:1: questions have no effect: only hard_prompt asks in words"),
+        (STUDY + "initial_prompt: x\n",
+         "study.yaml:12:1: initial_prompt has no effect: no prompt_initialisation is adapter"),
+        (edited("[5.0e-5, 2.0e-4]", "1e-4, prompt_initialisation: question"),
+         "study.yaml:9:36: prompt_initialisation has no effect under fine_tune: it has no soft"),
         (STUDY + "training: {learning_rate: 1e-3}\n",
          "study.yaml:12:12: learning_rate has no effect: every strategy sets its own"),
         (edited("[minilm]", "[{name: minilm, strategies: {soft_prompt: {epochs: 1}}}]"),

@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from raymrc.scoring.counts import Counts
-from raymrc.study.record import NoteCounts
+from raymrc.study.record import NoteCounts, Record
 from raymrc.study.verdict import describe, frozen_gaps, render, summarise, to_json
 from tests.study.making import cell, record
 
@@ -237,14 +237,14 @@ def test_nested_overlapping_and_discontinuous_spans_have_a_table_of_their_own():
         for fold in (0, 1)
     ]
     summaries = summarise(records, 2)
-    shown = text_of(render(summaries))
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines()]
+    text = shown(summaries)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
     of_one = [row[1:] for row in rows if len(row) == 6 and row[0].endswith("soft_prompt")]
     assert of_one == [
         ["nested", "8", "75.00", "75.00", "75.00"],
         ["discontinuous", "4", "-", "0.00", "0.00"],
     ]
-    words = " ".join(shown.split())
+    words = " ".join(text.split())
     assert "A discontinuous span counts as missed here" in words
     assert "share characters, fine_tune can say one alone" in words
     values = to_json(summaries)["cells"][0]["configurations"][0]["subsets"]
@@ -256,15 +256,27 @@ def test_where_no_gold_span_nests_there_is_no_table_of_them():
     records = [with_subsets(record(fold), nested=Counts(0, 2, 0)) for fold in (0, 1)]
     (summary,) = summarise(records, 2)
     assert summary.winner.subsets == {}
-    assert "by themselves" not in text_of(render((summary,)))
+    assert "by themselves" not in shown((summary,))
     nested = [with_subsets(record(f, of=cell("soft_prompt")), nested=Counts(1)) for f in (0, 1)]
-    shown = " ".join(text_of(render(summarise([*records, *nested], 2))).split())
-    assert "by themselves" in shown and "missed here" not in shown and "one alone" not in shown
+    words = " ".join(shown(summarise([*records, *nested], 2)).split())
+    assert "by themselves" in words and "missed here" not in words and "one alone" not in words
 
 
-def text_of(tables):
-    from rich.console import Console
+def test_configurations_that_start_otherwise_are_of_one_cell_and_one_wording_counts():
+    frozen = cell("frozen_soft_prompt")
 
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(tables)
-    return console.export_text()
+    def started(fold: int, wording: str, at: str, f1: float) -> Record:
+        plain = record(fold, of=frozen, started_at=at, validation_f1=f1)
+        configuration = replace(plain.fold_run.configuration, prompt_initialisation="question")
+        run = replace(plain.fold_run, configuration=configuration, questions_fingerprint=wording)
+        return replace(plain, key=run.key, fold_run=run)
+
+    random = [record(fold, of=frozen) for fold in (0, 1)]
+    before = [started(fold, "before", "2026-01-02", 0.9) for fold in (0, 1)]
+    now = [started(fold, "now", "2026-01-03", 0.6) for fold in (0, 1)]
+    for planned in (None, [r.fold_run for r in (*random, *now)]):
+        (summary,) = summarise([*random, *now, *before], 2, same=planned)
+        assert summary.num_done == 4
+        assert [c.validation.mean for c in summary.configurations] == [0.6, 0.5]
+    (summary,) = summarise([*random, *now, *before], 2, same=[r.fold_run for r in before])
+    assert [c.validation.mean for c in summary.configurations] == [0.9, 0.5]

@@ -6,6 +6,7 @@ anyone noticing: a leak only makes scores better.
 
 from __future__ import annotations
 
+import pickle
 import random
 import re
 import time
@@ -16,10 +17,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import make_folds
-from raymrc.errors import BackboneError, PromptError, TrainingError
+from raymrc.errors import AdapterError, BackboneError, PromptError, TrainingError
+from raymrc.model.adapters import ADAPTER_FILE, read_adapter, read_prompt
 from raymrc.model.backbones import Loaded
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.questions import build_questions
@@ -27,9 +31,9 @@ from raymrc.scoring.counts import Counts
 from raymrc.study.configuration import Configuration, FoldRun
 from raymrc.study.record import Record
 from raymrc.training.batching import StudyData
-from raymrc.training.lane import SCORING, Answers, Batch, Lane
+from raymrc.training.lane import DONE, SCORING, Answers, Batch, Lane
 from raymrc.training.meter import Meter
-from raymrc.training.trainer import train_fold_run
+from raymrc.training.trainer import load_adapter, train_fold_run
 from tests.model.tiny import tiny_configuration, tiny_loaded
 
 LABELS = ("Drug", "ADE")
@@ -325,3 +329,70 @@ def test_the_files_of_a_checkpoint_are_not_needed_once_it_is_loaded(
         file.unlink()
     record = train_fold_run(make_run(kept, "hard_prompt", window=12, epochs=1), data, kept)
     assert record.epochs[0].loss > 0
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_lane_that_is_done_leaves_its_best_epoch_as_an_adapter(
+    strategy: str, loaded: Loaded, data: StudyData, tmp_path: Path
+) -> None:
+    kept: list[Lane] = []
+    run = make_run(loaded, strategy, epochs=3, learning_rate=3e-2)
+    record = train_fold_run(run, data, loaded, on_done=kept.append)
+    (lane,) = kept
+    assert lane.stage == DONE
+    assert lane.best_epoch == record.best_epoch
+    model, adapter = load_adapter(lane.write_adapter(tmp_path), loaded)
+    assert adapter.labels == LABELS
+    assert model.configuration == run.configuration
+    state = model.trained_state()
+    assert lane.best_state is not None
+    assert state.keys() == lane.best_state.keys()
+    assert all(torch.equal(state[name], lane.best_state[name]) for name in state)
+
+
+def test_an_adapter_whose_tensors_are_others_is_refused(
+    loaded: Loaded, data: StudyData, tmp_path: Path
+) -> None:
+    run = make_run(loaded, "frozen_soft_prompt", epochs=1)
+    train_fold_run(run, data, loaded, on_done=lambda lane: lane.write_adapter(tmp_path))
+    path = tmp_path / ADAPTER_FILE
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    save_file({"prompt.table": torch.zeros(2, 3)}, path, metadata)
+    with pytest.raises(AdapterError, match="does not fit this configuration"):
+        load_adapter(path, loaded)
+
+
+@pytest.mark.parametrize("strategy", ["soft_prompt", "frozen_soft_prompt"])
+def test_a_lane_starts_from_another_studys_prompt(
+    strategy: str, loaded: Loaded, data: StudyData, tmp_path: Path
+) -> None:
+    run = make_run(loaded, "frozen_soft_prompt", epochs=1)
+    kept: list[Lane] = []
+    train_fold_run(run, data, loaded, on_done=kept.append)
+    place = kept[0].write_adapter(tmp_path)
+    given = replace(data, initial_prompt=read_prompt(read_adapter(place)))
+    given = pickle.loads(pickle.dumps(given))  # as it comes to a host
+    started = make_run(loaded, strategy, epochs=1, prompt_initialisation="adapter")
+    lane = Lane(started, given, loaded, CPU, 1024)
+    assert lane.model.prompt is not None and kept[0].model.prompt is not None
+    assert torch.equal(lane.model.prompt.table.detach(), kept[0].model.prompt.table.detach())
+    assert train_fold_run(started, given, loaded).status == "done"
+
+
+def test_an_adapter_of_a_prompt_that_started_from_words_is_loaded_without_them(
+    loaded: Loaded, data: StudyData, tmp_path: Path
+) -> None:
+    run = make_run(loaded, "frozen_soft_prompt", epochs=1, prompt_initialisation="question")
+    train_fold_run(run, data, loaded, on_done=lambda lane: lane.write_adapter(tmp_path))
+    model, _ = load_adapter(tmp_path, loaded)
+    assert model.configuration == run.configuration
+
+
+def test_an_adapter_without_a_prompt_gives_none(
+    loaded: Loaded, data: StudyData, tmp_path: Path
+) -> None:
+    run = make_run(loaded, "fine_tune", epochs=1)
+    train_fold_run(run, data, loaded, on_done=lambda lane: lane.write_adapter(tmp_path))
+    with pytest.raises(AdapterError, match="has no soft prompt"):
+        read_prompt(read_adapter(tmp_path))

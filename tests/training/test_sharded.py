@@ -179,6 +179,7 @@ CASES = [
     case("megatron-bert", "frozen_soft_prompt", checkpoints=True),
     case("bert", "soft_prompt", fields={"prompt_depth": "input", "reparametrisation": "mlp"}),
     case("roberta", "frozen_soft_prompt", fields={"first_layer": 1}),
+    case("bert", "soft_prompt", fields={"prompt_initialisation": "question"}),
     case("bert", "soft_prompt", steps=10, pass_pieces=1),
     case("bert", "fine_tune", steps=10_000, fields={"epochs": 4}),
     case("bert", "frozen_soft_prompt", steps=10_000, fields={"epochs": 4}),
