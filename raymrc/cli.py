@@ -235,7 +235,7 @@ def final_test(study: Study, changes: Changes = None) -> None:
     _print_final(records, summaries)
     folder = job.spec.folder / "predictions"
     if write_predictions(records, job.data.test, folder, asked.triggers):
-        _say(f"what was found, as brat: {folder}")
+        _say(f"what was found, as brat: {folder}; what was trained: {job.spec.storage}/adapters")
     _tell(job.spec, outcome)
 
 
@@ -292,6 +292,7 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
 
 def _train(job: _Job, plan: Plan) -> StudyOutcome:
     """What the ledger lacks of a plan."""
+    from raymrc.study.files import absolute
     from raymrc.study.plan import render
     from raymrc.training.trainer import Trainer
 
@@ -325,6 +326,7 @@ def _train(job: _Job, plan: Plan) -> StudyOutcome:
                     for cell in plan.cells
                     if cell.placement is not None and cell.placement.checkpoints
                 ),
+                absolute(spec.storage),
             ).open_pool,
             job.data,
             folder=spec.folder,

@@ -7,11 +7,17 @@ import os
 import shutil
 import tempfile
 
+import hypothesis
+
 # Read by Ray, transformers and tokenizers when they are first imported: set before any test is.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Ray keeps a token in HOME that changes what the next cluster asks for: a home of the tests' own.
 os.environ["HOME"] = tempfile.mkdtemp(prefix="raymrc-home-")
 import raymrc.sweep  # noqa: F401  # sets Ray's switches, some of which are read when a test first imports ray
+
+# How long an example takes says what else the machine is at.
+hypothesis.settings.register_profile("house", deadline=None)
+hypothesis.settings.load_profile("house")
 
 atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)

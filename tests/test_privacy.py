@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from raymrc.model.adapters import read_adapter
 from tests.commands import STUDY, raymrc, write_notes
 from tests.model.tiny import tiny_checkpoint
 from tests.paths import ROOT
@@ -120,6 +121,8 @@ def test_a_study_leaves_no_text_of_its_notes_anywhere(place):
     predictions = place / "runs" / "tiny" / "predictions"
     assert len(list(predictions.rglob("note*.txt"))) == 2
     shutil.rmtree(predictions)
+    (adapter,) = (place / "runs" / "tiny" / "adapters").rglob("adapter.safetensors")
+    assert "Drug" in read_adapter(adapter).labels
 
     failed = raymrc(folder=place, environment=environment, program=["leaky.py"])
     assert failed.returncode == 1, failed.stderr

@@ -173,6 +173,12 @@ class FoldRun:
         return bool(self.test_fingerprint)
 
     @property
+    def place(self) -> str:
+        """Where files of a final test lie, below a folder for their kind."""
+        configuration = self.configuration
+        return f"{configuration.cell.name}/seed-{configuration.seed}-{self.key[:8]}"
+
+    @property
     def basis(self) -> tuple[str, ...]:
         """What must be equal for two fold-runs of a cell to be compared."""
         starts_from_words = self.configuration.prompt_initialisation == "question"

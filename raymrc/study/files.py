@@ -205,6 +205,11 @@ def open_files(storage: str, room: str) -> Files:
     return ObjectStore(filesystem, f"{path}/{room}", f"{storage.rstrip('/')}/{room}")
 
 
+def absolute(storage: str) -> str:
+    """A storage as processes with other working folders find it."""
+    return storage if "://" in storage else str(Path(storage).absolute())
+
+
 def not_writable(files: Files, error: OSError) -> LedgerError:
     return LedgerError(
         f"{files.place('')}: cannot be written to ({said(error)}); set storage to a place that can"

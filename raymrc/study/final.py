@@ -187,8 +187,7 @@ def write_predictions(
         run = record.fold_run
         if run.test_fingerprint != test.fingerprint or record.status != "done":
             continue
-        name = f"seed-{run.configuration.seed}-{record.key[:8]}"
-        place = folder / run.configuration.cell.name / name
+        place = folder / run.place
         if not place.exists():
             found = record.predictions
             notes = (

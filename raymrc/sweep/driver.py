@@ -30,7 +30,7 @@ import raymrc
 from raymrc.errors import LedgerError, RaymrcError
 from raymrc.model.strategies import STRATEGIES
 from raymrc.study.configuration import Configuration, FoldRun
-from raymrc.study.files import Files, not_writable, open_files
+from raymrc.study.files import Files, absolute, not_writable, open_files
 from raymrc.study.ledger import Ledger
 from raymrc.study.placement import LANES
 from raymrc.study.plan import CellPlan, Plan
@@ -331,8 +331,7 @@ class _Saved:
     """
 
     def __init__(self, storage: str) -> None:
-        # Hosts may have another working folder.
-        self.storage = storage if "://" in storage else str(Path(storage).absolute())
+        self.storage = absolute(storage)
         self.files: Files = open_files(self.storage, SAVED)
 
     def names(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from raymrc.model.network import Model
 from raymrc.model.strategies import STRATEGIES, build
 from raymrc.reading.relations import Asked
 from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
+from raymrc.study.files import open_files
 from raymrc.study.record import Epoch, Record
 from raymrc.training.batching import RowBuilder, StudyData
 from raymrc.training.lane import Lane
@@ -24,6 +26,10 @@ from raymrc.training.pool import Pool
 if TYPE_CHECKING:
     from raymrc.study.plan import Plan
     from raymrc.training.sharded import Ranks
+
+
+ADAPTERS = "adapters"
+"""The room of a study's storage where final tests leave what they trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +42,15 @@ class Trainer:
         gpus: share of a GPU, or number of them, that a fold-run holds; on a CPU the cores it uses
             are counted instead.
         recomputes: see `Pool`.
+        storage: of the study; what a final test trained is kept below its "adapters", but for worker
+            groups, of which each process has only a part. "": nothing is kept.
     """
 
     device: str = "cpu"
     device_hour_usd: float = 0.0
     gpus: float = 1.0
     recomputes: frozenset[Cell] = frozenset()
+    storage: str = ""
 
     def open_pool(self, backbone: Backbone, data: StudyData, ranks: Ranks | None = None) -> Pool:
         """A pool for many fold-runs of one backbone.
@@ -61,7 +70,16 @@ class Trainer:
             device_hour_usd=self.device_hour_usd,
             gpus=self.gpus,
             recomputes=self.recomputes,
+            on_done=self._keep,
         )
+
+    def _keep(self, lane: Lane) -> None:
+        if not self.storage or not lane.fold_run.is_test:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            written = lane.write_adapter(Path(folder))
+            name = f"{lane.fold_run.place}/{written.name}"
+            open_files(self.storage, ADAPTERS).write(name, written.read_bytes(), replace=True)
 
     def _open_sharded(self, backbone: Backbone, data: StudyData, ranks: Ranks) -> Pool:
         from raymrc.training.sharded import ShardedPool, load_sharded  # seconds of imports
