@@ -123,6 +123,7 @@ def train_peer(
     parts = [[notes[i] for i in ids] for ids in (split.train, split.validation, split.scored)]
     seed = int(hash_values([configuration.seed, fold])[:8], 16)
     random.seed(seed)
+    torch.manual_seed(seed)  # Trainer seeds too late for a new head
     task = configuration.cell.task
     spans = {note.id: note.spans for note in corpus.notes}
     with tempfile.TemporaryDirectory() as scratch:
