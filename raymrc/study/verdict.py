@@ -230,6 +230,7 @@ class FrozenGap:
     corpus: str
     backbone: str
     shots: int | None
+    shots_of: str
     frozen: str
     unfrozen: str
     frozen_f1: float
@@ -288,15 +289,15 @@ def summarise(
 
 def frozen_gaps(summaries: Sequence[CellSummary]) -> tuple[FrozenGap, ...]:
     """For each backbone with a winner on both sides: frozen against the best trained one."""
-    sides: dict[tuple[str, str, str, int | None], dict[bool, list[CellSummary]]] = {}
+    sides: dict[tuple[str, str, str, int | None, str], dict[bool, list[CellSummary]]] = {}
     for summary in summaries:
         cell = summary.cell
         if summary.winner is not None and cell.strategy in STRATEGIES:
-            compared = (cell.task, cell.corpus, cell.backbone.name, cell.shots)
+            compared = (cell.task, cell.corpus, cell.backbone.name, cell.shots, cell.shots_of)
             side = sides.setdefault(compared, {})
             side.setdefault(STRATEGIES[cell.strategy].trains_backbone, []).append(summary)
     gaps = []
-    for (task, corpus, backbone, shots), side in sides.items():
+    for (task, corpus, backbone, shots, shots_of), side in sides.items():
         if len(side) < 2:
             continue
         frozen, unfrozen = (max(side[trained], key=_validation) for trained in (False, True))
@@ -307,6 +308,7 @@ def frozen_gaps(summaries: Sequence[CellSummary]) -> tuple[FrozenGap, ...]:
                 corpus=corpus,
                 backbone=backbone,
                 shots=shots,
+                shots_of=shots_of,
                 frozen=frozen.cell.strategy,
                 unfrozen=unfrozen.cell.strategy,
                 frozen_f1=frozen.winner.strict.mean or 0.0,
@@ -494,7 +496,7 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
     under.add_column("trained one")
     for gap in gaps:
         under.add_row(
-            f"{gap.corpus}/{gap.backbone}" + (f"/{gap.shots} notes" if gap.shots else ""),
+            f"{gap.corpus}/{gap.backbone}" + (f"/{gap.shots} {gap.shots_of}" if gap.shots else ""),
             points(gap.frozen_f1),
             points(gap.unfrozen_f1),
             points(gap.gap),
