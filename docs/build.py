@@ -41,6 +41,7 @@ REFERENCE = {
     "end-to-end": "end-to-end relations: 0.8332 (2018), 0.7488 (2022)",
     "transfer": "across institutions: frozen 8.9B ahead",
     "few-shot": "few examples: frozen large models need fewer",
+    "scaling": "frozen behind trained by size: 4 to 6 points at 345M, near parity in the billions",
     "prompt-length": "prompt length: 1 to 2 points, 32 to 64 preferred",
     "final-test": "all figures of the shared tasks are of their test sets",
     "prompt-shape": "none published: vectors at every layer throughout",

@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from raymrc.corpora.note import Corpus, Note
 from raymrc.errors import CorpusError
@@ -59,20 +60,25 @@ class Folds:
         body = [self.count, self.assignment, self.validation]
         return hashlib.sha256(json.dumps(body).encode()).hexdigest()
 
-    def few_shot(self, fold: int, shots: int) -> Split:
-        """A split with so many training notes, and as many validation notes at most.
+    def few_shot(self, fold: int, shots: int, mentions: Mapping[str, int] | None = None) -> Split:
+        """A split with so many training notes, or so many mentions in them, and as few to validate on.
 
-        With one draw fewer notes are part of more.
+        Notes are drawn one after the other until they are enough; all that a note holds stays, so
+        there may be a few mentions more, and notes without any among them. All validation notes are
+        kept where they are not enough. With one draw fewer shots are part of more.
 
         Args:
             fold: the scored fold plus draw times the number of folds.
+            mentions: how many each note has (`count_mentions`), where shots are mentions.
         """
         draw, fold = divmod(fold, self.count)
         whole = self.split(fold)
 
         def first(note_ids: tuple[str, ...]) -> tuple[str, ...]:
             drawn = sorted(note_ids, key=lambda note_id: _draw(f"{draw}:shots", note_id))
-            return tuple(sorted(drawn[:shots]))
+            held = accumulate(1 if mentions is None else mentions[note_id] for note_id in drawn)
+            missing = sum(so_far < shots for so_far in held)
+            return tuple(sorted(drawn[: missing + 1]))
 
         return replace(whole, train=first(whole.train), validation=first(whole.validation))
 
@@ -165,6 +171,11 @@ def hold_out(corpus: Corpus, share: float, seed: int) -> tuple[Corpus, Corpus]:
         for is_test in (False, True)
     )
     return rest, test
+
+
+def count_mentions(notes: Sequence[Note]) -> dict[str, int]:
+    """Gold spans by note id."""
+    return {note.id: len(note.spans) for note in notes}
 
 
 def shared_notes(corpus: Corpus, other: Corpus) -> list[str]:

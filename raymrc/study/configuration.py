@@ -48,7 +48,9 @@ class Cell:
     """What gets compared: a backbone under a strategy on a task and corpus.
 
     Args:
-        shots: how many training notes there are; None for all of the training folds'.
+        shots: how many training notes there are, or gold mentions in them; None for all notes of the
+            training folds.
+        shots_of: what is counted: "notes" or "mentions".
     """
 
     task: str
@@ -56,6 +58,7 @@ class Cell:
     backbone: Backbone
     strategy: str
     shots: int | None = None
+    shots_of: str = "notes"
 
     @property
     def values(self) -> dict[str, Any]:
@@ -64,7 +67,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        shots = "" if self.shots is None else f"/{self.shots} notes"
+        shots = "" if self.shots is None else f"/{self.shots} {self.shots_of}"
         return f"{self.corpus}/{self.backbone.name}/{self.strategy}{shots}"
 
 
@@ -220,7 +223,8 @@ def _said(configuration: dict[str, Any]) -> dict[str, Any]:
 
 
 def _said_of_cell(cell: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in cell.items() if k != "shots" or v is not None}
+    unsaid = {"shots": None, "shots_of": "notes"}
+    return {k: v for k, v in cell.items() if k not in unsaid or v != unsaid[k]}
 
 
 def hash_values(values: object) -> str:

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 from raymrc.corpora.formats import known_joins, known_labels, read_corpus
 from raymrc.corpora.labels import apply_labels, common_labels, target_labels
 from raymrc.corpora.note import Corpus
-from raymrc.corpora.splits import Folds, hold_out, make_folds, shared_notes, take_subset
+from raymrc.corpora.splits import (
+    Folds,
+    count_mentions,
+    hold_out,
+    make_folds,
+    shared_notes,
+    take_subset,
+)
 from raymrc.corpora.synthetic import synthesize
 from raymrc.model.adapters import Adapter, read_adapter
 from raymrc.model.backbones import read_shape
@@ -270,7 +277,7 @@ def plan_study(
     fingerprints = None
     if corpus is not None:
         folds = build_study_folds(spec, corpus)  # whether they can be made is told in any case
-        _check_shots(spec, folds)
+        _check_shots(spec, corpus, folds)
         if weights is not None and (transfer is not None or not spec.transfer):
             fingerprints = build_fingerprints(
                 spec, corpus, folds, weights, transfer or {}, initial_prompt
@@ -286,8 +293,8 @@ def plan_study(
             remarks.append(
                 f"the shape of {entry.backbone.name} is not known before its weights are here"
             )
-        amounts = spec.few_shot.notes if spec.few_shot else (None,)
-        for strategy, shots in product(spec.strategies.named(), amounts):
+        few: tuple[int | None, ...] = spec.few_shot.shots if spec.few_shot else (None,)
+        for strategy, shots in product(spec.strategies.named(), few):
             planned = _plan_cell(spec, index, entry, strategy, shots, shape, asked)
             if initial_prompt is not None and planned.starts_from_adapter:
                 _check_initial_prompt(spec, index, planned, initial_prompt, weights or {})
@@ -465,14 +472,23 @@ def build_study_folds(spec: Spec, corpus: Corpus) -> Folds:
     return make_folds(corpus, spec.folds.count, spec.folds.seed, spec.folds.validation_share)
 
 
-def _check_shots(spec: Spec, folds: Folds) -> None:
-    """Refuse more training notes than a fold has."""
-    least = min(len(folds.split(fold).train) for fold in range(folds.count))
-    for index, shots in enumerate(spec.few_shot.notes if spec.few_shot else ()):
+def _check_shots(spec: Spec, corpus: Corpus, folds: Folds) -> None:
+    """Refuse more training notes, or mentions, than a fold has."""
+    if spec.few_shot is None:
+        return
+    counted = spec.few_shot.shots_of
+    mentions = count_mentions(corpus.notes)
+    least = min(
+        sum(
+            mentions[note_id] if counted == "mentions" else 1 for note_id in folds.split(fold).train
+        )
+        for fold in range(folds.count)
+    )
+    for index, shots in enumerate(spec.few_shot.shots):
         if shots > least:
             raise spec.error(
-                ("few_shot", "notes", index),
-                f"{shots} training notes are more than a fold has; its training part has {least}",
+                ("few_shot", counted, index),
+                f"{shots} training {counted} are more than a fold has; its training part has {least}",
             )
 
 
@@ -560,7 +576,8 @@ def _plan_cell(
     shape: Shape | None,
     asked: Asked | None,
 ) -> CellPlan:
-    cell = Cell(spec.task, spec.corpus.display_name, entry.backbone, strategy, shots)
+    counted = spec.few_shot.shots_of if spec.few_shot else "notes"
+    cell = Cell(spec.task, spec.corpus.display_name, entry.backbone, strategy, shots, counted)
     space = build_space(_effective(spec, entry, strategy))
     if shape is not None:
         _check_fit(spec, index, strategy, space, shape)

@@ -288,13 +288,39 @@ class Folds(_Section):
 
 
 class FewShot(_Section):
-    """Training on few notes, drawn several times."""
+    """Training on few notes, drawn several times: so many notes, or so many mentions."""
 
-    notes: Annotated[tuple[int, ...], BeforeValidator(_numbers(1, "numbers of notes"))]
+    notes: Annotated[tuple[int, ...] | None, BeforeValidator(_numbers(1, "numbers of notes"))] = (
+        None
+    )
     """How many training notes, each a cell of its own, such as [5, 10, 20]. Validation notes are as many at
     most; scored are all of the fold's."""
+    mentions: Annotated[
+        tuple[int, ...] | None, BeforeValidator(_numbers(1, "numbers of mentions"))
+    ] = None
+    """Instead of notes: how many gold spans they hold. Whole notes are drawn until there are at least so
+    many; all that the last one holds stays, and notes without any count, too. Validation notes likewise."""
     draws: Annotated[int, checked(whole(1, 100))] = 3
-    """How often they are drawn, in each fold. In a draw fewer notes are part of more."""
+    """How often they are drawn, in each fold. In a draw fewer are part of more."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> FewShot:
+        if self.notes is None and self.mentions is None:
+            raise problems([((), "say how many: notes or mentions")])
+        if self.notes is not None and self.mentions is not None:
+            both = "notes are counted or mentions, not both; remove one of them"
+            raise problems([(("mentions",), both)])
+        return self
+
+    @property
+    def shots_of(self) -> Literal["notes", "mentions"]:
+        """What is counted."""
+        return "mentions" if self.notes is None else "notes"
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        """How many, each a cell of its own."""
+        return self.notes or self.mentions or ()
 
 
 class FinalTest(_Section):
@@ -474,7 +500,7 @@ class Spec(_Section):
     folds: Annotated[Folds, BeforeValidator(_empty_is_default)] = Folds()
     """Cross-validation."""
     few_shot: FewShot | None = None
-    """Training on few notes instead of all of the training folds'."""
+    """Training on few notes or mentions instead of all of the training folds'."""
     final_test: FinalTest | None = None
     """Held-out notes, which nothing is trained on or chosen by."""
     backbones: tuple[Annotated[BackboneSpec, BeforeValidator(_backbone_entry)], ...]

@@ -222,6 +222,8 @@ class FrozenGap:
         unfrozen: the strategy with a trained backbone whose winner is best on validation.
         gap: its mean strict F1 minus that of the frozen winner, 0 to 1; negative where frozen is
             ahead.
+        gap_sd: sample standard deviation over folds of the difference, fold by fold.
+        backbone_parameters: how large the backbone is, without what is trained beside it.
         device_share: the frozen winner's device-seconds / the unfrozen winner's.
         adapter_share: bytes to keep per task, likewise.
     """
@@ -230,10 +232,13 @@ class FrozenGap:
     corpus: str
     backbone: str
     shots: int | None
+    shots_of: str
     frozen: str
     unfrozen: str
     frozen_f1: float
     unfrozen_f1: float
+    gap_sd: float | None
+    backbone_parameters: int
     device_share: float | None
     adapter_share: float | None
 
@@ -287,35 +292,40 @@ def summarise(
 
 
 def frozen_gaps(summaries: Sequence[CellSummary]) -> tuple[FrozenGap, ...]:
-    """For each backbone with a winner on both sides: frozen against the best trained one."""
-    sides: dict[tuple[str, str, str, int | None], dict[bool, list[CellSummary]]] = {}
+    """Frozen against the best trained one, for each backbone with a winner on both sides; by size."""
+    sides: dict[tuple[str, str, str, int | None, str], dict[bool, list[CellSummary]]] = {}
     for summary in summaries:
         cell = summary.cell
         if summary.winner is not None and cell.strategy in STRATEGIES:
-            compared = (cell.task, cell.corpus, cell.backbone.name, cell.shots)
+            compared = (cell.task, cell.corpus, cell.backbone.name, cell.shots, cell.shots_of)
             side = sides.setdefault(compared, {})
             side.setdefault(STRATEGIES[cell.strategy].trains_backbone, []).append(summary)
     gaps = []
-    for (task, corpus, backbone, shots), side in sides.items():
+    for (task, corpus, backbone, shots, shots_of), side in sides.items():
         if len(side) < 2:
             continue
         frozen, unfrozen = (max(side[trained], key=_validation) for trained in (False, True))
         assert frozen.winner is not None and unfrozen.winner is not None
+        folds = zip(unfrozen.winner.fold_f1, frozen.winner.fold_f1, strict=True)
         gaps.append(
             FrozenGap(
                 task=task,
                 corpus=corpus,
                 backbone=backbone,
                 shots=shots,
+                shots_of=shots_of,
                 frozen=frozen.cell.strategy,
                 unfrozen=unfrozen.cell.strategy,
                 frozen_f1=frozen.winner.strict.mean or 0.0,
                 unfrozen_f1=unfrozen.winner.strict.mean or 0.0,
+                gap_sd=spread([one - other for one, other in folds]).sd,
+                backbone_parameters=frozen.winner.total_parameters
+                - frozen.winner.trained_parameters,
                 device_share=_ratio(frozen.winner.device_seconds, unfrozen.winner.device_seconds),
                 adapter_share=_ratio(frozen.winner.adapter_bytes, unfrozen.winner.adapter_bytes),
             )
         )
-    return tuple(gaps)
+    return tuple(sorted(gaps, key=lambda gap: gap.backbone_parameters))
 
 
 def to_json(summaries: Sequence[CellSummary]) -> dict[str, Any]:
@@ -466,6 +476,8 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
+    from raymrc.study.plan import short_count
+
     table = Table(
         title="F1 in points, mean over folds; winners are chosen on validation notes",
         caption=_out_of_reach(summaries),
@@ -489,15 +501,19 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
         return Group(*tables)
     under = Table(title="A frozen backbone against the best trained one")
     under.add_column("corpus / backbone", no_wrap=True)
-    for heading in ("frozen F1", "trained F1", "behind by", "device time", "kept per task"):
+    for heading in (
+        "parameters", "frozen F1", "trained F1", "behind by", "sd", "device time", "kept per task",
+    ):  # fmt: skip
         under.add_column(heading, justify="right", no_wrap=True)
     under.add_column("trained one")
     for gap in gaps:
         under.add_row(
-            f"{gap.corpus}/{gap.backbone}" + (f"/{gap.shots} notes" if gap.shots else ""),
+            f"{gap.corpus}/{gap.backbone}" + (f"/{gap.shots} {gap.shots_of}" if gap.shots else ""),
+            short_count(gap.backbone_parameters),
             points(gap.frozen_f1),
             points(gap.unfrozen_f1),
             points(gap.gap),
+            points(gap.gap_sd),
             _percent(gap.device_share),
             _percent(gap.adapter_share),
             gap.unfrozen,

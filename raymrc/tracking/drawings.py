@@ -305,7 +305,7 @@ def _draw_cell(
         key,
         "",
         f"{cell.backbone.name} · {cell.strategy}"
-        + (f" · {cell.shots} notes" if cell.shots else "")
+        + (f" · {cell.shots} {cell.shots_of}" if cell.shots else "")
         + (" · final test" if is_test else ""),
         everything,
         tags={

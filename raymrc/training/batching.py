@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from raymrc.corpora.note import Corpus, Note
-from raymrc.corpora.splits import Folds
+from raymrc.corpora.splits import Folds, Split, count_mentions
 from raymrc.errors import BackboneError
 from raymrc.model.inputs import Inputs, PairTargets, SpanTargets, TagTargets, Targets
 from raymrc.model.prompts import SavedPrompt, Start
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from raymrc.model.shapes import Shape
-    from raymrc.study.configuration import Configuration
+    from raymrc.study.configuration import Configuration, FoldRun
 
 _Parts = TypeVar("_Parts", bound=tuple[object, ...])
 
@@ -83,6 +83,16 @@ class StudyData:
         empty = ("_asked", "_sites", "_pieces", "_windows", "_rows")
         for name, value in {**state, **{name: {} for name in empty}}.items():
             object.__setattr__(self, name, value)
+
+    def split(self, fold_run: FoldRun) -> Split:
+        """Who trains, who validates and who is scored."""
+        if fold_run.is_test:
+            return Split(tuple(note.id for note in self.corpus.notes), (), ())
+        cell = fold_run.configuration.cell
+        if cell.shots is None:
+            return self.folds.split(fold_run.fold)
+        mentions = count_mentions(self.corpus.notes) if cell.shots_of == "mentions" else None
+        return self.folds.few_shot(fold_run.fold, cell.shots, mentions)
 
     def asked(self, task: str) -> Asked:
         """What a task asks of this corpus."""

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from raymrc.corpora.note import Note
-from raymrc.corpora.splits import Split
 from raymrc.errors import TrainingError
 from raymrc.model.adapters import write_adapter
 from raymrc.model.backbones import Loaded
@@ -141,7 +140,7 @@ class Lane:
         self.builder = data.builder(loaded.tokenizer, loaded.shape, configuration)
         self.notes = {note.id: note for note in data.corpus.notes}
         self.note_rows = data.rows(loaded.tokenizer, loaded.shape, configuration)
-        self.split = self._split()
+        self.split = data.split(fold_run)
         self.rows = [row for note_id in self.split.train for row in self.note_rows[note_id]]
         if not self.rows:
             raise TrainingError(f"fold {fold_run.fold} has no training note with text in it")
@@ -182,13 +181,6 @@ class Lane:
         self._exam: Exam | None = None
         if state is not None:
             self._restore(state)
-
-    def _split(self) -> Split:
-        folds, fold = self.data.folds, self.fold_run.fold
-        if self.fold_run.is_test:
-            return Split(tuple(self.notes), (), ())
-        shots = self.configuration.cell.shots
-        return folds.split(fold) if shots is None else folds.few_shot(fold, shots)
 
     @property
     def shares_passes(self) -> bool:

@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Corpus, Note, Span
-from raymrc.corpora.splits import hold_out, make_folds, shared_notes, take_subset
+from raymrc.corpora.splits import (
+    count_mentions,
+    hold_out,
+    make_folds,
+    shared_notes,
+    take_subset,
+)
 from raymrc.corpora.synthetic import synthesize
 from raymrc.errors import CorpusError
 from tests.paths import SHARED, needs_shared
@@ -227,3 +233,36 @@ def test_few_notes_are_nested_within_a_draw_and_come_from_the_training_folds_alo
                 assert split.scored == whole.scored
             draws.append(splits[1].train)
         assert len(set(draws)) == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=8, max_size=30), st.data())
+def test_few_mentions_are_the_fewest_notes_of_a_draw_that_hold_them(held, data):
+    notes = tuple(make_note(i, f"g{i}", ["Drug"] * number) for i, number in enumerate(held))
+    folds = make_folds(Corpus(notes, LABELS), 2, seed=1, validation_share=0.3)
+    mentions = count_mentions(notes)
+    assert list(mentions.values()) == held
+    fold, draw = data.draw(st.integers(0, 1)), data.draw(st.integers(0, 3))
+    whole = folds.split(fold)
+    before = None
+    for shots in sorted(data.draw(st.sets(st.integers(1, 60), min_size=2, max_size=5))):
+        split = folds.few_shot(fold + 2 * draw, shots, mentions)
+        assert split.scored == whole.scored
+        for part in ("train", "validation"):
+            few, all_of_it = getattr(split, part), getattr(whole, part)
+            assert {*few} <= {*all_of_it}
+            assert sum(mentions[i] for i in few) >= shots or few == all_of_it
+            # So many notes of the draw; of one note less, there are too few.
+            assert few == getattr(folds.few_shot(fold + 2 * draw, len(few)), part)
+            if len(few) > 1:
+                fewer = getattr(folds.few_shot(fold + 2 * draw, len(few) - 1), part)
+                assert sum(mentions[i] for i in fewer) < shots
+            assert before is None or {*getattr(before, part)} <= {*few}
+        before = split
+
+
+def test_draws_of_few_mentions_differ():
+    corpus = synthesize("n2c2-2018", 40, "a", 13)
+    folds = make_folds(corpus, 4, seed=1, validation_share=0.2)
+    mentions = count_mentions(corpus.notes)
+    assert len({folds.few_shot(4 * draw, 100, mentions).train for draw in range(3)}) == 3

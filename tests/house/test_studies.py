@@ -41,8 +41,9 @@ def test_a_study_is_planned_to_its_last_number_without_its_notes(path):
     assert spec.study == name_of(path)
     assert spec.warnings == ()
     compared = {cell.cell.strategy for cell in plan.cells}
-    # Whoever has no prompt has nothing to say about its shape.
-    assert compared == set(STRATEGIES) or path.stem.startswith(("prompt-", "final-test"))
+    # Whoever has no prompt has nothing to say about its shape; words do not grow with the backbone.
+    partial = ("prompt-", "final-test", "scaling")
+    assert compared == set(STRATEGIES) or path.stem.startswith(partial)
     assert all(0 < cell.trained_share <= 1 for cell in plan.cells)
     assert plan.num_fold_runs == plan.num_configurations * spec.num_folds
 
@@ -71,6 +72,26 @@ def test_the_n2c2_studies_compare_all_seven_backbones(year):
     assert {entry.backbone.name for entry in spec.backbones} == SEVEN
     assert spec.search.algorithm == "tpe"
     assert spec.folds.count == 5
+
+
+@pytest.mark.parametrize(
+    ("folder", "configurations"), [("phee", 24), ("n2c2-2018", 63), ("n2c2-2022", 63)]
+)
+def test_a_scaling_study_varies_nothing_but_the_size(folder, configurations):
+    spec = load_spec(ROOT / "studies" / folder / "scaling.yaml")
+    plan = plan_study(spec)
+    assert (plan.num_configurations, plan.num_fold_runs) == (configurations, 5 * configurations)
+    spaces, sizes = {}, {}
+    for cell in plan.cells:
+        sizes[cell.cell.backbone.name] = cell.total_parameters
+        spaces.setdefault(cell.cell.backbone.name, {})[cell.cell.strategy] = cell.space
+    compared = {"fine_tune", "soft_prompt", "frozen_soft_prompt"}
+    assert all(space == spaces[spec.backbones[0].backbone.name] for space in spaces.values())
+    assert all(set(space) == compared for space in spaces.values())
+    if folder == "phee":
+        assert sorted(sizes, key=sizes.get) == [f"minilm-l{layers}" for layers in (1, 2, 4, 6)]
+    else:
+        assert set(sizes) == SEVEN and max(sizes, key=sizes.get) == "gatortron-8.9b"
 
 
 def test_the_demo_compares_two_sizes_of_one_backbone():

@@ -541,6 +541,32 @@ def test_few_shots_are_cells_of_their_own_with_a_fold_run_a_draw(tmp_path):
     }
 
 
+def test_so_many_notes_and_so_many_mentions_are_different_cells(tmp_path):
+    notes, mentions = (
+        plan_study(spec_of(tmp_path, overrides=[f"few_shot={{{of}: 5, draws: 2}}"]))
+        for of in ("notes", "mentions")
+    )
+    assert {c.cell.name.rsplit("/")[-1] for c in mentions.cells} == {"5 mentions"}
+    assert {(c.cell.shots, c.cell.shots_of) for c in mentions.cells} == {(5, "mentions")}
+    ids = [{c.id for cell in plan.cells for c in cell.configurations} for plan in (notes, mentions)]
+    assert ids[0].isdisjoint(ids[1])
+    # A key of finished work, from when only notes were counted.
+    cell = Cell("concepts", "phee", Backbone("minilm", "minilm"), "fine_tune", 5)
+    run = FoldRun(Configuration(cell, 5e-4), 7, "corpus", "folds", "", "weights")
+    assert run.key == "e886085611851f768de2975556d780e0b84ae816f489bc074c333eedc232ec63"
+
+
+def test_more_mentions_than_a_fold_has_are_refused_where_they_are_asked_for(tmp_path):
+    spec = spec_of(tmp_path, STUDY + "few_shot:\n  mentions: [1, 5000]\n")
+    with pytest.raises(SpecError, match=r"yaml:13:17: 5000 training mentions are more than a fold"):
+        plan_study(spec, read_study_corpus(spec))
+    (problem,) = problems_of(tmp_path, STUDY + "few_shot:\n  notes: 5\n  mentions: 5\n")
+    sentence = "few_shot: notes are counted or mentions, not both; remove one of them"
+    assert problem == f"study.yaml:14:3: {sentence}"
+    (problem,) = problems_of(tmp_path, STUDY + "few_shot: {draws: 2}\n")
+    assert problem == "study.yaml:12:11: few_shot: say how many: notes or mentions"
+
+
 def test_more_shots_than_training_notes_are_refused(tmp_path):
     spec = spec_of(tmp_path, overrides=["few_shot={notes: [1, 50]}"])
     with pytest.raises(SpecError, match="50 training notes are more than a fold has"):

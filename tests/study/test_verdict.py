@@ -116,23 +116,24 @@ def test_cells_come_in_the_plan_s_order_empty_ones_too():
     assert summarise([], 5) == ()
 
 
-def four_strategies():
+def four_strategies(backbone="minilm", size=90, frozen_counts=FAIR):
     scores = {
         "fine_tune": (0.5, FAIR),
         "soft_prompt": (0.9, GOOD),
-        "frozen_soft_prompt": (0.4, FAIR),
+        "frozen_soft_prompt": (0.4, frozen_counts),
     }
     for strategy, (validation_f1, counts) in scores.items():
         frozen = strategy.startswith("frozen")
         for fold in (0, 1):
-            yield record(
+            made = record(
                 fold,
-                of=cell(strategy),
+                of=cell(strategy, backbone),
                 validation_f1=validation_f1,
                 counts=counts,
                 device_seconds=10 if frozen else 100,
                 adapter_bytes=4 if frozen else 400,
             )
+            yield replace(made, total_parameters=size + made.trained_parameters)
 
 
 def test_the_gap_is_between_the_frozen_winner_and_the_best_trained_one():
@@ -140,6 +141,39 @@ def test_the_gap_is_between_the_frozen_winner_and_the_best_trained_one():
     assert (gap.unfrozen, gap.frozen) == ("soft_prompt", "frozen_soft_prompt")
     assert gap.gap == pytest.approx(0.4)
     assert (gap.device_share, gap.adapter_share) == pytest.approx((0.1, 0.01))
+
+
+def test_gaps_are_told_from_the_smallest_backbone_to_the_largest():
+    from rich.console import Console
+
+    records = [*four_strategies("large", 350_000_000, GOOD), *four_strategies("small", 22_600_000)]
+    order = [
+        cell(strategy, backbone)
+        for backbone in ("large", "small")
+        for strategy in ("soft_prompt", "frozen_soft_prompt")
+    ]
+    gaps = frozen_gaps(summarise(records, 2, order))
+    assert [(g.backbone, g.backbone_parameters) for g in gaps] == [
+        ("small", 22_600_000),
+        ("large", 350_000_000),
+    ]
+    assert [g.gap for g in gaps] == pytest.approx([0.4, 0.0])
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render(summarise(records, 2, order)))
+    shown = console.export_text().split("against the best trained one")[1]
+    assert shown.index("22.6M") < shown.index("350M")
+
+
+def test_the_gap_s_spread_is_that_of_the_differences_on_each_fold():
+    uneven = [Counts(9, 1, 1), Counts(5, 5, 5)]
+    records = [
+        record(fold, of=cell(strategy), validation_f1=0.5, counts={"Drug": counts})
+        for strategy, moved in (("soft_prompt", 0), ("frozen_soft_prompt", 1))
+        for fold, counts in enumerate([*uneven[moved:], *uneven[:moved]])
+    ]
+    (gap,) = frozen_gaps(summarise(records, 2))
+    assert gap.gap == pytest.approx(0.0)
+    assert gap.gap_sd == pytest.approx(statistics.stdev([0.4, -0.4]))
 
 
 def test_there_is_no_gap_without_both_sides():

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +26,33 @@ from raymrc.model.inputs import Inputs
 from raymrc.model.network import own_part
 from raymrc.model.strategies import STRATEGIES
 from raymrc.study.configuration import FoldRun
-from raymrc.training.batching import collate, collate_targets
+from raymrc.training.batching import StudyData, collate, collate_targets
 from raymrc.training.lane import Batch
 from raymrc.training.pool import Pool
 from raymrc.training.sharded import Ranks, ShardedPool, _overlaps, export, load_sharded
 from tests.model.tiny import KINDS, tiny_backbone, tiny_checkpoint, tiny_configuration
 from tests.paths import ROOT
 from tests.training.test_lane import make_data, make_notes
+from tests.training.test_relations import make_relation_data, make_relation_notes
 
 STEPS = 50
 TOLERANCE = 2e-5
 
 
-def make_fold_run(folder: Path, strategy: str, **fields: Any) -> FoldRun:
+def make_fold_run(folder: Path, strategy: str, task: str = "concepts", **fields: Any) -> FoldRun:
     rate = 1e-2 if strategy == "frozen_soft_prompt" else 1e-3
     small = {"epochs": 20, "batch_size": 5, "window": 20, "overlap": 4, "learning_rate": rate}
+    if task != "concepts":
+        small |= {"window": 24, "context_sentences": 1}
     configuration = tiny_configuration(tiny_backbone(folder), strategy, **small | fields)
+    configuration = replace(configuration, cell=replace(configuration.cell, task=task))
     return FoldRun(configuration, 0, "corpus", "folds", "questions", "weights")
+
+
+def data_of(task: str) -> StudyData:
+    return (
+        make_data(make_notes()) if task == "concepts" else make_relation_data(make_relation_notes())
+    )
 
 
 def train(
@@ -115,15 +125,16 @@ def be_rank(folder: Path, out: Path, cases: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     ranks = Ranks.of_group("cpu")
-    pools: dict[tuple[str, bool], ShardedPool] = {}
+    pools: dict[tuple[str, bool, bool], ShardedPool] = {}
     for number, case in enumerate(cases):
-        fold_run = make_fold_run(folder / case["kind"], case["strategy"], **case["fields"])
-        held = (case["kind"], case["checkpoints"])
+        task = case["task"]
+        fold_run = make_fold_run(folder / case["kind"], case["strategy"], task, **case["fields"])
+        held = (case["kind"], case["checkpoints"], task == "concepts")
         cell = fold_run.configuration.cell
         if held not in pools:
             loaded = load_sharded(cell.backbone, ranks)
             recomputes = {cell} if case["checkpoints"] else ()
-            pools[held] = ShardedPool(loaded, make_data(make_notes()), ranks, recomputes=recomputes)
+            pools[held] = ShardedPool(loaded, data_of(task), ranks, recomputes=recomputes)
         assert (cell in pools[held].recomputes) == case["checkpoints"]
         pools[held].pass_pieces = case["pass_pieces"]
         state = Path(case["state"]).read_bytes() if case["state"] else None
@@ -169,9 +180,12 @@ def free_port() -> int:
 
 def case(kind: str, strategy: str, **terms: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {"steps": STEPS, "checkpoints": False, "pass_pieces": 1024}
-    settings |= {"fields": {}, "state": "", "save_to": "", "export_to": ""}
+    settings |= {"task": "concepts", "fields": {}, "state": "", "save_to": "", "export_to": ""}
     return {"kind": kind, "strategy": strategy, **settings, **terms}
 
+
+# Enough for mentions and relations to be found after four epochs.
+QUICKLY = {"epochs": 4, "head_learning_rate": 1e-2}
 
 CASES = [
     *(case(kind, strategy) for kind in KINDS for strategy in STRATEGIES),
@@ -183,9 +197,13 @@ CASES = [
     case("bert", "soft_prompt", steps=10, pass_pieces=1),
     case("bert", "fine_tune", steps=10_000, fields={"epochs": 4}),
     case("bert", "frozen_soft_prompt", steps=10_000, fields={"epochs": 4}),
+    case("roberta", "fine_tune", task="relations"),
+    case("bert", "soft_prompt", task="relations"),
+    case("bert", "fine_tune", task="end_to_end", steps=10_000, fields=QUICKLY),
 ]
-"""The one of ten steps in parts of a row for each process. The last two to their end, with validation and
-the scored fold."""
+"""The one of ten steps in parts of a row for each process. Those of 10,000 go to their end, with validation
+and the scored fold. Pair classification has rows of two marked mentions; end to end they are beside rows
+that are tagged, and each batch leaves one of two heads without a gradient."""
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +242,10 @@ def test_two_processes_learn_what_one_learns(
     number: int, checkpoints: Path, of_two: list[Any]
 ) -> None:
     this = CASES[number]
-    fold_run = make_fold_run(checkpoints / this["kind"], this["strategy"], **this["fields"])
+    folder, task = checkpoints / this["kind"], this["task"]
+    fold_run = make_fold_run(folder, this["strategy"], task, **this["fields"])
     kind = PartsPool if this["pass_pieces"] == 1 else Pool
-    pool = kind(load(fold_run.configuration.cell.backbone), make_data(make_notes()), "cpu")
+    pool = kind(load(fold_run.configuration.cell.backbone), data_of(task), "cpu")
     alone, together = train(pool, fold_run, this["steps"]), of_two[number]
     whole = this["steps"] > STEPS
     assert (
@@ -240,6 +259,9 @@ def test_two_processes_learn_what_one_learns(
     assert_same_weights(together["weights"], alone["weights"])
     torch.testing.assert_close(together["epochs"], alone["epochs"], rtol=1e-3, atol=1e-3)
     assert together["record"] == alone["record"]
+    if whole and task == "end_to_end":
+        found = [counts for note in alone["record"].values() for counts in note["strict"].values()]
+        assert any(counts["tp"] for counts in found), "no relation was asked for or found"
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 
 from raymrc.corpora.labels import common_labels
 from raymrc.corpora.note import Corpus, Note, Span
+from raymrc.corpora.splits import count_mentions
 from raymrc.model.backbones import Loaded
 from raymrc.study.configuration import FoldRun
 from raymrc.study.record import Record
@@ -120,12 +121,18 @@ def test_nested_spans_are_counted_of_labels_that_both_have_and_where_spans_are_s
     assert not any(note.subsets for note in record.transfer["elsewhere"].values())
 
 
-def test_a_few_shot_lane_learns_from_its_few_notes_alone(loaded: Loaded, here: StudyData) -> None:
+@pytest.mark.parametrize(("shots", "of"), [(3, "notes"), (14, "mentions")])
+def test_a_few_shot_lane_learns_from_its_few_notes_alone(
+    shots: int, of: str, loaded: Loaded, here: StudyData
+) -> None:
     run = learnt(loaded, "concepts", "fine_tune")
-    cell = replace(run.configuration.cell, shots=3)
+    cell = replace(run.configuration.cell, shots=shots, shots_of=of)
     few = replace(run, configuration=replace(run.configuration, cell=cell), fold=3 + 1)
-    split = here.folds.few_shot(4, 3)
+    mentions = count_mentions(here.corpus.notes)
+    split = here.folds.few_shot(4, shots, mentions if of == "mentions" else None)
+    assert here.split(few) == split
     assert len(split.train) == 3 and split.scored == here.folds.split(1).scored
+    assert of == "notes" or sum(mentions[note_id] for note_id in split.train) >= shots
     record = train_fold_run(few, here, loaded)
     assert set(record.notes) == set(split.scored)
     kept = {*split.train, *split.validation, *split.scored}
