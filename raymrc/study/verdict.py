@@ -205,6 +205,8 @@ class CellSummary:
             "corpus": self.cell.corpus,
             "backbone": self.cell.backbone.name,
             "strategy": self.cell.strategy,
+            "shots": self.cell.shots,
+            "shots_of": self.cell.shots_of,
             "winner": self.winner.configuration.id if self.winner else None,
             "done": self.num_done,
             "failed": self.num_failed,
