@@ -18,8 +18,8 @@ from raymrc.corpora.brat import write_brat
 from raymrc.corpora.folders import new_folder
 from raymrc.corpora.note import Corpus
 from raymrc.errors import StudyError
-from raymrc.study.configuration import Cell, Configuration
-from raymrc.study.plan import Plan
+from raymrc.study.configuration import Cell, Configuration, FoldRun
+from raymrc.study.plan import Plan, fold_run
 from raymrc.study.record import Record
 from raymrc.study.spec import Spec
 from raymrc.study.verdict import CellSummary, ConfigurationSummary, Spread, points, spread
@@ -44,16 +44,16 @@ def plan_final_test(
         test: the held-out notes.
 
     Raises:
-        StudyError: cross-validation is not finished; or the held-out notes were scored before, with another
-            configuration of a cell: a second look would choose by them.
+        StudyError: cross-validation is not finished; or the held-out notes were scored before by a cell, with
+            anything but its seed different: a second look would choose by them.
     """
     assert plan.fingerprints is not None and spec.final_test is not None
-    fingerprint = test.fingerprint
-    looked: dict[Cell, set[Configuration]] = {}
+    fingerprints = replace(plan.fingerprints, test=test.fingerprint)
+    looked: dict[Cell, list[FoldRun]] = {}
     for record in records:
-        if record.fold_run.test_fingerprint == fingerprint and record.status == "done":
-            configuration = record.fold_run.configuration
-            looked.setdefault(configuration.cell, set()).add(_whatever_seed(configuration))
+        run = record.fold_run
+        if run.test_fingerprint == test.fingerprint and record.status == "done":
+            looked.setdefault(run.configuration.cell, []).append(run)
     cells = []
     for cell, summary in zip(plan.cells, summaries, strict=True):
         missing = cell.num_fold_runs - summary.num_done - summary.num_failed
@@ -68,12 +68,14 @@ def plan_final_test(
                 "test; 'raymrc run' tries failed fold-runs again, or take the cell out of the study"
             )
         chosen = _refitted(summary.winner)
-        others = looked.get(cell.cell, set()) - {_whatever_seed(chosen)}
-        if others:
-            raise StudyError(
-                f"{cell.cell.name}: the held-out notes were scored before, with another configuration; "
-                "scoring them again would choose by them, so the first scores stand (raymrc report)"
-            )
+        for run in looked.get(cell.cell, ()):
+            same_seed = replace(chosen, seed=run.configuration.seed)
+            if run != fold_run(same_seed, run.fold, fingerprints):
+                raise StudyError(
+                    f"{cell.cell.name}: the held-out notes were scored before, with another "
+                    "configuration or other notes; scoring them again would choose by them, so the "
+                    "first scores stand (raymrc report)"
+                )
         configurations = tuple(replace(chosen, seed=seed) for seed in spec.final_test.seeds)
         cells.append(
             replace(
@@ -87,7 +89,7 @@ def plan_final_test(
         plan,
         folds=1,
         cells=tuple(cells),
-        fingerprints=replace(plan.fingerprints, test=fingerprint),
+        fingerprints=fingerprints,
     )
 
 

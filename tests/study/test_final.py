@@ -121,6 +121,10 @@ def test_held_out_notes_are_not_scored_by_a_second_choice(study):
     moved = [replace(r, validation_f1=0.9) if r.key in other else r for r in records]
     with pytest.raises(StudyError, match="were scored before, with another configuration"):
         final_plan(study, [*moved, *scores])
+    # So have other training notes, or folds.
+    changed = [made(replace(r.fold_run, folds_fingerprint="others")) for r in scores]
+    with pytest.raises(StudyError, match="were scored before"):
+        final_plan(study, [*records, *changed])
     # Scores of other held-out notes stand in nobody's way.
     elsewhere = [made(replace(r.fold_run, test_fingerprint="others")) for r in scores]
     assert final_plan(study, [*moved, *elsewhere]).num_fold_runs == 2 * len(plan.cells)
