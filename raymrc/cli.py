@@ -258,6 +258,7 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     from raymrc.study.ledger import Ledger
     from raymrc.study.plan import (
         build_study_folds,
+        check_unseen,
         plan_study,
         read_initial_prompt,
         read_study_corpus,
@@ -271,6 +272,7 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     backbones = [entry.backbone for entry in spec.backbones]
     weights = {backbone.name: weights_fingerprint(find(backbone)) for backbone in backbones}
     transfer, test = read_transfer(spec, corpus), read_test(spec, corpus)
+    check_unseen(spec, adapter, corpus, *transfer.values(), test)
     plan = plan_study(spec, corpus, weights, transfer=transfer, initial_prompt=adapter)
     # Seconds of imports, which no mistake above should have to wait for.
     from raymrc.training.batching import StudyData

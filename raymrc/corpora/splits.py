@@ -195,6 +195,15 @@ def shared_notes(corpus: Corpus, other: Corpus) -> list[str]:
     return [note.id for note in other.notes if is_shared(note)]
 
 
+def note_marks(note: Note) -> frozenset[str]:
+    """What tells that a note was seen, without a word of it: a hash of its text, blanks aside, and one of
+    its group where that is more than itself. 16 hex digits each."""
+    marks = [f"text {_words(note)}"] if _words(note) else []
+    if note.group and note.group != note.id:
+        marks.append(f"group {note.group}")
+    return frozenset(hashlib.blake2b(mark.encode(), digest_size=8).hexdigest() for mark in marks)
+
+
 def _words(note: Note) -> str:
     return " ".join(note.text.split())
 

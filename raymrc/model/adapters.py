@@ -3,7 +3,7 @@
     Model -> write_adapter -> adapter.safetensors -> read_adapter (without torch), read_state -> Model
 
 The file holds what `Model.trained_state` has and, as JSON in the safetensors header, names of labels and
-settings. No note's text is in it.
+settings, and hashes that tell which notes it has seen. No note's text is in it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +53,7 @@ class Adapter:
         version: of the raymrc that wrote it.
         weights_fingerprint: of the backbone that it was trained on, `backbones.weights_fingerprint`.
         labels, relations: names of what is asked, in the order of prompts and heads.
+        notes: that it was trained on or chosen by, `corpora.splits.note_marks` of each.
         configuration: the fields of `Configuration`, cell and backbone among them, as plain values;
             `Configuration.from_values` makes it one.
     """
@@ -63,6 +64,7 @@ class Adapter:
     weights_fingerprint: str
     labels: tuple[str, ...]
     relations: tuple[str, ...]
+    notes: frozenset[str]
     configuration: Mapping[str, Any]
 
     @property
@@ -101,6 +103,7 @@ def write_adapter(
     labels: Sequence[str],
     relations: Sequence[str],
     weights_fingerprint: str,
+    notes: Iterable[str],
 ) -> Path:
     """Keep what a model has learnt: all of the file or nothing, in place of an earlier one.
 
@@ -111,6 +114,7 @@ def write_adapter(
         model: whole, in this process.
         labels, relations: names of its questions, in the order of prompts and heads.
         weights_fingerprint: of the backbone that it was built on, `Loaded.fingerprint`.
+        notes: marks of those that it was trained on or chosen by.
 
     Returns:
         The file, `adapter.safetensors`.
@@ -127,6 +131,7 @@ def write_adapter(
         "weights_fingerprint": weights_fingerprint,
         "labels": list(labels),
         "relations": list(relations),
+        "notes": sorted(notes),
         "configuration": asdict(model.configuration),
     }
     target = folder / ADAPTER_FILE
@@ -181,6 +186,7 @@ def read_adapter(place: Path | str) -> Adapter:
             weights_fingerprint=str(header["weights_fingerprint"]),
             labels=tuple(map(str, header["labels"])),
             relations=tuple(map(str, header["relations"])),
+            notes=frozenset(map(str, header["notes"])),
             configuration=dict(header["configuration"]),
         )
         assert adapter.strategy and adapter.backbone

@@ -25,6 +25,7 @@ from raymrc.corpora.splits import (
     count_mentions,
     hold_out,
     make_folds,
+    note_marks,
     shared_notes,
     take_subset,
 )
@@ -382,6 +383,27 @@ def read_transfer(spec: Spec, corpus: Corpus) -> dict[str, Corpus]:
     return found
 
 
+def check_unseen(spec: Spec, adapter: Adapter | None, *corpora: Corpus | None) -> None:
+    """Refuse an initial prompt that was trained on notes which the study scores.
+
+    Args:
+        corpora: all that it scores; None where there is none.
+
+    Raises:
+        SpecError: a note of theirs, or of its article or patient, is among them.
+    """
+    if adapter is None:
+        return
+    seen = [n.id for c in corpora if c for n in c.notes if note_marks(n) & adapter.notes]
+    if seen:
+        shown = ", ".join(seen[:5]) + (", ..." if len(seen) > 5 else "")
+        raise spec.error(
+            ("initial_prompt",),
+            f"the initial prompt {adapter.place} was trained on {len(seen)} of the notes that are to be "
+            f"scored, by text or by group ({shown}); give one of another corpus",
+        )
+
+
 def _read_other(spec: Spec, described: CorpusSpec, at: Steps, corpus: Corpus) -> Corpus:
     """Notes that are only ever scored."""
     name = described.display_name
@@ -687,11 +709,6 @@ def _about_initial_prompt(
             )
         if absent:
             yield f"the initial prompt lacks {', '.join(absent)}, which start at random"
-    if adapter.configuration["cell"]["corpus"] == spec.corpus.display_name:
-        yield (
-            f"the initial prompt was trained on a corpus that is also called "
-            f"{spec.corpus.display_name}; scores are too high where it has seen the scored notes"
-        )
 
 
 def _how_many(spec: Spec, space: SearchSpace) -> int:

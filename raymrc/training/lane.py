@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from raymrc.corpora.note import Note
+from raymrc.corpora.splits import note_marks
 from raymrc.errors import TrainingError
 from raymrc.model.adapters import write_adapter
 from raymrc.model.backbones import Loaded
@@ -414,8 +415,10 @@ class Lane:
             AdapterError: the folder cannot be written to.
         """
         relations = [question.name for question in self.asked.relations]
+        seen = (*self.split.train, *self.split.validation)
+        notes = {mark for note_id in seen for mark in note_marks(self.notes[note_id])}
         return write_adapter(
-            folder, self.model, self.asked.labels, relations, self.weights_fingerprint
+            folder, self.model, self.asked.labels, relations, self.weights_fingerprint, notes
         )
 
     def record(

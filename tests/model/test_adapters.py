@@ -38,7 +38,7 @@ def trained(loaded: Loaded, strategy: str = "frozen_soft_prompt", **fields: obje
 
 
 def written(folder: Path, loaded: Loaded, model) -> Path:
-    return write_adapter(folder, model, LABELS, RELATIONS, loaded.fingerprint)
+    return write_adapter(folder, model, LABELS, RELATIONS, loaded.fingerprint, ["0a", "0b"])
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -68,7 +68,7 @@ def test_it_says_what_it_was_trained_for(tiny_bert: Loaded, tmp_path: Path):
     adapter = read_adapter(written(tmp_path, tiny_bert, model))
     assert adapter.names == ("Drug", "ADE", "ADE-Drug")
     assert (adapter.labels, adapter.relations) == (LABELS, RELATIONS)
-    assert adapter.version == raymrc.__version__
+    assert adapter.version == raymrc.__version__ and adapter.notes == {"0a", "0b"}
     assert adapter.weights_fingerprint == tiny_bert.fingerprint
     assert (adapter.backbone, adapter.strategy) == ("tiny", "frozen_soft_prompt")
     assert adapter.configuration["prompt_length"] == 5
@@ -85,6 +85,7 @@ def test_the_header_holds_names_and_settings_and_nothing_else(tiny_bert: Loaded,
     header = json.loads(metadata["raymrc"])
     assert set(header) == {
         "format", "version", "weights_fingerprint", "labels", "relations", "configuration",
+        "notes",
     }  # fmt: skip
 
 

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from raymrc.corpora.note import Corpus
-from raymrc.corpora.splits import shared_notes
+from raymrc.corpora.splits import note_marks, shared_notes
 from raymrc.errors import AdapterError, BackboneError, CorpusError, SpecError
-from raymrc.model.adapters import ADAPTER_FILE, HEADER
+from raymrc.model.adapters import ADAPTER_FILE, HEADER, read_adapter
 from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import (
@@ -31,6 +31,7 @@ from raymrc.study.plan import (
     build_configuration,
     build_fingerprints,
     build_study_folds,
+    check_unseen,
     fold_run,
     plan_study,
     read_initial_prompt,
@@ -614,7 +615,7 @@ def test_rewording_a_question_trains_again_what_starts_from_it_and_nothing_else(
     assert [cell.done for cell in planned(reworded, ledger).cells] == [4, 2]
 
 
-def write_prompt(folder, labels=("Drug", "ADE"), weights="w", **changed):
+def write_prompt(folder, labels=("Drug", "ADE"), weights="w", notes=(), **changed):
     """The adapter of a study elsewhere; of its tensors only that there are some matters here."""
     cell = {"task": "concepts", "corpus": "elsewhere", "strategy": "frozen_soft_prompt",
             "backbone": {"name": "minilm", "layers": None}}  # fmt: skip
@@ -622,6 +623,7 @@ def write_prompt(folder, labels=("Drug", "ADE"), weights="w", **changed):
     of_cell = {name: changed.pop(name) for name in [*changed] if name in cell}
     header = {
         "format": 1, "version": "0", "weights_fingerprint": weights, "labels": labels, "relations": [],
+        "notes": notes,
         "configuration": {"cell": cell | of_cell, "reparametrisation": "none"} | form | changed,
     }  # fmt: skip
     folder.mkdir(exist_ok=True)
@@ -655,9 +657,27 @@ def test_labels_that_an_initial_prompt_lacks_are_told(tmp_path):
     assert planned_from(tmp_path, lacking).remarks == (
         "the initial prompt lacks Drug, which start at random",
     )
-    same = write_prompt(tmp_path / "b", corpus="synthetic-n2c2-2018")
-    (remark,) = planned_from(tmp_path, same).remarks
-    assert "also called synthetic-n2c2-2018; scores are too high where" in remark
+
+
+def test_a_prompt_that_has_seen_a_scored_note_is_refused(tmp_path):
+    spec = spec_of(tmp_path, STARTS)
+    corpus = read_study_corpus(spec)
+    one, other = corpus.notes[:2]
+    elsewhere = replace(one, id="x", group="", text=f"other words than {one.id}'s")
+    unseen = read_adapter(write_prompt(tmp_path / "a", notes=[*note_marks(elsewhere)]))
+    check_unseen(spec, None, corpus)
+    check_unseen(spec, unseen, corpus, None)
+    # The same text under another id, with other blanks; another note of the same patient.
+    copied = replace(one, id="x", group="", text=f" {one.text}\n\n")
+    seen = read_adapter(write_prompt(tmp_path / "b", notes=[*note_marks(copied)]))
+    with pytest.raises(SpecError, match=rf"trained on 1 of the notes .* \({one.id}\)"):
+        check_unseen(spec, seen, corpus)
+    theirs = replace(other, id="y", group="patient 7", text="other words")
+    test = replace(corpus, notes=(replace(one, group="patient 7"),))
+    of_group = read_adapter(write_prompt(tmp_path / "c", notes=[*note_marks(theirs)]))
+    with pytest.raises(SpecError, match="trained on 1 of the notes"):
+        check_unseen(spec, of_group, corpus, test)
+    check_unseen(spec, of_group, corpus)
 
 
 @pytest.mark.parametrize(

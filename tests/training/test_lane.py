@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from raymrc.corpora.note import Corpus, Note, Span
-from raymrc.corpora.splits import make_folds
+from raymrc.corpora.splits import make_folds, note_marks
 from raymrc.errors import AdapterError, BackboneError, PromptError, TrainingError
 from raymrc.model.adapters import ADAPTER_FILE, read_adapter, read_prompt
 from raymrc.model.backbones import Loaded
@@ -373,6 +373,10 @@ def test_a_lane_starts_from_another_studys_prompt(
     place = kept[0].write_adapter(tmp_path)
     given = replace(data, initial_prompt=read_prompt(read_adapter(place)))
     given = pickle.loads(pickle.dumps(given))  # as it comes to a host
+    split = data.folds.split(0)
+    learnt = {*split.train, *split.validation}
+    marks = read_adapter(place).notes
+    assert all(bool(note_marks(n) & marks) == (n.id in learnt) for n in data.corpus.notes)
     started = make_run(loaded, strategy, epochs=1, prompt_initialisation="adapter")
     lane = Lane(started, given, loaded, CPU, 1024)
     assert lane.model.prompt is not None and kept[0].model.prompt is not None
