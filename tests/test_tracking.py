@@ -303,6 +303,26 @@ def test_subsets_are_shown_where_gold_spans_are_in_them(uri):
     assert "subset_strict_f1/overlapping" not in metrics
 
 
+def test_a_final_test_is_a_row_of_its_own_and_wins_nothing():
+    run = RECORDS[0].fold_run
+    tested = []
+    for seed in (4, 5):
+        configuration = replace(run.configuration, seed=seed)
+        final = replace(run, configuration=configuration, fold=0, test_fingerprint="held out")
+        tested.append(replace(RECORDS[0], fold_run=final, key=final.key, validation_f1=1.0))
+    before = draw([read_figures(record) for record in RECORDS])
+    together = draw([read_figures(record) for record in [*RECORDS, *tested]])
+    assert [d for d in together if d in before] == before
+    added = [d for d in together if d not in before]
+    assert Counter(d.tags["level"] for d in added) == {
+        "final test": 1, "configuration": 1, "fold-run": 2,
+    }  # fmt: skip
+    assert added[0].name.endswith("final test")
+    assert {d.name for d in added if d.tags["level"] == "fold-run"} == {"seed 4", "seed 5"}
+    metrics = {name: value for name, value, *_ in added[0].metrics}
+    assert metrics["strict_f1"] == pytest.approx(RECORDS[0].strict.f1)
+
+
 def test_with_mlflow_away_the_study_goes_on_and_sync_catches_up(tmp_path, empty_store):
     folder = tmp_path / "away"
     folder.write_text("a file where the folder should be")

@@ -300,6 +300,9 @@ def plan_study(
             if initial_prompt is not None and planned.starts_from_adapter:
                 _check_initial_prompt(spec, index, planned, initial_prompt, weights or {})
             cells.append(_placed(spec, index, planned) if places else planned)
+    if spec.final_test is not None:
+        number = len(cells) * len(spec.final_test.seeds)
+        remarks.append(f"raymrc test will train {number} more, one a cell and seed, on all notes")
     if any(cell.starts_from_adapter for cell in cells):
         remarks += _about_initial_prompt(spec, initial_prompt, asked)
         if initial_prompt is None:
