@@ -232,6 +232,7 @@ class Plan:
             "algorithm": self.algorithm,
             "configurations": self.num_configurations,
             "fold_runs": self.num_fold_runs,
+            "fold_runs_done": self.done,
             "done": self.done,
             "remarks": list(self.remarks),
             "cells": [_cell_json(cell) for cell in self.cells],
@@ -714,6 +715,25 @@ def _about_initial_prompt(
             yield f"the initial prompt lacks {', '.join(absent)}, which start at random"
 
 
+REPRESENTATIVES = 12
+"""Configurations that stand for those that tpe will propose."""
+
+
+def representatives(plan: CellPlan, seed: int) -> tuple[Configuration, ...]:
+    """All configurations of a cell; where tpe proposes them, some drawn at random.
+
+    Args:
+        seed: of the search.
+    """
+    if plan.configurations is not None:
+        return plan.configurations
+    generator = random.Random(f"{seed}/{plan.cell.name}")
+    return tuple(
+        _configuration(plan.cell, plan.space, plan.space.draw(generator))
+        for _ in range(REPRESENTATIVES)
+    )
+
+
 def _how_many(spec: Spec, space: SearchSpace) -> int:
     size = space.size
     return spec.search.configurations if size is None else min(spec.search.configurations, size)
@@ -839,6 +859,7 @@ def _cell_json(plan: CellPlan) -> dict[str, Any]:
         "strategy": cell.strategy,
         "configurations": plan.num_configurations,
         "fold_runs": plan.num_fold_runs,
+        "fold_runs_done": plan.done,
         "done": plan.done,
         "trained_parameters": plan.trained_parameters,
         "total_parameters": plan.total_parameters,
