@@ -61,6 +61,16 @@ class RoughTokenizer:
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
+def read_tokenizer(folder: Path | None) -> FileTokenizer | RoughTokenizer:
+    """A backbone's own where its folder is at hand and holds one, else a rough one.
+
+    Raises:
+        BackboneError: see `read_light_tokenizer`.
+    """
+    own = read_light_tokenizer(folder) if folder is not None else None
+    return own or RoughTokenizer()
+
+
 def read_light_tokenizer(folder: Path) -> FileTokenizer | None:
     """The tokenizer of a backbone's folder; None where it holds no tokenizer.json.
 

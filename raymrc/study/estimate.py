@@ -82,7 +82,7 @@ class Guess:
 
 
 GUESSES = {
-    "cpu": Guess(6e10, 5e-4, 1.5e-9, 1e-4, 0.2, False),
+    "cpu": Guess(7e10, 5e-4, 1.5e-9, 1e-4, 0.2, False),
     "gpu": Guess(1e14, 1e-3, 2e-11, 1e-4, 1.0, True),
 }
 """Of one core (AVX2 and newer, fp32), and of a GPU like an A100 (bf16), which `peak_flops` of a price table
@@ -200,9 +200,9 @@ class Measured:
 
 # --- fitting --------------------------------------------------------------------------------------
 
-SPREADS = {"guess": 0.85, "others": 0.3, "probe": 0.1, "ledger": 0.06}
+SPREADS = {"guess": 0.85, "others": 0.3, "probe": 0.12, "ledger": 0.08}
 """Standard deviation of the logarithm by where rates come from, until enough was measured to say: a guess is
-within four times, either way; fold-runs of another cell, 60 %; a probe, 18 %; the ledger, 10 %."""
+within four times, either way; fold-runs of another cell, 60 %; a probe, 20 %; the ledger, 14 %."""
 
 RIDGE = 0.02
 """What keeps parts near where they were, against the squares of relative errors."""

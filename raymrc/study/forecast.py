@@ -7,19 +7,21 @@ Nothing is loaded and nothing is started for it. Without the notes there is no f
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
 
 from raymrc.corpora.note import Corpus
+from raymrc.errors import LedgerError
 from raymrc.model.strategies import count_parameters
 from raymrc.reading.questions import build_questions
-from raymrc.reading.relations import Asked, find_asked
-from raymrc.study.configuration import Configuration
+from raymrc.reading.relations import find_asked
+from raymrc.study.configuration import Cell, Configuration
 from raymrc.study.cost import adapter_bytes, price
 from raymrc.study.estimate import (
     SPREADS,
@@ -30,12 +32,15 @@ from raymrc.study.estimate import (
     choose_hardware,
     fit_rates,
 )
-from raymrc.study.placement import FILLED, device_of, peak_bytes, row_pieces
+from raymrc.study.files import not_writable, open_files, said
+from raymrc.study.placement import FILLED, GIB, device_of, peak_bytes, row_pieces
 from raymrc.study.plan import (
     CellPlan,
     Plan,
     build_study_folds,
     fold_run,
+    in_time,
+    in_usd,
     representatives,
 )
 from raymrc.study.prices import Cluster, DeviceType, PriceTable
@@ -49,7 +54,7 @@ if TYPE_CHECKING:
 ROUGH_SPREAD = 0.1
 """What counting pieces without the backbone's tokenizer adds; standard deviation of the logarithm."""
 
-PROCESS_BYTES = 0.6 * 2**30
+PROCESS_BYTES = 0.6 * GIB
 """Of a process on a CPU before it has a backbone: Python, torch and their libraries."""
 
 START_SECONDS = 60.0
@@ -97,6 +102,9 @@ class CellForecast:
     energy: Estimate
     rates: Rates
 
+    def shown(self, name: str, unit: Unit) -> str:
+        return shown(getattr(self, name), unit)
+
     def to_json(self) -> dict[str, Any]:
         return _figures(self) | {
             "flops": self.flops,
@@ -136,6 +144,23 @@ class Forecast:
             return max(found, key=lambda estimate: estimate.value, default=Estimate())
         return reduce(add, found, Estimate())
 
+    def shown(self, name: str, unit: Unit) -> str:
+        return shown(self.total(name), unit)
+
+    @property
+    def said(self) -> Iterator[str]:
+        """What stands under a table: sums that it has no column for, and remarks."""
+        wall = shown(self.wall, in_time, " ")
+        yield f"what is left takes {wall} on {self.cluster}"
+        if self.cluster_usd is not None:
+            on_demand, spot = (shown(usd, in_usd, " ") for usd in self.cluster_usd)
+            yield f"these cost {on_demand} USD on demand, {spot} spot"
+        memory = shown(self.total("peak_memory"), in_gib, " ")
+        storage, energy = self.total("storage").value / GIB, self.total("energy").value
+        yield f"memory {memory}, storage {storage:.2g} GiB, energy {energy:.2g} kWh"
+        yield f"USD by {self.prices}"
+        yield from self.remarks
+
     def to_json(self) -> dict[str, Any]:
         """The study's figures; the cells' are `CellForecast.to_json`."""
         totals = {name: self.total(name) for name in FIGURES}
@@ -166,6 +191,29 @@ FIGURES = {
     "energy": "energy_kwh",
 }
 """Fields of `CellForecast` and their names in JSON; beside each stands its interval."""
+
+
+Unit = Callable[[float], tuple[float, str]]
+"""Of a value: what to divide by, and the unit's name behind it."""
+
+
+def in_gib(size: float) -> tuple[float, str]:
+    return float(GIB), "GiB"
+
+
+def shown(estimate: Estimate, unit: Unit, between: str = "\n") -> str:
+    """A figure and, behind it, its interval in the same unit."""
+    size, name = unit(estimate.value)
+    value, low, high = (
+        _two_digits(number / size) for number in (estimate.value, estimate.low, estimate.high)
+    )
+    behind = f" {name}" if name else ""
+    return f"{value}{behind}" + (f"{between}({low}-{high})" if estimate.value else "")
+
+
+def _two_digits(number: float) -> str:
+    rounded = float(f"{number:.2g}")
+    return f"{rounded:.0f}" if rounded >= 10 else f"{rounded:.6f}".rstrip("0").rstrip(".")
 
 
 def _figures(cell: CellForecast) -> dict[str, Any]:
@@ -199,6 +247,7 @@ def build_workload(
     return Workload(
         corpus,
         build_study_folds(spec, corpus),
+        asked,
         build_questions(asked.labels, spec.questions, asked.relations),
         transfer,
         tokenizers,
@@ -211,7 +260,6 @@ def read_history(plan: Plan, workload: Workload, records: Iterable[Record]) -> l
     """A ledger's finished fold-runs on the same notes and folds, with the work that they had."""
     corpus, folds = workload.corpus.fingerprint, workload.folds.fingerprint
     planned = {cell.cell: cell for cell in plan.cells}
-    asked = find_asked(plan.task, workload.corpus)
     found = []
     for record in records:
         run = record.fold_run
@@ -224,7 +272,7 @@ def read_history(plan: Plan, workload: Workload, records: Iterable[Record]) -> l
             and cell is not None
             and cell.shape is not None
         ):
-            job = _job(workload, cell, configuration, run.fold, cell.shape, asked)
+            job = _job(workload, cell, configuration, run.fold, cell.shape)
             kind = "cpu" if record.device == "cpu" else "gpu"
             found.append(
                 Measured(job, record.hardware, kind, record.device_seconds, record.peak_bytes)
@@ -256,10 +304,9 @@ def forecast(
     terms = _terms(spec, kind, table, cluster)
     named = terms.name if cluster is not None and kind == "gpu" else ""
     here = choose_hardware(measured, kind, named)
-    asked = find_asked(spec.task, workload.corpus)
     keys = frozenset(done)
     cells = tuple(
-        _forecast_cell(cell, spec, plan, workload, here, keys, terms, asked)
+        _forecast_cell(cell, spec, plan, workload, here, keys, terms)
         if cell.shape is not None and cell.cell.backbone.source in workload.tokenizers
         else None
         for cell in plan.cells
@@ -316,7 +363,7 @@ def _terms(spec: Spec, kind: str, table: PriceTable | None, cluster: Cluster | N
             )
         hour = cluster.hour_usd() / cluster.devices
         return _Terms(hour, f"on demand, {dated}", instance.device, device)
-    memory = device_of(spec.resources).total_bytes / 2**30
+    memory = device_of(spec.resources).total_bytes / GIB
     name = table.cheapest(kind, memory)
     if not name:
         return _Terms(own, "the study's own")
@@ -357,6 +404,102 @@ def _wall(left: Estimate, longest: Estimate, devices: float, per_host: float) ->
     )
 
 
+# --- probes --------------------------------------------------------------------------
+
+PROBE = "probe.json"
+"""In the study's storage."""
+
+SECONDS_OF_PROBE = 40.0
+"""That all cells' probes may take together, the start of their processes aside."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A cell that a probe measures: the first of a backbone and strategy.
+
+    Args:
+        configurations: two of them, which may be the same.
+        lanes: side by side, as it is placed.
+    """
+
+    cell: Cell
+    configurations: tuple[Configuration, Configuration]
+    shape: Shape
+    lanes: int
+    recomputes: bool
+
+
+def choose_probed(plan: Plan) -> tuple[list[Probed], list[str]]:
+    """What to measure, and a sentence for each cell that one device cannot."""
+    chosen: dict[tuple[str, str], Probed] = {}
+    left_out = []
+    for cell in plan.cells:
+        like = (cell.cell.backbone.name, cell.cell.strategy)
+        if like in chosen or cell.shape is None or cell.placement is None:
+            continue
+        if cell.placement.mode == "group":
+            left_out.append(f"{cell.cell.name} wants several devices and is not measured")
+            continue
+        both = representatives(cell, plan.seed)
+        first, last = (
+            # All notes, whatever a cell of few shots has; and no adapter, which may not be here.
+            replace(
+                configuration,
+                cell=replace(cell.cell, shots=None, shots_of="notes"),
+                prompt_initialisation="random",
+            )
+            for configuration in (both[0], both[-1])
+        )
+        lanes = min(cell.placement.lanes, cell.num_fold_runs)
+        chosen[like] = Probed(
+            first.cell, (first, last), cell.shape, lanes, cell.placement.checkpoints
+        )
+    return list(chosen.values()), left_out
+
+
+def read_probe(storage: str) -> list[Measured]:
+    """What probes have measured, on any hardware; nothing where there was none.
+
+    Raises:
+        LedgerError: there is one and it cannot be read.
+    """
+    files = open_files(storage, "")
+    try:
+        if not files.exists(PROBE):
+            return []
+        values = json.loads(files.read(PROBE))
+        return [Measured.from_values(one) for of in values["hardware"].values() for one in of]
+    except OSError as error:
+        raise LedgerError(f"{files.place(PROBE)}: cannot be read ({said(error)})") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise LedgerError(
+            f"{files.place(PROBE)}: is not a probe of this version of raymrc; remove it, and probe again"
+        ) from None
+
+
+def write_probe(storage: str, measured: Sequence[Measured]) -> str:
+    """Keep what a probe has measured; of other cells and other hardware what is there stays.
+
+    Returns:
+        Where.
+
+    Raises:
+        LedgerError: the storage cannot be read or written.
+    """
+    again = {(one.hardware, one.like) for one in measured}
+    kept = [one for one in read_probe(storage) if (one.hardware, one.like) not in again]
+    by_hardware: dict[str, list[dict[str, Any]]] = {}
+    for one in (*kept, *measured):
+        by_hardware.setdefault(one.hardware, []).append(one.to_values())
+    files = open_files(storage, "")
+    content = json.dumps({"hardware": by_hardware}, indent=1).encode()
+    try:
+        files.write(PROBE, content, replace=True)
+    except OSError as error:
+        raise not_writable(files, error) from None
+    return files.place(PROBE)
+
+
 # --- one cell -------------------------------------------------------------------------------------
 
 
@@ -366,14 +509,13 @@ def _job(
     configuration: Configuration,
     fold: int,
     shape: Shape,
-    asked: Asked,
 ) -> Job:
     return Job(
         configuration,
         workload.of(configuration, fold),
         shape,
-        len(asked.labels),
-        len(asked.relations),
+        len(workload.asked.labels),
+        len(workload.asked.relations),
         cell.placement.lanes if cell.placement is not None else 1,
     )
 
@@ -386,7 +528,6 @@ def _forecast_cell(
     measured: Sequence[Measured],
     done: frozenset[str],
     terms: _Terms,
-    asked: Asked,
 ) -> CellForecast:
     kind = workload.kind
     shape = cell.shape
@@ -402,11 +543,11 @@ def _forecast_cell(
     jobs = []
     for configuration in configurations:
         for fold in range(plan.folds):
-            job = _job(workload, cell, configuration, fold, shape, asked)
+            job = _job(workload, cell, configuration, fold, shape)
             one = rates.seconds(job.parts(kind, peak_flops))
             seconds += weight * one
             longest = max(longest, one)
-            flops += weight * job.work.flops(configuration, shape, len(asked.labels))[0]
+            flops += weight * job.work.flops(configuration, shape, job.num_labels)[0]
             if not _is_done(plan, cell, configuration, fold, done):
                 to_do += weight * one
             jobs.append(job)

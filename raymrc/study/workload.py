@@ -25,7 +25,6 @@ from raymrc.reading.relations import (
     Asked,
     Context,
     build_contexts,
-    find_asked,
     gold_answers,
     mentions_of,
 )
@@ -253,6 +252,7 @@ class Workload:
     """Counts the work of any fold-run of a study; what it has counted it keeps.
 
     Args:
+        asked: of the study's task.
         questions: in words, by name, as `training.batching.StudyData` has them.
         transfer: notes of other sites, which are scored at the end.
         tokenizers: by the backbone's source; see `reading.light_tokenizers`.
@@ -262,6 +262,7 @@ class Workload:
 
     corpus: Corpus
     folds: Folds
+    asked: Asked
     questions: Mapping[str, str]
     transfer: Mapping[str, Corpus]
     tokenizers: Mapping[str, Any]
@@ -337,7 +338,7 @@ class Workload:
             pieces = self._pieces[site, source]
             counter = _RowCounter(
                 configuration,
-                find_asked(configuration.cell.task, self.corpus),
+                self.asked,
                 self.questions,
                 self.tokenizers[source],
                 self.shapes[source],

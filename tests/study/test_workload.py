@@ -56,7 +56,7 @@ def both(folder: Path, scheme: str, task: str, **fields):
     questions = build_questions(asked.labels, {}, asked.relations)
     source = str(folder)
     workload = Workload(
-        corpus, folds, questions, transfer, {source: read_light_tokenizer(folder)},
+        corpus, folds, asked, questions, transfer, {source: read_light_tokenizer(folder)},
         {source: read_shape(folder)},
     )  # fmt: skip
     data = StudyData(corpus, folds, questions, transfer)
