@@ -201,6 +201,7 @@ def plan(
 ) -> None:
     """Say what a study will train and what it will cost, before anything starts."""
     from raymrc.errors import CorpusError
+    from raymrc.model.backbones import find
     from raymrc.study.forecast import (
         build_workload,
         forecast,
@@ -214,6 +215,8 @@ def plan(
     spec = _load(study, changes)
     table = read_prices(prices)
     cluster = read_cluster(instances, table) if instances else None
+    for entry in spec.backbones if probe else ():
+        find(entry.backbone)  # fetched where it must be: all else only looks
     corpus = _corpus_at_hand(spec)
     ledger = _ledger_at_hand(spec)
     initial_prompt = _initial_prompt_at_hand(spec)
@@ -227,6 +230,7 @@ def plan(
         tokenizers = _tokenizers_at_hand(spec)
         workload = build_workload(spec, planned, corpus, transfer, tokenizers)
         if probe:
+            write_probe(spec.storage, [])  # where nothing can be kept, no minute is spent
             place = write_probe(spec.storage, _run_probes(spec, planned, workload))
             _say(f"what was measured: {place}")
         records, keys = (ledger.records(), ledger.keys()) if ledger is not None else ((), ())

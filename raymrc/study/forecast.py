@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -56,6 +57,10 @@ ROUGH_SPREAD = 0.1
 
 PROCESS_BYTES = 0.6 * GIB
 """Of a process on a CPU before it has a backbone: Python, torch and their libraries."""
+
+KEPT = 1.5
+"""On a CPU malloc keeps some of what cells before took in the same process: with it some needed so many times
+the arithmetic."""
 
 START_SECONDS = 60.0
 """Until the first fold-runs train: Ray, hosts, backbones. Machines that a cloud has to bring up take minutes
@@ -213,7 +218,10 @@ def shown(estimate: Estimate, unit: Unit, between: str = "\n") -> str:
 
 def _two_digits(number: float) -> str:
     rounded = float(f"{number:.2g}")
-    return f"{rounded:.0f}" if rounded >= 10 else f"{rounded:.6f}".rstrip("0").rstrip(".")
+    if rounded >= 10:
+        return f"{rounded:.0f}"
+    # A tenth of a thousandth is as near to nothing as anyone looks.
+    return f"{rounded:.4f}".rstrip("0").rstrip(".")
 
 
 def _figures(cell: CellForecast) -> dict[str, Any]:
@@ -625,17 +633,22 @@ def _memory(
     as it takes, which is by far the widest part of the arithmetic.
     """
     base = PROCESS_BYTES if kind == "cpu" else 0.0
-    high = base + max(_arithmetic(cell, job, kind) for job in _largest(jobs)) / FILLED[kind]
+    high = max(_arithmetic(cell, job, kind) for job in _largest(jobs)) / FILLED[kind]
+    high = base + high * (KEPT if kind == "cpu" else 1.0)
     expected = base + max(_arithmetic(cell, job, kind, pairs=False) for job in _largest(jobs))
     like = (cell.cell.backbone.name, cell.cell.strategy)
-    for source in ("ledger", "probe"):
-        own = [m for m in measured if m.like == like and m.source == source and m.peak_bytes]
-        if own:
-            most = max(own, key=lambda m: m.peak_bytes)
-            value = float(most.peak_bytes)
-            if source == "probe":
-                value += max(0.0, expected - base - _arithmetic(cell, most.job, kind, pairs=False))
-            return Estimate(value, 0.85 * value, max(high, 1.15 * value))
+    own = [m for m in measured if m.like == like and m.peak_bytes]
+    found = [float(m.peak_bytes) for m in own if m.source == "ledger"]
+    if found:
+        # Of hosts that trained many: what malloc keeps and what models answered is in it.
+        return Estimate(max(found), min(found), max(high, 1.1 * max(found)))
+    found = [
+        m.peak_bytes + max(0.0, expected - base - _arithmetic(cell, m.job, kind, pairs=False))
+        for m in own
+    ]
+    if found:
+        value = statistics.median(found)
+        return Estimate(value, 0.85 * min(found), max(high, 1.15 * max(found)))
     return Estimate(expected, 0.7 * expected, max(high, expected))
 
 

@@ -944,7 +944,7 @@ def render(plan: Plan, forecast: Forecast | None = None) -> RenderableType:
 
 def _with_costs(table: Table, plan: Plan, forecast: Forecast) -> Table:
     """Two lines a cell, so that intervals have room beside names."""
-    for heading in ("fold-runs", "trained", "where", "memory", "device time", "USD"):
+    for heading in ("fold-\nruns", "trained", "where", "memory", "device\ntime", "USD"):
         if heading == "where":
             table.add_column(heading, max_width=11)
         else:

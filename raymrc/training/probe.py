@@ -108,7 +108,7 @@ def measure(probe: Probe) -> list[Measured]:
     torch.set_num_threads(probe.threads)
     patience = PATIENCE * probe.seconds
     # The first passes load libraries and are slower than all others.
-    small = _Sized(probe, LEAST_NOTES, CHARACTERS * LEAST_PIECES)
+    small = _least(probe)
     begin = time.monotonic()
     first = small.run(probe.configurations[0], 1, begin + patience)
     if not first:
@@ -126,6 +126,17 @@ def measure(probe: Probe) -> list[Measured]:
     return found or first
 
 
+def _least(probe: Probe) -> _Sized:
+    """As little as has something to train on."""
+    notes, characters = LEAST_NOTES, CHARACTERS * LEAST_PIECES
+    while True:
+        sized = _Sized(probe, notes, characters)
+        work = sized.job(probe.configurations[0], 1).work
+        if work.training.rows or notes >= len(probe.corpus.notes):
+            return sized
+        notes, characters = 2 * notes, 2 * characters
+
+
 def _size(probe: Probe, configuration: Configuration, epochs: int, wanted: float) -> _Sized:
     """As many notes as take so many seconds by the first guess, or parts of a few."""
     window = CHARACTERS * configuration.window
@@ -133,7 +144,10 @@ def _size(probe: Probe, configuration: Configuration, epochs: int, wanted: float
     sized = _Sized(probe, notes, characters)
     while characters > window and sized.guess(configuration, epochs) > wanted:
         characters = max(window, characters // 2)
-        sized = _Sized(probe, notes, characters)
+        less = _Sized(probe, notes, characters)
+        if not less.job(configuration, epochs).work.training.rows:
+            break
+        sized = less
     while notes < len(probe.corpus.notes):
         notes *= 2
         more = _Sized(probe, notes, characters)
