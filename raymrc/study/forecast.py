@@ -163,7 +163,7 @@ class Forecast:
         memory = shown(self.total("peak_memory"), in_gib, " ")
         storage, energy = self.total("storage").value / GIB, self.total("energy").value
         yield f"memory {memory}, storage {storage:.2g} GiB, energy {energy:.2g} kWh"
-        yield f"USD by {self.prices}"
+        yield f"prices: {self.prices}"
         yield from self.remarks
 
     def to_json(self) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Instance:
 class PriceTable:
     """
     Args:
-        name: of the file.
+        name: of the file, or that it is ours.
         date: of the prices, as it is written there.
         source: whose prices.
     """
@@ -131,7 +131,9 @@ def read_prices(path: Path | None = None) -> PriceTable:
             near = nearest(str(instance.device), devices)
             raise wrong(f"{name}: there is no device '{instance.device}'{near}")
     date = str(values.get("date") or "an unknown day")
-    return PriceTable(str(place), date, str(values.get("source") or ""), devices, instances)
+    return PriceTable(
+        str(path or "the built-in table"), date, str(values.get("source") or ""), devices, instances
+    )
 
 
 def _entry(kind: type[Any], name: str, values: Any, wrong: Any) -> Any:

@@ -42,8 +42,8 @@ CHARACTERS = 6
 LEAST_PIECES = 32
 """Of a note in the warm-up, roughly."""
 
-PATIENCE = 3.0
-"""A probe that takes so many times as long as it should is given up."""
+PATIENCE = 30.0
+"""Seconds after which a fold-run of a probe is given up, where three times what it should take is less."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def measure(probe: Probe) -> list[Measured]:
         RaymrcError: of what the user can mend.
     """
     torch.set_num_threads(probe.threads)
-    patience = PATIENCE * probe.seconds
+    patience = max(PATIENCE, 3 * probe.seconds)
     # The first passes load libraries and are slower than all others.
     small = _least(probe)
     begin = time.monotonic()
