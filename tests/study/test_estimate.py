@@ -115,10 +115,10 @@ def test_intervals_narrow_with_trust_and_with_agreement():
 
 
 def test_a_synthetic_ledger_s_next_fold_runs_lie_in_the_interval():
-    """Made by other rates than the guess has, with 5 % of noise: of 200 predictions 90 % hold the truth."""
+    """Made by other rates than the guess has, with 5 % of noise: of 60 predictions 90 % hold the truth."""
     generator = np.random.default_rng(3)
     inside = 0
-    for _ in range(200):
+    for _ in range(60):
         truth = generator.uniform(0.4, 2.5, len(PARTS))
         jobs = [
             job(rows=int(n), epochs=int(e), batch_size=8)
@@ -134,7 +134,7 @@ def test_a_synthetic_ledger_s_next_fold_runs_lie_in_the_interval():
         estimate = Estimate.of(rates.seconds(jobs[-1].parts("cpu")), rates.spread)
         inside += estimate.low <= took[-1] <= estimate.high
         assert estimate.value == pytest.approx(took[-1], rel=0.3)
-    assert inside >= 170
+    assert inside >= 48
 
 
 def test_no_part_is_ever_negative():
