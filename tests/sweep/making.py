@@ -105,11 +105,12 @@ def make_record(run: FoldRun, *, started_at: str = "2026-01-01T00:00:00+00:00") 
 
 
 def actors(name: str) -> list[psutil.Process]:
-    """Ray's processes of a class of actors."""
+    """Ray's processes of a class of actors, of clusters that these tests started: others may run here."""
     found = []
     for process in psutil.process_iter():
         try:
-            if any(f"ray::{name}" in word for word in process.cmdline()):
+            is_of_us = process.environ().get("HOME") == os.environ["HOME"]  # see tests/conftest.py
+            if is_of_us and any(f"ray::{name}" in word for word in process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue
