@@ -35,7 +35,7 @@ Array = NDArray[np.float64]
 
 METHODS = ("none", "paired")
 
-FIT_STEPS = 3
+FIT_STEPS = 4
 """Of EM; later ones move the covariances by less than the prior's own vagueness."""
 
 FAR = 3.0
@@ -60,7 +60,7 @@ class Racing:
 
     method: str = "paired"
     error_rate: float = 0.05
-    rungs: tuple[float, ...] = (0.1, 0.2, 0.4, 0.7, 1.0)
+    rungs: tuple[float, ...] = (0.1, 0.3, 0.6, 1.0)
     min_folds: int = 1
 
     def __post_init__(self) -> None:
@@ -159,8 +159,8 @@ class Prior:
     effect_lag_sd: float = 0.08
     rest_lag_sd: float = 0.04
     lag_rate: float = 3.0
-    effect_weight: float = 6.0
-    rest_weight: float = 12.0
+    effect_weight: float = 4.0
+    rest_weight: float = 4.0
 
     def covariances(self, rungs: Sequence[float]) -> tuple[Array, Array]:
         """Of effects and of rests, (R, R) each: the end's, and what is still to come on the way."""
@@ -281,13 +281,20 @@ class _Race:
         ahead[complete] = 0.0
         waiting = ~complete & ~stopped
         behind = waiting & (np.arange(len(waiting)) != leader)
-        is_over = bool(complete[leader]) and ahead[behind].sum() <= self.racing.error_rate
+        # Whoever is beaten is so by a configuration that is done; until then the others wait.
+        finished = bool(complete[leader])
         share = self.racing.error_rate / len(self.contenders)
-        now = behind & (is_over | (ahead <= share)) & ~self.busy.any(1)
+        beaten = finished & behind & (ahead <= share)
+        spent = share * (stopped & ~complete).sum()
+        is_over = finished and (
+            ahead[behind].sum() + spent <= self.racing.error_rate or not (behind & ~beaten).any()
+        )
+        beaten |= is_over & behind
+        now = beaten & ~self.busy.any(1)
         stops = tuple(self._stop(c, leader, ahead[c], fit) for c in np.flatnonzero(now))
         if is_over:
             return Decision((), stops, _winner(self.contenders))
-        open_ = waiting & ~now
+        open_ = waiting & ~beaten
         ahead[leader] = 1.0
         order = [c for c in np.argsort(-ahead, kind="stable") if open_[c]]
         return Decision((*first, *self._next_runs(order, fit, slots)), stops)
@@ -383,10 +390,12 @@ class _Rests:
 
     def __init__(self, rests: Array) -> None:
         num_rungs = len(rests)
-        self.covariance = rests
-        self.precision = np.zeros((num_rungs + 1, num_rungs, num_rungs))
-        for depth in range(1, num_rungs + 1):
-            self.precision[depth, :depth, :depth] = np.linalg.inv(rests[:depth, :depth])
+        inside = np.arange(num_rungs) < np.arange(num_rungs + 1)[:, None]
+        inside = inside[:, :, None] & inside[:, None]
+        # What is not reached is a block of its own, taken away again after the inversion.
+        self.precision = np.where(
+            inside, np.linalg.inv(np.where(inside, rests, np.eye(num_rungs))), 0.0
+        )
         self.weights = self.precision @ rests[:, -1]
         self.left = np.maximum(rests[-1, -1] - self.weights @ rests[:, -1], 0.0)
 
