@@ -424,9 +424,13 @@ def sync(study: Study, changes: Changes = None) -> None:
 
 @app.command()
 def simulate(
-    source: Annotated[Path, typer.Argument(help="A study's YAML file, or a storage with a ledger.")],
+    source: Annotated[
+        Path, typer.Argument(help="A study's YAML file, or a storage with a ledger.")
+    ],
     as_json: AsJson = False,
-    orders: Annotated[int, typer.Option(help="Replay each cell with the folds in so many orders.")] = 20,
+    orders: Annotated[
+        int, typer.Option(help="Replay each cell with the folds in so many orders.")
+    ] = 20,
     slots: Annotated[int, typer.Option(help="Fold-runs at a time.")] = 8,
 ) -> None:
     """Replay a ledger's full grids: what racing would have saved, and whom it would have chosen."""

@@ -5,24 +5,25 @@
 A configuration's worth T is what `verdict.rank` goes by: over all folds, the mean of each fold-run's best
 validation F1. What a fold-run has reached at a share of its epochs (a rung) is taken as
 
-    y[configuration, fold, rung] = level[fold, rung] + effect[configuration, rung] + rest[configuration, fold, rung]
+    y[c, fold, rung] = level[fold, rung] + effect[c, rung] + rest[c, fold, rung]
 
-with a free level for every fold and rung, so that only what was measured on the same fold at the same share of
-training is ever compared, and with Gaussian effects and rests, correlated over rungs. This gives each T a
-mean and a variance, whatever is still missing; covariances are fitted to the race itself, from
-a prior. That beaten configurations are not trained on does not bias the fit: why they are missing
-can be read off what is there (Rubin 1976, Biometrika 63, 581-592).
+of configuration c, with a free level for every fold and rung, so that only what was measured on the
+same fold at the same share of training is ever compared, and with Gaussian effects and rests,
+correlated over rungs. This gives each T a mean and a variance, whatever is still missing;
+covariances are fitted to the race itself, from a prior. That beaten configurations are not trained
+on does not bias the fit: why they are missing can be read off what is there (Rubin 1976, Biometrika
+63, 581-592).
 
-Sources: races on blocks, Birattari et al. 2002, GECCO; stop at a bound on the posterior probability of an error,
-Russo 2020, Operations Research 68, 1625-1647 ("top-two" sampling); mixed models for partial
-learning curves, Swersky et al. 2014, arXiv:1406.3896; REML by EM, Laird and Ware 1982, Biometrics 38, 963-974.
+Sources: races over blocks, Birattari et al. 2002, GECCO; going on where the posterior says that the
+best may be, Russo 2020, Operations Research 68, 1625-1647; Gaussian models of learning curves, Swersky
+et al. 2014, arXiv:1406.3896; REML by EM, Laird and Ware 1982, Biometrics 38, 963-974.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ from raymrc.study.verdict import rank
 
 # C configurations, F folds, R rungs, L levels: the pairs of fold and rung that somebody has reached
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 
 METHODS = ("none", "paired")
 
@@ -198,9 +199,7 @@ def decide(
     return race.decide(fit, first, slots - len(first))
 
 
-def _everything(
-    contenders: Sequence[Contender], slots: int, running: Collection[Run]
-) -> Decision:
+def _everything(contenders: Sequence[Contender], slots: int, running: Collection[Run]) -> Decision:
     """The full grid, configuration by configuration."""
     busy = {(run.configuration, run.fold) for run in running}
     left = [
@@ -237,7 +236,7 @@ class _Race:
         for c, contender in enumerate(contenders):
             ends = self.epochs[c].tolist()
             for fold, course in enumerate(contender.courses):
-                best = done = 0
+                best, done = 0.0, 0
                 for rung, end in enumerate(ends):
                     if end > len(course):
                         break
@@ -291,7 +290,7 @@ class _Race:
         )
         beaten |= is_over & behind
         now = beaten & ~self.busy.any(1)
-        stops = tuple(self._stop(c, leader, ahead[c], fit) for c in np.flatnonzero(now))
+        stops = tuple(self._stop(int(c), leader, ahead[c], fit) for c in np.flatnonzero(now))
         if is_over:
             return Decision((), stops, _winner(self.contenders))
         open_ = waiting & ~beaten
@@ -319,15 +318,17 @@ class _Race:
         return runs
 
     def _stop(self, c: int, leader: int, probability: float, fit: _Fit) -> Stopped:
-        epochs = sum(min(len(course), self.contenders[c].epochs) for course in self.contenders[c].courses)
+        epochs = sum(
+            min(len(course), self.contenders[c].epochs) for course in self.contenders[c].courses
+        )
         folds = int((self.depth[c] > 0).sum())
         gap = 100 * (fit.worth[leader] - fit.worth[c])
         return Stopped(
             self.contenders[c].configuration,
             float(probability),
-            f"after {epochs} epochs on {folds} of {self.depth.shape[1]} folds it is expected to end {gap:.1f} "
-            f"points below {self.contenders[leader].configuration}; to win, it has a probability of "
-            f"{probability:.2g}",
+            f"after {epochs} epochs on {folds} of {self.depth.shape[1]} folds it is expected to end "
+            f"{gap:.1f} points below {self.contenders[leader].configuration}; to win, it has a "
+            f"probability of {probability:.2g}",
         )
 
 
@@ -362,10 +363,10 @@ class _Fit:
         return ahead
 
     def best_fold(self, planned: Array, busy: Array, epochs: Array) -> int | None:
-        """Where the next epochs of a contender say most about its worth; None if all folds are busy or done.
+        """Where the next epochs of a contender say most about its worth; None if there are none.
 
-        By how much the variance falls for each epoch, of going on with a fold as far as is best for it. A fold
-        is begun after the one before it, so that contenders meet on the same folds.
+        By how much the variance falls for each epoch, of going on with a fold as far as is best for
+        it. A fold is begun after the one before it, so that contenders meet on the same folds.
         """
         num_folds, num_rungs = len(planned), len(epochs)
         options = []
@@ -386,7 +387,7 @@ class _Fit:
 
 
 class _Rests:
-    """Of each depth, from 0 rungs to all: precision, weights of what is seen for the end, and variance left."""
+    """Of each depth, from 0 rungs to all: precision, what it says of the end, and variance left."""
 
     def __init__(self, rests: Array) -> None:
         num_rungs = len(rests)
@@ -400,9 +401,11 @@ class _Rests:
         self.left = np.maximum(rests[-1, -1] - self.weights @ rests[:, -1], 0.0)
 
 
-def _remaining(effects: Array, rests: _Rests, depths: NDArray[np.int64]) -> tuple[Array, Array, Array]:
-    """Of contenders with such depths (C, F): the effects' covariance (C, R, R), how their worth depends on the
-    effect (C, R), and its variance, levels known (C,)."""
+def _remaining(
+    effects: Array, rests: _Rests, depths: NDArray[np.int64]
+) -> tuple[Array, Array, Array]:
+    """Of contenders with such depths (C, F): the effects' covariance (C, R, R), how their worth
+    depends on the effect (C, R), and its variance, levels known (C,)."""
     num_folds = depths.shape[1]
     covariance = np.linalg.inv(np.linalg.inv(effects) + rests.precision[depths].sum(1))
     pull = -rests.weights[depths].sum(1) / num_folds
@@ -411,9 +414,7 @@ def _remaining(effects: Array, rests: _Rests, depths: NDArray[np.int64]) -> tupl
     return covariance, pull, variance + rests.left[depths].sum(1) / num_folds**2
 
 
-def _fit(
-    reached: Array, depth: NDArray[np.int64], prior: Prior, shares: Sequence[float]
-) -> _Fit:
+def _fit(reached: Array, depth: NDArray[np.int64], prior: Prior, shares: Sequence[float]) -> _Fit:
     """Covariances from the prior's by a few steps of EM, then what they say of every worth.
 
     Args:
@@ -468,9 +469,7 @@ def _fit(
         unsure = ((onward @ with_level) @ root).transpose(1, 0, 2).reshape(num_rungs, -1)
         through = onward @ covariance[of] @ onward.swapaxes(1, 2) + rests - onward @ rests
         sum_of_squares = rest.T @ rest + through.sum(0) + unsure @ unsure.T
-        rests = (prior.rest_weight * prior_rests + sum_of_squares) / (
-            prior.rest_weight + num_begun
-        )
+        rests = (prior.rest_weight * prior_rests + sum_of_squares) / (prior.rest_weight + num_begun)
     ends = tables.weights[depth]  # C F R
     worth = (pull * effect).sum(1) + (ends * off).sum((1, 2)) / num_folds
     slope = (pull[:, None] @ moves)[:, 0] - ends.reshape(num, -1)[:, at_L] / num_folds

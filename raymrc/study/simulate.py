@@ -1,4 +1,4 @@
-"""A race replayed on a table of scores that is known in full: what it would have cost, and who would have won.
+"""A race replayed on a table of scores that is known in full: what it costs, and who wins.
 
     records or a generator -> Table -> replay (through racing.decide) -> Replay
 
@@ -150,7 +150,7 @@ def replay(table: Table, racing: Racing, slots: int = 8, prior: Prior | None = N
 class World:
     """What generated tables are like; F1 in points, from 0 to 100.
 
-    A configuration is a learning rate, of a grid, and one of a few other settings; its worth falls off with the
+    A configuration is a learning rate and one of a few other settings; its worth falls off with the
     square of the rate's distance from the best one, whose place differs from table to table. Rates
     too far above it diverge on some folds or on all.
 

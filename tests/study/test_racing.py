@@ -1,4 +1,4 @@
-"""Promise: racing saves fold-epochs and stops the configuration that would have won no more often than it says.
+"""Promise: racing saves fold-epochs, and stops who would have won no more often than it says.
 
 It would break without anyone noticing: a race always ends with a winner, the best one or not.
 """
@@ -130,7 +130,13 @@ def test_configurations_of_different_length_are_compared_at_equal_shares_of_trai
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"method": "asha"}, {"error_rate": 0.0}, {"rungs": ()}, {"rungs": (0.5,)}, {"rungs": (0.5, 0.2, 1.0)}],
+    [
+        {"method": "asha"},
+        {"error_rate": 0.0},
+        {"rungs": ()},
+        {"rungs": (0.5,)},
+        {"rungs": (0.5, 0.2, 1.0)},
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValueError):
