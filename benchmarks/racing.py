@@ -38,10 +38,10 @@ from benchmarks.common import json_line, read_options, start
 from raymrc.study.racing import Racing
 from raymrc.study.simulate import WORLDS, Table, generate, replay
 
-STUDIES, QUICK_STUDIES = 150, 6
+STUDIES, QUICK_STUDIES = 125, 6
 SEED = 20261125
 SLOTS = 8
-ERROR_RATES = (0.01, 0.05, 0.2, 0.5, 0.9)
+ERROR_RATES = (0.02, 0.05, 0.2, 0.5)
 ETAS = (2, 3, 4)
 MOST_REGRET = 0.1
 GOAL = 6.0

@@ -341,6 +341,7 @@ class _Fit:
         variance: of each, were the levels known, (C,).
         slope: how each moves with the levels, (C, L).
         level_covariance: (L, L).
+        degrees: of freedom of the rests' variance, the prior's weight included.
         effects: fitted covariance, (R, R).
     """
 
@@ -348,6 +349,7 @@ class _Fit:
     variance: Array
     slope: Array
     level_covariance: Array
+    degrees: float
     effects: Array
     tables: _Rests
 
@@ -357,7 +359,11 @@ class _Fit:
         variance = self.variance + self.variance[leader]
         variance = variance + ((slope @ self.level_covariance) * slope).sum(1)
         gap = self.worth - self.worth[leader]
-        z = gap / np.sqrt(np.maximum(variance, 1e-14))
+        t = gap / np.sqrt(np.maximum(variance, 1e-14))
+        # The variances are estimated: Student's t, as a normal deviate (Wallace 1959, Annals of
+        # Mathematical Statistics 30, 1121-1130).
+        n = self.degrees
+        z = np.sign(t) * (8 * n + 1) / (8 * n + 3) * np.sqrt(n * np.log1p(t**2 / n))
         ahead = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z])
         ahead[leader] = 0.0
         return ahead
@@ -466,7 +472,8 @@ def _fit(reached: Array, depth: NDArray[np.int64], prior: Prior, shares: Sequenc
     ends = tables.weights[depth]  # C F R
     worth = (pull * effect).sum(1) + (ends * off).sum((1, 2)) / num_folds
     slope = (pull[:, None] @ moves)[:, 0] - ends.reshape(num, -1)[:, at_L] / num_folds
-    return _Fit(worth, variance, slope, level_covariance, effects, tables)
+    degrees = prior.rest_weight + float(np.maximum(begun.sum(1) - 1, 0).sum())
+    return _Fit(worth, variance, slope, level_covariance, degrees, effects, tables)
 
 
 def _of_squares(squares: Array, depth: NDArray[np.int64], prior: Array, weight: float) -> Array:
