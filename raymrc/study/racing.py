@@ -36,7 +36,7 @@ Array = NDArray[np.floating]
 
 METHODS = ("none", "paired")
 
-FIT_STEPS = 3
+FIT_STEPS = 2
 """Of EM; later ones move the covariances by less than the prior's own vagueness."""
 
 FAR = 3.0
@@ -280,20 +280,23 @@ class _Race:
         ahead[complete] = 0.0
         waiting = ~complete & ~stopped
         behind = waiting & (np.arange(len(waiting)) != leader)
-        # Whoever is beaten is so by a configuration that is done; until then the others wait.
-        finished = bool(complete[leader])
+        # Who can be left as they are, all of them together, at the stated error rate: nothing is spent
+        # on them, and when only they are behind a leader that is done, the race is over.
         share = self.racing.error_rate / len(self.contenders)
-        beaten = finished & behind & (ahead <= share)
-        spent = share * (stopped & ~complete).sum()
-        is_over = finished and (
-            ahead[behind].sum() + spent <= self.racing.error_rate or not (behind & ~beaten).any()
-        )
-        beaten |= is_over & behind
-        now = beaten & ~self.busy.any(1)
-        stops = tuple(self._stop(int(c), leader, ahead[c], fit) for c in np.flatnonzero(now))
+        left = self.racing.error_rate - share * (stopped & ~complete).sum()
+        hopeless = np.zeros_like(behind)
+        least = [c for c in np.argsort(ahead, kind="stable") if behind[c]]
+        hopeless[
+            [c for c, sum_ in zip(least, np.cumsum(ahead[least]), strict=True) if sum_ <= left]
+        ] = True
+        # Whoever is stopped is so by a configuration that is done; until then the others wait.
+        finished = bool(complete[leader])
+        is_over = finished and not (behind & ~hopeless).any()
+        beaten = finished & behind & (is_over | (ahead <= share)) & ~self.busy.any(1)
+        stops = tuple(self._stop(int(c), leader, ahead[c], fit) for c in np.flatnonzero(beaten))
         if is_over:
             return Decision((), stops, _winner(self.contenders))
-        open_ = waiting & ~beaten
+        open_ = waiting & ~hopeless
         ahead[leader] = 1.0
         order = [c for c in np.argsort(-ahead, kind="stable") if open_[c]]
         return Decision((*first, *self._next_runs(order, fit, slots)), stops)

