@@ -278,17 +278,19 @@ def _generate(world: World, index: int, generator: np.random.Generator) -> Table
 def read_tables(records: Iterable[Record], num_folds: int | None = None) -> tuple[Table, ...]:
     """A table for each cell of a ledger, of the configurations with all folds done; at least two.
 
+    Of a cell on other notes, folds or weights there is one table more: those are not mixed.
+
     Args:
         num_folds: as many as the records have where not given.
     """
-    cells: dict[Cell, dict[str, dict[int, Record]]] = {}
+    cells: dict[tuple[Cell, tuple[str, ...]], dict[str, dict[int, Record]]] = {}
     for record in records:
         run = record.fold_run
         if record.status == "done" and not run.is_test and record.epochs:
-            of_cell = cells.setdefault(run.configuration.cell, {})
+            of_cell = cells.setdefault((run.configuration.cell, run.basis), {})
             of_cell.setdefault(run.configuration.id, {})[run.fold] = record
     tables = []
-    for cell, found in sorted(cells.items(), key=lambda item: item[0].name):
+    for (cell, _), found in sorted(cells.items(), key=lambda item: (item[0][0].name, item[0][1])):
         folds = num_folds or 1 + max(max(of) for of in found.values())
         whole = {name: of for name, of in sorted(found.items()) if len(of) == folds}
         if len(whole) < 2:

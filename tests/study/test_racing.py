@@ -187,8 +187,8 @@ def test_a_ledgers_full_grid_becomes_a_table_of_its_epochs():
     assert table.num_folds == 2 and table.fold_epochs == 8
     assert sorted(table.worths) == pytest.approx([0.35, 0.45])
     assert table.winner == records[2].fold_run.configuration.id
-    for outcome in replay_cells([table], orders=2, slots=2):
-        assert outcome["same_winner"] == 1.0
+    outcomes = replay_cells([table], orders=2, slots=2)
+    assert outcomes[0]["error_rate"] == 0.01 and outcomes[0]["same_winner"] == 1.0
 
 
 def test_a_ledger_without_a_grid_is_no_table():
