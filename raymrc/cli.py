@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 
     from raymrc.corpora.note import Corpus
     from raymrc.model.adapters import Adapter
+    from raymrc.reading.light_tokenizers import FileTokenizer, RoughTokenizer
+    from raymrc.study.estimate import Measured
     from raymrc.study.ledger import Ledger
     from raymrc.study.plan import Plan
     from raymrc.study.record import Record
     from raymrc.study.spec import Spec
     from raymrc.study.verdict import CellSummary
+    from raymrc.study.workload import Workload
     from raymrc.sweep.driver import StudyOutcome
     from raymrc.training.batching import StudyData
 
@@ -180,27 +183,99 @@ def score(
 
 
 @app.command()
-def plan(study: Study, as_json: AsJson = False, changes: Changes = None) -> None:
-    """Say what a study will train, before anything starts."""
+def plan(
+    study: Study,
+    as_json: AsJson = False,
+    prices: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your own price table, as raymrc/study/prices.yaml."),
+    ] = None,
+    instances: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TYPE=N", help="Machines to reckon with, such as g5.xlarge=4."),
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Measure on this device first, for about a minute.")
+    ] = False,
+    changes: Changes = None,
+) -> None:
+    """Say what a study will train and what it will cost, before anything starts."""
+    from raymrc.errors import CorpusError
+    from raymrc.model.backbones import find
+    from raymrc.study.forecast import (
+        build_workload,
+        forecast,
+        read_history,
+        read_probe,
+        write_probe,
+    )
     from raymrc.study.plan import plan_study, render
+    from raymrc.study.prices import read_cluster, read_prices
 
     spec = _load(study, changes)
+    table = read_prices(prices)
+    cluster = read_cluster(instances, table) if instances else None
+    for entry in spec.backbones if probe else ():
+        find(entry.backbone)  # fetched where it must be: all else only looks
     corpus = _corpus_at_hand(spec)
     ledger = _ledger_at_hand(spec)
     initial_prompt = _initial_prompt_at_hand(spec)
     weights = _weights_at_hand(spec) if ledger or initial_prompt else None
+    transfer = _transfer_at_hand(spec, corpus)
     planned = plan_study(
-        spec,
-        corpus,
-        weights,
-        ledger,
-        transfer=_transfer_at_hand(spec, corpus),
-        initial_prompt=initial_prompt,
+        spec, corpus, weights, ledger, transfer=transfer, initial_prompt=initial_prompt
     )
+    costs = None
+    if corpus is not None and transfer is not None:
+        tokenizers = _tokenizers_at_hand(spec)
+        workload = build_workload(spec, planned, corpus, transfer, tokenizers)
+        if probe:
+            write_probe(spec.storage, [])  # where nothing can be kept, no minute is spent
+            place = write_probe(spec.storage, _run_probes(spec, planned, workload))
+            _say(f"what was measured: {place}")
+        records, keys = (ledger.records(), ledger.keys()) if ledger is not None else ((), ())
+        measured = [*read_history(planned, workload, records), *read_probe(spec.storage)]
+        costs = forecast(spec, planned, workload, measured, keys, table, cluster)
+    elif probe:
+        raise CorpusError("--probe trains on a few of the study's notes, which are not here")
     if as_json:
-        _answer_json(planned.to_json())
+        _answer_json(planned.to_json(costs))
     else:
-        _print_table(render(planned))
+        _print_table(render(planned, costs))
+
+
+def _run_probes(spec: Spec, planned: Plan, workload: Workload) -> list[Measured]:
+    """Each backbone under each strategy, once.
+
+    Raises:
+        StudyError: nothing could be measured.
+    """
+    from raymrc.errors import StudyError
+    from raymrc.study.forecast import SECONDS_OF_PROBE, choose_probed
+    from raymrc.training.probe import Probe, run_probes
+    from raymrc.training.trainer import Trainer
+
+    resources = spec.resources
+    chosen, left_out = choose_probed(planned)
+    for sentence in left_out:
+        _say(sentence)
+    trainer = Trainer(
+        "cuda" if resources.gpus_per_host else "cpu",
+        gpus=resources.gpus_per_host or 1.0,
+        recomputes=frozenset(one.cell for one in chosen if one.recomputes),
+    )
+    probes = [
+        Probe(
+            one.configurations, one.shape, one.lanes, trainer, workload.corpus,
+            dict(workload.questions), max(1, int(resources.cpus_per_host)),
+            SECONDS_OF_PROBE / len(chosen),
+        )
+        for one in chosen
+    ]  # fmt: skip
+    measured = run_probes(probes, _say)
+    if not measured:
+        raise StudyError("--probe could measure none of the study's cells on this device")
+    return measured
 
 
 @app.command()
@@ -540,6 +615,24 @@ def _weights_at_hand(spec: Spec) -> dict[str, str] | None:
         return {backbone.name: weights_fingerprint(find(backbone)) for backbone in backbones}
     except BackboneError:
         return None
+
+
+def _tokenizers_at_hand(spec: Spec) -> dict[str, FileTokenizer | RoughTokenizer]:
+    """By the backbone's source; a rough one where its own is not here."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+    from raymrc.errors import BackboneError
+    from raymrc.model.backbones import find
+    from raymrc.reading.light_tokenizers import read_tokenizer
+
+    found = {}
+    for entry in spec.backbones:
+        try:
+            folder = find(entry.backbone, weights=False)
+        except BackboneError:
+            folder = None
+        found[entry.backbone.source] = read_tokenizer(folder)
+    return found
 
 
 def _print_table(table: RenderableType, stream: TextIO | None = None) -> None:

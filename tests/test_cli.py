@@ -244,6 +244,35 @@ def test_a_plan_says_the_same_as_a_table_and_as_json(place):
     assert not (place / "runs").exists()
 
 
+def test_a_plan_says_what_a_study_costs_from_the_notes_at_hand(place):
+    answer = json.loads(raymrc("plan", "study.yaml", "--json", folder=place).stdout)
+    for part in (answer, *answer["cells"]):
+        for name in ("device_seconds", "usd", "peak_memory_bytes"):
+            low, high = part[f"{name}_interval"]
+            assert 0 < low < part[name] < high
+    assert answer["fold_runs_done"] is None
+    machines = ("--instances", "c7i.4xlarge=2")
+    answer = json.loads(raymrc("plan", "study.yaml", "--json", *machines, folder=place).stdout)
+    assert answer["on_cluster"]["cluster"] == "2 x c7i.4xlarge"
+    assert answer["on_cluster"]["usd_spot"] < answer["on_cluster"]["usd_on_demand"]
+
+
+def test_machines_and_prices_that_are_not_there_are_named(place):
+    sentence = one_sentence(place, "plan", "study.yaml", "--instances", "g5.xlage=2")
+    assert "no instance type 'g5.xlage'; did you mean 'g5.xlarge'?" in sentence
+    sentence = one_sentence(place, "plan", "study.yaml", "--instances", "g5.xlarge=2")
+    assert "the study asks for no GPU" in sentence
+    sentence = one_sentence(place, "plan", "study.yaml", "--prices", "mine.yaml")
+    assert sentence.startswith("mine.yaml: there is no such file")
+
+
+def test_a_probe_needs_notes_and_weights(place):
+    assert "has no weights" in one_sentence(place, "plan", "study.yaml", "--probe")
+    tiny_checkpoint("bert", place / "backbone")
+    change(place / "study.yaml", "path: notes", "path: not/there")
+    assert "--probe trains on" in one_sentence(place, "plan", "study.yaml", "--probe")
+
+
 def test_report_asks_only_what_the_study_tries_now(place):
     """What an earlier form of it tried in the same cell stays in the ledger and cannot win."""
     tiny_checkpoint("bert", place / "backbone")

@@ -83,6 +83,16 @@ def training_flops(
     return forward + backward + tokens * 6 * head_parameters
 
 
+def match_flops(hidden: int, match_width: int, pairs: float, *, trains: bool = False) -> float:
+    """Floating-point operations of the match head on candidate pairs, each with a start and an end of its
+    own: two projections, and the product with what weighs them.
+
+    Args:
+        trains: forward and backward; the gradient of the pieces' vectors is included.
+    """
+    return pairs * 2 * (2 * hidden * match_width + match_width) * (3 if trains else 1)
+
+
 class _Part(NamedTuple):
     """Layers in which the same positions pass and are attended to."""
 

@@ -90,6 +90,7 @@ def plan_final_test(
         folds=1,
         cells=tuple(cells),
         fingerprints=fingerprints,
+        remarks=(),
     )
 
 

@@ -60,6 +60,9 @@ from raymrc.study.spec import BackboneSpec, CorpusSpec, FinalTest, Spec
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
+
+    from raymrc.study.forecast import CellForecast, Forecast
 
 DEFAULT_PROMPT_LENGTH = 32
 """Where a soft prompt's length is not given: the reference study prefers 32 to 64."""
@@ -220,8 +223,15 @@ class Plan:
         """Does one of the cells hold it (`CellPlan.holds`)?"""
         return _hold(self.cells, configuration)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `raymrc plan --json`."""
+    def to_json(self, forecast: Forecast | None = None) -> dict[str, Any]:
+        """Plain values for `raymrc plan --json`.
+
+        Args:
+            forecast: what it will cost; None: those figures are null.
+        """
+        costs = forecast.cells if forecast is not None else (None,) * len(self.cells)
+        cells = [_cell_json(c) | cost_json(f) for c, f in zip(self.cells, costs, strict=True)]
+        remarks = (*self.remarks, *(forecast.remarks if forecast is not None else ()))
         return {
             "study": self.study,
             "task": self.task,
@@ -232,10 +242,20 @@ class Plan:
             "algorithm": self.algorithm,
             "configurations": self.num_configurations,
             "fold_runs": self.num_fold_runs,
+            "fold_runs_done": self.done,
             "done": self.done,
-            "remarks": list(self.remarks),
-            "cells": [_cell_json(cell) for cell in self.cells],
+            "remarks": list(remarks),
+            **cost_json(forecast),
+            "cells": cells,
         }
+
+
+UNKNOWN = ("device_seconds", "usd", "peak_memory_bytes")
+"""Figures that are null where there is no forecast."""
+
+
+def cost_json(forecast: Forecast | CellForecast | None) -> dict[str, Any]:
+    return dict.fromkeys(UNKNOWN) if forecast is None else forecast.to_json()
 
 
 def _hold(cells: Sequence[CellPlan], configuration: Configuration) -> bool:
@@ -714,6 +734,25 @@ def _about_initial_prompt(
             yield f"the initial prompt lacks {', '.join(absent)}, which start at random"
 
 
+REPRESENTATIVES = 12
+"""Configurations that stand for those that tpe will propose."""
+
+
+def representatives(plan: CellPlan, seed: int) -> tuple[Configuration, ...]:
+    """All configurations of a cell; where tpe proposes them, some drawn at random.
+
+    Args:
+        seed: of the search.
+    """
+    if plan.configurations is not None:
+        return plan.configurations
+    generator = random.Random(f"{seed}/{plan.cell.name}")
+    return tuple(
+        _configuration(plan.cell, plan.space, plan.space.draw(generator))
+        for _ in range(REPRESENTATIVES)
+    )
+
+
 def _how_many(spec: Spec, space: SearchSpace) -> int:
     size = space.size
     return spec.search.configurations if size is None else min(spec.search.configurations, size)
@@ -839,6 +878,7 @@ def _cell_json(plan: CellPlan) -> dict[str, Any]:
         "strategy": cell.strategy,
         "configurations": plan.num_configurations,
         "fold_runs": plan.num_fold_runs,
+        "fold_runs_done": plan.done,
         "done": plan.done,
         "trained_parameters": plan.trained_parameters,
         "total_parameters": plan.total_parameters,
@@ -858,18 +898,25 @@ def _cell_json(plan: CellPlan) -> dict[str, Any]:
     }
 
 
-def render(plan: Plan) -> RenderableType:
-    """The plan as a table for the terminal."""
+def render(plan: Plan, forecast: Forecast | None = None) -> RenderableType:
+    """The plan as a table for the terminal.
+
+    Args:
+        forecast: what it will cost; each figure has its 90 % interval below.
+    """
     from rich.box import SIMPLE
     from rich.table import Table
 
+    remarks = (*plan.remarks, *(forecast.said if forecast is not None else ()))
     table = Table(
         title=f"{plan.study}: {plan.task}, {plan.folds} folds, {plan.algorithm} search",
-        caption="; ".join(plan.remarks) or None,
+        caption="; ".join(remarks) or None,
         box=SIMPLE,
         padding=(0, 1, 0, 0),
     )
     table.add_column("corpus / backbone / strategy", overflow="fold")
+    if forecast is not None:
+        return _with_costs(table, plan, forecast)
     for heading in ("fold-runs", "done", "trained", "saved"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("where", max_width=16)
@@ -893,6 +940,52 @@ def render(plan: Plan) -> RenderableType:
         *[""] * 4,
     )
     return table
+
+
+def _with_costs(table: Table, plan: Plan, forecast: Forecast) -> Table:
+    """Two lines a cell, so that intervals have room beside names."""
+    for heading in ("fold-\nruns", "trained", "where", "memory", "device\ntime", "USD"):
+        if heading == "where":
+            table.add_column(heading, max_width=11)
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
+    for cell, cost in zip(plan.cells, forecast.cells, strict=True):
+        known, placement = cell.parameters, cell.placement
+        table.add_row(
+            cell.cell.name,
+            f"{cell.num_configurations} x {plan.folds}{_done(cell.done)}",
+            f"{short_count(known.trained)}\n{100 * known.share:.3g} %" if known else "?",
+            str(placement) if placement else "?",
+            f"{placement.peak_bytes / GIB:.1f} GiB" if placement else "?",
+            *_cost_columns(cost),
+        )
+    table.add_section()
+    total = f"{plan.num_fold_runs}{_done(plan.done)}"
+    table.add_row("in total", total, "", "", "", *_cost_columns(forecast))
+    return table
+
+
+def _done(number: int | None) -> str:
+    return f"\n{number} done" if number else ""
+
+
+def _cost_columns(cost: CellForecast | Forecast | None) -> tuple[str, str]:
+    """Device time and dollars, each with its interval on a line of its own."""
+    if cost is None:
+        return "?", "?"
+    return cost.shown("device_seconds", in_time), cost.shown("usd", in_usd)
+
+
+def in_time(seconds: float) -> tuple[float, str]:
+    """The unit that a time is best told in: so many seconds, and its name."""
+    for size, unit in ((172800.0, "d"), (5400.0, "h"), (90.0, "min")):
+        if seconds >= size:
+            return {"d": 86400.0, "h": 3600.0, "min": 60.0}[unit], unit
+    return 1.0, "s"
+
+
+def in_usd(usd: float) -> tuple[float, str]:
+    return 1.0, ""
 
 
 def short_count(number: float) -> str:

@@ -392,6 +392,8 @@ class _Board:
             return
         self._failed[index].discard(record.key)
         self._done[index].add(record.key)
+        if record.fold_run.is_test:
+            return  # there is nothing to choose by
         value = self._search.value(configuration)
         best = self._best[index]
         if value is not None and (best is None or value > best[0]):

@@ -206,12 +206,6 @@ class Lane:
             targets = None if targets is None else targets.to(self.device)
         return Batch(self, rows, inputs, targets)
 
-    def _collated(self, batches: Iterable[list[Row]]) -> Iterator[tuple[list[Row], Inputs, Any]]:
-        learns = self.stage == TRAINING
-        for rows in batches:
-            inputs = collate(rows, self.pad)
-            yield rows, inputs, collate_targets(rows, inputs) if learns else None
-
     def decay_rates(self) -> None:
         """Linear decay to zero without warm-up, as the published runs have it."""
         left = max(0.0, 1.0 - self.steps / self.total_steps)
@@ -267,7 +261,7 @@ class Lane:
         listed = list(batches)[resumed_at:]
         self._left = len(listed)
         here = self.device if self.activations is None else torch.device("cpu")
-        self._ready = prefetch(self._collated(listed), here)
+        self._ready = prefetch(_collated(listed, self.pad, learns=self.stage == TRAINING), here)
 
     def _next_exam(self) -> Exam:
         if self.stage == TRANSFER:
@@ -482,6 +476,16 @@ class Lane:
     def _unreachable_relations(self, note: Note, exam: Exam) -> list[Unreachable]:
         contexts = self.builder.contexts(note, exam.pieces[note.id], mentions_of(note.spans))
         return unreachable_relations(note, contexts, self.asked.relations)
+
+
+def _collated(
+    batches: Iterable[list[Row]], pad: int, *, learns: bool
+) -> Iterator[tuple[list[Row], Inputs, Any]]:
+    # Knows no lane: a lane that holds a generator which holds the lane would stay in memory, model and
+    # moments, until Python looks for such circles.
+    for rows in batches:
+        inputs = collate(rows, pad)
+        yield rows, inputs, collate_targets(rows, inputs) if learns else None
 
 
 def _generator_states(device: torch.device) -> list[Tensor]:

@@ -15,6 +15,7 @@ from raymrc.study.cost import (
     forward_flops,
     lane_bytes,
     layer_bytes,
+    match_flops,
     pair_bytes,
     pass_bytes,
     price,
@@ -91,6 +92,23 @@ def test_a_prompted_pass_costs_what_torch_counts(depth, first_layer):
     assert counter.get_total_flops() == forward_flops(
         TINY, tokens=20, row_length=10, prompt_length=6, prompt_depth=depth, first_layer=first_layer
     )
+
+
+def test_the_match_head_costs_what_torch_counts():
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from raymrc.model.heads import SpanHeads
+
+    heads = SpanHeads(32, 16)
+    hidden = torch.randn(2, 10, 32, requires_grad=True)
+    pairs = torch.tensor([[0, 1, 2], [0, 4, 5], [1, 3, 7]])
+    with FlopCounterMode(display=False) as counter:
+        heads.match(hidden, pairs)
+    assert counter.get_total_flops() == match_flops(32, 16, 3)
+    with FlopCounterMode(display=False) as counter:
+        heads.match(hidden, pairs).sum().backward()
+    assert counter.get_total_flops() == match_flops(32, 16, 3, trains=True)
 
 
 def test_twice_the_layers_is_twice_the_work():

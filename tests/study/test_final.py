@@ -72,6 +72,7 @@ def test_each_winner_is_trained_once_a_seed_for_as_long_as_was_best(study):
     _, plan, test, _ = study
     final = final_plan(study)
     assert plan.remarks == ("raymrc test will train 4 more, one a cell and seed, on all notes",)
+    assert final.remarks == ()
     assert final.folds == 1 and final.num_fold_runs == 2 * len(plan.cells)
     assert final.fingerprints.test == test.fingerprint
     for cell, chosen in zip(plan.cells, final.cells, strict=True):

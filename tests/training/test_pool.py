@@ -6,6 +6,8 @@ somebody else's result.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -56,6 +58,31 @@ def assert_same_result(record: Record, alone: Record) -> None:
     assert record.tokens == alone.tokens
     for mine, theirs in zip(record.epochs, alone.epochs, strict=True):
         assert mine.loss == pytest.approx(theirs.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["fine_tune", "soft_prompt", "frozen_soft_prompt"])
+def test_a_lane_that_has_ended_leaves_memory_at_once(
+    strategy: str, loaded: Loaded, data: StudyData
+) -> None:
+    """In a circle of references it would stay, model and moments, until Python looks for circles."""
+    pool = Pool(loaded, data)
+    gc.collect()
+    gc.disable()
+    try:
+        for steps in (2, None):  # closed on its way; done
+            run = make_run(loaded, strategy, epochs=1, seed=steps or 0)
+            pool.open(run)
+            lane = weakref.ref(pool._seats[run.key].lane)
+            assert lane() is not None
+            if steps is None:
+                run_out(pool)
+            else:
+                for _ in range(steps):
+                    pool.step()
+                pool.close(run.key)
+            assert lane() is None
+    finally:
+        gc.enable()
 
 
 def test_32_lanes_end_as_each_does_alone(loaded: Loaded, data: StudyData) -> None:
