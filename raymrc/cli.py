@@ -497,6 +497,41 @@ def sync(study: Study, changes: Changes = None) -> None:
         raise typer.Exit(MUST_CHANGE)
 
 
+@app.command()
+def simulate(
+    source: Annotated[
+        Path, typer.Argument(help="A study's YAML file, or a storage with a ledger.")
+    ],
+    as_json: AsJson = False,
+    orders: Annotated[
+        int, typer.Option(help="Replay each cell with the folds in so many orders.")
+    ] = 20,
+    slots: Annotated[int, typer.Option(help="Fold-runs at a time.")] = 8,
+) -> None:
+    """Replay a ledger's full grids: what racing would have saved, and whom it would have chosen."""
+    from raymrc.errors import LedgerError
+    from raymrc.study.ledger import Ledger
+    from raymrc.study.simulate import read_tables, render, replay_cells
+
+    spec = _load(source, None) if source.is_file() else None
+    ledger = Ledger(spec.storage if spec else str(source), write=False)
+    records, problems = ledger.read_all()
+    for problem in problems:
+        _say(problem)
+    tables = read_tables(records, spec.num_folds if spec else None)
+    if not tables:
+        raise LedgerError(
+            f"{source}: no cell has two configurations with all folds done; nothing can be raced"
+        )
+    outcomes = replay_cells(tables, orders, slots)
+    if as_json:
+        _answer_json(outcomes)
+    else:
+        _print_table(render(outcomes))
+    if problems:
+        raise typer.Exit(MUST_CHANGE)
+
+
 def _load(study: Path, changes: list[str] | None) -> Spec:
     """The study, its warnings said."""
     from raymrc.study.spec import load_spec

@@ -14,11 +14,12 @@ from raymrc.model.backbones import weights_fingerprint
 from raymrc.study.configuration import Backbone
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import fold_run, plan_study, read_study_corpus
-from raymrc.study.record import Record
+from raymrc.study.record import Epoch, Record
 from raymrc.study.spec import load_spec
 from tests.commands import STUDY, raymrc, write_notes
 from tests.model.tiny import tiny_checkpoint
 from tests.paths import ROOT
+from tests.study.making import record
 
 TEXT = "Took aspirin 10 mg daily for pain. No nausea after warfarin.\n"
 WARFARIN = f"{TEXT.index('warfarin')} {TEXT.index('warfarin') + len('warfarin')}"
@@ -367,3 +368,18 @@ def test_an_interrupted_command_says_so_by_its_code(monkeypatch):
 
 def test_python_m_raymrc_is_raymrc():
     assert "Usage: raymrc" in raymrc("--help", folder=ROOT).stdout
+
+
+def test_simulate_replays_a_ledgers_grid_and_refuses_one_without(tmp_path, capsys):
+    assert main(["simulate", str(tmp_path)]) == 2
+    assert "nothing can be raced" in capsys.readouterr().err
+    ledger = Ledger(str(tmp_path))
+    for rate, value in ((1e-4, 0.3), (1e-3, 0.6)):
+        for fold in range(2):
+            done = record(fold, learning_rate=rate, validation_f1=value)
+            ledger.record(replace(done, epochs=(Epoch(1, 0.1, value, 1.0),)))
+    assert main(["simulate", str(tmp_path), "--json", "--orders", "2"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [line["same_winner"] for line in answer] == [1.0, 1.0, 1.0]
+    assert main(["simulate", str(tmp_path), "--orders", "2"]) == 0
+    assert "same winner" in capsys.readouterr().out

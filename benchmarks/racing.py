@@ -1,0 +1,242 @@
+"""How much of a full grid does racing save, and does it find the same winner? Beside its peers.
+
+    python -m benchmarks.racing [--quick]
+
+Each method replays the same tables, 8 fold-runs at a time: tables from `study.simulate.WORLDS`, whose
+settings stand there; no rule or default was chosen by "held-out". A line a method, setting and world:
+`ours` is the full grid's fold-epochs / the method's (sums over studies), with the share of same
+winners, the mean regret in F1 points (full grid's winner less the method's, on the full grid), each
+with a 95 % bootstrap interval over studies. A summary line a world: the largest saving at a mean
+regret of at most 0.1 points, ours against the best peer's.
+
+Peers, each at several settings:
+
+    asha-folds, asha-epochs, asha-both
+        Li et al. 2018, arXiv:1810.05934, as Ray Tune stops trials: at a rung a trial goes on if it is
+        among the best 1/eta of those that came there. The resource is folds, epochs (all folds side
+        by side), or epochs fold after fold.
+    median
+        Golovin et al. 2017, Vizier, as Ray Tune has it: best so far below the median of the others'
+        running means; epochs fold after fold, and a share of them as grace.
+    escv-aggressive, escv-forgiving
+        Bergman et al. 2024, arXiv:2405.03389: after a fold, the mean is below the best configuration's
+        mean, or below its worst fold.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common import json_line, read_options, start
+from raymrc.study.racing import Racing
+from raymrc.study.simulate import WORLDS, Table, generate, replay
+
+STUDIES, QUICK_STUDIES = 125, 6
+SEED = 20261125
+SLOTS = 8
+ERROR_RATES = (0.02, 0.05, 0.2, 0.5)
+ETAS = (2, 3, 4)
+MOST_REGRET = 0.1
+GOAL = 6.0
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of one study: fold-epochs of the grid and of the method, regret in points, the same winner or not."""
+
+    grid: int
+    spent: int
+    regret: float
+    same: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """A table as a peer sees it: what a trial reports after each step.
+
+    Args:
+        values: (C, S); what is reported at a step is comparable between trials.
+        cost: fold-epochs of a step.
+        folds: of each configuration, the best validation F1, (C, F).
+    """
+
+    values: Array
+    cost: int
+    folds: Array
+
+
+def steps_of(table: Table, resource: str) -> Steps:
+    scores = np.array(table.courses)
+    best = np.maximum.accumulate(scores, axis=2)
+    num, num_folds, epochs = scores.shape
+    folds = best[..., -1]
+    if resource == "epochs":
+        return Steps(best.mean(1), num_folds, folds)
+    before = np.cumsum(folds, axis=1) - folds
+    so_far = (before[..., None] + best) / np.arange(1, num_folds + 1)[:, None]
+    if resource == "folds":
+        return Steps(so_far[..., -1], epochs, folds)
+    return Steps(so_far.reshape(num, -1), 1, folds)
+
+
+Rule = Callable[[int, int, list[int]], bool]
+"""Whether a trial goes on after a step: its number, the step from 1, and how far each trial is."""
+
+
+def asha(steps: Steps, eta: int) -> Rule:
+    num_steps = steps.values.shape[1]
+    rungs = [eta**k for k in range(20) if eta**k < num_steps]
+    seen: dict[int, list[float]] = {rung: [] for rung in rungs}
+
+    def goes_on(c: int, step: int, done: list[int]) -> bool:
+        if step not in seen:
+            return True
+        value = steps.values[c, step - 1]
+        seen[step].append(value)
+        return bool(value >= np.quantile(seen[step], 1 - 1 / eta))
+
+    return goes_on
+
+
+def median(steps: Steps, grace: float) -> Rule:
+    first = max(1, round(grace * steps.values.shape[1]))
+    running_mean = np.cumsum(steps.values, axis=1) / np.arange(1, steps.values.shape[1] + 1)
+
+    def goes_on(c: int, step: int, done: list[int]) -> bool:
+        others = [o for o, n in enumerate(done) if n >= step and o != c]
+        if step < first or len(others) < 3:
+            return True
+        best = steps.values[c, :step].max()
+        return bool(best >= np.median(running_mean[others, step - 1]))
+
+    return goes_on
+
+
+def early_stopped(steps: Steps, bound: str) -> Rule:
+    num_folds = steps.folds.shape[1]
+
+    def goes_on(c: int, step: int, done: list[int]) -> bool:
+        complete = [o for o, n in enumerate(done) if n == num_folds]
+        if not complete:
+            return True
+        incumbent = steps.folds[max(complete, key=lambda o: float(steps.folds[o].mean()))]
+        least = incumbent.mean() if bound == "mean" else incumbent.min()
+        return bool(steps.values[c, step - 1] >= least)
+
+    return goes_on
+
+
+PEERS: dict[str, tuple[str, Callable[[Steps, float], Rule], Sequence[float]]] = {
+    "asha-folds": ("folds", asha, ETAS),  # type: ignore[dict-item]
+    "asha-epochs": ("epochs", asha, ETAS),  # type: ignore[dict-item]
+    "asha-both": ("both", asha, ETAS),  # type: ignore[dict-item]
+    "median": ("both", median, (0.02, 0.1, 0.2, 0.4)),
+    "escv-aggressive": ("folds", lambda steps, _: early_stopped(steps, "mean"), (0,)),
+    "escv-forgiving": ("folds", lambda steps, _: early_stopped(steps, "worst"), (0,)),
+}
+"""What a step is, the rule, and its settings."""
+
+
+def run_peer(table: Table, method: str, setting: float) -> Outcome:
+    """Trials side by side, a step at a time; a slot that gets free takes the next configuration."""
+    resource, make, _ = PEERS[method]
+    steps = steps_of(table, resource)
+    rule = make(steps, setting)
+    num, num_steps = steps.values.shape
+    # What trains all folds of a trial at once has fewer trials side by side.
+    slots = max(1, SLOTS // steps.cost) if resource == "epochs" else SLOTS
+    done, waiting, running = [0] * num, list(range(num)), list[int]()
+    while waiting or running:
+        while waiting and len(running) < slots:
+            running.append(waiting.pop(0))
+        for c in tuple(running):
+            done[c] += 1
+            if done[c] == num_steps or not rule(c, done[c], done):
+                running.remove(c)
+    worth = steps.folds.mean(1)
+    complete = [c for c in range(num) if done[c] == num_steps] or [int(np.argmax(done))]
+    winner = max(complete, key=lambda c: worth[c])
+    regret = float(100 * (worth.max() - worth[winner]))
+    return Outcome(table.fold_epochs, sum(done) * steps.cost, regret, regret == 0)
+
+
+def run_ours(table: Table, method: str, setting: float) -> Outcome:
+    racing = Racing("none") if method == "none" else Racing(error_rate=setting)
+    result = replay(table, racing, SLOTS)
+    return Outcome(result.grid_fold_epochs, result.fold_epochs, 100 * result.regret, result.is_same)
+
+
+def interval(values: Array, weights: Array | None = None) -> list[float]:
+    """95 % of a mean, or of a ratio of sums, by 1000 bootstrap draws of studies."""
+    generator = np.random.default_rng(SEED)
+    draws = generator.integers(len(values), size=(1000, len(values)))
+    below = np.ones_like(values) if weights is None else weights
+    means = values[draws].sum(1) / below[draws].sum(1)
+    return [float(f"{value:.4g}") for value in np.quantile(means, (0.025, 0.975))]
+
+
+def main() -> None:
+    options = read_options("racing", __doc__, devices=("cpu",))
+    start(options)
+    count = QUICK_STUDIES if options.quick else STUDIES
+    ours = [("full grid", run_ours, 0.0)] + [("paired", run_ours, rate) for rate in ERROR_RATES]
+    peers = [(name, run_peer, s) for name, (_, _, settings) in PEERS.items() for s in settings]
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        for name, world in WORLDS.items():
+            tables = list(generate(world, count, SEED))
+            best: dict[bool, tuple[float, str]] = {}
+            for method, run, setting in (*ours, *peers):
+                called = "none" if method == "full grid" else method
+                outcomes = list(
+                    pool.map(partial(run, method=called, setting=setting), tables, chunksize=5)
+                )
+                grid = np.array([o.grid for o in outcomes], dtype=float)
+                spent = np.array([o.spent for o in outcomes], dtype=float)
+                regret = np.array([o.regret for o in outcomes])
+                same = np.array([o.same for o in outcomes], dtype=float)
+                saving = float(grid.sum() / spent.sum())
+                label = f"{method} {setting:g}" if setting else method
+                json_line(
+                    options,
+                    f"{name}: {label}",
+                    saving,
+                    None,
+                    "grid's fold-epochs / trained",
+                    saving / GOAL,
+                    GOAL,
+                    saving_interval=interval(grid, spent),
+                    same_winner=float(same.mean()),
+                    same_winner_interval=interval(same),
+                    mean_regret_points=float(f"{regret.mean():.3g}"),
+                    mean_regret_interval=interval(regret),
+                    studies=count,
+                )
+                if regret.mean() <= MOST_REGRET:
+                    best[run is run_ours] = max(
+                        best.get(run is run_ours, (0.0, "")), (saving, label)
+                    )
+            peer, peer_label = best.get(False, (1.0, "full grid"))
+            json_line(
+                options,
+                f"{name}: at a mean regret of at most {MOST_REGRET} points",
+                best[True][0],
+                peer,
+                "grid's fold-epochs / trained",
+                best[True][0] / peer,
+                1.5,
+                ours_setting=best[True][1],
+                peer_setting=peer_label,
+            )
+
+
+if __name__ == "__main__":
+    main()
