@@ -93,6 +93,21 @@ class Folds:
         )
 
 
+def choose_split(
+    folds: Folds, notes: Sequence[Note], fold: int, shots: int | None, shots_of: str
+) -> Split:
+    """The split of a fold-run.
+
+    Args:
+        notes: of the corpus.
+        fold: draws included, where few notes are drawn.
+        shots: how many "notes" or "mentions", as `shots_of` says; None for all.
+    """
+    if shots is None:
+        return folds.split(fold)
+    return folds.few_shot(fold, shots, count_mentions(notes) if shots_of == "mentions" else None)
+
+
 def make_folds(corpus: Corpus, count: int, seed: int, validation_share: float = 0.1) -> Folds:
     """Folds of about equal size and equal label counts, of whole groups.
 

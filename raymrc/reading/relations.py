@@ -21,6 +21,13 @@ from raymrc.reading.windows import (
     touched_pieces,
 )
 
+GIVEN_MARK, OTHER_MARK = " @", " #"
+"""What stands before and after a mention: signs that every vocabulary has. Source: the typed markers of Zhou
+and Chen 2022, An improved baseline for sentence-level relation extraction, arXiv:2102.01373."""
+
+TYPE_MARKS = {GIVEN_MARK: " *", OTHER_MARK: " ^"}
+"""What stands around a mention's label, within the marks."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Mention:

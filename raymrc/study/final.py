@@ -9,7 +9,7 @@ the median over its folds; its rate decays over these.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from raymrc.corpora.brat import write_brat
 from raymrc.corpora.folders import new_folder
 from raymrc.corpora.note import Corpus
 from raymrc.errors import StudyError
+from raymrc.scoring.counts import Counts
 from raymrc.study.configuration import Cell, Configuration, FoldRun
 from raymrc.study.plan import Plan, fold_run
 from raymrc.study.record import Record
@@ -157,15 +158,11 @@ def final_scores(records: Iterable[Record], cells: Sequence[Cell]) -> tuple[Fina
                 tuple(record.fold_run.configuration.seed for record in runs),
                 spread([record.strict.f1 for record in runs]),
                 spread([record.lenient.f1 for record in runs]),
-                spread([record.events.f1 for record in runs if any(_events(record))]),
+                spread([record.events.f1 for record in runs if record.events != Counts()]),
                 runs[0].unreachable,
             )
         )
     return tuple(scores)
-
-
-def _events(record: Record) -> Iterator[bool]:
-    return (bool(note.events) for note in record.notes.values())
 
 
 def write_predictions(

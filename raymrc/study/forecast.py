@@ -13,7 +13,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,7 @@ class CellForecast:
         return shown(getattr(self, name), unit)
 
     def to_json(self) -> dict[str, Any]:
-        return _figures(self) | {
+        return _figures(partial(getattr, self)) | {
             "flops": self.flops,
             "estimated_from": self.rates.source,
             "measured_fold_runs": self.rates.measured,
@@ -168,22 +168,15 @@ class Forecast:
 
     def to_json(self) -> dict[str, Any]:
         """The study's figures; the cells' are `CellForecast.to_json`."""
-        totals = {name: self.total(name) for name in FIGURES}
-        cluster: dict[str, Any] = {"cluster": self.cluster, "devices": self.devices}
-        cluster |= _figure("wall_seconds", self.wall)
+        wall = _figure("wall_seconds", self.wall)
+        cluster = {"cluster": self.cluster, "devices": self.devices} | wall
         for name, usd in zip(("on_demand", "spot"), self.cluster_usd or (), strict=False):
             cluster |= _figure(f"usd_{name}", usd)
-        return {
-            key: value
-            for name, estimate in totals.items()
-            for key, value in _figure(FIGURES[name], estimate).items()
-        } | {
-            "wall_seconds": self.wall.value,
-            "wall_seconds_interval": [self.wall.low, self.wall.high],
-            "on_cluster": cluster,
-            "prices": self.prices,
-            "measured_on": self.hardware,
-        }
+        return (
+            _figures(self.total)
+            | wall
+            | {"on_cluster": cluster, "prices": self.prices, "measured_on": self.hardware}
+        )
 
 
 FIGURES = {
@@ -224,10 +217,10 @@ def _two_digits(number: float) -> str:
     return f"{rounded:.4f}".rstrip("0").rstrip(".")
 
 
-def _figures(cell: CellForecast) -> dict[str, Any]:
+def _figures(estimate_of: Callable[[str], Estimate]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, shown in FIGURES.items():
-        found |= _figure(shown, getattr(cell, name))
+        found |= _figure(shown, estimate_of(name))
     return found
 
 

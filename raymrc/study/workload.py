@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from raymrc.corpora.note import Corpus, Note
-from raymrc.corpora.splits import Folds, Split, count_mentions
+from raymrc.corpora.splits import Folds, choose_split
 from raymrc.model.shapes import Shape
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.examples import build_examples
 from raymrc.reading.questions import in_plain_words
 from raymrc.reading.relations import (
+    TYPE_MARKS,
     Asked,
     Context,
     build_contexts,
@@ -30,14 +31,8 @@ from raymrc.reading.relations import (
 )
 from raymrc.reading.windows import Pieces, Window, cut_windows, read_pieces
 from raymrc.study.configuration import Configuration
-from raymrc.study.cost import forward_flops, match_flops, training_flops
+from raymrc.study.cost import forward_flops, head_parameters, match_flops, training_flops
 from raymrc.study.placement import PASS_PIECES, SPECIAL_PIECES
-
-MARK_SIGNS = (" @", " #")
-"""What stands before and after a given mention, and another one; as in `training.batching`."""
-
-TYPE_SIGNS = (" *", " ^")
-"""What stands around their labels, likewise."""
 
 BUCKET_BATCHES = 16
 """An epoch's rows are sorted by length within so many batches."""
@@ -113,12 +108,11 @@ class Work:
             # They run once a window, which is next to nothing of a fold-run.
             shape = shape.first(shape.num_layers - first_layer)
             first_layer = 0
-        per_piece = 3 * num_labels if strategy.answers == "tags" else 2
         terms: dict[str, Any] = {
             "prompt_length": configuration.prompt_length,
             "prompt_depth": configuration.prompt_depth,
             "first_layer": first_layer,
-            "head_parameters": per_piece * shape.hidden,
+            "head_parameters": head_parameters(strategy.answers, num_labels, shape.hidden),
         }
 
         def tokens(passes: Passes) -> dict[str, Any]:
@@ -291,7 +285,8 @@ class Workload:
 
     def _count(self, configuration: Configuration, fold: int) -> Work:
         c = configuration
-        split, rows = self._split(c, fold), self._rows_of(c, None)
+        cell, rows = c.cell, self._rows_of(c, None)
+        split = choose_split(self.folds, self.corpus.notes, fold, cell.shots, cell.shots_of)
         trained = join_rows([rows[note_id] for note_id in split.train])
         epoch = training_passes(trained, c.batch_size, c.negative_rate, random.Random(c.seed))
         asked = self._asked_of(c, rows, split.validation).times(c.epochs)
@@ -310,13 +305,6 @@ class Workload:
             rounds = [joined.chosen(~joined.about), joined.chosen(joined.about)]
         pieces = PASS_PIECES[self.kind]
         return sum((evaluation_passes(part, pieces) for part in rounds), Passes())
-
-    def _split(self, configuration: Configuration, fold: int) -> Split:
-        cell = configuration.cell
-        if cell.shots is None:
-            return self.folds.split(fold)
-        mentions = count_mentions(self.corpus.notes) if cell.shots_of == "mentions" else None
-        return self.folds.few_shot(fold, cell.shots, mentions)
 
     def _rows_key(self, configuration: Configuration) -> tuple[object, ...]:
         c = configuration
@@ -371,7 +359,7 @@ class _RowCounter:
         ]
         self.marks: dict[tuple[int, str], int] = {}
         labels = {label for q in asked.relations for label in (*q.given, *q.answers)}
-        for place, (sign, kind) in enumerate(zip(MARK_SIGNS, TYPE_SIGNS, strict=True)):
+        for place, (sign, kind) in enumerate(TYPE_MARKS.items()):
             for label in labels:
                 typed = length(f"{kind} {in_plain_words(label)}{kind}")
                 tells_types = self.strategy.answers == "tags"

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from raymrc.corpora.note import Corpus, Note
-from raymrc.corpora.splits import Folds, Split, count_mentions
+from raymrc.corpora.splits import Folds, Split, choose_split
 from raymrc.errors import BackboneError
 from raymrc.model.inputs import Inputs, PairTargets, SpanTargets, TagTargets, Targets
 from raymrc.model.prompts import SavedPrompt, Start
@@ -27,6 +27,9 @@ from raymrc.model.strategies import STRATEGIES, Strategy
 from raymrc.reading.examples import build_examples, tag_targets
 from raymrc.reading.questions import in_plain_words
 from raymrc.reading.relations import (
+    GIVEN_MARK,
+    OTHER_MARK,
+    TYPE_MARKS,
     Asked,
     Context,
     Mention,
@@ -89,10 +92,7 @@ class StudyData:
         if fold_run.is_test:
             return Split(tuple(note.id for note in self.corpus.notes), (), ())
         cell = fold_run.configuration.cell
-        if cell.shots is None:
-            return self.folds.split(fold_run.fold)
-        mentions = count_mentions(self.corpus.notes) if cell.shots_of == "mentions" else None
-        return self.folds.few_shot(fold_run.fold, cell.shots, mentions)
+        return choose_split(self.folds, self.corpus.notes, fold_run.fold, cell.shots, cell.shots_of)
 
     def asked(self, task: str) -> Asked:
         """What a task asks of this corpus."""
@@ -229,14 +229,6 @@ class Row:
     def key(self) -> bytes:
         """What names its pieces, wherever they come from: two sites may have a note of one name."""
         return hashlib.blake2b(self.ids.tobytes(), digest_size=16).digest()
-
-
-GIVEN_MARK, OTHER_MARK = " @", " #"
-"""What stands before and after a mention: signs that every vocabulary has. Source: the typed markers of Zhou
-and Chen 2022, An improved baseline for sentence-level relation extraction, arXiv:2102.01373."""
-
-TYPE_MARKS = {GIVEN_MARK: " *", OTHER_MARK: " ^"}
-"""What stands around a mention's label, within the marks."""
 
 
 class RowBuilder:

@@ -32,7 +32,7 @@ from raymrc.reading.examples import Unreachable, unreachable, untaggable
 from raymrc.reading.relations import mentions_of, unreachable_relations
 from raymrc.scoring.counts import pool
 from raymrc.study.configuration import FoldRun, hash_values
-from raymrc.study.cost import price, training_flops
+from raymrc.study.cost import head_parameters, price, training_flops
 from raymrc.study.record import Epoch, Found, NoteCounts, Record
 from raymrc.training.activations import Activations
 from raymrc.training.batching import (
@@ -454,7 +454,6 @@ class Lane:
     @property
     def _flops(self) -> float:
         """Operations that training has needed so far. The match head, which sees few pairs, is left out."""
-        per_piece = 3 * len(self.asked.labels) if self.strategy.answers == "tags" else 2
         return training_flops(
             self.shape,
             tokens=self.tokens,
@@ -463,7 +462,9 @@ class Lane:
             prompt_length=self.configuration.prompt_length,
             prompt_depth=self.configuration.prompt_depth,
             first_layer=self.configuration.first_layer,
-            head_parameters=per_piece * self.shape.hidden,
+            head_parameters=head_parameters(
+                self.strategy.answers, len(self.asked.labels), self.shape.hidden
+            ),
         )
 
     def _count_unreachable(self, exam: Exam) -> int:

@@ -21,7 +21,8 @@ from raymrc.training.batching import StudyData
 from raymrc.training.lane import Lane
 from raymrc.training.pool import Pool
 from raymrc.training.trainer import train_fold_run
-from tests.training.test_relations import CPU, make_relation_data, make_relation_notes, make_run
+from tests.training.test_relations import CPU, make_relation_data, make_relation_notes
+from tests.training.test_transfer import learnt
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,7 @@ def held_out(here: StudyData, notes: tuple[Note, ...]) -> StudyData:
 
 
 def test_run(loaded: Loaded, task: str, strategy: str) -> FoldRun:
-    rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
-    run = make_run(loaded, task, strategy, learning_rate=rate, head_learning_rate=1e-2, epochs=16)
-    return replace(run, test_fingerprint="held out")
+    return replace(learnt(loaded, task, strategy), test_fingerprint="held out")
 
 
 test_run.__test__ = False  # type: ignore[attr-defined]
