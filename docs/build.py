@@ -44,6 +44,7 @@ REFERENCE = {
     "scaling": "frozen behind trained by size: 4 to 6 points at 345M, near parity in the billions",
     "prompt-length": "prompt length: 1 to 2 points, 32 to 64 preferred",
     "final-test": "all figures of the shared tasks are of their test sets",
+    "racing": "none published: full grids",
     "prompt-shape": "none published: vectors at every layer throughout",
     "prompt-initialisation": "none published: the start is not told",
 }

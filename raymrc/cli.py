@@ -424,6 +424,11 @@ def _tell(spec: Spec, outcome: StudyOutcome) -> None:
     from raymrc.tracking import how_to_look
 
     _say(f"every run: {how_to_look(spec.tracking_uri, spec.experiment)}")
+    if outcome.spared:
+        _say(
+            f"racing spared {outcome.spared} of {outcome.total} fold-runs; "
+            "'raymrc report' has who was stopped and why"
+        )
     for reason, times in outcome.reasons:
         _say(f"{times} of {outcome.total} fold-runs failed: {reason}")
     if outcome.interrupted:

@@ -249,6 +249,20 @@ def test_a_fold_run_that_failed_and_then_succeeded_is_one_run(uri):
     assert run.data.metrics["strict_f1"] == pytest.approx(RECORDS[0].strict.f1)
 
 
+def test_who_pauses_is_no_run_and_who_is_stopped_is_one_with_its_course_and_reason(uri):
+    first, second = RECORDS[:2]
+    paused = replace(first, status="paused", notes={})
+    stopped = replace(second, status="stopped", reason="it can no longer win", notes={})
+    sync([paused, stopped], uri, "made-up")
+    runs = read_runs(uri)
+    assert paused.key not in runs
+    run = runs[stopped.key]
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["stopped"] == "it can no longer win"
+    assert "strict_f1" not in run.data.metrics
+    assert run.data.metrics["epoch_validation_f1"] == stopped.epochs[-1].validation_f1
+
+
 def test_a_tag_longer_than_mlflow_takes_is_cut(uri):
     long = replace(RECORDS[0], trained=tuple((f"layer.{i}.weight", 10**6) for i in range(2000)))
     sync([long], uri, "made-up")

@@ -57,7 +57,7 @@ def plan_final_test(
             looked.setdefault(run.configuration.cell, []).append(run)
     cells = []
     for cell, summary in zip(plan.cells, summaries, strict=True):
-        missing = cell.num_fold_runs - summary.num_done - summary.num_failed
+        missing = cell.num_fold_runs - summary.num_done - summary.num_failed - summary.num_spared
         if missing > 0:
             raise StudyError(
                 f"{cell.cell.name}: {missing} of {cell.num_fold_runs} fold-runs are still to be done; "
@@ -91,6 +91,7 @@ def plan_final_test(
         folds=1,
         cells=tuple(cells),
         fingerprints=fingerprints,
+        racing=None,
         remarks=(),
     )
 

@@ -1,7 +1,8 @@
-"""The one truth on disk: an immutable record for every finished fold-run.
+"""The one truth on disk: an immutable record for every finished fold-run, and how far others have got.
 
     <storage>/ledger/3f/3f9c....json           done: never trained again, never overwritten
     <storage>/ledger/3f/3f9c....failed.json    failed: a retry replaces it
+    <storage>/ledger/3f/3f9c....paused.json    paused at a rung of a race, or stopped: going on replaces it
 
 A name is the fold-run's key, so `has` looks at names only, and whoever writes the same key
 wrote the same thing. Records are spread over 256 folders: 100,000 of them list quickly.
@@ -16,11 +17,15 @@ from raymrc.errors import LedgerError
 from raymrc.study.files import Files, not_writable, open_files, said
 from raymrc.study.record import Record
 
-DONE, FAILED = ".json", ".failed.json"
+DONE, FAILED, PAUSED = ".json", ".failed.json", ".paused.json"
+ENDINGS = {"done": DONE, "failed": FAILED, "paused": PAUSED, "stopped": PAUSED}
+"""By a record's status."""
+LAST_WORD = (PAUSED, FAILED, DONE)
+"""Of several that a key has the later one in this order counts."""
 
 
 class Ledger:
-    """Records of finished fold-runs, by key.
+    """Records of fold-runs, by key.
 
     Args:
         storage: the study's folder or URL.
@@ -45,18 +50,18 @@ class Ledger:
         return self._ask(lambda: self.files.exists(_name(key, DONE)), key)
 
     def get(self, key: str) -> Record | None:
-        """The done record, else the failed one, else None.
+        """The done record, else the failed one, else that of a pause, else None.
 
         Raises:
             LedgerError: there is one and it cannot be read.
         """
-        for ending in (DONE, FAILED):
+        for ending in reversed(LAST_WORD):
             if self._ask(lambda ending=ending: self.files.exists(_name(key, ending)), key):
                 return self._read(_name(key, ending))
         return None
 
     def record(self, record: Record, text: str | None = None) -> None:
-        """Keep a record. A done one that is there stays as it is; a failed one gives way.
+        """Keep a record. A done one that is there stays as it is; others give way.
 
         Args:
             text: `record.to_json()`, from where it is at hand; milliseconds to make again.
@@ -65,21 +70,25 @@ class Ledger:
             LedgerError: the store refuses.
         """
         assert record.key == record.fold_run.key, "a record is kept under its fold-run's key"
-        done = record.status == "done"
-        name = _name(record.key, DONE if done else FAILED)
+        own = ENDINGS[record.status]
+        done = own == DONE
         if not done and self.has(record.key):
             return
         content = (record.to_json() if text is None else text).encode()
+        name = _name(record.key, own)
         self._ask(lambda: self.files.write(name, content, replace=not done), record.key)
-        if done:
-            self._ask(lambda: self.files.remove(_name(record.key, FAILED)), record.key)
+        for ending in LAST_WORD:
+            if ending not in (own, DONE):
+                self._ask(
+                    lambda ending=ending: self.files.remove(_name(record.key, ending)), record.key
+                )
 
     def keys(self) -> frozenset[str]:
         """Of the fold-runs that are done. Reads names only."""
         return frozenset(key for key, ending, _ in self._entries() if ending == DONE)
 
     def records(self) -> tuple[Record, ...]:
-        """Every readable record, done or failed, by key. See `problems` for the others."""
+        """Every readable record, one a key, whatever its status. See `problems` for the others."""
         return self.read_all()[0]
 
     def problems(self) -> tuple[str, ...]:
@@ -90,8 +99,8 @@ class Ledger:
         """Readable records and the problems of the others: one bad file loses nothing else."""
         records: dict[str, Record] = {}
         problems: list[str] = []
-        # "<key>.failed.json" sorts before "<key>.json": a done record has the last word.
-        for key, _, name in sorted(self._entries()):
+        entries = [(key, LAST_WORD.index(ending), name) for key, ending, name in self._entries()]
+        for key, _, name in sorted(entries):
             try:
                 records[key] = self._read(name)
             except LedgerError as error:
@@ -109,7 +118,7 @@ class Ledger:
         entries = []
         for name in self._ask(lambda: list(self.files.names()), ""):
             base = name.rsplit("/", 1)[-1]
-            ending = FAILED if base.endswith(FAILED) else DONE
+            ending = next(one for one in LAST_WORD if base.endswith(one) or one == DONE)
             if base.endswith(ending) and not base.startswith("."):
                 entries.append((base.removesuffix(ending), ending, name))
         return entries
@@ -127,7 +136,7 @@ class Ledger:
             raise LedgerError(
                 f"{place}: is not a record of this version of raymrc; {again}"
             ) from None
-        if _name(record.key, DONE if record.status == "done" else FAILED) != name:
+        if _name(record.key, ENDINGS.get(record.status, "")) != name:
             raise LedgerError(f"{place}: holds another record than its name says; {again}")
         if record.key != record.fold_run.key:
             raise LedgerError(

@@ -54,6 +54,7 @@ from raymrc.study.placement import (
     device_of,
     place,
 )
+from raymrc.study.racing import Racing
 from raymrc.study.source import Steps
 from raymrc.study.space import DEFAULTS, Fixed, Grid, SearchSpace, Setting, build_space
 from raymrc.study.spec import BackboneSpec, CorpusSpec, FinalTest, Spec
@@ -191,6 +192,7 @@ class Plan:
         num_notes: None where the corpus is not there.
         fingerprints: None until corpus and weights are there.
         remarks: what is still open, a sentence each.
+        racing: how configurations of a cell are raced; None: all are trained.
     """
 
     study: str
@@ -204,6 +206,7 @@ class Plan:
     num_notes: int | None = None
     fingerprints: Fingerprints | None = None
     remarks: tuple[str, ...] = ()
+    racing: Racing | None = None
 
     @property
     def num_configurations(self) -> int:
@@ -323,6 +326,13 @@ def plan_study(
     if spec.final_test is not None:
         number = len(cells) * len(spec.final_test.seeds)
         remarks.append(f"raymrc test will train {number} more, one a cell and seed, on all notes")
+    if spec.racing is not None:
+        raced = any(cell.num_configurations > 1 for cell in cells)
+        remarks.append(
+            "with racing this is the most that is trained: who can no longer win is stopped"
+            if raced
+            else "racing has no effect: no cell has more than one configuration"
+        )
     if any(cell.starts_from_adapter for cell in cells):
         remarks += _about_initial_prompt(spec, initial_prompt, asked)
         if initial_prompt is None:
@@ -350,6 +360,7 @@ def plan_study(
         num_notes=len(corpus.notes) if corpus is not None else None,
         fingerprints=fingerprints,
         remarks=tuple(remarks),
+        racing=spec.racing.racing if spec.racing else None,
     )
 
 

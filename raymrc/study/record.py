@@ -1,4 +1,4 @@
-"""What a finished fold-run leaves behind: one immutable record, everything else is drawn from it."""
+"""What a fold-run leaves behind: one immutable record at its end, everything else is drawn from it."""
 
 from __future__ import annotations
 
@@ -62,12 +62,13 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A finished fold-run, as the ledger keeps it. No note text, only ids and numbers.
+    """A fold-run as the ledger keeps it. No note text, only ids and numbers.
 
     Args:
         key: `fold_run.key`, the ledger key.
-        status: "done" or "failed".
-        reason: why it failed, in a sentence without note text; "" when done.
+        status: "done"; "failed"; "paused", where it waits at a rung of a race and may go on; "stopped", where
+            its configuration can no longer win. Only those that are done have scores.
+        reason: why it failed or was stopped, in a sentence without note text; "" otherwise.
         notes: scored note id -> counts.
         predictions: held-out note id -> what was found there, by offsets; only of a final test.
         transfer: name of another site -> its notes' counts, as in `notes`; of labels alone that both have.

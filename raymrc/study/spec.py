@@ -31,6 +31,7 @@ from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.relations import TASKS
 from raymrc.study.checks import Problem, across, no_effect
 from raymrc.study.configuration import Backbone
+from raymrc.study.racing import Racing
 from raymrc.study.source import Position, Source, Steps, nearest, read_source
 from raymrc.study.space import Setting
 from raymrc.study.values import (
@@ -412,6 +413,48 @@ class Search(_Section):
     """Of random draws and of tpe. More configurations with the same seed extend the earlier ones."""
 
 
+def _shares(value: Any) -> tuple[float, ...]:
+    """Ascending shares of the epochs, of which the last is all."""
+    shares = value if isinstance(value, list | tuple) else [value]
+    try:
+        found = tuple(number(above=0, high=1).read(share) for share in shares)
+    except Wrong as wrong:
+        raise problems([((), str(wrong))]) from None
+    if not found or found[-1] != 1 or list(found) != sorted(set(found)):
+        wanted = "ascending shares of the epochs, the last of them 1, such as [0.1, 0.3, 1]"
+        raise problems([((), f"wants {wanted}")])
+    return found
+
+
+class RacingSpec(_Section):
+    """Stopping configurations that can no longer win their cell."""
+
+    error_rate: Annotated[float, checked(number(0.0001, 0.5))] = 0.05
+    """The configuration that would have won a cell is stopped with at most about this probability. Where
+    few notes are scored more are lost than stated; `raymrc simulate` tells on a full grid."""
+    rungs: Annotated[tuple[float, ...], BeforeValidator(_shares)] = (0.1, 0.3, 0.6, 1.0)
+    """Shares of a fold-run's epochs at which it may pause, to see whether it is worth going on."""
+    min_folds: Annotated[int, checked(whole(1))] = 1
+    """No configuration is stopped before it has reached the first rung on so many folds."""
+
+    @property
+    def racing(self) -> Racing:
+        """As races are held by it."""
+        return Racing("paired", self.error_rate, self.rungs, self.min_folds)
+
+
+def _racing_entry(value: Any) -> Any:
+    """`none` for the full grid, `paired` for a section of defaults."""
+    if value in (None, "none"):
+        return None
+    if value == "paired":
+        return {}
+    if isinstance(value, dict):
+        return value
+    wanted = "none, paired, or a mapping such as {error_rate: 0.05}"
+    raise problems([((), f"{show(value)} is not {wanted}")])
+
+
 class Workers(_Section):
     """How many devices train one model together."""
 
@@ -511,6 +554,10 @@ class Spec(_Section):
     """Settings for all strategies; those of a strategy go before them."""
     search: Annotated[Search, BeforeValidator(_empty_is_default)] = Search()
     """How configurations are chosen."""
+    racing: Annotated[RacingSpec | None, BeforeValidator(_racing_entry)] = None
+    """`none` trains every configuration on every fold, the full grid; `paired`, or a mapping with more to
+    say, compares the configurations of each cell while they train, fold by fold and epoch by epoch, and
+    stops those that can no longer win."""
     questions: Annotated[dict[str, Text], BeforeValidator(_empty_is_default)] = {}
     """Label: the question that hard prompts ask, and that soft prompts may start from, instead of the
     built-in one."""
@@ -704,6 +751,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "training": Settings,
     "strategies": Strategies,
     "search": Search,
+    "racing": RacingSpec,
     "few_shot": FewShot,
     "final_test": FinalTest,
     "resources": Resources,

@@ -71,7 +71,10 @@ class ConfigurationSummary:
         subsets: strict counts of nested, overlapping and discontinuous spans, of all finished folds
             together; only of subsets that gold spans are in.
         failures: the reasons of failed folds, by fold.
-        device_seconds, cost_usd, flops, tokens: of the finished folds together.
+        stopped: why its race stopped it; "" where it did not.
+        fold_epochs: trained on all folds, finished or not.
+        device_seconds, cost_usd: of all folds together, also of those that failed or were stopped.
+        flops, tokens: of the finished folds together.
         peak_bytes: the largest of the folds.
         transfer: by name of the other site.
     """
@@ -92,6 +95,8 @@ class ConfigurationSummary:
     labels_events: Mapping[str, Counts] = field(default_factory=dict, repr=False)
     subsets: Mapping[str, Counts] = field(default_factory=dict)
     failures: tuple[tuple[int, str], ...] = ()
+    stopped: str = ""
+    fold_epochs: int = 0
     unreachable: int = 0
     device_seconds: float = 0.0
     cost_usd: float = 0.0
@@ -106,6 +111,11 @@ class ConfigurationSummary:
     @property
     def is_complete(self) -> bool:
         return len(self.folds) == self.num_folds
+
+    @property
+    def num_spared(self) -> int:
+        """Fold-runs that are not trained to their end, since its race stopped it."""
+        return self.num_folds - len(self.folds) - len(self.failures) if self.stopped else 0
 
     @property
     def trained_share(self) -> float:
@@ -139,6 +149,8 @@ class ConfigurationSummary:
             "events": {name: counts.to_json() for name, counts in self.labels_events.items()},
             "subsets": {name: counts.to_json() for name, counts in self.subsets.items()},
             "failures": [{"fold": fold, "reason": reason} for fold, reason in self.failures],
+            "stopped": self.stopped or None,
+            "fold_epochs": self.fold_epochs,
             "unreachable": self.unreachable,
             "device_seconds": self.device_seconds,
             "cost_usd": self.cost_usd,
@@ -183,6 +195,11 @@ class CellSummary:
         return sum(len(c.failures) for c in self.configurations)
 
     @property
+    def num_spared(self) -> int:
+        """Fold-runs that are not trained to their end, since a race stopped their configuration."""
+        return sum(c.num_spared for c in self.configurations)
+
+    @property
     def reasons(self) -> tuple[tuple[str, int], ...]:
         """Why fold-runs failed, the commonest first, with how often."""
         return count_reasons(reason for c in self.configurations for _, reason in c.failures)
@@ -210,6 +227,7 @@ class CellSummary:
             "winner": self.winner.configuration.id if self.winner else None,
             "done": self.num_done,
             "failed": self.num_failed,
+            "spared": self.num_spared,
             "device_seconds": self.device_seconds,
             "cost_usd": self.cost_usd,
             "configurations": [c.to_json() for c in self.configurations],
@@ -337,6 +355,7 @@ def to_json(summaries: Sequence[CellSummary]) -> dict[str, Any]:
         "frozen_gaps": [gap.to_json() for gap in frozen_gaps(summaries)],
         "done": sum(summary.num_done for summary in summaries),
         "failed": sum(summary.num_failed for summary in summaries),
+        "spared": sum(summary.num_spared for summary in summaries),
         "device_seconds": sum(summary.device_seconds for summary in summaries),
         "cost_usd": sum(summary.cost_usd for summary in summaries),
     }
@@ -425,10 +444,12 @@ def _summarise_configuration(
         events=spread([record.events.f1 for record in done if record.events != Counts()]),
         labels_events=_by_label(done, "events"),
         subsets=_subsets(done),
-        failures=tuple((r.fold_run.fold, r.reason) for r in by_fold if r.status != "done"),
+        failures=tuple((r.fold_run.fold, r.reason) for r in by_fold if r.status == "failed"),
+        stopped=next((r.reason for r in by_fold if r.status == "stopped"), ""),
+        fold_epochs=sum(len(record.epochs) for record in by_fold),
         unreachable=sum(record.unreachable for record in done),
-        device_seconds=sum(record.device_seconds for record in done),
-        cost_usd=sum(record.cost_usd for record in done),
+        device_seconds=sum(record.device_seconds for record in by_fold),
+        cost_usd=sum(record.cost_usd for record in by_fold),
         flops=sum(record.flops for record in done),
         tokens=sum(record.tokens for record in done),
         peak_bytes=max((record.peak_bytes for record in done), default=0),
@@ -497,6 +518,7 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
         *_subset_tables(summaries),
         *_event_tables(summaries),
         *_transfer_tables(summaries),
+        *_race_tables(summaries),
     ]
     gaps = frozen_gaps(summaries)
     if not gaps:
@@ -621,6 +643,34 @@ def _transfer_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:
                 )
         tables.append(table)
     return tables
+
+
+def _race_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:
+    from rich.table import Table
+
+    raced = [s for s in summaries if any(c.stopped for c in s.configurations)]
+    if not raced:
+        return []
+    table = Table(
+        title="What racing left out",
+        caption="Why each was stopped: raymrc report --json, stopped. Stopped ones have no scores.",
+    )
+    table.add_column("corpus / backbone / strategy", no_wrap=True)
+    for heading in ("configurations", "stopped", "fold-epochs", "of the full grid", "device s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for summary in raced:
+        of_cell = summary.configurations
+        trained = sum(c.fold_epochs for c in of_cell)
+        grid = sum(c.configuration.epochs * c.num_folds for c in of_cell)
+        table.add_row(
+            summary.cell.name,
+            str(len(of_cell)),
+            str(sum(bool(c.stopped) for c in of_cell)),
+            str(trained),
+            f"{100 * trained / grid:.0f} %",
+            f"{summary.device_seconds:.0f}",
+        )
+    return [table]
 
 
 def _out_of_reach(summaries: Sequence[CellSummary]) -> str | None:

@@ -41,6 +41,7 @@ class Report:
     Args:
         saved: under which name, in the study's files.
         record: as `Record.to_json` writes it: thousands of counts, which nobody reads on the way.
+        pauses: the record is of a lane that pauses where it was ordered to, and may go on later.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Report:
     saved: str | None = None
     record: str | None = None
     refused: bool = False
+    pauses: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,13 @@ class Order:
     """What a host is to do: close lanes, open others (from where they were saved), or go.
 
     Args:
+        until: by key, the epoch at which a lane that is opened is to be saved and closed again.
         evacuate: its machine will be taken away: save all that is open, hand it over and go.
     """
 
     close: tuple[str, ...] = ()
     open: tuple[tuple[FoldRun, str | None], ...] = ()
+    until: Mapping[str, int] = field(default_factory=dict)
     leave: bool = False
     evacuate: bool = False
 
@@ -74,6 +78,7 @@ class _Wish:
     fold_run: FoldRun
     trial: str
     crew: Crew
+    until: int | None = None
     deaths: int = 0
     told_at: float = -math.inf
 
@@ -133,11 +138,18 @@ class Board:
 
     # --- trials -----------------------------------------------------------------------------------
 
-    def submit(self, trial: str, fold_runs: Iterable[FoldRun]) -> None:
-        """A trial wants these trained, after all that is wanted already."""
+    def submit(
+        self, trial: str, fold_runs: Iterable[FoldRun], until: Mapping[str, int] | None = None
+    ) -> None:
+        """A trial wants these trained, after all that is wanted already.
+
+        Args:
+            until: by key, the epoch at which to pause; others are trained to their end.
+        """
         self._results[trial] = []
         for run in fold_runs:
-            wish = _Wish(run, trial, self.crews.get(run.configuration.cell, SOLO))
+            crew = self.crews.get(run.configuration.cell, SOLO)
+            wish = _Wish(run, trial, crew, (until or {}).get(run.key))
             self._wishes[run.key] = wish
             self._queue.append(wish)
 
@@ -206,13 +218,15 @@ class Board:
         self.hear(host, reports, now)
         close = tuple(mine.closing)
         mine.closing.clear()
-        opened = []
+        opened, until = [], {}
         while (wish := self._next_for(mine)) is not None:
             self._queue.remove(wish)
             mine.backbone = wish.backbone
             mine.wishes[wish.fold_run.key] = wish
             wish.told_at = now
             opened.append((wish.fold_run, self._saved.get(wish.fold_run.key)))
+            if wish.until is not None:
+                until[wish.fold_run.key] = wish.until
         if mine.wishes:
             mine.idle_since = None
         elif mine.idle_since is None:
@@ -224,7 +238,7 @@ class Board:
         )
         if leave:
             del self._hosts[host]
-        return Order(close, tuple(opened), leave)
+        return Order(close, tuple(opened), until, leave)
 
     def is_idle(self, host: str) -> bool:
         return host in self._hosts and not self._hosts[host].wishes
@@ -255,7 +269,7 @@ class Board:
             self._saved[key] = report.saved
         fold = wish.fold_run.fold
         if report.record is not None:
-            self._settle(wish, report.record)
+            self._settle(wish, report.record, pauses=report.pauses)
             del host.wishes[key]
             host.most = None
         elif report.epoch is not None and now - wish.told_at >= EPOCH_SECONDS:
@@ -265,11 +279,12 @@ class Board:
                 {"fold": fold, "epoch": epoch.epoch, "f1": epoch.validation_f1}
             )
 
-    def _settle(self, wish: _Wish, record: str) -> None:
+    def _settle(self, wish: _Wish, record: str, *, pauses: bool = False) -> None:
         key = wish.fold_run.key
         del self._wishes[key]
         self._results[wish.trial].append({"fold": wish.fold_run.fold, "record": record})
-        self._saved.pop(key, None)
+        if not pauses:
+            self._saved.pop(key, None)
 
     def _next_for(self, host: _Host) -> _Wish | None:
         """What this host opens next, beside what it has; its own backbone first."""

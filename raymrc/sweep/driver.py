@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -116,6 +116,7 @@ class StudyOutcome:
         failed: tried now and failed; running the study again tries them again.
         interrupted: by Ctrl-C; running the study again goes on.
         reasons: why those failed, the commonest first, with how often.
+        spared: need not be trained to their end, since their configurations cannot win any more.
     """
 
     total: int
@@ -125,6 +126,7 @@ class StudyOutcome:
     interrupted: bool
     wall_seconds: float
     reasons: tuple[tuple[str, int], ...] = ()
+    spared: int = 0
 
 
 def run_study(
@@ -202,6 +204,7 @@ class _Study:
         self._deaths: dict[str, int] = {}
         self._trained: set[str] = set()
         self._failed: dict[str, str] = {}
+        self._paused = {r.key: r for r in records if r.status in ("paused", "stopped")}
         self._began = time.monotonic()
         self._shown_at = 0.0
         self._next = self._search.next()
@@ -222,12 +225,17 @@ class _Study:
             self._board.enter(record)
         return record
 
-    def take(self, trial_id: str) -> Work | None:
-        """Work for a new trial; None when there is none now."""
+    def take(self, trial_id: str, slots: int = 1) -> Work | None:
+        """Work for a new trial; None when there is none now.
+
+        Args:
+            slots: trials that could start now, this one included.
+        """
         if self.stopping.is_set():
             return None
-        work = self._next or self._search.next()
+        work = self._next or self._search.next(slots)
         self._next = None
+        self._keep_stops()
         if work is not None:
             self._in_flight[trial_id] = work
         return work
@@ -252,15 +260,30 @@ class _Study:
         except LedgerError as error:
             self.give_up(error)
             return
-        self.saved.drop(record.key)
         self._search.learn(record)
+        if record.status == "paused":
+            self._paused[record.key] = record
+            return
+        self.saved.drop(record.key)
+        self._paused.pop(record.key, None)
         self._board.enter(record)
+        if record.status == "stopped":
+            self._on_record(record)
+            return
         if record.status == "done":
             self._trained.add(record.key)
             self._failed.pop(record.key, None)
         else:
             self._failed[record.key] = record.reason
         self._on_record(record)
+
+    def _keep_stops(self) -> None:
+        """What was trained of those that races have stopped is kept with the reason."""
+        for stop in self._search.take_stops():
+            for key in self._search.fold_runs(stop.configuration):
+                paused = self._paused.get(key)
+                if paused is not None:
+                    self._keep(replace(paused, status="stopped", reason=stop.reason))
 
     def end(self, trial_id: str, died: bool = False) -> None:
         """A trial is over: its work is settled, or given back if its process died."""
@@ -278,13 +301,16 @@ class _Study:
                 )
                 left = self._unsettled(work)
         if left:
-            self._search.give_back(Work(work.cell, work.configuration, left))
+            self._search.give_back(replace(work, fold_runs=left))
         else:
             self._search.settle(work)
 
     def _unsettled(self, work: Work) -> tuple[FoldRun, ...]:
-        settled = self._search.done.keys() | self._failed.keys()
-        return tuple(run for run in work.fold_runs if run.key not in settled)
+        return tuple(
+            run
+            for run in work.fold_runs
+            if run.key not in self._failed and not self._search.is_settled(work, run)
+        )
 
     def give_up(self, error: RaymrcError) -> None:
         """Ends the run with this error; what is done is kept."""
@@ -300,8 +326,9 @@ class _Study:
             self._shown_at = moment
             self._on_progress(
                 Snapshot(
-                    total=self.plan.num_fold_runs,
+                    total=self.plan.num_fold_runs - self._num_spared,
                     done=self._board.num_done,
+                    spared=self._num_spared,
                     reused=self._board.num_done - len(self._trained),
                     failed=len(self._failed),
                     running=tuple(self._now.values()),
@@ -311,7 +338,7 @@ class _Study:
             )
 
     def outcome(self) -> StudyOutcome:
-        settled = self._board.num_done + len(self._failed)
+        settled = self._board.num_done + len(self._failed) + self._num_spared
         return StudyOutcome(
             total=self.plan.num_fold_runs,
             done=len(self._trained),
@@ -320,7 +347,16 @@ class _Study:
             interrupted=self.stopping.is_set() and settled < self.plan.num_fold_runs,
             wall_seconds=time.monotonic() - self._began,
             reasons=count_reasons(self._failed.values()),
+            spared=self._num_spared,
         )
+
+    @property
+    def _num_spared(self) -> int:
+        return sum(map(self._search.num_spared, range(len(self.plan.cells))))
+
+    @property
+    def races(self) -> bool:
+        return self._search.races
 
 
 class _Saved:
@@ -388,7 +424,8 @@ class _Board:
         if not self._plan.cells[index].holds(configuration):
             return  # of an earlier form of the study
         if record.status != "done":
-            self._failed[index].add(record.key)
+            if record.status == "failed":
+                self._failed[index].add(record.key)
             return
         self._failed[index].discard(record.key)
         self._done[index].add(record.key)
@@ -403,7 +440,7 @@ class _Board:
         return tuple(
             CellProgress(
                 name=cell.cell.name,
-                total=cell.num_fold_runs,
+                total=cell.num_fold_runs - self._search.num_spared(index),
                 done=len(self._done[index]),
                 failed=len(self._failed[index]),
                 best=_describe(cell, best[1]) if (best := self._best[index]) else "",
@@ -451,9 +488,9 @@ class _Search(_NotKept, Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self._study.num_in_flight >= self._most:
             return None
-        work = self._study.take(trial_id)
+        work = self._study.take(trial_id, self._most - self._study.num_in_flight)
         if work is not None:
-            self._reception.submit.remote(trial_id, work.fold_runs)
+            self._reception.submit.remote(trial_id, work.fold_runs, work.until)
             return {"work": work}
         # What a dead trial leaves behind will be handed out again.
         return None if self._study.num_in_flight else Searcher.FINISHED
@@ -557,7 +594,9 @@ def _run_tune(
         )
         # Enough trials that hosts find work, and one more. That one is not to have a process: it takes
         # over the next that gets free, where Tune would end two that get free at once.
-        most = min(MOST_TRIALS, math.ceil(max_devices * lanes / study.plan.folds) + 1)
+        # A race's trials are of single fold-runs, for the most part.
+        folds = 1 if study.races else study.plan.folds
+        most = min(MOST_TRIALS, math.ceil(max_devices * lanes / folds) + 1)
         running = most - 1 if is_ours else 2 * MOST_TRIALS  # on a cluster that others use too
         share = math.floor(1e4 / running) / 1e4  # Ray counts in such steps
         try:

@@ -39,6 +39,8 @@ class LanePool(Protocol):
     def fits(self, fold_run: FoldRun) -> bool: ...
     def open(self, fold_run: FoldRun, state: bytes | None = None) -> None: ...
     def save(self, key: str) -> bytes: ...
+    def epochs(self, key: str) -> int: ...
+    def pause(self, key: str) -> Record: ...
     def close(self, key: str) -> None: ...
     def step(self) -> Sequence[Event]: ...
 
@@ -108,6 +110,7 @@ class Host:
         self._pool: LanePool | None = None
         self._backbone: Backbone | None = None
         self._runs: dict[str, FoldRun] = {}
+        self._until: dict[str, int] = {}
         self._saved: dict[str, str] = {}
         self._saved_at: dict[str, float] = {}
         self._saving_took: dict[str, float] = {}
@@ -170,6 +173,10 @@ class Host:
             else:
                 self._runs[key] = fold_run
                 self._saved_at[key] = time.monotonic()
+                if key in order.until and order.until[key] < fold_run.configuration.epochs:
+                    self._until[key] = order.until[key]
+                    if pool.epochs(key) >= order.until[key]:  # as after a driver's death
+                        reports.append(self._pause(key))
         return reports
 
     def _open(self, pool: LanePool, fold_run: FoldRun, saved: str | None) -> None:
@@ -198,12 +205,24 @@ class Host:
     def _report(self, event: Event) -> Report:
         key, what = event.key, event.what
         if isinstance(what, Epoch):
+            if key in self._until and what.epoch >= self._until[key]:
+                return self._pause(key)
             return Report(key, epoch=what, saved=self._save(key))
         fold_run = self._runs[key]
         self._forget(key)
         if not isinstance(what, Record):
             what = failed_record(fold_run, explain(what), event.device_seconds)
         return Report(key, record=what.to_json())
+
+    def _pause(self, key: str) -> Report:
+        """Saved and closed. Where it cannot be written, going on begins where it was saved before."""
+        assert self._pool is not None
+        saved = None
+        with suppress(OSError):
+            saved = self._write(key)
+        record = self._pool.pause(key)
+        self._forget(key)
+        return Report(key, saved=saved, record=record.to_json(), pauses=True)
 
     # --- saving -----------------------------------------------------------------------------------
 
@@ -268,7 +287,7 @@ class Host:
             ray.get(reception.release.remote(name, reports))
 
     def _forget(self, key: str) -> None:
-        for of in (self._runs, self._saved, self._saved_at, self._saving_took):
+        for of in (self._runs, self._until, self._saved, self._saved_at, self._saving_took):
             of.pop(key, None)  # type: ignore[attr-defined]
 
 

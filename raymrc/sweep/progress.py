@@ -46,6 +46,7 @@ class Snapshot:
         done: those of earlier runs included.
         reused: of `done`, those that were in the ledger before.
         running: what each trial is at, such as "minilm-l2/fine_tune fold 3 epoch 4".
+        spared: not in `total`, since their configurations cannot win any more.
     """
 
     total: int
@@ -55,6 +56,7 @@ class Snapshot:
     running: tuple[str, ...]
     cells: tuple[CellProgress, ...]
     wall_seconds: float
+    spared: int = 0
 
     @property
     def seconds_left(self) -> float | None:
@@ -113,6 +115,8 @@ def line(snapshot: Snapshot) -> str:
     parts = [f"{snapshot.done} of {snapshot.total} fold-runs"]
     if snapshot.failed:
         parts.append(f"{snapshot.failed} failed")
+    if snapshot.spared:
+        parts.append(f"{snapshot.spared} spared by racing")
     if snapshot.seconds_left is not None and snapshot.seconds_left > 0:
         parts.append(f"{duration(snapshot.seconds_left)} left")
     known = [cell for cell in snapshot.cells if cell.best_f1 is not None]
@@ -145,6 +149,8 @@ def render(snapshot: Snapshot) -> RenderableType:
     summary = f"{snapshot.done}/{snapshot.total} fold-runs in {duration(snapshot.wall_seconds)}"
     if snapshot.reused:
         summary += f", {snapshot.reused} from the ledger"
+    if snapshot.spared:
+        summary += f", {snapshot.spared} more spared by racing"
     if left is not None and left > 0:
         summary += f", about {duration(left)} left"
     running = "; ".join(snapshot.running)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,8 +89,10 @@ class Reception:
         self._news = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def submit(self, trial: str, fold_runs: Iterable[FoldRun]) -> None:
-        self._board.submit(trial, fold_runs)
+    async def submit(
+        self, trial: str, fold_runs: Iterable[FoldRun], until: Mapping[str, int]
+    ) -> None:
+        self._board.submit(trial, fold_runs, until)
         await self._changed()
 
     async def listen(self, trial: str) -> tuple[list[dict[str, Any]], bool]:

@@ -1,23 +1,32 @@
 """What to train next, over all cells of a study. No Ray here: it proposes and is told.
 
 plan + records -> StudySearch.next() -> Work -> (trained elsewhere) -> StudySearch.settle()
+
+Without racing a trial is a configuration and trains all that it lacks. In a race (`scheduler.Race`) a trial
+is a leg: a configuration goes on until a rung on one fold or several, and may be back for more.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raymrc.study.configuration import Configuration, FoldRun, hash_values
 from raymrc.study.plan import CellPlan, Plan, build_configuration, fold_run
+from raymrc.study.racing import Racing
 from raymrc.study.record import Record
+from raymrc.sweep.scheduler import Race, Stop
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
+
+STARTERS = 10
+"""So many of TPE's proposals race at once: as many as Optuna draws by chance before it looks at any."""
 
 SAME_AGAIN = 20
 """After so many proposals in a row that were made before, TPE's space is nearly used up."""
@@ -25,15 +34,17 @@ SAME_AGAIN = 20
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One trial: the fold-runs of a configuration that the ledger lacks.
+    """One trial: fold-runs of a configuration that the ledger lacks.
 
     Args:
         cell: index into the plan's cells.
+        until: by key, the epoch at which to pause; others are trained to their end.
     """
 
     cell: int
     configuration: Configuration
     fold_runs: tuple[FoldRun, ...]
+    until: Mapping[str, int] = field(default_factory=dict)
 
 
 class Proposer(Protocol):
@@ -45,6 +56,10 @@ class Proposer(Protocol):
 
     def tell(self, configuration: Configuration, value: float | None) -> None:
         """A proposed one is settled: mean validation F1 over all its folds; None if one failed."""
+        ...
+
+    def tell_stopped(self, stop: Stop) -> None:
+        """A proposed one was stopped in a race."""
         ...
 
 
@@ -60,18 +75,36 @@ class ListSearch:
     def tell(self, configuration: Configuration, value: float | None) -> None:
         """The list stands, whatever comes out."""
 
+    def tell_stopped(self, stop: Stop) -> None:
+        """The list stands, whatever comes out."""
+
 
 @dataclass(slots=True)
 class _Try:
-    """A proposal of TPE: its point, and its worth once that is known."""
+    """A proposal of TPE: its point, and its worth once that is known.
+
+    Args:
+        reached: where it was stopped: after so many epochs, at so much.
+    """
 
     params: Mapping[str, Any]
     value: float | None = None
     settled: bool = False
+    reached: tuple[int, float] | None = None
+
+    @property
+    def state(self) -> str:
+        """As Optuna calls it."""
+        if self.value is not None:
+            return "COMPLETE"
+        if self.reached is not None:
+            return "PRUNED"
+        return "FAIL" if self.settled else "RUNNING"
 
 
 class TpeSearch:
-    """Optuna's TPE over one cell, told only of configurations whose folds are all done.
+    """Optuna's TPE over one cell, told of configurations whose folds are all done, and of those that were
+    stopped that they were: to Optuna they are pruned, and none of them is as good as one that is done.
 
     A proposal is a function of the seed and of the tries before it: the sampler is made anew
     each time. So a study that was cut off goes on where it stood, and a running mean of a
@@ -114,9 +147,22 @@ class TpeSearch:
             self.tries[configuration.id] = _Try(params)
         return configuration
 
+    def take_up(self) -> None:
+        """Those that were incomplete are being trained already."""
+        while self._again:
+            configuration = self._again.popleft()
+            params = self._params(configuration)
+            assert params is not None
+            self.tries[configuration.id] = _Try(params)
+
     def tell(self, configuration: Configuration, value: float | None) -> None:
         known = self.tries[configuration.id]
         known.value, known.settled = value, True
+
+    def tell_stopped(self, stop: Stop) -> None:
+        known = self.tries.get(stop.configuration.id)
+        if known is not None:
+            known.reached, known.settled = (stop.epochs, stop.reached), True
 
     def _ask(self) -> Configuration | None:
         import optuna
@@ -131,15 +177,14 @@ class TpeSearch:
             [
                 optuna.trial.create_trial(
                     # Running ones keep TPE from proposing their neighbours (its "constant liar").
-                    state=optuna.trial.TrialState[
-                        "COMPLETE" if known.value is not None else "RUNNING"
-                    ],
+                    state=optuna.trial.TrialState[known.state],
                     params=dict(known.params),
                     distributions=self.distributions,
                     value=known.value,
+                    intermediate_values=dict([known.reached] if known.reached else []),
                 )
                 for known in self.tries.values()
-                if known.value is not None or not known.settled
+                if known.state != "FAIL"
             ]
         )
         for _ in range(SAME_AGAIN):
@@ -216,6 +261,8 @@ class StudySearch:
         self._fold_runs: dict[Configuration, dict[str, FoldRun]] = {}
         self._look = look or (lambda key: None)
         self._again: deque[Work] = deque()
+        self._races: list[Race | None] = [None] * len(plan.cells)
+        self._cells = {cell.cell: index for index, cell in enumerate(plan.cells)}
         seen = sorted(records, key=lambda record: record.started_at)
         for record in seen:
             self.learn(record)
@@ -229,6 +276,8 @@ class StudySearch:
                 tpe = self._build_tpe(cell, seen)
                 self._started[index] = len(tpe.tries)
                 self._proposers.append(tpe)
+            if plan.racing is not None and cell.num_configurations > 1:
+                self._races[index] = self._build_race(index, plan.racing, seen)
 
     def _build_tpe(self, cell: CellPlan, seen: Sequence[Record]) -> TpeSearch:
         known: dict[str, Configuration] = {}
@@ -246,6 +295,46 @@ class StudySearch:
                 complete.append((configuration, value))
         return TpeSearch(cell, self.plan.seed, complete, incomplete)
 
+    def _build_race(self, index: int, racing: Racing, seen: Sequence[Record]) -> Race:
+        proposer = self._proposers[index]
+        starters = math.inf if isinstance(proposer, ListSearch) else STARTERS
+        race = Race(racing, self.plan.folds, proposer.propose, starters=starters)
+        self._races[index] = race
+        for record in seen:
+            configuration = record.fold_run.configuration
+            if self._race_of(record) is race and self.plan.cells[index].holds(configuration):
+                race.enter(configuration)
+                if record.status != "failed":  # it is tried again
+                    self._tell_race(record)
+        if isinstance(proposer, TpeSearch):
+            proposer.take_up()
+            for stop in race.stopped:
+                proposer.tell_stopped(stop)
+        return race
+
+    def _race_of(self, record: Record) -> Race | None:
+        """The race that a record is part of, if there is one and it is of these notes and folds."""
+        configuration = record.fold_run.configuration
+        index = self._cells.get(configuration.cell)
+        race = None if index is None else self._races[index]
+        return race if race is not None and record.key in self.fold_runs(configuration) else None
+
+    def _tell_race(self, record: Record) -> None:
+        run = record.fold_run
+        race = self._race_of(record)
+        if race is None or not race.holds(run.configuration):
+            return
+        if record.status == "failed":
+            race.fail(run.configuration, run.fold)
+        else:
+            race.learn(
+                run.configuration,
+                run.fold,
+                [epoch.validation_f1 for epoch in record.epochs],
+                trained_parameters=record.trained_parameters,
+                stopped=record.status == "stopped",
+            )
+
     def fold_runs(self, configuration: Configuration) -> Mapping[str, FoldRun]:
         """All of a configuration by ledger key, in the order of folds. Hashed once."""
         known = self._fold_runs.get(configuration)
@@ -262,15 +351,29 @@ class StudySearch:
         return statistics.fmean(self.done[key] for key in keys)
 
     def learn(self, record: Record) -> None:
-        """A fold-run has a record; a failed one stays missing."""
+        """A fold-run has a record; a failed one stays missing, and one that pauses goes on in its race."""
         if record.status == "done":
             self.done[record.key] = record.validation_f1
+        self._tell_race(record)
 
-    def next(self) -> Work | None:
-        """The next trial; None when nothing is left to hand out."""
+    def next(self, slots: int = 1) -> Work | None:
+        """The next trial; None when nothing is left to hand out, or in races nothing for now.
+
+        Args:
+            slots: trials that could start now, this one included.
+        """
         if self._again:
             return self._again.popleft()
-        while (cell := self._most_behind()) is not None:
+        waiting: set[int] = set()
+        while (cell := self._most_behind(waiting)) is not None:
+            race = self._races[cell]
+            if race is not None:
+                legs = self._next_legs(cell, race, slots)
+                if legs is not None:
+                    return legs
+                waiting.add(cell)
+                self._exhausted[cell] = race.is_over
+                continue
             configuration = self._proposers[cell].propose()
             if configuration is None:
                 self._exhausted[cell] = True
@@ -280,6 +383,19 @@ class StudySearch:
             if work.fold_runs:
                 return work
             self.settle(work)
+        return None
+
+    def _next_legs(self, cell: int, race: Race, slots: int) -> Work | None:
+        while (legs := race.next(slots)) is not None:
+            runs = [
+                run
+                for run in self._missing(legs.configuration)
+                if run.fold in legs.until
+                and not race.has_reached(legs.configuration, run.fold, legs.until[run.fold])
+            ]
+            if runs:
+                until = {run.key: legs.until[run.fold] for run in runs}
+                return Work(cell, legs.configuration, tuple(runs), until)
         return None
 
     def _missing(self, configuration: Configuration) -> Iterator[FoldRun]:
@@ -292,20 +408,59 @@ class StudySearch:
             else:
                 self.learn(record)
 
-    def _most_behind(self) -> int | None:
-        """The cell with the smallest share of its configurations started, the first of equals."""
+    def _most_behind(self, waiting: Collection[int] = ()) -> int | None:
+        """The cell of which the smallest share was started, the first of equals: of its configurations, or
+        in a race of its epochs.
+
+        Args:
+            waiting: cells that have nothing to hand out for now.
+        """
         shares = [
-            (started / max(cell.num_configurations, 1), index)
-            for index, (started, cell) in enumerate(
-                zip(self._started, self.plan.cells, strict=True)
-            )
-            if not self._exhausted[index]
+            (self._share(index), index)
+            for index in range(len(self.plan.cells))
+            if not self._exhausted[index] and index not in waiting
         ]
         return min(shares)[1] if shares else None
 
+    def _share(self, index: int) -> float:
+        cell, race = self.plan.cells[index], self._races[index]
+        if race is None:
+            return self._started[index] / max(cell.num_configurations, 1)
+        return race.share
+
+    def is_settled(self, work: Work, run: FoldRun) -> bool:
+        """Whether a fold-run of a trial has come as far as it was to."""
+        race = self._races[work.cell]
+        until = work.until.get(run.key)
+        if run.key in self.done or race is None or until is None:
+            return run.key in self.done
+        return race.has_reached(work.configuration, run.fold, until)
+
     def settle(self, work: Work) -> None:
-        """All fold-runs of a trial have a record, done or failed."""
-        self._proposers[work.cell].tell(work.configuration, self.value(work.configuration))
+        """All fold-runs of a trial have a record: done, failed or, in a race, paused."""
+        value = self.value(work.configuration)
+        race = self._races[work.cell]
+        if race is None or value is not None or race.has_failed(work.configuration):
+            self._proposers[work.cell].tell(work.configuration, value)
+
+    def take_stops(self) -> list[Stop]:
+        """Configurations that races have stopped since this was last asked."""
+        stops = []
+        for race, proposer in zip(self._races, self._proposers, strict=True):
+            for stop in race.take_stops() if race is not None else ():
+                proposer.tell_stopped(stop)
+                stops.append(stop)
+        return stops
+
+    @property
+    def races(self) -> bool:
+        """Whether configurations of any cell are raced."""
+        return any(race is not None for race in self._races)
+
+    def num_spared(self, cell: int) -> int:
+        """Fold-runs of a cell that its race makes needless."""
+        race = self._races[cell]
+        return 0 if race is None else race.num_spared
 
     def give_back(self, work: Work) -> None:
         """Hand this out again, before anything new."""

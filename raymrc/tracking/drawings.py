@@ -91,11 +91,11 @@ def read_figures(record: Record) -> Figures:
         numbers |= {
             f"subset_strict_f1/{name}": c.f1 for name, c in record.subsets.items() if c.tp + c.fn
         }
-        clock = float(start_ms)
-        for epoch in record.epochs:
-            clock += epoch.wall_seconds * 1000
-            course.append(("loss", epoch.epoch, epoch.loss, int(clock)))
-            course.append(("epoch_validation_f1", epoch.epoch, epoch.validation_f1, int(clock)))
+    clock = float(start_ms)
+    for epoch in record.epochs:
+        clock += epoch.wall_seconds * 1000
+        course.append(("loss", epoch.epoch, epoch.loss, int(clock)))
+        course.append(("epoch_validation_f1", epoch.epoch, epoch.validation_f1, int(clock)))
     cell = hash_values([run.configuration.cell.values, run.basis])
     # A final test's seeds are what a configuration's folds are.
     alike = replace(run.configuration, seed=0) if run.is_test else run.configuration
@@ -233,6 +233,8 @@ def _pool(folds: Sequence[Figures]) -> dict[str, float]:
             pooled[f"{name}_sd"] = statistics.stdev(values)
     pooled["folds_done"] = float(sum(f.status == "done" for f in folds))
     pooled["folds_failed"] = float(sum(f.status == "failed" for f in folds))
+    if stopped := sum(f.status == "stopped" for f in folds):
+        pooled["folds_stopped"] = float(stopped)
     return pooled
 
 
@@ -245,7 +247,7 @@ def _draw_fold_run(figures: Figures, parent: str, name: str) -> Drawing:
         **figures.words,
     }
     if figures.reason:
-        tags["reason"] = figures.reason
+        tags["stopped" if figures.status == "stopped" else "reason"] = figures.reason
     tags = {k: v if len(v) <= LONGEST_TAG else v[: LONGEST_TAG - 1] + "…" for k, v in tags.items()}
     metrics = [(name, value, 0, figures.end_ms) for name, value in figures.numbers.items()]
     metrics += [(name, value, epoch, ms) for name, epoch, value, ms in figures.course]

@@ -57,7 +57,8 @@ class MlflowRecorder:
         self._say = say or (lambda sentence: None)
         self._may_win = may_win
         self._said = False
-        self._records = {record.key: record for record in records}
+        # One that pauses is no run yet.
+        self._records = {record.key: record for record in records if record.status != "paused"}
         self._figures: dict[str, Figures] = {}
         self._writer: Writer | None = None
         self._standing: dict[str, Standing] = {}

@@ -119,6 +119,8 @@ class Lane:
         self.asked = data.asked(configuration.cell.task)
         self.data, self.tokenizer = data, loaded.tokenizer
         self.sites = [] if fold_run.is_test else list(data.transfer)
+        self.scores: Mapping[str, NoteCounts] = {}
+        self.unreachable = 0
         self.transfer: dict[str, dict[str, NoteCounts]] = {}
         self.predictions: dict[str, Found] = {}
         self.shape = loaded.shape
@@ -418,12 +420,12 @@ class Lane:
     def record(
         self, *, wall_seconds: float, num_devices: float, peak_bytes: int, device_hour_usd: float
     ) -> Record:
-        """What is kept of a lane that is done."""
-        assert self.stage == DONE
+        """What is kept of a lane that is done, or pauses."""
         statement = self.model.statement()
         return Record(
             key=self.fold_run.key,
             fold_run=self.fold_run,
+            status="done" if self.stage == DONE else "paused",
             notes=self.scores,
             transfer=self.transfer,
             predictions=self.predictions,

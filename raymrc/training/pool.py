@@ -28,7 +28,7 @@ from raymrc.study import placement
 from raymrc.study.configuration import Cell, Configuration, FoldRun
 from raymrc.study.cost import lane_bytes, pass_bytes
 from raymrc.study.placement import ACTIVATIONS_SHARE, MEMORY_SHARE, SPECIAL_PIECES, machine_bytes
-from raymrc.study.record import Event
+from raymrc.study.record import Event, Record
 from raymrc.training.activations import Activations
 from raymrc.training.batching import StudyData
 from raymrc.training.fused import (
@@ -170,6 +170,16 @@ class Pool:
         its moments and its best epoch."""
         return self._seats[key].lane.save()
 
+    def epochs(self, key: str) -> int:
+        """How many of a lane are done."""
+        return len(self._seats[key].lane.epochs)
+
+    def pause(self, key: str) -> Record:
+        """Drop a lane that has been saved, with what it has come to and cost so far."""
+        record = self._record(self._seats[key])
+        self.close(key)
+        return record
+
     def close(self, key: str) -> None:
         """Drop a lane; what it has learnt is lost."""
         self._seats.pop(key, None)
@@ -271,15 +281,18 @@ class Pool:
         self._events += [Event(key, epoch) for epoch in lane.epochs[seat.told :]]
         seat.told = len(lane.epochs)
         if lane.stage == DONE:
-            record = lane.record(
-                wall_seconds=time.monotonic() - seat.began,
-                num_devices=self.meter.num_devices,
-                peak_bytes=self.meter.peak_bytes,
-                device_hour_usd=self.device_hour_usd,
-            )
+            record = self._record(seat)
             self.on_done(lane)
             self.close(key)
             self._events.append(Event(key, record))
+
+    def _record(self, seat: _Seat) -> Record:
+        return seat.lane.record(
+            wall_seconds=time.monotonic() - seat.began,
+            num_devices=self.meter.num_devices,
+            peak_bytes=self.meter.peak_bytes,
+            device_hour_usd=self.device_hour_usd,
+        )
 
     def _fail(self, lane: Lane, error: Exception) -> None:
         self.close(lane.fold_run.key)

@@ -93,6 +93,15 @@ def test_cross_validation_comes_first(study):
         final_plan(study, [*failed, *records[4:]])
 
 
+def test_what_racing_spared_is_not_waited_for(study):
+    *_, records = study
+    stopped = [replace(r, status="stopped", reason="x", notes={}) for r in records[:1]]
+    assert final_plan(study, [*stopped, *records[2:]]).num_fold_runs > 0
+    paused = [replace(r, status="paused", notes={}) for r in records[:1]]
+    with pytest.raises(StudyError, match="2 of 4 fold-runs are still to be done"):
+        final_plan(study, [*paused, *records[2:]])
+
+
 def test_test_scores_choose_nothing(study):
     spec, plan, _, records = study
     scores = scored(study)

@@ -111,6 +111,26 @@ def test_a_failed_record_is_not_done_and_gives_way_to_a_retry(open_ledger):
     assert ledger.get(done.key) == done
 
 
+def test_a_pause_is_replaced_by_what_comes_after_it(open_ledger):
+    ledger = open_ledger()
+    paused = replace(record(), status="paused", notes={})
+    ledger.record(record(status="failed"))
+    ledger.record(paused)
+    assert ledger.records() == (paused,), "it was tried again and got so far"
+    assert not ledger.has(paused.key) and ledger.keys() == frozenset()
+    stopped = replace(paused, status="stopped", reason="it can no longer win", validation_f1=0.6)
+    ledger.record(stopped)
+    assert ledger.records() == (stopped,) and ledger.get(paused.key) == stopped
+    failed = record(status="failed")
+    ledger.record(failed)
+    assert ledger.records() == (failed,)
+    ledger.record(paused)
+    ledger.record(record())
+    assert ledger.records() == (record(),)
+    ledger.record(paused)
+    assert ledger.records() == (record(),), "a done one stays"
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [

@@ -12,6 +12,7 @@ import pytest
 
 from raymrc.model.strategies import STRATEGIES
 from raymrc.study.configuration import Backbone, Configuration
+from raymrc.study.racing import Racing
 from raymrc.study.space import Distribution, Fixed, Grid
 from raymrc.study.spec import Settings, Spec, Strategies
 from tests.study.making import STUDY, problems_of, spec_of
@@ -193,6 +194,39 @@ def test_a_value_is_fixed_a_list_is_a_grid_a_mapping_is_a_range(tmp_path):
         "dropout": Grid((0.0, 0.1)),
     }
     assert spec.training.given() == {"loss_weights": Fixed((1.0, 1.0, 0.1)), "seed": Fixed(10)}
+
+
+@pytest.mark.parametrize("off", ["", "racing: none\n", "racing:\n"])
+def test_racing_is_off_where_it_is_not_asked_for(off, tmp_path):
+    assert spec_of(tmp_path, STUDY + off).racing is None
+
+
+def test_racing_is_a_word_or_a_mapping(tmp_path):
+    spec = spec_of(tmp_path, STUDY + "racing: paired\n")
+    assert spec.racing is not None and spec.racing.racing == Racing()
+    spec = spec_of(tmp_path, STUDY + "racing: {error_rate: 0.1, rungs: [0.5, 1], min_folds: 2}\n")
+    assert spec.racing is not None
+    assert spec.racing.racing == Racing("paired", 0.1, (0.5, 1.0), 2)
+    assert spec_of(tmp_path, STUDY + "racing: paired\n", ["racing=none"]).racing is None
+
+
+@pytest.mark.parametrize(
+    ("racing", "sentence"),
+    [
+        ("fast", "racing: 'fast' is not none, paired, or a mapping such as {error_rate: 0.05}"),
+        ("{error_rate: 2}", "error_rate: 2 is not"),
+        (
+            "{rungs: [0.5, 0.2, 1]}",
+            "rungs: wants ascending shares of the epochs, the last of them 1",
+        ),
+        ("{rungs: [0.5]}", "rungs: wants ascending shares of the epochs"),
+        ("{rungs: [0, 1]}", "rungs: 0 is not"),
+        ("{rung: [1]}", "unknown field 'rung' in racing; did you mean 'rungs'?"),
+    ],
+)
+def test_a_race_that_cannot_be_is_told_where_it_stands(racing, sentence, tmp_path):
+    (problem,) = problems_of(tmp_path, STUDY + f"racing: {racing}\n")
+    assert sentence in problem
 
 
 def test_the_nearer_setting_goes_first(tmp_path):

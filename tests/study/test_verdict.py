@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from raymrc.scoring.counts import Counts
-from raymrc.study.record import NoteCounts, Record
+from raymrc.study.record import Epoch, NoteCounts, Record
 from raymrc.study.verdict import describe, frozen_gaps, render, summarise, to_json
 from tests.study.making import cell, record
 
@@ -218,6 +218,27 @@ def test_why_fold_runs_failed_is_told_with_how_often():
     records = [record(f, status="failed") for f in (0, 1)]
     (summary,) = summarise(records, 2)
     assert summary.reasons == (("the loss is not a number", 2),)
+
+
+def test_who_was_stopped_cannot_win_and_its_cost_and_reason_are_told():
+    done = [record(fold, validation_f1=0.5) for fold in (0, 1)]
+    epochs = tuple(Epoch(e, 1.0, 0.9, 1.0) for e in (1, 2))
+    beaten = record(0, learning_rate=0.1, validation_f1=0.9, device_seconds=7.0, cost_usd=0.5)
+    beaten = replace(beaten, status="stopped", reason="too late", notes={}, epochs=epochs)
+    waiting = replace(
+        record(0, learning_rate=0.2), status="paused", notes={}, epochs=epochs[:1], cost_usd=0.25
+    )
+    (summary,) = summarise([*done, beaten, waiting], 2)
+    assert summary.winner is not None and summary.winner.configuration.learning_rate == 1e-4
+    assert summary.num_failed == 0 and summary.num_spared == 2
+    assert summary.cost_usd == pytest.approx(0.02 + 0.75)
+    by_rate = {c.configuration.learning_rate: c for c in summary.configurations}
+    assert (by_rate[0.1].stopped, by_rate[0.1].fold_epochs) == ("too late", 2)
+    assert not by_rate[0.2].stopped, "it may go on"
+    found = {c["settings"]["learning_rate"]: c for c in summary.to_json()["configurations"]}
+    assert (found[0.1]["stopped"], found[1e-4]["stopped"]) == ("too late", None)
+    assert "What racing left out" in shown([summary])
+    assert "What racing left out" not in shown(summarise(done, 2))
 
 
 def test_gold_that_no_answer_can_be_is_told_beside_the_table():

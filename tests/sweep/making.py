@@ -1,6 +1,6 @@
 """Plans and a training that is over at once, for the tests of the sweep.
 
-python -m tests.sweep.making FOLDER NAP     runs a small study in a process of its own
+python -m tests.sweep.making FOLDER NAP [race]    runs a small study in a process of its own
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from raymrc.scoring.counts import Counts
 from raymrc.study.configuration import Backbone, Cell, FoldRun
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import CellPlan, Fingerprints, Plan, build_configuration
+from raymrc.study.racing import Racing
 from raymrc.study.record import Epoch, Event, NoteCounts, Record
 from raymrc.study.space import Distribution, Fixed, Grid, Setting, build_space
 
@@ -61,6 +62,12 @@ def make_plan(
         cells=tuple(cells),
         fingerprints=Fingerprints("c", "f", "q", {backbone.name: "w"}),
     )
+
+
+def make_race() -> Plan:
+    """Eight learning rates in one cell, of which 0.1 is best."""
+    plan = make_plan([0.1 * (1 + i) for i in range(8)], ["frozen_soft_prompt"], epochs=10)
+    return replace(plan, racing=Racing())
 
 
 def fold_runs(plan: Plan) -> list[FoldRun]:
@@ -142,6 +149,7 @@ class Script:
         dies, dies_once: the same, ending the process.
         room: so many lanes fit into a process.
         unloadable: no process can load the backbone.
+        raced: validation F1 falls off with the learning rate's distance from 0.1, instead of being equal.
     """
 
     folder: Path
@@ -153,6 +161,18 @@ class Script:
     text: str = MARKER
     room: int = 1000
     unloadable: bool = False
+    raced: bool = False
+
+    def record(self, run: FoldRun) -> Record:
+        """What training this fold-run comes to."""
+        record = make_record(run)
+        if not self.raced:
+            return record
+        num, rate = run.configuration.epochs, run.configuration.learning_rate
+        top = 0.9 - abs(rate - 0.1) - 0.02 * run.fold + random.Random(run.key).gauss(0, 0.002)
+        course = [top * (1 - 2.0 ** (-e)) for e in range(1, num + 1)]
+        epochs = tuple(Epoch(e, 1 / e, f1, 0.5) for e, f1 in enumerate(course, 1))
+        return replace(record, validation_f1=course[-1], best_epoch=num, epochs=epochs)
 
     def trained(self) -> list[str]:
         """Keys of the fold-runs that were begun, once for each time."""
@@ -205,13 +225,29 @@ class ScriptPool:
     def save(self, key: str) -> bytes:
         return str(self.courses[key].epoch).encode()
 
+    def epochs(self, key: str) -> int:
+        return self.courses[key].epoch
+
+    def pause(self, key: str) -> Record:
+        course = self.courses.pop(key)
+        record = self.data.record(course.fold_run)
+        epochs = record.epochs[: course.epoch]
+        return replace(
+            record,
+            status="paused",
+            notes={},
+            epochs=epochs,
+            validation_f1=max(epoch.validation_f1 for epoch in epochs),
+            device_seconds=float(course.epoch),
+        )
+
     def close(self, key: str) -> None:
         self.courses.pop(key, None)
 
     def step(self) -> list[Event]:
         events = []
         for key, course in list(self.courses.items()):
-            record = make_record(course.fold_run)
+            record = self.data.record(course.fold_run)
             if course.epoch < len(record.epochs):
                 time.sleep(self.data.nap / len(record.epochs))
                 events.append(Event(key, record.epochs[course.epoch]))
@@ -245,10 +281,12 @@ if __name__ == "__main__":
     from raymrc.sweep.driver import Resources, run_study
 
     folder, nap = Path(sys.argv[1]), float(sys.argv[2])
-    script = Script(folder / "trained", nap)
+    raced = "race" in sys.argv
+    script = Script(folder / "trained", nap, raced=raced)
     script.folder.mkdir(parents=True, exist_ok=True)
+    plan = make_race() if raced else make_plan()
     outcome = run_study(
-        make_plan(), Ledger(str(folder)), open_pool, script, folder=folder, resources=Resources()
+        plan, Ledger(str(folder)), open_pool, script, folder=folder, resources=Resources()
     )
     print("in the ledger", outcome.done + outcome.reused, flush=True)
     sys.exit(130 if outcome.interrupted else 0)

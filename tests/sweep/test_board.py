@@ -116,6 +116,26 @@ def test_lanes_of_a_lost_host_go_on_where_they_were_saved() -> None:
     assert order.open == ((runs[0], None), (runs[1], "b/000001"), (runs[2], "c/000004"))
 
 
+def test_a_fold_run_that_pauses_is_settled_and_goes_on_where_it_was_saved() -> None:
+    board, (run, other, _) = make_board(max_devices=1), frozen(1)
+    board.submit("t", [run, other], {run.key: 3})
+    order = board.exchange("a", (), 0)
+    assert order.until == {run.key: 3}, "the other one is trained to its end"
+    paused = replace(make_record(run), status="paused")
+    report = Report(run.key, saved=f"{run.key}/000003", record=paused.to_json(), pauses=True)
+    board.exchange("a", [report], 1)
+    (result,), is_over = board.collect("t")
+    assert Record.from_json(result["record"]) == paused and not is_over
+    board.exchange("a", [done(other)], 2)
+    assert board.collect("t")[1], "a trial is over when its fold-runs pause"
+    board.submit("u", [run], {run.key: 6})
+    order = board.exchange("a", (), 3)
+    assert order.open == ((run, f"{run.key}/000003"),) and order.until == {run.key: 6}
+    board.lost("a")
+    order = board.exchange("b", (), 4)
+    assert order.open == ((run, f"{run.key}/000003"),) and order.until == {run.key: 6}
+
+
 def test_a_late_word_of_a_lost_host_is_not_heard() -> None:
     board, runs = make_board(), frozen(1)
     board.submit("t", runs)

@@ -30,7 +30,16 @@ from raymrc.sweep.hosts import HostTerms
 from raymrc.sweep.progress import Snapshot
 from raymrc.sweep.reception import open_reception
 from tests.paths import ROOT
-from tests.sweep.making import MARKER, Script, actors, fold_runs, make_plan, make_record, open_pool
+from tests.sweep.making import (
+    MARKER,
+    Script,
+    actors,
+    fold_runs,
+    make_plan,
+    make_race,
+    make_record,
+    open_pool,
+)
 
 pytestmark = [
     pytest.mark.ray,
@@ -147,6 +156,41 @@ def test_tpe_goes_through_ray_and_is_resumed_from_the_ledger(cluster, tmp_path, 
     outcome, records = run(make_plan(rates, ["fine_tune"], tpe=5), tmp_path, script)
     assert (outcome.done, outcome.reused) == (6, 9)
     assert len(records) == len(set(script.trained())) == len(script.trained()) == 15
+
+
+def check_race(script: Script, records: dict[str, Record], folder: Path) -> int:
+    """The best rate has all of its folds, the others were left behind. Gives the fold-epochs trained."""
+    done = [record for record in records.values() if record.status == "done"]
+    best = [record for record in done if record.fold_run.configuration.learning_rate == 0.1]
+    assert len(best) == 3
+    assert all(record == script.record(record.fold_run) for record in done)
+    stopped = [record for record in records.values() if record.status == "stopped"]
+    assert stopped and all("points below" in record.reason for record in stopped)
+    assert {record.status for record in records.values()} == {"done", "stopped"}
+    saved = [path.name for path in (folder / "saved").rglob("*") if path.is_file()]
+    assert [name for name in saved if not name.startswith(".")] == []
+    return sum(len(record.epochs) for record in records.values())
+
+
+def test_a_race_goes_through_ray_and_is_not_held_again(cluster, tmp_path, script):
+    plan, raced = make_race(), replace(script, raced=True)
+    told: list[Record] = []
+    shown: list[Snapshot] = []
+    outcome, records = run(plan, tmp_path, raced, on_record=told.append, on_progress=shown.append)
+    assert check_race(raced, records, tmp_path) < 0.6 * 8 * 3 * 10
+    assert {record.key: record for record in told} == records, "pauses are not told of"
+    done = sum(record.status == "done" for record in records.values())
+    assert (outcome.done, outcome.spared, outcome.failed) == (done, 24 - done, 0)
+    assert not outcome.interrupted
+    assert (shown[-1].done, shown[-1].total, shown[-1].spared) == (done, done, 24 - done)
+
+    begun = len(raced.trained())
+    outcome, again = run(plan, tmp_path, raced)
+    assert (outcome.done, outcome.reused, again) == (0, done, records)
+    assert len(raced.trained()) == begun, "nothing was trained again"
+    outcome, whole = run(replace(plan, racing=None), tmp_path, raced)
+    assert outcome.done == 24 - done, "without racing the rest of the grid is trained"
+    assert whole == {r.key: raced.record(r) for r in fold_runs(plan)}
 
 
 def test_no_more_hosts_than_allowed(cluster, tmp_path, script):
@@ -296,11 +340,11 @@ def test_a_record_cut_in_half_stops_the_study_before_ray_starts(tmp_path, script
 class Process:
     """A driver of its own, with all the processes that come from it."""
 
-    def __init__(self, folder: Path, nap: float) -> None:
+    def __init__(self, folder: Path, nap: float, *more: str) -> None:
         self.mark = uuid.uuid4().hex
         self.folder = folder
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.sweep.making", str(folder), str(nap)],
+            [sys.executable, "-m", "tests.sweep.making", str(folder), str(nap), *more],
             cwd=ROOT,
             env={**os.environ, "RAYMRC_TEST_MARK": self.mark},
             stdin=subprocess.DEVNULL,
@@ -365,3 +409,22 @@ def test_a_driver_that_is_ended_leaves_a_study_that_ends_as_if_it_had_not_been(
     assert records == {r.key: make_record(r) for r in fold_runs(plan)}
     again = [key for key in script.trained() if key in before]
     assert sorted(again) == sorted(before), "what was in the ledger was not trained again"
+
+
+@pytest.mark.chaos
+def test_a_race_whose_driver_is_killed_goes_on_from_its_rungs(cluster, tmp_path, script):
+    ended = Process(tmp_path, 0.6, "race")
+    ended.wait_for_records(12)
+    ended.process.kill()
+    ended.process.communicate()
+    assert ended.left_behind() == []
+    kept = {record.key: record for record in Ledger(str(tmp_path)).records()}
+    paused = [record for record in kept.values() if record.status == "paused"]
+    assert paused
+
+    raced = replace(script, raced=True)
+    _, records = run(make_race(), tmp_path, raced)
+    check_race(raced, records, tmp_path)
+    assert all(len(records[key].epochs) >= len(record.epochs) for key, record in kept.items())
+    begun_anew = raced.begun_at().count(0)
+    assert begun_anew <= len(records) + 2 * 4, "but for what was open just then, at most"

@@ -152,6 +152,40 @@ def test_a_lane_reopened_elsewhere_ends_bit_for_bit_the_same(
     assert record.device_seconds > sum(e.wall_seconds for e in told) / 4
 
 
+@pytest.mark.parametrize("strategy", ["frozen_soft_prompt", "fine_tune"])
+def test_a_lane_that_pauses_at_rungs_ends_as_one_that_does_not(
+    strategy: str, loaded: Loaded, data: StudyData
+) -> None:
+    """It is compared while it waits, and what it cost by then is told."""
+    frozen = strategy == "frozen_soft_prompt"
+    more = {"prompt_length": 3} if frozen else {}
+    run = make_run(loaded, strategy, epochs=4, dropout=0.1, batch_size=4, **more)
+    whole = train_fold_run(run, data, loaded)
+    state, paused = None, None
+    for until in (1, 3):
+        pool = Pool(loaded, data)
+        pool.open(run, state)
+        while pool.epochs(run.key) < until:
+            assert not any(isinstance(event.what, Record) for event in pool.step())
+        state, before = pool.save(run.key), paused
+        paused = pool.pause(run.key)
+        assert not len(pool)
+        assert paused.status == "paused" and not paused.notes
+        assert [e.validation_f1 for e in paused.epochs] == [
+            e.validation_f1 for e in whole.epochs[:until]
+        ]
+        assert paused.validation_f1 == max(e.validation_f1 for e in paused.epochs)
+        assert paused.trained_parameters == whole.trained_parameters
+        assert paused.device_seconds > (before.device_seconds if before else 0.0)
+        assert Record.from_json(paused.to_json()) == paused
+    pool = Pool(loaded, data)
+    pool.open(run, state)
+    *_, record = run_out(pool)[run.key]
+    assert record.status == "done" and record.notes == whole.notes
+    assert [e.loss for e in record.epochs] == [e.loss for e in whole.epochs]
+    assert record.device_seconds > paused.device_seconds, "what it cost before is in it"
+
+
 def test_a_lane_whose_loss_is_not_a_number_fails_alone(loaded: Loaded, data: StudyData) -> None:
     pool = Pool(loaded, data)
     ill, well = make_frozen(loaded, 1, learning_rate=1e20), make_frozen(loaded, 2)
