@@ -42,7 +42,7 @@ def test_a_study_is_planned_to_its_last_number_without_its_notes(path):
     assert spec.warnings == ()
     compared = {cell.cell.strategy for cell in plan.cells}
     # Whoever has no prompt has nothing to say about its shape; words do not grow with the backbone.
-    partial = ("prompt-", "final-test", "scaling")
+    partial = ("prompt-", "final-test", "scaling", "racing")
     assert compared == set(STRATEGIES) or path.stem.startswith(partial)
     assert all(0 < cell.trained_share <= 1 for cell in plan.cells)
     assert plan.num_fold_runs == plan.num_configurations * spec.num_folds
