@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from raymrc.corpora.note import Corpus
     from raymrc.model.adapters import Adapter
     from raymrc.reading.light_tokenizers import FileTokenizer, RoughTokenizer
+    from raymrc.study.configuration import Cell
+    from raymrc.study.earlier import RatePrior
     from raymrc.study.estimate import Measured
     from raymrc.study.ledger import Ledger
     from raymrc.study.plan import Plan
@@ -374,6 +376,7 @@ def _train(job: _Job, plan: Plan) -> StudyOutcome:
     from raymrc.training.trainer import Trainer
 
     spec, ledger = job.spec, job.ledger
+    rates = _earlier_rates(spec, plan)
     _print_table(render(plan), sys.stderr)  # what each cell trains, and its share
 
     # And seconds more.
@@ -414,9 +417,38 @@ def _train(job: _Job, plan: Plan) -> StudyOutcome:
                 spec.resources.lanes_per_host,
                 together=spec.resources.same_machine,
             ),
+            rates=rates,
             on_record=recorder.record,
             on_progress=show,
         )
+
+
+def _earlier_rates(spec: Spec, plan: Plan) -> dict[Cell, RatePrior]:
+    """What the ledgers of `racing.warm_start` say of each cell's learning rates."""
+    if spec.racing is None or plan.racing is None or not spec.racing.warm_start:
+        return {}
+    from raymrc.study.earlier import learn_rates
+    from raymrc.study.ledger import Ledger
+
+    records: list[Record] = []
+    for place in spec.racing.warm_start:
+        found = Ledger(place, write=False).records()
+        if not found:
+            raise spec.error(
+                ("racing", "warm_start"),
+                f"warm_start: {place} has no finished fold-run to learn from",
+            )
+        records += found
+    learnt = {
+        cell.cell: learn_rates(records, cell.cell, cell.total_parameters or 0, plan.racing)
+        for cell in plan.cells
+    }
+    for cell, prior in learnt.items():
+        if prior is None:
+            _say(
+                f"nothing is known of the learning rates of {cell.name}: warm_start has no such grid"
+            )
+    return {cell: prior for cell, prior in learnt.items() if prior is not None}
 
 
 def _tell(spec: Spec, outcome: StudyOutcome) -> None:

@@ -88,6 +88,8 @@ class Contender:
         courses: by fold, validation F1 after each finished epoch, 0 to 1.
         stopped: an earlier decision has stopped it; what it has reached still counts as evidence.
         trained_parameters: the smaller one wins a tie.
+        expected: F1 above or below the others', before anything was seen, by rung (`earlier.RatePrior`);
+            () for equally good.
     """
 
     configuration: str
@@ -95,6 +97,7 @@ class Contender:
     courses: tuple[Sequence[float], ...]
     stopped: bool = False
     trained_parameters: int = 0
+    expected: tuple[float, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -195,7 +198,7 @@ def decide(
     first = race.first_rungs(slots)
     if len(first) == slots or not race.has_evidence:
         return Decision(first)
-    fit = _fit(race.reached, race.depth, prior or Prior(), racing.rungs)
+    fit = _fit(race.reached, race.depth, prior or Prior(), racing.rungs, race.expected)
     return race.decide(fit, first, slots - len(first))
 
 
@@ -233,6 +236,7 @@ class _Race:
         self.epochs = np.array([racing.epochs_at(c.epochs) for c in contenders])
         self.depth = np.zeros(shape, dtype=np.int64)
         self.reached = np.zeros((*shape, num_rungs))
+        self.expected = np.array([c.expected or (0.0,) * num_rungs for c in contenders])
         for c, contender in enumerate(contenders):
             ends = self.epochs[c].tolist()
             for fold, course in enumerate(contender.courses):
@@ -258,10 +262,12 @@ class _Race:
         return bool((self.depth[:, 0] > 0).any())
 
     def first_rungs(self, slots: int) -> tuple[Run, ...]:
-        """Everybody starts on the first fold; nobody is judged unseen."""
+        """Everybody starts on the first fold, who is expected to be good first; nobody is judged unseen."""
+        order = np.argsort(-self.expected[:, -1], kind="stable")
+        waiting = (self.planned[:, 0] == 0) & ~self.is_stopped
         return tuple(
             Run(self.contenders[c].configuration, 0, int(self.epochs[c, 0]))
-            for c in np.flatnonzero((self.planned[:, 0] == 0) & ~self.is_stopped)[:slots]
+            for c in order[waiting[order]][:slots]
         )
 
     @property
@@ -423,16 +429,24 @@ def _remaining(
     return covariance, pull, variance + rests.left[depths].sum(1) / num_folds**2
 
 
-def _fit(reached: Array, depth: NDArray[np.int64], prior: Prior, shares: Sequence[float]) -> _Fit:
+def _fit(
+    reached: Array,
+    depth: NDArray[np.int64],
+    prior: Prior,
+    shares: Sequence[float],
+    expected: Array,
+) -> _Fit:
     """Covariances from the prior's by a few steps of EM, then what they say of every worth.
 
     Args:
         reached: best validation F1 by each rung, (C, F, R); what lies beyond `depth` is not looked at.
         depth: rungs reached, (C, F).
+        expected: mean of each one's effect, (C, R). Covariances are fitted to what is left, so where
+            this is wrong they grow.
     """
     num, num_folds, num_rungs = reached.shape
     seen = np.arange(num_rungs) < depth[:, :, None]
-    y_CFR = _without_far(reached, seen)
+    y_CFR = np.where(seen, without_far(reached, seen) - expected[:, None], 0.0)
     fold, rung = np.nonzero(seen.any(0))  # of the levels, L
     at_L = fold * num_rungs + rung
     begun = depth > 0
@@ -473,7 +487,7 @@ def _fit(reached: Array, depth: NDArray[np.int64], prior: Prior, shares: Sequenc
         squares = squares + with_level @ level_covariance @ with_level.swapaxes(1, 2)
         rests = _of_squares(squares, depth[begun], prior_rests, prior.rest_weight)
     ends = tables.weights[depth]  # C F R
-    worth = (pull * effect).sum(1) + (ends * off).sum((1, 2)) / num_folds
+    worth = expected[:, -1] + (pull * effect).sum(1) + (ends * off).sum((1, 2)) / num_folds
     slope = (pull[:, None] @ moves)[:, 0] - ends.reshape(num, -1)[:, at_L] / num_folds
     degrees = prior.rest_weight + float(np.maximum(begun.sum(1) - 1, 0).sum())
     return _Fit(worth, variance, slope, level_covariance, degrees, effects, tables)
@@ -499,7 +513,7 @@ def _of_squares(squares: Array, depth: NDArray[np.int64], prior: Array, weight: 
     return found
 
 
-def _without_far(reached: Array, seen: NDArray[np.bool_]) -> Array:
+def without_far(reached: Array, seen: NDArray[np.bool_]) -> Array:
     """What is seen, raised to what is as good as hopeless; 0 elsewhere."""
     values = np.sort(np.where(seen, reached, np.inf), axis=0)
     count = seen.sum(0)[None]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymrc.study.configuration import Cell
+from raymrc.study.earlier import RatePrior, Standings
 from raymrc.study.racing import Contender, Prior, Racing, Run, decide
 from raymrc.study.record import Record
 from raymrc.study.verdict import rank
@@ -40,12 +41,14 @@ class Table:
         courses: by configuration and fold, a value an epoch, 0 to 1; epochs may differ between
             configurations, not between folds of one.
         trained_parameters: of each; the smaller one wins a tie.
+        rates: learning rate of each, where it is known.
     """
 
     name: str
     configurations: tuple[str, ...]
     courses: tuple[tuple[tuple[float, ...], ...], ...]
     trained_parameters: tuple[int, ...] = ()
+    rates: tuple[float, ...] = ()
 
     @property
     def num_folds(self) -> int:
@@ -94,8 +97,19 @@ class Replay:
         return self.winner == self.grid_winner
 
 
-def replay(table: Table, racing: Racing, slots: int = 8, prior: Prior | None = None) -> Replay:
-    """A race as a driver would hold it, with so many fold-runs at a time."""
+def replay(
+    table: Table,
+    racing: Racing,
+    slots: int = 8,
+    prior: Prior | None = None,
+    rates: RatePrior | None = None,
+) -> Replay:
+    """A race as a driver would hold it, with so many fold-runs at a time.
+
+    Args:
+        rates: what earlier studies say of the table's learning rates.
+    """
+    expected = [rates.standings(rate) for rate in table.rates] if rates is not None else []
     place = {name: c for c, name in enumerate(table.configurations)}
     sizes = table.trained_parameters or (0,) * len(place)
     done = [[0] * table.num_folds for _ in place]
@@ -111,6 +125,7 @@ def replay(table: Table, racing: Racing, slots: int = 8, prior: Prior | None = N
                 tuple(course[:n] for course, n in zip(courses, done[c], strict=True)),
                 name in stopped,
                 sizes[c],
+                expected[c] if expected else (),
             )
             for c, (name, courses) in enumerate(
                 zip(table.configurations, table.courses, strict=True)
@@ -229,13 +244,50 @@ def generate(world: World, count: int, seed: int) -> Iterator[Table]:
         yield _generate(world, index, np.random.default_rng([seed, index]))
 
 
-def _generate(world: World, index: int, generator: np.random.Generator) -> Table:
+def generate_related(
+    world: World, count: int, seed: int, apart: float
+) -> Iterator[tuple[Table, Table]]:
+    """So many pairs: an earlier study and another one.
+
+    Args:
+        apart: decades between their best learning rates.
+    """
+    for index in range(count):
+        generator = np.random.default_rng([seed, index])
+        best_rate = float(generator.uniform(0.25, 0.75))
+        there = best_rate * world.rate_spread
+        here = there + apart * (1 if there < world.rate_spread / 2 else -1)
+        yield (
+            _generate(world, index, generator, there),
+            _generate(world, index, generator, here),
+        )
+
+
+def standings_of(table: Table, racing: Racing) -> Standings:
+    """A table as an earlier study."""
+    reached = [
+        [
+            statistics.fmean(max(course[:end]) for course in folds)
+            for end in racing.epochs_at(len(folds[0]))
+        ]
+        for folds in table.courses
+    ]
+    return Standings(np.array(table.rates), np.array(reached))
+
+
+def _generate(
+    world: World, index: int, generator: np.random.Generator, best: float | None = None
+) -> Table:
+    """
+    Args:
+        best: the best learning rate, in decades above the lowest; drawn where not given.
+    """
     num = int(generator.integers(world.configurations[0], world.configurations[1] + 1))
     epochs = int(generator.integers(world.epochs[0], world.epochs[1] + 1))
     folds = world.folds
     num_settings = int(generator.integers(2, 7))
     setting = generator.integers(num_settings, size=num)
-    best_rate = generator.uniform(0.25, 0.75) * world.rate_spread
+    best_rate = generator.uniform(0.25, 0.75) * world.rate_spread if best is None else best
     rate = generator.uniform(0, world.rate_spread, num) - best_rate
     worth = (
         world.top
@@ -273,6 +325,7 @@ def _generate(world: World, index: int, generator: np.random.Generator) -> Table
         f"{world.name}-{index}",
         tuple(f"{c:03d}" for c in range(num)),
         tuple(tuple(map(tuple, of)) for of in scores.tolist()),
+        rates=tuple((1e-3 * 10 ** (rate + best_rate)).tolist()),
     )
 
 
@@ -305,6 +358,7 @@ def read_tables(records: Iterable[Record], num_folds: int | None = None) -> tupl
                     for of in whole.values()
                 ),
                 tuple(of[0].trained_parameters for of in whole.values()),
+                tuple(of[0].fold_run.configuration.learning_rate for of in whole.values()),
             )
         )
     return tuple(tables)

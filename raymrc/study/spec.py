@@ -426,6 +426,14 @@ def _shares(value: Any) -> tuple[float, ...]:
     return found
 
 
+def _storages(value: Any) -> tuple[str, ...]:
+    places = value if isinstance(value, list | tuple) else [value]
+    try:
+        return tuple(storage_place.read(place) for place in places)
+    except Wrong as wrong:
+        raise problems([((), str(wrong))]) from None
+
+
 class RacingSpec(_Section):
     """Stopping configurations that can no longer win their cell."""
 
@@ -436,6 +444,11 @@ class RacingSpec(_Section):
     """Shares of a fold-run's epochs at which it may pause, to see whether it is worth going on."""
     min_folds: Annotated[int, checked(whole(1))] = 1
     """No configuration is stopped before it has reached the first rung on so many folds."""
+
+    warm_start: Annotated[tuple[str, ...], BeforeValidator(_storages)] = ()
+    """Storages of earlier studies, such as [runs/first-study]. How learning rates of the same strategy stood to
+    each other there says who is likely to be ahead, and backbones of like size count most. It is half
+    believed, and moves nobody's score."""
 
     @property
     def racing(self) -> Racing:

@@ -29,7 +29,8 @@ from typing import Any
 import raymrc
 from raymrc.errors import LedgerError, RaymrcError
 from raymrc.model.strategies import STRATEGIES
-from raymrc.study.configuration import Configuration, FoldRun
+from raymrc.study.configuration import Cell, Configuration, FoldRun
+from raymrc.study.earlier import RatePrior
 from raymrc.study.files import Files, absolute, not_writable, open_files
 from raymrc.study.ledger import Ledger
 from raymrc.study.placement import LANES
@@ -138,6 +139,7 @@ def run_study(
     folder: Path,
     resources: Resources | None = None,
     scheduler: TrialScheduler | None = None,
+    rates: Mapping[Cell, RatePrior] | None = None,
     on_record: Callable[[Record], None] | None = None,
     on_progress: Callable[[Snapshot], None] | None = None,
 ) -> StudyOutcome:
@@ -154,6 +156,7 @@ def run_study(
         scheduler: any of Tune's. A trial that it stops counts as settled with the fold-runs it has.
         folder: of the study, on this machine; all that spills to disk stays below it. What hosts save
             of running fold-runs lies in the ledger's storage, below "saved".
+        rates: by cell, what earlier studies say of learning rates; only races look at it.
         on_record: told of every new record, once it is in the ledger, failed ones too.
         on_progress: told now and then.
 
@@ -166,7 +169,7 @@ def run_study(
     if problems:
         raise LedgerError("\n".join(problems))
     saved = _Saved(ledger.storage)
-    study = _Study(plan, ledger, records, on_record, on_progress, saved)
+    study = _Study(plan, ledger, records, on_record, on_progress, saved, rates)
     if study.has_work:
         # Ray says on stdout, unasked, what its machines are at; stdout is for answers.
         quiet = redirect_stdout(sys.stderr)
@@ -189,6 +192,7 @@ class _Study:
         on_record: Callable[[Record], None] | None,
         on_progress: Callable[[Snapshot], None] | None,
         saved: _Saved,
+        rates: Mapping[Cell, RatePrior] | None = None,
     ) -> None:
         self.plan = plan
         self.ledger = ledger
@@ -197,7 +201,7 @@ class _Study:
         self.error: RaymrcError | None = None
         self._on_record = on_record or (lambda record: None)
         self._on_progress = on_progress
-        self._search = StudySearch(plan, records, self._look)
+        self._search = StudySearch(plan, records, self._look, rates)
         self._board = _Board(plan, self._search, records)
         self._in_flight: dict[str, Work] = {}
         self._now: dict[str, str] = {}

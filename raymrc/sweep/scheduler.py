@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from raymrc.study.configuration import Configuration
+from raymrc.study.earlier import RatePrior
 from raymrc.study.racing import Contender, Racing, Run, decide
 
 
@@ -70,6 +71,7 @@ class Race:
     Args:
         propose: the next configuration; None when there are no more.
         starters: so many enter at once, the others when nothing is left to run for those that are in.
+        rates: what earlier studies say of learning rates.
     """
 
     def __init__(
@@ -79,11 +81,13 @@ class Race:
         propose: Callable[[], Configuration | None],
         *,
         starters: float = math.inf,
+        rates: RatePrior | None = None,
     ) -> None:
         self._racing = racing
         self._num_folds = num_folds
         self._propose = propose
         self._starters = starters
+        self._rates = rates
         self._entries: dict[str, _Entry] = {}
         self._queue: deque[Run] = deque()
         self._has_news = True
@@ -222,6 +226,7 @@ class Race:
                     tuple(entry.courses),
                     entry.stopped,
                     entry.trained_parameters,
+                    self._expected(entry.configuration),
                 )
                 for name, entry in self._entries.items()
                 if not entry.failed
@@ -237,6 +242,9 @@ class Race:
             # One more enters when nobody who is in is worth what is free.
             if self._queue or not self._admit():
                 return
+
+    def _expected(self, configuration: Configuration) -> tuple[float, ...]:
+        return () if self._rates is None else self._rates.standings(configuration.learning_rate)
 
     def _admit(self) -> bool:
         if not self._has_more:

@@ -16,7 +16,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from raymrc.study.configuration import Configuration, FoldRun, hash_values
+from raymrc.study.configuration import Cell, Configuration, FoldRun, hash_values
+from raymrc.study.earlier import RatePrior
 from raymrc.study.plan import CellPlan, Plan, build_configuration, fold_run
 from raymrc.study.racing import Racing
 from raymrc.study.record import Record
@@ -245,6 +246,7 @@ class StudySearch:
         records: of the ledger.
         look: the done record of a key, if there is one by now. Asked before a fold-run is handed
             out, so that what a second driver has done is not done again.
+        rates: by cell, what earlier studies say of learning rates; only races look at it.
     """
 
     def __init__(
@@ -252,6 +254,7 @@ class StudySearch:
         plan: Plan,
         records: Iterable[Record] = (),
         look: Callable[[str], Record | None] | None = None,
+        rates: Mapping[Cell, RatePrior] | None = None,
     ) -> None:
         assert plan.fingerprints is not None, "corpus and weights must be known before training"
         self.plan = plan
@@ -260,6 +263,7 @@ class StudySearch:
         self._fingerprints = plan.fingerprints
         self._fold_runs: dict[Configuration, dict[str, FoldRun]] = {}
         self._look = look or (lambda key: None)
+        self._rates = rates or {}
         self._again: deque[Work] = deque()
         self._races: list[Race | None] = [None] * len(plan.cells)
         self._cells = {cell.cell: index for index, cell in enumerate(plan.cells)}
@@ -298,7 +302,8 @@ class StudySearch:
     def _build_race(self, index: int, racing: Racing, seen: Sequence[Record]) -> Race:
         proposer = self._proposers[index]
         starters = math.inf if isinstance(proposer, ListSearch) else STARTERS
-        race = Race(racing, self.plan.folds, proposer.propose, starters=starters)
+        rates = self._rates.get(self.plan.cells[index].cell)
+        race = Race(racing, self.plan.folds, proposer.propose, starters=starters, rates=rates)
         self._races[index] = race
         for record in seen:
             configuration = record.fold_run.configuration
