@@ -446,8 +446,8 @@ class RacingSpec(_Section):
     """No configuration is stopped before it has reached the first rung on so many folds."""
 
     warm_start: Annotated[tuple[str, ...], BeforeValidator(_storages)] = ()
-    """Storages of earlier studies, such as [runs/first-study]. How learning rates of the same strategy stood to
-    each other there says who is likely to be ahead, and backbones of like size count most. It is half
+    """Storages of earlier studies, such as [runs/first-study]. How learning rates of the same strategy stood
+    to each other there says who is likely to be ahead, and backbones of like size count most. It is half
     believed, and moves nobody's score."""
 
     @property
