@@ -1,6 +1,7 @@
 """How much of a full grid does racing save, and does it find the same winner? Beside its peers.
 
     python -m benchmarks.racing [--quick]
+    python -m benchmarks.racing --keep STORAGE NAME     keeps a study's full grids for later runs
 
 Each method replays the same tables, 8 fold-runs at a time: tables from `study.simulate.WORLDS`, whose
 settings stand there; no rule or default was chosen by "held-out". A line a method, setting and world:
@@ -25,18 +26,31 @@ Peers, each at several settings:
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common import json_line, read_options, start
+from benchmarks.common import Options, json_line, read_options, start
+from raymrc.study.earlier import fit_rates
+from raymrc.study.ledger import Ledger
 from raymrc.study.racing import Racing
-from raymrc.study.simulate import WORLDS, Table, generate, replay
+from raymrc.study.simulate import (
+    WORLDS,
+    Table,
+    generate,
+    generate_related,
+    read_tables,
+    replay,
+    standings_of,
+)
 
 STUDIES, QUICK_STUDIES = 125, 6
 SEED = 20261125
@@ -44,6 +58,10 @@ SLOTS = 8
 ERROR_RATES = (0.02, 0.05, 0.2, 0.5)
 ETAS = (2, 3, 4)
 MOST_REGRET = 0.1
+ORDERS = 25
+"""Of the folds of each recorded grid."""
+PAIRS, APART, WARM_RATE = 60, (0.0, 0.2, 0.5), 0.05
+RECORDED = Path(__file__).parent / "recorded"
 GOAL = 6.0
 
 Array = NDArray[np.float64]
@@ -184,58 +202,147 @@ def interval(values: Array, weights: Array | None = None) -> list[float]:
     return [float(f"{value:.4g}") for value in np.quantile(means, (0.025, 0.975))]
 
 
+def recorded(orders: int) -> dict[str, list[Table]]:
+    """Full grids of real studies, each replayed with its folds in other orders."""
+    found: dict[str, list[Table]] = {}
+    for path in sorted(RECORDED.glob("*.json")):
+        values = json.loads(path.read_text())
+        table = Table(
+            path.stem,
+            tuple(values["configurations"]),
+            tuple(tuple(map(tuple, folds)) for folds in values["courses"]),
+            tuple(values["trained_parameters"]),
+            tuple(values["rates"]),
+        )
+        generator = np.random.default_rng(SEED)
+        found[path.stem] = []
+        for _ in range(orders):
+            order = generator.permutation(table.num_folds).tolist()
+            courses = tuple(tuple(folds[f] for f in order) for folds in table.courses)
+            found[path.stem].append(replace(table, courses=courses))
+    return found
+
+
+def keep_grids(storage: str, name: str) -> None:
+    """The full grids of a study's ledger, as files that `recorded` reads: scores, no notes."""
+    RECORDED.mkdir(exist_ok=True)
+    for number, table in enumerate(read_tables(Ledger(storage, write=False).records())):
+        path = RECORDED / f"{name}-{number + 1}.json"
+        values = {"cell": table.name, **asdict(table)}
+        del values["name"]
+        path.write_text(json.dumps(values) + "\n")
+        print(f"{path}: {len(table.configurations)} configurations", file=sys.stderr)
+
+
+def run_related(pair: tuple[Table, Table], setting: float, *, warm: bool) -> Outcome:
+    earlier, now = pair
+    racing = Racing(error_rate=setting)
+    rates = fit_rates([standings_of(earlier, racing)]) if warm else None
+    result = replay(now, racing, SLOTS, rates=rates)
+    return Outcome(result.grid_fold_epochs, result.fold_epochs, 100 * result.regret, result.is_same)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Outcomes of many studies as a line has them."""
+
+    saving: float
+    regret: float
+    figures: dict[str, object]
+
+
+def measure(outcomes: Sequence[Outcome]) -> Measured:
+    grid = np.array([o.grid for o in outcomes], dtype=float)
+    spent = np.array([o.spent for o in outcomes], dtype=float)
+    regret = np.array([o.regret for o in outcomes])
+    same = np.array([o.same for o in outcomes], dtype=float)
+    figures = {
+        "saving_interval": interval(grid, spent),
+        "same_winner": float(same.mean()),
+        "same_winner_interval": interval(same),
+        "mean_regret_points": float(f"{regret.mean():.3g}"),
+        "mean_regret_interval": interval(regret),
+        "studies": len(outcomes),
+    }
+    return Measured(float(grid.sum() / spent.sum()), float(regret.mean()), figures)
+
+
+UNIT = "grid's fold-epochs / trained"
+
+
+def race(options: Options, name: str, tables: Sequence[Table], pool: ProcessPoolExecutor) -> None:
+    """Every method and setting on the same tables, and the best of each side."""
+    ours = [("full grid", run_ours, 0.0)] + [("paired", run_ours, rate) for rate in ERROR_RATES]
+    peers = [(peer, run_peer, s) for peer, (_, _, settings) in PEERS.items() for s in settings]
+    best: dict[bool, tuple[float, str]] = {}
+    for method, run, setting in (*ours, *peers):
+        called = "none" if method == "full grid" else method
+        found = measure(
+            list(pool.map(partial(run, method=called, setting=setting), tables, chunksize=5))
+        )
+        label = f"{method} {setting:g}" if setting else method
+        json_line(
+            options, f"{name}: {label}", found.saving, None, UNIT, found.saving / GOAL, GOAL,
+            **found.figures,
+        )  # fmt: skip
+        if found.regret <= MOST_REGRET:
+            side = run is run_ours
+            best[side] = max(best.get(side, (0.0, "")), (found.saving, label))
+    peer, peer_label = best.get(False, (1.0, "full grid"))
+    json_line(
+        options,
+        f"{name}: at a mean regret of at most {MOST_REGRET} points",
+        best[True][0],
+        peer,
+        UNIT,
+        best[True][0] / peer,
+        1.5,
+        ours_setting=best[True][1],
+        peer_setting=peer_label,
+    )
+
+
+def start_warm(options: Options, count: int, pool: ProcessPoolExecutor) -> None:
+    """With and without an earlier study; its best rate lies so many decades away."""
+    for name in ("ordinary", "held-out"):
+        for apart in APART:
+            pairs = list(generate_related(WORLDS[name], count, SEED, apart))
+            warm, cold = (
+                measure(
+                    list(
+                        pool.map(
+                            partial(run_related, setting=WARM_RATE, warm=warm), pairs, chunksize=5
+                        )
+                    )
+                )
+                for warm in (True, False)
+            )
+            json_line(
+                options,
+                f"{name}: warm start, best rates {apart:g} decades apart",
+                warm.saving,
+                cold.saving,
+                UNIT,
+                warm.saving / cold.saving,
+                1.0,
+                **warm.figures,
+                same_winner_cold=cold.figures["same_winner"],
+                error_rate=WARM_RATE,
+            )
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["--keep"]:
+        keep_grids(*sys.argv[2:])
+        return
     options = read_options("racing", __doc__, devices=("cpu",))
     start(options)
     count = QUICK_STUDIES if options.quick else STUDIES
-    ours = [("full grid", run_ours, 0.0)] + [("paired", run_ours, rate) for rate in ERROR_RATES]
-    peers = [(name, run_peer, s) for name, (_, _, settings) in PEERS.items() for s in settings]
+    worlds = {name: list(generate(world, count, SEED)) for name, world in WORLDS.items()}
     with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        for name, world in WORLDS.items():
-            tables = list(generate(world, count, SEED))
-            best: dict[bool, tuple[float, str]] = {}
-            for method, run, setting in (*ours, *peers):
-                called = "none" if method == "full grid" else method
-                outcomes = list(
-                    pool.map(partial(run, method=called, setting=setting), tables, chunksize=5)
-                )
-                grid = np.array([o.grid for o in outcomes], dtype=float)
-                spent = np.array([o.spent for o in outcomes], dtype=float)
-                regret = np.array([o.regret for o in outcomes])
-                same = np.array([o.same for o in outcomes], dtype=float)
-                saving = float(grid.sum() / spent.sum())
-                label = f"{method} {setting:g}" if setting else method
-                json_line(
-                    options,
-                    f"{name}: {label}",
-                    saving,
-                    None,
-                    "grid's fold-epochs / trained",
-                    saving / GOAL,
-                    GOAL,
-                    saving_interval=interval(grid, spent),
-                    same_winner=float(same.mean()),
-                    same_winner_interval=interval(same),
-                    mean_regret_points=float(f"{regret.mean():.3g}"),
-                    mean_regret_interval=interval(regret),
-                    studies=count,
-                )
-                if regret.mean() <= MOST_REGRET:
-                    best[run is run_ours] = max(
-                        best.get(run is run_ours, (0.0, "")), (saving, label)
-                    )
-            peer, peer_label = best.get(False, (1.0, "full grid"))
-            json_line(
-                options,
-                f"{name}: at a mean regret of at most {MOST_REGRET} points",
-                best[True][0],
-                peer,
-                "grid's fold-epochs / trained",
-                best[True][0] / peer,
-                1.5,
-                ours_setting=best[True][1],
-                peer_setting=peer_label,
-            )
+        for name, tables in (worlds | recorded(QUICK_STUDIES if options.quick else ORDERS)).items():
+            race(options, name, tables, pool)
+        start_warm(options, count if options.quick else PAIRS, pool)
 
 
 if __name__ == "__main__":
