@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,52 @@ class Budget:
             seconds.append(3600 * (self.usd - spent.usd) / self.device_hour_usd)
         wall = math.inf if self.wall_hours is None else 3600 * self.wall_hours - spent.wall_seconds
         return Left(min(seconds), wall)
+
+    def told(self, spent: Spent) -> str:
+        """What was spent of each limit: "0.31 of 0.5 USD, 1.2 of 2 device hours"."""
+        parts = []
+        if self.usd is not None:
+            parts.append(f"{_figure(spent.usd)} of {self.usd:g} USD")
+        if self.device_hours is not None:
+            hours = _figure(spent.device_seconds / 3600)
+            parts.append(f"{hours} of {self.device_hours:g} device hours")
+        if self.wall_hours is not None:
+            parts.append(f"{_figure(spent.wall_seconds / 3600)} of {self.wall_hours:g} wall hours")
+        return ", ".join(parts)
+
+    def reached(self, spent: Spent) -> str:
+        """The sentence for a run that is closed at the cap."""
+        return f"the budget is used up ({self.told(spent)}); what was training is saved"
+
+    def too_little(self, left: Left, wanted: float, devices: float) -> str:
+        """The sentence where what is left is enough for nothing that is left to do.
+
+        Args:
+            wanted: device-seconds of the cheapest fold-run.
+            devices: of the host that would train it.
+        """
+        if wanted > left.device_seconds:
+            there = f"{_device_time(left.device_seconds, self)} of the budget is left"
+            return (
+                f"{there}, and the cheapest fold-run to do wants about {_device_time(wanted, self)}"
+            )
+        wall = wanted / max(devices, 1e-9) / 3600
+        return (
+            f"{_figure(left.wall_seconds / 3600)} wall hours of the budget are left, and the quickest fold-run "
+            f"to do wants about {_figure(wall)}"
+        )
+
+
+def _figure(number: float) -> str:
+    """Four digits: of a budget of hours that is a second."""
+    return f"{number:.4g}"
+
+
+def _device_time(seconds: float, budget: Budget) -> str:
+    """In the unit that the budget is written in."""
+    if budget.usd is not None and budget.device_hour_usd:
+        return f"{_figure(price(max(0.0, seconds), budget.device_hour_usd))} USD"
+    return f"{_figure(max(0.0, seconds) / 3600)} device hours"
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +367,10 @@ class Account:
         """That are held."""
         return sum(devices for devices, _ in self._held.values())
 
+    def held_beside(self, hosts: Collection[str]) -> float:
+        """Devices that others than these hosts hold."""
+        return sum(devices for host, (devices, _) in self._held.items() if host not in hosts)
+
     def device_seconds(self, moment: float) -> float:
         """That its hosts have held until then."""
         held = sum(devices * max(0.0, moment - since) for devices, since in self._held.values())
@@ -354,14 +404,24 @@ class Account:
         if not self.budget:
             return math.inf
         left = self.left(moment)
-        devices = self.devices
-        ends = [left.wall_seconds, self._paid_until - moment]
-        if devices:
-            charged = self._paid_for - self.device_seconds(moment)
-            ends.append(min(left.device_seconds, charged) / devices)
+        ends = [left.wall_seconds]
+        if self.devices:
+            ends += [left.device_seconds / self.devices, self.lease_left(moment)]
         elif left.device_seconds <= 0:
             ends.append(left.device_seconds)
         return min(ends)
+
+    def seconds_left_of_budget(self, moment: float) -> float:
+        """How long a device could be held before a limit is reached; 0 or less where one is."""
+        left = self.left(moment)
+        return min(left.device_seconds, left.wall_seconds)
+
+    def lease_left(self, moment: float) -> float:
+        """Seconds until what is spent is more than was written down."""
+        left = self._paid_until - moment
+        if self.devices:
+            left = min(left, (self._paid_for - self.device_seconds(moment)) / self.devices)
+        return left
 
     def is_counted(self, moment: float) -> bool:
         """Whether the lease is in force."""

@@ -9,6 +9,7 @@ goes to another one, from where it was last saved.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raymrc.model.strategies import STRATEGIES
+from raymrc.study.budget import Need
 from raymrc.study.configuration import Backbone, Cell, FoldRun
 from raymrc.study.record import Epoch, Record
+from raymrc.sweep.allowance import Allowance
 
 DEATHS = 3
 """So many hosts may die under one fold-run, the last of them with nobody else on it, before it
@@ -41,6 +44,7 @@ class Report:
     Args:
         saved: under which name, in the study's files.
         record: as `Record.to_json` writes it: thousands of counts, which nobody reads on the way.
+        saving_seconds: that saving took; 0 where that is not known.
     """
 
     key: str
@@ -48,6 +52,7 @@ class Report:
     saved: str | None = None
     record: str | None = None
     refused: bool = False
+    saving_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,7 @@ class _Host:
     closing: set[str] = field(default_factory=set)
     most: int | None = None
     idle_since: float | None = None
+    heard_at: float | None = None
 
 
 class Board:
@@ -107,6 +113,7 @@ class Board:
         idle_seconds: a host without work for so long goes.
         crews: of cells that do not train on one device.
         saved: where lanes were saved by an earlier run, by key.
+        allowance: where the study has a budget.
     """
 
     def __init__(
@@ -118,12 +125,14 @@ class Board:
         idle_seconds: float = 5.0,
         crews: Mapping[Cell, Crew] | None = None,
         saved: Mapping[str, str] | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self.lanes = lanes
         self.max_devices = max_devices
         self.fill = fill
         self.idle_seconds = idle_seconds
         self.crews = crews or {}
+        self.allowance = allowance
         self._saved = dict(saved or {})
         self._queue: list[_Wish] = []
         self._wishes: dict[str, _Wish] = {}
@@ -133,13 +142,22 @@ class Board:
 
     # --- trials -----------------------------------------------------------------------------------
 
-    def submit(self, trial: str, fold_runs: Iterable[FoldRun]) -> None:
-        """A trial wants these trained, after all that is wanted already."""
+    def submit(
+        self, trial: str, fold_runs: Iterable[FoldRun], needs: Mapping[str, Need] | None = None
+    ) -> None:
+        """A trial wants these trained, after all that is wanted already.
+
+        Args:
+            needs: what they are expected to cost, by key, as far as it is known.
+        """
         self._results[trial] = []
         for run in fold_runs:
             wish = _Wish(run, trial, self.crews.get(run.configuration.cell, SOLO))
             self._wishes[run.key] = wish
             self._queue.append(wish)
+            if self.allowance is not None:
+                need = (needs or {}).get(run.key)
+                self.allowance.expect(run, need, is_saved=run.key in self._saved)
 
     def collect(self, trial: str) -> tuple[list[dict[str, Any]], bool]:
         """What is new of a trial's fold-runs, as Tune is told it, and whether that was all."""
@@ -178,11 +196,13 @@ class Board:
         Args:
             there: hosts that have started or were asked for.
         """
-        needs = Counter(wish.crew for wish in self._wishes.values() if wish.is_alone)
-        needs[SOLO] += math.ceil(sum(not w.is_alone for w in self._wishes.values()) / self.fill)
+        queue = self._affordable()
+        wishes = [*self._open.values(), *queue]
+        needs = Counter(wish.crew for wish in wishes if wish.is_alone)
+        needs[SOLO] += math.ceil(sum(not wish.is_alone for wish in wishes) / self.fill)
         wanted = Counter({crew: min(need, there.get(crew, 0)) for crew, need in needs.items()})
         free = self.max_devices - sum(crew[1] * number for crew, number in there.items())
-        for crew in dict.fromkeys(wish.crew for wish in self._queue):
+        for crew in dict.fromkeys(wish.crew for wish in queue):
             more = min(needs[crew] - wanted[crew], free // crew[1])
             if more > 0:
                 wanted[crew] += more
@@ -219,7 +239,7 @@ class Board:
             mine.idle_since = now
         leave = (
             mine.idle_since is not None
-            and not any(wish.crew == mine.crew for wish in self._queue)
+            and not any(wish.crew == mine.crew for wish in self._affordable())
             and now - mine.idle_since >= self.idle_seconds
         )
         if leave:
@@ -239,6 +259,10 @@ class Board:
         mine = self._hosts.get(host)
         if mine is None:
             return
+        if self.allowance is not None and mine.heard_at is not None:
+            held = (now - mine.heard_at) * mine.crew[1] * self.allowance.unit
+            self.allowance.accrue(mine.wishes, held)
+        mine.heard_at = now
         for report in reports:
             wish = mine.wishes.get(report.key)
             if wish is not None:  # else it was withdrawn meanwhile
@@ -253,6 +277,13 @@ class Board:
             return
         if report.saved is not None:
             self._saved[key] = report.saved
+        if self.allowance is not None:
+            self.allowance.advance(
+                key,
+                report.epoch.epoch if report.epoch is not None else None,
+                is_saved=report.saved is not None,
+                saving_seconds=report.saving_seconds,
+            )
         fold = wish.fold_run.fold
         if report.record is not None:
             self._settle(wish, report.record)
@@ -270,11 +301,16 @@ class Board:
         del self._wishes[key]
         self._results[wish.trial].append({"fold": wish.fold_run.fold, "record": record})
         self._saved.pop(key, None)
+        if self.allowance is not None:
+            self.allowance.settle(key, is_done=json.loads(record)["status"] == "done")
 
     def _next_for(self, host: _Host) -> _Wish | None:
         """What this host opens next, beside what it has; its own backbone first."""
         num_open = len(host.wishes)
         mine = [wish for wish in self._queue if wish.crew == host.crew]
+        if self.allowance is not None:
+            room = self.allowance.room(self._open)
+            mine = [wish for wish in mine if self._fits(wish, room, not self._open, host)]
         if not num_open:
             own = (wish for wish in mine if wish.backbone == host.backbone)
             return next(own, None) or next(iter(mine), None)
@@ -293,6 +329,80 @@ class Board:
             return None
         fitting = (w for w in mine if w.backbone == host.backbone and not w.is_alone)
         return next(fitting, None)
+
+    # --- what is left of a budget -------------------------------------------------------------------
+
+    @property
+    def _open(self) -> dict[str, _Wish]:
+        """What hosts have, by key."""
+        return {key: wish for host in self._hosts.values() for key, wish in host.wishes.items()}
+
+    @property
+    def num_open(self) -> int:
+        return sum(len(host.wishes) for host in self._hosts.values())
+
+    @property
+    def committed(self) -> float:
+        """Device-seconds that what hosts have is still expected to want; 0 without a budget."""
+        return 0.0 if self.allowance is None else self.allowance.committed(self._open)
+
+    def saving_seconds(self, host: str) -> float:
+        """That a host is expected to take to save all that it has open."""
+        mine = self._hosts.get(host)
+        if mine is None or self.allowance is None:
+            return 0.0
+        return self.allowance.saving_seconds(mine.wishes)
+
+    @property
+    def left_saved(self) -> dict[str, float]:
+        """Of fold-runs that are saved and not finished, by key, the share that is still to do, 0 to 1."""
+        return {} if self.allowance is None else self.allowance.left_saved(self._saved)
+
+    def _fits(self, wish: _Wish, room: float, is_first: bool, host: _Host | None = None) -> bool:
+        assert self.allowance is not None
+        beside = self.allowance.committed(host.wishes) if host is not None else 0.0
+        return self.allowance.fits(
+            wish.fold_run.key,
+            room,
+            is_first=is_first,
+            host=beside,
+            devices=wish.crew[1] * self.allowance.unit,
+        )
+
+    def _affordable(self) -> list[_Wish]:
+        """Of the queue, those that what is left is enough for, in order and all of them together."""
+        if self.allowance is None:
+            return self._queue
+        room = self.allowance.room(self._open)
+        is_first = not self._open
+        found = []
+        for wish in self._queue:
+            if self._fits(wish, room, is_first):
+                found.append(wish)
+                room -= self.allowance.wants(wish.fold_run.key)
+                is_first = False
+        return found
+
+    def shortfall(self) -> float | None:
+        """Device-seconds that the cheapest of the queue wants, where nothing trains and nothing fits in what is left;
+        else None."""
+        if self.allowance is None or not self._queue or self._open or self._affordable():
+            return None
+        return min(self.allowance.wants(wish.fold_run.key, "low") for wish in self._queue)
+
+    def shelve(self) -> int:
+        """Takes all that no host has from the queue, for another run; their trials hear that they are over.
+
+        Returns:
+            How many trials have nothing left here.
+        """
+        trials = {wish.trial for wish in self._queue}
+        for wish in self._queue:
+            del self._wishes[wish.fold_run.key]
+        self._queue = []
+        return len(trials - {wish.trial for wish in self._wishes.values()})
+
+    # --- losses -------------------------------------------------------------------------------------
 
     def lost(self, host: str, *, counts: bool = True) -> list[FoldRun]:
         """A host is gone; its lanes go back to the head of the queue.

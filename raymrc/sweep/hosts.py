@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
@@ -19,7 +20,7 @@ import ray
 from raymrc.study.configuration import Backbone, FoldRun
 from raymrc.study.files import open_files
 from raymrc.study.record import Epoch, Event, Record
-from raymrc.sweep.board import Order, Report
+from raymrc.sweep.board import SOLO, Crew, Order, Report
 from raymrc.sweep.failures import explain, failed_record
 
 SLICE_SECONDS = 0.5
@@ -88,6 +89,12 @@ class HostTerms:
         wanted = {"CPU": self.cpus, "GPU": math.ceil(self.gpus)}
         return {name: amount for name, amount in wanted.items() if amount}
 
+    def devices(self, crew: Crew, size: int = 1) -> float:
+        """That a host, or a group of so many, is charged for: GPUs, else a CPU's cores."""
+        if crew == SOLO:
+            return self.gpus or self.cpus or 1.0
+        return size * (math.ceil(self.gpus) or self.cpus or 1.0)
+
 
 class Host:
     """A process with one backbone at a time.
@@ -120,6 +127,8 @@ class Host:
     def run(self, name: str, reception: Any) -> None:
         """Trains what the reception has, until that says to go."""
         me = (name, self._nodes())
+        if self._leads:
+            reception.arrive.remote(name, process_age())
         if not self._sees_storage():
             if self._leads:
                 ray.get(reception.blind.remote(name, ray.util.get_node_ip_address()))
@@ -198,7 +207,9 @@ class Host:
     def _report(self, event: Event) -> Report:
         key, what = event.key, event.what
         if isinstance(what, Epoch):
-            return Report(key, epoch=what, saved=self._save(key))
+            saved = self._save(key)
+            took = self._saving_took.get(key, 0.0) if saved else 0.0
+            return Report(key, epoch=what, saved=saved, saving_seconds=took)
         fold_run = self._runs[key]
         self._forget(key)
         if not isinstance(what, Record):
@@ -270,6 +281,15 @@ class Host:
     def _forget(self, key: str) -> None:
         for of in (self._runs, self._saved, self._saved_at, self._saving_took):
             of.pop(key, None)  # type: ignore[attr-defined]
+
+
+def process_age() -> float:
+    """Seconds since this process was started."""
+    try:  # Linux: proc(5), field 22, in clock ticks since the machine's start
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
 
 
 def _set_threads(num_threads: int) -> None:

@@ -46,6 +46,7 @@ class Snapshot:
         done: those of earlier runs included.
         reused: of `done`, those that were in the ledger before.
         running: what each trial is at, such as "minilm-l2/fine_tune fold 3 epoch 4".
+        spent: of the budget, in words; "" where there is none.
     """
 
     total: int
@@ -55,6 +56,7 @@ class Snapshot:
     running: tuple[str, ...]
     cells: tuple[CellProgress, ...]
     wall_seconds: float
+    spent: str = ""
 
     @property
     def seconds_left(self) -> float | None:
@@ -115,6 +117,8 @@ def line(snapshot: Snapshot) -> str:
         parts.append(f"{snapshot.failed} failed")
     if snapshot.seconds_left is not None and snapshot.seconds_left > 0:
         parts.append(f"{duration(snapshot.seconds_left)} left")
+    if snapshot.spent:
+        parts.append(f"spent {snapshot.spent}")
     known = [cell for cell in snapshot.cells if cell.best_f1 is not None]
     if known:
         best = max(known, key=lambda cell: cell.best_f1 or 0.0)
@@ -147,6 +151,8 @@ def render(snapshot: Snapshot) -> RenderableType:
         summary += f", {snapshot.reused} from the ledger"
     if left is not None and left > 0:
         summary += f", about {duration(left)} left"
+    if snapshot.spent:
+        summary += f"; spent {snapshot.spent}"
     running = "; ".join(snapshot.running)
     return Group(table, Text(summary), Text(f"now: {running}" if running else "", style="dim"))
 

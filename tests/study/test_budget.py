@@ -60,6 +60,9 @@ class Memory:
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
 
+    def place(self, name: str) -> str:
+        return name
+
     def names(self, below: str = "") -> list[str]:
         return list(self.kept)
 
