@@ -529,12 +529,12 @@ class Reception:
             writing = asyncio.to_thread(self._journal.write, last)
             with suppress(TimeoutError, LedgerError):  # then the lease stands
                 await asyncio.wait_for(writing, LAST_WRITE_SECONDS)
-        too_little = self._capped is None and self._cheapest < math.inf
-        return Closing(
-            self._account.spent(moment),
-            last.device_seconds,
-            self._too_little() if too_little else self._capped,
-        )
+        spent, stopped = self._account.spent(moment), self._capped
+        if stopped is None and self._cheapest < math.inf:
+            stopped = self._too_little()
+        elif stopped is not None and stopped.by_budget and not self._shelved:
+            stopped = Stopped(self._account.budget.reached(spent), True)  # by now it is known
+        return Closing(spent, last.device_seconds, stopped)
 
     # --- machines that go, and those that never come ----------------------------------------------
 
