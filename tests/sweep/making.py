@@ -1,6 +1,6 @@
 """Plans and a training that is over at once, for the tests of the sweep.
 
-python -m tests.sweep.making FOLDER NAP     runs a small study in a process of its own
+python -m tests.sweep.making FOLDER NAP [DEVICE_SECONDS]     runs a small study in a process of its own
 """
 
 from __future__ import annotations
@@ -242,13 +242,16 @@ def open_pool(backbone: Backbone, data: Script, ranks: Any = None) -> ScriptPool
 
 
 if __name__ == "__main__":
+    from raymrc.study.budget import Budget
     from raymrc.sweep.driver import Resources, run_study
 
     folder, nap = Path(sys.argv[1]), float(sys.argv[2])
+    hours = float(sys.argv[3]) / 3600 if len(sys.argv) > 3 else None
     script = Script(folder / "trained", nap)
     script.folder.mkdir(parents=True, exist_ok=True)
     outcome = run_study(
-        make_plan(), Ledger(str(folder)), open_pool, script, folder=folder, resources=Resources()
-    )
+        make_plan(), Ledger(str(folder)), open_pool, script, folder=folder,
+        resources=Resources(), budget=Budget(device_hours=hours),
+    )  # fmt: skip
     print("in the ledger", outcome.done + outcome.reused, flush=True)
-    sys.exit(130 if outcome.interrupted else 0)
+    sys.exit(130 if outcome.interrupted else 3 if outcome.out_of_budget else 0)
