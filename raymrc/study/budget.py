@@ -401,15 +401,16 @@ class Account:
 
         Until a limit is reached, or what the lease charges is used up, and what is spent would not be counted.
         """
-        if not self.budget:
-            return math.inf
+        if not self.budget or not self.devices:
+            return self.limit_left(moment)
+        return min(self.limit_left(moment), self.lease_left(moment))
+
+    def limit_left(self, moment: float) -> float:
+        """The same, by the limits alone."""
         left = self.left(moment)
-        ends = [left.wall_seconds]
         if self.devices:
-            ends += [left.device_seconds / self.devices, self.lease_left(moment)]
-        elif left.device_seconds <= 0:
-            ends.append(left.device_seconds)
-        return min(ends)
+            return min(left.wall_seconds, left.device_seconds / self.devices)
+        return left.wall_seconds if left.device_seconds > 0 else left.device_seconds
 
     def seconds_left_of_budget(self, moment: float) -> float:
         """How long a device could be held before a limit is reached; 0 or less where one is."""

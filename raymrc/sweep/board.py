@@ -158,6 +158,8 @@ class Board:
             if self.allowance is not None:
                 need = (needs or {}).get(run.key)
                 self.allowance.expect(run, need, is_saved=run.key in self._saved)
+        if self.allowance is not None:  # what was begun goes before what was not
+            self._queue.sort(key=lambda wish: wish.fold_run.key not in self._saved)
 
     def collect(self, trial: str) -> tuple[list[dict[str, Any]], bool]:
         """What is new of a trial's fold-runs, as Tune is told it, and whether that was all."""

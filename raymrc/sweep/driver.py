@@ -181,7 +181,9 @@ def run_study(
     if problems:
         raise LedgerError("\n".join(problems))
     saved = _Saved(ledger.storage)
-    spending = _Spending(budget or Budget(), saved.storage, records, expect or (lambda run: None))
+    spending = _Spending(
+        Budget() if budget is None else budget, saved.storage, records, expect or (lambda run: None)
+    )
     study = _Study(plan, ledger, records, on_record, on_progress, saved, spending)
     if study.has_work and spending.may_begin():
         # Ray says on stdout, unasked, what its machines are at; stdout is for answers.

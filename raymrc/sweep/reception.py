@@ -51,6 +51,9 @@ GUARD_SECONDS = 0.2
 KILL_SECONDS, KILL_GROUP_SECONDS = 1.0, 3.0
 """Before the cap: a host, or a group, that is still there then is ended as it is. Ray takes part of it."""
 
+FADING = 0.9
+"""Of how long a host was ever silent, at each of its words."""
+
 SAVING_MARGIN = 1.5
 """Lanes are given so many times what saving them took before."""
 
@@ -71,7 +74,7 @@ class _Asked:
         size: in devices.
         devices: that it is charged for.
         answered_at: when it was last told what to do; None while it is opening lanes, which takes its time.
-        slowest: seconds that it was ever silent otherwise.
+        slowest: seconds that it was silent otherwise, at most, of late.
     """
 
     crew: Crew
@@ -144,9 +147,10 @@ class Reception:
         self._account = account or Account(Budget(), (), time.time(), time.monotonic())
         self._journal = Journal(terms.storage) if account is not None else None
         self._write_now = asyncio.Event()
+        self._written_at = time.monotonic()
         self._wanted_devices = 0.0
         self._capped: Stopped | None = None
-        self._is_over = False
+        self._over_at: float | None = None
         self._shelved = 0
         self._cheapest = math.inf
 
@@ -198,7 +202,8 @@ class Reception:
                 self._scale()
             now = time.monotonic()
             if asked.answered_at is not None:
-                asked.slowest = max(asked.slowest, now - asked.answered_at)
+                # A first step reads and sorts the notes: what is long ago counts less and less.
+                asked.slowest = max(FADING * asked.slowest, now - asked.answered_at, SLICE_SECONDS)
                 asked.answered_at = None
             if self._draining.intersection(nodes) or self._capped:
                 self._board.hear(host, reports, now)
@@ -243,7 +248,7 @@ class Reception:
     async def stopped(self) -> Stopped:
         """Waits until the budget has ended the run: hosts have saved what they had, and are gone."""
         async with self._news:
-            while self._capped is None or not self._is_over:
+            while self._capped is None or self._over_at is None:
                 await self._news.wait()
         return self._capped
 
@@ -415,18 +420,19 @@ class Reception:
 
     async def _keep_journal(self, journal: Journal) -> None:
         """Writes ahead what is spent, and reads what others spend."""
-        while not self._closed:
+        while not self._closed and self._over_at is None:
             moment, devices = time.monotonic(), max(self._devices, self._wanted_devices)
             self._wanted_devices = 0.0
             entry = self._account.lease(
                 time.time(), moment, devices, self._board.num_open, self._board.committed,
-                self._closing_seconds(moment),
+                self._closing_seconds(),
             )  # fmt: skip
             try:
                 entries = await asyncio.to_thread(_write_and_read, journal, entry)
             except LedgerError:
                 pass  # nobody is ended for it while the last lease lasts
             else:
+                self._written_at = moment
                 self._account.paid(entry, moment, devices)
                 self._account.hear(entries)
                 self._scale()  # what had to wait for this
@@ -434,13 +440,12 @@ class Reception:
                 await asyncio.wait_for(self._write_now.wait(), WRITE_SECONDS)
             self._write_now.clear()
 
-    def _closing_seconds(self, moment: float) -> float:
+    def _closing_seconds(self) -> float:
         """That it takes until all hosts have heard that they are to go, have saved what they have, and are gone."""
         longest = 0.0
         for name, asked in self._hosts.items():
-            silent = moment - asked.answered_at if asked.answered_at is not None else 0.0
             saving = SAVING_MARGIN * self._board.saving_seconds(name)
-            longest = max(longest, _kill_seconds(asked) + max(asked.slowest, silent) + saving)
+            longest = max(longest, _kill_seconds(asked) + asked.slowest + saving)
         return longest
 
     async def _guard(self) -> None:
@@ -448,11 +453,17 @@ class Reception:
         while not self._closed:
             now = time.monotonic()
             self._allow()
-            seconds = self._account.seconds_left(now)
+            closing = self._closing_seconds()
             if self._capped is not None:
-                await self._see_off(seconds)
-            elif seconds <= self._closing_seconds(now):
-                await self._cap(self._why(now))
+                await self._see_off(self._account.seconds_left(now))
+            elif self._account.limit_left(now) <= closing:
+                await self._cap(
+                    Stopped(self._account.budget.reached(self._account.spent(now)), True)
+                )
+            elif self._account.seconds_left(now) <= closing:
+                if now - self._written_at > 2 * WRITE_SECONDS:
+                    await self._cap(Stopped(self._cannot_count(), False))
+                self._write_now.set()  # closing may just take longer than it did
             else:
                 await self._shelve()
             await asyncio.sleep(GUARD_SECONDS)
@@ -477,19 +488,11 @@ class Reception:
             self._account.budget.too_little(left, self._cheapest, self._terms.devices(SOLO)), True
         )
 
-    def _why(self, now: float) -> Stopped:
-        account = self._account
-        left = account.left(now)
-        devices = max(account.devices, 1e-9)
-        by_budget = min(left.wall_seconds, left.device_seconds / devices)
-        # A lease is written anew every few seconds: it only runs out where that fails.
-        if account.lease_left(now) < by_budget - WRITE_SECONDS:
-            sentence = (
-                f"{self._terms.storage} has refused for too long to note what is spent, and the study has a "
-                "budget; hosts were ended before that would be forgotten"
-            )
-            return Stopped(sentence, False)
-        return Stopped(account.budget.reached(account.spent(now)), True)
+    def _cannot_count(self) -> str:
+        return (
+            f"{self._terms.storage} has refused for too long to note what is spent, and the study has a "
+            "budget; hosts were ended before that would be forgotten; run the study again"
+        )
 
     async def _cap(self, stopped: Stopped) -> None:
         """Nothing is begun any more; hosts hear that they are to save what they have and go."""
@@ -509,8 +512,8 @@ class Reception:
         for name, asked in list(self._hosts.items()):
             if seconds <= _kill_seconds(asked):
                 self._dismiss(name, asked)
-        if not self._hosts and not self._account.devices and not self._is_over:
-            self._is_over = True
+        if not self._hosts and not self._account.devices and self._over_at is None:
+            self._over_at = time.monotonic()  # what Tune takes to stop is not the study's time
             await self._changed()
 
     def _dismiss(self, name: str, asked: _Asked) -> None:
@@ -523,7 +526,7 @@ class Reception:
         tasks = [task for task in self._tasks if task.get_name() in ("host", "group")]
         if tasks:
             await asyncio.wait(tasks, timeout=GONE_SECONDS)
-        moment = time.monotonic()
+        moment = time.monotonic() if self._over_at is None else self._over_at
         last = self._account.last(time.time(), moment, self._board.left_saved)
         if self._journal is not None:
             writing = asyncio.to_thread(self._journal.write, last)

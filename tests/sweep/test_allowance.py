@@ -276,3 +276,11 @@ def test_nothing_is_lost_or_doubled_and_nothing_begun_that_does_not_fit():
         left = [k for k in cost if k not in finished]
         if left and not any(open_on.values()):
             assert min(cost[k] - had[k] for k in left) > budget - spent - 3
+
+
+def test_what_was_begun_goes_before_what_was_not():
+    board = make_board(saved={(runs := frozen())[4].key: "k/000001"})
+    submit(board, runs[:3], sure(10))
+    submit(board, runs[3:], sure(10), trial="u")
+    assert keys(board.exchange("a", (), 0)) == [runs[4].key]
+    assert keys(board.exchange("b", (), 0)) == [runs[0].key]
