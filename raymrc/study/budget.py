@@ -29,9 +29,9 @@ ROOM = "spend"
 WRITE_SECONDS = 3.0
 """A driver rewrites its file so often, and reads those of others."""
 
-MOST_LEASE, LEAST_LEASE = 60.0, 15.0
-"""Seconds that are charged ahead: what a killed driver is charged too much at most, and how long a storage may
-refuse before hosts are closed. Between them a lease is `LEASE_SHARE` of the budget."""
+MOST_LEASE, LEAST_LEASE = 60.0, 30.0
+"""Seconds that are charged ahead: what a killed driver is charged too much at most, and how long a storage
+may refuse before hosts are closed. Between them a lease is `LEASE_SHARE` of the budget."""
 
 LEASE_SHARE = 0.01
 
@@ -110,8 +110,8 @@ class Budget:
             )
         wall = wanted / max(devices, 1e-9) / 3600
         return (
-            f"{_figure(left.wall_seconds / 3600)} wall hours of the budget are left, and the quickest fold-run "
-            f"to do wants about {_figure(wall)}"
+            f"{_figure(left.wall_seconds / 3600)} wall hours of the budget are left, and the quickest "
+            f"fold-run to do wants about {_figure(wall)}"
         )
 
 
@@ -156,8 +156,8 @@ class Entry:
 
     Args:
         driver: names the run and the file.
-        began: Unix time, made later where needed, so that no run seems to begin before one that it has read of
-            had got as far as that: clocks that were set back overlap nothing.
+        began: Unix time, made later where needed, so that no run seems to begin before what those that it
+            has read of had written: clocks that were set back overlap nothing.
         seconds: that it has had the study in hand.
         device_seconds: that its hosts have held.
         ahead, ahead_device_seconds: what is charged beside, for what may come before it writes again; 0 when
@@ -399,7 +399,7 @@ class Account:
     def seconds_left(self, moment: float) -> float:
         """How long all devices that are held may stay; infinite where nothing is limited.
 
-        Until a limit is reached, or what the lease charges is used up, and what is spent would not be counted.
+        Until a limit is reached, or what the lease charges is used up and more would not be counted.
         """
         if not self.budget or not self.devices:
             return self.limit_left(moment)
@@ -429,8 +429,8 @@ class Account:
         return moment <= self._paid_until
 
     def covers(self, devices: float, moment: float) -> bool:
-        """Whether so many devices may be held: the lease was written for them, and for a while. Where nothing is
-        limited nobody waits for a storage."""
+        """Whether so many devices may be held: the lease was written for them, and for a while. Where nothing
+        is limited nobody waits for a storage."""
         if not self.budget:
             return True
         charged = self._paid_for - self.device_seconds(moment)
@@ -542,7 +542,7 @@ class Need:
 
 
 def overhead(spent_device_seconds: float, recorded: float) -> float:
-    """Device time that hosts held, by what records say that fold-runs used: idle hosts, loading, busy neighbours.
+    """Device time that hosts held, by what records say that fold-runs used: idle hosts, loading, neighbours.
 
     1 to 3: what was spent on fold-runs that are not finished is in it, too.
     """

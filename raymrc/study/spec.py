@@ -476,14 +476,14 @@ class Prices(_Section):
 
 
 class BudgetSpec(_Section):
-    """What the study may spend in all, over every run of it. Work that is not expected to fit in what is left is
-    not begun; what trains when a limit comes near is saved, and a larger budget goes on with it."""
+    """What the study may spend in all, over every run of it. Work that is not expected to fit in what is left
+    is not begun; what trains when a limit comes near is saved, and a larger budget goes on with it."""
 
     usd: Annotated[float | None, checked(or_none(number(above=0)))] = None
     """US dollars of device time, at `prices.device_hour_usd`."""
     gpu_hours: Annotated[float | None, checked(or_none(number(above=0)))] = None
-    """Hours of devices that hosts hold, from a host's start until it is gone, idle or not. Without GPUs a device is
-    a CPU core."""
+    """Hours of devices that hosts hold, from a host's start until it is gone, idle or not. Without GPUs a
+    device is a CPU core."""
     device_hours: Annotated[float | None, checked(or_none(number(above=0)))] = None
     """Another name for `gpu_hours`."""
     wall_hours: Annotated[float | None, checked(or_none(number(above=0)))] = None

@@ -1,4 +1,4 @@
-"""Which fold-runs may be begun with what is left: what they are expected to want, and what they have had. No Ray here.
+"""Which fold-runs may be begun with what is left: what they are expected to want, and what they have had.
 
 Need (before) -> corrected by what hosts were held for (while they train) -> fits?
 """
@@ -47,7 +47,7 @@ class Allowance:
     Args:
         unit: devices of a host of one.
         overhead: device-seconds that hosts are held for each that a `Need` names, before any was seen.
-        unfinished: of fold-runs that an earlier run left saved, by key, the share that is still to do, 0 to 1.
+        unfinished: of fold-runs that an earlier run left saved, by key, the share still to do, 0 to 1.
     """
 
     unit: float = 1.0
@@ -58,6 +58,7 @@ class Allowance:
     _courses: dict[str, _Course] = field(default_factory=dict)
     _ratios: dict[Cell, list[float]] = field(default_factory=dict)
     _had: dict[Cell, list[float]] = field(default_factory=dict)
+    _factors: dict[Cell, float] = field(default_factory=dict)
 
     def expect(self, fold_run: FoldRun, need: Need | None, *, is_saved: bool = False) -> None:
         """A fold-run is handed in.
@@ -113,6 +114,7 @@ class Allowance:
         _remember(self._had, cell, course.had)
         if course.need is not None and course.need.value > 0:
             _remember(self._ratios, cell, course.had / course.need.value)
+            self._factors.clear()
 
     # --- what they want ---------------------------------------------------------------------------
 
@@ -120,7 +122,7 @@ class Allowance:
         """Device-seconds that it still wants.
 
         Args:
-            trust: "value", "low" or "high": which end of a guess is taken. What was measured is taken as it is.
+            trust: "value", "low" or "high": which end of a guess is taken.
         """
         course = self._courses.get(key)
         if course is None:
@@ -137,13 +139,17 @@ class Allowance:
             # Nothing is known of it: as those that were finished.
             had = self._had.get(cell) or [h for of in self._had.values() for h in of]
             return statistics.fmean(had) if had else 0.0
+        # Overhead from before has unfinished fold-runs in it: where a low end will do, it is left out.
+        factor = 1.0 if trust == "low" and not self._ratios else self._factor(cell)
         if need.is_guess and cell not in self._ratios:
-            return float(getattr(need, trust)) * self._factor(cell)
-        return need.value * self._factor(cell)
+            return float(getattr(need, trust)) * factor
+        return need.value * factor
 
     def _factor(self, cell: Cell) -> float:
-        own = self._ratios.get(cell) or [r for of in self._ratios.values() for r in of]
-        return statistics.median(own) if own else self.overhead
+        if cell not in self._factors:
+            own = self._ratios.get(cell) or [r for of in self._ratios.values() for r in of]
+            self._factors[cell] = statistics.median(own) if own else self.overhead
+        return self._factors[cell]
 
     def _done(self, course: _Course) -> float:
         """Share of it, 0 to 1, also within an epoch."""
@@ -183,8 +189,8 @@ class Allowance:
 
         Args:
             room: see `room`.
-            is_first: nothing trains. Then a guess's lower end is enough: a guess must not keep a study from ever
-                starting, and the cap holds anyway. Else its upper end has to fit.
+            is_first: nothing trains. Then a guess's lower end is enough: a guess must not keep a study from
+                ever starting, and the cap holds anyway. Else its upper end has to fit.
             host: device-seconds that others on its host still want.
             devices: that this host holds.
         """

@@ -81,6 +81,10 @@ class _Wish:
     crew: Crew
     deaths: int = 0
     told_at: float = -math.inf
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        self.key = self.fold_run.key  # hashed once
 
     @property
     def backbone(self) -> Backbone:
@@ -102,6 +106,39 @@ class _Host:
     most: int | None = None
     idle_since: float | None = None
     heard_at: float | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Paying:
+    """What is left while fold-runs are given out, one after another.
+
+    Args:
+        room: device-seconds for what is yet to begin.
+        beside: device-seconds that what the host has still wants.
+        is_first: nothing trains.
+        is_host: whether all is for one host.
+    """
+
+    allowance: Allowance
+    room: float
+    beside: float
+    is_first: bool
+    is_host: bool
+
+    def is_enough_for(self, wish: _Wish) -> bool:
+        return self.allowance.fits(
+            wish.key,
+            self.room,
+            is_first=self.is_first,
+            host=self.beside,
+            devices=wish.crew[1] * self.allowance.unit,
+        )
+
+    def take(self, wish: _Wish) -> None:
+        wants = self.allowance.wants(wish.key)
+        self.room -= wants
+        self.beside += wants if self.is_host else 0.0
+        self.is_first = False
 
 
 class Board:
@@ -159,7 +196,7 @@ class Board:
                 need = (needs or {}).get(run.key)
                 self.allowance.expect(run, need, is_saved=run.key in self._saved)
         if self.allowance is not None:  # what was begun goes before what was not
-            self._queue.sort(key=lambda wish: wish.fold_run.key not in self._saved)
+            self._queue.sort(key=lambda wish: wish.key not in self._saved)
 
     def collect(self, trial: str) -> tuple[list[dict[str, Any]], bool]:
         """What is new of a trial's fold-runs, as Tune is told it, and whether that was all."""
@@ -229,7 +266,10 @@ class Board:
         close = tuple(mine.closing)
         mine.closing.clear()
         opened = []
-        while (wish := self._next_for(mine)) is not None:
+        paying = self._pay(mine)
+        while (wish := self._next_for(mine, paying)) is not None:
+            if paying is not None:
+                paying.take(wish)
             self._queue.remove(wish)
             mine.backbone = wish.backbone
             mine.wishes[wish.fold_run.key] = wish
@@ -306,16 +346,20 @@ class Board:
         if self.allowance is not None:
             self.allowance.settle(key, is_done=json.loads(record)["status"] == "done")
 
-    def _next_for(self, host: _Host) -> _Wish | None:
+    def _next_for(self, host: _Host, paying: _Paying | None = None) -> _Wish | None:
         """What this host opens next, beside what it has; its own backbone first."""
         num_open = len(host.wishes)
-        mine = [wish for wish in self._queue if wish.crew == host.crew]
-        if self.allowance is not None:
-            room = self.allowance.room(self._open)
-            mine = [wish for wish in mine if self._fits(wish, room, not self._open, host)]
+        mine = (
+            wish
+            for wish in self._queue
+            if wish.crew == host.crew and (paying is None or paying.is_enough_for(wish))
+        )
         if not num_open:
+            first = next(mine, None)
+            if first is None or first.backbone == host.backbone:
+                return first
             own = (wish for wish in mine if wish.backbone == host.backbone)
-            return next(own, None) or next(iter(mine), None)
+            return next(own, first)
         # At a study's end nobody takes more than an even share.
         shared = sum(not wish.is_alone for wish in self._wishes.values())
         taken = sum(
@@ -360,37 +404,34 @@ class Board:
         """Of fold-runs that are saved and not finished, by key, the share that is still to do, 0 to 1."""
         return {} if self.allowance is None else self.allowance.left_saved(self._saved)
 
-    def _fits(self, wish: _Wish, room: float, is_first: bool, host: _Host | None = None) -> bool:
-        assert self.allowance is not None
+    def _pay(self, host: _Host | None = None) -> _Paying | None:
+        """What is left for what is yet to begin; None without a budget."""
+        if self.allowance is None:
+            return None
+        there = self._open
         beside = self.allowance.committed(host.wishes) if host is not None else 0.0
-        return self.allowance.fits(
-            wish.fold_run.key,
-            room,
-            is_first=is_first,
-            host=beside,
-            devices=wish.crew[1] * self.allowance.unit,
+        return _Paying(
+            self.allowance, self.allowance.room(there), beside, not there, is_host=host is not None
         )
 
     def _affordable(self) -> list[_Wish]:
         """Of the queue, those that what is left is enough for, in order and all of them together."""
-        if self.allowance is None:
+        paying = self._pay()
+        if paying is None:
             return self._queue
-        room = self.allowance.room(self._open)
-        is_first = not self._open
         found = []
         for wish in self._queue:
-            if self._fits(wish, room, is_first):
+            if paying.is_enough_for(wish):
+                paying.take(wish)
                 found.append(wish)
-                room -= self.allowance.wants(wish.fold_run.key)
-                is_first = False
         return found
 
     def shortfall(self) -> float | None:
-        """Device-seconds that the cheapest of the queue wants, where nothing trains and nothing fits in what is left;
-        else None."""
+        """Device-seconds that the cheapest of the queue wants, where nothing trains and nothing fits in what
+        is left; else None."""
         if self.allowance is None or not self._queue or self._open or self._affordable():
             return None
-        return min(self.allowance.wants(wish.fold_run.key, "low") for wish in self._queue)
+        return min(self.allowance.wants(wish.key, "low") for wish in self._queue)
 
     def shelve(self) -> int:
         """Takes all that no host has from the queue, for another run; their trials hear that they are over.
@@ -400,7 +441,7 @@ class Board:
         """
         trials = {wish.trial for wish in self._queue}
         for wish in self._queue:
-            del self._wishes[wish.fold_run.key]
+            del self._wishes[wish.key]
         self._queue = []
         return len(trials - {wish.trial for wish in self._wishes.values()})
 

@@ -167,13 +167,13 @@ def run_study(
             of running fold-runs lies in the ledger's storage, below "saved".
         on_record: told of every new record, once it is in the ledger, failed ones too.
         on_progress: told now and then.
-        budget: what the study may spend, this run and all others together; None: only its price is lacking, and
-            what is spent is written down.
+        budget: what the study may spend, this run and all others together; None: what is spent is only
+            written down.
         expect: what a fold-run is expected to cost; None where that is not known.
 
     Raises:
-        LedgerError: a record cannot be read, or not be written; or what runs have spent cannot; or the storage has
-            refused that for longer than a budget allows.
+        LedgerError: a record cannot be read, or not be written; or what runs have spent cannot; or not for
+            longer than a budget allows.
         RaymrcError: Ray cannot be started, or has too little for one host; or the actor that shares
             out the work died.
     """

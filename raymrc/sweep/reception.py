@@ -61,7 +61,7 @@ MOST_SHELVED = 16
 """So many trials in a row of which nothing fits in what is left of the budget; then none is expected to."""
 
 GONE_SECONDS, LAST_WRITE_SECONDS = 1.5, 1.5
-"""At the end: hosts are waited for so long, to know when they were gone, and the storage, to write it down."""
+"""At the end: hosts are waited for so long, to know when they were gone, and the storage, to note it."""
 
 
 @dataclass(eq=False)
@@ -441,7 +441,7 @@ class Reception:
             self._write_now.clear()
 
     def _closing_seconds(self) -> float:
-        """That it takes until all hosts have heard that they are to go, have saved what they have, and are gone."""
+        """That it takes until all hosts have heard that they are to go, have saved what they have and are gone."""
         longest = 0.0
         for name, asked in self._hosts.items():
             saving = SAVING_MARGIN * self._board.saving_seconds(name)
@@ -490,8 +490,8 @@ class Reception:
 
     def _cannot_count(self) -> str:
         return (
-            f"{self._terms.storage} has refused for too long to note what is spent, and the study has a "
-            "budget; hosts were ended before that would be forgotten; run the study again"
+            f"what is spent could not be noted in {self._terms.storage} for too long, and the study has a "
+            "budget; hosts were ended before it would be forgotten; run the study again"
         )
 
     async def _cap(self, stopped: Stopped) -> None:

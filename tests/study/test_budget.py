@@ -1,5 +1,5 @@
-"""Promise: nothing that a study spends is forgotten, whoever is killed and whatever clocks say; and what is left is
-never said to be more than it is.
+"""Promise: nothing that a study spends is forgotten, whoever is killed and whatever clocks say; and what is left
+is never said to be more than it is.
 
 It would break without anyone noticing: a bill comes at the end of the month.
 """
@@ -130,7 +130,7 @@ def test_what_is_held_may_stay_until_the_first_limit_or_the_end_of_the_lease(tmp
     account = open_account(journal, replace(HOUR, wall_hours=0.5), NOW, 0.0)
     account.start("a", 4.0, 0.0)
     write(journal, account, NOW, 0.0)
-    assert account.seconds_left(0.0) == LEAST_LEASE, "1 % of an hour is shared by four"
+    assert account.seconds_left(0.0) == LEAST_LEASE, "1 % of an hour, shared by four, is less"
     write(journal, account, NOW + 890, 890.0)
     assert account.seconds_left(890.0) == pytest.approx(10.0), "3600 / 4"
     longer = open_account(Journal(str(tmp_path / "b")), Budget(wall_hours=0.01), NOW, 0.0)
@@ -154,7 +154,7 @@ def test_a_lease_is_a_hundredth_of_the_budget_within_bounds():
         return Account(Budget(device_hours=hours), (), NOW, 0.0).lease(NOW, 0.0, devices).lease
 
     assert lease(0.01, 2) == LEAST_LEASE
-    assert lease(2.0, 2) == 36.0
+    assert lease(2.0, 2) == 36.0  # 72 s of two
     assert lease(1000.0, 2) == lease(None, 2) == lease(1.0, 0) == MOST_LEASE
     assert LEAST_LEASE > 3 * WRITE_SECONDS, "one late write ends nothing"
 
@@ -179,8 +179,8 @@ def test_a_killed_run_stays_charged_for_all_that_its_lease_covers(tmp_path):
     after = Journal(str(tmp_path))
     spent = spent_by(after.entries(), 2.0, NOW + 1000)
     ahead = account.lease(NOW, 10.0, 2.0).ahead_device_seconds
-    assert spent.device_seconds == 12 + ahead == 12 + 2 * 18
-    assert spent.wall_seconds == 10 + 18
+    assert spent.device_seconds == 12 + ahead == 12 + 2 * LEAST_LEASE
+    assert spent.wall_seconds == 10 + LEAST_LEASE
     account.end("a", 13.0)
     journal.write(account.last(NOW + 13, 13.0))
     ended = spent_by(after.entries(), 2.0, NOW + 1000)
@@ -196,7 +196,7 @@ def test_a_host_that_may_not_be_gone_at_the_end_stays_on_a_lease():
 
 
 def test_two_drivers_never_spend_more_than_the_budget_together():
-    """Each closes its hosts as its own view says; leases are late, refused and out of step, and drivers are killed."""
+    """Each closes its hosts as its own view says; leases are late, refused and out of step; drivers are killed."""
     for seed in range(60):
         draw = random.Random(seed)
         files = Journal("", Memory())  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Promise: what is begun is expected to fit in what is left, and a budget that is large enough for anything does begin
-something.
+"""Promise: what is begun is expected to fit in what is left, and a budget that is large enough for anything does
+begin something.
 
-It would break without anyone noticing: the cap would still hold, and money would go into fold-runs that never end.
+It would break without anyone noticing: the cap would still hold, and money go into fold-runs that never end.
 """
 
 from __future__ import annotations
@@ -149,6 +149,7 @@ def test_expectations_follow_what_hosts_were_really_held_for():
     slow = Allowance(overhead=1.5)
     slow.expect(runs[0], sure(10))
     assert slow.wants(runs[0].key) == 15, "before anything was seen: as the study has it"
+    assert slow.wants(runs[0].key, "low") == 10, "which must not keep it from starting"
 
 
 def test_failed_and_resumed_ones_teach_nothing():
