@@ -1,5 +1,5 @@
-"""Promise: nothing that a study spends is forgotten, whoever is killed and whatever clocks say; and what is left
-is never said to be more than it is.
+"""Promise: nothing that a study spends is forgotten, whoever is killed and whatever clocks say; and what is
+left is never said to be more than it is.
 
 It would break without anyone noticing: a bill comes at the end of the month.
 """
@@ -196,7 +196,7 @@ def test_a_host_that_may_not_be_gone_at_the_end_stays_on_a_lease():
 
 
 def test_two_drivers_never_spend_more_than_the_budget_together():
-    """Each closes its hosts as its own view says; leases are late, refused and out of step; drivers are killed."""
+    """Each closes its hosts as it sees it; leases are late, refused and out of step; drivers are killed."""
     for seed in range(60):
         draw = random.Random(seed)
         files = Journal("", Memory())  # type: ignore[arg-type]

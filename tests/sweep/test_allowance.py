@@ -1,5 +1,5 @@
-"""Promise: what is begun is expected to fit in what is left, and a budget that is large enough for anything does
-begin something.
+"""Promise: what is begun is expected to fit in what is left, and a budget that is large enough for anything
+does begin something.
 
 It would break without anyone noticing: the cap would still hold, and money go into fold-runs that never end.
 """

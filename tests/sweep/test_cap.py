@@ -1,8 +1,8 @@
-"""Promise: hosts never hold devices for longer than the budget pays, what they had is saved, and what was spent
-is counted, also where a driver was killed or the storage is away.
+"""Promise: hosts never hold devices for longer than the budget pays, what they had is saved, and what was
+spent is counted, also where a driver was killed or the storage is away.
 
-It would break without anyone noticing: a study that spends too much ends like any other. So processes of hosts
-are watched from outside, and compared with what the journal says.
+It would break without anyone noticing: a study that spends too much ends like any other. So processes of
+hosts are watched from outside, and compared with what the journal says.
 """
 
 from __future__ import annotations
