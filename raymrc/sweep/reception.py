@@ -441,7 +441,7 @@ class Reception:
             self._write_now.clear()
 
     def _closing_seconds(self) -> float:
-        """That it takes until all hosts have heard that they are to go, have saved what they have, and went."""
+        """That it takes until hosts have heard that they are to go, have saved what they have, and left."""
         longest = 0.0
         for name, asked in self._hosts.items():
             saving = SAVING_MARGIN * self._board.saving_seconds(name)

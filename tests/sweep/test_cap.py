@@ -32,13 +32,13 @@ from raymrc.sweep.hosts import HostTerms, process_age
 from tests.paths import ROOT
 from tests.sweep.making import Script, actors, fold_runs, make_plan, make_record, open_pool
 
-quiet = [
+pytestmark = [
+    # Ray leaves sockets and processes to the garbage collector, also while other tests run.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
 ]
-on_ray = [pytest.mark.ray, *quiet]
 
 
 def seconds(number: float, **limits: float) -> Budget:
@@ -253,7 +253,7 @@ def wanted() -> dict[str, Any]:
 
 
 class TestOnRay:
-    pytestmark = on_ray
+    pytestmark = pytest.mark.ray
 
     def test_the_cap_holds_and_a_larger_budget_goes_on_from_what_was_saved(
         self, cluster, tmp_path, script
