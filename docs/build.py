@@ -84,7 +84,8 @@ def commands_page() -> str:
         "# Commands",
         "Made by `make docs`. What a command answers goes to stdout, with `--json` nothing but JSON;\n"
         "all talk goes to stderr. Exit codes: 0 done; 1 finished, but something failed; 2 you must\n"
-        "change something (a sentence says what); 130 interrupted, and resumable.",
+        "change something (a sentence says what); 3 stopped by the budget: give it more, and the same\n"
+        "command goes on; 130 interrupted, and resumable.",
         _help([]),
         *(f"## raymrc {name}\n\n{_help([name])}" for name in commands),
     ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from raymrc.corpora.note import Corpus
     from raymrc.model.adapters import Adapter
     from raymrc.reading.light_tokenizers import FileTokenizer, RoughTokenizer
+    from raymrc.study.budget import Spent
     from raymrc.study.configuration import Cell
     from raymrc.study.earlier import RatePrior
     from raymrc.study.estimate import Measured
+    from raymrc.study.forecast import Expectations
     from raymrc.study.ledger import Ledger
     from raymrc.study.plan import Plan
     from raymrc.study.record import Record
@@ -204,6 +207,7 @@ def plan(
     """Say what a study will train and what it will cost, before anything starts."""
     from raymrc.errors import CorpusError
     from raymrc.model.backbones import find
+    from raymrc.study.budget import Budget
     from raymrc.study.forecast import (
         build_workload,
         forecast,
@@ -213,6 +217,7 @@ def plan(
     )
     from raymrc.study.plan import plan_study, render
     from raymrc.study.prices import read_cluster, read_prices
+    from raymrc.study.status import exceeds
 
     spec = _load(study, changes)
     table = read_prices(prices)
@@ -240,10 +245,21 @@ def plan(
         costs = forecast(spec, planned, workload, measured, keys, table, cluster)
     elif probe:
         raise CorpusError("--probe trains on a few of the study's notes, which are not here")
+    if costs is not None and spec.budget is not None:
+        said = exceeds(Budget.of(spec), _spent(spec), costs)
+        costs = replace(costs, remarks=(*costs.remarks, said)) if said else costs
     if as_json:
         _answer_json(planned.to_json(costs))
     else:
         _print_table(render(planned, costs))
+
+
+def _spent(spec: Spec) -> Spent:
+    """By all runs of a study until now."""
+    from raymrc.study.budget import Journal, spent_by
+
+    entries = Journal(spec.storage).entries()
+    return spent_by(entries, spec.prices.device_hour_usd, time.time())
 
 
 def _run_probes(spec: Spec, planned: Plan, workload: Workload) -> list[Measured]:
@@ -371,6 +387,7 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
 
 def _train(job: _Job, plan: Plan) -> StudyOutcome:
     """What the ledger lacks of a plan."""
+    from raymrc.study.budget import Budget
     from raymrc.study.files import absolute
     from raymrc.study.plan import render
     from raymrc.training.trainer import Trainer
@@ -378,6 +395,8 @@ def _train(job: _Job, plan: Plan) -> StudyOutcome:
     spec, ledger = job.spec, job.ledger
     rates = _earlier_rates(spec, plan)
     _print_table(render(plan), sys.stderr)  # what each cell trains, and its share
+
+    expect = _expectations(job, plan).of if spec.budget is not None else None
 
     # And seconds more.
     from raymrc.sweep.driver import Resources, run_study
@@ -420,6 +439,8 @@ def _train(job: _Job, plan: Plan) -> StudyOutcome:
             rates=rates,
             on_record=recorder.record,
             on_progress=show,
+            budget=Budget.of(spec),
+            expect=expect,
         )
 
 
@@ -451,6 +472,16 @@ def _earlier_rates(spec: Spec, plan: Plan) -> dict[Cell, RatePrior]:
     return {cell: prior for cell, prior in learnt.items() if prior is not None}
 
 
+def _expectations(job: _Job, plan: Plan) -> Expectations:
+    """What a plan's fold-runs are expected to cost, by the ledger and a probe, if there was one."""
+    from raymrc.study.forecast import Expectations, build_workload, read_history, read_probe
+
+    spec, corpus = job.spec, job.data.corpus
+    workload = build_workload(spec, plan, corpus, job.data.transfer, _tokenizers_at_hand(spec))
+    history = read_history(job.plan, workload, job.ledger.records())
+    return Expectations(spec, plan, workload, [*history, *read_probe(spec.storage)])
+
+
 def _tell(spec: Spec, outcome: StudyOutcome) -> None:
     """Where to look, and what is not done."""
     from raymrc.tracking import how_to_look
@@ -463,12 +494,29 @@ def _tell(spec: Spec, outcome: StudyOutcome) -> None:
         )
     for reason, times in outcome.reasons:
         _say(f"{times} of {outcome.total} fold-runs failed: {reason}")
+    if outcome.spent is not None:
+        _say(_spending(spec, outcome.spent, outcome.device_seconds))
+    if outcome.out_of_budget:
+        _say(f"{outcome.out_of_budget}; give study {spec.study} more, and the same command goes on")
+        raise typer.Exit(OUT_OF_BUDGET)
     if outcome.interrupted:
         _say(f"interrupted; the same command goes on where study {spec.study} stopped")
         raise typer.Exit(INTERRUPTED)
     if outcome.failed:
         _say("the rest is in the ledger; the same command tries the failed ones again")
         raise typer.Exit(SOMETHING_FAILED)
+
+
+def _spending(spec: Spec, spent: Spent, device_seconds: float) -> str:
+    """What a run has cost, and the study with it."""
+    from raymrc.study.budget import Budget
+
+    budget = Budget.of(spec)
+    word = "GPU-seconds" if spec.resources.gpus_per_host else "core-seconds"
+    in_all = f"{spent.device_seconds:,.0f}"
+    usd = f" ({spent.usd:.4g} USD)" if spent.usd else ""
+    of = f", {budget.told(spent)}" if budget else ""
+    return f"this run held devices for {device_seconds:,.0f} {word}, the study for {in_all}{usd} in all{of}"
 
 
 def _print_final(records: Sequence[Record], summaries: Sequence[CellSummary]) -> None:
@@ -510,6 +558,41 @@ def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
         for summary in summaries:
             for reason, times in summary.reasons:
                 _say(f"{summary.cell.name}: {times} fold-runs failed: {reason}")
+    if unreadable:
+        raise typer.Exit(MUST_CHANGE)
+
+
+@app.command()
+def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> None:
+    """Say how far a study is, what it has spent, and when it will end."""
+    from raymrc.study.budget import Budget, Journal
+    from raymrc.study.forecast import build_workload, forecast, read_history, read_probe
+    from raymrc.study.plan import plan_study
+    from raymrc.study.prices import read_prices
+    from raymrc.study.status import read_status, render
+
+    spec = _load(study, changes)
+    records, unreadable = _read_ledger(spec)
+    corpus, ledger = _corpus_at_hand(spec), _ledger_at_hand(spec)
+    transfer = _transfer_at_hand(spec, corpus)
+    initial_prompt = _initial_prompt_at_hand(spec)
+    weights = _weights_at_hand(spec)
+    # Without the weights the rest is taken to be as the ledger's names say.
+    planned = plan_study(
+        spec, corpus, weights, ledger, transfer=transfer, initial_prompt=initial_prompt
+    )
+    costs = None
+    if corpus is not None and transfer is not None:
+        workload = build_workload(spec, planned, corpus, transfer, _tokenizers_at_hand(spec))
+        measured = [*read_history(planned, workload, records), *read_probe(spec.storage)]
+        keys = ledger.keys() if ledger is not None else ()
+        costs = forecast(spec, planned, workload, measured, keys, read_prices())
+    entries = Journal(spec.storage).entries()
+    found = read_status(planned, records, entries, Budget.of(spec), costs, time.time())
+    if as_json:
+        _answer_json(found.to_json())
+    else:
+        _print_table(render(found))
     if unreadable:
         raise typer.Exit(MUST_CHANGE)
 

@@ -273,6 +273,42 @@ def test_a_probe_needs_notes_and_weights(place):
     assert "--probe trains on" in one_sentence(place, "plan", "study.yaml", "--probe")
 
 
+def test_a_status_looks_and_writes_nothing(place):
+    before = tree(place)
+    run = raymrc("status", "study.yaml", "--json", folder=place)
+    assert run.returncode == 0, run.stderr
+    answer = json.loads(run.stdout)
+    assert (answer["fold_runs"], answer["fold_runs_done"], answer["is_running"]) == (2, 0, False)
+    assert answer["budget"] is None and answer["spent"]["device_seconds"] == 0
+    run = raymrc("status", "study.yaml", "--set", "budget.wall_hours=2", folder=place)
+    assert run.returncode == 0 and "tiny: not started" in run.stdout and "2 h" in run.stdout
+    change(place / "study.yaml", "path: notes", "path: not/there")
+    run = raymrc("status", "study.yaml", folder=place)
+    assert run.returncode == 0 and "not known without the notes" in run.stdout
+    change(place / "study.yaml", "path: not/there", "path: notes")
+    assert tree(place) == before
+
+
+def test_a_budget_that_is_none_and_a_journal_that_is_cut_off_are_named(place):
+    sentence = one_sentence(place, "run", "study.yaml", "--set", "budget.usd=5")
+    assert "device time has no price; set prices.device_hour_usd" in sentence
+    sentence = one_sentence(place, "plan", "study.yaml", "--set", "budget.gpu_hours=-1")
+    assert "gpu_hours: -1 is not a number above 0" in sentence
+    spend = place / "runs" / "tiny" / "spend"
+    spend.mkdir(parents=True)
+    (spend / "ab.json").write_text('{"began": 3')
+    sentence = one_sentence(place, "status", "study.yaml")
+    assert "ab.json: does not say what a run has spent" in sentence
+
+
+def test_a_plan_says_that_it_costs_more_than_the_budget(place):
+    arguments = ("plan", "study.yaml", "--json", "--set")
+    enough = raymrc(*arguments, "budget.gpu_hours=9", folder=place)
+    assert "budget" not in " ".join(json.loads(enough.stdout)["remarks"])
+    little = raymrc(*arguments, "budget.gpu_hours=0.00001", folder=place)
+    assert json.loads(little.stdout)["remarks"][-1].endswith(" s is the budget")
+
+
 def test_report_asks_only_what_the_study_tries_now(place):
     """What an earlier form of it tried in the same cell stays in the ledger and cannot win."""
     tiny_checkpoint("bert", place / "backbone")

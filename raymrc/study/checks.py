@@ -12,7 +12,16 @@ from raymrc.study.source import Steps, nearest
 from raymrc.study.space import DEFAULTS, Distribution, Fixed, Setting
 
 if TYPE_CHECKING:
-    from raymrc.study.spec import BackboneSpec, CorpusSpec, Search, Settings, Spec, Strategies
+    from raymrc.study.spec import (
+        BackboneSpec,
+        BudgetSpec,
+        CorpusSpec,
+        Prices,
+        Search,
+        Settings,
+        Spec,
+        Strategies,
+    )
 
 
 class Problem(NamedTuple):
@@ -80,6 +89,11 @@ def across(sections: Mapping[str, Any]) -> Iterator[Problem]:
     if sections.get("final_test") and sections.get("few_shot"):
         sentence = "a final test trains on all notes, and few_shot on few; take one of them out"
         yield Problem(("final_test",), sentence, True)
+    budget: BudgetSpec | None = sections.get("budget")
+    prices: Prices | None = sections.get("prices")
+    if budget and budget.usd is not None and prices is not None and not prices.device_hour_usd:
+        sentence = "usd: device time has no price; set prices.device_hour_usd, or limit gpu_hours"
+        yield Problem(("budget", "usd"), sentence, True)
     corpus: CorpusSpec | None = sections.get("corpus")
     if corpus is not None:
         # How relations' questions are called, only the corpus can tell.

@@ -531,6 +531,35 @@ class Prices(_Section):
     """Whose price, of which day."""
 
 
+class BudgetSpec(_Section):
+    """What the study may spend in all, over every run of it. Work that is not expected to fit in what is left
+    is not begun; what trains when a limit comes near is saved, and a larger budget goes on with it."""
+
+    usd: Annotated[float | None, checked(or_none(number(above=0)))] = None
+    """US dollars of device time, at `prices.device_hour_usd`."""
+    gpu_hours: Annotated[float | None, checked(or_none(number(above=0)))] = None
+    """Hours of devices that hosts hold, from a host's start until it is gone, idle or not. Without GPUs a
+    device is a CPU core."""
+    device_hours: Annotated[float | None, checked(or_none(number(above=0)))] = None
+    """Another name for `gpu_hours`."""
+    wall_hours: Annotated[float | None, checked(or_none(number(above=0)))] = None
+    """Hours in which `raymrc run` or `raymrc test` is at the study; two at once count once."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> BudgetSpec:
+        if (self.usd, self.hours, self.wall_hours) == (None, None, None):
+            raise problems([((), "say what is limited: usd, gpu_hours or wall_hours")])
+        if self.gpu_hours is not None and self.device_hours is not None:
+            both = "gpu_hours and device_hours are one limit; remove one of them"
+            raise problems([(("device_hours",), both)])
+        return self
+
+    @property
+    def hours(self) -> float | None:
+        """Of devices, by whichever name."""
+        return self.device_hours if self.gpu_hours is None else self.gpu_hours
+
+
 class MlflowSpec(_Section):
     """Where runs are shown."""
 
@@ -581,6 +610,8 @@ class Spec(_Section):
     """What one trial holds."""
     prices: Annotated[Prices, BeforeValidator(_empty_is_default)] = Prices()
     """What device time costs."""
+    budget: BudgetSpec | None = None
+    """What the study may spend in all; no limit where not given. It changes no result."""
     storage: Annotated[str, checked(storage_place)]
     """Where the ledger and all else of the study is kept: a folder, or a URL such as s3://bucket/study."""
     mlflow: Annotated[MlflowSpec, BeforeValidator(_empty_is_default)] = MlflowSpec()
@@ -770,6 +801,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "resources": Resources,
     "workers": Workers,
     "prices": Prices,
+    "budget": BudgetSpec,
     "mlflow": MlflowSpec,
 }
 

@@ -9,6 +9,7 @@ goes to another one, from where it was last saved.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raymrc.model.strategies import STRATEGIES
+from raymrc.study.budget import Need
 from raymrc.study.configuration import Backbone, Cell, FoldRun
 from raymrc.study.record import Epoch, Record
+from raymrc.sweep.allowance import Allowance
 
 DEATHS = 3
 """So many hosts may die under one fold-run, the last of them with nobody else on it, before it
@@ -42,6 +45,7 @@ class Report:
         saved: under which name, in the study's files.
         record: as `Record.to_json` writes it: thousands of counts, which nobody reads on the way.
         pauses: the record is of a lane that pauses where it was ordered to, and may go on later.
+        saving_seconds: that saving took; 0 where that is not known.
     """
 
     key: str
@@ -50,6 +54,7 @@ class Report:
     record: str | None = None
     refused: bool = False
     pauses: bool = False
+    saving_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,10 @@ class _Wish:
     until: int | None = None
     deaths: int = 0
     told_at: float = -math.inf
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        self.key = self.fold_run.key  # hashed once
 
     @property
     def backbone(self) -> Backbone:
@@ -101,6 +110,40 @@ class _Host:
     closing: set[str] = field(default_factory=set)
     most: int | None = None
     idle_since: float | None = None
+    heard_at: float | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Paying:
+    """What is left while fold-runs are given out, one after another.
+
+    Args:
+        room: device-seconds for what is yet to begin.
+        beside: device-seconds that what the host has still wants.
+        is_first: nothing trains.
+        is_host: whether all is for one host.
+    """
+
+    allowance: Allowance
+    room: float
+    beside: float
+    is_first: bool
+    is_host: bool
+
+    def is_enough_for(self, wish: _Wish) -> bool:
+        return self.allowance.fits(
+            wish.key,
+            self.room,
+            is_first=self.is_first,
+            host=self.beside,
+            devices=wish.crew[1] * self.allowance.unit,
+        )
+
+    def take(self, wish: _Wish) -> None:
+        wants = self.allowance.wants(wish.key)
+        self.room -= wants
+        self.beside += wants if self.is_host else 0.0
+        self.is_first = False
 
 
 class Board:
@@ -112,6 +155,7 @@ class Board:
         idle_seconds: a host without work for so long goes.
         crews: of cells that do not train on one device.
         saved: where lanes were saved by an earlier run, by key.
+        allowance: where the study has a budget.
     """
 
     def __init__(
@@ -123,12 +167,14 @@ class Board:
         idle_seconds: float = 5.0,
         crews: Mapping[Cell, Crew] | None = None,
         saved: Mapping[str, str] | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self.lanes = lanes
         self.max_devices = max_devices
         self.fill = fill
         self.idle_seconds = idle_seconds
         self.crews = crews or {}
+        self.allowance = allowance
         self._saved = dict(saved or {})
         self._queue: list[_Wish] = []
         self._wishes: dict[str, _Wish] = {}
@@ -139,12 +185,17 @@ class Board:
     # --- trials -----------------------------------------------------------------------------------
 
     def submit(
-        self, trial: str, fold_runs: Iterable[FoldRun], until: Mapping[str, int] | None = None
+        self,
+        trial: str,
+        fold_runs: Iterable[FoldRun],
+        until: Mapping[str, int] | None = None,
+        needs: Mapping[str, Need] | None = None,
     ) -> None:
         """A trial wants these trained, after all that is wanted already.
 
         Args:
             until: by key, the epoch at which to pause; others are trained to their end.
+            needs: what they are expected to cost from beginning to end, by key, as far as it is known.
         """
         self._results[trial] = []
         for run in fold_runs:
@@ -152,6 +203,12 @@ class Board:
             wish = _Wish(run, trial, crew, (until or {}).get(run.key))
             self._wishes[run.key] = wish
             self._queue.append(wish)
+            if self.allowance is not None:
+                need = (needs or {}).get(run.key)
+                is_saved = run.key in self._saved
+                self.allowance.expect(run, need, is_saved=is_saved, until=wish.until)
+        if self.allowance is not None:  # what was begun goes before what was not
+            self._queue.sort(key=lambda wish: wish.key not in self._saved)
 
     def collect(self, trial: str) -> tuple[list[dict[str, Any]], bool]:
         """What is new of a trial's fold-runs, as Tune is told it, and whether that was all."""
@@ -190,11 +247,13 @@ class Board:
         Args:
             there: hosts that have started or were asked for.
         """
-        needs = Counter(wish.crew for wish in self._wishes.values() if wish.is_alone)
-        needs[SOLO] += math.ceil(sum(not w.is_alone for w in self._wishes.values()) / self.fill)
+        queue = self._affordable()
+        wishes = [*self._open.values(), *queue]
+        needs = Counter(wish.crew for wish in wishes if wish.is_alone)
+        needs[SOLO] += math.ceil(sum(not wish.is_alone for wish in wishes) / self.fill)
         wanted = Counter({crew: min(need, there.get(crew, 0)) for crew, need in needs.items()})
         free = self.max_devices - sum(crew[1] * number for crew, number in there.items())
-        for crew in dict.fromkeys(wish.crew for wish in self._queue):
+        for crew in dict.fromkeys(wish.crew for wish in queue):
             more = min(needs[crew] - wanted[crew], free // crew[1])
             if more > 0:
                 wanted[crew] += more
@@ -219,7 +278,10 @@ class Board:
         close = tuple(mine.closing)
         mine.closing.clear()
         opened, until = [], {}
-        while (wish := self._next_for(mine)) is not None:
+        paying = self._pay(mine)
+        while (wish := self._next_for(mine, paying)) is not None:
+            if paying is not None:
+                paying.take(wish)
             self._queue.remove(wish)
             mine.backbone = wish.backbone
             mine.wishes[wish.fold_run.key] = wish
@@ -233,7 +295,7 @@ class Board:
             mine.idle_since = now
         leave = (
             mine.idle_since is not None
-            and not any(wish.crew == mine.crew for wish in self._queue)
+            and not any(wish.crew == mine.crew for wish in self._affordable())
             and now - mine.idle_since >= self.idle_seconds
         )
         if leave:
@@ -253,6 +315,10 @@ class Board:
         mine = self._hosts.get(host)
         if mine is None:
             return
+        if self.allowance is not None and mine.heard_at is not None:
+            held = (now - mine.heard_at) * mine.crew[1] * self.allowance.unit
+            self.allowance.accrue(mine.wishes, held)
+        mine.heard_at = now
         for report in reports:
             wish = mine.wishes.get(report.key)
             if wish is not None:  # else it was withdrawn meanwhile
@@ -267,6 +333,13 @@ class Board:
             return
         if report.saved is not None:
             self._saved[key] = report.saved
+        if self.allowance is not None:
+            self.allowance.advance(
+                key,
+                report.epoch.epoch if report.epoch is not None else None,
+                is_saved=report.saved is not None,
+                saving_seconds=report.saving_seconds,
+            )
         fold = wish.fold_run.fold
         if report.record is not None:
             self._settle(wish, report.record, pauses=report.pauses)
@@ -285,14 +358,25 @@ class Board:
         self._results[wish.trial].append({"fold": wish.fold_run.fold, "record": record})
         if not pauses:
             self._saved.pop(key, None)
+        if self.allowance is not None and pauses:
+            self.allowance.pause(key)
+        elif self.allowance is not None:
+            self.allowance.settle(key, is_done=json.loads(record)["status"] == "done")
 
-    def _next_for(self, host: _Host) -> _Wish | None:
+    def _next_for(self, host: _Host, paying: _Paying | None = None) -> _Wish | None:
         """What this host opens next, beside what it has; its own backbone first."""
         num_open = len(host.wishes)
-        mine = [wish for wish in self._queue if wish.crew == host.crew]
+        mine = (
+            wish
+            for wish in self._queue
+            if wish.crew == host.crew and (paying is None or paying.is_enough_for(wish))
+        )
         if not num_open:
+            first = next(mine, None)
+            if first is None or first.backbone == host.backbone:
+                return first
             own = (wish for wish in mine if wish.backbone == host.backbone)
-            return next(own, None) or next(iter(mine), None)
+            return next(own, first)
         # At a study's end nobody takes more than an even share.
         shared = sum(not wish.is_alone for wish in self._wishes.values())
         taken = sum(
@@ -308,6 +392,77 @@ class Board:
             return None
         fitting = (w for w in mine if w.backbone == host.backbone and not w.is_alone)
         return next(fitting, None)
+
+    # --- what is left of a budget -------------------------------------------------------------------
+
+    @property
+    def _open(self) -> dict[str, _Wish]:
+        """What hosts have, by key."""
+        return {key: wish for host in self._hosts.values() for key, wish in host.wishes.items()}
+
+    @property
+    def num_open(self) -> int:
+        return sum(len(host.wishes) for host in self._hosts.values())
+
+    @property
+    def committed(self) -> float:
+        """Device-seconds that what hosts have is still expected to want; 0 without a budget."""
+        return 0.0 if self.allowance is None else self.allowance.committed(self._open)
+
+    def saving_seconds(self, host: str) -> float:
+        """That a host is expected to take to save all that it has open."""
+        mine = self._hosts.get(host)
+        if mine is None or self.allowance is None:
+            return 0.0
+        return self.allowance.saving_seconds(mine.wishes)
+
+    @property
+    def left_saved(self) -> dict[str, float]:
+        """Of fold-runs that are saved and not finished, by key, the share that is still to do, 0 to 1."""
+        return {} if self.allowance is None else self.allowance.left_saved(self._saved)
+
+    def _pay(self, host: _Host | None = None) -> _Paying | None:
+        """What is left for what is yet to begin; None without a budget."""
+        if self.allowance is None:
+            return None
+        there = self._open
+        beside = self.allowance.committed(host.wishes) if host is not None else 0.0
+        return _Paying(
+            self.allowance, self.allowance.room(there), beside, not there, is_host=host is not None
+        )
+
+    def _affordable(self) -> list[_Wish]:
+        """Of the queue, those that what is left is enough for, in order and all of them together."""
+        paying = self._pay()
+        if paying is None:
+            return self._queue
+        found = []
+        for wish in self._queue:
+            if paying.is_enough_for(wish):
+                paying.take(wish)
+                found.append(wish)
+        return found
+
+    def shortfall(self) -> float | None:
+        """Device-seconds that the cheapest of the queue wants, where nothing trains and nothing fits in what
+        is left; else None."""
+        if self.allowance is None or not self._queue or self._open or self._affordable():
+            return None
+        return min(self.allowance.wants(wish.key, "low") for wish in self._queue)
+
+    def shelve(self) -> int:
+        """Takes all that no host has from the queue, for another run; their trials hear that they are over.
+
+        Returns:
+            How many trials have nothing left here.
+        """
+        trials = {wish.trial for wish in self._queue}
+        for wish in self._queue:
+            del self._wishes[wish.key]
+        self._queue = []
+        return len(trials - {wish.trial for wish in self._wishes.values()})
+
+    # --- losses -------------------------------------------------------------------------------------
 
     def lost(self, host: str, *, counts: bool = True) -> list[FoldRun]:
         """A host is gone; its lanes go back to the head of the queue.

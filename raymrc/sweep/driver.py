@@ -29,6 +29,7 @@ from typing import Any
 import raymrc
 from raymrc.errors import LedgerError, RaymrcError
 from raymrc.model.strategies import STRATEGIES
+from raymrc.study.budget import Account, Budget, Journal, Need, Spent, overhead, unfinished
 from raymrc.study.configuration import Cell, Configuration, FoldRun
 from raymrc.study.earlier import RatePrior
 from raymrc.study.files import Files, absolute, not_writable, open_files
@@ -47,11 +48,12 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from raymrc.sweep.allowance import Allowance
 from raymrc.sweep.board import SOLO, Crew
 from raymrc.sweep.capacity import can_grow, check_crew, count_devices
 from raymrc.sweep.failures import failed_record
 from raymrc.sweep.hosts import SAVED, HostTerms, OpenPool
-from raymrc.sweep.reception import open_reception
+from raymrc.sweep.reception import Closing, Stopped, open_reception
 from raymrc.sweep.trial import run_trial
 
 DEATHS = 2
@@ -74,8 +76,11 @@ OBJECT_STORE_BYTES = 256 * 2**20
 
 SNAPSHOT_SECONDS = 0.5
 
-CLOSE_SECONDS = 5.0
+CLOSE_SECONDS = 6.0
 """Hosts are given so long to be ended one by one; then they go with who started them."""
+
+SPENT_SECONDS = 2.0
+"""So often it is asked what is spent, to show it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,9 @@ class StudyOutcome:
         interrupted: by Ctrl-C; running the study again goes on.
         reasons: why those failed, the commonest first, with how often.
         spared: need not be trained to their end, since their configurations cannot win any more.
+        out_of_budget: why it ended before its work did, as a sentence; a larger budget goes on. "" where it
+            did not.
+        spent: by the study in all, and device-seconds by this run; None where nothing had to be trained.
     """
 
     total: int
@@ -128,6 +136,9 @@ class StudyOutcome:
     wall_seconds: float
     reasons: tuple[tuple[str, int], ...] = ()
     spared: int = 0
+    out_of_budget: str = ""
+    spent: Spent | None = None
+    device_seconds: float = 0.0
 
 
 def run_study(
@@ -142,6 +153,8 @@ def run_study(
     rates: Mapping[Cell, RatePrior] | None = None,
     on_record: Callable[[Record], None] | None = None,
     on_progress: Callable[[Snapshot], None] | None = None,
+    budget: Budget | None = None,
+    expect: Callable[[FoldRun], Need | None] | None = None,
 ) -> StudyOutcome:
     """Train what the ledger lacks of a plan.
 
@@ -159,9 +172,13 @@ def run_study(
         rates: by cell, what earlier studies say of learning rates; only races look at it.
         on_record: told of every new record, once it is in the ledger, failed ones too.
         on_progress: told now and then.
+        budget: what the study may spend, this run and all others together; None: what is spent is only
+            written down.
+        expect: what a fold-run is expected to cost; None where that is not known.
 
     Raises:
-        LedgerError: a record cannot be read, or not be written.
+        LedgerError: a record cannot be read, or not be written; or what runs have spent cannot; or not for
+            longer than a budget allows.
         RaymrcError: Ray cannot be started, or has too little for one host; or the actor that shares
             out the work died.
     """
@@ -169,11 +186,14 @@ def run_study(
     if problems:
         raise LedgerError("\n".join(problems))
     saved = _Saved(ledger.storage)
-    study = _Study(plan, ledger, records, on_record, on_progress, saved, rates)
-    if study.has_work:
+    spending = _Spending(
+        Budget() if budget is None else budget, saved.storage, records, expect or (lambda run: None)
+    )
+    study = _Study(plan, ledger, records, on_record, on_progress, saved, spending, rates)
+    if study.has_work and spending.may_begin():
         # Ray says on stdout, unasked, what its machines are at; stdout is for answers.
         quiet = redirect_stdout(sys.stderr)
-        with quiet, _catch_interrupt(study.stop), _workplace(folder) as workplace:
+        with quiet, _catch_interrupt(study.stop), _workplace(folder) as workplace, spending:
             _run_tune(study, open_pool, data, resources or Resources(), scheduler, workplace)
     study.show(now=True)
     if study.error is not None:
@@ -192,11 +212,13 @@ class _Study:
         on_record: Callable[[Record], None] | None,
         on_progress: Callable[[Snapshot], None] | None,
         saved: _Saved,
+        spending: _Spending,
         rates: Mapping[Cell, RatePrior] | None = None,
     ) -> None:
         self.plan = plan
         self.ledger = ledger
         self.saved = saved
+        self.spending = spending
         self.stopping = threading.Event()
         self.error: RaymrcError | None = None
         self._on_record = on_record or (lambda record: None)
@@ -338,6 +360,7 @@ class _Study:
                     running=tuple(self._now.values()),
                     cells=self._board.cells(),
                     wall_seconds=moment - self._began,
+                    spent=self.spending.told,
                 )
             )
 
@@ -348,10 +371,15 @@ class _Study:
             done=len(self._trained),
             reused=self._board.num_done - len(self._trained),
             failed=len(self._failed),
-            interrupted=self.stopping.is_set() and settled < self.plan.num_fold_runs,
+            interrupted=self.stopping.is_set()
+            and settled < self.plan.num_fold_runs
+            and not self.spending.stopped,
             wall_seconds=time.monotonic() - self._began,
             reasons=count_reasons(self._failed.values()),
             spared=self._num_spared,
+            out_of_budget=self.spending.stopped if settled < self.plan.num_fold_runs else "",
+            spent=self.spending.spent,
+            device_seconds=self.spending.device_seconds,
         )
 
     @property
@@ -400,6 +428,81 @@ class _Saved:
         finally:
             with suppress(OSError):
                 self.files.remove(name)
+
+
+class _Spending:
+    """The account of this run, from its beginning to its end.
+
+    Args:
+        records: of the ledger.
+        expect: what a fold-run is expected to cost.
+
+    Raises:
+        LedgerError: what was spent cannot be read.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        storage: str,
+        records: Sequence[Record],
+        expect: Callable[[FoldRun], Need | None],
+    ) -> None:
+        self.budget = budget
+        self.expect = expect
+        self.stopped = ""
+        self.spent: Spent | None = None
+        self.device_seconds = 0.0
+        self._journal = Journal(storage)
+        entries = self._journal.entries()
+        self.account = Account(budget, entries, time.time(), time.monotonic())
+        self.unfinished = unfinished(entries)
+        held = sum(entry.device_seconds for entry in entries)
+        self.overhead = overhead(held, sum(record.device_seconds for record in records))
+        self._is_settled = self._is_shared = False
+
+    @property
+    def told(self) -> str:
+        """What is spent of the budget; "" where there is none."""
+        return self.budget.told(self.spent) if self.budget and self.spent is not None else ""
+
+    def may_begin(self) -> bool:
+        moment = time.monotonic()
+        if self.account.seconds_left_of_budget(moment) > 0:
+            return True
+        self.spent = self.account.spent(moment)
+        self.stopped = self.budget.reached(self.spent)
+        return False
+
+    def __enter__(self) -> None:
+        """Wall time counts from here on."""
+        moment = time.monotonic()
+        lease = self.account.lease(time.time(), moment, 0.0)
+        self._journal.write(lease)
+        self.account.paid(lease, moment, 0.0)
+
+    def share(self) -> Account:
+        """For the reception, which from now on writes what is spent."""
+        self._is_shared = True
+        return self.account
+
+    def settle(self, closing: Closing) -> None:
+        """The reception has told what it was, and written it."""
+        self.spent, self.device_seconds = closing.spent, closing.device_seconds
+        if closing.stopped is not None and closing.stopped.by_budget:
+            self.stopped = closing.stopped.sentence
+
+    def __exit__(self, *error: object) -> None:
+        if not self._is_shared:  # no host was ever asked for
+            with suppress(LedgerError):
+                self._journal.write(self.account.last(time.time(), time.monotonic()))
+
+    def needs(self, fold_runs: Sequence[FoldRun]) -> dict[str, Need]:
+        """Of those of which something is known, by key."""
+        if not self.budget:
+            return {}
+        found = {run.key: self.expect(run) for run in fold_runs}
+        return {key: need for key, need in found.items() if need is not None}
 
 
 class _Board:
@@ -494,7 +597,8 @@ class _Search(_NotKept, Searcher):
             return None
         work = self._study.take(trial_id, self._most - self._study.num_in_flight)
         if work is not None:
-            self._reception.submit.remote(trial_id, work.fold_runs, work.until)
+            needs = self._study.spending.needs(work.fold_runs)
+            self._reception.submit.remote(trial_id, work.fold_runs, work.until, needs)
             return {"work": work}
         # What a dead trial leaves behind will be handed out again.
         return None if self._study.num_in_flight else Searcher.FINISHED
@@ -531,7 +635,11 @@ class _Receiver(_NotKept, tune.Callback):
 
     def __init__(self, study: _Study, reception: Any) -> None:
         self._study = study
+        self._reception = reception
         self._verdict = reception.verdict.remote()
+        self._stopped = reception.stopped.remote()
+        self._spent: Any = None
+        self._asked_at = -math.inf
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -540,10 +648,29 @@ class _Receiver(_NotKept, tune.Callback):
         result.pop("record", None)  # Tune keeps the last result of every trial
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._look_at_spent()
         self._study.show()
-        if ray.wait([self._verdict], timeout=0)[0] and not self._study.stopping.is_set():
-            with suppress(RayError):  # the reception has died: every trial says so
+        if self._study.stopping.is_set():
+            return
+        with suppress(RayError):  # the reception has died: every trial says so
+            if ray.wait([self._verdict], timeout=0)[0]:
                 self._study.give_up(RaymrcError(ray.get(self._verdict)))
+            elif ray.wait([self._stopped], timeout=0)[0]:
+                stopped: Stopped = ray.get(self._stopped)
+                if stopped.by_budget:
+                    self._study.stop()
+                else:
+                    self._study.give_up(LedgerError(stopped.sentence))
+
+    def _look_at_spent(self) -> None:
+        """Asked now, read the next time."""
+        with suppress(RayError):
+            if self._spent is not None and ray.wait([self._spent], timeout=0)[0]:
+                self._study.spending.spent = ray.get(self._spent)
+                self._spent = None
+            if self._spent is None and time.monotonic() - self._asked_at >= SPENT_SECONDS:
+                self._asked_at = time.monotonic()
+                self._spent = self._reception.spent.remote()
 
 
 class _Stopper(_NotKept, tune.Stopper):
@@ -590,11 +717,13 @@ def _run_tune(
             open_pool,
             data,
             terms,
+            study.spending.share(),
             lanes=lanes,
             max_devices=max_devices,
             fill=FILL[resources.kind],
             crews={cell: (least, min(most, max_devices)) for cell, (least, most) in crews.items()},
             saved=study.saved.names(),
+            allowance=_allowance(study.spending, terms),
         )
         # Enough trials that hosts find work, and one more. That one is not to have a process: it takes
         # over the next that gets free, where Tune would end two that get free at once.
@@ -629,8 +758,14 @@ def _run_tune(
                 ).fit()
         finally:
             with suppress(RayError):  # it may be gone, and its hosts with it
-                ray.get(reception.close.remote(), timeout=CLOSE_SECONDS)
+                study.spending.settle(ray.get(reception.close.remote(), timeout=CLOSE_SECONDS))
             ray.kill(reception)
+
+
+def _allowance(spending: _Spending, terms: HostTerms) -> Allowance | None:
+    if not spending.budget:
+        return None
+    return Allowance(terms.devices(SOLO), spending.overhead, spending.unfinished)
 
 
 def _crew(plan: CellPlan) -> Crew:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
@@ -19,7 +20,7 @@ import ray
 from raymrc.study.configuration import Backbone, FoldRun
 from raymrc.study.files import open_files
 from raymrc.study.record import Epoch, Event, Record
-from raymrc.sweep.board import Order, Report
+from raymrc.sweep.board import SOLO, Crew, Order, Report
 from raymrc.sweep.failures import explain, failed_record
 
 SLICE_SECONDS = 0.5
@@ -90,6 +91,12 @@ class HostTerms:
         wanted = {"CPU": self.cpus, "GPU": math.ceil(self.gpus)}
         return {name: amount for name, amount in wanted.items() if amount}
 
+    def devices(self, crew: Crew, size: int = 1) -> float:
+        """That a host, or a group of so many, is charged for: GPUs, else a CPU's cores."""
+        if crew == SOLO:
+            return self.gpus or self.cpus or 1.0
+        return size * (math.ceil(self.gpus) or self.cpus or 1.0)
+
 
 class Host:
     """A process with one backbone at a time.
@@ -123,6 +130,8 @@ class Host:
     def run(self, name: str, reception: Any) -> None:
         """Trains what the reception has, until that says to go."""
         me = (name, self._nodes())
+        if self._leads:
+            reception.arrive.remote(name, process_age())
         if not self._sees_storage():
             if self._leads:
                 ray.get(reception.blind.remote(name, ray.util.get_node_ip_address()))
@@ -207,7 +216,9 @@ class Host:
         if isinstance(what, Epoch):
             if key in self._until and what.epoch >= self._until[key]:
                 return self._pause(key)
-            return Report(key, epoch=what, saved=self._save(key))
+            saved = self._save(key)
+            took = self._saving_took.get(key, 0.0) if saved else 0.0
+            return Report(key, epoch=what, saved=saved, saving_seconds=took)
         fold_run = self._runs[key]
         self._forget(key)
         if not isinstance(what, Record):
@@ -217,12 +228,13 @@ class Host:
     def _pause(self, key: str) -> Report:
         """Saved and closed. Where it cannot be written, going on begins where it was saved before."""
         assert self._pool is not None
-        saved = None
+        saved, began = None, time.monotonic()
         with suppress(OSError):
             saved = self._write(key)
+        took = time.monotonic() - began
         record = self._pool.pause(key)
         self._forget(key)
-        return Report(key, saved=saved, record=record.to_json(), pauses=True)
+        return Report(key, saved=saved, record=record.to_json(), pauses=True, saving_seconds=took)
 
     # --- saving -----------------------------------------------------------------------------------
 
@@ -289,6 +301,15 @@ class Host:
     def _forget(self, key: str) -> None:
         for of in (self._runs, self._until, self._saved, self._saved_at, self._saving_took):
             of.pop(key, None)  # type: ignore[attr-defined]
+
+
+def process_age() -> float:
+    """Seconds since this process was started."""
+    try:  # Linux: proc(5), field 22, in clock ticks since the machine's start
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
 
 
 def _set_threads(num_threads: int) -> None:

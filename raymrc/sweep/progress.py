@@ -47,6 +47,7 @@ class Snapshot:
         reused: of `done`, those that were in the ledger before.
         running: what each trial is at, such as "minilm-l2/fine_tune fold 3 epoch 4".
         spared: not in `total`, since their configurations cannot win any more.
+        spent: of the budget, in words; "" where there is none.
     """
 
     total: int
@@ -57,6 +58,7 @@ class Snapshot:
     cells: tuple[CellProgress, ...]
     wall_seconds: float
     spared: int = 0
+    spent: str = ""
 
     @property
     def seconds_left(self) -> float | None:
@@ -119,6 +121,8 @@ def line(snapshot: Snapshot) -> str:
         parts.append(f"{snapshot.spared} spared by racing")
     if snapshot.seconds_left is not None and snapshot.seconds_left > 0:
         parts.append(f"{duration(snapshot.seconds_left)} left")
+    if snapshot.spent:
+        parts.append(f"spent {snapshot.spent}")
     known = [cell for cell in snapshot.cells if cell.best_f1 is not None]
     if known:
         best = max(known, key=lambda cell: cell.best_f1 or 0.0)
@@ -153,6 +157,8 @@ def render(snapshot: Snapshot) -> RenderableType:
         summary += f", {snapshot.spared} more spared by racing"
     if left is not None and left > 0:
         summary += f", about {duration(left)} left"
+    if snapshot.spent:
+        summary += f"; spent {snapshot.spent}"
     running = "; ".join(snapshot.running)
     return Group(table, Text(summary), Text(f"now: {running}" if running else "", style="dim"))
 

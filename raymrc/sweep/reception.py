@@ -9,6 +9,7 @@ sees what is really needed.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +20,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from raymrc.errors import LedgerError
+from raymrc.study.budget import WRITE_SECONDS, Account, Budget, Entry, Journal, Need, Spent
 from raymrc.study.configuration import FoldRun
 from raymrc.sweep.board import SOLO, Board, Crew, Order, Report
 from raymrc.sweep.capacity import count_devices, draining_nodes, why_never
@@ -42,6 +45,25 @@ MOST_WAITING_GROUPS = 2
 """So many groups of a size are asked for at once; the next when one has started."""
 
 
+GUARD_SECONDS = 0.2
+"""So often it is looked what is left of the budget."""
+
+KILL_SECONDS, KILL_GROUP_SECONDS = 1.0, 3.0
+"""Before the cap: a host, or a group, that is still there then is ended as it is. Ray takes part of it."""
+
+FADING = 0.9
+"""Of how long a host was ever silent, at each of its words."""
+
+SAVING_MARGIN = 1.5
+"""Lanes are given so many times what saving them took before."""
+
+MOST_SHELVED = 16
+"""So many trials in a row of which nothing fits in what is left of the budget; then none is expected to."""
+
+GONE_SECONDS, LAST_WRITE_SECONDS = 1.5, 1.5
+"""At the end: hosts are waited for so long, to know when they were gone, and the storage, to note it."""
+
+
 @dataclass(eq=False)
 class _Asked:
     """A host or a group that was asked for.
@@ -50,6 +72,9 @@ class _Asked:
         end: ends it, whatever it is at.
         nodes: where it is; none until it has said a word.
         size: in devices.
+        devices: that it is charged for.
+        answered_at: when it was last told what to do; None while it is opening lanes, which takes its time.
+        slowest: seconds that it was silent otherwise, at most, of late.
     """
 
     crew: Crew
@@ -57,6 +82,35 @@ class _Asked:
     since: float = field(default_factory=time.monotonic)
     nodes: tuple[str, ...] = ()
     size: int = 1
+    devices: float = 1.0
+    answered_at: float | None = None
+    slowest: float = SLICE_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Why a run ends before its work does.
+
+    Args:
+        by_budget: whether a larger budget is what it wants.
+    """
+
+    sentence: str
+    by_budget: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """
+    Args:
+        spent: by the study, in all.
+        device_seconds: that hosts of this run held.
+        stopped: what ended it; None where it came to its end.
+    """
+
+    spent: Spent
+    device_seconds: float
+    stopped: Stopped | None
 
 
 class Reception:
@@ -65,6 +119,7 @@ class Reception:
     Args:
         board: the terms of `Board`.
         terms: of each host.
+        account: of this run of the driver; None where nobody counts.
     """
 
     def __init__(
@@ -73,6 +128,7 @@ class Reception:
         open_pool: OpenPool,
         shared: list[ray.ObjectRef[Any]],
         terms: HostTerms,
+        account: Account | None = None,
     ) -> None:
         self._board = Board(**board)
         self._open_pool = open_pool
@@ -88,11 +144,30 @@ class Reception:
         self._calling_off: asyncio.TimerHandle | None = None
         self._news = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._account = account or Account(Budget(), (), time.time(), time.monotonic())
+        self._journal = Journal(terms.storage) if account is not None else None
+        self._write_now = asyncio.Event()
+        self._written_at = time.monotonic()
+        self._wanted_devices = 0.0
+        self._capped: Stopped | None = None
+        self._over_at: float | None = None
+        self._shelved = 0
+        self._cheapest = math.inf
 
     async def submit(
-        self, trial: str, fold_runs: Iterable[FoldRun], until: Mapping[str, int]
+        self,
+        trial: str,
+        fold_runs: Iterable[FoldRun],
+        until: Mapping[str, int] | None = None,
+        needs: Mapping[str, Need] | None = None,
     ) -> None:
-        self._board.submit(trial, fold_runs, until)
+        if not self._tasks:
+            if self._journal is not None:
+                self._keep_task(self._keep_journal(self._journal), "journal")
+            if self._account.budget:
+                self._keep_task(self._guard(), "guard")
+        self._board.submit(trial, fold_runs, until, needs)
+        self._allow()
         await self._changed()
 
     async def listen(self, trial: str) -> tuple[list[dict[str, Any]], bool]:
@@ -108,6 +183,16 @@ class Reception:
         self._board.withdraw(trial)
         await self._changed()
 
+    async def arrive(self, host: str, age: float) -> None:
+        """A host is there: from now on it is charged, and for its process's start.
+
+        Args:
+            age: of its process, in seconds.
+        """
+        asked = self._hosts.get(host)
+        if asked is not None:
+            self._account.start(host, asked.devices, max(asked.since, time.monotonic() - age))
+
     async def exchange(self, host: str, nodes: tuple[str, ...], reports: Sequence[Report]) -> Order:
         """See `Board.exchange`; a host that has nothing to do waits here."""
         until = time.monotonic() + PATIENCE_SECONDS
@@ -120,14 +205,20 @@ class Reception:
             if has_started:
                 self._scale()
             now = time.monotonic()
-            if self._draining.intersection(nodes):
+            if asked.answered_at is not None:
+                # A first step reads and sorts the notes: what is long ago counts less and less.
+                asked.slowest = max(FADING * asked.slowest, now - asked.answered_at, SLICE_SECONDS)
+                asked.answered_at = None
+            if self._draining.intersection(nodes) or self._capped:
                 self._board.hear(host, reports, now)
                 return Order(evacuate=True)
+            self._allow()
             order = self._board.exchange(host, reports, now, asked.crew)
             if reports:
                 await self._changed()
             reports = ()
             if order or not self._board.is_idle(host) or time.monotonic() >= until:
+                asked.answered_at = None if order.open else time.monotonic()
                 return order
             await self._wait_for_news(until - time.monotonic())
         return Order(leave=True)
@@ -154,7 +245,18 @@ class Reception:
                 await self._news.wait()
         return self._verdict
 
-    async def close(self) -> None:
+    async def spent(self) -> Spent:
+        """By the study until now."""
+        return self._account.spent(time.monotonic())
+
+    async def stopped(self) -> Stopped:
+        """Waits until the budget has ended the run: hosts have saved what they had, and are gone."""
+        async with self._news:
+            while self._capped is None or self._over_at is None:
+                await self._news.wait()
+        return self._capped
+
+    async def close(self) -> Closing:
         """Ends all hosts, whatever they are at. Groups are asked to go first: one that is killed
         may leave its claim on devices behind."""
         self._closed = True
@@ -165,6 +267,7 @@ class Reception:
         leaving = [task for task in self._tasks if task.get_name() == "group"]
         if leaving:
             await asyncio.wait(leaving, timeout=4 * SLICE_SECONDS)
+        return await self._settle_account()
 
     async def _changed(self) -> None:
         self._scale()
@@ -183,7 +286,7 @@ class Reception:
     # --- who is there -----------------------------------------------------------------------------
 
     def _scale(self) -> None:
-        if self._closed:
+        if self._closed or self._capped:
             return
         there = Counter(asked.crew for asked in self._hosts.values())
         wanted = self._board.wanted(there)
@@ -192,7 +295,9 @@ class Reception:
             if crew != SOLO:  # one that waits is already two processes on the head
                 waiting = sum(a.crew == crew and not a.nodes for a in self._hosts.values())
                 missing = min(missing, MOST_WAITING_GROUPS - waiting)
-            for _ in range(missing):
+            for number in range(missing):
+                if not self._may_start(crew, missing - number):
+                    break
                 self._start(crew)
         surplus = any(number > wanted[crew] for crew, number in there.items())
         if not surplus and self._calling_off is not None:
@@ -220,12 +325,15 @@ class Reception:
                 .remote(self._open_pool, self._shared, self._terms)
             )
             running = handle.run.remote(name, here)
-            self._hosts[name] = _Asked(crew, lambda: ray.kill(handle))
+            self._hosts[name] = _Asked(
+                crew, lambda: ray.kill(handle), devices=self._terms.devices(crew)
+            )
         else:
             size = size or crew[1]
             running = start_group(name, size, here, self._open_pool, self._shared, self._terms)
-            self._hosts[name] = _Asked(crew, lambda: end_group(running), size=size)
-        if not self._tasks:
+            devices = self._terms.devices(crew, size)
+            self._hosts[name] = _Asked(crew, lambda: end_group(running), size=size, devices=devices)
+        if not any(task.get_name() == "survey" for task in self._tasks):
             self._keep_task(self._survey(), "survey")
         self._keep_task(self._watch(name, running), kind)
 
@@ -258,6 +366,7 @@ class Reception:
                 if self._stillborn >= STILLBORN:
                     self._fail(self._board.queued, f"no host can be started ({explain(error)})")
         asked = self._hosts.pop(name, None)
+        self._account.end(name, time.monotonic())
         if asked is not None:
             self._lose(name, asked, died=died)
         await self._changed()
@@ -288,6 +397,154 @@ class Reception:
                 asked.end()
                 self._start(asked.crew, max(least, min(asked.size - 1, room)))
 
+    # --- what is spent ----------------------------------------------------------------------------
+
+    @property
+    def _devices(self) -> float:
+        """That are held or were asked for."""
+        return sum(asked.devices for asked in self._hosts.values()) + self._account.held_beside(
+            self._hosts
+        )
+
+    def _may_start(self, crew: Crew, number: int) -> bool:
+        """Whether what one more host may spend is written down already; if not, it is asked for so many."""
+        each, there = self._terms.devices(crew, crew[1]), self._devices
+        if self._account.covers(there + each, time.monotonic()):
+            return True
+        self._wanted_devices = max(self._wanted_devices, there + number * each)
+        self._write_now.set()
+        return False
+
+    def _allow(self) -> None:
+        if self._board.allowance is not None:
+            left = self._account.left(time.monotonic())
+            self._board.allowance.allow(
+                left.device_seconds - self._account.reserved, left.wall_seconds
+            )
+
+    async def _keep_journal(self, journal: Journal) -> None:
+        """Writes ahead what is spent, and reads what others spend."""
+        while not self._closed and self._over_at is None:
+            moment, devices = time.monotonic(), max(self._devices, self._wanted_devices)
+            self._wanted_devices = 0.0
+            entry = self._account.lease(
+                time.time(), moment, devices, self._board.num_open, self._board.committed,
+                self._closing_seconds(),
+            )  # fmt: skip
+            try:
+                entries = await asyncio.to_thread(_write_and_read, journal, entry)
+            except LedgerError:
+                pass  # nobody is ended for it while the last lease lasts
+            else:
+                self._written_at = moment
+                self._account.paid(entry, moment, devices)
+                self._account.hear(entries)
+                self._scale()  # what had to wait for this
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._write_now.wait(), WRITE_SECONDS)
+            self._write_now.clear()
+
+    def _closing_seconds(self) -> float:
+        """That it takes until hosts have heard that they are to go, have saved what they have, and left."""
+        longest = 0.0
+        for name, asked in self._hosts.items():
+            saving = SAVING_MARGIN * self._board.saving_seconds(name)
+            longest = max(longest, _kill_seconds(asked) + asked.slowest + saving)
+        return longest
+
+    async def _guard(self) -> None:
+        """Closes hosts before the cap, and says when nothing fits any more."""
+        while not self._closed:
+            now = time.monotonic()
+            self._allow()
+            closing = self._closing_seconds()
+            if self._capped is not None:
+                await self._see_off(self._account.seconds_left(now))
+            elif self._account.limit_left(now) <= closing:
+                await self._cap(
+                    Stopped(self._account.budget.reached(self._account.spent(now)), True)
+                )
+            elif self._account.seconds_left(now) <= closing:
+                if now - self._written_at > 2 * WRITE_SECONDS:
+                    await self._cap(Stopped(self._cannot_count(), False))
+                self._write_now.set()  # closing may just take longer than it did
+            else:
+                await self._shelve()
+            await asyncio.sleep(GUARD_SECONDS)
+
+    async def _shelve(self) -> None:
+        """Puts aside what does not fit in what is left, for trials that may."""
+        if self._board.num_open:
+            self._shelved = 0
+        least = self._board.shortfall()
+        if least is None:
+            return
+        self._cheapest = min(self._cheapest, least)
+        self._shelved += self._board.shelve()
+        if self._shelved >= MOST_SHELVED:
+            await self._cap(self._too_little())
+        else:
+            await self._changed()
+
+    def _too_little(self) -> Stopped:
+        left = self._account.left(time.monotonic())
+        return Stopped(
+            self._account.budget.too_little(left, self._cheapest, self._terms.devices(SOLO)), True
+        )
+
+    def _cannot_count(self) -> str:
+        return (
+            f"what is spent could not be noted in {self._terms.storage} for too long, and the study has a "
+            "budget; hosts were ended before it would be forgotten; run the study again"
+        )
+
+    async def _cap(self, stopped: Stopped) -> None:
+        """Nothing is begun any more; hosts hear that they are to save what they have and go."""
+        self._capped = stopped
+        for name, asked in list(self._hosts.items()):
+            if not asked.nodes:  # it has not said a word
+                self._dismiss(name, asked)
+        await self._changed()
+        await self._see_off(math.inf)
+
+    async def _see_off(self, seconds: float) -> None:
+        """Ends those who are too slow.
+
+        Args:
+            seconds: until the cap.
+        """
+        for name, asked in list(self._hosts.items()):
+            if seconds <= _kill_seconds(asked):
+                self._dismiss(name, asked)
+        if not self._hosts and not self._account.devices and self._over_at is None:
+            self._over_at = time.monotonic()  # what Tune takes to stop is not the study's time
+            await self._changed()
+
+    def _dismiss(self, name: str, asked: _Asked) -> None:
+        del self._hosts[name]
+        self._board.lost(name, counts=False)
+        asked.end()
+
+    async def _settle_account(self) -> Closing:
+        """Once hosts are gone: what it was."""
+        tasks = [task for task in self._tasks if task.get_name() in ("host", "group")]
+        if tasks:
+            await asyncio.wait(tasks, timeout=GONE_SECONDS)
+        moment = time.monotonic() if self._over_at is None else self._over_at
+        last = self._account.last(time.time(), moment, self._board.left_saved)
+        if self._journal is not None:
+            writing = asyncio.to_thread(self._journal.write, last)
+            with suppress(TimeoutError, LedgerError):  # then the lease stands
+                await asyncio.wait_for(writing, LAST_WRITE_SECONDS)
+        spent, stopped = self._account.spent(moment), self._capped
+        if stopped is None and self._cheapest < math.inf:
+            stopped = self._too_little()
+        elif stopped is not None and stopped.by_budget and not self._shelved:
+            stopped = Stopped(self._account.budget.reached(spent), True)  # by now it is known
+        return Closing(spent, last.device_seconds, stopped)
+
+    # --- machines that go, and those that never come ----------------------------------------------
+
     async def _survey(self) -> None:
         """Which machines will be taken away, which groups have to be smaller, and can what waits ever
         start?"""
@@ -312,13 +569,24 @@ class Reception:
             await asyncio.sleep(SURVEY_SECONDS)
 
 
+def _kill_seconds(asked: _Asked) -> float:
+    return KILL_SECONDS if asked.crew == SOLO else KILL_GROUP_SECONDS
+
+
+def _write_and_read(journal: Journal, entry: Entry) -> tuple[Entry, ...]:
+    """In this order, so that of two drivers that begin at once one sees the other."""
+    journal.write(entry)
+    return journal.entries()
+
+
 def open_reception(
     open_pool: OpenPool,
     data: Any,
     terms: HostTerms,
+    account: Account | None = None,
     **board: Any,
 ) -> Any:
-    """The actor, on this machine.
+    """The actor, on this machine, whose monotonic clock is the account's.
 
     Args:
         board: terms of `Board`.
@@ -326,5 +594,5 @@ def open_reception(
     return (
         ray.remote(Reception)
         .options(**on_this_node(), max_concurrency=1000)
-        .remote(board, open_pool, [ray.put(data)], terms)
+        .remote(board, open_pool, [ray.put(data)], terms, account)
     )

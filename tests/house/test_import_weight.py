@@ -31,7 +31,17 @@ def test_help_loads_neither_what_trains_nor_what_checks_a_study():
 
 
 @pytest.mark.parametrize(
-    "room", ["cli", "study.spec", "study.plan", "study.ledger", "study.racing", "study.verdict"]
+    "room",
+    [
+        "cli",
+        "study.spec",
+        "study.plan",
+        "study.ledger",
+        "study.budget",
+        "study.status",
+        "study.racing",
+        "study.verdict",
+    ],
 )
 def test_a_room_above_the_model_loads_nothing_heavy(room):
     assert not modules_after(f"import raymrc.{room}") & HEAVY
@@ -42,8 +52,9 @@ def test_a_room_below_the_model_knows_nothing_of_models_or_studies(room):
     assert not modules_after(f"import raymrc.{room}") & (HEAVY | {"pydantic", "typer"})
 
 
-def test_a_plan_is_made_without_torch():
+@pytest.mark.parametrize("command", ["plan", "status"])
+def test_a_plan_and_a_status_are_made_without_torch(command):
     loaded = modules_after(
-        "from raymrc.cli import main\nassert main(['plan', 'studies/demo.yaml', '--json']) == 0"
+        f"from raymrc.cli import main\nassert main(['{command}', 'studies/demo.yaml', '--json']) == 0"
     )
     assert not loaded & HEAVY

@@ -1,6 +1,8 @@
 """Plans and a training that is over at once, for the tests of the sweep.
 
-python -m tests.sweep.making FOLDER NAP [race]    runs a small study in a process of its own
+python -m tests.sweep.making FOLDER NAP [DEVICE_SECONDS] [race]
+
+runs a small study in a process of its own.
 """
 
 from __future__ import annotations
@@ -278,15 +280,18 @@ def open_pool(backbone: Backbone, data: Script, ranks: Any = None) -> ScriptPool
 
 
 if __name__ == "__main__":
+    from raymrc.study.budget import Budget
     from raymrc.sweep.driver import Resources, run_study
 
     folder, nap = Path(sys.argv[1]), float(sys.argv[2])
-    raced = "race" in sys.argv
+    raced, given = "race" in sys.argv, [word for word in sys.argv[3:] if word != "race"]
+    hours = float(given[0]) / 3600 if given else None
     script = Script(folder / "trained", nap, raced=raced)
     script.folder.mkdir(parents=True, exist_ok=True)
     plan = make_race() if raced else make_plan()
     outcome = run_study(
-        plan, Ledger(str(folder)), open_pool, script, folder=folder, resources=Resources()
-    )
+        plan, Ledger(str(folder)), open_pool, script, folder=folder,
+        resources=Resources(), budget=Budget(device_hours=hours),
+    )  # fmt: skip
     print("in the ledger", outcome.done + outcome.reused, flush=True)
-    sys.exit(130 if outcome.interrupted else 0)
+    sys.exit(130 if outcome.interrupted else 3 if outcome.out_of_budget else 0)
