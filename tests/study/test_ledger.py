@@ -41,8 +41,11 @@ def in_object_store(path: Path) -> Open:
     )
 
 
-@pytest.fixture(params=[in_folder, at_file_url, in_object_store])
+@pytest.fixture(params=[in_folder, at_file_url, in_object_store, "on S3"])
 def open_ledger(request, tmp_path) -> Open:
+    if request.param == "on S3":
+        storage = request.getfixturevalue("s3").storage(f"{tmp_path.name}/runs")
+        return lambda: Ledger(storage)
     return request.param(tmp_path)
 
 
