@@ -68,6 +68,7 @@ class Record:
         key: `fold_run.key`, the ledger key.
         status: "done" or "failed".
         reason: why it failed, in a sentence without note text; "" when done.
+        may_pass: of a failed one: whether trying again may help as nothing else is changed.
         notes: scored note id -> counts.
         predictions: held-out note id -> what was found there, by offsets; only of a final test.
         transfer: name of another site -> its notes' counts, as in `notes`; of labels alone that both have.
@@ -84,6 +85,7 @@ class Record:
         device: "cpu" or the accelerator's name.
         num_devices: devices that were held: GPUs (a share where others hold one too), or a CPU's cores.
         device_seconds: of GPUs the seconds held, of a CPU the core-seconds used; all of a fold-run.
+        failed_device_seconds: of earlier tries of this fold-run, which failed; in no other figure.
         training_seconds, evaluation_seconds: by the clock; its share, where fold-runs run together.
         wall_seconds: of the whole fold-run, by the clock.
         tokens: real (unpadded) pieces that training passed through the encoder, questions included.
@@ -100,6 +102,7 @@ class Record:
     fold_run: FoldRun
     status: str = "done"
     reason: str = ""
+    may_pass: bool = False
     notes: Mapping[str, NoteCounts] = field(default_factory=dict, repr=False)
     transfer: Mapping[str, Mapping[str, NoteCounts]] = field(default_factory=dict, repr=False)
     predictions: Mapping[str, Found] = field(default_factory=dict, repr=False)
@@ -114,6 +117,7 @@ class Record:
     device: str = "cpu"
     num_devices: float = 1
     device_seconds: float = 0.0
+    failed_device_seconds: float = 0.0
     wall_seconds: float = 0.0
     training_seconds: float = 0.0
     evaluation_seconds: float = 0.0

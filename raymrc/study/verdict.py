@@ -12,6 +12,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from raymrc.model.strategies import STRATEGIES
@@ -72,6 +73,7 @@ class ConfigurationSummary:
             together; only of subsets that gold spans are in.
         failures: the reasons of failed folds, by fold.
         device_seconds, cost_usd, flops, tokens: of the finished folds together.
+        failed_device_seconds: of tries that failed, of all folds.
         peak_bytes: the largest of the folds.
         transfer: by name of the other site.
     """
@@ -94,6 +96,7 @@ class ConfigurationSummary:
     failures: tuple[tuple[int, str], ...] = ()
     unreachable: int = 0
     device_seconds: float = 0.0
+    failed_device_seconds: float = 0.0
     cost_usd: float = 0.0
     flops: float = 0.0
     tokens: int = 0
@@ -141,6 +144,7 @@ class ConfigurationSummary:
             "failures": [{"fold": fold, "reason": reason} for fold, reason in self.failures],
             "unreachable": self.unreachable,
             "device_seconds": self.device_seconds,
+            "failed_device_seconds": self.failed_device_seconds,
             "cost_usd": self.cost_usd,
             "flops": self.flops,
             "tokens": self.tokens,
@@ -342,6 +346,29 @@ def to_json(summaries: Sequence[CellSummary]) -> dict[str, Any]:
     }
 
 
+def count_failing(records: Iterable[Record]) -> dict[Cell, int]:
+    """How many configurations of each cell have failed since a fold-run of it was last done.
+
+    By the clocks of those who trained; a clock that jumps makes it wrong and nothing else.
+    """
+    done: dict[Cell, float] = {}
+    failed: dict[Cell, dict[str, float]] = {}
+    for record in records:
+        if record.fold_run.is_test or not record.started_at:
+            continue
+        configuration = record.fold_run.configuration
+        cell, at = configuration.cell, datetime.fromisoformat(record.started_at).timestamp()
+        if record.status == "done":
+            done[cell] = max(done.get(cell, at), at + record.wall_seconds)
+        else:
+            of_cell = failed.setdefault(cell, {})
+            of_cell[configuration.id] = max(of_cell.get(configuration.id, at), at)
+    return {
+        cell: sum(at >= done.get(cell, at) for at in of_cell.values())
+        for cell, of_cell in failed.items()
+    }
+
+
 def count_reasons(reasons: Iterable[str]) -> tuple[tuple[str, int], ...]:
     """Each with how often, the commonest first."""
     return tuple(sorted(Counter(reasons).items(), key=lambda item: (-item[1], item[0])))
@@ -428,6 +455,10 @@ def _summarise_configuration(
         failures=tuple((r.fold_run.fold, r.reason) for r in by_fold if r.status != "done"),
         unreachable=sum(record.unreachable for record in done),
         device_seconds=sum(record.device_seconds for record in done),
+        failed_device_seconds=sum(
+            r.failed_device_seconds + (r.device_seconds if r.status != "done" else 0.0)
+            for r in records
+        ),
         cost_usd=sum(record.cost_usd for record in done),
         flops=sum(record.flops for record in done),
         tokens=sum(record.tokens for record in done),

@@ -19,9 +19,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,7 +30,7 @@ from typing import Any
 import raymrc
 from raymrc.errors import LedgerError, RaymrcError
 from raymrc.model.strategies import STRATEGIES
-from raymrc.study.configuration import Configuration, FoldRun
+from raymrc.study.configuration import Cell, Configuration, FoldRun
 from raymrc.study.files import Files, absolute, not_writable, open_files
 from raymrc.study.ledger import Ledger
 from raymrc.study.placement import LANES
@@ -48,8 +49,9 @@ from ray.tune.search import Searcher
 
 from raymrc.sweep.board import SOLO, Crew
 from raymrc.sweep.capacity import can_grow, check_crew, count_devices
-from raymrc.sweep.failures import failed_record
+from raymrc.sweep.failures import FailureTerms, failed_record
 from raymrc.sweep.hosts import SAVED, HostTerms, OpenPool
+from raymrc.sweep.keeping import PATIENCE_SECONDS, Keeper
 from raymrc.sweep.reception import open_reception
 from raymrc.sweep.trial import run_trial
 
@@ -72,6 +74,9 @@ OBJECT_STORE_BYTES = 256 * 2**20
 """Holds the notes and what hosts report; Ray's default of 30 % of memory is for data sets."""
 
 SNAPSHOT_SECONDS = 0.5
+
+BLIND_SECONDS = 30.0
+"""A storage that could not be asked is not asked again for so long: each try may take a minute."""
 
 CLOSE_SECONDS = 5.0
 """Hosts are given so long to be ended one by one; then they go with who started them."""
@@ -114,8 +119,9 @@ class StudyOutcome:
         done: trained now.
         reused: in the ledger before, or meanwhile by another driver.
         failed: tried now and failed; running the study again tries them again.
-        interrupted: by Ctrl-C; running the study again goes on.
+        interrupted: by Ctrl-C or SIGTERM; running the study again goes on.
         reasons: why those failed, the commonest first, with how often.
+        closed: cells that were given up since so much of them failed, with how many fold-runs were not begun.
     """
 
     total: int
@@ -125,6 +131,7 @@ class StudyOutcome:
     interrupted: bool
     wall_seconds: float
     reasons: tuple[tuple[str, int], ...] = ()
+    closed: tuple[tuple[str, int], ...] = ()
 
 
 def run_study(
@@ -138,11 +145,13 @@ def run_study(
     scheduler: TrialScheduler | None = None,
     on_record: Callable[[Record], None] | None = None,
     on_progress: Callable[[Snapshot], None] | None = None,
+    failures: FailureTerms | None = None,
+    patience_seconds: float = PATIENCE_SECONDS,
 ) -> StudyOutcome:
     """Train what the ledger lacks of a plan.
 
     Uses a cluster that this process is connected to, the one that RAY_ADDRESS names, or one
-    of its own, which it ends again. Takes Ctrl-C for the time being: the first one ends the
+    of its own, which it ends again. Takes Ctrl-C and SIGTERM for the time being: the first one ends the
     study, a second one at once.
 
     Args:
@@ -154,9 +163,11 @@ def run_study(
             of running fold-runs lies in the ledger's storage, below "saved".
         on_record: told of every new record, once it is in the ledger, failed ones too.
         on_progress: told now and then.
+        failures: what becomes of fold-runs that fail; None: `FailureTerms`' own.
+        patience_seconds: finished records wait so long for a storage that refuses; training goes on.
 
     Raises:
-        LedgerError: a record cannot be read, or not be written.
+        LedgerError: a record cannot be read, or not be written for so long.
         RaymrcError: Ray cannot be started, or has too little for one host; or the actor that shares
             out the work died.
     """
@@ -164,12 +175,17 @@ def run_study(
     if problems:
         raise LedgerError("\n".join(problems))
     saved = _Saved(ledger.storage)
-    study = _Study(plan, ledger, records, on_record, on_progress, saved)
-    if study.has_work:
-        # Ray says on stdout, unasked, what its machines are at; stdout is for answers.
-        quiet = redirect_stdout(sys.stderr)
-        with quiet, _catch_interrupt(study.stop), _workplace(folder) as workplace:
-            _run_tune(study, open_pool, data, resources or Resources(), scheduler, workplace)
+    keeper = Keeper(ledger.record, lambda record: saved.drop(record.key), patience_seconds)
+    study = _Study(plan, ledger, records, on_record, on_progress, saved, keeper, failures)
+    try:
+        if study.has_work:
+            # Ray says on stdout, unasked, what its machines are at; stdout is for answers.
+            quiet = redirect_stdout(sys.stderr)
+            with quiet, _catch_interrupt(study.stop), _workplace(folder) as workplace:
+                _run_tune(study, open_pool, data, resources or Resources(), scheduler, workplace)
+    finally:
+        keeper.close(study.show)
+        study.tell_kept()
     study.show(now=True)
     if study.error is not None:
         raise study.error
@@ -187,6 +203,8 @@ class _Study:
         on_record: Callable[[Record], None] | None,
         on_progress: Callable[[Snapshot], None] | None,
         saved: _Saved,
+        keeper: Keeper,
+        failures: FailureTerms | None = None,
     ) -> None:
         self.plan = plan
         self.ledger = ledger
@@ -202,6 +220,17 @@ class _Study:
         self._deaths: dict[str, int] = {}
         self._trained: set[str] = set()
         self._failed: dict[str, str] = {}
+        self._keeper = keeper
+        self._terms = failures or FailureTerms()
+        self._blind_until = -math.inf
+        self._tries: Counter[str] = Counter()
+        self._again: set[str] = set()
+        self._spent_failing = {
+            r.key: r.device_seconds + r.failed_device_seconds for r in records if r.status != "done"
+        }
+        self._failing: dict[Cell, set[str]] = {cell.cell: set() for cell in plan.cells}
+        self._closed: set[Cell] = set()
+        self._newly_closed: list[Cell] = []
         self._began = time.monotonic()
         self._shown_at = 0.0
         self._next = self._search.next()
@@ -215,9 +244,20 @@ class _Study:
         return len(self._in_flight)
 
     def _look(self, key: str) -> Record | None:
-        if not self.ledger.has(key):
+        if time.monotonic() < self._blind_until:
             return None
-        record = self.ledger.get(key)
+        try:
+            if not self.ledger.has(key):
+                return None
+        except LedgerError:
+            # Were it there, another driver has trained it: then it is trained twice and kept once.
+            self._blind_until = time.monotonic() + BLIND_SECONDS
+            return None
+        try:
+            record = self.ledger.get(key)
+        except LedgerError as error:
+            self.give_up(error)
+            return None
         if record is not None:
             self._board.enter(record)
         return record
@@ -247,20 +287,58 @@ class _Study:
     def _keep(self, record: Record, text: str | None = None) -> None:
         if self.error is not None:
             return
-        try:
-            self.ledger.record(record, text)
-        except LedgerError as error:
-            self.give_up(error)
-            return
-        self.saved.drop(record.key)
-        self._search.learn(record)
-        self._board.enter(record)
+        spent = self._spent_failing.get(record.key)
+        if spent:
+            record, text = replace(record, failed_device_seconds=spent), None
+        tries_again = record.status != "done" and self._tries_again(record)
+        # A failed try is kept too, until the next one takes its place: its cost is not forgotten.
+        self._keeper.put(record, text, quietly=tries_again)
+        if not tries_again:
+            self._search.learn(record)
+            self._board.enter(record)
+            if record.status == "done":
+                self._trained.add(record.key)
+                self._failed.pop(record.key, None)
+            else:
+                self._failed[record.key] = record.reason
+            self._close_if_hopeless(record)
+        self.tell_kept()
+
+    def tell_kept(self) -> None:
+        """Tells of what has come into the ledger, and ends the run where nothing does any more."""
+        for record in self._keeper.written():
+            self._on_record(record)
+        if self._keeper.error is not None and self.error is None:
+            if not isinstance(self._keeper.error, RaymrcError):
+                raise self._keeper.error
+            self.give_up(self._keeper.error)
+
+    def _tries_again(self, record: Record) -> bool:
+        key = record.key
+        self._spent_failing[key] = record.device_seconds + record.failed_device_seconds
+        if not record.may_pass or self._tries[key] >= self._terms.retries:
+            return False
+        self._tries[key] += 1
+        self._again.add(key)
+        return True
+
+    def _close_if_hopeless(self, record: Record) -> None:
+        configuration = record.fold_run.configuration
+        failing = self._failing[configuration.cell]
         if record.status == "done":
-            self._trained.add(record.key)
-            self._failed.pop(record.key, None)
-        else:
-            self._failed[record.key] = record.reason
-        self._on_record(record)
+            failing.clear()
+            return
+        failing.add(configuration.id)
+        most = self._terms.close_cell_after
+        if most is not None and len(failing) >= most and configuration.cell not in self._closed:
+            self._closed.add(configuration.cell)
+            self._newly_closed.append(configuration.cell)
+            self._search.close_cell([*self._failing].index(configuration.cell))
+
+    def newly_closed(self) -> list[Cell]:
+        """Cells of which nothing more is to be begun, since this was last asked."""
+        found, self._newly_closed = self._newly_closed, []
+        return found
 
     def end(self, trial_id: str, died: bool = False) -> None:
         """A trial is over: its work is settled, or given back if its process died."""
@@ -268,8 +346,9 @@ class _Study:
         self._now.pop(trial_id, None)
         if work is None or self.stopping.is_set():
             return
-        left = self._unsettled(work) if died else ()
-        if left:
+        left = tuple(r for r in self._unsettled(work) if died or r.key in self._again)
+        self._again.difference_update(run.key for run in left)
+        if left and died:
             key = left[0].key
             self._deaths[key] = self._deaths.get(key, 0) + 1
             if self._deaths[key] >= DEATHS:
@@ -277,7 +356,7 @@ class _Study:
                     failed_record(left[0], "its trial's process died, as for want of memory")
                 )
                 left = self._unsettled(work)
-        if left:
+        if left and work.configuration.cell not in self._closed:
             self._search.give_back(Work(work.cell, work.configuration, left))
         else:
             self._search.settle(work)
@@ -298,6 +377,7 @@ class _Study:
         moment = time.monotonic()
         if self._on_progress is not None and (now or moment - self._shown_at >= SNAPSHOT_SECONDS):
             self._shown_at = moment
+            trouble = self._keeper.trouble
             self._on_progress(
                 Snapshot(
                     total=self.plan.num_fold_runs,
@@ -305,8 +385,13 @@ class _Study:
                     reused=self._board.num_done - len(self._trained),
                     failed=len(self._failed),
                     running=tuple(self._now.values()),
-                    cells=self._board.cells(),
+                    cells=tuple(
+                        replace(shown, closed=plan.cell in self._closed)
+                        for shown, plan in zip(self._board.cells(), self.plan.cells, strict=True)
+                    ),
                     wall_seconds=moment - self._began,
+                    waiting=trouble.waiting if trouble else 0,
+                    trouble=trouble.reason if trouble else "",
                 )
             )
 
@@ -320,6 +405,11 @@ class _Study:
             interrupted=self.stopping.is_set() and settled < self.plan.num_fold_runs,
             wall_seconds=time.monotonic() - self._began,
             reasons=count_reasons(self._failed.values()),
+            closed=tuple(
+                (shown.name, left)
+                for shown, plan in zip(self._board.cells(), self.plan.cells, strict=True)
+                if plan.cell in self._closed and (left := shown.total - shown.done - shown.failed)
+            ),
         )
 
 
@@ -490,6 +580,7 @@ class _Receiver(_NotKept, tune.Callback):
 
     def __init__(self, study: _Study, reception: Any) -> None:
         self._study = study
+        self._reception = reception
         self._verdict = reception.verdict.remote()
 
     def on_trial_result(
@@ -499,6 +590,9 @@ class _Receiver(_NotKept, tune.Callback):
         result.pop("record", None)  # Tune keeps the last result of every trial
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._study.tell_kept()
+        for cell in self._study.newly_closed():
+            self._reception.close_cell.remote(cell)
         self._study.show()
         if ray.wait([self._verdict], timeout=0)[0] and not self._study.stopping.is_set():
             with suppress(RayError):  # the reception has died: every trial says so
@@ -714,18 +808,24 @@ def _environment(**values: str) -> Iterator[None]:
 
 @contextmanager
 def _catch_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C asks for an end, the second is the ordinary one."""
+    """The first Ctrl-C asks for an end, the second is the ordinary one. So does SIGTERM: it is how
+    clouds, batch systems and Kubernetes say that a machine will be taken away."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         stop()
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    signal.signal(signal.SIGINT, interrupt)
+    for number in before:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

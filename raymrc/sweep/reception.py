@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raymrc.study.configuration import FoldRun
+from raymrc.study.configuration import Cell, FoldRun
 from raymrc.sweep.board import SOLO, Board, Crew, Order, Report
 from raymrc.sweep.capacity import count_devices, draining_nodes, why_never
 from raymrc.sweep.failures import explain, failed_record
@@ -104,6 +104,11 @@ class Reception:
 
     async def withdraw(self, trial: str) -> None:
         self._board.withdraw(trial)
+        await self._changed()
+
+    async def close_cell(self, cell: Cell) -> None:
+        """See `Board.close_cell`."""
+        self._board.close_cell(cell)
         await self._changed()
 
     async def exchange(self, host: str, nodes: tuple[str, ...], reports: Sequence[Report]) -> Order:

@@ -307,6 +307,11 @@ class StudySearch:
         """All fold-runs of a trial have a record, done or failed."""
         self._proposers[work.cell].tell(work.configuration, self.value(work.configuration))
 
+    def close_cell(self, cell: int) -> None:
+        """Hand out nothing more of it."""
+        self._exhausted[cell] = True
+        self._again = deque(work for work in self._again if work.cell != cell)
+
     def give_back(self, work: Work) -> None:
         """Hand this out again, before anything new."""
         self._again.append(work)
