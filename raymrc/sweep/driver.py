@@ -181,8 +181,10 @@ def run_study(
         if study.has_work:
             # Ray says on stdout, unasked, what its machines are at; stdout is for answers.
             quiet = redirect_stdout(sys.stderr)
-            with quiet, _catch_interrupt(study.stop), _workplace(folder) as workplace:
-                _run_tune(study, open_pool, data, resources or Resources(), scheduler, workplace)
+            with quiet, _catch_interrupt(study.stop) as catch, _workplace(folder) as workplace:
+                _run_tune(
+                    study, open_pool, data, resources or Resources(), scheduler, workplace, catch
+                )
     finally:
         keeper.close(study.show)
         study.tell_kept()
@@ -224,7 +226,7 @@ class _Study:
         self._terms = failures or FailureTerms()
         self._blind_until = -math.inf
         self._tries: Counter[str] = Counter()
-        self._again: set[str] = set()
+        self._again: dict[str, Record] = {}
         self._spent_failing = {
             r.key: r.device_seconds + r.failed_device_seconds for r in records if r.status != "done"
         }
@@ -270,6 +272,8 @@ class _Study:
         self._next = None
         if work is not None:
             self._in_flight[trial_id] = work
+            for run in work.fold_runs:
+                self._again.pop(run.key, None)
         return work
 
     def receive(self, trial_id: str, result: Mapping[str, Any]) -> None:
@@ -316,10 +320,11 @@ class _Study:
     def _tries_again(self, record: Record) -> bool:
         key = record.key
         self._spent_failing[key] = record.device_seconds + record.failed_device_seconds
-        if not record.may_pass or self._tries[key] >= self._terms.retries:
+        is_closed = record.fold_run.configuration.cell in self._closed
+        if is_closed or not record.may_pass or self._tries[key] >= self._terms.retries:
             return False
         self._tries[key] += 1
-        self._again.add(key)
+        self._again[key] = record
         return True
 
     def _close_if_hopeless(self, record: Record) -> None:
@@ -334,6 +339,13 @@ class _Study:
             self._closed.add(configuration.cell)
             self._newly_closed.append(configuration.cell)
             self._search.close_cell([*self._failing].index(configuration.cell))
+            # What was to be tried again is not: then its failure stands.
+            for waiting in list(self._again.values()):
+                if waiting.fold_run.configuration.cell == configuration.cell:
+                    del self._again[waiting.key]
+                    self._keeper.put(waiting)
+                    self._board.enter(waiting)
+                    self._failed[waiting.key] = waiting.reason
 
     def newly_closed(self) -> list[Cell]:
         """Cells of which nothing more is to be begun, since this was last asked."""
@@ -347,7 +359,6 @@ class _Study:
         if work is None or self.stopping.is_set():
             return
         left = tuple(r for r in self._unsettled(work) if died or r.key in self._again)
-        self._again.difference_update(run.key for run in left)
         if left and died:
             key = left[0].key
             self._deaths[key] = self._deaths.get(key, 0) + 1
@@ -617,8 +628,14 @@ def _run_tune(
     resources: Resources,
     scheduler: TrialScheduler | None,
     workplace: Path,
+    catch: Callable[[], None],
 ) -> None:
+    """
+    Args:
+        catch: takes SIGTERM back, which Ray takes where it starts: it would abort this process.
+    """
     with _cluster(resources, workplace) as is_ours, study.saved.marker() as marker:
+        catch()
         terms = HostTerms(
             cpus=resources.cpus_per_host,
             gpus=resources.gpus_per_host,
@@ -807,25 +824,36 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 @contextmanager
-def _catch_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+def _catch_interrupt(stop: Callable[[], None]) -> Iterator[Callable[[], None]]:
     """The first Ctrl-C asks for an end, the second is the ordinary one. So does SIGTERM: it is how
-    clouds, batch systems and Kubernetes say that a machine will be taken away."""
+    clouds, batch systems and Kubernetes say that a machine will be taken away.
+
+    Yields:
+        What catches them again, where somebody else has begun to.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    was_asked = False
+
+    def catch() -> None:
+        for number in () if was_asked else before:
+            signal.signal(number, interrupt)
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal was_asked
+        was_asked = True
         stop()
         restore()
 
-    for number in before:
-        signal.signal(number, interrupt)
+    catch()
     try:
-        yield
+        yield catch
     finally:
         restore()
