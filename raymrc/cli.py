@@ -400,6 +400,7 @@ def _train(job: _Job, plan: Plan) -> StudyOutcome:
 
     # And seconds more.
     from raymrc.sweep.driver import Resources, run_study
+    from raymrc.sweep.failures import FailureTerms
     from raymrc.sweep.progress import Progress
     from raymrc.tracking import MlflowRecorder
 
@@ -413,7 +414,7 @@ def _train(job: _Job, plan: Plan) -> StudyOutcome:
         ) as recorder,
         Progress() as show,
     ):
-        return run_study(
+        outcome = run_study(
             plan,
             ledger,
             Trainer(
@@ -441,7 +442,14 @@ def _train(job: _Job, plan: Plan) -> StudyOutcome:
             on_progress=show,
             budget=Budget.of(spec),
             expect=expect,
+            failures=FailureTerms(spec.failures.retries, spec.failures.close_cell_after),
         )
+    if recorder.behind:
+        _say(
+            "MLflow lacks some of this study's fold-runs, which are all in the ledger; when it can be "
+            f"written again: raymrc sync {spec.path}"
+        )
+    return outcome
 
 
 def _earlier_rates(spec: Spec, plan: Plan) -> dict[Cell, RatePrior]:
@@ -494,6 +502,11 @@ def _tell(spec: Spec, outcome: StudyOutcome) -> None:
         )
     for reason, times in outcome.reasons:
         _say(f"{times} of {outcome.total} fold-runs failed: {reason}")
+    for cell, left in outcome.closed:
+        _say(
+            f"{cell}: closed, as {spec.failures.close_cell_after} configurations in a row failed "
+            f"(failures.close_cell_after); {left} of its fold-runs were not begun"
+        )
     if outcome.spent is not None:
         _say(_spending(spec, outcome.spent, outcome.device_seconds))
     if outcome.out_of_budget:
@@ -534,7 +547,7 @@ def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
     """Say who won, and at what cost, from the study's ledger."""
     from raymrc.study.final import final_scores
     from raymrc.study.plan import plan_study
-    from raymrc.study.verdict import render, to_json
+    from raymrc.study.verdict import count_failing, render, to_json
 
     spec = _load(study, changes)
     records, unreadable = _read_ledger(spec)
@@ -558,6 +571,15 @@ def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
         for summary in summaries:
             for reason, times in summary.reasons:
                 _say(f"{summary.cell.name}: {times} fold-runs failed: {reason}")
+        failing, most = count_failing(records), spec.failures.close_cell_after
+        for summary, cell_plan in zip(summaries, planned.cells, strict=True):
+            left = cell_plan.num_fold_runs - summary.num_done - summary.num_failed
+            if most is not None and failing.get(summary.cell, 0) >= most and left > 0:
+                _say(
+                    f"{summary.cell.name}: closed, as {most} configurations in a row failed "
+                    f"(failures.close_cell_after); {left} of its fold-runs were not begun, and "
+                    "'raymrc run' tries it again"
+                )
     if unreadable:
         raise typer.Exit(MUST_CHANGE)
 

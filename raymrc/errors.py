@@ -55,3 +55,7 @@ class LedgerError(RaymrcError):
 
 class TrainingError(RaymrcError):
     """A fold-run that cannot go on, such as a loss that is not a number."""
+
+
+class MemoryShortage(TrainingError):
+    """A fold-run that found too little memory; where others have ended, it may find enough."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 
 from raymrc.cli import describe_bug, main
 from raymrc.model.backbones import weights_fingerprint
@@ -419,3 +420,44 @@ def test_simulate_replays_a_ledgers_grid_and_refuses_one_without(tmp_path, capsy
     assert [line["same_winner"] for line in answer] == [1.0, 1.0, 1.0]
     assert main(["simulate", str(tmp_path), "--orders", "2"]) == 0
     assert "same winner" in capsys.readouterr().out
+
+
+def test_report_says_which_cell_was_closed_and_that_a_run_tries_it_again(place):
+    tiny_checkpoint("bert", place / "backbone")
+    rates = "strategies.frozen_soft_prompt.learning_rate=[0.01, 0.02, 0.03, 0.04]"
+    spec = load_spec(place / "study.yaml", [f"corpus.path={place / 'notes'}", rates])
+    weights = {"tiny": weights_fingerprint(place / "backbone")}
+    plan = plan_study(spec, read_study_corpus(spec), weights)
+    ledger = Ledger(str(place / "runs" / "tiny"))
+    for minute, configuration in enumerate(plan.cells[0].configurations[:3]):
+        run = fold_run(configuration, 0, plan.fingerprints)
+        at = f"2026-01-01T00:0{minute}:00+00:00"
+        ledger.record(
+            Record(key=run.key, fold_run=run, status="failed", reason="it is ill", started_at=at)
+        )
+    for most, said in (("3", True), ("4", False), ("null", False)):
+        options = ("--set", rates, "--set", f"failures.close_cell_after={most}")
+        told = raymrc("report", "study.yaml", *options, folder=place).stderr
+        assert "3 fold-runs failed: it is ill" in told
+        assert ("closed, as 3 configurations in a row failed" in told) is said
+        assert (
+            "5 of its fold-runs were not begun, and 'raymrc run' tries it again" in told
+        ) is said
+
+
+def test_a_run_ends_by_saying_which_cell_was_closed(place, capsys, monkeypatch):
+    from raymrc.cli import _tell
+    from raymrc.sweep.driver import StudyOutcome
+
+    monkeypatch.setattr("raymrc.tracking.how_to_look", lambda *where: "there")
+    outcome = StudyOutcome(40, 5, 0, 6, False, 9.0, (("it is ill", 6),), (("notes/x/y", 29),))
+    with pytest.raises(typer.Exit) as ended:
+        _tell(load_spec(place / "study.yaml"), outcome)
+    assert ended.value.exit_code == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "every run: there",
+        "6 of 40 fold-runs failed: it is ill",
+        "notes/x/y: closed, as 5 configurations in a row failed (failures.close_cell_after); 29 of its "
+        "fold-runs were not begun",
+        "the rest is in the ledger; the same command tries the failed ones again",
+    ]

@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -354,6 +354,34 @@ def test_with_mlflow_away_the_study_goes_on_and_sync_catches_up(tmp_path, empty_
     folder.mkdir()
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     assert sync(RECORDS, uri, "made-up") == sum(LEVELS.values())
+    assert sync(RECORDS, uri, "made-up") == 0
+    assert by_level(read_runs(uri)) == LEVELS
+
+
+def test_an_outage_that_ends_leaves_nothing_to_catch_up_with(tmp_path, empty_store, monkeypatch):
+    """Hours of it, before and in the middle; the records of that time are drawn when it is back."""
+    monkeypatch.setattr(recorder, "RETRY_SECONDS", 0.0)
+    store = tmp_path / "there" / "mlflow.db"
+    store.parent.mkdir()
+    store.write_bytes(empty_store.read_bytes())
+    uri, said = f"sqlite:///{store}", list[str]()
+
+    def until(is_so: Callable[[], bool]) -> None:
+        stop = time.monotonic() + 60
+        while not is_so():
+            assert time.monotonic() < stop
+            time.sleep(0.05)
+
+    with MlflowRecorder(uri, "made-up", records=RECORDS[:2], say=said.append) as live:
+        until(lambda: live.written > 0 and not live.behind)
+        store.parent.rename(tmp_path / "away")
+        for record in RECORDS[2:6]:
+            live.record(record)
+        until(lambda: live.behind)
+        for record in RECORDS[6:]:
+            live.record(record)
+        (tmp_path / "away").rename(store.parent)
+    assert not live.behind and len(said) == 1
     assert sync(RECORDS, uri, "made-up") == 0
     assert by_level(read_runs(uri)) == LEVELS
 

@@ -8,13 +8,22 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from raymrc.errors import LedgerError
+
+READERS = 16
+"""Requests for files under way at once: a store answers each after a tenth of a second, be it small, and
+pyarrow keeps 25 connections."""
+
+AHEAD = 4 * READERS
+"""So many files are read before they are asked for; more would only lie in memory."""
 
 
 class Files(Protocol):
@@ -36,6 +45,10 @@ class Files(Protocol):
 
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError where there is none."""
+        ...
+
+    def read_many(self, names: Iterable[str]) -> Iterator[bytes | OSError]:
+        """What is in each, in the order of names, or why it cannot be read."""
         ...
 
     def write(self, name: str, content: bytes, *, replace: bool) -> None:
@@ -73,6 +86,9 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
+
+    def read_many(self, names: Iterable[str]) -> Iterator[bytes | OSError]:
+        return (_content(self, name) for name in names)
 
     def write(self, name: str, content: bytes, *, replace: bool) -> None:
         target = self.root / name
@@ -136,11 +152,23 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def _content(files: Files, name: str) -> bytes | OSError:
+    try:
+        return files.read(name)
+    except OSError as error:
+        return error
+
+
 class ObjectStore:
-    """A store behind `pyarrow.fs`, such as S3 or GS, where one write appears whole or not at all."""
+    """A store behind `pyarrow.fs`, such as S3 or GS, where one write appears whole or not at all.
+
+    Every call is a request that takes a tenth of a second: many files are read side by side, and
+    nothing is asked that need not be.
+    """
 
     def __init__(self, filesystem: Any, root: str, url: str) -> None:
         self.filesystem, self.root, self.url = filesystem, root.rstrip("/"), url.rstrip("/")
+        self._has_folders = filesystem.type_name not in ("s3", "gcs", "abfs")
 
     def place(self, name: str) -> str:
         return f"{self.url}/{name}"
@@ -155,18 +183,32 @@ class ObjectStore:
                 yield info.path.removeprefix(self.root).lstrip("/")
 
     def exists(self, name: str) -> bool:
-        from pyarrow.fs import FileType
-
-        return bool(self.filesystem.get_file_info(self._path(name)).type == FileType.File)
+        # One request. `get_file_info` takes another, to see whether what is not there is a folder.
+        try:
+            self.filesystem.open_input_file(self._path(name)).close()
+        except FileNotFoundError:
+            return False
+        return True
 
     def read(self, name: str) -> bytes:
         with self.filesystem.open_input_stream(self._path(name)) as stream:
             return bytes(stream.read())
 
+    def read_many(self, names: Iterable[str]) -> Iterator[bytes | OSError]:
+        with ThreadPoolExecutor(READERS, "read") as threads:
+            under_way: deque[Future[bytes | OSError]] = deque()
+            for name in names:
+                under_way.append(threads.submit(_content, self, name))
+                if len(under_way) > AHEAD:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+
     def write(self, name: str, content: bytes, *, replace: bool) -> None:
         if not replace and self.exists(name):
             return  # two writers at once both get here: the same fold-run, so either record will do
-        self.filesystem.create_dir(self._path(name).rsplit("/", 1)[0], recursive=True)
+        if self._has_folders:
+            self.filesystem.create_dir(self._path(name).rsplit("/", 1)[0], recursive=True)
         with self.filesystem.open_output_stream(self._path(name)) as stream:
             stream.write(content)
 
@@ -198,11 +240,16 @@ def open_files(storage: str, room: str) -> Files:
         return Folder(Path(unquote(urlsplit(storage).path)) / room)
     from pyarrow.fs import FileSystem
 
+    url, _, query = storage.partition("?")
+    url = url.rstrip("/")
+    if url.startswith("s3://") and "allow_delayed_open" not in query:
+        # What is small goes there in one request, not in three.
+        query = "&".join(filter(None, (query, "allow_delayed_open=true")))
     try:
-        filesystem, path = FileSystem.from_uri(storage.rstrip("/"))
+        filesystem, path = FileSystem.from_uri(f"{url}?{query}" if query else url)
     except (OSError, ValueError) as error:
-        raise LedgerError(f"{storage}: cannot be opened as a store ({said(error)})") from None
-    return ObjectStore(filesystem, f"{path}/{room}", f"{storage.rstrip('/')}/{room}")
+        raise LedgerError(f"{url}: cannot be opened as a store ({said(error)})") from None
+    return ObjectStore(filesystem, f"{path}/{room}", f"{url}/{room}")
 
 
 def absolute(storage: str) -> str:

@@ -11,6 +11,7 @@ wrote the same thing. Records are spread over 256 folders: 100,000 of them list 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from raymrc.errors import LedgerError
@@ -39,6 +40,7 @@ class Ledger:
     def __init__(self, storage: str, *, write: bool = True, files: Files | None = None) -> None:
         self.storage = storage
         self.files = files or open_files(storage, "ledger")
+        self._seen: dict[str, Record] = {}
         if write:
             try:
                 self.files.try_to_write()
@@ -96,15 +98,27 @@ class Ledger:
         return self.read_all()[1]
 
     def read_all(self) -> tuple[tuple[Record, ...], tuple[str, ...]]:
-        """Readable records and the problems of the others: one bad file loses nothing else."""
+        """Readable records and the problems of the others: one bad file loses nothing else.
+
+        Their notes' counts are summed and not kept (`SummedNotes`). A done record that this ledger has
+        read before is not read again: it never changes, and its name says that it is there.
+        """
         records: dict[str, Record] = {}
         problems: list[str] = []
-        entries = [(key, LAST_WORD.index(ending), name) for key, ending, name in self._entries()]
-        for key, _, name in sorted(entries):
+        entries = sorted(self._entries(), key=lambda e: (e[0], LAST_WORD.index(e[1])))
+        unread = [name for _, _, name in entries if name not in self._seen]
+        contents = self.files.read_many(unread)
+        seen: dict[str, Record] = {}
+        for key, ending, name in entries:
             try:
-                records[key] = self._read(name)
+                record = self._seen.get(name) or self._parse(name, next(contents), keep=False)
             except LedgerError as error:
                 problems.append(str(error))
+                continue
+            records[key] = record
+            if ending == DONE:
+                seen[name] = record
+        self._seen = seen
         return tuple(records.values()), tuple(problems)
 
     def check(self) -> None:
@@ -124,12 +138,20 @@ class Ledger:
         return entries
 
     def _read(self, name: str) -> Record:
+        (content,) = self.files.read_many([name])
+        return self._parse(name, content)
+
+    def _parse(self, name: str, content: bytes | OSError, *, keep: bool = True) -> Record:
+        """
+        Args:
+            keep: counts note by note.
+        """
         place = self.files.place(name)
         again = "remove it, and its fold-run will be trained again"
+        if isinstance(content, OSError):
+            raise LedgerError(f"{place}: cannot be read ({said(content)})")
         try:
-            record = Record.from_json(self.files.read(name).decode())
-        except OSError as error:
-            raise LedgerError(f"{place}: cannot be read ({said(error)})") from None
+            record = Record.from_json(content.decode(), None if keep else partial(self._read, name))
         except json.JSONDecodeError:
             raise LedgerError(f"{place}: is not a whole record, as if cut off; {again}") from None
         except (KeyError, TypeError, ValueError, AttributeError):

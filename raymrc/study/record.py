@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -69,6 +69,7 @@ class Record:
         status: "done"; "failed"; "paused", where it waits at a rung of a race and may go on; "stopped", where
             its configuration can no longer win. Only those that are done have scores.
         reason: why it failed or was stopped, in a sentence without note text; "" otherwise.
+        may_pass: of a failed one: whether trying again may help as nothing else is changed.
         notes: scored note id -> counts.
         predictions: held-out note id -> what was found there, by offsets; only of a final test.
         transfer: name of another site -> its notes' counts, as in `notes`; of labels alone that both have.
@@ -85,6 +86,7 @@ class Record:
         device: "cpu" or the accelerator's name.
         num_devices: devices that were held: GPUs (a share where others hold one too), or a CPU's cores.
         device_seconds: of GPUs the seconds held, of a CPU the core-seconds used; all of a fold-run.
+        failed_device_seconds: of earlier tries of this fold-run, which failed; in no other figure.
         training_seconds, evaluation_seconds: by the clock; its share, where fold-runs run together.
         wall_seconds: of the whole fold-run, by the clock.
         tokens: real (unpadded) pieces that training passed through the encoder, questions included.
@@ -101,6 +103,7 @@ class Record:
     fold_run: FoldRun
     status: str = "done"
     reason: str = ""
+    may_pass: bool = False
     notes: Mapping[str, NoteCounts] = field(default_factory=dict, repr=False)
     transfer: Mapping[str, Mapping[str, NoteCounts]] = field(default_factory=dict, repr=False)
     predictions: Mapping[str, Found] = field(default_factory=dict, repr=False)
@@ -115,6 +118,7 @@ class Record:
     device: str = "cpu"
     num_devices: float = 1
     device_seconds: float = 0.0
+    failed_device_seconds: float = 0.0
     wall_seconds: float = 0.0
     training_seconds: float = 0.0
     evaluation_seconds: float = 0.0
@@ -134,15 +138,15 @@ class Record:
 
     @property
     def strict(self) -> Counts:
-        return pool(pool(note.strict.values()) for note in self.notes.values())
+        return pool(sum_notes(self.notes, "strict").values())
 
     @property
     def lenient(self) -> Counts:
-        return pool(pool(note.lenient.values()) for note in self.notes.values())
+        return pool(sum_notes(self.notes, "lenient").values())
 
     @property
     def events(self) -> Counts:
-        return pool(pool(note.events.values()) for note in self.notes.values())
+        return pool(sum_notes(self.notes, "events").values())
 
     def per_label(self, mode: str, site: str = "") -> dict[str, Counts]:
         """Counts pooled over notes, per label.
@@ -151,13 +155,12 @@ class Record:
             mode: one of `MODES`.
             site: a name in `transfer`; "" for the scored fold.
         """
-        notes = self.transfer[site] if site else self.notes
-        return _pool_by_name(getattr(note, mode) for note in notes.values())
+        return sum_notes(self.transfer[site] if site else self.notes, mode)
 
     @property
     def subsets(self) -> dict[str, Counts]:
         """Strict counts of the scored fold pooled over notes, by subset."""
-        return _pool_by_name(note.subsets for note in self.notes.values())
+        return sum_notes(self.notes, "subsets")
 
     def to_json(self) -> str:
         """Canonical JSON; `from_json` gives an equal record back."""
@@ -169,23 +172,137 @@ class Record:
         return json.dumps(values, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> Record:
-        """Raises KeyError, TypeError or ValueError where the text is not a whole record."""
+    def from_json(cls, text: str | bytes, again: Callable[[], Record] | None = None) -> Record:
+        """
+        Args:
+            again: reads the same record anew, without this. Then counts note by note are not kept but
+                summed (`SummedNotes`): a hundred thousand records take a tenth of the memory.
+
+        Raises:
+            KeyError, TypeError, ValueError: the text is not a whole record.
+        """
         values: dict[str, Any] = json.loads(text)
         run = values.pop("fold_run")
-        configuration = Configuration.from_values(run.pop("configuration"))
+        configuration = _share_configuration(run.pop("configuration"))
         run["transfer_fingerprints"] = tuple(run.get("transfer_fingerprints", ()))
-        values["fold_run"] = FoldRun(configuration=configuration, **run)
-        values["trained"] = tuple((name, count) for name, count in values.get("trained", ()))
+        values["fold_run"] = FoldRun(configuration=configuration, **_share_words(run))
+        values["trained"] = _share(tuple((n, count) for n, count in values.get("trained", ())))
         values["epochs"] = tuple(Epoch(**epoch) for epoch in values["epochs"])
-        values["notes"] = _read_notes(values["notes"])
-        values["transfer"] = {
-            name: _read_notes(notes) for name, notes in values.get("transfer", {}).items()
-        }
+        notes, transfer = values["notes"], values.get("transfer", {})
+        if again is None:
+            values["notes"] = _read_notes(notes)
+            values["transfer"] = {name: _read_notes(there) for name, there in transfer.items()}
+        elif notes:
+            values["notes"] = SummedNotes(notes, again)
+            values["transfer"] = {
+                name: SummedNotes(there, again, name) for name, there in transfer.items()
+            }
         values["predictions"] = {
             name: _read_found(found) for name, found in values.get("predictions", {}).items()
         }
-        return cls(**values)
+        return cls(**_share_words(values))
+
+
+class SummedNotes(Mapping[str, NoteCounts]):
+    """Counts of many notes, of which only the sums are in memory; each note's are read anew when asked for.
+
+    Args:
+        notes: as JSON has them.
+        again: reads the record that they are of.
+        site: whose notes, in `Record.transfer`; "" for those of the scored fold.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are not counts.
+    """
+
+    __slots__ = ("_again", "_number", "_site", "_sums")
+
+    def __init__(
+        self, notes: Mapping[str, Any], again: Callable[[], Record], site: str = ""
+    ) -> None:
+        self._again = again
+        self._site = site
+        self._number = len(notes)
+        sums: dict[str, dict[str, list[int]]] = {kind: {} for kind in ALWAYS}
+        for note in notes.values():
+            if not note.keys() >= set(ALWAYS):
+                raise KeyError(ALWAYS)
+            for kind, by_name in note.items():
+                of_kind = sums.setdefault(kind, {})
+                for name, (tp, fp, fn) in by_name.items():
+                    total = of_kind.get(name)
+                    if total is None:
+                        of_kind[name] = [tp, fp, fn]
+                    else:
+                        total[0] += tp
+                        total[1] += fp
+                        total[2] += fn
+        self._sums = tuple(
+            (_share(kind), tuple((_share(name), *of_kind[name]) for name in sorted(of_kind)))
+            for kind, of_kind in sums.items()
+        )
+
+    def sums(self, kind: str) -> dict[str, Counts]:
+        """Over all notes, by name; `kind` is one of `KINDS`."""
+        return {
+            name: _counts(tp, fp, fn)
+            for name, tp, fp, fn in next((of for k, of in self._sums if k == kind), ())
+        }
+
+    def read(self) -> Mapping[str, NoteCounts]:
+        """Each note's, from where the record is kept."""
+        record = self._again()
+        return record.transfer[self._site] if self._site else record.notes
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.read())
+
+    def __getitem__(self, note_id: str) -> NoteCounts:
+        return self.read()[note_id]
+
+    # Else each note would be read by itself.
+    def values(self) -> Any:
+        return self.read().values()
+
+    def items(self) -> Any:
+        return self.read().items()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self.read()),)
+
+
+def sum_notes(notes: Mapping[str, NoteCounts], kind: str) -> dict[str, Counts]:
+    """Counts of a kind pooled over notes, by label or subset."""
+    if isinstance(notes, SummedNotes):
+        return notes.sums(kind)
+    return _pool_by_name(getattr(note, kind) for note in notes.values())
+
+
+@lru_cache(maxsize=2**16)
+def _share(value: Hashable) -> Any:
+    """Of equal words, such as a hash that stands in every record, one is kept."""
+    return value
+
+
+def _share_words(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: _share(v) if type(v) is str else v for k, v in values.items()}
+
+
+_CONFIGURATIONS: dict[str, Configuration] = {}
+
+
+def _share_configuration(values: Mapping[str, Any]) -> Configuration:
+    """The folds of a configuration share it. By what was written: 1 and 1.0 are equal and have other keys."""
+    written = repr(values)
+    known = _CONFIGURATIONS.get(written)
+    if known is None:
+        if len(_CONFIGURATIONS) >= 2**16:
+            _CONFIGURATIONS.clear()
+        known = _CONFIGURATIONS[written] = Configuration.from_values(values)
+    return known
 
 
 def _read_found(values: Mapping[str, Any]) -> Found:

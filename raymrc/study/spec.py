@@ -522,6 +522,18 @@ class Resources(_Section):
     wired to each other. Where no machine can have so many, the run says so."""
 
 
+class Failures(_Section):
+    """What becomes of fold-runs that fail, and of cells in which they do."""
+
+    retries: Annotated[int, checked(whole(0, 100))] = 1
+    """A failed fold-run is tried again so often within a run, where that may help: after an error of the
+    machine or its software, and for want of memory. Not after what stays as it is, such as a loss that is
+    not a number or weights that cannot be read, and not where several processes died of it."""
+    close_cell_after: Annotated[int | None, checked(or_none(whole(1)))] = 5
+    """After so many configurations in a row that failed, with no fold-run of their cell done in between,
+    nothing more of the cell is started in this run; null: never."""
+
+
 class Prices(_Section):
     """What device time costs."""
 
@@ -608,6 +620,8 @@ class Spec(_Section):
     from, by label. It has to be of the same backbone, and its prompts as long and at the same layers."""
     resources: Annotated[Resources, BeforeValidator(_empty_is_default)] = Resources()
     """What one trial holds."""
+    failures: Annotated[Failures, BeforeValidator(_empty_is_default)] = Failures()
+    """What becomes of fold-runs that fail."""
     prices: Annotated[Prices, BeforeValidator(_empty_is_default)] = Prices()
     """What device time costs."""
     budget: BudgetSpec | None = None
@@ -800,6 +814,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "final_test": FinalTest,
     "resources": Resources,
     "workers": Workers,
+    "failures": Failures,
     "prices": Prices,
     "budget": BudgetSpec,
     "mlflow": MlflowSpec,

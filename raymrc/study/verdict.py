@@ -12,6 +12,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from raymrc.model.strategies import STRATEGIES
@@ -73,8 +74,10 @@ class ConfigurationSummary:
         failures: the reasons of failed folds, by fold.
         stopped: why its race stopped it; "" where it did not.
         fold_epochs: trained on all folds, finished or not.
-        device_seconds, cost_usd: of all folds together, also of those that failed or were stopped.
+        device_seconds, cost_usd: of the finished folds, and of what was trained of others before a race let
+            them wait or stopped them.
         flops, tokens: of the finished folds together.
+        failed_device_seconds: of tries that failed, of all folds.
         peak_bytes: the largest of the folds.
         transfer: by name of the other site.
     """
@@ -99,6 +102,7 @@ class ConfigurationSummary:
     fold_epochs: int = 0
     unreachable: int = 0
     device_seconds: float = 0.0
+    failed_device_seconds: float = 0.0
     cost_usd: float = 0.0
     flops: float = 0.0
     tokens: int = 0
@@ -153,6 +157,7 @@ class ConfigurationSummary:
             "fold_epochs": self.fold_epochs,
             "unreachable": self.unreachable,
             "device_seconds": self.device_seconds,
+            "failed_device_seconds": self.failed_device_seconds,
             "cost_usd": self.cost_usd,
             "flops": self.flops,
             "tokens": self.tokens,
@@ -361,6 +366,29 @@ def to_json(summaries: Sequence[CellSummary]) -> dict[str, Any]:
     }
 
 
+def count_failing(records: Iterable[Record]) -> dict[Cell, int]:
+    """How many configurations of each cell have failed since a fold-run of it was last done.
+
+    By the clocks of those who trained; a clock that jumps makes it wrong and nothing else.
+    """
+    done: dict[Cell, float] = {}
+    failed: dict[Cell, dict[str, float]] = {}
+    for record in records:
+        if record.fold_run.is_test or not record.started_at:
+            continue
+        configuration = record.fold_run.configuration
+        cell, at = configuration.cell, datetime.fromisoformat(record.started_at).timestamp()
+        if record.status == "done":
+            done[cell] = max(done.get(cell, at), at + record.wall_seconds)
+        elif record.status == "failed":
+            of_cell = failed.setdefault(cell, {})
+            of_cell[configuration.id] = max(of_cell.get(configuration.id, at), at)
+    return {
+        cell: sum(at >= done.get(cell, at) for at in of_cell.values())
+        for cell, of_cell in failed.items()
+    }
+
+
 def count_reasons(reasons: Iterable[str]) -> tuple[tuple[str, int], ...]:
     """Each with how often, the commonest first."""
     return tuple(sorted(Counter(reasons).items(), key=lambda item: (-item[1], item[0])))
@@ -448,8 +476,12 @@ def _summarise_configuration(
         stopped=next((r.reason for r in by_fold if r.status == "stopped"), ""),
         fold_epochs=sum(len(record.epochs) for record in by_fold),
         unreachable=sum(record.unreachable for record in done),
-        device_seconds=sum(record.device_seconds for record in by_fold),
-        cost_usd=sum(record.cost_usd for record in by_fold),
+        device_seconds=sum(r.device_seconds for r in by_fold if r.status != "failed"),
+        failed_device_seconds=sum(
+            r.failed_device_seconds + (r.device_seconds if r.status == "failed" else 0.0)
+            for r in records
+        ),
+        cost_usd=sum(r.cost_usd for r in by_fold if r.status != "failed"),
         flops=sum(record.flops for record in done),
         tokens=sum(record.tokens for record in done),
         peak_bytes=max((record.peak_bytes for record in done), default=0),

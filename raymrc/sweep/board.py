@@ -231,6 +231,12 @@ class Board:
         self._wishes = {k: wish for k, wish in self._wishes.items() if wish.trial != trial}
         self._end(trial)
 
+    def close_cell(self, cell: Cell) -> None:
+        """What no host has of a cell is not begun; what is under way ends as it would have."""
+        for wish in [w for w in self._queue if w.fold_run.configuration.cell == cell]:
+            self._queue.remove(wish)
+            del self._wishes[wish.fold_run.key]
+
     def _end(self, trial: str) -> None:
         self._results.pop(trial, None)
         self._over.add(trial)

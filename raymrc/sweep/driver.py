@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, fields, replace
@@ -51,8 +52,9 @@ from ray.tune.search import Searcher
 from raymrc.sweep.allowance import Allowance
 from raymrc.sweep.board import SOLO, Crew
 from raymrc.sweep.capacity import can_grow, check_crew, count_devices
-from raymrc.sweep.failures import failed_record
+from raymrc.sweep.failures import FailureTerms, failed_record
 from raymrc.sweep.hosts import SAVED, HostTerms, OpenPool
+from raymrc.sweep.keeping import PATIENCE_SECONDS, Keeper
 from raymrc.sweep.reception import Closing, Stopped, open_reception
 from raymrc.sweep.trial import run_trial
 
@@ -75,6 +77,9 @@ OBJECT_STORE_BYTES = 256 * 2**20
 """Holds the notes and what hosts report; Ray's default of 30 % of memory is for data sets."""
 
 SNAPSHOT_SECONDS = 0.5
+
+BLIND_SECONDS = 30.0
+"""A storage that could not be asked is not asked again for so long: each try may take a minute."""
 
 CLOSE_SECONDS = 6.0
 """Hosts are given so long to be ended one by one; then they go with who started them."""
@@ -120,12 +125,13 @@ class StudyOutcome:
         done: trained now.
         reused: in the ledger before, or meanwhile by another driver.
         failed: tried now and failed; running the study again tries them again.
-        interrupted: by Ctrl-C; running the study again goes on.
+        interrupted: by Ctrl-C or SIGTERM; running the study again goes on.
         reasons: why those failed, the commonest first, with how often.
         spared: need not be trained to their end, since their configurations cannot win any more.
         out_of_budget: why it ended before its work did, as a sentence; a larger budget goes on. "" where it
             did not.
         spent: by the study in all, and device-seconds by this run; None where nothing had to be trained.
+        closed: cells that were given up since so much of them failed, with how many fold-runs were not begun.
     """
 
     total: int
@@ -139,6 +145,7 @@ class StudyOutcome:
     out_of_budget: str = ""
     spent: Spent | None = None
     device_seconds: float = 0.0
+    closed: tuple[tuple[str, int], ...] = ()
 
 
 def run_study(
@@ -155,11 +162,13 @@ def run_study(
     on_progress: Callable[[Snapshot], None] | None = None,
     budget: Budget | None = None,
     expect: Callable[[FoldRun], Need | None] | None = None,
+    failures: FailureTerms | None = None,
+    patience_seconds: float = PATIENCE_SECONDS,
 ) -> StudyOutcome:
     """Train what the ledger lacks of a plan.
 
     Uses a cluster that this process is connected to, the one that RAY_ADDRESS names, or one
-    of its own, which it ends again. Takes Ctrl-C for the time being: the first one ends the
+    of its own, which it ends again. Takes Ctrl-C and SIGTERM for the time being: the first one ends the
     study, a second one at once.
 
     Args:
@@ -175,10 +184,12 @@ def run_study(
         budget: what the study may spend, this run and all others together; None: what is spent is only
             written down.
         expect: what a fold-run is expected to cost; None where that is not known.
+        failures: what becomes of fold-runs that fail; None: `FailureTerms`' own.
+        patience_seconds: finished records wait so long for a storage that refuses; training goes on.
 
     Raises:
-        LedgerError: a record cannot be read, or not be written; or what runs have spent cannot; or not for
-            longer than a budget allows.
+        LedgerError: a record cannot be read, or not be written for so long; or what runs have spent cannot
+            be read, or not be written for longer than a budget allows.
         RaymrcError: Ray cannot be started, or has too little for one host; or the actor that shares
             out the work died.
     """
@@ -189,12 +200,21 @@ def run_study(
     spending = _Spending(
         Budget() if budget is None else budget, saved.storage, records, expect or (lambda run: None)
     )
-    study = _Study(plan, ledger, records, on_record, on_progress, saved, spending, rates)
-    if study.has_work and spending.may_begin():
-        # Ray says on stdout, unasked, what its machines are at; stdout is for answers.
-        quiet = redirect_stdout(sys.stderr)
-        with quiet, _catch_interrupt(study.stop), _workplace(folder) as workplace, spending:
-            _run_tune(study, open_pool, data, resources or Resources(), scheduler, workplace)
+    keeper = Keeper(ledger.record, saved.drop_of, patience_seconds)
+    study = _Study(
+        plan, ledger, records, on_record, on_progress, saved, spending, keeper, failures, rates
+    )
+    try:
+        if study.has_work and spending.may_begin():
+            # Ray says on stdout, unasked, what its machines are at; stdout is for answers.
+            quiet, catching = redirect_stdout(sys.stderr), _catch_interrupt(study.stop)
+            with quiet, catching as catch, _workplace(folder) as workplace, spending:
+                _run_tune(
+                    study, open_pool, data, resources or Resources(), scheduler, workplace, catch
+                )
+    finally:
+        keeper.close(study.show)
+        study.tell_kept()
     study.show(now=True)
     if study.error is not None:
         raise study.error
@@ -213,6 +233,8 @@ class _Study:
         on_progress: Callable[[Snapshot], None] | None,
         saved: _Saved,
         spending: _Spending,
+        keeper: Keeper,
+        failures: FailureTerms | None = None,
         rates: Mapping[Cell, RatePrior] | None = None,
     ) -> None:
         self.plan = plan
@@ -231,6 +253,19 @@ class _Study:
         self._trained: set[str] = set()
         self._failed: dict[str, str] = {}
         self._paused = {r.key: r for r in records if r.status in ("paused", "stopped")}
+        self._keeper = keeper
+        self._terms = failures or FailureTerms()
+        self._blind_until = -math.inf
+        self._tries: Counter[str] = Counter()
+        self._again: dict[str, Record] = {}
+        self._spent_failing = {
+            r.key: r.device_seconds + r.failed_device_seconds
+            for r in records
+            if r.status == "failed"
+        }
+        self._failing: dict[Cell, set[str]] = {cell.cell: set() for cell in plan.cells}
+        self._closed: set[Cell] = set()
+        self._newly_closed: list[Cell] = []
         self._began = time.monotonic()
         self._shown_at = 0.0
         self._next = self._search.next()
@@ -244,9 +279,20 @@ class _Study:
         return len(self._in_flight)
 
     def _look(self, key: str) -> Record | None:
-        if not self.ledger.has(key):
+        if time.monotonic() < self._blind_until:
             return None
-        record = self.ledger.get(key)
+        try:
+            if not self.ledger.has(key):
+                return None
+        except LedgerError:
+            # Were it there, another driver has trained it: then it is trained twice and kept once.
+            self._blind_until = time.monotonic() + BLIND_SECONDS
+            return None
+        try:
+            record = self.ledger.get(key)
+        except LedgerError as error:
+            self.give_up(error)
+            return None
         if record is not None:
             self._board.enter(record)
         return record
@@ -264,6 +310,8 @@ class _Study:
         self._keep_stops()
         if work is not None:
             self._in_flight[trial_id] = work
+            for run in work.fold_runs:
+                self._again.pop(run.key, None)
         return work
 
     def receive(self, trial_id: str, result: Mapping[str, Any]) -> None:
@@ -281,27 +329,76 @@ class _Study:
     def _keep(self, record: Record, text: str | None = None) -> None:
         if self.error is not None:
             return
-        try:
-            self.ledger.record(record, text)
-        except LedgerError as error:
-            self.give_up(error)
-            return
-        self._search.learn(record)
+        spent = self._spent_failing.get(record.key)
+        if spent:
+            record, text = replace(record, failed_device_seconds=spent), None
+        tries_again = record.status == "failed" and self._tries_again(record)
+        # A failed try is kept too, until the next one takes its place: its cost is not forgotten. So is a
+        # pause, which is no end either.
+        self._keeper.put(record, text, quietly=tries_again or record.status == "paused")
+        if not tries_again:
+            self._search.learn(record)
+            self._settle(record)
+        self.tell_kept()
+
+    def _settle(self, record: Record) -> None:
+        """A fold-run has come to an end, or pauses."""
         if record.status == "paused":
             self._paused[record.key] = record
             return
-        self.saved.drop(record.key)
         self._paused.pop(record.key, None)
         self._board.enter(record)
-        if record.status == "stopped":
-            self._on_record(record)
-            return
         if record.status == "done":
             self._trained.add(record.key)
             self._failed.pop(record.key, None)
-        else:
+        elif record.status == "failed":
             self._failed[record.key] = record.reason
-        self._on_record(record)
+        if record.status != "stopped":
+            self._close_if_hopeless(record)
+
+    def tell_kept(self) -> None:
+        """Tells of what has come into the ledger, and ends the run where nothing does any more."""
+        for record in self._keeper.written():
+            self._on_record(record)
+        if self._keeper.error is not None and self.error is None:
+            if not isinstance(self._keeper.error, RaymrcError):
+                raise self._keeper.error
+            self.give_up(self._keeper.error)
+
+    def _tries_again(self, record: Record) -> bool:
+        key = record.key
+        self._spent_failing[key] = record.device_seconds + record.failed_device_seconds
+        is_closed = record.fold_run.configuration.cell in self._closed
+        if is_closed or not record.may_pass or self._tries[key] >= self._terms.retries:
+            return False
+        self._tries[key] += 1
+        self._again[key] = record
+        return True
+
+    def _close_if_hopeless(self, record: Record) -> None:
+        configuration = record.fold_run.configuration
+        failing = self._failing[configuration.cell]
+        if record.status == "done":
+            failing.clear()
+            return
+        failing.add(configuration.id)
+        most = self._terms.close_cell_after
+        if most is not None and len(failing) >= most and configuration.cell not in self._closed:
+            self._closed.add(configuration.cell)
+            self._newly_closed.append(configuration.cell)
+            self._search.close_cell([*self._failing].index(configuration.cell))
+            # What was to be tried again is not: then its failure stands.
+            for waiting in list(self._again.values()):
+                if waiting.fold_run.configuration.cell == configuration.cell:
+                    del self._again[waiting.key]
+                    self._keeper.put(waiting)
+                    self._board.enter(waiting)
+                    self._failed[waiting.key] = waiting.reason
+
+    def newly_closed(self) -> list[Cell]:
+        """Cells of which nothing more is to be begun, since this was last asked."""
+        found, self._newly_closed = self._newly_closed, []
+        return found
 
     def _keep_stops(self) -> None:
         """What was trained of those that races have stopped is kept with the reason."""
@@ -317,8 +414,8 @@ class _Study:
         self._now.pop(trial_id, None)
         if work is None or self.stopping.is_set():
             return
-        left = self._unsettled(work) if died else ()
-        if left:
+        left = tuple(r for r in self._unsettled(work) if died or r.key in self._again)
+        if left and died:
             key = left[0].key
             self._deaths[key] = self._deaths.get(key, 0) + 1
             if self._deaths[key] >= DEATHS:
@@ -326,7 +423,7 @@ class _Study:
                     failed_record(left[0], "its trial's process died, as for want of memory")
                 )
                 left = self._unsettled(work)
-        if left:
+        if left and work.configuration.cell not in self._closed:
             self._search.give_back(replace(work, fold_runs=left))
         else:
             self._search.settle(work)
@@ -350,6 +447,7 @@ class _Study:
         moment = time.monotonic()
         if self._on_progress is not None and (now or moment - self._shown_at >= SNAPSHOT_SECONDS):
             self._shown_at = moment
+            trouble = self._keeper.trouble
             self._on_progress(
                 Snapshot(
                     total=self.plan.num_fold_runs - self._num_spared,
@@ -358,9 +456,14 @@ class _Study:
                     reused=self._board.num_done - len(self._trained),
                     failed=len(self._failed),
                     running=tuple(self._now.values()),
-                    cells=self._board.cells(),
+                    cells=tuple(
+                        replace(shown, closed=plan.cell in self._closed)
+                        for shown, plan in zip(self._board.cells(), self.plan.cells, strict=True)
+                    ),
                     wall_seconds=moment - self._began,
                     spent=self.spending.told,
+                    waiting=trouble.waiting if trouble else 0,
+                    trouble=trouble.reason if trouble else "",
                 )
             )
 
@@ -380,6 +483,11 @@ class _Study:
             out_of_budget=self.spending.stopped if settled < self.plan.num_fold_runs else "",
             spent=self.spending.spent,
             device_seconds=self.spending.device_seconds,
+            closed=tuple(
+                (shown.name, left)
+                for shown, plan in zip(self._board.cells(), self.plan.cells, strict=True)
+                if plan.cell in self._closed and (left := shown.total - shown.done - shown.failed)
+            ),
         )
 
     @property
@@ -410,6 +518,11 @@ class _Saved:
             if rest.isdigit():
                 latest[key] = name
         return latest
+
+    def drop_of(self, record: Record) -> None:
+        """What is not needed any more once this is in the ledger."""
+        if record.status != "paused":
+            self.drop(record.key)
 
     def drop(self, key: str) -> None:
         with suppress(OSError):  # it is in nobody's way
@@ -649,6 +762,9 @@ class _Receiver(_NotKept, tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._look_at_spent()
+        self._study.tell_kept()
+        for cell in self._study.newly_closed():
+            self._reception.close_cell.remote(cell)
         self._study.show()
         if self._study.stopping.is_set():
             return
@@ -691,8 +807,14 @@ def _run_tune(
     resources: Resources,
     scheduler: TrialScheduler | None,
     workplace: Path,
+    catch: Callable[[], None],
 ) -> None:
+    """
+    Args:
+        catch: takes SIGTERM back, which Ray takes where it starts: it would abort this process.
+    """
     with _cluster(resources, workplace) as is_ours, study.saved.marker() as marker:
+        catch()
         terms = HostTerms(
             cpus=resources.cpus_per_host,
             gpus=resources.gpus_per_host,
@@ -891,19 +1013,36 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 @contextmanager
-def _catch_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C asks for an end, the second is the ordinary one."""
+def _catch_interrupt(stop: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """The first Ctrl-C asks for an end, the second is the ordinary one. So does SIGTERM: it is how
+    clouds, batch systems and Kubernetes say that a machine will be taken away.
+
+    Yields:
+        What catches them again, where somebody else has begun to.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    was_asked = False
+
+    def catch() -> None:
+        for number in () if was_asked else before:
+            signal.signal(number, interrupt)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal was_asked
+        was_asked = True
         stop()
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    signal.signal(signal.SIGINT, interrupt)
+    catch()
     try:
-        yield
+        yield catch
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

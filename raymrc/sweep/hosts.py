@@ -21,7 +21,7 @@ from raymrc.study.configuration import Backbone, FoldRun
 from raymrc.study.files import open_files
 from raymrc.study.record import Epoch, Event, Record
 from raymrc.sweep.board import SOLO, Crew, Order, Report
-from raymrc.sweep.failures import explain, failed_record
+from raymrc.sweep.failures import record_error
 
 SLICE_SECONDS = 0.5
 """A host trains so long, or to the next event, before it asks what is new."""
@@ -177,7 +177,7 @@ class Host:
                     continue
                 self._open(pool, fold_run, saved)
             except Exception as error:
-                failed = failed_record(fold_run, explain(error))
+                failed = record_error(fold_run, error)
                 reports.append(Report(key, record=failed.to_json()))
             else:
                 self._runs[key] = fold_run
@@ -222,7 +222,7 @@ class Host:
         fold_run = self._runs[key]
         self._forget(key)
         if not isinstance(what, Record):
-            what = failed_record(fold_run, explain(what), event.device_seconds)
+            what = record_error(fold_run, what, event.device_seconds)
         return Report(key, record=what.to_json())
 
     def _pause(self, key: str) -> Report:

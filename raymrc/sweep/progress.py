@@ -26,6 +26,7 @@ class CellProgress:
 
     Args:
         best: the fields in which the best complete configuration so far differs from the others.
+        closed: nothing more of it is started, since so much of it has failed.
         best_f1: its mean validation F1, 0 to 1; None while no configuration is complete.
         folds_per_configuration: a cell's total is a multiple of it.
     """
@@ -36,6 +37,7 @@ class CellProgress:
     failed: int
     best: str = ""
     best_f1: float | None = None
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Snapshot:
     Args:
         done: those of earlier runs included.
         reused: of `done`, those that were in the ledger before.
+        waiting, trouble: finished fold-runs that the storage does not take, and what it says.
         running: what each trial is at, such as "minilm-l2/fine_tune fold 3 epoch 4".
         spared: not in `total`, since their configurations cannot win any more.
         spent: of the budget, in words; "" where there is none.
@@ -59,6 +62,8 @@ class Snapshot:
     wall_seconds: float
     spared: int = 0
     spent: str = ""
+    waiting: int = 0
+    trouble: str = ""
 
     @property
     def seconds_left(self) -> float | None:
@@ -123,6 +128,7 @@ def line(snapshot: Snapshot) -> str:
         parts.append(f"{duration(snapshot.seconds_left)} left")
     if snapshot.spent:
         parts.append(f"spent {snapshot.spent}")
+    parts += _troubles(snapshot)
     known = [cell for cell in snapshot.cells if cell.best_f1 is not None]
     if known:
         best = max(known, key=lambda cell: cell.best_f1 or 0.0)
@@ -130,6 +136,17 @@ def line(snapshot: Snapshot) -> str:
             f"best on validation {percent(best.best_f1)}: {best.name} {best.best}".rstrip()
         )
     return ", ".join(parts)
+
+
+def _troubles(snapshot: Snapshot) -> list[str]:
+    said = []
+    if snapshot.trouble:
+        what = "fold-run waits" if snapshot.waiting == 1 else "fold-runs wait"
+        said.append(f"{snapshot.waiting} finished {what} for the storage: {snapshot.trouble}")
+    closed = [cell.name for cell in snapshot.cells if cell.closed]
+    if closed:
+        said.append(f"closed after failures: {', '.join(closed)}")
+    return said
 
 
 def render(snapshot: Snapshot) -> RenderableType:
@@ -160,7 +177,10 @@ def render(snapshot: Snapshot) -> RenderableType:
     if snapshot.spent:
         summary += f"; spent {snapshot.spent}"
     running = "; ".join(snapshot.running)
-    return Group(table, Text(summary), Text(f"now: {running}" if running else "", style="dim"))
+    troubles = [Text(trouble, style="red") for trouble in _troubles(snapshot)]
+    return Group(
+        table, Text(summary), *troubles, Text(f"now: {running}" if running else "", style="dim")
+    )
 
 
 def percent(share: float | None) -> str:

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from raymrc.errors import LedgerError
 from raymrc.study.budget import WRITE_SECONDS, Account, Budget, Entry, Journal, Need, Spent
-from raymrc.study.configuration import FoldRun
+from raymrc.study.configuration import Cell, FoldRun
 from raymrc.sweep.board import SOLO, Board, Crew, Order, Report
 from raymrc.sweep.capacity import count_devices, draining_nodes, why_never
 from raymrc.sweep.failures import explain, failed_record
@@ -192,6 +192,11 @@ class Reception:
         asked = self._hosts.get(host)
         if asked is not None:
             self._account.start(host, asked.devices, max(asked.since, time.monotonic() - age))
+
+    async def close_cell(self, cell: Cell) -> None:
+        """See `Board.close_cell`."""
+        self._board.close_cell(cell)
+        await self._changed()
 
     async def exchange(self, host: str, nodes: tuple[str, ...], reports: Sequence[Report]) -> Order:
         """See `Board.exchange`; a host that has nothing to do waits here."""

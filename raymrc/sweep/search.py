@@ -467,6 +467,11 @@ class StudySearch:
         race = self._races[cell]
         return 0 if race is None else race.num_spared
 
+    def close_cell(self, cell: int) -> None:
+        """Hand out nothing more of it."""
+        self._exhausted[cell] = True
+        self._again = deque(work for work in self._again if work.cell != cell)
+
     def give_back(self, work: Work) -> None:
         """Hand this out again, before anything new."""
         self._again.append(work)

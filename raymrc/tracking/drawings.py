@@ -23,7 +23,8 @@ LONGEST_TAG = 2000
 """Characters; MLflow's own stores refuse tags of more than 5000 or 8000."""
 
 SUMMED = (
-    "unreachable device_seconds wall_seconds training_seconds evaluation_seconds tokens flops cost_usd"
+    "unreachable device_seconds failed_device_seconds wall_seconds training_seconds "
+    "evaluation_seconds tokens flops cost_usd"
 ).split()
 LARGEST = ("peak_bytes",)
 """How a configuration's figure comes from its folds'; every other one is a mean, counts are summed."""
@@ -70,7 +71,7 @@ def read_figures(record: Record) -> Figures:
         value = getattr(record, field.name)
         if isinstance(value, str) and field.name not in SHOWN_ELSEWHERE:
             words[field.name] = value
-        elif isinstance(value, int | float):
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             numbers[field.name] = float(value)
     numbers["trained_share"] = record.trained_share
     course: list[tuple[str, int, float, int]] = []

@@ -20,7 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from raymrc.errors import TrainingError
+from raymrc.errors import MemoryShortage, TrainingError
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
@@ -313,7 +313,7 @@ class Pool:
                 torch.cuda.empty_cache()
         if len(group) == 1:
             if is_out_of_memory(error):
-                error = TrainingError(
+                error = MemoryShortage(
                     f"a batch of {len(group[0].rows)} rows does not fit into memory; set "
                     "batch_size or window to less"
                 )

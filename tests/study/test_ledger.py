@@ -7,6 +7,8 @@ or one bad file hides a thousand good ones.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +20,7 @@ from raymrc.errors import LedgerError
 from raymrc.scoring.counts import Counts
 from raymrc.study.files import Files, Folder, ObjectStore
 from raymrc.study.ledger import Ledger
+from tests.paths import ROOT
 from tests.study.making import record
 
 Open = Callable[[], Ledger]
@@ -41,8 +44,11 @@ def in_object_store(path: Path) -> Open:
     )
 
 
-@pytest.fixture(params=[in_folder, at_file_url, in_object_store])
+@pytest.fixture(params=[in_folder, at_file_url, in_object_store, "on S3"])
 def open_ledger(request, tmp_path) -> Open:
+    if request.param == "on S3":
+        storage = request.getfixturevalue("s3").storage(f"{tmp_path.name}/runs")
+        return lambda: Ledger(storage)
     return request.param(tmp_path)
 
 
@@ -268,3 +274,42 @@ def test_files_are_listed_and_removed_folder_by_folder(files):
     files.remove_all("a")
     files.remove_all("nowhere")
     assert list(files.names()) == ["b/1"]
+
+
+WRITE = """
+import sys
+from dataclasses import replace
+from raymrc.study.ledger import Ledger
+from tests.study.making import record
+ledger, mine = Ledger(sys.argv[1]), float(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+for fold in range(200):
+    ledger.record(record(fold, status="failed"))
+    ledger.record(record(fold, validation_f1=mine))
+"""
+
+
+def test_two_processes_that_write_equal_keys_leave_one_whole_record_of_each(tmp_path):
+    """As two drivers of one study do."""
+    command = [sys.executable, "-c", WRITE, str(tmp_path)]
+    both = [
+        subprocess.Popen(
+            [*command, mine], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for mine in ("0.25", "0.75")
+    ]
+    for one in both:
+        assert one.stdout is not None and one.stdout.readline() == "ready\n"
+    for one in both:
+        assert one.stdin is not None
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    for one in both:
+        one.communicate()
+        assert one.returncode == 0
+    ledger = Ledger(str(tmp_path))
+    assert ledger.problems() == () and len(ledger.keys()) == 200
+    values = {r.validation_f1 for r in ledger.records()}
+    assert values <= {0.25, 0.75} and {r.status for r in ledger.records()} == {"done"}
+    assert not list((tmp_path / "ledger").rglob(".*")), "nothing half-written"

@@ -362,3 +362,16 @@ def test_every_section_and_field_has_its_sentence():
 def test_a_long_value_is_cut_short_in_messages(tmp_path):
     (problem,) = problems_of(tmp_path, edited("[minilm]", "x" * 500))
     assert len(problem) < 200
+
+
+def test_what_failures_come_to_has_defaults_and_bounds(tmp_path):
+    assert (spec_of(tmp_path).failures.retries, spec_of(tmp_path).failures.close_cell_after) == (
+        1,
+        5,
+    )
+    never = spec_of(tmp_path, overrides=["failures={retries: 0, close_cell_after: null}"]).failures
+    assert (never.retries, never.close_cell_after) == (0, None)
+    (found,) = problems_of(tmp_path, overrides=["failures.close_cell_after=0"])
+    assert "close_cell_after: 0 is not a whole number of 1 or more" in found
+    (found,) = problems_of(tmp_path, overrides=["failures.retry=2"])
+    assert "did you mean 'retries'?" in found

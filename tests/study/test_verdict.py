@@ -14,8 +14,9 @@ from dataclasses import replace
 import pytest
 
 from raymrc.scoring.counts import Counts
+from raymrc.study.configuration import Cell
 from raymrc.study.record import Epoch, NoteCounts, Record
-from raymrc.study.verdict import describe, frozen_gaps, render, summarise, to_json
+from raymrc.study.verdict import count_failing, describe, frozen_gaps, render, summarise, to_json
 from tests.study.making import cell, record
 
 GOOD, FAIR = {"Drug": Counts(9, 1, 1)}, {"Drug": Counts(5, 5, 5)}
@@ -335,3 +336,24 @@ def test_configurations_that_start_otherwise_are_of_one_cell_and_one_wording_cou
         assert [c.validation.mean for c in summary.configurations] == [0.6, 0.5]
     (summary,) = summarise([*random, *now, *before], 2, same=[r.fold_run for r in before])
     assert [c.validation.mean for c in summary.configurations] == [0.9, 0.5]
+
+
+def test_configurations_count_as_failing_since_the_cell_was_last_well():
+    def failed(minute: int, rate: float, fold: int = 0, of: Cell | None = None) -> Record:
+        at = f"2026-01-01T00:{minute:02d}:00+00:00"
+        return record(fold, of=of, learning_rate=rate, status="failed", started_at=at)
+
+    ill = [failed(2, 0.1), failed(3, 0.1, fold=1), failed(4, 0.2), failed(9, 0.3)]
+    assert count_failing(ill) == {cell(): 3}, "a configuration counts once"
+    well = replace(record(learning_rate=0.4), wall_seconds=200.0)  # from 00:00 to 00:03:20
+    assert count_failing([*ill, well]) == {cell(): 2}, "0.1 failed before that one ended"
+    other = cell("soft_prompt")
+    assert count_failing([*ill, failed(1, 0.1, of=other)]) == {cell(): 3, other: 1}
+
+
+def test_what_failed_tries_cost_is_summed_beside_the_rest():
+    mended = replace(record(0), failed_device_seconds=7.0)
+    failed = replace(record(1, status="failed"), device_seconds=5.0, failed_device_seconds=4.0)
+    ((summary,),) = [s.configurations for s in summarise([mended, failed], 2)]
+    assert (summary.device_seconds, summary.failed_device_seconds) == (60.0, 16.0)
+    assert summary.to_json()["failed_device_seconds"] == 16.0

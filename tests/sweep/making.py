@@ -28,6 +28,9 @@ from raymrc.study.record import Epoch, Event, NoteCounts, Record
 from raymrc.study.space import Distribution, Fixed, Grid, Setting, build_space
 
 BACKBONE = Backbone("tiny", "nowhere")
+DEVICE_SECONDS = 3.0
+"""What a made-up fold-run that fails has cost."""
+
 MARKER = "Quixotril-77"
 """Stands for a note's text: it may turn up nowhere."""
 
@@ -147,7 +150,9 @@ class Script:
         folder: each training leaves a file there, named by its process and key.
         nap: seconds per fold-run.
         raises: (learning rate, fold) that raises an exception with `MARKER` in its text.
+        raises_once: the same, at its first try alone.
         mendable: the same, with one of our own sentences.
+        hopeless: a learning rate from which on all do so.
         dies, dies_once: the same, ending the process.
         room: so many lanes fit into a process.
         unloadable: no process can load the backbone.
@@ -157,7 +162,9 @@ class Script:
     folder: Path
     nap: float = 0.0
     raises: tuple[float, int] | None = None
+    raises_once: tuple[float, int] | None = None
     mendable: tuple[float, int] | None = None
+    hopeless: float | None = None
     dies: tuple[float, int] | None = None
     dies_once: tuple[float, int] | None = None
     text: str = MARKER
@@ -256,16 +263,17 @@ class ScriptPool:
                 course.epoch += 1
                 continue
             del self.courses[key]
-            events.append(Event(key, self._end(course, record)))
+            events.append(Event(key, self._end(course, record), DEVICE_SECONDS))
         return events
 
     def _end(self, course: _Course, record: Record) -> Record | Exception:
         here = (course.fold_run.configuration.learning_rate, course.fold_run.fold)
-        if here == self.data.mendable:
+        hopeless = self.data.hopeless
+        if here == self.data.mendable or (hopeless is not None and here[0] >= hopeless):
             return TrainingError("the loss is not a number at step 12; lower the learning rate")
         if here == self.data.dies or (here == self.data.dies_once and not course.seen):
             os._exit(9)
-        if here == self.data.raises:
+        if here == self.data.raises or (here == self.data.raises_once and not course.seen):
             try:
                 raise KeyError(self.data.text)
             except KeyError as error:

@@ -289,3 +289,16 @@ def test_a_released_host_hands_over_what_it_had_saved_to_the_moment() -> None:
     for _ in range(2 * DEATHS):
         board.release("a", [Report(runs[0].key, saved="x/000009")], 1)
         assert board.exchange("a", (), 2).open[0] == (runs[0], "x/000009")
+
+
+def test_of_a_closed_cell_nothing_more_is_begun_and_what_is_under_way_ends() -> None:
+    board, runs, others = make_board(lanes=1, max_devices=1), frozen(2), trained()
+    board.submit("t", runs)
+    board.submit("u", others)
+    assert keys(board.exchange("a", (), 0)) == [runs[0].key]
+    board.close_cell(runs[0].configuration.cell)
+    assert board.collect("t") == ([], False), "one is under way"
+    assert keys(board.exchange("a", [done(runs[0])], 1)) == [others[0].key]
+    results, is_over = board.collect("t")
+    assert len(results) == 1 and is_over
+    assert board.queued == tuple(others[1:])

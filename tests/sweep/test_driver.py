@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,11 +27,13 @@ from raymrc.study.plan import Plan
 from raymrc.study.record import Record
 from raymrc.sweep import driver
 from raymrc.sweep.driver import Resources, StudyOutcome, run_study
+from raymrc.sweep.failures import FailureTerms
 from raymrc.sweep.hosts import HostTerms
 from raymrc.sweep.progress import Snapshot
 from raymrc.sweep.reception import open_reception
 from tests.paths import ROOT
 from tests.sweep.making import (
+    DEVICE_SECONDS,
     MARKER,
     Script,
     actors,
@@ -128,7 +131,14 @@ def test_a_failed_fold_run_is_recorded_the_rest_goes_on_and_running_again_retrie
 
     outcome, records = run(plan, tmp_path, script)
     assert (outcome.done, outcome.reused, outcome.failed) == (4, 8, 0)
-    assert records == {r.key: make_record(r) for r in fold_runs(plan)}
+    spent = {(0.1, 1): 2 * DEVICE_SECONDS, (0.2, 0): DEVICE_SECONDS}
+    assert records == {
+        r.key: replace(
+            make_record(r),
+            failed_device_seconds=spent.get((r.configuration.learning_rate, r.fold), 0.0),
+        )
+        for r in fold_runs(plan)
+    }
 
 
 def test_a_worker_that_dies_loses_only_the_fold_run_it_was_at(cluster, tmp_path, script):
@@ -301,8 +311,104 @@ def test_a_ledger_that_cannot_be_written_ends_the_study_with_its_sentence(
         def record(self, record: Record, text: str | None = None) -> None:
             raise LedgerError("the store refuses (No space left on device)")
 
-    with pytest.raises(LedgerError, match="No space left"):
-        run_study(make_plan(), Full(str(tmp_path)), open_pool, script, folder=tmp_path)
+    said = "No space left on device.; finished fold-runs could not be kept for 0 minutes and"
+    with pytest.raises(LedgerError, match=said):
+        run_study(
+            make_plan(), Full(str(tmp_path)), open_pool, script, folder=tmp_path, patience_seconds=1
+        )
+
+
+def test_training_goes_on_while_the_storage_is_away_and_nothing_is_lost(cluster, tmp_path, script):
+    """Away for writing and for looking, from the third fold-run on until five wait."""
+    plan = make_plan([0.1, 0.2])
+    wanted = {r.key: make_record(r) for r in fold_runs(plan)}
+    shown: list[Snapshot] = []
+    told: list[Record] = []
+
+    class Away(Ledger):
+        def _check(self) -> None:
+            if len(list(tmp_path.rglob("ledger/*/*.json"))) >= 2 and not self.is_back:
+                raise LedgerError("the store refuses (Connection refused)")
+
+        @property
+        def is_back(self) -> bool:
+            return any(snapshot.waiting >= 5 for snapshot in shown)
+
+        def has(self, key: str) -> bool:
+            self._check()
+            return super().has(key)
+
+        def record(self, record: Record, text: str | None = None) -> None:
+            self._check()
+            super().record(record, text)
+
+    outcome = run_study(
+        plan, Away(str(tmp_path)), open_pool, replace(script, nap=0.2), folder=tmp_path,
+        on_record=told.append, on_progress=shown.append,
+    )  # fmt: skip
+    assert (outcome.done, outcome.failed) == (12, 0)
+    assert {r.key: r for r in Ledger(str(tmp_path)).records()} == wanted
+    assert {r.key: r for r in told} == wanted and len(told) == 12
+    assert sorted(script.trained()) == sorted(wanted), "each once"
+    assert {s.trouble for s in shown} == {"", "the store refuses (Connection refused)"}
+    assert not shown[-1].trouble
+
+
+def test_what_may_pass_is_tried_again_and_its_cost_is_not_forgotten(cluster, tmp_path, script):
+    plan = make_plan([0.1, 0.2], ["fine_tune"])
+    told: list[Record] = []
+    ill = replace(script, raises_once=(0.1, 1), mendable=(0.2, 0))
+    outcome, records = run(plan, tmp_path, ill, on_record=told.append)
+    assert (outcome.done, outcome.failed) == (5, 1)
+    begun = Counter(script.trained())
+    by_place = {
+        (r.fold_run.configuration.learning_rate, r.fold_run.fold): r for r in records.values()
+    }
+    assert begun[by_place[0.1, 1].key] == 2, "an error that may pass"
+    assert begun[by_place[0.2, 0].key] == 1, "a sentence that says what to change"
+    assert len(told) == 6, "a try that is followed by another is told to nobody"
+    assert by_place[0.1, 1].failed_device_seconds == DEVICE_SECONDS
+    assert by_place[0.2, 0].device_seconds == DEVICE_SECONDS
+
+    outcome, records = run(plan, tmp_path, script)
+    assert (outcome.done, outcome.failed) == (1, 0)
+    mended = records[by_place[0.2, 0].key]
+    assert (mended.status, mended.failed_device_seconds) == ("done", DEVICE_SECONDS)
+
+
+def test_what_fails_again_and_again_is_tried_as_often_as_the_study_says(cluster, tmp_path, script):
+    plan = make_plan([0.1], ["fine_tune"])
+    outcome, records = run(
+        plan, tmp_path, replace(script, raises=(0.1, 1)), failures=FailureTerms(retries=3)
+    )
+    assert (outcome.done, outcome.failed) == (2, 1)
+    (failed,) = [r for r in records.values() if r.status == "failed"]
+    assert Counter(script.trained())[failed.key] == 4
+    assert failed.device_seconds + failed.failed_device_seconds == 4 * DEVICE_SECONDS
+
+
+def test_a_cell_in_which_all_fails_is_closed_and_the_others_go_on(cluster, tmp_path, script):
+    rates = [0.1 * (i + 1) for i in range(8)]
+    plan = make_plan(rates, ["fine_tune", "frozen_soft_prompt"])
+    # Of the first cell nothing but its first configuration can be trained.
+    cells = (plan.cells[0], make_plan([0.01 * (i + 1) for i in range(8)], ["soft_prompt"]).cells[0])
+    shown: list[Snapshot] = []
+    outcome, records = run(
+        replace(plan, cells=cells), tmp_path, replace(script, hopeless=0.2, nap=0.1),
+        failures=FailureTerms(close_cell_after=3), resources=Resources(max_hosts=1),
+        on_progress=shown.append,
+    )  # fmt: skip
+    ((name, left),) = outcome.closed
+    assert name == cells[0].cell.name and not outcome.interrupted
+    of_first = [r for r in records.values() if r.fold_run.configuration.cell == cells[0].cell]
+    failed = {r.fold_run.configuration.id for r in of_first if r.status == "failed"}
+    assert len(failed) in (3, 4), "three, and what was under way"
+    assert left == 24 - len(of_first) > 0
+    assert outcome.done == 24 + 3, "the other cell, and the first configuration"
+    assert [cell.closed for cell in shown[-1].cells] == [True, False]
+
+    outcome, _ = run(replace(plan, cells=cells), tmp_path, script)
+    assert (outcome.done, outcome.failed, outcome.closed) == (21, 0, ()), "it is tried again"
 
 
 def test_a_trial_that_wants_more_than_there_is_gets_a_sentence(cluster, tmp_path, script):
@@ -383,7 +489,7 @@ class Process:
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("how", ["killed", "interrupted"])
+@pytest.mark.parametrize("how", ["killed", "interrupted", "terminated"])
 def test_a_driver_that_is_ended_leaves_a_study_that_ends_as_if_it_had_not_been(
     how, cluster, tmp_path, script
 ):
@@ -393,8 +499,12 @@ def test_a_driver_that_is_ended_leaves_a_study_that_ends_as_if_it_had_not_been(
         ended.process.kill()
         ended.process.communicate()
     else:
-        # As Ctrl-C in a terminal does it: to the whole group.
-        os.killpg(ended.process.pid, signal.SIGINT)
+        if how == "interrupted":
+            # As Ctrl-C in a terminal does it: to the whole group.
+            os.killpg(ended.process.pid, signal.SIGINT)
+        else:
+            # As clouds, batch systems and Kubernetes do it: to the one that they have started.
+            ended.process.terminate()
         out, _ = ended.process.communicate(timeout=60)
         assert ended.process.returncode == 130
         assert out.startswith("in the ledger ")
@@ -428,3 +538,21 @@ def test_a_race_whose_driver_is_killed_goes_on_from_its_rungs(cluster, tmp_path,
     assert all(len(records[key].epochs) >= len(record.epochs) for key, record in kept.items())
     begun_anew = raced.begun_at().count(0)
     assert begun_anew <= len(records) + 2 * 4, "but for what was open just then, at most"
+
+
+@pytest.mark.chaos
+def test_two_drivers_of_one_study_leave_one_whole_record_of_each_fold_run(tmp_path, script):
+    both = [Process(tmp_path, nap=0.3) for _ in range(2)]
+    for one in both:
+        out, said = one.process.communicate(timeout=240)
+        assert one.process.returncode == 0, said
+        assert out == "in the ledger 12\n"
+    assert [one.left_behind() for one in both] == [[], []]
+    plan = make_plan()
+    ledger = Ledger(str(tmp_path))
+    assert {r.key: r for r in ledger.records()} == {r.key: make_record(r) for r in fold_runs(plan)}
+    assert ledger.problems() == ()
+    files = [path.name for path in (tmp_path / "ledger").rglob("*") if path.is_file()]
+    assert sorted(files) == sorted(f"{r.key}.json" for r in fold_runs(plan)), "nothing half-written"
+    begun = Counter(script.trained())
+    assert set(begun.values()) <= {1, 2}, "by each driver once at most"

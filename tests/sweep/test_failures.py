@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from raymrc.errors import TrainingError
-from raymrc.sweep.failures import explain, failed_record
+import pytest
+
+from raymrc.errors import BackboneError, CorpusError, MemoryShortage, TrainingError
+from raymrc.sweep.failures import explain, failed_record, may_pass, record_error
 from tests.sweep.making import MARKER, fold_runs, make_plan
 
 
@@ -35,3 +37,20 @@ def test_a_chain_of_causes_adds_no_text():
             raise RuntimeError(MARKER) from error
     except RuntimeError as error:
         assert MARKER not in explain(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (KeyError(MARKER), True),
+        (OSError(5, MARKER), True),
+        (MemoryError(), True),
+        (MemoryShortage("a batch of 16 rows does not fit into memory"), True),
+        (TrainingError("the loss is not a number at step 3; lower the learning rate"), False),
+        (BackboneError("there are no weights here"), False),
+        (CorpusError("no note has any text"), False),
+    ],
+)
+def test_only_what_may_pass_by_itself_is_tried_again(error, again):
+    assert may_pass(error) is again
+    assert record_error(fold_runs(make_plan([0.1]))[0], error, 2.0).may_pass is again

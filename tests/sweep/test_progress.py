@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -69,3 +70,18 @@ def test_durations_read_as_people_say_them():
     assert [duration(s) for s in (8, 89, 90, 600, 7500)] == [
         "8 s", "89 s", "2 min", "10 min", "2 h 05 min",
     ]  # fmt: skip
+
+
+def test_it_is_said_what_waits_for_the_storage_and_what_was_closed():
+    ill = snapshot(9)
+    cells = (ill.cells[0], replace(ill.cells[1], closed=True))
+    ill = replace(ill, cells=cells, waiting=3, trouble="s3://b/x: the store refuses (no route)")
+    told = (
+        "3 finished fold-runs wait for the storage: s3://b/x: the store refuses (no route), "
+        "closed after failures: made-up/tiny/soft_prompt"
+    )
+    assert told in line(ill)
+    out = io.StringIO()
+    with Progress(Console(file=out, force_terminal=True, width=200, color_system=None)) as show:
+        show(ill)
+    assert all(part in out.getvalue() for part in ("3 finished fold-runs wait", "closed after"))

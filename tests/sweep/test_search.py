@@ -183,3 +183,34 @@ def test_what_is_given_back_comes_before_anything_new():
     assert work is not None
     search.give_back(work)
     assert search.next() == work
+
+
+def test_nothing_more_of_a_closed_cell_is_handed_out():
+    plan = make_plan([0.1, 0.2, 0.3], ["fine_tune", "soft_prompt"])
+    search = StudySearch(plan)
+    first, second = search.next(), search.next()
+    assert first is not None and second is not None
+    search.give_back(first)
+    search.give_back(second)
+    search.close_cell(first.cell)
+    left = drain(search, [])
+    assert {work.cell for work in left} == {second.cell} and len(left) == 3
+
+
+@pytest.mark.parametrize("jump", ["back", "stuck", "years ahead"])
+def test_a_clock_that_jumps_changes_nothing_of_what_is_handed_out(jump):
+    """When a fold-run began is by the clock of its machine."""
+    begun = {"back": lambda i: f"2026-01-01T00:00:{59 - i:02d}+00:00",
+             "stuck": lambda i: "2026-01-01T00:00:00+00:00",
+             "years ahead": lambda i: f"20{99 if i % 2 else 26}-01-01T00:00:00+00:00"}[jump]  # fmt: skip
+    plan = make_plan()
+    runs = fold_runs(plan)
+    seen = [make_record(run, started_at=begun(i)) for i, run in enumerate(runs[:7])]
+    handed = [run.key for work in drain(StudySearch(plan, seen), []) for run in work.fold_runs]
+    assert sorted(handed) == sorted(run.key for run in runs[7:])
+    tpe = make_plan(RATES, ["fine_tune"], tpe=8)
+    found: list[Record] = []
+    drain(StudySearch(tpe), found, until=14)
+    found = [replace(record, started_at=begun(i)) for i, record in enumerate(found)]
+    drain(StudySearch(tpe, found), found)
+    assert len(found) == len({record.key for record in found}) == 8 * 3

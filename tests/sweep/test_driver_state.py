@@ -1,0 +1,139 @@
+"""Promise: what a run comes to adds up, whatever fails in which order. The driver's state, played by
+hand: no Ray is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymrc.errors import LedgerError
+from raymrc.study.configuration import FoldRun
+from raymrc.study.ledger import Ledger
+from raymrc.study.plan import Plan
+from raymrc.study.record import Record
+from raymrc.sweep.driver import _Saved, _Study
+from raymrc.sweep.failures import FailureTerms, failed_record
+from raymrc.sweep.keeping import Keeper
+from tests.sweep.making import make_plan, make_record
+
+
+class Played:
+    """A run of which a test says what every fold-run comes to."""
+
+    def __init__(self, folder: Path, plan: Plan, terms: FailureTerms) -> None:
+        self.ledger = Ledger(str(folder))
+        self.told: list[Record] = []
+        self.keeper = Keeper(self.ledger.record, lambda record: None)
+        self.study = _Study(
+            plan, self.ledger, self.ledger.records(), self.told.append, None,
+            _Saved(str(folder)), self.keeper, terms,
+        )  # fmt: skip
+        self.trials = 0
+
+    def take(self) -> tuple[str, tuple[FoldRun, ...]] | None:
+        self.trials += 1
+        work = self.study.take(str(self.trials))
+        return None if work is None else (str(self.trials), work.fold_runs)
+
+    def tell(self, trial: str, record: Record) -> None:
+        self.study.receive(trial, {"record": record.to_json(), "fold": record.fold_run.fold})
+
+    def close(self) -> dict[str, Record]:
+        self.keeper.close()
+        self.study.tell_kept()
+        return {record.key: record for record in self.ledger.records()}
+
+
+@pytest.fixture
+def play(tmp_path) -> Iterator[Any]:
+    played: list[Played] = []
+
+    def begin(plan: Plan, **terms: Any) -> Played:
+        played.append(Played(tmp_path, plan, FailureTerms(**terms)))
+        return played[-1]
+
+    yield begin
+    for one in played:
+        one.keeper.close()
+
+
+def test_where_a_cell_is_closed_what_was_to_be_tried_again_counts_as_failed(play):
+    plan = make_plan([0.1, 0.2, 0.3, 0.4], ["fine_tune"], folds=2)
+    run = play(plan, close_cell_after=2)
+    trial, (one, two) = run.take()
+    run.tell(trial, failed_record(one, "passing", 2.0, may_pass=True))
+    run.tell(trial, make_record(two))
+    other, (three, _) = run.take()
+    run.tell(other, failed_record(three, "final"))
+    again, (five, _) = run.take()
+    run.tell(again, failed_record(five, "final"))
+    assert run.study.newly_closed() == [plan.cells[0].cell]
+    for ended in (trial, other, again):
+        run.study.end(ended)
+    assert run.take() is None, "nothing more of it, not even what failed once"
+    records = run.close()
+    outcome = run.study.outcome()
+    assert (outcome.done, outcome.failed) == (1, 3)
+    assert outcome.closed == ((plan.cells[0].cell.name, 4),)
+    assert records[one.key].reason == "passing"
+    assert sorted(r.key for r in run.told) == sorted(r.key for r in (one, two, three, five))
+
+
+def test_a_fold_run_that_is_done_in_between_keeps_a_cell_open(play):
+    run = play(make_plan([0.1, 0.2, 0.3], ["fine_tune"], folds=2), close_cell_after=2)
+    for _ in range(3):
+        trial, (bad, good) = run.take()
+        run.tell(trial, failed_record(bad, "final"))
+        run.tell(trial, make_record(good))
+        run.study.end(trial)
+    assert run.study.newly_closed() == [] and run.study.outcome().closed == ()
+
+
+def test_one_configuration_that_fails_on_every_fold_is_one_failure(play):
+    run = play(make_plan([0.1, 0.2], ["fine_tune"], folds=5), close_cell_after=2)
+    trial, folds = run.take()
+    for bad in folds:
+        run.tell(trial, failed_record(bad, "final"))
+    assert run.study.newly_closed() == []
+
+
+def test_the_cost_of_every_try_is_kept_even_if_the_driver_dies_before_the_next(play):
+    plan = make_plan([0.1], ["fine_tune"], folds=2)
+    run = play(plan)
+    trial, (one, _) = run.take()
+    run.tell(trial, failed_record(one, "passing", 2.0, may_pass=True))
+    assert run.close()[one.key].device_seconds == 2.0, "as if killed here"
+
+    run = play(plan)
+    trial, (one, two) = run.take()
+    run.tell(trial, failed_record(one, "passing", 3.0, may_pass=True))
+    run.tell(trial, make_record(two))
+    run.study.end(trial)
+    trial, (again,) = run.take()
+    assert again == one
+    run.tell(trial, make_record(one))
+    run.study.end(trial)
+    assert run.take() is None
+    record = run.close()[one.key]
+    assert record == replace(make_record(one), failed_device_seconds=5.0)
+    assert run.study.outcome().failed == 0
+
+
+def test_a_storage_that_cannot_be_asked_hands_out_what_it_may_have_and_is_left_alone_a_while(
+    play, monkeypatch
+):
+    run = play(make_plan([0.1, 0.2], ["fine_tune"], folds=2))
+    asked = []
+
+    def refuse(key: str) -> bool:
+        asked.append(key)
+        raise LedgerError("the store refuses (no route)")
+
+    monkeypatch.setattr(run.ledger, "has", refuse)
+    first, second = run.take(), run.take()
+    assert first is not None and second is not None and run.study.error is None
+    assert len(asked) <= 1, "each answer may take minutes not to come"
