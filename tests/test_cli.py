@@ -450,7 +450,9 @@ def test_a_run_ends_by_saying_which_cell_was_closed(place, capsys, monkeypatch):
     from raymrc.sweep.driver import StudyOutcome
 
     monkeypatch.setattr("raymrc.tracking.how_to_look", lambda *where: "there")
-    outcome = StudyOutcome(40, 5, 0, 6, False, 9.0, (("it is ill", 6),), (("notes/x/y", 29),))
+    outcome = StudyOutcome(
+        40, 5, 0, 6, False, 9.0, (("it is ill", 6),), closed=(("notes/x/y", 29),)
+    )
     with pytest.raises(typer.Exit) as ended:
         _tell(load_spec(place / "study.yaml"), outcome)
     assert ended.value.exit_code == 1
