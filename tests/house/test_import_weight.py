@@ -31,8 +31,12 @@ def test_help_loads_neither_what_trains_nor_what_checks_a_study():
 
 
 @pytest.mark.parametrize(
-    "room", ["cli", "study.spec", "study.plan", "study.ledger", "study.racing", "study.verdict"]
-)
+    "room",
+    [
+        "cli", "study.spec", "study.plan", "study.ledger", "study.racing", "study.verdict",
+        "study.statistics", "study.conclusions",
+    ],
+)  # fmt: skip
 def test_a_room_above_the_model_loads_nothing_heavy(room):
     assert not modules_after(f"import raymrc.{room}") & HEAVY
 
