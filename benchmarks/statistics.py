@@ -2,7 +2,8 @@
 
     python -m benchmarks.statistics [--quick]
 
-20,000 made-up studies a case, through the functions that verdicts use (`raymrc.study.statistics`).
+20,000 made-up studies a case (best of 20: 4,000 in each of five worlds), through the functions that
+verdicts use (`raymrc.study.statistics`).
 
     false wins, coverage
         Gaussian differences over folds, each two correlated as stated. `ours` is what verdicts assume,

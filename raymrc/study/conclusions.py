@@ -158,7 +158,8 @@ class WinnerScore:
     Args:
         interval: were other notes drawn like these; the trained models stay as they are.
         num_groups: notes, or patients and articles where known.
-        selection: what its mean F1 owes to having been chosen; None where there was no choice.
+        selection: what its mean F1 over folds owes to having been chosen; None where there was no choice. Of
+            one cell it is unsure by more than itself, so it is not in the table: look at many.
     """
 
     cell: str
@@ -627,16 +628,11 @@ def render(conclusions: Conclusions) -> RenderableType:
     if conclusions.winners:
         table = Table(title="How sure the winners' F1 is: strict, all folds together, in points")
         table.add_column("corpus / backbone / strategy", no_wrap=True)
-        for heading in ("F1", "95 % interval", "notes or groups", "luck of the choice"):
+        for heading in ("F1", "95 % interval", "notes or groups"):
             table.add_column(heading, justify="right", no_wrap=True)
         for winner in conclusions.winners:
-            of = winner.selection
             table.add_row(
-                winner.cell,
-                points(winner.f1),
-                _ends(winner.interval),
-                str(winner.num_groups),
-                points(None if of is None else of.optimism),
+                winner.cell, points(winner.f1), _ends(winner.interval), str(winner.num_groups)
             )
         shown.append(table)
     if conclusions.gaps:
