@@ -395,7 +395,7 @@ def _sum_groups(counts: ArrayLike, groups: Sequence[object] | None) -> Array:
         if len(groups) != values.shape[1]:
             raise ValueError(f"{values.shape[1]} notes have {len(groups)} groups")
         places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
-        of_note = np.array([places[group] for group in groups])
+        of_note = np.array([places[group] for group in groups], dtype=np.intp)
         summed = np.zeros((len(places), len(values), 3))
         np.add.at(summed, of_note, values.swapaxes(0, 1))
         values = summed.swapaxes(0, 1)

@@ -338,6 +338,8 @@ def test_one_note_one_group_or_counts_of_another_shape_are_refused():
         bootstrap(np.ones((1, 1, 3)), generator=generator)
     with pytest.raises(TooFewError):
         bootstrap(np.ones((1, 3, 3)), ["a"] * 3, generator=generator)
+    with pytest.raises(TooFewError, match="0 group"):
+        bootstrap(np.ones((1, 0, 3)), [], generator=generator)
     with pytest.raises(ValueError, match="systems, notes, 3"):
         bootstrap(np.ones((3, 3)), generator=generator)
     with pytest.raises(ValueError, match="3 notes have 2 groups"):
