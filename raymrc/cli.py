@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from raymrc.model.adapters import Adapter
     from raymrc.reading.light_tokenizers import FileTokenizer, RoughTokenizer
     from raymrc.study.budget import Spent
+    from raymrc.study.conclusions import Conclusions
     from raymrc.study.configuration import Cell
     from raymrc.study.earlier import RatePrior
     from raymrc.study.estimate import Measured
@@ -304,7 +305,9 @@ def run(study: Study, changes: Changes = None) -> None:
     job = _prepare(study, changes)
     # Held-out notes were looked at for what is in both; no host needs to see them.
     outcome = _train(replace(job, data=replace(job.data, test=None)), job.plan)
-    _print_table(render(_summarise(job.spec, job.plan, job.ledger.records())))
+    summaries = _summarise(job.spec, job.plan, job.ledger.records())
+    _print_table(render(summaries))
+    _print_conclusions(_conclude(job.spec, summaries, job.data.corpus, job.data.transfer))
     _tell(job.spec, outcome)
 
 
@@ -562,11 +565,19 @@ def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
         places=False,
     )
     summaries = _summarise(spec, planned, records)
+    conclusions = _conclude(spec, summaries, corpus, transfer)
     if as_json:
         finals = final_scores(records, [summary.cell for summary in summaries])
-        _answer_json(to_json(summaries) | {"final_test": [score.to_json() for score in finals]})
+        _answer_json(
+            to_json(summaries)
+            | {
+                "conclusions": conclusions.to_json(),
+                "final_test": [score.to_json() for score in finals],
+            }
+        )
     else:
         _print_table(render(summaries))
+        _print_conclusions(conclusions)
         _print_final(records, summaries)
         for summary in summaries:
             for reason, times in summary.reasons:
@@ -699,6 +710,30 @@ def _summarise(spec: Spec, planned: Plan, records: Sequence[Record]) -> tuple[Ce
             for r in records
         ]
     return summarise(records, spec.num_folds, cells, same)
+
+
+def _conclude(
+    spec: Spec,
+    summaries: Sequence[CellSummary],
+    corpus: Corpus | None,
+    transfer: Mapping[str, Corpus] | None,
+) -> Conclusions:
+    """Notes of a patient or article count as one where the notes are at hand, and by themselves where not."""
+    from raymrc.study.conclusions import conclude
+
+    sites = {"": corpus} if corpus is not None else {}
+    groups = {
+        name: {note.id: note.group or note.id for note in of_site.notes}
+        for name, of_site in (sites | dict(transfer or {})).items()
+    }
+    return conclude(summaries, spec.equivalence_points / 100, groups)
+
+
+def _print_conclusions(conclusions: Conclusions) -> None:
+    from raymrc.study.conclusions import render
+
+    if conclusions.winners:
+        _print_table(render(conclusions))
 
 
 def _read_ledger(spec: Spec) -> tuple[tuple[Record, ...], bool]:

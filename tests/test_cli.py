@@ -328,6 +328,8 @@ def test_report_asks_only_what_the_study_tries_now(place):
     answer = json.loads(raymrc("report", "study.yaml", "--json", folder=place).stdout)
     assert answer["done"] == 2
     assert answer["cells"][0]["winner"] == now.id
+    assert answer["conclusions"]["equivalence"] == 0.01
+    assert [winner["cell"] for winner in answer["conclusions"]["winners"]] == [cell.cell.name]
 
 
 def test_nothing_to_write_into_mlflow_writes_nothing(place):

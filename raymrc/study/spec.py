@@ -626,6 +626,9 @@ class Spec(_Section):
     """What device time costs."""
     budget: BudgetSpec | None = None
     """What the study may spend in all; no limit where not given. It changes no result."""
+    equivalence_points: Annotated[float, checked(number(above=0, high=100))] = 1.0
+    """Points of F1 that make no difference in practice: `raymrc report` says how likely a frozen backbone is
+    that close to a trained one."""
     storage: Annotated[str, checked(storage_place)]
     """Where the ledger and all else of the study is kept: a folder, or a URL such as s3://bucket/study."""
     mlflow: Annotated[MlflowSpec, BeforeValidator(_empty_is_default)] = MlflowSpec()

@@ -80,6 +80,7 @@ class ConfigurationSummary:
         failed_device_seconds: of tries that failed, of all folds.
         peak_bytes: the largest of the folds.
         transfer: by name of the other site.
+        fold_runs: the finished ones, in the order of `folds`, with what was counted in each note.
     """
 
     configuration: Configuration
@@ -111,6 +112,7 @@ class ConfigurationSummary:
     total_parameters: int = 0
     adapter_bytes: int = 0
     transfer: Mapping[str, Transfer] = field(default_factory=dict)
+    fold_runs: tuple[Record, ...] = field(default=(), repr=False)
 
     @property
     def is_complete(self) -> bool:
@@ -271,6 +273,12 @@ class FrozenGap:
     def gap(self) -> float:
         return self.unfrozen_f1 - self.frozen_f1
 
+    @property
+    def name(self) -> str:
+        """What tables call it: corpus, backbone and shots."""
+        shots = f"/{self.shots} {self.shots_of}" if self.shots else ""
+        return f"{self.corpus}/{self.backbone}{shots}"
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "gap": self.gap}
 
@@ -318,6 +326,11 @@ def summarise(
 
 def frozen_gaps(summaries: Sequence[CellSummary]) -> tuple[FrozenGap, ...]:
     """Frozen against the best trained one, for each backbone with a winner on both sides; by size."""
+    return tuple(frozen_gap(*pair) for pair in frozen_pairs(summaries))
+
+
+def frozen_pairs(summaries: Sequence[CellSummary]) -> tuple[tuple[CellSummary, CellSummary], ...]:
+    """The frozen cell and the best trained one of each backbone with a winner on both sides; by size."""
     sides: dict[tuple[str, str, str, int | None, str], dict[bool, list[CellSummary]]] = {}
     for summary in summaries:
         cell = summary.cell
@@ -325,32 +338,34 @@ def frozen_gaps(summaries: Sequence[CellSummary]) -> tuple[FrozenGap, ...]:
             compared = (cell.task, cell.corpus, cell.backbone.name, cell.shots, cell.shots_of)
             side = sides.setdefault(compared, {})
             side.setdefault(STRATEGIES[cell.strategy].trains_backbone, []).append(summary)
-    gaps = []
-    for (task, corpus, backbone, shots, shots_of), side in sides.items():
-        if len(side) < 2:
-            continue
-        frozen, unfrozen = (max(side[trained], key=_validation) for trained in (False, True))
-        assert frozen.winner is not None and unfrozen.winner is not None
-        folds = zip(unfrozen.winner.fold_f1, frozen.winner.fold_f1, strict=True)
-        gaps.append(
-            FrozenGap(
-                task=task,
-                corpus=corpus,
-                backbone=backbone,
-                shots=shots,
-                shots_of=shots_of,
-                frozen=frozen.cell.strategy,
-                unfrozen=unfrozen.cell.strategy,
-                frozen_f1=frozen.winner.strict.mean or 0.0,
-                unfrozen_f1=unfrozen.winner.strict.mean or 0.0,
-                gap_sd=spread([one - other for one, other in folds]).sd,
-                backbone_parameters=frozen.winner.total_parameters
-                - frozen.winner.trained_parameters,
-                device_share=_ratio(frozen.winner.device_seconds, unfrozen.winner.device_seconds),
-                adapter_share=_ratio(frozen.winner.adapter_bytes, unfrozen.winner.adapter_bytes),
-            )
-        )
-    return tuple(sorted(gaps, key=lambda gap: gap.backbone_parameters))
+    pairs = [
+        (max(side[False], key=_validation), max(side[True], key=_validation))
+        for side in sides.values()
+        if len(side) == 2
+    ]
+    return tuple(sorted(pairs, key=lambda pair: _backbone_parameters(pair[0])))
+
+
+def frozen_gap(frozen: CellSummary, unfrozen: CellSummary) -> FrozenGap:
+    """Winner against winner; both cells have one."""
+    assert frozen.winner is not None and unfrozen.winner is not None
+    folds = zip(unfrozen.winner.fold_f1, frozen.winner.fold_f1, strict=True)
+    cell = frozen.cell
+    return FrozenGap(
+        task=cell.task,
+        corpus=cell.corpus,
+        backbone=cell.backbone.name,
+        shots=cell.shots,
+        shots_of=cell.shots_of,
+        frozen=cell.strategy,
+        unfrozen=unfrozen.cell.strategy,
+        frozen_f1=frozen.winner.strict.mean or 0.0,
+        unfrozen_f1=unfrozen.winner.strict.mean or 0.0,
+        gap_sd=spread([one - other for one, other in folds]).sd,
+        backbone_parameters=_backbone_parameters(frozen),
+        device_share=_ratio(frozen.winner.device_seconds, unfrozen.winner.device_seconds),
+        adapter_share=_ratio(frozen.winner.adapter_bytes, unfrozen.winner.adapter_bytes),
+    )
 
 
 def to_json(summaries: Sequence[CellSummary]) -> dict[str, Any]:
@@ -408,6 +423,11 @@ def _of_one_start(
 
 def _latest(records: Sequence[Record]) -> str:
     return max(record.started_at for record in records)
+
+
+def _backbone_parameters(summary: CellSummary) -> int:
+    winner = summary.winner
+    return 0 if winner is None else winner.total_parameters - winner.trained_parameters
 
 
 def _validation(summary: CellSummary) -> float:
@@ -489,6 +509,7 @@ def _summarise_configuration(
         total_parameters=first.total_parameters if first else 0,
         adapter_bytes=first.adapter_bytes if first else 0,
         transfer=_transfers(done),
+        fold_runs=tuple(done),
     )
 
 
@@ -564,7 +585,7 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
     under.add_column("trained one")
     for gap in gaps:
         under.add_row(
-            f"{gap.corpus}/{gap.backbone}" + (f"/{gap.shots} {gap.shots_of}" if gap.shots else ""),
+            gap.name,
             short_count(gap.backbone_parameters),
             points(gap.frozen_f1),
             points(gap.unfrozen_f1),

@@ -41,6 +41,8 @@ def test_help_loads_neither_what_trains_nor_what_checks_a_study():
         "study.status",
         "study.racing",
         "study.verdict",
+        "study.statistics",
+        "study.conclusions",
     ],
 )
 def test_a_room_above_the_model_loads_nothing_heavy(room):

@@ -136,6 +136,9 @@ mlflw: 3
          "above 0"),
         ("storage:", "resources: {device_memory: 80GB}\nstorage:", "device_memory: '80GB' is not a number"),
         ("storage:", "resources: {device_memry: 80}\nstorage:", "did you mean 'device_memory'?"),
+        ("storage:", "equivalence_points: 0\nstorage:", "11:21: equivalence_points: 0 is not a number above "
+         "0 and up to 100"),
+        ("storage:", "equivalence: 1\nstorage:", "did you mean 'equivalence_points'?"),
         ("storage:", "training: {loss_weights: [1, 1]}\nstorage:", "is not three numbers"),
         ("storage:", "questions: {Drugs: x}\nstorage:", "11:13: a question for 'Drugs', which is not"),
         ("storage:", "questions: {Drug: 3}\nstorage:", "11:19: Drug: 3 is not text"),
