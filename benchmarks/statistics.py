@@ -2,8 +2,7 @@
 
     python -m benchmarks.statistics [--quick]
 
-20,000 made-up studies a case (best of 20: 4,000 in each of five worlds), through the functions that
-verdicts use (`raymrc.study.statistics`).
+20,000 made-up studies a case, through the functions that verdicts use (`raymrc.study.statistics`).
 
     false wins, coverage
         Gaussian differences over folds, each two correlated as stated. `ours` is what verdicts assume,
@@ -55,8 +54,6 @@ from raymrc.study.statistics import (
 )
 
 STUDIES, QUICK_STUDIES = 20_000, 400
-WORLD_STUDIES = 4_000
-"""Of each of five worlds of 20 configurations: 20,000 together, and a mean to 0.03 points."""
 SEED = 20261125
 CORRELATIONS = (0.0, 0.1, 0.2, 0.3)
 FOLDS = (5, 10)
@@ -321,7 +318,6 @@ fold-run on all notes. A tenth is about a point and a half of F1."""
 
 def best_of(options: Options, studies: int) -> None:
     """20 configurations, five folds of 20 notes; each fold-run chooses on 12 notes that others score."""
-    studies = min(studies, WORLD_STUDIES)
     configurations, folds, notes, validation = 20, 5, 100, 12
     fold = np.arange(notes) % folds
     for place, (world, (effect_sd, note_sd, luck_sd)) in enumerate(WORLDS.items()):
