@@ -253,6 +253,7 @@ class _Study:
         self._trained: set[str] = set()
         self._failed: dict[str, str] = {}
         self._paused = {r.key: r for r in records if r.status in ("paused", "stopped")}
+        self._left_saved = frozenset(saved.names()) if plan.racing is not None else frozenset()
         self._keeper = keeper
         self._terms = failures or FailureTerms()
         self._blind_until = -math.inf
@@ -407,6 +408,8 @@ class _Study:
                 paused = self._paused.get(key)
                 if paused is not None:
                     self._keep(replace(paused, status="stopped", reason=stop.reason))
+                elif key in self._left_saved:  # by a driver that died before it heard of it
+                    self.saved.drop(key)
 
     def end(self, trial_id: str, died: bool = False) -> None:
         """A trial is over: its work is settled, or given back if its process died."""
