@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from raymrc.errors import LedgerError
+from raymrc.study.budget import Budget
 from raymrc.study.configuration import FoldRun
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import Plan
 from raymrc.study.record import Record
-from raymrc.sweep.driver import _Saved, _Study
+from raymrc.sweep.driver import _Saved, _Spending, _Study
 from raymrc.sweep.failures import FailureTerms, failed_record
 from raymrc.sweep.keeping import Keeper
 from tests.sweep.making import make_plan, make_record
@@ -28,9 +29,10 @@ class Played:
         self.ledger = Ledger(str(folder))
         self.told: list[Record] = []
         self.keeper = Keeper(self.ledger.record, lambda record: None)
+        spending = _Spending(Budget(), str(folder), [], lambda run: None)
         self.study = _Study(
             plan, self.ledger, self.ledger.records(), self.told.append, None,
-            _Saved(str(folder)), self.keeper, terms,
+            _Saved(str(folder)), spending, self.keeper, terms,
         )  # fmt: skip
         self.trials = 0
 
