@@ -172,7 +172,7 @@ def check_race(script: Script, records: dict[str, Record], folder: Path) -> int:
     """The best rate has all of its folds, the others were left behind. Gives the fold-epochs trained."""
     done = [record for record in records.values() if record.status == "done"]
     best = [record for record in done if record.fold_run.configuration.learning_rate == 0.1]
-    assert len(best) == 3
+    assert len(best) == 2
     assert all(record == script.record(record.fold_run) for record in done)
     stopped = [record for record in records.values() if record.status == "stopped"]
     assert stopped and all("points below" in record.reason for record in stopped)
@@ -186,20 +186,23 @@ def test_a_race_goes_through_ray_and_is_not_held_again(cluster, tmp_path, script
     plan, raced = make_race(), replace(script, raced=True)
     told: list[Record] = []
     shown: list[Snapshot] = []
-    outcome, records = run(plan, tmp_path, raced, on_record=told.append, on_progress=shown.append)
-    assert check_race(raced, records, tmp_path) < 0.6 * 8 * 3 * 10
+    few = Resources(lanes=1)  # with a lane for everybody nobody would wait
+    outcome, records = run(
+        plan, tmp_path, raced, on_record=told.append, on_progress=shown.append, resources=few
+    )
+    assert check_race(raced, records, tmp_path) < 0.8 * 5 * 2 * 10
     assert {record.key: record for record in told} == records, "pauses are not told of"
     done = sum(record.status == "done" for record in records.values())
-    assert (outcome.done, outcome.spared, outcome.failed) == (done, 24 - done, 0)
+    assert (outcome.done, outcome.spared, outcome.failed) == (done, 10 - done, 0)
     assert not outcome.interrupted
-    assert (shown[-1].done, shown[-1].total, shown[-1].spared) == (done, done, 24 - done)
+    assert (shown[-1].done, shown[-1].total, shown[-1].spared) == (done, done, 10 - done)
 
     begun = len(raced.trained())
     outcome, again = run(plan, tmp_path, raced)
     assert (outcome.done, outcome.reused, again) == (0, done, records)
     assert len(raced.trained()) == begun, "nothing was trained again"
     outcome, whole = run(replace(plan, racing=None), tmp_path, raced)
-    assert outcome.done == 24 - done, "without racing the rest of the grid is trained"
+    assert outcome.done == 10 - done, "without racing the rest of the grid is trained"
     assert whole == {r.key: raced.record(r) for r in fold_runs(plan)}
 
 
@@ -524,7 +527,7 @@ def test_a_driver_that_is_ended_leaves_a_study_that_ends_as_if_it_had_not_been(
 @pytest.mark.chaos
 def test_a_race_whose_driver_is_killed_goes_on_from_its_rungs(cluster, tmp_path, script):
     ended = Process(tmp_path, 0.6, "race")
-    ended.wait_for_records(12)
+    ended.wait_for_records(4)
     ended.process.kill()
     ended.process.communicate()
     assert ended.left_behind() == []
@@ -533,11 +536,11 @@ def test_a_race_whose_driver_is_killed_goes_on_from_its_rungs(cluster, tmp_path,
     assert paused
 
     raced = replace(script, raced=True)
-    _, records = run(make_race(), tmp_path, raced)
+    _, records = run(make_race(), tmp_path, raced, resources=Resources(lanes=1))
     check_race(raced, records, tmp_path)
     assert all(len(records[key].epochs) >= len(record.epochs) for key, record in kept.items())
     begun_anew = raced.begun_at().count(0)
-    assert begun_anew <= len(records) + 2 * 4, "but for what was open just then, at most"
+    assert begun_anew <= len(records) + 2, "but for what was open just then, at most"
 
 
 @pytest.mark.chaos
