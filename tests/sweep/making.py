@@ -69,9 +69,9 @@ def make_plan(
     )
 
 
-def make_race() -> Plan:
-    """Five learning rates in one cell, of which 0.1 is best, on two folds."""
-    rates = [0.1 * (1 + i) for i in range(5)]
+def make_race(num: int = 5) -> Plan:
+    """So many learning rates in one cell, of which 0.1 is best, on two folds."""
+    rates = [0.1 * (1 + i) for i in range(num)]
     plan = make_plan(rates, ["frozen_soft_prompt"], folds=2, epochs=10)
     return replace(plan, racing=Racing(rungs=(0.2, 1.0)))
 
@@ -297,7 +297,7 @@ if __name__ == "__main__":
     hours = float(given[0]) / 3600 if given else None
     script = Script(folder / "trained", nap, raced=raced)
     script.folder.mkdir(parents=True, exist_ok=True)
-    plan = make_race() if raced else make_plan()
+    plan = make_race(3) if raced else make_plan()
     outcome = run_study(
         plan, Ledger(str(folder)), open_pool, script, folder=folder,
         resources=Resources(lanes=1 if raced else None), budget=Budget(device_hours=hours),
