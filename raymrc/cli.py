@@ -209,14 +209,8 @@ def plan(
     from raymrc.errors import CorpusError
     from raymrc.model.backbones import find
     from raymrc.study.budget import Budget
-    from raymrc.study.forecast import (
-        build_workload,
-        forecast,
-        read_history,
-        read_probe,
-        write_probe,
-    )
-    from raymrc.study.plan import plan_study, render
+    from raymrc.study.forecast import forecast, write_probe
+    from raymrc.study.plan import render
     from raymrc.study.prices import read_cluster, read_prices
     from raymrc.study.status import exceeds
 
@@ -225,24 +219,15 @@ def plan(
     cluster = read_cluster(instances, table) if instances else None
     for entry in spec.backbones if probe else ():
         find(entry.backbone)  # fetched where it must be: all else only looks
-    corpus = _corpus_at_hand(spec)
-    ledger = _ledger_at_hand(spec)
-    initial_prompt = _initial_prompt_at_hand(spec)
-    weights = _weights_at_hand(spec) if ledger or initial_prompt else None
-    transfer = _transfer_at_hand(spec, corpus)
-    planned = plan_study(
-        spec, corpus, weights, ledger, transfer=transfer, initial_prompt=initial_prompt
-    )
+    planned, workload, ledger = _plan_at_hand(spec)
     costs = None
-    if corpus is not None and transfer is not None:
-        tokenizers = _tokenizers_at_hand(spec)
-        workload = build_workload(spec, planned, corpus, transfer, tokenizers)
+    if workload is not None:
         if probe:
             write_probe(spec.storage, [])  # where nothing can be kept, no minute is spent
             place = write_probe(spec.storage, _run_probes(spec, planned, workload))
             _say(f"what was measured: {place}")
         records, keys = (ledger.records(), ledger.keys()) if ledger is not None else ((), ())
-        measured = [*read_history(planned, workload, records), *read_probe(spec.storage)]
+        measured = _measured(spec, planned, workload, records)
         costs = forecast(spec, planned, workload, measured, keys, table, cluster)
     elif probe:
         raise CorpusError("--probe trains on a few of the study's notes, which are not here")
@@ -253,6 +238,41 @@ def plan(
         _answer_json(planned.to_json(costs))
     else:
         _print_table(render(planned, costs))
+
+
+def _plan_at_hand(spec: Spec) -> tuple[Plan, Workload | None, Ledger | None]:
+    """A study's plan by what is on this machine, what its fold-runs have to do where the notes are here, and
+    its ledger if there is one. Nothing is fetched or made."""
+    from raymrc.study.plan import plan_study
+
+    corpus, ledger = _corpus_at_hand(spec), _ledger_at_hand(spec)
+    initial_prompt = _initial_prompt_at_hand(spec)
+    weights = _weights_at_hand(spec) if ledger or initial_prompt else None
+    transfer = _transfer_at_hand(spec, corpus)
+    planned = plan_study(
+        spec, corpus, weights, ledger, transfer=transfer, initial_prompt=initial_prompt
+    )
+    if corpus is None or transfer is None:
+        return planned, None, ledger
+    return planned, _workload(spec, planned, corpus, transfer), ledger
+
+
+def _workload(
+    spec: Spec, planned: Plan, corpus: Corpus, transfer: Mapping[str, Corpus]
+) -> Workload:
+    """What a plan's fold-runs have to do."""
+    from raymrc.study.forecast import build_workload
+
+    return build_workload(spec, planned, corpus, transfer, _tokenizers_at_hand(spec))
+
+
+def _measured(
+    spec: Spec, planned: Plan, workload: Workload, records: Sequence[Record]
+) -> list[Measured]:
+    """What is known of its cost: by the ledger and a probe, if there was one."""
+    from raymrc.study.forecast import read_history, read_probe
+
+    return [*read_history(planned, workload, records), *read_probe(spec.storage)]
 
 
 def _spent(spec: Spec) -> Spent:
@@ -484,13 +504,12 @@ def _earlier_rates(spec: Spec, plan: Plan) -> dict[Cell, RatePrior]:
 
 
 def _expectations(job: _Job, plan: Plan) -> Expectations:
-    """What a plan's fold-runs are expected to cost, by the ledger and a probe, if there was one."""
-    from raymrc.study.forecast import Expectations, build_workload, read_history, read_probe
+    """What a plan's fold-runs are expected to cost."""
+    from raymrc.study.forecast import Expectations
 
-    spec, corpus = job.spec, job.data.corpus
-    workload = build_workload(spec, plan, corpus, job.data.transfer, _tokenizers_at_hand(spec))
-    history = read_history(job.plan, workload, job.ledger.records())
-    return Expectations(spec, plan, workload, [*history, *read_probe(spec.storage)])
+    workload = _workload(job.spec, plan, job.data.corpus, job.data.transfer)
+    measured = _measured(job.spec, job.plan, workload, job.ledger.records())
+    return Expectations(job.spec, plan, workload, measured)
 
 
 def _tell(spec: Spec, outcome: StudyOutcome) -> None:
@@ -585,6 +604,7 @@ def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
         failing, most = count_failing(records), spec.failures.close_cell_after
         for summary, cell_plan in zip(summaries, planned.cells, strict=True):
             left = cell_plan.num_fold_runs - summary.num_done - summary.num_failed
+            left -= summary.num_spared
             if most is not None and failing.get(summary.cell, 0) >= most and left > 0:
                 _say(
                     f"{summary.cell.name}: closed, as {most} configurations in a row failed "
@@ -599,25 +619,16 @@ def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
 def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> None:
     """Say how far a study is, what it has spent, and when it will end."""
     from raymrc.study.budget import Budget, Journal
-    from raymrc.study.forecast import build_workload, forecast, read_history, read_probe
-    from raymrc.study.plan import plan_study
+    from raymrc.study.forecast import forecast
     from raymrc.study.prices import read_prices
     from raymrc.study.status import read_status, render
 
     spec = _load(study, changes)
     records, unreadable = _read_ledger(spec)
-    corpus, ledger = _corpus_at_hand(spec), _ledger_at_hand(spec)
-    transfer = _transfer_at_hand(spec, corpus)
-    initial_prompt = _initial_prompt_at_hand(spec)
-    weights = _weights_at_hand(spec)
-    # Without the weights the rest is taken to be as the ledger's names say.
-    planned = plan_study(
-        spec, corpus, weights, ledger, transfer=transfer, initial_prompt=initial_prompt
-    )
+    planned, workload, ledger = _plan_at_hand(spec)
     costs = None
-    if corpus is not None and transfer is not None:
-        workload = build_workload(spec, planned, corpus, transfer, _tokenizers_at_hand(spec))
-        measured = [*read_history(planned, workload, records), *read_probe(spec.storage)]
+    if workload is not None:
+        measured = _measured(spec, planned, workload, records)
         keys = ledger.keys() if ledger is not None else ()
         costs = forecast(spec, planned, workload, measured, keys, read_prices())
     entries = Journal(spec.storage).entries()

@@ -24,13 +24,14 @@ class _Entry:
     Args:
         courses: by fold, validation F1 of the epochs that are done.
         running: by fold, until which epoch it was handed out.
+        failed: folds; with any it is out of the race.
     """
 
     configuration: Configuration
     courses: list[Sequence[float]]
     running: dict[int, int] = field(default_factory=dict)
     stopped: bool = False
-    failed: bool = False
+    failed: set[int] = field(default_factory=set)
     trained_parameters: int = 0
 
     @property
@@ -136,7 +137,7 @@ class Race:
         """A fold-run failed; its configuration cannot win, and says nothing about the others."""
         entry = self._entries[configuration.id]
         entry.running.pop(fold, None)
-        entry.failed = True
+        entry.failed.add(fold)
         self._has_news = True
 
     # --- what goes out ----------------------------------------------------------------------------
@@ -168,7 +169,7 @@ class Race:
         return len(self._entries[configuration.id].courses[fold]) >= epoch
 
     def has_failed(self, configuration: Configuration) -> bool:
-        return self._entries[configuration.id].failed
+        return bool(self._entries[configuration.id].failed)
 
     @property
     def is_over(self) -> bool:
@@ -192,16 +193,16 @@ class Race:
 
     @property
     def num_spared(self) -> int:
-        """Fold-runs that will not be trained to their end."""
+        """Fold-runs that will not be trained to their end; not those that failed."""
         left_out = [
             entry
             for entry in self._entries.values()
             if entry.stopped or entry.failed or (self.is_over and not entry.is_complete)
         ]
         return sum(
-            len(course) < entry.configuration.epochs
+            len(course) < entry.configuration.epochs and fold not in entry.failed
             for entry in left_out
-            for course in entry.courses
+            for fold, course in enumerate(entry.courses)
         )
 
     @property

@@ -394,18 +394,23 @@ class StudySearch:
         while (legs := race.next(slots)) is not None:
             runs = [
                 run
-                for run in self._missing(legs.configuration)
-                if run.fold in legs.until
-                and not race.has_reached(legs.configuration, run.fold, legs.until[run.fold])
+                for run in self._missing(legs.configuration, legs.until)
+                if not race.has_reached(legs.configuration, run.fold, legs.until[run.fold])
             ]
             if runs:
                 until = {run.key: legs.until[run.fold] for run in runs}
                 return Work(cell, legs.configuration, tuple(runs), until)
         return None
 
-    def _missing(self, configuration: Configuration) -> Iterator[FoldRun]:
+    def _missing(
+        self, configuration: Configuration, folds: Collection[int] | None = None
+    ) -> Iterator[FoldRun]:
+        """
+        Args:
+            folds: only of these; the others are not looked for.
+        """
         for key, run in self.fold_runs(configuration).items():
-            if key in self.done:
+            if key in self.done or (folds is not None and run.fold not in folds):
                 continue
             record = self._look(key)
             if record is None:

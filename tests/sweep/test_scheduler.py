@@ -208,8 +208,20 @@ def test_one_that_fails_leaves_the_race_and_the_others_run_on():
     assert legs and len(drive.legs) > len(legs)
     assert search.value(bad) is None
     assert drive.complete, "the others have a winner"
+    failed = sum(record.status == "failed" for record in drive.kept.values())
+    done = sum(record.status == "done" for record in drive.kept.values())
+    assert failed >= 1
+    assert drive.search.num_spared(0) == grid.plan.num_fold_runs - done - failed, "each counts once"
     later = [key for key, _ in drive.legs[len(legs) :]]
     assert not set(later) & search.fold_runs(bad).keys(), "nothing more of it is begun"
+
+
+def test_only_what_is_handed_out_is_looked_for_in_the_ledger():
+    plan = make_plan([0.1, 0.2, 0.3], ["fine_tune"], folds=5, epochs=EPOCHS)
+    asked: list[str] = []
+    search = StudySearch(replace(plan, racing=Racing()), look=asked.append)
+    work = search.next(1)
+    assert work is not None and asked == [run.key for run in work.fold_runs]
 
 
 def test_cells_race_each_by_itself_and_in_turn():
