@@ -116,26 +116,63 @@ def learn_rates(
     Returns:
         None where no cell of this strategy was trained at three learning rates, all folds to their end.
     """
-    found: dict[tuple[Cell, tuple[str, ...]], dict[str, dict[int, Record]]] = {}
-    for record in records:
-        run = record.fold_run
-        alike = run.configuration.cell.strategy == cell.strategy
-        if alike and record.status == "done" and record.epochs and not run.is_test:
-            of_cell = found.setdefault((run.configuration.cell, run.basis), {})
-            of_cell.setdefault(run.configuration.id, {})[run.fold] = record
     cells = []
-    for of_cell in found.values():
-        num_folds = max(map(len, of_cell.values()))
-        whole = [list(of.values()) for of in of_cell.values() if len(of) == num_folds]
-        reached = np.array([[_reached(one, racing) for one in of] for of in whole])  # C F R
-        far = without_far(reached, np.ones(reached.shape, dtype=bool)).mean(1)
-        rates = np.array([of[0].fold_run.configuration.learning_rate for of in whole])
+    for of, whole in full_grids(records):
+        if of.strategy != cell.strategy:
+            continue
         size = max(1, whole[0][0].total_parameters)
         apart = math.log10(size / max(1.0, parameters)) / LIKE_SIZE
-        cells.append(Standings(rates, far, math.exp(-0.5 * apart**2)))
+        rates = [folds[0].fold_run.configuration.learning_rate for folds in whole]
+        courses = [[course_of(record) for record in folds] for folds in whole]
+        cells.append(stand(rates, courses, racing, math.exp(-0.5 * apart**2)))
     return fit_rates(cells)
 
 
-def _reached(record: Record, racing: Racing) -> list[float]:
-    course = [epoch.validation_f1 for epoch in record.epochs]
-    return [max(course[:end]) for end in racing.epochs_at(len(course))]
+def stand(
+    rates: Sequence[float],
+    courses: Sequence[Sequence[Sequence[float]]],
+    racing: Racing,
+    weight: float = 1.0,
+) -> Standings:
+    """Of a full grid.
+
+    Args:
+        courses: by configuration and fold, validation F1 of all epochs.
+    """
+    reached = np.array([[racing.reached(c, len(c)) for c in folds] for folds in courses])
+    near = without_far(reached, np.ones(reached.shape, dtype=bool))
+    return Standings(np.array(rates), near.mean(1), weight)
+
+
+def course_of(record: Record) -> tuple[float, ...]:
+    """Validation F1 of its epochs."""
+    return tuple(epoch.validation_f1 for epoch in record.epochs)
+
+
+def full_grids(
+    records: Iterable[Record], num_folds: int | None = None
+) -> list[tuple[Cell, list[list[Record]]]]:
+    """Of each cell the configurations with all folds done, by id, each with its records by fold.
+
+    A cell on other notes, folds or weights is another one: those are not mixed.
+
+    Args:
+        num_folds: as many as the records have where not given.
+    """
+    found: dict[tuple[Cell, tuple[str, ...]], dict[str, dict[int, Record]]] = {}
+    for record in records:
+        run = record.fold_run
+        if record.status == "done" and not run.is_test and record.epochs:
+            of_cell = found.setdefault((run.configuration.cell, run.basis), {})
+            of_cell.setdefault(run.configuration.id, {})[run.fold] = record
+    grids = []
+    for (cell, _), of_cell in sorted(found.items(), key=lambda item: (item[0][0].name, item[0][1])):
+        folds = num_folds or 1 + max(max(of) for of in of_cell.values())
+        whole = [
+            [of[fold] for fold in sorted(of)]
+            for _, of in sorted(of_cell.items())
+            if len(of) == folds
+        ]
+        if whole:
+            grids.append((cell, whole))
+    return grids

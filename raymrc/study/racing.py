@@ -77,6 +77,23 @@ class Racing:
         """The epoch of each rung, from 1; of a fold-run with few epochs several may be the same."""
         return tuple(max(1, math.ceil(share * epochs - 1e-9)) for share in self.rungs)
 
+    def reached(self, course: Sequence[float], epochs: int) -> list[float]:
+        """The best validation F1 by each rung that a course has come to.
+
+        Args:
+            course: of the epochs that are done.
+            epochs: of the whole fold-run.
+        """
+        found: list[float] = []
+        best, done = 0.0, 0
+        for end in self.epochs_at(epochs):
+            if end > len(course):
+                break
+            best = max(best, *course[done:end]) if end > done else best
+            done = end
+            found.append(best)
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Contender:
@@ -238,16 +255,10 @@ class _Race:
         self.reached = np.zeros((*shape, num_rungs))
         self.expected = np.array([c.expected or (0.0,) * num_rungs for c in contenders])
         for c, contender in enumerate(contenders):
-            ends = self.epochs[c].tolist()
             for fold, course in enumerate(contender.courses):
-                best, done = 0.0, 0
-                for rung, end in enumerate(ends):
-                    if end > len(course):
-                        break
-                    best = max(best, *course[done:end]) if end > done else best
-                    done = end
-                    self.reached[c, fold, rung] = best
-                    self.depth[c, fold] = rung + 1
+                reached = racing.reached(course, contender.epochs)
+                self.reached[c, fold, : len(reached)] = reached
+                self.depth[c, fold] = len(reached)
         place = {contender.configuration: c for c, contender in enumerate(contenders)}
         self.busy = np.zeros(shape, dtype=bool)
         self.planned = self.depth.copy()

@@ -204,7 +204,8 @@ class Record:
 
 
 class SummedNotes(Mapping[str, NoteCounts]):
-    """Counts of many notes, of which only the sums are in memory; each note's are read anew when asked for.
+    """Counts of many notes, of which only the sums are in memory, and which notes they are; each note's are
+    read anew when asked for.
 
     Args:
         notes: as JSON has them.
@@ -215,14 +216,14 @@ class SummedNotes(Mapping[str, NoteCounts]):
         KeyError, TypeError, ValueError: they are not counts.
     """
 
-    __slots__ = ("_again", "_number", "_site", "_sums")
+    __slots__ = ("_again", "_ids", "_site", "_sums")
 
     def __init__(
         self, notes: Mapping[str, Any], again: Callable[[], Record], site: str = ""
     ) -> None:
         self._again = again
         self._site = site
-        self._number = len(notes)
+        self._ids: tuple[str, ...] = _share(tuple(notes))
         sums: dict[str, dict[str, list[int]]] = {kind: {} for kind in ALWAYS}
         for note in notes.values():
             if not note.keys() >= set(ALWAYS):
@@ -255,10 +256,10 @@ class SummedNotes(Mapping[str, NoteCounts]):
         return record.transfer[self._site] if self._site else record.notes
 
     def __len__(self) -> int:
-        return self._number
+        return len(self._ids)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.read())
+        return iter(self._ids)
 
     def __getitem__(self, note_id: str) -> NoteCounts:
         return self.read()[note_id]
@@ -283,7 +284,7 @@ def sum_notes(notes: Mapping[str, NoteCounts], kind: str) -> dict[str, Counts]:
 
 @lru_cache(maxsize=2**16)
 def _share(value: Hashable) -> Any:
-    """Of equal words, such as a hash that stands in every record, one is kept."""
+    """Of equal values, such as a hash that stands in every record or the notes of a fold, one is kept."""
     return value
 
 

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymrc.study.configuration import Cell
-from raymrc.study.earlier import RatePrior, Standings
+from raymrc.study.earlier import RatePrior, Standings, course_of, full_grids, stand
 from raymrc.study.racing import Contender, Prior, Racing, Run, decide
 from raymrc.study.record import Record
 from raymrc.study.verdict import rank
@@ -265,14 +264,7 @@ def generate_related(
 
 def standings_of(table: Table, racing: Racing) -> Standings:
     """A table as an earlier study."""
-    reached = [
-        [
-            statistics.fmean(max(course[:end]) for course in folds)
-            for end in racing.epochs_at(len(folds[0]))
-        ]
-        for folds in table.courses
-    ]
-    return Standings(np.array(table.rates), np.array(reached))
+    return stand(table.rates, table.courses, racing)
 
 
 def _generate(
@@ -337,31 +329,17 @@ def read_tables(records: Iterable[Record], num_folds: int | None = None) -> tupl
     Args:
         num_folds: as many as the records have where not given.
     """
-    cells: dict[tuple[Cell, tuple[str, ...]], dict[str, dict[int, Record]]] = {}
-    for record in records:
-        run = record.fold_run
-        if record.status == "done" and not run.is_test and record.epochs:
-            of_cell = cells.setdefault((run.configuration.cell, run.basis), {})
-            of_cell.setdefault(run.configuration.id, {})[run.fold] = record
-    tables = []
-    for (cell, _), found in sorted(cells.items(), key=lambda item: (item[0][0].name, item[0][1])):
-        folds = num_folds or 1 + max(max(of) for of in found.values())
-        whole = {name: of for name, of in sorted(found.items()) if len(of) == folds}
-        if len(whole) < 2:
-            continue
-        tables.append(
-            Table(
-                cell.name,
-                tuple(whole),
-                tuple(
-                    tuple(tuple(e.validation_f1 for e in of[f].epochs) for f in sorted(of))
-                    for of in whole.values()
-                ),
-                tuple(of[0].trained_parameters for of in whole.values()),
-                tuple(of[0].fold_run.configuration.learning_rate for of in whole.values()),
-            )
+    return tuple(
+        Table(
+            cell.name,
+            tuple(folds[0].fold_run.configuration.id for folds in whole),
+            tuple(tuple(course_of(record) for record in folds) for folds in whole),
+            tuple(folds[0].trained_parameters for folds in whole),
+            tuple(folds[0].fold_run.configuration.learning_rate for folds in whole),
         )
-    return tuple(tables)
+        for cell, whole in full_grids(records, num_folds)
+        if len(whole) > 1
+    )
 
 
 def replay_cells(tables: Iterable[Table], orders: int, slots: int) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -206,15 +207,20 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(text().read(item) for item in value)
 
 
+def _each(value: Any, leaf: Leaf) -> tuple[Any, ...]:
+    """A list's items; one may stand alone."""
+    items = value if isinstance(value, list | tuple) else [value]
+    try:
+        return tuple(leaf.read(item) for item in items)
+    except Wrong as wrong:
+        raise problems([((), str(wrong))]) from None
+
+
 def _numbers(low: int, what: str) -> Callable[[Any], tuple[int, ...]]:
     """Different whole numbers, of at least `low`; one may stand alone."""
 
     def read(value: Any) -> tuple[int, ...]:
-        numbers = value if isinstance(value, list | tuple) else [value]
-        try:
-            found = tuple(whole(low).read(number) for number in numbers)
-        except Wrong as wrong:
-            raise problems([((), str(wrong))]) from None
+        found = _each(value, whole(low))
         if not found or len(set(found)) < len(found):
             raise problems([((), f"wants different {what}, at least one")])
         return found
@@ -415,23 +421,11 @@ class Search(_Section):
 
 def _shares(value: Any) -> tuple[float, ...]:
     """Ascending shares of the epochs, of which the last is all."""
-    shares = value if isinstance(value, list | tuple) else [value]
-    try:
-        found = tuple(number(above=0, high=1).read(share) for share in shares)
-    except Wrong as wrong:
-        raise problems([((), str(wrong))]) from None
+    found = _each(value, number(above=0, high=1))
     if not found or found[-1] != 1 or list(found) != sorted(set(found)):
         wanted = "ascending shares of the epochs, the last of them 1, such as [0.1, 0.3, 1]"
         raise problems([((), f"wants {wanted}")])
     return found
-
-
-def _storages(value: Any) -> tuple[str, ...]:
-    places = value if isinstance(value, list | tuple) else [value]
-    try:
-        return tuple(storage_place.read(place) for place in places)
-    except Wrong as wrong:
-        raise problems([((), str(wrong))]) from None
 
 
 class RacingSpec(_Section):
@@ -445,7 +439,7 @@ class RacingSpec(_Section):
     min_folds: Annotated[int, checked(whole(1))] = 1
     """No configuration is stopped before it has reached the first rung on so many folds."""
 
-    warm_start: Annotated[tuple[str, ...], BeforeValidator(_storages)] = ()
+    warm_start: Annotated[tuple[str, ...], BeforeValidator(partial(_each, leaf=storage_place))] = ()
     """Storages of earlier studies, such as [runs/first-study]. How learning rates of the same strategy stood
     to each other there says who is likely to be ahead, and backbones of like size count most. It is half
     believed, and moves nobody's score."""

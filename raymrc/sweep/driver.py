@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -252,8 +253,7 @@ class _Study:
         self._deaths: dict[str, int] = {}
         self._trained: set[str] = set()
         self._failed: dict[str, str] = {}
-        self._paused = {r.key: r for r in records if r.status in ("paused", "stopped")}
-        self._left_saved = frozenset(saved.names()) if plan.racing is not None else frozenset()
+        self._paused = {r.key: r for r in records if r.status == "paused"}
         self._keeper = keeper
         self._terms = failures or FailureTerms()
         self._blind_until = -math.inf
@@ -408,7 +408,7 @@ class _Study:
                 paused = self._paused.get(key)
                 if paused is not None:
                     self._keep(replace(paused, status="stopped", reason=stop.reason))
-                elif key in self._left_saved:  # by a driver that died before it heard of it
+                elif key in self.saved.left:  # by a driver that died before it heard of it
                     self.saved.drop(key)
 
     def end(self, trial_id: str, died: bool = False) -> None:
@@ -513,8 +513,9 @@ class _Saved:
         self.storage = absolute(storage)
         self.files: Files = open_files(self.storage, SAVED)
 
-    def names(self) -> dict[str, str]:
-        """The latest state of each key."""
+    @cached_property
+    def left(self) -> dict[str, str]:
+        """The latest state of each key, as earlier runs have left them."""
         latest: dict[str, str] = {}
         for name in sorted(self.files.names()):
             key, _, rest = name.partition("/")
@@ -847,7 +848,7 @@ def _run_tune(
             max_devices=max_devices,
             fill=FILL[resources.kind],
             crews={cell: (least, min(most, max_devices)) for cell, (least, most) in crews.items()},
-            saved=study.saved.names(),
+            saved=study.saved.left,
             allowance=_allowance(study.spending, terms),
         )
         # Enough trials that hosts find work, and one more. That one is not to have a process: it takes

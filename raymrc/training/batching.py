@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from raymrc.model.shapes import Shape
     from raymrc.study.configuration import Configuration, FoldRun
+from raymrc.study.workload import BUCKET_BATCHES
 
 _Parts = TypeVar("_Parts", bound=tuple[object, ...])
 
@@ -486,14 +487,14 @@ def training_batches(
 ) -> Iterator[list[Row]]:
     """One epoch: all rows with an answer, a sample of the others, shuffled, bucketed by length.
 
-    Rows are sorted by length only within chunks of 16 batches, so that an epoch's
+    Rows are sorted by length only within chunks of `BUCKET_BATCHES`, so that an epoch's
     order stays random. A batch's rows are asked alike.
     """
     kept = [r for r in rows if r.has_answer or generator.random() < negative_rate]
     generator.shuffle(kept)
     batches: list[list[Row]] = []
     for alike in _asked_alike(kept):
-        for chunk in _slices(alike, 16 * batch_size):
+        for chunk in _slices(alike, BUCKET_BATCHES * batch_size):
             batches.extend(_slices(sorted(chunk, key=lambda row: len(row.ids)), batch_size))
     generator.shuffle(batches)
     yield from batches

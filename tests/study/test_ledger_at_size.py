@@ -191,7 +191,7 @@ def test_counts_that_are_only_summed_are_those_of_every_note(tmp_path):
     for mode in ("strict", "lenient", "events"):
         for site in ("", "there", "nowhere"):
             assert read.per_label(mode, site) == whole.per_label(mode, site)
-    assert len(read.notes) == 7
+    assert len(read.notes) == 7 and [*read.notes] == [*notes], "which they are is known"
     with pytest.raises(LedgerError, match="cannot be read"):
         read.notes["note-3"]
     (tmp_path / "away").rename(tmp_path / "ledger" / whole.key[:2] / f"{whole.key}.json")
