@@ -209,7 +209,7 @@ def plan(
     from raymrc.errors import CorpusError
     from raymrc.model.backbones import find
     from raymrc.study.budget import Budget
-    from raymrc.study.forecast import forecast, write_probe
+    from raymrc.study.forecast import forecast, shares_done, write_probe
     from raymrc.study.plan import render
     from raymrc.study.prices import read_cluster, read_prices
     from raymrc.study.status import exceeds
@@ -226,9 +226,9 @@ def plan(
             write_probe(spec.storage, [])  # where nothing can be kept, no minute is spent
             place = write_probe(spec.storage, _run_probes(spec, planned, workload))
             _say(f"what was measured: {place}")
-        records, keys = (ledger.records(), ledger.keys()) if ledger is not None else ((), ())
-        measured = _measured(spec, planned, workload, records)
-        costs = forecast(spec, planned, workload, measured, keys, table, cluster)
+        records = ledger.records() if ledger is not None else ()
+        measured, done = _measured(spec, planned, workload, records), shares_done(planned, records)
+        costs = forecast(spec, planned, workload, measured, done, table, cluster)
     elif probe:
         raise CorpusError("--probe trains on a few of the study's notes, which are not here")
     if costs is not None and spec.budget is not None:
@@ -619,18 +619,17 @@ def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
 def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> None:
     """Say how far a study is, what it has spent, and when it will end."""
     from raymrc.study.budget import Budget, Journal
-    from raymrc.study.forecast import forecast
+    from raymrc.study.forecast import forecast, shares_done
     from raymrc.study.prices import read_prices
     from raymrc.study.status import read_status, render
 
     spec = _load(study, changes)
     records, unreadable = _read_ledger(spec)
-    planned, workload, ledger = _plan_at_hand(spec)
+    planned, workload, _ = _plan_at_hand(spec)
     costs = None
     if workload is not None:
-        measured = _measured(spec, planned, workload, records)
-        keys = ledger.keys() if ledger is not None else ()
-        costs = forecast(spec, planned, workload, measured, keys, read_prices())
+        measured, done = _measured(spec, planned, workload, records), shares_done(planned, records)
+        costs = forecast(spec, planned, workload, measured, done, read_prices())
     entries = Journal(spec.storage).entries()
     found = read_status(planned, records, entries, Budget.of(spec), costs, time.time())
     if as_json:

@@ -282,12 +282,32 @@ def read_history(plan: Plan, workload: Workload, records: Iterable[Record]) -> l
     return found
 
 
+def shares_done(plan: Plan, records: Iterable[Record]) -> dict[str, float]:
+    """What share of its epochs each fold-run needs no more, 0 to 1, by key; those with none are left out.
+
+    A race that goes on trains nothing more of a configuration that it has stopped.
+    """
+    if plan.fingerprints is None:
+        return {}
+    found: dict[str, float] = {}
+    for record in records:
+        run = record.fold_run
+        if record.status == "done":
+            found[record.key] = 1.0
+        elif record.status == "paused":
+            found[record.key] = len(record.epochs) / run.configuration.epochs
+        elif record.status == "stopped" and plan.racing is not None:
+            for fold in range(plan.folds):
+                found[fold_run(run.configuration, fold, plan.fingerprints).key] = 1.0
+    return found
+
+
 def forecast(
     spec: Spec,
     plan: Plan,
     workload: Workload,
     measured: Sequence[Measured] = (),
-    done: Iterable[str] = (),
+    done: Mapping[str, float] | None = None,
     table: PriceTable | None = None,
     cluster: Cluster | None = None,
 ) -> Forecast:
@@ -295,7 +315,7 @@ def forecast(
 
     Args:
         measured: fold-runs that are finished, of a ledger (`read_history`) or a probe.
-        done: ledger keys of finished fold-runs.
+        done: what share of a fold-run is done, by its ledger key (`shares_done`).
         table: of prices; None: only the study's own price is known.
         cluster: that it is to run on; None: this machine, or as many hosts as the study allows.
 
@@ -306,9 +326,8 @@ def forecast(
     terms = _terms(spec, kind, table, cluster)
     named = terms.name if cluster is not None and kind == "gpu" else ""
     here = choose_hardware(measured, kind, named)
-    keys = frozenset(done)
     cells = tuple(
-        _forecast_cell(cell, spec, plan, workload, here, keys, terms)
+        _forecast_cell(cell, spec, plan, workload, here, done or {}, terms)
         if cell.shape is not None and cell.cell.backbone.source in workload.tokenizers
         else None
         for cell in plan.cells
@@ -586,7 +605,7 @@ def _forecast_cell(
     plan: Plan,
     workload: Workload,
     measured: Sequence[Measured],
-    done: frozenset[str],
+    done: Mapping[str, float],
     terms: _Terms,
 ) -> CellForecast:
     kind = workload.kind
@@ -608,8 +627,7 @@ def _forecast_cell(
             seconds += weight * one
             longest = max(longest, one)
             flops += weight * job.work.flops(configuration, shape, job.num_labels)[0]
-            if not _is_done(plan, cell, configuration, fold, done):
-                to_do += weight * one
+            to_do += weight * one * (1 - _share_done(plan, cell, configuration, fold, done))
             jobs.append(job)
     if cell.configurations is None and cell.done:
         # Which ones tpe has tried is not known here, so they are taken to be like the others.
@@ -636,12 +654,16 @@ def _is_exact(workload: Workload, cell: CellPlan) -> bool:
     return bool(workload.tokenizers[cell.cell.backbone.source].is_exact)
 
 
-def _is_done(
-    plan: Plan, cell: CellPlan, configuration: Configuration, fold: int, done: frozenset[str]
-) -> bool:
+def _share_done(
+    plan: Plan,
+    cell: CellPlan,
+    configuration: Configuration,
+    fold: int,
+    done: Mapping[str, float],
+) -> float:
     if not done or plan.fingerprints is None or cell.configurations is None:
-        return False
-    return fold_run(configuration, fold, plan.fingerprints).key in done
+        return 0.0
+    return done.get(fold_run(configuration, fold, plan.fingerprints).key, 0.0)
 
 
 def _arithmetic(cell: CellPlan, job: Job, kind: str, *, pairs: bool = True) -> float:

@@ -181,6 +181,8 @@ class Board:
         self._hosts: dict[str, _Host] = {}
         self._results: dict[str, list[dict[str, Any]]] = {}
         self._over: set[str] = set()
+        self._staying: set[str] = set()
+        self._idle: set[str] = set()
 
     # --- trials -----------------------------------------------------------------------------------
 
@@ -190,14 +192,20 @@ class Board:
         fold_runs: Iterable[FoldRun],
         until: Mapping[str, int] | None = None,
         needs: Mapping[str, Need] | None = None,
+        *,
+        stays: bool = False,
     ) -> None:
         """A trial wants these trained, after all that is wanted already.
 
         Args:
             until: by key, the epoch at which to pause; others are trained to their end.
             needs: what they are expected to cost from beginning to end, by key, as far as it is known.
+            stays: whether the trial may be back for more, and is over only when it is withdrawn.
         """
-        self._results[trial] = []
+        self._results.setdefault(trial, [])
+        self._idle.discard(trial)
+        if stays:
+            self._staying.add(trial)
         for run in fold_runs:
             crew = self.crews.get(run.configuration.cell, SOLO)
             wish = _Wish(run, trial, crew, (until or {}).get(run.key))
@@ -211,14 +219,21 @@ class Board:
             self._queue.sort(key=lambda wish: wish.key not in self._saved)
 
     def collect(self, trial: str) -> tuple[list[dict[str, Any]], bool]:
-        """What is new of a trial's fold-runs, as Tune is told it, and whether that was all."""
+        """What is new of a trial's fold-runs, as Tune is told it, and whether that was all.
+
+        One that stays is not over then: the last that it is told says `is_idle`.
+        """
         if trial not in self._results:  # over, or not heard of yet
             return [], trial in self._over
         results, self._results[trial] = self._results[trial], []
-        is_over = not any(wish.trial == trial for wish in self._wishes.values())
-        if is_over:
-            self._end(trial)
-        return results, is_over
+        if any(wish.trial == trial for wish in self._wishes.values()) or trial in self._idle:
+            return results, False
+        if trial in self._staying:
+            self._idle.add(trial)
+            *before, last = results or [{}]
+            return [*before, {**last, "is_idle": True}], False
+        self._end(trial)
+        return results, True
 
     def withdraw(self, trial: str) -> None:
         """A trial is over: what is left of it is closed and not begun."""
@@ -239,6 +254,8 @@ class Board:
 
     def _end(self, trial: str) -> None:
         self._results.pop(trial, None)
+        self._staying.discard(trial)
+        self._idle.discard(trial)
         self._over.add(trial)
 
     # --- hosts ------------------------------------------------------------------------------------

@@ -249,6 +249,7 @@ class _Study:
         self._search = StudySearch(plan, records, self._look, rates)
         self._board = _Board(plan, self._search, records)
         self._in_flight: dict[str, Work] = {}
+        self._idle: set[str] = set()
         self._now: dict[str, str] = {}
         self._deaths: dict[str, int] = {}
         self._trained: set[str] = set()
@@ -310,6 +311,7 @@ class _Study:
         self._next = None
         self._keep_stops()
         if work is not None:
+            self._idle.discard(trial_id)
             self._in_flight[trial_id] = work
             for run in work.fold_runs:
                 self._again.pop(run.key, None)
@@ -325,7 +327,15 @@ class _Study:
             self._keep(Record.from_json(text), text)
         at = f" epoch {result['epoch']}" if "epoch" in result else ""
         self._now[trial_id] = f"{work.configuration.cell.name} fold {result.get('fold', 0)}{at}"
+        if result.get("is_idle"):
+            self._settle_work(trial_id)
+            self._idle.add(trial_id)
         self.show()
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Trials of races that have no leg to train."""
+        return tuple(self._idle)
 
     def _keep(self, record: Record, text: str | None = None) -> None:
         if self.error is not None:
@@ -413,6 +423,10 @@ class _Study:
 
     def end(self, trial_id: str, died: bool = False) -> None:
         """A trial is over: its work is settled, or given back if its process died."""
+        self._idle.discard(trial_id)
+        self._settle_work(trial_id, died)
+
+    def _settle_work(self, trial_id: str, died: bool = False) -> None:
         work = self._in_flight.pop(trial_id, None)
         self._now.pop(trial_id, None)
         if work is None or self.stopping.is_set():
@@ -710,15 +724,30 @@ class _Search(_NotKept, Searcher):
         self._reception = reception
 
     def suggest(self, trial_id: str) -> Any:
-        if self._study.num_in_flight >= self._most:
+        if self._study.idle or self._study.num_in_flight >= self._most:
             return None
-        work = self._study.take(trial_id, self._most - self._study.num_in_flight)
+        work = self._hand_out(trial_id)
         if work is not None:
-            needs = self._study.spending.needs(work.fold_runs)
-            self._reception.submit.remote(trial_id, work.fold_runs, work.until, needs)
             return {"work": work}
         # What a dead trial leaves behind will be handed out again.
         return None if self._study.num_in_flight else Searcher.FINISHED
+
+    def go_on(self) -> None:
+        """Trials of races take leg after leg, for as long as there may be one: to start a trial takes
+        longer than many an epoch."""
+        for trial_id in self._study.idle:
+            if self._hand_out(trial_id) is None and not self._study.num_in_flight:
+                self._reception.withdraw.remote(trial_id)
+                self._study.end(trial_id)
+
+    def _hand_out(self, trial_id: str) -> Work | None:
+        work = self._study.take(trial_id, self._most - self._study.num_in_flight)
+        if work is not None:
+            needs = self._study.spending.needs(work.fold_runs)
+            self._reception.submit.remote(
+                trial_id, work.fold_runs, work.until, needs, stays=self._study.races
+            )
+        return work
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -750,8 +779,9 @@ class _InOrder(_NotKept, FIFOScheduler):
 class _Receiver(_NotKept, tune.Callback):
     """Tune hands over here what trials report."""
 
-    def __init__(self, study: _Study, reception: Any) -> None:
+    def __init__(self, study: _Study, search: _Search, reception: Any) -> None:
         self._study = study
+        self._search = search
         self._reception = reception
         self._verdict = reception.verdict.remote()
         self._stopped = reception.stopped.remote()
@@ -769,6 +799,7 @@ class _Receiver(_NotKept, tune.Callback):
         self._study.tell_kept()
         for cell in self._study.newly_closed():
             self._reception.close_cell.remote(cell)
+        self._search.go_on()
         self._study.show()
         if self._study.stopping.is_set():
             return
@@ -853,11 +884,12 @@ def _run_tune(
         )
         # Enough trials that hosts find work, and one more. That one is not to have a process: it takes
         # over the next that gets free, where Tune would end two that get free at once.
-        # A race's trials are of single fold-runs, for the most part.
-        folds = 1 if study.races else study.plan.folds
-        most = min(MOST_TRIALS, math.ceil(max_devices * lanes / folds) + 1)
-        running = most - 1 if is_ours else 2 * MOST_TRIALS  # on a cluster that others use too
+        # A race's trials are of single fold-runs, for the most part, and none gets free before the end.
+        folds, spare = (1, 0) if study.races else (study.plan.folds, 1)
+        most = min(MOST_TRIALS, math.ceil(max_devices * lanes / folds) + spare)
+        running = most - spare if is_ours else 2 * MOST_TRIALS  # on a cluster that others use too
         share = math.floor(1e4 / running) / 1e4  # Ray counts in such steps
+        search = _Search(study, most, reception)
         try:
             with _environment(TUNE_MAX_PENDING_TRIALS_PG=str(most)):
                 tune.Tuner(
@@ -868,7 +900,7 @@ def _run_tune(
                         {"cpu": 0, HEAD: share},
                     ),
                     tune_config=tune.TuneConfig(
-                        search_alg=_Search(study, most, reception),
+                        search_alg=search,
                         scheduler=scheduler or _InOrder(),
                         num_samples=-1,
                         reuse_actors=True,
@@ -877,7 +909,7 @@ def _run_tune(
                     run_config=tune.RunConfig(
                         name="tune",
                         storage_path=str(workplace),
-                        callbacks=[_Receiver(study, reception)],
+                        callbacks=[_Receiver(study, search, reception)],
                         stop=_Stopper(study),
                         verbose=0,
                     ),

@@ -160,13 +160,16 @@ class Reception:
         fold_runs: Iterable[FoldRun],
         until: Mapping[str, int] | None = None,
         needs: Mapping[str, Need] | None = None,
+        *,
+        stays: bool = False,
     ) -> None:
+        """See `Board.submit`."""
         if not self._tasks:
             if self._journal is not None:
                 self._keep_task(self._keep_journal(self._journal), "journal")
             if self._account.budget:
                 self._keep_task(self._guard(), "guard")
-        self._board.submit(trial, fold_runs, until, needs)
+        self._board.submit(trial, fold_runs, until, needs, stays=stays)
         self._allow()
         await self._changed()
 

@@ -23,13 +23,15 @@ from raymrc.study.forecast import (
     forecast,
     read_history,
     read_probe,
+    shares_done,
     shown,
     write_probe,
 )
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import fold_run, in_time, plan_study, read_study_corpus, render
 from raymrc.study.prices import read_cluster, read_prices
-from raymrc.study.record import Record
+from raymrc.study.racing import Racing
+from raymrc.study.record import Epoch, Record
 from raymrc.study.spec import load_spec
 from tests.paths import ROOT
 from tests.study.making import STUDY, spec_of
@@ -120,15 +122,39 @@ def test_what_is_done_is_not_to_do(tmp_path):
     for record in Cost(tmp_path).records(folds=(0,)):
         ledger.record(record)
     cost = Cost(tmp_path, ledger=ledger)
-    found = cost.forecast(done=ledger.keys())
+    found = cost.forecast(done=shares_done(cost.plan, ledger.records()))
     assert cost.plan.done == 4
     assert found.total("left").value == pytest.approx(
         found.total("device_seconds").value / 2, rel=0.2
     )
     for record in cost.records():
         ledger.record(record)
-    nothing = cost.forecast(done=ledger.keys())
+    nothing = cost.forecast(done=shares_done(cost.plan, ledger.records()))
     assert nothing.total("left").value == nothing.wall.value == 0
+
+
+def test_what_a_race_has_stopped_is_not_to_do_while_it_races(tmp_path):
+    cost = Cost(tmp_path)
+    first = cost.records(folds=(0,))[0]
+    epochs = first.fold_run.configuration.epochs
+    half = tuple(Epoch(e, 1.0, 0.1, 1.0) for e in range(1, epochs // 2 + 1))
+    assert 0 < len(half) < epochs
+    paused = replace(first, status="paused", epochs=half)
+    key = first.key
+    assert shares_done(cost.plan, [paused]) == {key: len(half) / epochs}
+    stopped = replace(paused, status="stopped", reason="2 points below")
+    assert shares_done(cost.plan, [stopped]) == {}, "a full grid trains it, from its beginning"
+    racing = replace(cost.plan, racing=Racing())
+    both = {
+        r.key for r in cost.records() if r.fold_run.configuration == first.fold_run.configuration
+    }
+    assert shares_done(racing, [stopped]) == dict.fromkeys(both, 1.0) and len(both) == 2
+    whole = cost.forecast().cells[0]
+    left = cost.forecast(done=shares_done(racing, [stopped])).cells[0].left.value
+    assert left == pytest.approx(
+        whole.left.value - whole.device_seconds.value / len(cost.plan.cells[0].configurations),
+        rel=0.2,
+    )
 
 
 def test_tpe_s_proposals_are_reckoned_with_before_they_are_made(tmp_path):

@@ -22,6 +22,7 @@ from raymrc.study.forecast import (
     build_workload,
     forecast,
     read_history,
+    shares_done,
 )
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import fold_run, plan_study, read_study_corpus
@@ -64,7 +65,8 @@ class Study:
 
     def forecast(self) -> Forecast:
         measured = read_history(self.plan, self.workload, self.ledger.records())
-        return forecast(self.spec, self.plan, self.workload, measured, self.ledger.keys())
+        done = shares_done(self.plan, self.ledger.records())
+        return forecast(self.spec, self.plan, self.workload, measured, done)
 
     def status(
         self, *entries: Entry, budget: Budget = BUDGET, costs: Forecast | None = None

@@ -51,6 +51,25 @@ def test_hosts_share_what_there_is_and_a_freed_lane_is_filled() -> None:
     assert Record.from_json(results[0]["record"]) == make_record(runs[1])
 
 
+def test_a_trial_that_stays_is_told_once_that_it_has_nothing_and_may_have_more() -> None:
+    board, runs = make_board(), frozen(1)
+    board.submit("t", runs[:2], stays=True)
+    board.exchange("a", (), 0)
+    board.exchange("a", [done(runs[0])], 1)
+    (result,), is_over = board.collect("t")
+    assert "is_idle" not in result and not is_over
+    board.exchange("a", [done(runs[1])], 2)
+    (result,), is_over = board.collect("t")
+    assert result["is_idle"] and result["fold"] == runs[1].fold and not is_over
+    assert board.collect("t") == ([], False)
+    board.submit("t", runs[2:], stays=True)
+    assert board.collect("t") == ([], False)
+    board.close_cell(runs[2].configuration.cell)  # nothing will be reported of it
+    assert board.collect("t") == ([{"is_idle": True}], False)
+    board.withdraw("t")
+    assert board.collect("t") == ([], True)
+
+
 def test_at_the_end_nobody_takes_more_than_an_even_share() -> None:
     board, runs = make_board(lanes=8), frozen(2)
     board.submit("t", runs)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -183,8 +184,16 @@ def check_race(script: Script, records: dict[str, Record], folder: Path) -> int:
     return sum(len(record.epochs) for record in records.values())
 
 
-def test_a_race_goes_through_ray_and_is_not_held_again(cluster, tmp_path, script):
+def test_a_race_goes_through_ray_and_is_not_held_again(cluster, tmp_path, script, monkeypatch):
     plan, raced = make_race(), replace(script, raced=True)
+    trials, suggest = [], driver._Search.suggest
+
+    def count(search: Any, trial_id: str) -> Any:
+        suggested = suggest(search, trial_id)
+        trials.extend([trial_id] if isinstance(suggested, dict) else [])
+        return suggested
+
+    monkeypatch.setattr(driver._Search, "suggest", count)
     told: list[Record] = []
     shown: list[Snapshot] = []
     few = Resources(lanes=1)  # with a lane for everybody nobody would wait
@@ -197,6 +206,7 @@ def test_a_race_goes_through_ray_and_is_not_held_again(cluster, tmp_path, script
     assert (outcome.done, outcome.spared, outcome.failed) == (done, 10 - done, 0)
     assert not outcome.interrupted
     assert (shown[-1].done, shown[-1].total, shown[-1].spared) == (done, done, 10 - done)
+    assert len(trials) <= 4 < len(raced.trained()), "a trial takes leg after leg"
 
     begun = len(raced.trained())
     outcome, again = run(plan, tmp_path, raced)
