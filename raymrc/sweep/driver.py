@@ -270,6 +270,7 @@ class _Study:
         self._newly_closed: list[Cell] = []
         self._began = time.monotonic()
         self._shown_at = 0.0
+        self._raced_before = self._search.epochs[0]
         self._next = self._search.next()
 
     @property
@@ -481,8 +482,14 @@ class _Study:
                     spent=self.spending.told,
                     waiting=trouble.waiting if trouble else 0,
                     trouble=trouble.reason if trouble else "",
+                    raced=self._raced if self.races else None,
                 )
             )
+
+    @property
+    def _raced(self) -> tuple[int, int]:
+        done, left = self._search.epochs
+        return done - self._raced_before, left
 
     def outcome(self) -> StudyOutcome:
         settled = self._board.num_done + len(self._failed) + self._num_spared
@@ -993,10 +1000,17 @@ def _cluster(resources: Resources, workplace: Path) -> Iterator[bool]:
     with _environment(PYTHONPATH=os.pathsep.join(dict.fromkeys(paths))):
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except Exception as error:
             ray.shutdown()
+            # Of a node that is slow to start Ray raises nothing more telling than an Exception.
+            kinds = (ConnectionError, RuntimeError, ValueError, OSError)
+            if type(error) is not Exception and not isinstance(error, kinds):
+                raise
             where = f"at {address}" if address else "on this machine"
-            raise RaymrcError(f"Ray cannot be started {where} ({type(error).__name__})") from None
+            raise RaymrcError(
+                f"Ray cannot be started {where} ({type(error).__name__}); where the machine is busy, "
+                "run the study again: what is done is kept"
+            ) from None
         try:
             yield not address
         finally:

@@ -51,6 +51,7 @@ class Snapshot:
         running: what each trial is at, such as "minilm-l2/fine_tune fold 3 epoch 4".
         spared: not in `total`, since their configurations cannot win any more.
         spent: of the budget, in words; "" where there is none.
+        raced: of a study that races, epochs that this run has trained, and that are at most to come.
     """
 
     total: int
@@ -64,13 +65,24 @@ class Snapshot:
     spent: str = ""
     waiting: int = 0
     trouble: str = ""
+    raced: tuple[int, int] | None = None
 
     @property
     def seconds_left(self) -> float | None:
-        """As long again for each as for those of this run; None before the first."""
+        """As long again for each as for those of this run; None before the first. In a race most fold-runs
+        are not trained to their end: epochs are counted, and it is the most that it may take."""
         trained = self.done - self.reused + self.failed
         left = self.total - self.done - self.failed
+        if self.raced is not None:
+            trained, left = self.raced
         return self.wall_seconds / trained * left if trained else None
+
+    @property
+    def told_left(self) -> str:
+        """The same in words; "" where there is nothing to say."""
+        if not self.seconds_left:
+            return ""
+        return f"{'at most ' if self.raced is not None else ''}{duration(self.seconds_left)} left"
 
 
 class Progress:
@@ -124,8 +136,8 @@ def line(snapshot: Snapshot) -> str:
         parts.append(f"{snapshot.failed} failed")
     if snapshot.spared:
         parts.append(f"{snapshot.spared} spared by racing")
-    if snapshot.seconds_left is not None and snapshot.seconds_left > 0:
-        parts.append(f"{duration(snapshot.seconds_left)} left")
+    if snapshot.told_left:
+        parts.append(snapshot.told_left)
     if snapshot.spent:
         parts.append(f"spent {snapshot.spent}")
     parts += _troubles(snapshot)
@@ -166,14 +178,13 @@ def render(snapshot: Snapshot) -> RenderableType:
             percent(cell.best_f1),
             cell.best,
         )
-    left = snapshot.seconds_left
     summary = f"{snapshot.done}/{snapshot.total} fold-runs in {duration(snapshot.wall_seconds)}"
     if snapshot.reused:
         summary += f", {snapshot.reused} from the ledger"
     if snapshot.spared:
         summary += f", {snapshot.spared} more spared by racing"
-    if left is not None and left > 0:
-        summary += f", about {duration(left)} left"
+    if snapshot.told_left:
+        summary += f", {'about ' if snapshot.raced is None else ''}{snapshot.told_left}"
     if snapshot.spent:
         summary += f"; spent {snapshot.spent}"
     running = "; ".join(snapshot.running)

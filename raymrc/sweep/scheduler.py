@@ -192,6 +192,16 @@ class Race:
         return given / max(1, total)
 
     @property
+    def epochs(self) -> tuple[int, int]:
+        """Those that are done, and those that are at most to come for whoever is in the race."""
+        done = left = 0
+        for entry in self._entries.values():
+            done += sum(map(len, entry.courses))
+            if not (entry.stopped or entry.failed or self.is_over):
+                left += sum(entry.configuration.epochs - len(course) for course in entry.courses)
+        return done, left
+
+    @property
     def num_spared(self) -> int:
         """Fold-runs that will not be trained to their end; not those that failed."""
         left_out = [

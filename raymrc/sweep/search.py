@@ -2,8 +2,8 @@
 
 plan + records -> StudySearch.next() -> Work -> (trained elsewhere) -> StudySearch.settle()
 
-Without racing a trial is a configuration and trains all that it lacks. In a race (`scheduler.Race`) a trial
-is a leg: a configuration goes on until a rung on one fold or several, and may be back for more.
+Without racing a trial is a configuration and trains all that it lacks. In a race (`scheduler.Race`) what is
+handed out is a leg: a configuration goes on until a rung on one fold or several, and may be back for more.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SAME_AGAIN = 20
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One trial: fold-runs of a configuration that the ledger lacks.
+    """What a trial is handed at a time: fold-runs of a configuration that the ledger lacks.
 
     Args:
         cell: index into the plan's cells.
@@ -466,6 +466,12 @@ class StudySearch:
     def races(self) -> bool:
         """Whether configurations of any cell are raced."""
         return any(race is not None for race in self._races)
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """Of all races together: those that are done, and those that are at most to come."""
+        each = [race.epochs for race in self._races if race is not None]
+        return sum(done for done, _ in each), sum(left for _, left in each)
 
     def num_spared(self, cell: int) -> int:
         """Fold-runs of a cell that its race makes needless."""

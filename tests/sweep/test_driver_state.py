@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from raymrc.errors import LedgerError
+from raymrc.errors import LedgerError, RaymrcError
 from raymrc.study.budget import Budget
 from raymrc.study.configuration import FoldRun
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import Plan
 from raymrc.study.record import Record
-from raymrc.sweep.driver import _Saved, _Spending, _Study
+from raymrc.sweep import driver
+from raymrc.sweep.driver import Resources, _Saved, _Spending, _Study
 from raymrc.sweep.failures import FailureTerms, failed_record
 from raymrc.sweep.keeping import Keeper
 from tests.sweep.making import make_plan, make_record
@@ -61,6 +62,17 @@ def play(tmp_path) -> Iterator[Any]:
     yield begin
     for one in played:
         one.keeper.close()
+
+
+def test_a_machine_too_busy_to_start_ray_gets_a_sentence(monkeypatch, tmp_path):
+    def time_out(**options: Any) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.setattr(driver.ray, "init", time_out)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(RaymrcError, match="Ray cannot be started on this machine"):
+        with driver._cluster(Resources(), tmp_path):
+            pass
 
 
 def test_where_a_cell_is_closed_what_was_to_be_tried_again_counts_as_failed(play):

@@ -42,6 +42,13 @@ def test_no_time_is_promised_before_the_first_fold_run():
     assert line(nothing) == "5 of 40 fold-runs"
 
 
+def test_of_a_race_epochs_tell_how_long_it_may_take_at_most():
+    raced = replace(snapshot(2), raced=(30, 60))
+    assert raced.seconds_left == pytest.approx(120)
+    assert "2 of 40 fold-runs, 1 failed, at most 2 min left" in line(raced)
+    assert replace(raced, raced=(0, 60)).seconds_left is None
+
+
 def test_a_log_gets_a_line_now_and_then_and_always_the_last():
     now = 0.0
     out = io.StringIO()

@@ -138,6 +138,17 @@ def test_a_race_finds_the_winner_of_the_grid_and_trains_a_part_of_it():
     assert trained < whole / 2
 
 
+def test_what_is_told_to_be_left_is_never_less_than_what_is_trained():
+    (grid,) = grids(1, 7)
+    drive = Drive(grid)
+    told = []
+    while drive.tick():
+        told.append((drive.fold_epochs, *drive.search.epochs))
+    assert all(drive.fold_epochs - before <= left for before, _, left in told)
+    assert told[0][2] == grid.table.fold_epochs - told[0][1]
+    assert drive.search.epochs == (drive.fold_epochs, 0)
+
+
 def test_without_racing_the_full_grid_is_trained_configuration_by_configuration():
     grid = next(grids(1, 5))
     grid.plan = replace(grid.plan, racing=None)
