@@ -448,7 +448,7 @@ def test_report_says_which_cell_was_closed_and_that_a_run_tries_it_again(place):
 
 
 def test_a_run_ends_by_saying_which_cell_was_closed(place, capsys, monkeypatch):
-    from raymrc.cli import _tell
+    from raymrc.cli.run import tell
     from raymrc.sweep.driver import StudyOutcome
 
     monkeypatch.setattr("raymrc.tracking.how_to_look", lambda *where: "there")
@@ -456,7 +456,7 @@ def test_a_run_ends_by_saying_which_cell_was_closed(place, capsys, monkeypatch):
         40, 5, 0, 6, False, 9.0, (("it is ill", 6),), closed=(("notes/x/y", 29),)
     )
     with pytest.raises(typer.Exit) as ended:
-        _tell(load_spec(place / "study.yaml"), outcome)
+        tell(load_spec(place / "study.yaml"), outcome)
     assert ended.value.exit_code == 1
     assert capsys.readouterr().err.splitlines() == [
         "every run: there",

@@ -19,8 +19,8 @@ FOR_PEOPLE = {
     ("sweep/failures.py", "datetime.now", "started_at"),
 }
 OF_THE_JOURNAL = {
-    ("cli.py", "time.time", "spent_by"),
-    ("cli.py", "time.time", "read_status"),
+    ("cli/plan.py", "time.time", "spent_by"),
+    ("cli/plan.py", "time.time", "read_status"),
     ("sweep/driver.py", "time.time", "Account"),
     ("sweep/driver.py", "time.time", "lease"),
     ("sweep/driver.py", "time.time", "last"),

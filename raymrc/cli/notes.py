@@ -1,0 +1,97 @@
+"""Commands about notes, without a study: validate, synthesize, score."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raymrc.cli.app import MUST_CHANGE, AsJson, answer_json, app, say
+
+
+@app.command()
+def validate(
+    path: Annotated[Path, typer.Argument(help="The corpus: a folder or a file.")],
+    reader: Annotated[str, typer.Option(help="Its format, such as brat or n2c2-2018.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check notes before anything is trained on them."""
+    from raymrc.corpora.problems import WARNING
+    from raymrc.corpora.validate import validate as check
+
+    validation = check(path, reader)
+    if as_json:
+        print(validation.to_json())
+    else:
+        for name, count in asdict(validation.counts).items() if validation.counts.notes else ():
+            if name in ("labels", "relation_labels"):
+                count = ", ".join(f"{label} {times}" for label, times in count) or "none"
+            print(f"{name.replace('_', ' '):>20}  {count}")
+        for problem in validation.problems:
+            say(f"warning: {problem}" if problem.severity == WARNING else str(problem))
+    if not validation.ok:
+        raise typer.Exit(MUST_CHANGE)
+
+
+@app.command()
+def synthesize(
+    scheme: Annotated[str, typer.Argument(help="n2c2-2018 (drugs) or n2c2-2022 (social history).")],
+    out: Annotated[Path, typer.Argument(help="A new folder for the brat files.")],
+    notes: Annotated[int, typer.Option(help="How many.")] = 100,
+    site: Annotated[str, typer.Option(help="a or b: another style, another label prior.")] = "a",
+    seed: Annotated[int, typer.Option(help="Equal seeds write equal notes.")] = 13,
+) -> None:
+    """Write made-up notes with exact annotations."""
+    from raymrc.corpora.folders import new_folder
+    from raymrc.corpora.formats import write_corpus
+    from raymrc.corpora.synthetic import synthesize as make
+
+    corpus = make(scheme, notes, site, seed)  # type: ignore[arg-type]  # it refuses what it lacks
+    with new_folder(out) as folder:
+        write_corpus(corpus, folder, scheme)
+    say(f"{out}: {len(corpus.notes)} notes. Read them with --reader {scheme}")
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def score(
+    context: typer.Context,
+    gold: Annotated[Path, typer.Argument(help="Folder of .ann files, as they should be.")],
+    system: Annotated[Path, typer.Argument(help="Folder of .ann files of the same names.")],
+    scheme: Annotated[str, typer.Option(help="n2c2-2018 or n2c2-2022.")],
+    criteria: Annotated[
+        str, typer.Option(help="Of n2c2-2022: challenge, exact or overlap.")
+    ] = "challenge",
+    labeled_args: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TYPE ...",
+            help="Of n2c2-2022: argument types compared by value; SHAC's three if not given.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count a system's annotations as the official scorers do."""
+    from raymrc.errors import CorpusError
+    from raymrc.scoring import n2c2_2018, n2c2_2022
+
+    # As the official scorer has it, `--labeled-args A B` gives both; A,B and two options do, too.
+    labeled = [name for text in labeled_args or () for name in text.split(",")]
+    if context.args and labeled_args is None:
+        raise typer.BadParameter(f"one folder too many: {context.args[0]}")
+    if scheme == "n2c2-2018" and (labeled or criteria != "challenge"):
+        raise CorpusError("--criteria and --labeled-args are of n2c2-2022; leave them out")
+    if scheme == "n2c2-2018":
+        drugs = n2c2_2018.score_folders(gold, system)
+        answer, text = drugs.to_json(), n2c2_2018.render(drugs)
+    elif scheme == "n2c2-2022":
+        chosen = (*labeled, *context.args) if labeled_args else n2c2_2022.LABELED_ARGUMENTS
+        social = n2c2_2022.score_folders(gold, system, criteria, chosen)
+        answer, text = social.to_json(), n2c2_2022.render(social)
+    else:
+        raise CorpusError(f"there is no scheme '{scheme}'; choose n2c2-2018 or n2c2-2022")
+    if as_json:
+        answer_json(answer)
+    else:
+        print(text, end="")

@@ -1,0 +1,272 @@
+"""Commands that train: run, test."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from raymrc.cli.answers import conclude_plan, print_conclusions, print_final, summarise_plan
+from raymrc.cli.app import (
+    INTERRUPTED,
+    OUT_OF_BUDGET,
+    SOMETHING_FAILED,
+    Changes,
+    Study,
+    app,
+    print_table,
+    say,
+)
+from raymrc.cli.at_hand import find_measured, find_workload, load
+
+if TYPE_CHECKING:
+    from raymrc.study.budget import Spent
+    from raymrc.study.configuration import Cell
+    from raymrc.study.earlier import RatePrior
+    from raymrc.study.forecast import Expectations
+    from raymrc.study.ledger import Ledger
+    from raymrc.study.plan import Plan
+    from raymrc.study.record import Record
+    from raymrc.study.spec import Spec
+    from raymrc.sweep.driver import StudyOutcome
+    from raymrc.training.batching import StudyData
+
+
+@app.command()
+def run(study: Study, changes: Changes = None) -> None:
+    """Train what the study's ledger lacks, and print who won."""
+    from raymrc.study.verdict import render
+
+    job = _prepare(study, changes)
+    # Held-out notes were looked at for what is in both; no host needs to see them.
+    outcome = _train(replace(job, data=replace(job.data, test=None)), job.plan)
+    summaries = summarise_plan(job.spec, job.plan, job.ledger.records())
+    print_table(render(summaries))
+    print_conclusions(conclude_plan(job.spec, summaries, job.data.corpus, job.data.transfer))
+    tell(job.spec, outcome)
+
+
+@app.command("test")
+def final_test(study: Study, changes: Changes = None) -> None:
+    """Train each cell's winner on all notes, and score the held-out notes once."""
+    from raymrc.errors import SpecError
+    from raymrc.study.final import plan_final_test, write_predictions
+
+    job = _prepare(study, changes)
+    if job.data.test is None:
+        raise SpecError(
+            f"{study}: the study holds no notes out; give it a final_test, with a corpus or a share"
+        )
+    records = job.ledger.records()
+    summaries = summarise_plan(job.spec, job.plan, records)
+    final = plan_final_test(job.spec, job.plan, summaries, records, job.data.test)
+    outcome = _train(job, final)
+    records = job.ledger.records()
+    asked = job.data.asked(job.spec.task)
+    print_final(records, summaries)
+    folder = job.spec.folder / "predictions"
+    if write_predictions(records, job.data.test, folder, asked.triggers):
+        say(f"what was found, as brat: {folder}; what was trained: {job.spec.storage}/adapters")
+    tell(job.spec, outcome)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A study that is ready to be trained."""
+
+    spec: Spec
+    plan: Plan
+    data: StudyData
+    ledger: Ledger
+
+
+def _prepare(study: Path, changes: list[str] | None) -> _Job:
+    """All that can be wrong is looked at before anything is written: the ledger comes last."""
+    from raymrc.model.adapters import read_prompt
+    from raymrc.model.backbones import check_weights, find, weights_fingerprint
+    from raymrc.reading.questions import build_questions
+    from raymrc.reading.relations import find_asked
+    from raymrc.study.ledger import Ledger
+    from raymrc.study.plan import (
+        build_study_folds,
+        check_unseen,
+        plan_study,
+        read_initial_prompt,
+        read_study_corpus,
+        read_test,
+        read_transfer,
+    )
+
+    spec = load(study, changes)
+    adapter = read_initial_prompt(spec)
+    corpus = read_study_corpus(spec)
+    backbones = [entry.backbone for entry in spec.backbones]
+    weights = {backbone.name: weights_fingerprint(find(backbone)) for backbone in backbones}
+    transfer, test = read_transfer(spec, corpus), read_test(spec, corpus)
+    check_unseen(spec, adapter, corpus, *transfer.values(), test)
+    plan = plan_study(spec, corpus, weights, transfer=transfer, initial_prompt=adapter)
+    # Seconds of imports, which no mistake above should have to wait for.
+    from raymrc.training.batching import StudyData
+    from raymrc.training.trainer import check_questions_fit
+
+    for backbone in backbones:
+        check_weights(backbone)
+    asked = find_asked(spec.task, corpus)
+    questions = build_questions(asked.labels, spec.questions, asked.relations)
+    check_questions_fit(plan, asked, questions)
+    starts_from_it = any(cell.starts_from_adapter for cell in plan.cells)
+    initial_prompt = read_prompt(adapter) if adapter is not None and starts_from_it else None
+    ledger = Ledger(spec.storage)
+    ledger.check()
+    folds = build_study_folds(spec, corpus)
+    data = StudyData(corpus, folds, questions, transfer, test, initial_prompt)
+    return _Job(spec, plan, data, ledger)
+
+
+def _train(job: _Job, plan: Plan) -> StudyOutcome:
+    """What the ledger lacks of a plan."""
+    from raymrc.study.budget import Budget
+    from raymrc.study.files import absolute
+    from raymrc.study.plan import render
+    from raymrc.training.trainer import Trainer
+
+    spec, ledger = job.spec, job.ledger
+    rates = _earlier_rates(spec, plan)
+    print_table(render(plan), sys.stderr)  # what each cell trains, and its share
+
+    expect = _expectations(job, plan).of if spec.budget is not None else None
+
+    # And seconds more.
+    from raymrc.sweep.driver import Resources, run_study
+    from raymrc.sweep.failures import FailureTerms
+    from raymrc.sweep.progress import Progress
+    from raymrc.tracking import MlflowRecorder
+
+    with (
+        MlflowRecorder(
+            spec.tracking_uri,
+            spec.experiment,
+            records=ledger.records(),
+            say=say,
+            may_win=job.plan.holds,
+        ) as recorder,
+        Progress() as show,
+    ):
+        outcome = run_study(
+            plan,
+            ledger,
+            Trainer(
+                "cuda" if spec.resources.gpus_per_host else "cpu",
+                spec.prices.device_hour_usd,
+                spec.resources.gpus_per_host or 1.0,
+                frozenset(
+                    cell.cell
+                    for cell in plan.cells
+                    if cell.placement is not None and cell.placement.checkpoints
+                ),
+                absolute(spec.storage),
+            ).open_pool,
+            job.data,
+            folder=spec.folder,
+            resources=Resources(
+                spec.resources.cpus_per_host,
+                spec.resources.gpus_per_host,
+                spec.resources.max_hosts,
+                spec.resources.lanes_per_host,
+                together=spec.resources.same_machine,
+            ),
+            rates=rates,
+            on_record=recorder.record,
+            on_progress=show,
+            budget=Budget.of(spec),
+            expect=expect,
+            failures=FailureTerms(spec.failures.retries, spec.failures.close_cell_after),
+        )
+    if recorder.behind:
+        say(
+            "MLflow lacks some of this study's fold-runs, which are all in the ledger; when it can be "
+            f"written again: raymrc sync {spec.path}"
+        )
+    return outcome
+
+
+def _earlier_rates(spec: Spec, plan: Plan) -> dict[Cell, RatePrior]:
+    """What the ledgers of `racing.warm_start` say of each cell's learning rates."""
+    if spec.racing is None or plan.racing is None or not spec.racing.warm_start:
+        return {}
+    from raymrc.study.earlier import learn_rates
+    from raymrc.study.ledger import Ledger
+
+    records: list[Record] = []
+    for place in spec.racing.warm_start:
+        found = Ledger(place, write=False).records()
+        if not found:
+            raise spec.error(
+                ("racing", "warm_start"),
+                f"warm_start: {place} has no finished fold-run to learn from",
+            )
+        records += found
+    learnt = {
+        cell.cell: learn_rates(records, cell.cell, cell.total_parameters or 0, plan.racing)
+        for cell in plan.cells
+    }
+    for cell, prior in learnt.items():
+        if prior is None:
+            say(
+                f"nothing is known of the learning rates of {cell.name}: warm_start has no such grid"
+            )
+    return {cell: prior for cell, prior in learnt.items() if prior is not None}
+
+
+def _expectations(job: _Job, plan: Plan) -> Expectations:
+    """What a plan's fold-runs are expected to cost."""
+    from raymrc.study.forecast import Expectations
+
+    workload = find_workload(job.spec, plan, job.data.corpus, job.data.transfer)
+    measured = find_measured(job.spec, job.plan, workload, job.ledger.records())
+    return Expectations(job.spec, plan, workload, measured)
+
+
+def tell(spec: Spec, outcome: StudyOutcome) -> None:
+    """Where to look, and what is not done."""
+    from raymrc.tracking import how_to_look
+
+    say(f"every run: {how_to_look(spec.tracking_uri, spec.experiment)}")
+    if outcome.spared:
+        say(
+            f"racing spared {outcome.spared} of {outcome.total} fold-runs; "
+            "'raymrc report' has who was stopped and why"
+        )
+    for reason, times in outcome.reasons:
+        say(f"{times} of {outcome.total} fold-runs failed: {reason}")
+    for cell, left in outcome.closed:
+        say(
+            f"{cell}: closed, as {spec.failures.close_cell_after} configurations in a row failed "
+            f"(failures.close_cell_after); {left} of its fold-runs were not begun"
+        )
+    if outcome.spent is not None:
+        say(_spending(spec, outcome.spent, outcome.device_seconds))
+    if outcome.out_of_budget:
+        say(f"{outcome.out_of_budget}; give study {spec.study} more, and the same command goes on")
+        raise typer.Exit(OUT_OF_BUDGET)
+    if outcome.interrupted:
+        say(f"interrupted; the same command goes on where study {spec.study} stopped")
+        raise typer.Exit(INTERRUPTED)
+    if outcome.failed:
+        say("the rest is in the ledger; the same command tries the failed ones again")
+        raise typer.Exit(SOMETHING_FAILED)
+
+
+def _spending(spec: Spec, spent: Spent, device_seconds: float) -> str:
+    """What a run has cost, and the study with it."""
+    from raymrc.study.budget import Budget
+
+    budget = Budget.of(spec)
+    word = "GPU-seconds" if spec.resources.gpus_per_host else "core-seconds"
+    in_all = f"{spent.device_seconds:,.0f}"
+    usd = f" ({spent.usd:.4g} USD)" if spent.usd else ""
+    of = f", {budget.told(spent)}" if budget else ""
+    return f"this run held devices for {device_seconds:,.0f} {word}, the study for {in_all}{usd} in all{of}"
