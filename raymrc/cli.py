@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from raymrc.study.verdict import CellSummary
     from raymrc.study.workload import Workload
     from raymrc.sweep.driver import StudyOutcome
+    from raymrc.tracking.datasets import Dataset
     from raymrc.training.batching import StudyData
 
 DONE, SOMETHING_FAILED, MUST_CHANGE, OUT_OF_BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
@@ -352,6 +353,7 @@ def final_test(study: Study, changes: Changes = None) -> None:
     folder = job.spec.folder / "predictions"
     if write_predictions(records, job.data.test, folder, asked.triggers):
         _say(f"what was found, as brat: {folder}; what was trained: {job.spec.storage}/adapters")
+    _register(job.spec, records, job.data.corpus)
     _tell(job.spec, outcome)
 
 
@@ -363,6 +365,7 @@ class _Job:
     plan: Plan
     data: StudyData
     ledger: Ledger
+    datasets: tuple[Dataset, ...]
 
 
 def _prepare(study: Path, changes: list[str] | None) -> _Job:
@@ -391,6 +394,7 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     check_unseen(spec, adapter, corpus, *transfer.values(), test)
     plan = plan_study(spec, corpus, weights, transfer=transfer, initial_prompt=adapter)
     # Seconds of imports, which no mistake above should have to wait for.
+    from raymrc.tracking import describe_datasets
     from raymrc.training.batching import StudyData
     from raymrc.training.trainer import check_questions_fit
 
@@ -405,7 +409,7 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     ledger.check()
     folds = build_study_folds(spec, corpus)
     data = StudyData(corpus, folds, questions, transfer, test, initial_prompt)
-    return _Job(spec, plan, data, ledger)
+    return _Job(spec, plan, data, ledger, describe_datasets(spec, corpus, transfer, test))
 
 
 def _train(job: _Job, plan: Plan) -> StudyOutcome:
@@ -425,15 +429,15 @@ def _train(job: _Job, plan: Plan) -> StudyOutcome:
     from raymrc.sweep.driver import Resources, run_study
     from raymrc.sweep.failures import FailureTerms
     from raymrc.sweep.progress import Progress
-    from raymrc.tracking import MlflowRecorder
+    from raymrc.tracking import MlflowRecorder, Place
 
     with (
         MlflowRecorder(
-            spec.tracking_uri,
-            spec.experiment,
+            Place.of(spec),
             records=ledger.records(),
             say=_say,
             may_win=job.plan.holds,
+            datasets=job.datasets,
         ) as recorder,
         Progress() as show,
     ):
@@ -475,6 +479,22 @@ def _train(job: _Job, plan: Plan) -> StudyOutcome:
     return outcome
 
 
+def _register(spec: Spec, records: Sequence[Record], corpus: Corpus | None) -> None:
+    """What a final test has trained, as models in MLflow's registry. Trouble is said, and is no end."""
+    if spec.mlflow.register_models == "none" or not any(r.fold_run.is_test for r in records):
+        return
+    from raymrc.tracking import register
+
+    if corpus is None:
+        _say("no model is registered with MLflow where the study's notes are not at hand")
+        return
+    try:
+        for version in register(records, spec, corpus):
+            _say(f"registered with MLflow: {version}")
+    except RaymrcError as error:
+        _say(str(error))
+
+
 def _earlier_rates(spec: Spec, plan: Plan) -> dict[Cell, RatePrior]:
     """What the ledgers of `racing.warm_start` say of each cell's learning rates."""
     if spec.racing is None or plan.racing is None or not spec.racing.warm_start:
@@ -514,9 +534,9 @@ def _expectations(job: _Job, plan: Plan) -> Expectations:
 
 def _tell(spec: Spec, outcome: StudyOutcome) -> None:
     """Where to look, and what is not done."""
-    from raymrc.tracking import how_to_look
+    from raymrc.tracking import Place, how_to_look
 
-    _say(f"every run: {how_to_look(spec.tracking_uri, spec.experiment)}")
+    _say(f"every run: {how_to_look(Place.of(spec))}")
     if outcome.spared:
         _say(
             f"racing spared {outcome.spared} of {outcome.total} fold-runs; "
@@ -645,7 +665,7 @@ def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
 def sync(study: Study, changes: Changes = None) -> None:
     """Write into MLflow what it lacks of the study's ledger."""
     from raymrc.study.plan import plan_study
-    from raymrc.tracking import how_to_look
+    from raymrc.tracking import Place, describe_datasets, how_to_look
     from raymrc.tracking import sync as catch_up
 
     spec = _load(study, changes)
@@ -653,10 +673,14 @@ def sync(study: Study, changes: Changes = None) -> None:
     if not records:
         _say(f"the ledger in {spec.storage} holds no fold-run yet; 'raymrc run' comes first")
         raise typer.Exit(MUST_CHANGE if unreadable else DONE)
-    planned = plan_study(spec, _corpus_at_hand(spec), places=False)
-    written = catch_up(records, spec.tracking_uri, spec.experiment, planned.holds)
+    corpus = _corpus_at_hand(spec)
+    planned = plan_study(spec, corpus, places=False)
+    sites, held_out = _transfer_at_hand(spec, corpus), _test_at_hand(spec, corpus)
+    datasets = describe_datasets(spec, corpus, sites, held_out)
+    written = catch_up(records, Place.of(spec), planned.holds, datasets)
     _say(f"{written} MLflow runs written or changed, of {len(records)} fold-runs in the ledger")
-    _say(how_to_look(spec.tracking_uri, spec.experiment))
+    _register(spec, records, corpus)
+    _say(how_to_look(Place.of(spec)))
     if unreadable:
         raise typer.Exit(MUST_CHANGE)
 
@@ -773,6 +797,16 @@ def _transfer_at_hand(spec: Spec, corpus: Corpus | None) -> dict[str, Corpus] | 
     if corpus is None or not all(path is None or Path(path).exists() for path in paths):
         return None
     return read_transfer(spec, corpus)
+
+
+def _test_at_hand(spec: Spec, corpus: Corpus | None) -> Corpus | None:
+    """The held-out notes; None where there are none, or this machine does not have them."""
+    from raymrc.study.plan import read_test
+
+    if corpus is None or spec.final_test is None:
+        return None
+    path = spec.final_test.corpus.path if spec.final_test.corpus is not None else None
+    return read_test(spec, corpus) if path is None or Path(path).exists() else None
 
 
 def _initial_prompt_at_hand(spec: Spec) -> Adapter | None:
