@@ -10,14 +10,10 @@ import http.server
 import json
 import os
 import re
-import signal
-import socket
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -424,45 +420,6 @@ def test_a_server_that_hangs_and_then_fails_is_not_waited_for(monkeypatch):
     assert "secret" not in said[0]
 
 
-@pytest.mark.slow
-def test_a_tracking_server_shows_the_same_and_stdout_stays_empty(tmp_path, empty_store, uri, capfd):
-    (tmp_path / "server.db").write_bytes(empty_store.read_bytes())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port),
-         "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"],
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/health").close()
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < until
-                time.sleep(0.2)
-        assert sync(RECORDS[:4], Place(address, "made-up")) > 0
-        assert sync(RECORDS, Place(address, "made-up")) > 0
-        assert sync(RECORDS, Place(address, "made-up")) == 0
-        theirs = read_runs(address)
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
-    assert capfd.readouterr().out == ""
-    sync(RECORDS, Place(uri, "made-up"))
-    assert {k: shown(r) for k, r in theirs.items()} == {
-        k: shown(r) for k, r in read_runs(uri).items()
-    }
-
-
 def test_nothing_is_said_to_the_makers_of_mlflow():
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
@@ -476,6 +433,7 @@ def test_the_view_that_is_told_shows_a_row_a_cell_with_f1_and_cost(uri, monkeypa
     assert told == (
         f"mlflow ui --backend-store-uri {uri}    then open "
         f"http://127.0.0.1:5000/#/experiments/{found.experiment_id}/runs?viewStateShareKey=raymrc"
+        "&workflowType=machine_learning"
     )
     view = json.loads(found.tags["mlflow.sharedViewState.raymrc"])
     rows = client.search_runs(

@@ -66,6 +66,8 @@ class MlflowRecorder:
         self.study = Study(place.study_name, tuple(datasets), live)
         self.behind = False
         """MLflow lacks something that the ledger has; `raymrc sync` catches up."""
+        self.error: Exception | None = None
+        """Why; of the latest try."""
         self.written = 0
         """Runs written or changed by this recorder."""
         self._say = say or (lambda sentence: None)
@@ -118,7 +120,7 @@ class MlflowRecorder:
                 waiting.clear()
                 self.behind = False
             except Exception as error:
-                self.behind = True
+                self.behind, self.error = True, error
                 next_try = time.monotonic() + RETRY_SECONDS
                 self._complain(error)
 
@@ -173,10 +175,11 @@ class MlflowRecorder:
     def _complain(self, error: Exception) -> None:
         if not self._said:
             self._said = True
-            # The type alone: an error's text can hold a password of the address, or worse.
+            # Of others the type alone: an error's text can hold a password of the address, or worse.
+            why = str(error) if isinstance(error, RaymrcError) else type(error).__name__
             self._say(
                 f"MLflow at {hide_password(self.place.tracking_uri)} cannot be written "
-                f"({type(error).__name__}); the study goes on, and 'raymrc sync' catches up later"
+                f"({why}); the study goes on, and 'raymrc sync' catches up later"
             )
 
 
@@ -202,6 +205,8 @@ def sync(
         place, records=records, say=said.append, may_win=may_win, datasets=datasets, live=False
     ) as recorder:
         pass
+    if isinstance(recorder.error, RaymrcError):
+        raise recorder.error
     if recorder.behind:
         raise RaymrcError(
             f"MLflow at {hide_password(place.tracking_uri)} cannot be written; is the server running, "

@@ -9,6 +9,7 @@ its score would be to choose by held-out notes.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -43,11 +44,10 @@ ADAPTERS = "adapters"
 
 
 def model_name(study: str, cell: Cell) -> str:
-    """What the registry calls a cell's model; it takes no slash and no colon."""
-    shots = "" if cell.shots is None else f".{cell.shots}-{cell.shots_of}"
-    return f"{study}.{cell.backbone.name}.{cell.strategy}{shots}".replace("/", "-").replace(
-        ":", "-"
-    )
+    """What the registry calls a cell's model; it does not take every character."""
+    shots = [] if cell.shots is None else [str(cell.shots), cell.shots_of]
+    name = "-".join([study, cell.backbone.name, cell.strategy, *shots])
+    return re.sub("[/:.%\"']", "-", name)
 
 
 def register(records: Iterable[Record], spec: Spec, corpus: Corpus) -> list[str]:

@@ -1,6 +1,6 @@
 """What MLflow loads of a registered model: the adapter over its backbone, text in, spans out.
 
-    mlflow.pyfunc.load_model("models:/demo.minilm-l2.fine_tune/1").predict({"text": [...]})
+    mlflow.pyfunc.load_model("models:/demo-minilm-l2-fine_tune/1").predict({"text": [...]})
 
 The model holds what was trained and not the backbone, which is looked for where raymrc is, under the name
 that it was trained by, and has to have the same weights.

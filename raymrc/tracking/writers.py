@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from raymrc.errors import RaymrcError
 from raymrc.study.configuration import hash_values
 from raymrc.study.files import absolute
 from raymrc.study.spec import Spec
@@ -30,12 +32,11 @@ PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
 
 VIEW_TAG = "mlflow.sharedViewState.raymrc"
-"""Where MLflow's UI keeps a view that was shared; its address names it as `viewStateShareKey`."""
+"""Where MLflow's UI keeps a view that was shared; its address names it as `viewStateShareKey`. What
+its own "Share" writes; there is no other way to say which columns a table opens with."""
 
-VIEW_METRICS = (
-    "strict_f1 strict_f1_sd lenient_f1 cost_usd device_seconds trained_share adapter_bytes"
-)
-VIEW_TAGS = "strategy backbone prompt_length learning_rate"
+VIEW_METRICS = "cost_usd device_seconds strict_f1 strict_f1_sd trained_share"
+VIEW_TAGS = "backbone prompt_length strategy"
 VIEW = json.dumps(
     {
         "searchFilter": "tags.level = 'cell'",
@@ -47,7 +48,11 @@ VIEW = json.dumps(
         ],
     }
 )
-"""The runs table that compares frozen with unfrozen: out of the box it shows no metrics."""
+"""The runs table that compares frozen with unfrozen: out of the box it shows no metrics. As many columns as
+stand beside each other on a screen; the table puts metrics before tags, each by name."""
+
+VIEW_ADDRESS = "viewStateShareKey=raymrc&workflowType=machine_learning"
+"""The second half: else MLflow's UI opens on what it has for language models' traces."""
 
 DELETED = "deleted"
 """Stands for the digest of a run that the user has deleted: it is left alone."""
@@ -405,7 +410,11 @@ def open_writer(place: Place) -> Writer:
 
 
 def open_experiment(place: Place) -> tuple[Any, Any]:
-    """Client and experiment. A SQLite store is created here, before anybody else opens it."""
+    """Client and experiment. A SQLite store is created here, before anybody else opens it.
+
+    Raises:
+        RaymrcError: there is nothing that the database could be written through.
+    """
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
@@ -418,7 +427,13 @@ def open_experiment(place: Place) -> tuple[Any, Any]:
     elif place.dialect and place.artifacts:
         is_url = "://" in place.artifacts
         artifact_location = place.artifacts if is_url else Path(place.artifacts).resolve().as_uri()
-    client = MlflowClient(place.tracking_uri)
+    try:
+        client = MlflowClient(place.tracking_uri)
+    except ModuleNotFoundError as error:
+        raise RaymrcError(
+            f"{place.dialect} is written through {error.name}, which is not installed; "
+            f"pip install {error.name}"
+        ) from None
     experiment = client.get_experiment_by_name(place.experiment)
     if experiment is None:
         # Another driver may be quicker; any other trouble shows in the line after.
@@ -445,17 +460,19 @@ def how_to_look(place: Place) -> str:
     with quiet_loggers():
         try:
             _, found = open_experiment(place)
-            page = f"/#/experiments/{found.experiment_id}/runs?viewStateShareKey=raymrc"
+            page = f"/#/experiments/{found.experiment_id}/runs?{VIEW_ADDRESS}"
         except Exception:  # a server that is away; that has been said
             page = ""
-    uri = hide_password(place.tracking_uri)
     if place.dialect:
+        import sqlalchemy
+
+        uri = sqlalchemy.make_url(place.tracking_uri).render_as_string(hide_password=True)
         # Beside this interpreter, where the environment is not an activated one.
         here = shutil.which("mlflow") is not None
         program = "mlflow" if here else os.path.relpath(Path(sys.executable).with_name("mlflow"))
-        start = f"{program} ui --backend-store-uri {uri}"
+        start = f"{program} ui --backend-store-uri {shlex.quote(uri)}"
         return f"{start}    then open http://127.0.0.1:5000{page}"
-    return uri.rstrip("/") + page
+    return hide_password(place.tracking_uri).rstrip("/") + page
 
 
 def hide_password(uri: str) -> str:
