@@ -297,13 +297,13 @@ def ask_plainly(storage: str, num_requests: int) -> dict[str, Any]:
 
 def use_mlflow(folder: str, num_records: int) -> dict[str, Any]:
     """The same fold-runs as MLflow runs, read back by its own client."""
-    from raymrc.tracking import sync
+    from raymrc.tracking import Place, sync
     from raymrc.tracking.writers import open_experiment
 
-    uri, seconds = f"sqlite:///{folder}/mlflow.db", dict[str, Any]()
+    place, seconds = Place(f"sqlite:///{folder}/mlflow.db", "made-up"), dict[str, Any]()
     records = [record for _, _, record in made_records(num_records)]
-    measure(seconds, "write", lambda: sync(records, uri, "made-up"))
-    client, experiment = open_experiment(uri, "made-up")
+    measure(seconds, "write", lambda: sync(records, place))
+    client, experiment = open_experiment(place)
 
     def read() -> int:
         found, token = 0, None

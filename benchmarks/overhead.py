@@ -33,7 +33,7 @@ from raymrc.study.plan import CellPlan, Fingerprints, Plan, build_configuration
 from raymrc.study.record import Epoch, Event, NoteCounts, Record
 from raymrc.study.space import Grid, build_space
 from raymrc.sweep.driver import Resources, StudyOutcome, _cluster, run_study
-from raymrc.tracking import MlflowRecorder
+from raymrc.tracking import MlflowRecorder, Place
 
 GOAL_MS = 50.0
 FOLDS = 5
@@ -153,7 +153,7 @@ def time_study(plan: Plan, folder: Path) -> tuple[float, float, int]:
     ledger = Ledger(str(folder))
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     began, began_cpu = time.perf_counter(), time.process_time()
-    with MlflowRecorder(uri, plan.study, say=_fail) as recorder:
+    with MlflowRecorder(Place(uri, plan.study), say=_fail) as recorder:
         outcome: StudyOutcome = run_study(
             plan, ledger, open_idle, None,
             folder=folder, resources=Resources(), on_record=recorder.record,

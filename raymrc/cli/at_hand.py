@@ -94,6 +94,16 @@ def transfer_at_hand(spec: Spec, corpus: Corpus | None) -> dict[str, Corpus] | N
     return read_transfer(spec, corpus)
 
 
+def test_at_hand(spec: Spec, corpus: Corpus | None) -> Corpus | None:
+    """The held-out notes; None where there are none, or this machine does not have them."""
+    from raymrc.study.plan import read_test
+
+    if corpus is None or spec.final_test is None:
+        return None
+    path = spec.final_test.corpus.path if spec.final_test.corpus is not None else None
+    return read_test(spec, corpus) if path is None or Path(path).exists() else None
+
+
 def initial_prompt_at_hand(spec: Spec) -> Adapter | None:
     """What the study's initial prompt was trained for; None where this machine does not have it."""
     from raymrc.study.plan import read_initial_prompt

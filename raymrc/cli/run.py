@@ -21,6 +21,7 @@ from raymrc.cli.app import (
     say,
 )
 from raymrc.cli.at_hand import find_measured, find_workload, load
+from raymrc.cli.track import register_models
 
 if TYPE_CHECKING:
     from raymrc.study.budget import Spent
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from raymrc.study.record import Record
     from raymrc.study.spec import Spec
     from raymrc.sweep.driver import StudyOutcome
+    from raymrc.tracking.datasets import Dataset
     from raymrc.training.batching import StudyData
 
 
@@ -70,6 +72,7 @@ def final_test(study: Study, changes: Changes = None) -> None:
     folder = job.spec.folder / "predictions"
     if write_predictions(records, job.data.test, folder, asked.triggers):
         say(f"what was found, as brat: {folder}; what was trained: {job.spec.storage}/adapters")
+    register_models(job.spec, records, job.data.corpus)
     tell(job.spec, outcome)
 
 
@@ -81,6 +84,7 @@ class _Job:
     plan: Plan
     data: StudyData
     ledger: Ledger
+    datasets: tuple[Dataset, ...]
 
 
 def _prepare(study: Path, changes: list[str] | None) -> _Job:
@@ -109,6 +113,7 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     check_unseen(spec, adapter, corpus, *transfer.values(), test)
     plan = plan_study(spec, corpus, weights, transfer=transfer, initial_prompt=adapter)
     # Seconds of imports, which no mistake above should have to wait for.
+    from raymrc.tracking import describe_datasets
     from raymrc.training.batching import StudyData
     from raymrc.training.trainer import check_questions_fit
 
@@ -123,7 +128,7 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     ledger.check()
     folds = build_study_folds(spec, corpus)
     data = StudyData(corpus, folds, questions, transfer, test, initial_prompt)
-    return _Job(spec, plan, data, ledger)
+    return _Job(spec, plan, data, ledger, describe_datasets(spec, corpus, transfer, test))
 
 
 def _train(job: _Job, plan: Plan) -> StudyOutcome:
@@ -143,15 +148,15 @@ def _train(job: _Job, plan: Plan) -> StudyOutcome:
     from raymrc.sweep.driver import Resources, run_study
     from raymrc.sweep.failures import FailureTerms
     from raymrc.sweep.progress import Progress
-    from raymrc.tracking import MlflowRecorder
+    from raymrc.tracking import MlflowRecorder, Place
 
     with (
         MlflowRecorder(
-            spec.tracking_uri,
-            spec.experiment,
+            Place.of(spec),
             records=ledger.records(),
             say=say,
             may_win=job.plan.holds,
+            datasets=job.datasets,
         ) as recorder,
         Progress() as show,
     ):
@@ -232,9 +237,9 @@ def _expectations(job: _Job, plan: Plan) -> Expectations:
 
 def tell(spec: Spec, outcome: StudyOutcome) -> None:
     """Where to look, and what is not done."""
-    from raymrc.tracking import how_to_look
+    from raymrc.tracking import Place, how_to_look
 
-    say(f"every run: {how_to_look(spec.tracking_uri, spec.experiment)}")
+    say(f"every run: {how_to_look(Place.of(spec))}")
     if outcome.spared:
         say(
             f"racing spared {outcome.spared} of {outcome.total} fold-runs; "

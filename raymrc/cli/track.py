@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import typer
 
 from raymrc.cli.app import DONE, MUST_CHANGE, Changes, Study, app, say
-from raymrc.cli.at_hand import corpus_at_hand, load, read_ledger
+from raymrc.cli.at_hand import corpus_at_hand, load, read_ledger, test_at_hand, transfer_at_hand
+from raymrc.errors import RaymrcError
+
+if TYPE_CHECKING:
+    from raymrc.corpora.note import Corpus
+    from raymrc.study.record import Record
+    from raymrc.study.spec import Spec
 
 
 @app.command()
 def sync(study: Study, changes: Changes = None) -> None:
     """Write into MLflow what it lacks of the study's ledger."""
     from raymrc.study.plan import plan_study
-    from raymrc.tracking import how_to_look
+    from raymrc.tracking import Place, describe_datasets, how_to_look
     from raymrc.tracking import sync as catch_up
 
     spec = load(study, changes)
@@ -20,9 +29,29 @@ def sync(study: Study, changes: Changes = None) -> None:
     if not records:
         say(f"the ledger in {spec.storage} holds no fold-run yet; 'raymrc run' comes first")
         raise typer.Exit(MUST_CHANGE if unreadable else DONE)
-    planned = plan_study(spec, corpus_at_hand(spec), places=False)
-    written = catch_up(records, spec.tracking_uri, spec.experiment, planned.holds)
+    corpus = corpus_at_hand(spec)
+    planned = plan_study(spec, corpus, places=False)
+    sites, held_out = transfer_at_hand(spec, corpus), test_at_hand(spec, corpus)
+    datasets = describe_datasets(spec, corpus, sites, held_out)
+    written = catch_up(records, Place.of(spec), planned.holds, datasets)
     say(f"{written} MLflow runs written or changed, of {len(records)} fold-runs in the ledger")
-    say(how_to_look(spec.tracking_uri, spec.experiment))
+    register_models(spec, records, corpus)
+    say(how_to_look(Place.of(spec)))
     if unreadable:
         raise typer.Exit(MUST_CHANGE)
+
+
+def register_models(spec: Spec, records: Sequence[Record], corpus: Corpus | None) -> None:
+    """What a final test has trained, as models in MLflow's registry. Trouble is said, and is no end."""
+    if spec.mlflow.register_models == "none" or not any(r.fold_run.is_test for r in records):
+        return
+    from raymrc.tracking import register
+
+    if corpus is None:
+        say("no model is registered with MLflow where the study's notes are not at hand")
+        return
+    try:
+        for version in register(records, spec, corpus):
+            say(f"registered with MLflow: {version}")
+    except RaymrcError as error:
+        say(str(error))

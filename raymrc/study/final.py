@@ -137,21 +137,31 @@ class FinalScore:
         }
 
 
-def final_scores(records: Iterable[Record], cells: Sequence[Cell]) -> tuple[FinalScore, ...]:
-    """What a study's ledger has of final tests, by cell, in the order of `cells`; of several held-out sets
-    the latest."""
-    by_cell: dict[Cell, dict[tuple[str, ...], list[Record]]] = {}
+def final_records(records: Iterable[Record]) -> dict[Cell, list[Record]]:
+    """What a study's ledger has of final tests, by cell: a record a seed, ascending; of several held-out sets
+    those of the latest."""
+    by_basis: dict[Cell, dict[tuple[str, ...], list[Record]]] = {}
     for record in sorted(records, key=lambda record: record.started_at):
         run = record.fold_run
         if run.is_test and record.status == "done":
-            bases = by_cell.setdefault(run.configuration.cell, {})
+            bases = by_basis.setdefault(run.configuration.cell, {})
             bases.setdefault(run.basis, []).append(record)
+
+    found = {}
+    for cell, bases in by_basis.items():
+        latest = max(bases.values(), key=lambda runs: runs[-1].started_at)
+        found[cell] = sorted(latest, key=lambda record: record.fold_run.configuration.seed)
+    return found
+
+
+def final_scores(records: Iterable[Record], cells: Sequence[Cell]) -> tuple[FinalScore, ...]:
+    """What a study's ledger has of final tests, by cell, in the order of `cells`."""
+    by_cell = final_records(records)
     scores = []
     for cell in cells:
         if cell not in by_cell:
             continue
-        latest = max(by_cell[cell].values(), key=lambda runs: runs[-1].started_at)
-        runs = sorted(latest, key=lambda record: record.fold_run.configuration.seed)
+        runs = by_cell[cell]
         scores.append(
             FinalScore(
                 cell,

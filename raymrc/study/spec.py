@@ -573,6 +573,12 @@ class MlflowSpec(_Section):
     """A tracking server or database; SQLite in the study's folder where not given."""
     experiment: Annotated[str | None, checked(or_none(text()))] = None
     """The experiment's name; the study's where not given."""
+    register_models: Annotated[
+        Literal["all", "frozen", "none"], checked(word("all", "frozen", "none"))
+    ] = "all"
+    """What of a final test goes into the model registry, a version a cell: `all` winners, those on a `frozen`
+    backbone, or `none`. A version is a copy of the saved adapter: megabytes where the backbone is frozen, all
+    of the backbone where it is trained."""
 
 
 class Spec(_Section):

@@ -1,6 +1,6 @@
 """Records as MLflow runs should show them. No MLflow here: values to values.
 
-records -> figures -> drawings        (cell > configuration > fold-run)
+records -> figures -> drawings        (study > cell > configuration > fold-run)
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 
+from raymrc.model.strategies import STRATEGIES
 from raymrc.scoring.counts import pool
 from raymrc.study.configuration import Backbone, Cell, Configuration, hash_values
 from raymrc.study.record import MODES, Record
 from raymrc.study.verdict import rank
+from raymrc.tracking.datasets import Dataset
 
 SHOWN_ELSEWHERE = ("key", "status", "reason")
 """Words of a record that a run shows in another way. What is neither word nor number stays away."""
@@ -46,6 +48,7 @@ class Figures:
     key: str
     configuration_key: str
     cell_key: str
+    corpora: tuple[str, ...]
     configuration: Configuration
     fold: int
     is_test: bool
@@ -104,6 +107,11 @@ def read_figures(record: Record) -> Figures:
         key=record.key,
         configuration_key="configuration:" + hash_values([alike.id, run.basis + run.start])[:32],
         cell_key="cell:" + cell[:32],
+        corpora=(
+            run.corpus_fingerprint,
+            *(named.rpartition(" ")[2] for named in run.transfer_fingerprints),
+            *([run.test_fingerprint] if run.is_test else ()),
+        ),
         configuration=run.configuration,
         fold=run.fold,
         is_test=run.is_test,
@@ -127,24 +135,47 @@ def _tidy(label: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Study:
+    """The run above all others.
+
+    Args:
+        name: the study's.
+        datasets: the notes that are at hand.
+        runs: whether a driver is at work.
+    """
+
+    name: str
+    datasets: tuple[Dataset, ...] = ()
+    runs: bool = False
+
+    @property
+    def key(self) -> str:
+        return "study:" + hash_values([self.name])[:32]
+
+
+@dataclass(frozen=True, slots=True)
 class Drawing:
     """An MLflow run as it should stand.
 
     Args:
         key: what it shows; at most one run of an experiment has it.
         parent: the key of the run above; "" for none. A parent is written before its children.
+        status: "RUNNING", "FINISHED" or "FAILED".
+        end_ms: of what has come to an end, or the latest that is known of what runs.
         metrics: (name, value, step, milliseconds since 1970).
+        datasets: that it learnt from or was scored on.
     """
 
     key: str
     parent: str
     name: str
-    failed: bool
+    status: str
     start_ms: int
     end_ms: int
     tags: Mapping[str, str]
     params: Mapping[str, str]
     metrics: tuple[tuple[str, float, int, int], ...]
+    datasets: tuple[Dataset, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -156,6 +187,7 @@ def draw(
     all_figures: Sequence[Figures],
     touched: Iterable[str] | None = None,
     may_win: Callable[[Configuration], bool] | None = None,
+    study: Study | None = None,
 ) -> list[Drawing]:
     """The runs of a study, parents before children.
 
@@ -163,6 +195,7 @@ def draw(
         touched: draw only these fold-runs and what stands above them; None for all.
         may_win: which configurations a cell's figures may be of; None for all. What an earlier
             form of the study tried is drawn too, and is not asked while another may win.
+        study: what stands above the cells; None: nothing.
     """
     wanted = {f.key for f in all_figures} if touched is None else set(touched)
     cells: dict[str, dict[str, list[Figures]]] = {}
@@ -170,11 +203,13 @@ def draw(
         configurations = cells.setdefault(figures.cell_key, {})
         configurations.setdefault(figures.configuration_key, []).append(figures)
     drawings = []
+    if study is not None and wanted:
+        drawings.append(_draw_study(study, cells))
     for cell_key, configurations in cells.items():
         if not any(f.key in wanted for folds in configurations.values() for f in folds):
             continue
         names = _name_configurations(configurations)
-        drawings.append(_draw_cell(cell_key, configurations, names, may_win))
+        drawings.append(_draw_cell(cell_key, configurations, names, may_win, study))
         for key, folds in configurations.items():
             if any(f.key in wanted for f in folds):
                 drawings.append(_draw_configuration(key, cell_key, names[key], folds))
@@ -202,6 +237,7 @@ def _cell_tags(cell: Cell) -> dict[str, str]:
         if field.name != "name":
             value = getattr(cell.backbone, field.name)
             tags[f"backbone_{field.name}"] = "" if value is None else str(value)
+    tags["backbone_is"] = "trained" if STRATEGIES[cell.strategy].trains_backbone else "frozen"
     return tags
 
 
@@ -239,6 +275,17 @@ def _pool(folds: Sequence[Figures]) -> dict[str, float]:
     return pooled
 
 
+def _system(numbers: Mapping[str, float]) -> dict[str, float]:
+    """What MLflow shows in a tab of its own: of the device, by what the record measured there."""
+    shown = {"device_seconds": numbers["device_seconds"]}
+    if peak := numbers["peak_bytes"]:
+        shown["peak_memory_megabytes"] = peak / 1e6
+    if seconds := numbers["training_seconds"]:
+        shown["tokens_per_second"] = numbers["tokens"] / seconds
+        shown["teraflops_per_second"] = numbers["flops"] / seconds / 1e12
+    return {f"system/{name}": value for name, value in shown.items()}
+
+
 def _draw_fold_run(figures: Figures, parent: str, name: str) -> Drawing:
     tags = {
         "level": "fold-run",
@@ -250,7 +297,8 @@ def _draw_fold_run(figures: Figures, parent: str, name: str) -> Drawing:
     if figures.reason:
         tags["stopped" if figures.status == "stopped" else "reason"] = figures.reason
     tags = {k: v if len(v) <= LONGEST_TAG else v[: LONGEST_TAG - 1] + "…" for k, v in tags.items()}
-    metrics = [(name, value, 0, figures.end_ms) for name, value in figures.numbers.items()]
+    numbers = {**figures.numbers, **_system(figures.numbers)}
+    metrics = [(name, value, 0, figures.end_ms) for name, value in numbers.items()]
     metrics += [(name, value, epoch, ms) for name, epoch, value, ms in figures.course]
     return Drawing(
         key=figures.key,
@@ -258,7 +306,7 @@ def _draw_fold_run(figures: Figures, parent: str, name: str) -> Drawing:
         name=f"seed {figures.configuration.seed}"
         if figures.is_test
         else f"fold {figures.fold} · {name}",
-        failed=figures.status == "failed",
+        status="FAILED" if figures.status == "failed" else "FINISHED",
         start_ms=figures.start_ms,
         end_ms=figures.end_ms,
         tags=tags,
@@ -289,8 +337,9 @@ def _draw_cell(
     configurations: Mapping[str, Sequence[Figures]],
     names: Mapping[str, str],
     may_win: Callable[[Configuration], bool] | None,
+    study: Study | None,
 ) -> Drawing:
-    """A cell shows its winner's figures, so that cells can be compared row by row."""
+    """A cell shows its winner's figures and settings, so that cells can be compared row by row."""
     asked = {
         name: folds
         for name, folds in configurations.items()
@@ -302,11 +351,13 @@ def _draw_cell(
     searched = _pool(everything)
     numbers |= {f"search_{name}": searched[name] for name in ("device_seconds", "cost_usd")}
     numbers["configurations"] = float(len(configurations))
-    cell = everything[0].configuration.cell
+    chosen = configurations[winner][0].configuration
+    cell = chosen.cell
     is_test = everything[0].is_test
+    corpora = {fingerprint for figures in everything for fingerprint in figures.corpora}
     return _draw_group(
         key,
-        "",
+        study.key if study is not None else "",
         f"{cell.backbone.name} · {cell.strategy}"
         + (f" · {cell.shots} {cell.shots_of}" if cell.shots else "")
         + (" · final test" if is_test else ""),
@@ -314,11 +365,40 @@ def _draw_cell(
         tags={
             "level": "final test" if is_test else "cell",
             "winner": names[winner],
-            "winner_id": configurations[winner][0].configuration.id,
+            "winner_id": chosen.id,
+            # Not as parameters, which MLflow never lets change: another may win tomorrow.
+            **_describe(chosen),
             **_cell_tags(cell),
         },
         params={},
         numbers=numbers,
+        datasets=tuple(d for d in (study.datasets if study else ()) if d.fingerprint in corpora),
+    )
+
+
+def _draw_study(study: Study, cells: Mapping[str, Mapping[str, Sequence[Figures]]]) -> Drawing:
+    """What all of it has come to and cost; its course is that of the fold-runs as they ended."""
+    configurations = [folds for of_cell in cells.values() for folds in of_cell.values()]
+    everything = [figures for folds in configurations for figures in folds]
+    pooled = _pool(everything)
+    kept = {*SUMMED, *LARGEST}
+    numbers = {n: v for n, v in pooled.items() if n in kept or n.startswith("folds_")}
+    numbers["cells"] = float(len(cells))
+    numbers["configurations"] = float(len(configurations))
+    return _draw_group(
+        study.key,
+        "",
+        study.name,
+        everything,
+        tags={
+            "level": "study",
+            "task": ", ".join(sorted({f.configuration.cell.task for f in everything})),
+            "corpus": ", ".join(sorted({f.configuration.cell.corpus for f in everything})),
+        },
+        params={},
+        numbers=numbers,
+        datasets=study.datasets,
+        runs=study.runs,
     )
 
 
@@ -346,14 +426,18 @@ def _draw_group(
     tags: Mapping[str, str],
     params: Mapping[str, str],
     numbers: Mapping[str, float],
+    datasets: tuple[Dataset, ...] = (),
+    runs: bool = False,
 ) -> Drawing:
+    numbers = {**numbers, **_system(numbers)}
+    failed = all(f.status == "failed" for f in members)
     end_ms = max(f.end_ms for f in members)
     step = len(members) + sum(f.status == "done" for f in members)
     return Drawing(
         key=key,
         parent=parent,
         name=name,
-        failed=all(f.status == "failed" for f in members),
+        status="RUNNING" if runs else "FAILED" if failed else "FINISHED",
         start_ms=min(f.start_ms for f in members),
         end_ms=end_ms,
         tags=tags,
@@ -361,4 +445,5 @@ def _draw_group(
         # MLflow shows the value of the highest step, so a later state needs a higher one: one
         # more for each fold-run below, and one more when it is done, be it after a failure.
         metrics=tuple((k, v, step, end_ms) for k, v in numbers.items()),
+        datasets=datasets,
     )

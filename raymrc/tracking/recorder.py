@@ -6,13 +6,24 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from raymrc.errors import RaymrcError
 from raymrc.study.configuration import Configuration
 from raymrc.study.record import Record
-from raymrc.tracking.drawings import Figures, draw, read_figures
-from raymrc.tracking.writers import DELETED, Standing, Writer, hide_password, open_writer
+from raymrc.tracking.datasets import Dataset
+from raymrc.tracking.drawings import Figures, Study, draw, read_figures
+from raymrc.tracking.writers import (
+    DELETED,
+    Place,
+    Standing,
+    Writer,
+    hide_password,
+    open_writer,
+    quiet_loggers,
+)
 
 BATCH = 100
 """At most so many runs are written in one go."""
@@ -24,34 +35,39 @@ RETRY_SECONDS = 30.0
 class MlflowRecorder:
     """Draws records into MLflow from a thread of the driver, which never waits for it.
 
-        with MlflowRecorder(uri, "demo", records=ledger.records()) as recorder:
+        with MlflowRecorder(Place.of(spec), records=ledger.records()) as recorder:
             recorder.record(record)
 
     Args:
-        tracking_uri: "sqlite:///path" or a server's URL.
-        experiment: its name: the study's.
+        place: where the study is shown.
         records: what the ledger holds already; what of it is not drawn yet is drawn first.
         say: takes the one sentence that MLflow is away.
         may_win: which configurations a cell's figures may be of, such as `Plan.holds`; None: all.
+        datasets: the study's notes.
+        live: whether the study is running: its run says so, and MLflow watches this machine meanwhile.
     """
 
     def __init__(
         self,
-        tracking_uri: str,
-        experiment: str,
+        place: Place,
         *,
         records: Iterable[Record] = (),
         say: Callable[[str], None] | None = None,
         may_win: Callable[[Configuration], bool] | None = None,
+        datasets: Sequence[Dataset] = (),
+        live: bool = True,
     ) -> None:
         # Here and not in the thread: two threads that import big packages at once can meet.
         import mlflow.entities
+        import mlflow.system_metrics.system_metrics_monitor
         import mlflow.tracking  # noqa: F401
 
-        self.tracking_uri = tracking_uri
-        self.experiment = experiment
+        self.place = place
+        self.study = Study(place.study_name, tuple(datasets), live)
         self.behind = False
         """MLflow lacks something that the ledger has; `raymrc sync` catches up."""
+        self.error: Exception | None = None
+        """Why; of the latest try."""
         self.written = 0
         """Runs written or changed by this recorder."""
         self._say = say or (lambda sentence: None)
@@ -62,6 +78,7 @@ class MlflowRecorder:
         self._figures: dict[str, Figures] = {}
         self._writer: Writer | None = None
         self._standing: dict[str, Standing] = {}
+        self._monitor: Any = None
         self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -89,6 +106,8 @@ class MlflowRecorder:
             for record in self._take(patient=not waiting):
                 if record is None:
                     closing = True
+                    self._stop_watching()
+                    self.study = replace(self.study, runs=False)
                     # A last look at all: what a configuration is called depends on the others.
                     waiting = {*self._figures, *self._records}
                 else:
@@ -101,7 +120,7 @@ class MlflowRecorder:
                 waiting.clear()
                 self.behind = False
             except Exception as error:
-                self.behind = True
+                self.behind, self.error = True, error
                 next_try = time.monotonic() + RETRY_SECONDS
                 self._complain(error)
 
@@ -121,11 +140,11 @@ class MlflowRecorder:
             self._figures[key] = read_figures(record)
             del self._records[key]  # a record is a hundred times its figures
         if self._writer is None:
-            self._writer = open_writer(self.tracking_uri, self.experiment)
+            self._writer = open_writer(self.place)
             self._standing = self._writer.standing()
         drawings = [
             drawing
-            for drawing in draw(list(self._figures.values()), touched, self._may_win)
+            for drawing in draw(list(self._figures.values()), touched, self._may_win, self.study)
             if (known := self._standing.get(drawing.key)) is None
             or known.digest not in (drawing.digest, DELETED)
         ]
@@ -133,27 +152,47 @@ class MlflowRecorder:
             batch = drawings[start : start + BATCH]
             self._writer.write(batch, self._standing)
             self.written += len(batch)
+        self._watch()
+
+    def _watch(self) -> None:
+        """MLflow's own monitor of this machine, into the study's run, while that is running."""
+        known = self._standing.get(self.study.key)
+        if not self.study.runs or self._monitor or known is None or known.digest == DELETED:
+            return
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        with quiet_loggers():
+            self._monitor = SystemMetricsMonitor(
+                known.run_id, resume_logging=True, tracking_uri=self.place.tracking_uri
+            )
+            self._monitor.start()
+
+    def _stop_watching(self) -> None:
+        if self._monitor is not None:
+            with quiet_loggers():
+                self._monitor.finish()
 
     def _complain(self, error: Exception) -> None:
         if not self._said:
             self._said = True
-            # The type alone: an error's text can hold a password of the address, or worse.
+            # Of others the type alone: an error's text can hold a password of the address, or worse.
+            why = str(error) if isinstance(error, RaymrcError) else type(error).__name__
             self._say(
-                f"MLflow at {hide_password(self.tracking_uri)} cannot be written "
-                f"({type(error).__name__}); the study goes on, and 'raymrc sync' catches up later"
+                f"MLflow at {hide_password(self.place.tracking_uri)} cannot be written "
+                f"({why}); the study goes on, and 'raymrc sync' catches up later"
             )
 
 
 def sync(
     records: Iterable[Record],
-    tracking_uri: str,
-    experiment: str,
+    place: Place,
     may_win: Callable[[Configuration], bool] | None = None,
+    datasets: Sequence[Dataset] = (),
 ) -> int:
     """Draw into MLflow what it lacks of the ledger, and nothing twice.
 
     Args:
-        may_win: as in `MlflowRecorder`.
+        may_win, datasets: as in `MlflowRecorder`.
 
     Returns:
         How many runs were written or changed; 0 where MLflow had everything.
@@ -163,12 +202,14 @@ def sync(
     """
     said: list[str] = []
     with MlflowRecorder(
-        tracking_uri, experiment, records=records, say=said.append, may_win=may_win
+        place, records=records, say=said.append, may_win=may_win, datasets=datasets, live=False
     ) as recorder:
         pass
+    if isinstance(recorder.error, RaymrcError):
+        raise recorder.error
     if recorder.behind:
         raise RaymrcError(
-            f"MLflow at {hide_password(tracking_uri)} cannot be written; is the server running, "
+            f"MLflow at {hide_password(place.tracking_uri)} cannot be written; is the server running, "
             "and may this user write there?"
         )
     return recorder.written

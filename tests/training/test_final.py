@@ -7,12 +7,15 @@ or where what is kept of them is not what was scored.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from raymrc.corpora.labels import common_labels
 from raymrc.corpora.note import Corpus, Note
+from raymrc.errors import AdapterError
 from raymrc.model.backbones import Loaded
+from raymrc.reading.relations import Asked
 from raymrc.scoring.counts import pool
 from raymrc.scoring.n2c2_2018 import score_note, score_relations
 from raymrc.study.configuration import FoldRun
@@ -20,6 +23,7 @@ from raymrc.study.record import Record
 from raymrc.training.batching import StudyData
 from raymrc.training.lane import Lane
 from raymrc.training.pool import Pool
+from raymrc.training.predictor import Predictor
 from raymrc.training.trainer import train_fold_run
 from tests.training.test_relations import CPU, make_relation_data, make_relation_notes
 from tests.training.test_transfer import learnt
@@ -97,3 +101,31 @@ def test_the_ledger_tells_a_final_test_from_a_fold(loaded: Loaded) -> None:
     assert run.is_test and not fold.is_test
     assert run.key != fold.key and run.basis != fold.basis
     assert replace(run, test_fingerprint="others").key != run.key
+
+
+@pytest.mark.parametrize(
+    ("task", "strategy"),
+    [
+        ("concepts", "fine_tune"),
+        ("relations", "hard_prompt"),
+        ("end_to_end", "frozen_soft_prompt"),
+    ],
+)
+def test_what_a_final_test_trained_finds_the_same_when_it_is_loaded(
+    task: str, strategy: str, loaded: Loaded, here: StudyData, tmp_path: Path
+) -> None:
+    data = held_out(here, make_relation_notes(6, seed=5))
+    record = train_fold_run(
+        test_run(loaded, task, strategy), data, loaded,
+        on_done=lambda lane: lane.write_adapter(tmp_path),
+    )  # fmt: skip
+    assert data.test is not None
+    notes = data.test.notes
+    if task != "relations":
+        notes = tuple(replace(note, spans=(), relations=()) for note in notes)
+    predictor = Predictor(tmp_path, loaded, data.asked(task), data.questions)
+    assert any(found.spans for found in record.predictions.values())
+    assert predictor.find(notes) == record.predictions
+    assert predictor.find([]) == {}
+    with pytest.raises(AdapterError, match="was trained to answer"):
+        Predictor(tmp_path, loaded, Asked(("Others",)), data.questions)

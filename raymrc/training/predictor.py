@@ -1,0 +1,84 @@
+"""A saved adapter that answers: notes in, spans and relations out.
+
+    adapter, backbone, what it is asked -> Predictor; notes -> Found
+
+The same rounds of questions as in a final test (`training.exam`); gold annotations of the notes are looked at
+in the task `relations` alone, which is about given mentions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from raymrc.corpora.note import Note
+from raymrc.errors import AdapterError
+from raymrc.model.backbones import Loaded
+from raymrc.model.strategies import STRATEGIES
+from raymrc.reading.relations import Asked, mentions_of
+from raymrc.reading.windows import cut_windows, read_pieces
+from raymrc.study.record import Found
+from raymrc.training.batching import Row, RowBuilder, collate, evaluation_batches
+from raymrc.training.exam import Exam
+from raymrc.training.lane import Answers
+from raymrc.training.pool import PASS_PIECES
+from raymrc.training.trainer import load_adapter
+
+
+class Predictor:
+    """A trained model and what it is asked.
+
+    Args:
+        place: the adapter's file, or the folder that holds it.
+        loaded: the backbone that it was trained on.
+        asked: what it was trained to answer, in the order of prompts and heads.
+        questions: label or name of a relation question -> question in words.
+
+    Raises:
+        AdapterError: it cannot be read, or was trained to answer something else.
+        BackboneError: it was trained on another backbone.
+    """
+
+    def __init__(
+        self, place: Path | str, loaded: Loaded, asked: Asked, questions: Mapping[str, str]
+    ) -> None:
+        self.model, self.adapter = load_adapter(place, loaded)
+        if self.adapter.names != asked.names:
+            raise AdapterError(
+                f"{self.adapter.place}: was trained to answer {', '.join(self.adapter.names)}, and is "
+                f"asked {', '.join(asked.names)}; ask what it was trained for"
+            )
+        self.configuration = c = self.model.configuration
+        self.tokenizer = loaded.tokenizer
+        self.device = next(self.model.parameters()).device
+        self.builder = RowBuilder(
+            loaded.tokenizer, loaded.shape, asked, questions, STRATEGIES[c.cell.strategy],
+            c.window, c.context_sentences or 0, chooses=c.relation_answers != "spans",
+        )  # fmt: skip
+
+    def find(self, notes: Sequence[Note]) -> dict[str, Found]:
+        """Note id -> what is found there, by character offsets.
+
+        Args:
+            notes: ids unique; in the task `relations` with the spans that relations are looked for between.
+        """
+        c = self.configuration
+        pieces = {note.id: read_pieces(note, self.tokenizer) for note in notes}
+        windows = {note_id: cut_windows(of, c.window, c.overlap) for note_id, of in pieces.items()}
+
+        def rows(note: Note) -> list[Row]:
+            if self.builder.asked.labels:
+                return self.builder.rows([note], windows)
+            contexts = self.builder.contexts(note, pieces[note.id], mentions_of(note.spans))
+            return self.builder.relation_rows(note, contexts)
+
+        by_note = {note.id: rows(note) for note in notes}
+        exam = Exam(self.builder, notes, by_note, windows, pieces)
+        pad = int(self.tokenizer.pad_token_id or 0)
+        while exam.has_more:
+            batches = evaluation_batches(exam.next_round(), PASS_PIECES[self.device.type])
+            for batch in batches:
+                answers: Answers = self.model.predict(collate(batch, pad).to(self.device))
+                for row, answer in zip(batch, answers, strict=True):
+                    exam.hear(row, answer)
+        return {note.id: exam.found(note) for note in notes}
