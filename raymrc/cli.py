@@ -59,6 +59,12 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one field, such as folds.count=3."),
 ]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=65535, help="Tell Prometheus how it goes, at this port (dashboards/README.md)."
+    ),
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -318,13 +324,13 @@ def _run_probes(spec: Spec, planned: Plan, workload: Workload) -> list[Measured]
 
 
 @app.command()
-def run(study: Study, changes: Changes = None) -> None:
+def run(study: Study, changes: Changes = None, metrics_port: MetricsPort = None) -> None:
     """Train what the study's ledger lacks, and print who won."""
     from raymrc.study.verdict import render
 
     job = _prepare(study, changes)
     # Held-out notes were looked at for what is in both; no host needs to see them.
-    outcome = _train(replace(job, data=replace(job.data, test=None)), job.plan)
+    outcome = _train(replace(job, data=replace(job.data, test=None)), job.plan, metrics_port)
     summaries = _summarise(job.spec, job.plan, job.ledger.records())
     _print_table(render(summaries))
     _print_conclusions(_conclude(job.spec, summaries, job.data.corpus, job.data.transfer))
@@ -332,7 +338,7 @@ def run(study: Study, changes: Changes = None) -> None:
 
 
 @app.command("test")
-def final_test(study: Study, changes: Changes = None) -> None:
+def final_test(study: Study, changes: Changes = None, metrics_port: MetricsPort = None) -> None:
     """Train each cell's winner on all notes, and score the held-out notes once."""
     from raymrc.errors import SpecError
     from raymrc.study.final import plan_final_test, write_predictions
@@ -345,7 +351,7 @@ def final_test(study: Study, changes: Changes = None) -> None:
     records = job.ledger.records()
     summaries = _summarise(job.spec, job.plan, records)
     final = plan_final_test(job.spec, job.plan, summaries, records, job.data.test)
-    outcome = _train(job, final)
+    outcome = _train(job, final, metrics_port)
     records = job.ledger.records()
     asked = job.data.asked(job.spec.task)
     _print_final(records, summaries)
@@ -408,7 +414,7 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     return _Job(spec, plan, data, ledger)
 
 
-def _train(job: _Job, plan: Plan) -> StudyOutcome:
+def _train(job: _Job, plan: Plan, metrics_port: int | None) -> StudyOutcome:
     """What the ledger lacks of a plan."""
     from raymrc.study.budget import Budget
     from raymrc.study.files import absolute
@@ -416,6 +422,10 @@ def _train(job: _Job, plan: Plan) -> StudyOutcome:
     from raymrc.training.trainer import Trainer
 
     spec, ledger = job.spec, job.ledger
+    if metrics_port is not None and os.environ.get("RAY_ADDRESS"):
+        _say(
+            "--metrics-port has no effect on a cluster that is there: it exports metrics by itself"
+        )
     rates = _earlier_rates(spec, plan)
     _print_table(render(plan), sys.stderr)  # what each cell trains, and its share
 
@@ -459,6 +469,7 @@ def _train(job: _Job, plan: Plan) -> StudyOutcome:
                 spec.resources.max_hosts,
                 spec.resources.lanes_per_host,
                 together=spec.resources.same_machine,
+                metrics_port=metrics_port,
             ),
             rates=rates,
             on_record=recorder.record,
