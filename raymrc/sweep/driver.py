@@ -490,9 +490,9 @@ class _Study:
                 )
             )
 
-    def tell(self) -> None:
+    def tell(self, *, now: bool = False) -> None:
         """For dashboards."""
-        if self.meters.is_due:
+        if self.meters.is_due or now:
             tell_cells(self.meters, self.plan.cells, self._cells())
 
     def _cells(self) -> tuple[CellProgress, ...]:
@@ -941,6 +941,7 @@ def _run_tune(
                     ),
                 ).fit()
         finally:
+            study.tell(now=True)
             with suppress(RayError):  # it may be gone, and its hosts with it
                 study.spending.settle(ray.get(reception.close.remote(), timeout=CLOSE_SECONDS))
             ray.kill(reception)
