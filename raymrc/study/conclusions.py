@@ -36,6 +36,7 @@ from raymrc.study.statistics import (
     fit_sizes,
     holm,
     leave_fold_out,
+    micro_f1,
     pareto,
     parity_size,
     published_correlation,
@@ -463,10 +464,26 @@ def _selection(summary: CellSummary) -> Selection | None:
         for one in complete
     ]
     scored = [_by_fold(one.fold_runs, one.fold_f1) for one in complete]
+    elsewhere = [_validated_elsewhere(one.fold_runs) for one in complete]
     try:
-        return leave_fold_out(np.stack(choosing), np.stack(scored))
+        return leave_fold_out(np.stack(choosing), np.stack(scored), np.stack(elsewhere))
     except TooFewError:
         return None
+
+
+def _validated_elsewhere(fold_runs: Sequence[Record]) -> Array:
+    """Validation F1 of each fold's fold-runs on the notes that the second fold does not score, (F, F); on
+    all of them where the record is from before they were counted by themselves."""
+    folds = dict.fromkeys(frozenset(record.notes) for record in fold_runs)
+    values = np.empty((len(folds), len(fold_runs)))
+    for place, record in enumerate(fold_runs):
+        counts = np.array([(c.tp, c.fp, c.fn) for c in record.validation.values()])
+        if not len(counts):
+            values[:, place] = record.validation_f1
+            continue
+        kept = [[note not in scored for note in record.validation] for scored in folds]
+        values[:, place] = micro_f1(np.array(kept, dtype=np.float64) @ counts)
+    return np.stack([_by_fold(fold_runs, of_fold.tolist()) for of_fold in values], axis=1)
 
 
 def _by_size(gaps: Sequence[FrozenGap], margin: float) -> tuple[BySize, ...]:

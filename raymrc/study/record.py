@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -77,6 +78,8 @@ class Record:
             boundary, wider than a window, same-label overlap under `fine_tune`), or its relations
             that reach beyond their context; they are in `fn`.
         validation_f1: strict micro F1 of the chosen epoch on the validation part, 0 to 1.
+        validation: validation note id -> its strict counts then, all labels together; empty in records from
+            before they were kept.
         best_epoch: the chosen epoch, from 1.
         epochs: the course of training.
         trained: (name, numbers) of what gets a gradient, layers' like tensors as one name such as
@@ -109,6 +112,7 @@ class Record:
     predictions: Mapping[str, Found] = field(default_factory=dict, repr=False)
     unreachable: int = 0
     validation_f1: float = 0.0
+    validation: Mapping[str, Counts] = field(default_factory=dict, repr=False)
     best_epoch: int = 0
     epochs: tuple[Epoch, ...] = ()
     trained: tuple[tuple[str, int], ...] = ()
@@ -165,10 +169,11 @@ class Record:
     def to_json(self) -> str:
         """Canonical JSON; `from_json` gives an equal record back."""
         # Without notes: asdict would copy every count only to see it replaced below.
-        values = asdict(replace(self, notes={}, transfer={}, predictions={}))
+        values = asdict(replace(self, notes={}, transfer={}, predictions={}, validation={}))
         values["notes"] = _write_notes(self.notes)
         values["transfer"] = {name: _write_notes(notes) for name, notes in self.transfer.items()}
         values["predictions"] = {name: asdict(found) for name, found in self.predictions.items()}
+        values["validation"] = {note: [c.tp, c.fp, c.fn] for note, c in self.validation.items()}
         return json.dumps(values, sort_keys=True)
 
     @classmethod
@@ -200,7 +205,45 @@ class Record:
         values["predictions"] = {
             name: _read_found(found) for name, found in values.get("predictions", {}).items()
         }
+        values["validation"] = NoteTotals(values.get("validation", {}))
         return cls(**_share_words(values))
+
+
+class NoteTotals(Mapping[str, Counts]):
+    """Counts of many notes in little memory.
+
+    Args:
+        notes: as JSON has them: note id -> [tp, fp, fn].
+
+    Raises:
+        TypeError, ValueError: they are not counts.
+    """
+
+    __slots__ = ("_ids", "_numbers")
+
+    def __init__(self, notes: Mapping[str, Sequence[int]]) -> None:
+        self._ids: tuple[str, ...] = _share(tuple(notes))
+        self._numbers = array("q", (n for tp, fp, fn in notes.values() for n in (tp, fp, fn)))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __getitem__(self, note_id: str) -> Counts:
+        try:
+            place = 3 * self._ids.index(note_id)
+        except ValueError:
+            raise KeyError(note_id) from None
+        return _counts(*self._numbers[place : place + 3])
+
+    def values(self) -> Any:
+        numbers = iter(self._numbers)
+        return [_counts(*three) for three in zip(numbers, numbers, numbers, strict=True)]
+
+    def items(self) -> Any:
+        return zip(self._ids, self.values(), strict=True)
 
 
 class SummedNotes(Mapping[str, NoteCounts]):

@@ -440,7 +440,9 @@ class Selection:
         return self.scored - self.corrected
 
 
-def leave_fold_out(choosing: ArrayLike, scored: ArrayLike) -> Selection:
+def leave_fold_out(
+    choosing: ArrayLike, scored: ArrayLike, elsewhere: ArrayLike | None = None
+) -> Selection:
     """Chooses on all folds but one and reports that one, each in turn.
 
     No fold's luck is reported by whom it has chosen. One fold less chooses a little worse, so that what is
@@ -449,10 +451,12 @@ def leave_fold_out(choosing: ArrayLike, scored: ArrayLike) -> Selection:
     Args:
         choosing: what the winner has the best mean of, (C, F): validation F1, or `scored` itself.
         scored: F1 of each configuration and fold, (C, F).
+        elsewhere: validation F1 of each configuration and fold-run on the notes that the fold which is left
+            out does not score, (C, F, F). Without it those notes choose by whom they are reported.
 
     Raises:
         TooFewError: fewer than two folds.
-        ValueError: the two are not of one shape.
+        ValueError: the shapes do not fit.
 
     Source: the outer loop of nested cross-validation, on what is already trained; Varma and Simon 2006, BMC
     Bioinformatics 7 (91).
@@ -460,11 +464,14 @@ def leave_fold_out(choosing: ArrayLike, scored: ArrayLike) -> Selection:
     by, values = np.asarray(choosing, dtype=np.float64), np.asarray(scored, dtype=np.float64)
     if by.shape != values.shape or by.ndim != 2:
         raise ValueError(f"choosing and scored F1 are {by.shape} and {values.shape}")
-    if by.shape[1] < 2:
-        raise TooFewError(f"{by.shape[1]} fold cannot be left out; 2 are needed")
+    folds = by.shape[1]
+    if folds < 2:
+        raise TooFewError(f"{folds} fold cannot be left out; 2 are needed")
+    left = by[:, :, None] if elsewhere is None else np.asarray(elsewhere, dtype=np.float64)
+    left = np.broadcast_to(left, (*by.shape, folds))
     chosen = int(by.mean(1).argmax())
-    chosen_without = (by.sum(1, keepdims=True) - by).argmax(0)
-    corrected = values[chosen_without, np.arange(values.shape[1])].mean()
+    chosen_without = (left.sum(1) - left.diagonal(axis1=1, axis2=2)).argmax(0)
+    corrected = values[chosen_without, np.arange(folds)].mean()
     return Selection(chosen, float(values[chosen].mean()), float(corrected))
 
 

@@ -30,7 +30,7 @@ from raymrc.model.inputs import Inputs, SpanTargets, Targets
 from raymrc.model.strategies import STRATEGIES, build
 from raymrc.reading.examples import Unreachable, unreachable, untaggable
 from raymrc.reading.relations import mentions_of, unreachable_relations
-from raymrc.scoring.counts import pool
+from raymrc.scoring.counts import Counts, pool
 from raymrc.study.configuration import FoldRun, hash_values
 from raymrc.study.cost import head_parameters, price, training_flops
 from raymrc.study.record import Epoch, Found, NoteCounts, Record
@@ -171,6 +171,7 @@ class Lane:
         self.epochs: list[Epoch] = []
         self.best_f1, self.best_epoch = -math.inf, 0
         self.best_state: dict[str, Tensor] | None = None
+        self.validation: dict[str, Counts] = {}
         self.spent = Spent()
         self.halvings = 0
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -300,7 +301,7 @@ class Lane:
         exam, self._exam = self._exam, None
         scores = exam.scores()
         if self.stage == VALIDATION:
-            self._end_epoch(_strict_f1(scores))
+            self._end_epoch({note: pool(c.strict.values()) for note, c in scores.items()})
             is_last = len(self.epochs) == self.configuration.epochs
             self.stage = SCORING if is_last else TRAINING
             return
@@ -313,12 +314,13 @@ class Lane:
             self.transfer[self.sites[len(self.transfer)]] = scores
         self.stage = TRANSFER if len(self.transfer) < len(self.sites) else DONE
 
-    def _end_epoch(self, f1: float) -> None:
-        number = len(self.epochs) + 1
+    def _end_epoch(self, validation: dict[str, Counts]) -> None:
+        number, f1 = len(self.epochs) + 1, pool(validation.values()).f1
         self.epochs.append(Epoch(number, self._loss, f1, self.spent.wall - self._epoch_began))
         # Of equal epochs the later one has seen more.
         if f1 >= self.best_f1:
             self.best_f1, self.best_epoch = f1, number
+            self.validation = validation
             self.best_state = self.model.trained_state()
 
     def _mean_loss(self) -> float:
@@ -371,6 +373,7 @@ class Lane:
         return {
             "best_f1": self.best_f1,
             "best_epoch": self.best_epoch,
+            "validation": {note: [c.tp, c.fp, c.fn] for note, c in self.validation.items()},
             "epochs": [asdict(epoch) for epoch in self.epochs],
             # What was scored is not saved: whoever goes on scores again.
             "stage": SCORING if self.stage == TRANSFER else self.stage,
@@ -389,6 +392,7 @@ class Lane:
 
     def go_to(self, position: Mapping[str, Any]) -> None:
         self.best_f1, self.best_epoch = position["best_f1"], position["best_epoch"]
+        self.validation = {note: Counts(*c) for note, c in position["validation"].items()}
         self.epochs = [Epoch(**epoch) for epoch in position["epochs"]]
         self.stage = position["stage"]
         version, internal, gauss = position["order"]
@@ -431,6 +435,7 @@ class Lane:
             predictions=self.predictions,
             unreachable=self.unreachable,
             validation_f1=self.best_f1,
+            validation=self.validation,
             best_epoch=self.best_epoch,
             epochs=tuple(self.epochs),
             trained=statement.by_kind,
@@ -501,7 +506,3 @@ def _set_generators(device: torch.device, states: Sequence[Tensor]) -> None:
     torch.set_rng_state(states[0])
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)
-
-
-def _strict_f1(scores: Mapping[str, NoteCounts]) -> float:
-    return pool(pool(note.strict.values()) for note in scores.values()).f1

@@ -240,6 +240,24 @@ def test_the_luck_of_the_choice_is_that_of_the_winner_among_complete_ones():
     assert winner.selection.corrected == pytest.approx((0.5 + 0.7 + 0.6) / 3)
 
 
+def test_notes_that_a_fold_scores_do_not_choose_who_is_reported_there():
+    """The first leads only by what it finds in the first fold's note, wherever that validates."""
+    good, bad, fair = Counts(9, 1, 1), Counts(1, 9, 9), Counts(4, 6, 6)
+    records = []
+    for rate, lucky, others in ((1e-4, good, bad), (2e-4, fair, fair)):
+        for fold in range(3):
+            seen = {f"fold-{n}-0": others if n else lucky for n in range(3) if n != fold}
+            one = record(fold, learning_rate=rate, validation_f1=0.9 if rate == 1e-4 else 0.5)
+            f1 = 0.8 if rate == 1e-4 else 0.6
+            records.append(replace(one, notes=scored(f1, f"fold-{fold}"), validation=seen))
+    (winner,) = concluded(records, 3).winners
+    assert winner.selection.scored == pytest.approx(0.8)
+    # For the first fold the second is chosen; for the others the lucky note speaks for the first.
+    assert winner.selection.corrected == pytest.approx((0.6 + 0.8 + 0.8) / 3)
+    unknown = concluded([replace(one, validation={}) for one in records], 3).winners[0].selection
+    assert unknown.corrected == pytest.approx(0.8)
+
+
 def test_few_sizes_are_refused_and_enough_tell_where_parity_is():
     def behind(gap):
         return [

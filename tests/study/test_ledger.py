@@ -62,9 +62,13 @@ def name_of(key: str, ending: str = ".json") -> str:
 
 
 def test_a_record_comes_back_equal(open_ledger):
-    kept = record(counts={"Drug": Counts(3, 1, 2)})
+    validation = {"b": Counts(1, 0, 2), "a": Counts(0, 0, 70_000)}
+    kept = replace(record(counts={"Drug": Counts(3, 1, 2)}), validation=validation)
     open_ledger().record(kept)
     ledger = open_ledger()
+    (read,) = ledger.records()
+    assert dict(read.validation.items()) == validation
+    assert (read.validation["a"], "c" in read.validation) == (validation["a"], False)
     assert ledger.has(kept.key)
     assert ledger.get(kept.key) == kept
     assert ledger.keys() == {kept.key}

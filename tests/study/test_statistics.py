@@ -363,6 +363,11 @@ def test_who_is_chosen_by_validation_is_reported_by_its_score():
     choosing, scored = [[0.9, 0.8], [0.1, 0.2]], [[0.3, 0.4], [0.7, 0.9]]
     found = leave_fold_out(choosing, scored)
     assert (found.chosen, found.scored, found.corrected) == (0, 0.35, 0.35)
+    # On notes that the second fold does not score, the other one is ahead in the first fold's fold-run.
+    elsewhere = np.array([[[0.9, 0.1], [0.8, 0.8]], [[0.1, 0.2], [0.2, 0.2]]])
+    found = leave_fold_out(choosing, scored, elsewhere)
+    assert (found.chosen, found.scored) == (0, 0.35)
+    assert found.corrected == pytest.approx((0.3 + 0.9) / 2)
     with pytest.raises(TooFewError):
         leave_fold_out([[0.1], [0.2]], [[0.1], [0.2]])
     with pytest.raises(ValueError, match="choosing and scored"):

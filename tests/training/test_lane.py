@@ -27,7 +27,7 @@ from raymrc.model.adapters import ADAPTER_FILE, read_adapter, read_prompt
 from raymrc.model.backbones import Loaded
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.questions import build_questions
-from raymrc.scoring.counts import Counts
+from raymrc.scoring.counts import Counts, pool
 from raymrc.study.configuration import Configuration, FoldRun
 from raymrc.study.record import Record
 from raymrc.training.batching import StudyData
@@ -127,6 +127,9 @@ def test_the_chosen_epoch_is_the_best_on_validation_notes_and_the_later_of_equal
     best = max(e.validation_f1 for e in record.epochs)
     assert record.validation_f1 == best
     assert record.best_epoch == max(e.epoch for e in record.epochs if e.validation_f1 == best)
+    # What each of these notes counted in that epoch is kept with it.
+    assert set(record.validation) == set(data.folds.split(0).validation)
+    assert pool(record.validation.values()).f1 == best
 
 
 def test_the_scored_state_is_that_of_the_chosen_epoch(

@@ -17,6 +17,7 @@ from raymrc.errors import TrainingError
 from raymrc.model.backbones import Loaded
 from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs
+from raymrc.scoring.counts import pool as pool_counts
 from raymrc.study.configuration import FoldRun
 from raymrc.study.record import Epoch, Record
 from raymrc.training import pool as pool_module
@@ -53,7 +54,7 @@ def run_out(pool: Pool, found: dict[str, list[Any]] | None = None) -> dict[str, 
 
 def assert_same_result(record: Record, alone: Record) -> None:
     """Sums are taken in another order beside others, so losses differ in the last digits."""
-    assert record.notes == alone.notes
+    assert (record.notes, record.validation) == (alone.notes, alone.validation)
     assert (record.best_epoch, record.validation_f1) == (alone.best_epoch, alone.validation_f1)
     assert record.tokens == alone.tokens
     for mine, theirs in zip(record.epochs, alone.epochs, strict=True):
@@ -175,6 +176,7 @@ def test_a_lane_that_pauses_at_rungs_ends_as_one_that_does_not(
             e.validation_f1 for e in whole.epochs[:until]
         ]
         assert paused.validation_f1 == max(e.validation_f1 for e in paused.epochs)
+        assert pool_counts(paused.validation.values()).f1 == paused.validation_f1
         assert paused.trained_parameters == whole.trained_parameters
         assert paused.device_seconds > (before.device_seconds if before else 0.0)
         assert Record.from_json(paused.to_json()) == paused
