@@ -87,6 +87,7 @@ def test_grafana_takes_the_dashboard(board):
     ],
 )
 def test_a_misspelt_field_of_the_dashboard_is_refused(board, place, right, wrong):
+    check_board(board)
     section: Any = board
     for key in place:
         section = section[key]
