@@ -62,9 +62,10 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Made from what they describe: commands, study file, benchmark results, the list of decisions.
+# Made from what they describe: commands, study file, benchmark results, the list of decisions, the dashboard.
 docs: setup
 	$(BIN)/python docs/build.py
+	$(BIN)/python dashboards/build.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -64,6 +64,9 @@ class IdlePool:
     def epochs(self, key: str) -> int:
         return 0
 
+    def tokens(self, key: str) -> int:
+        return 0
+
     def pause(self, key: str) -> Record:
         raise NotImplementedError("no study of this benchmark races")
 

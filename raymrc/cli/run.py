@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -37,14 +38,22 @@ if TYPE_CHECKING:
     from raymrc.training.batching import StudyData
 
 
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=65535, help="Tell Prometheus how it goes, at this port (dashboards/README.md)."
+    ),
+]
+
+
 @app.command()
-def run(study: Study, changes: Changes = None) -> None:
+def run(study: Study, changes: Changes = None, metrics_port: MetricsPort = None) -> None:
     """Train what the study's ledger lacks, and print who won."""
     from raymrc.study.verdict import render
 
     job = _prepare(study, changes)
     # Held-out notes were looked at for what is in both; no host needs to see them.
-    outcome = _train(replace(job, data=replace(job.data, test=None)), job.plan)
+    outcome = _train(replace(job, data=replace(job.data, test=None)), job.plan, metrics_port)
     summaries = summarise_plan(job.spec, job.plan, job.ledger.records())
     print_table(render(summaries))
     print_conclusions(conclude_plan(job.spec, summaries, job.data.corpus, job.data.transfer))
@@ -52,7 +61,7 @@ def run(study: Study, changes: Changes = None) -> None:
 
 
 @app.command("test")
-def final_test(study: Study, changes: Changes = None) -> None:
+def final_test(study: Study, changes: Changes = None, metrics_port: MetricsPort = None) -> None:
     """Train each cell's winner on all notes, and score the held-out notes once."""
     from raymrc.errors import SpecError
     from raymrc.study.final import plan_final_test, write_predictions
@@ -65,7 +74,7 @@ def final_test(study: Study, changes: Changes = None) -> None:
     records = job.ledger.records()
     summaries = summarise_plan(job.spec, job.plan, records)
     final = plan_final_test(job.spec, job.plan, summaries, records, job.data.test)
-    outcome = _train(job, final)
+    outcome = _train(job, final, metrics_port)
     records = job.ledger.records()
     asked = job.data.asked(job.spec.task)
     print_final(records, summaries)
@@ -131,7 +140,7 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     return _Job(spec, plan, data, ledger, describe_datasets(spec, corpus, transfer, test))
 
 
-def _train(job: _Job, plan: Plan) -> StudyOutcome:
+def _train(job: _Job, plan: Plan, metrics_port: int | None) -> StudyOutcome:
     """What the ledger lacks of a plan."""
     from raymrc.study.budget import Budget
     from raymrc.study.files import absolute
@@ -139,6 +148,8 @@ def _train(job: _Job, plan: Plan) -> StudyOutcome:
     from raymrc.training.trainer import Trainer
 
     spec, ledger = job.spec, job.ledger
+    if metrics_port is not None and os.environ.get("RAY_ADDRESS"):
+        say("--metrics-port has no effect on a cluster that is there: it exports metrics by itself")
     rates = _earlier_rates(spec, plan)
     print_table(render(plan), sys.stderr)  # what each cell trains, and its share
 
@@ -182,6 +193,7 @@ def _train(job: _Job, plan: Plan) -> StudyOutcome:
                 spec.resources.max_hosts,
                 spec.resources.lanes_per_host,
                 together=spec.resources.same_machine,
+                metrics_port=metrics_port,
             ),
             rates=rates,
             on_record=recorder.record,

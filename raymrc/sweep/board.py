@@ -288,6 +288,11 @@ class Board:
         """What no host has."""
         return tuple(wish.fold_run for wish in self._queue)
 
+    @property
+    def training(self) -> tuple[FoldRun, ...]:
+        """What hosts have."""
+        return tuple(wish.fold_run for wish in self._open.values())
+
     def exchange(
         self, host: str, reports: Sequence[Report], now: float, crew: Crew = SOLO
     ) -> Order:

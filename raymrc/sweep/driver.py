@@ -56,6 +56,7 @@ from raymrc.sweep.capacity import can_grow, check_crew, count_devices
 from raymrc.sweep.failures import FailureTerms, failed_record
 from raymrc.sweep.hosts import SAVED, HostTerms, OpenPool
 from raymrc.sweep.keeping import PATIENCE_SECONDS, Keeper
+from raymrc.sweep.metrics import Meters, check_port, tell_cells, tell_end
 from raymrc.sweep.reception import Closing, Stopped, open_reception
 from raymrc.sweep.trial import run_trial
 
@@ -101,6 +102,8 @@ class Resources:
             are, whatever it takes.
         device: what torch computes on; None: "cuda" where a host has a GPU.
         patience_seconds, together: of worker groups; see `hosts.HostTerms`.
+        metrics_port: where a cluster of our own exports metrics; None: it tells none. Other clusters have
+            ports of their own.
     """
 
     cpus_per_host: float = 1.0
@@ -111,6 +114,7 @@ class Resources:
     device: str | None = None
     patience_seconds: float = 60.0
     together: bool = False
+    metrics_port: int | None = None
 
     @property
     def kind(self) -> str:
@@ -242,6 +246,7 @@ class _Study:
         self.ledger = ledger
         self.saved = saved
         self.spending = spending
+        self.meters = Meters()
         self.stopping = threading.Event()
         self.error: RaymrcError | None = None
         self._on_record = on_record or (lambda record: None)
@@ -345,6 +350,8 @@ class _Study:
         if spent:
             record, text = replace(record, failed_device_seconds=spent), None
         tries_again = record.status == "failed" and self._tries_again(record)
+        price = self.spending.budget.device_hour_usd
+        tell_end(self.meters, record, price, tries_again=tries_again)
         # A failed try is kept too, until the next one takes its place: its cost is not forgotten. So is a
         # pause, which is no end either.
         self._keeper.put(record, text, quietly=tries_again or record.status == "paused")
@@ -474,10 +481,7 @@ class _Study:
                     reused=self._board.num_done - len(self._trained),
                     failed=len(self._failed),
                     running=tuple(self._now.values()),
-                    cells=tuple(
-                        replace(shown, closed=plan.cell in self._closed)
-                        for shown, plan in zip(self._board.cells(), self.plan.cells, strict=True)
-                    ),
+                    cells=self._cells(),
                     wall_seconds=moment - self._began,
                     spent=self.spending.told,
                     waiting=trouble.waiting if trouble else 0,
@@ -485,6 +489,17 @@ class _Study:
                     raced=self._raced if self.races else None,
                 )
             )
+
+    def tell(self, *, now: bool = False) -> None:
+        """For dashboards."""
+        if self.meters.is_due or now:
+            tell_cells(self.meters, self.plan.cells, self._cells())
+
+    def _cells(self) -> tuple[CellProgress, ...]:
+        return tuple(
+            replace(shown, closed=plan.cell in self._closed)
+            for shown, plan in zip(self._board.cells(), self.plan.cells, strict=True)
+        )
 
     @property
     def _raced(self) -> tuple[int, int]:
@@ -808,6 +823,7 @@ class _Receiver(_NotKept, tune.Callback):
             self._reception.close_cell.remote(cell)
         self._search.go_on()
         self._study.show()
+        self._study.tell()
         if self._study.stopping.is_set():
             return
         with suppress(RayError):  # the reception has died: every trial says so
@@ -857,6 +873,8 @@ def _run_tune(
     """
     with _cluster(resources, workplace) as is_ours, study.saved.marker() as marker:
         catch()
+        told = study.plan.study if not is_ours or resources.metrics_port is not None else ""
+        study.meters = Meters(told)
         terms = HostTerms(
             cpus=resources.cpus_per_host,
             gpus=resources.gpus_per_host,
@@ -869,6 +887,7 @@ def _run_tune(
             scratch=str(workplace),
             patience_seconds=resources.patience_seconds,
             together=resources.together,
+            told=told,
         )
         crews = {plan.cell: _crew(plan) for plan in study.plan.cells}
         grows = not is_ours and can_grow()
@@ -922,6 +941,7 @@ def _run_tune(
                     ),
                 ).fit()
         finally:
+            study.tell(now=True)
             with suppress(RayError):  # it may be gone, and its hosts with it
                 study.spending.settle(ray.get(reception.close.remote(), timeout=CLOSE_SECONDS))
             ray.kill(reception)
@@ -984,6 +1004,8 @@ def _cluster(resources: Resources, workplace: Path) -> Iterator[bool]:
         most = resources.max_hosts
         if most is not None and resources.cpus_per_host > 0:
             cpus = max(1, min(cpus, int(most * resources.cpus_per_host)))
+        if resources.metrics_port is not None:
+            check_port(resources.metrics_port)
         spill = workplace / "spill"
         spill.mkdir()
         options = {
@@ -993,6 +1015,8 @@ def _cluster(resources: Resources, workplace: Path) -> Iterator[bool]:
             "object_store_memory": OBJECT_STORE_BYTES,
             # What does not fit into memory holds notes: it stays in the study's folder.
             "object_spilling_directory": str(spill),
+            # Ray's agent, which exports, is there without the dashboard too.
+            "_metrics_export_port": resources.metrics_port,
         }
     # Workers import raymrc from where this process has it, installed or not.
     package = str(Path(raymrc.__file__).resolve().parents[1])

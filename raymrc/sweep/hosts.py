@@ -22,6 +22,7 @@ from raymrc.study.files import open_files
 from raymrc.study.record import Epoch, Event, Record
 from raymrc.sweep.board import SOLO, Crew, Order, Report
 from raymrc.sweep.failures import record_error
+from raymrc.sweep.metrics import LaneMeters, Meters
 
 SLICE_SECONDS = 0.5
 """A host trains so long, or to the next event, before it asks what is new."""
@@ -41,6 +42,7 @@ class LanePool(Protocol):
     def open(self, fold_run: FoldRun, state: bytes | None = None) -> None: ...
     def save(self, key: str) -> bytes: ...
     def epochs(self, key: str) -> int: ...
+    def tokens(self, key: str) -> int: ...
     def pause(self, key: str) -> Record: ...
     def close(self, key: str) -> None: ...
     def step(self) -> Sequence[Event]: ...
@@ -71,6 +73,7 @@ class HostTerms:
         scratch: a folder on the driver's machine for what Ray Train writes.
         patience_seconds: a group that has waited so long for all its devices starts with fewer.
         together: a group's devices have to be of one machine.
+        told: the study's name, by which metrics are told; "" where they are not.
     """
 
     cpus: float
@@ -84,6 +87,7 @@ class HostTerms:
     scratch: str = ""
     patience_seconds: float = 60.0
     together: bool = False
+    told: str = ""
 
     @property
     def resources(self) -> dict[str, float]:
@@ -121,6 +125,7 @@ class Host:
         self._saved: dict[str, str] = {}
         self._saved_at: dict[str, float] = {}
         self._saving_took: dict[str, float] = {}
+        self._lanes = LaneMeters(Meters(terms.told))
 
     @property
     def _leads(self) -> bool:
@@ -150,6 +155,8 @@ class Host:
                 assert self._pool is not None
                 for event in self._pool.step():
                     reports.append(self._report(event))
+            if self._pool is not None:
+                self._lanes.tell(self._pool.tokens)
 
     def _nodes(self) -> tuple[str, ...]:
         """Where it is."""
@@ -181,6 +188,7 @@ class Host:
                 reports.append(Report(key, record=failed.to_json()))
             else:
                 self._runs[key] = fold_run
+                self._lanes.open(fold_run, pool.tokens(key))
                 self._saved_at[key] = time.monotonic()
                 if key in order.until and order.until[key] < fold_run.configuration.epochs:
                     self._until[key] = order.until[key]
@@ -214,12 +222,15 @@ class Host:
     def _report(self, event: Event) -> Report:
         key, what = event.key, event.what
         if isinstance(what, Epoch):
+            self._lanes.learn(key, what.loss)
             if key in self._until and what.epoch >= self._until[key]:
                 return self._pause(key)
             saved = self._save(key)
             took = self._saving_took.get(key, 0.0) if saved else 0.0
             return Report(key, epoch=what, saved=saved, saving_seconds=took)
         fold_run = self._runs[key]
+        if isinstance(what, Record):
+            self._lanes.train(key, what.tokens)
         self._forget(key)
         if not isinstance(what, Record):
             what = record_error(fold_run, what, event.device_seconds)
@@ -233,6 +244,7 @@ class Host:
             saved = self._write(key)
         took = time.monotonic() - began
         record = self._pool.pause(key)
+        self._lanes.train(key, record.tokens)
         self._forget(key)
         return Report(key, saved=saved, record=record.to_json(), pauses=True, saving_seconds=took)
 
@@ -301,6 +313,7 @@ class Host:
     def _forget(self, key: str) -> None:
         for of in (self._runs, self._until, self._saved, self._saved_at, self._saving_took):
             of.pop(key, None)  # type: ignore[attr-defined]
+        self._lanes.close(key)
 
 
 def process_age() -> float:

@@ -27,6 +27,15 @@ from raymrc.sweep.board import SOLO, Board, Crew, Order, Report
 from raymrc.sweep.capacity import count_devices, draining_nodes, why_never
 from raymrc.sweep.failures import explain, failed_record
 from raymrc.sweep.hosts import SLICE_SECONDS, Host, HostTerms, OpenPool
+from raymrc.sweep.metrics import (
+    EVICTIONS,
+    HOST_DEATHS,
+    TELL_SECONDS,
+    Meters,
+    tell_hosts,
+    tell_spending,
+    tell_work,
+)
 from raymrc.sweep.workers import end_group, on_this_node, start_group
 
 PATIENCE_SECONDS = 1.0
@@ -86,6 +95,10 @@ class _Asked:
     answered_at: float | None = None
     slowest: float = SLICE_SECONDS
 
+    @property
+    def kind(self) -> str:
+        return "host" if self.crew == SOLO else "group"
+
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
@@ -144,6 +157,7 @@ class Reception:
         self._calling_off: asyncio.TimerHandle | None = None
         self._news = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._meters = Meters(terms.told)
         self._account = account or Account(Budget(), (), time.time(), time.monotonic())
         self._journal = Journal(terms.storage) if account is not None else None
         self._write_now = asyncio.Event()
@@ -169,6 +183,8 @@ class Reception:
                 self._keep_task(self._keep_journal(self._journal), "journal")
             if self._account.budget:
                 self._keep_task(self._guard(), "guard")
+            if self._meters:
+                self._keep_task(self._tell(), "metrics")
         self._board.submit(trial, fold_runs, until, needs, stays=stays)
         self._allow()
         await self._changed()
@@ -217,7 +233,10 @@ class Reception:
                 # A first step reads and sorts the notes: what is long ago counts less and less.
                 asked.slowest = max(FADING * asked.slowest, now - asked.answered_at, SLICE_SECONDS)
                 asked.answered_at = None
-            if self._draining.intersection(nodes) or self._capped:
+            is_evicted = not self._draining.isdisjoint(nodes)
+            if is_evicted or self._capped:
+                if is_evicted:
+                    self._meters.tell(EVICTIONS, 1, kind=asked.kind)
                 self._board.hear(host, reports, now)
                 return Order(evacuate=True)
             self._allow()
@@ -376,6 +395,8 @@ class Reception:
         asked = self._hosts.pop(name, None)
         self._account.end(name, time.monotonic())
         if asked is not None:
+            if died and asked.nodes and not self._closed:
+                self._meters.tell(HOST_DEATHS, 1, kind=asked.kind)
             self._lose(name, asked, died=died)
         await self._changed()
 
@@ -404,6 +425,15 @@ class Reception:
                 del self._hosts[name]
                 asked.end()
                 self._start(asked.crew, max(least, min(asked.size - 1, room)))
+
+    async def _tell(self) -> None:
+        """For dashboards."""
+        while not self._closed:
+            tell_work(self._meters, self._board.crews, self._board.training, self._board.queued)
+            hosts = [(a.kind, "there" if a.nodes else "asked for") for a in self._hosts.values()]
+            tell_hosts(self._meters, hosts, self._account.devices)
+            tell_spending(self._meters, self._account.spent(time.monotonic()), self._account.budget)
+            await asyncio.sleep(TELL_SECONDS)
 
     # --- what is spent ----------------------------------------------------------------------------
 

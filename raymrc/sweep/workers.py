@@ -26,6 +26,7 @@ from raymrc.study.configuration import Backbone
 from raymrc.study.record import Epoch, Event
 from raymrc.sweep.board import Order, Report
 from raymrc.sweep.hosts import Host, HostTerms, LanePool, OpenPool
+from raymrc.sweep.metrics import LaneMeters, Meters
 
 if TYPE_CHECKING:
     from raymrc.training.sharded import Ranks, Saving
@@ -129,6 +130,8 @@ class Member(Host):
     ) -> None:
         super().__init__(open_pool, shared, terms)
         self._ranks = ranks
+        if not self._leads:  # all of them train on the same
+            self._lanes = LaneMeters(Meters())
         self._writing: tuple[str, str, Saving] | None = None
 
     @property

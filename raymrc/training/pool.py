@@ -174,6 +174,10 @@ class Pool:
         """How many of a lane are done."""
         return len(self._seats[key].lane.epochs)
 
+    def tokens(self, key: str) -> int:
+        """That a lane was trained on, as a record counts them."""
+        return self._seats[key].lane.tokens
+
     def pause(self, key: str) -> Record:
         """Drop a lane that has been saved, with what it has come to and cost so far."""
         record = self._record(self._seats[key])

@@ -17,7 +17,8 @@ from raymrc.cli import app
 from tests.paths import ROOT
 
 PAPERS = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], key=lambda path: path.as_posix()
+    [*ROOT.glob("*.md"), *(ROOT / "dashboards").glob("*.md"), *(ROOT / "docs").rglob("*.md")],
+    key=lambda path: path.as_posix(),
 )
 STUDIES = sorted((ROOT / "studies").rglob("*.yaml"))
 COMMANDS = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]

@@ -238,6 +238,11 @@ class ScriptPool:
     def epochs(self, key: str) -> int:
         return self.courses[key].epoch
 
+    def tokens(self, key: str) -> int:
+        course = self.courses[key]
+        record = self.data.record(course.fold_run)
+        return record.tokens * course.epoch // len(record.epochs)
+
     def pause(self, key: str) -> Record:
         course = self.courses.pop(key)
         record = self.data.record(course.fold_run)

@@ -54,7 +54,7 @@ class Cloud:
 
     def __init__(self, folder: Path, max_nodes: int, idle_seconds: float = 12.0) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.address = f"{_own_address()}:{self.port}"
         gpu = {"resources": {"CPU": 1, "GPU": 1}, "node_config": {}, "min_workers": 0}
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
@@ -89,8 +89,8 @@ class Cloud:
             str(Path(sys.executable).parent / "ray"), "start", "--head", f"--port={self.port}",
             "--num-cpus=0", f"--autoscaling-config={self.folder / 'cluster.json'}",
             f"--temp-dir={self.session}", "--include-dashboard=true",
-            f"--dashboard-port={_free_port()}", "--object-store-memory=200000000",
-            f"--ray-client-server-port={_free_port()}",
+            f"--dashboard-port={free_port()}", "--object-store-memory=200000000",
+            f"--ray-client-server-port={free_port()}",
         ]  # fmt: skip
         subprocess.run(
             command, env=self.environment, check=True, stdout=subprocess.DEVNULL,
@@ -160,7 +160,7 @@ def cloud(folder: Path, max_nodes: int) -> Iterator[Cloud]:
         made.stop()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Outside 10002 to 19999, which Ray keeps for its workers."""
     while True:
         with socket.socket() as listener:

@@ -6,7 +6,10 @@ Ray's own autoscaler starts the nodes, because hosts and worker groups ask for d
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,18 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
         yield made
 
 
+def told_by(cluster: Cloud) -> str:
+    """What Prometheus would fetch, from where the cluster's head says that it is."""
+    written = Path(cluster.session) / "prom_metrics_service_discovery.json"
+    targets = [target for group in json.loads(written.read_text()) for target in group["targets"]]
+    told = []
+    for target in targets:
+        with suppress(OSError):  # a node that has just been taken away
+            with urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as answer:
+                told.append(answer.read().decode())
+    return "".join(told)
+
+
 def test_a_study_under_fire_ends_as_one_that_nobody_disturbed(
     growing: Cloud, tmp_path: Path
 ) -> None:
@@ -40,6 +55,9 @@ def test_a_study_under_fire_ends_as_one_that_nobody_disturbed(
     plan = prepare(folder, devices=2, frozen=1, grouped=1, folds=3, epochs=5)
     battle = Battle(growing, folder, ["node"], every=2)
     battle.run()
+    assert "ray_raymrc_fold_runs_ended_total" in told_by(growing), (
+        "asked for by nobody, on a cluster"
+    )
     records = Ledger(str(folder)).records()
     assert len(records) == len({r.key for r in records}) == plan.num_fold_runs == 6
     assert compare(plan, folder, records) == []
