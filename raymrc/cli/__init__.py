@@ -6,7 +6,7 @@
     notes.py     validate, synthesize, score
     plan.py      plan, status
     run.py       run, test
-    report.py    report, simulate
+    report.py    report, compare, export, simulate
     track.py     sync
 
 Codes: 0 done, 1 finished with something failed, 2 the user must change something,

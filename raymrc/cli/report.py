@@ -1,4 +1,4 @@
-"""Commands that read a ledger: report, simulate."""
+"""Commands that read a ledger: report, compare, export, simulate."""
 
 from __future__ import annotations
 
@@ -7,65 +7,80 @@ from typing import Annotated
 
 import typer
 
-from raymrc.cli.answers import conclude_plan, print_conclusions, print_final, summarise_plan
+from raymrc.cli.answers import print_cells, print_final, read_findings
 from raymrc.cli.app import MUST_CHANGE, AsJson, Changes, Study, answer_json, app, print_table, say
-from raymrc.cli.at_hand import (
-    corpus_at_hand,
-    initial_prompt_at_hand,
-    load,
-    read_ledger,
-    transfer_at_hand,
-    weights_at_hand,
-)
+from raymrc.cli.at_hand import load
 
 
 @app.command()
-def report(study: Study, as_json: AsJson = False, changes: Changes = None) -> None:
+def report(
+    study: Study,
+    as_json: AsJson = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write it as a page, STUDY.html, into this folder."),
+    ] = None,
+    changes: Changes = None,
+) -> None:
     """Say who won, and at what cost, from the study's ledger."""
-    from raymrc.study.final import final_scores
-    from raymrc.study.plan import plan_study
-    from raymrc.study.verdict import count_failing, render, to_json
+    findings, unreadable = read_findings(study, changes)
+    if html is not None:
+        from raymrc.report import write
 
-    spec = load(study, changes)
-    records, unreadable = read_ledger(spec)
-    corpus = corpus_at_hand(spec)
-    transfer = transfer_at_hand(spec, corpus)
-    planned = plan_study(
-        spec,
-        corpus,
-        weights_at_hand(spec),
-        transfer=transfer,
-        initial_prompt=initial_prompt_at_hand(spec),
-        places=False,
-    )
-    summaries = summarise_plan(spec, planned, records)
-    conclusions = conclude_plan(spec, summaries, corpus, transfer)
+        say(f"the page: {write(findings, html)}")
     if as_json:
-        finals = final_scores(records, [summary.cell for summary in summaries])
-        answer_json(
-            to_json(summaries)
-            | {
-                "conclusions": conclusions.to_json(),
-                "final_test": [score.to_json() for score in finals],
-            }
-        )
+        answer_json(findings.to_json())
+    elif html is None:
+        print_cells(findings)
+        print_final(findings)
+        for remark in findings.remarks:
+            say(remark)
+    if unreadable:
+        raise typer.Exit(MUST_CHANGE)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="STUDY_A", help="A study's YAML file.")],
+    second: Annotated[Path, typer.Argument(metavar="STUDY_B", help="Another one's.")],
+    as_json: AsJson = False,
+) -> None:
+    """Set two studies' winners against each other, cell by cell."""
+    from raymrc.study.comparison import compare as set_against
+    from raymrc.study.comparison import render
+
+    (one, some), (other, others) = read_findings(first, None), read_findings(second, None)
+    found = set_against(one, other)
+    if as_json:
+        answer_json(found.to_json())
     else:
-        print_table(render(summaries))
-        print_conclusions(conclusions)
-        print_final(records, summaries)
-        for summary in summaries:
-            for reason, times in summary.reasons:
-                say(f"{summary.cell.name}: {times} fold-runs failed: {reason}")
-        failing, most = count_failing(records), spec.failures.close_cell_after
-        for summary, cell_plan in zip(summaries, planned.cells, strict=True):
-            left = cell_plan.num_fold_runs - summary.num_done - summary.num_failed
-            left -= summary.num_spared
-            if most is not None and failing.get(summary.cell, 0) >= most and left > 0:
-                say(
-                    f"{summary.cell.name}: closed, as {most} configurations in a row failed "
-                    f"(failures.close_cell_after); {left} of its fold-runs were not begun, and "
-                    "'raymrc run' tries it again"
-                )
+        print_table(render(found))
+    if some or others:
+        raise typer.Exit(MUST_CHANGE)
+
+
+@app.command()
+def export(
+    study: Study,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write fold_runs.csv and labels.csv there.")
+    ] = None,
+    parquet: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write fold_runs.parquet and labels.parquet there."),
+    ] = None,
+    changes: Changes = None,
+) -> None:
+    """Write the ledger's figures as tables: a row a fold-run, and a row a label of each."""
+    from raymrc.report import write_tables
+
+    wanted = {kind: folder for kind, folder in (("csv", csv), ("parquet", parquet)) if folder}
+    if not wanted:
+        raise typer.BadParameter("say where to: --csv DIR, --parquet DIR or both")
+    findings, unreadable = read_findings(study, changes)
+    for kind, folder in wanted.items():
+        for path in write_tables(findings, folder, kind):
+            say(f"written: {path}")
     if unreadable:
         raise typer.Exit(MUST_CHANGE)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raymrc.cli.answers import conclude_plan, print_conclusions, print_final, summarise_plan
+from raymrc.cli.answers import print_cells, print_final
 from raymrc.cli.app import (
     INTERRUPTED,
     OUT_OF_BUDGET,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from raymrc.study.budget import Spent
     from raymrc.study.configuration import Cell
     from raymrc.study.earlier import RatePrior
+    from raymrc.study.findings import Findings
     from raymrc.study.forecast import Expectations
     from raymrc.study.ledger import Ledger
     from raymrc.study.plan import Plan
@@ -49,14 +50,10 @@ MetricsPort = Annotated[
 @app.command()
 def run(study: Study, changes: Changes = None, metrics_port: MetricsPort = None) -> None:
     """Train what the study's ledger lacks, and print who won."""
-    from raymrc.study.verdict import render
-
     job = _prepare(study, changes)
     # Held-out notes were looked at for what is in both; no host needs to see them.
     outcome = _train(replace(job, data=replace(job.data, test=None)), job.plan, metrics_port)
-    summaries = summarise_plan(job.spec, job.plan, job.ledger.records())
-    print_table(render(summaries))
-    print_conclusions(conclude_plan(job.spec, summaries, job.data.corpus, job.data.transfer))
+    print_cells(_findings(job))
     tell(job.spec, outcome)
 
 
@@ -71,13 +68,12 @@ def final_test(study: Study, changes: Changes = None, metrics_port: MetricsPort 
         raise SpecError(
             f"{study}: the study holds no notes out; give it a final_test, with a corpus or a share"
         )
-    records = job.ledger.records()
-    summaries = summarise_plan(job.spec, job.plan, records)
+    summaries, records = _findings(job).summaries, job.ledger.records()
     final = plan_final_test(job.spec, job.plan, summaries, records, job.data.test)
     outcome = _train(job, final, metrics_port)
     records = job.ledger.records()
     asked = job.data.asked(job.spec.task)
-    print_final(records, summaries)
+    print_final(_findings(job))
     folder = job.spec.folder / "predictions"
     if write_predictions(records, job.data.test, folder, asked.triggers):
         say(f"what was found, as brat: {folder}; what was trained: {job.spec.storage}/adapters")
@@ -94,6 +90,13 @@ class _Job:
     data: StudyData
     ledger: Ledger
     datasets: tuple[Dataset, ...]
+
+
+def _findings(job: _Job) -> Findings:
+    """What its ledger says by now."""
+    from raymrc.study.findings import find
+
+    return find(job.spec, job.plan, job.ledger.records(), job.data.corpus, job.data.transfer)
 
 
 def _prepare(study: Path, changes: list[str] | None) -> _Job:

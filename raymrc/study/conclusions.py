@@ -306,10 +306,33 @@ def _by_fold(fold_runs: Sequence[Record], values: Sequence[float]) -> Array:
     return np.array([math.fsum(of_fold) / len(of_fold) for of_fold in folds.values()])
 
 
+def over_folds(fold_runs: Sequence[Record], values: Sequence[float]) -> Comparison:
+    """A mean over folds and how sure it is: of differences, or of F1 itself, where 0 is none.
+
+    Args:
+        fold_runs: who scored which notes.
+        values: of each.
+
+    Raises:
+        TooFewError: fewer than two folds.
+    """
+    return compare_folds(_by_fold(fold_runs, values))
+
+
+def over_notes(fold_runs: Sequence[Record], others: Sequence[Record]) -> Interval:
+    """Of pooled F1 less that of others on the same notes, were other notes drawn; models as trained.
+
+    Raises:
+        TooFewError: fewer than two notes.
+    """
+    sides = [_pooled_notes(fold_runs), _pooled_notes(others)]
+    return _bootstrap(sides, sorted(sides[0]), {}).interval([1.0, -1.0])
+
+
 def _at_home(frozen: ConfigurationSummary, unfrozen: ConfigurationSummary) -> Comparison | str:
     differences = [u - f for u, f in zip(unfrozen.fold_f1, frozen.fold_f1, strict=True)]
     try:
-        return compare_folds(_by_fold(unfrozen.fold_runs, differences))
+        return over_folds(unfrozen.fold_runs, differences)
     except TooFewError as error:
         return str(error)
 
@@ -563,26 +586,26 @@ def _evidence(judged: Judgement, unfrozen: str, margin: float, over: int) -> str
         return f"Nothing tells how sure it is: {judged.why}."
     where = (
         f"{_tenths(abs(one.difference))} points {'behind' if one.difference > 0 else 'ahead'}, "
-        f"95 % interval of what it is behind by: {_ends(judged.interval)}"
+        f"95 % interval of what it is behind by: {ends(judged.interval)}"
     )
     chances, times = judged.probabilities, f"over {over} comparison{'s' if over > 1 else ''}"
     if judged.outcome == EQUIVALENT:
         return (
-            f"Frozen is {within} of {unfrozen} with a probability of {_chance(chances.within)} ({where}; "
+            f"Frozen is {within} of {unfrozen} with a probability of {chance(chances.within)} ({where}; "
             f"{_p(judged.p_equivalence)} {times})."
         )
     if judged.outcome in (BEHIND, AHEAD):
         further = chances.above if judged.outcome == BEHIND else chances.below
         return (
             f"Frozen is {judged.outcome} ({where}; {_p(judged.p_difference)} {times}), and by more than "
-            f"{100 * margin:g} with a probability of {_chance(further)}."
+            f"{100 * margin:g} with a probability of {chance(further)}."
         )
     alone = ""
     if over > 1 and 0.0 not in judged.interval:
         alone = f"That the interval holds no 0 is not enough where {over} gaps are looked at. "
     return (
-        f"Frozen was {where}: {within} of {unfrozen} with a probability of {_chance(chances.within)}, "
-        f"further behind {_chance(chances.above)}, further ahead {_chance(chances.below)}. "
+        f"Frozen was {where}: {within} of {unfrozen} with a probability of {chance(chances.within)}, "
+        f"further behind {chance(chances.above)}, further ahead {chance(chances.below)}. "
         f"{alone}More notes or more folds would tell."
     )
 
@@ -623,7 +646,7 @@ def _of_size(one: BySize, margin: float) -> str:
     slope = one.fit.slope_interval()
     said = (
         f"{one.corpus}, by size: over {one.num_sizes} sizes a tenfold of parameters changes what frozen is "
-        f"behind by {100 * one.fit.slope:+.1f} points (95 % interval {_ends(slope)})."
+        f"behind by {100 * one.fit.slope:+.1f} points (95 % interval {ends(slope)})."
     )
     parity = one.parity
     if parity.parameters is None or parity.interval.low is None or parity.interval.high is None:
@@ -649,7 +672,7 @@ def render(conclusions: Conclusions) -> RenderableType:
             table.add_column(heading, justify="right", no_wrap=True)
         for winner in conclusions.winners:
             table.add_row(
-                winner.cell, points(winner.f1), _ends(winner.interval), str(winner.num_groups)
+                winner.cell, points(winner.f1), ends(winner.interval), str(winner.num_groups)
             )
         shown.append(table)
     if conclusions.gaps:
@@ -668,11 +691,11 @@ def render(conclusions: Conclusions) -> RenderableType:
                 if chances is not None:
                     likely = (chances.within, chances.above, chances.below)
                     unlikely = (judged.p_difference, judged.p_equivalence)
-                    figures = [*map(_chance, likely), *(f"{p:.2g}" for p in unlikely)]
+                    figures = [*map(chance, likely), *(f"{p:.2g}" for p in unlikely)]
                 table.add_row(
                     one.gap.name + (f" at {site}" if site else ""),
                     points(None if of_gap is None else of_gap.difference),
-                    _ends(judged.interval),
+                    ends(judged.interval),
                     *figures,
                 )
         shown.append(table)
@@ -680,7 +703,7 @@ def render(conclusions: Conclusions) -> RenderableType:
     return Group(*shown)
 
 
-def _ends(interval: Interval) -> str:
+def ends(interval: Interval) -> str:
     if interval.low is None or interval.high is None:
         return "-"
     return f"{_tenths(interval.low)} to {_tenths(interval.high)}"
@@ -690,7 +713,7 @@ def _tenths(value: float) -> str:
     return f"{100 * value + 0.0:.1f}".replace("-0.0", "0.0")
 
 
-def _chance(value: float) -> str:
+def chance(value: float) -> str:
     if value > 0.99:
         return "over 99 %"
     return "under 1 %" if value < 0.01 else f"{100 * value:.0f} %"

@@ -302,6 +302,16 @@ def summarise(
         same: any fold-run of each cell as it is planned now, to tell which basis counts; without
             it the one with the latest record does.
     """
+    kept = choose_records(records, cells, same)
+    return tuple(_summarise_cell(cell, of_cell, num_folds) for cell, of_cell in kept.items())
+
+
+def choose_records(
+    records: Iterable[Record],
+    cells: Sequence[Cell] | None = None,
+    same: Iterable[FoldRun] | None = None,
+) -> dict[Cell, list[Record]]:
+    """Those of cross-validation that `summarise` counts, by cell; see there."""
     bases: dict[Cell, dict[tuple[str, ...], list[Record]]] = {}
     for record in records:
         run = record.fold_run
@@ -313,15 +323,15 @@ def summarise(
     starts = {run.configuration: run.start for run in planned}
     if cells is None:
         cells = sorted(bases, key=lambda cell: cell.name)
-    summaries = []
+    chosen = {}
     for cell in cells:
         by_basis = bases.get(cell, {})
         if cell in wanted:
             kept = by_basis.get(wanted[cell], [])
         else:
             kept = max(by_basis.values(), key=_latest, default=[])
-        summaries.append(_summarise_cell(cell, _of_one_start(kept, starts), num_folds))
-    return tuple(summaries)
+        chosen[cell] = _of_one_start(kept, starts)
+    return chosen
 
 
 def frozen_gaps(summaries: Sequence[CellSummary]) -> tuple[FrozenGap, ...]:
@@ -591,8 +601,8 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
             points(gap.unfrozen_f1),
             points(gap.gap),
             points(gap.gap_sd),
-            _percent(gap.device_share),
-            _percent(gap.adapter_share),
+            percent(gap.device_share),
+            percent(gap.adapter_share),
             gap.unfrozen,
         )
     return Group(*tables, under)
@@ -751,8 +761,8 @@ def _row(summary: CellSummary) -> list[str]:
         points(leader.strict.mean),
         points(leader.strict.sd),
         points(leader.lenient.mean),
-        _percent(leader.trained_share),
-        _bytes(leader.adapter_bytes),
+        percent(leader.trained_share),
+        size_of(leader.adapter_bytes),
         f"{leader.device_seconds:.0f}",
         f"{leader.cost_usd:.4f}",
         f"{summary.num_done}{failed}",
@@ -788,9 +798,9 @@ def points(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.3g} %"
 
 
-def _bytes(size: int) -> str:
+def size_of(size: int) -> str:
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
