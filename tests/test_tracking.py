@@ -420,6 +420,35 @@ def test_a_server_that_hangs_and_then_fails_is_not_waited_for(monkeypatch):
     assert "secret" not in said[0]
 
 
+def test_while_a_study_runs_its_run_says_so_and_the_machine_is_watched(uri, monkeypatch):
+    """By MLflow's own monitor; what it writes is no change of the run."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+
+    def the_study() -> Any:
+        return next(r for r in read_runs(uri).values() if r.data.tags["level"] == "study")
+
+    with MlflowRecorder(Place(uri, "made-up"), records=RECORDS[:2]) as live:
+        until = time.monotonic() + 60
+        while (
+            not live.written or "system/cpu_utilization_percentage" not in the_study().data.metrics
+        ):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert the_study().info.status == "RUNNING"
+        assert the_study().data.metrics["folds_done"] == 2
+        live.record(RECORDS[2])
+    assert not live.behind
+    study = the_study()
+    assert study.info.status == "FINISHED" and study.data.metrics["folds_done"] == 3
+    assert study.data.metrics["system/device_seconds"] == pytest.approx(30.0)
+    assert study.data.metrics["system/peak_memory_megabytes"] == pytest.approx(1000.0)
+    assert study.info.end_time == max(
+        run.info.end_time for run in read_runs(uri).values() if run is not study
+    )
+    assert sync(RECORDS[:3], Place(uri, "made-up")) == 0
+    assert not [t for t in threading.enumerate() if t.name == "SystemMetricsMonitor"]
+
+
 def test_nothing_is_said_to_the_makers_of_mlflow():
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 

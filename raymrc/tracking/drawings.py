@@ -282,7 +282,7 @@ def _system(numbers: Mapping[str, float]) -> dict[str, float]:
         shown["peak_memory_megabytes"] = peak / 1e6
     if seconds := numbers["training_seconds"]:
         shown["tokens_per_second"] = numbers["tokens"] / seconds
-        shown["teraflops_per_second"] = numbers["flops"] / seconds / 1e12
+        shown["gigaflops_per_second"] = numbers["flops"] / seconds / 1e9
     return {f"system/{name}": value for name, value in shown.items()}
 
 
