@@ -8,6 +8,7 @@ servers are MLflow's and PostgreSQL's own.
 
 from __future__ import annotations
 
+import gc
 import glob
 import json
 import os
@@ -27,6 +28,7 @@ from typing import Any
 
 import pandas
 import pytest
+import sqlalchemy
 
 from raymrc.corpora.brat import write_brat
 from raymrc.corpora.note import Corpus
@@ -61,7 +63,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 
 STUDY = """
@@ -443,6 +444,9 @@ def postgresql() -> Iterator[str]:
             time.sleep(0.05)
         yield f"postgresql://raymrc@/postgres?host={folder}"
     finally:
+        for kept in [one for one in gc.get_objects() if isinstance(one, sqlalchemy.Engine)]:
+            if kept.dialect.name == "postgresql":  # MLflow's, which it keeps as long as it lives
+                kept.dispose()
         server.send_signal(signal.SIGINT)
         server.wait()
         shutil.rmtree(folder)
