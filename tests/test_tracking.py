@@ -27,7 +27,7 @@ from raymrc.scoring.counts import Counts
 from raymrc.study.record import Record
 from raymrc.study.verdict import summarise
 from raymrc.tracking import MlflowRecorder, Place, how_to_look, recorder, sync, writers
-from raymrc.tracking.drawings import draw, read_figures
+from raymrc.tracking.drawings import Study, draw, read_figures
 from raymrc.tracking.writers import ClientWriter, DatabaseWriter, open_experiment
 from tests.sweep.making import fold_runs, make_plan, make_record
 
@@ -149,6 +149,23 @@ def test_configurations_show_means_and_cells_their_winner_as_the_verdict_has_it(
             assert drawn.data.metrics["device_seconds"] == pytest.approx(one.device_seconds)
             assert drawn.data.metrics["folds_done"] == 3
             assert drawn.data.params["learning_rate"] == str(one.configuration.learning_rate)
+
+
+def test_in_whatever_order_fold_runs_end_the_drawings_are_the_same():
+    """Else a ledger, which has another order, would be drawn again, and on a server a changed parameter
+    refused for good."""
+    run = RECORDS[0].fold_run
+    records = [replace(r, cost_usd=0.1 * (i + 1)) for i, r in enumerate(RECORDS)]
+    for seed in (4, 5):
+        configuration = replace(run.configuration, seed=seed)
+        final = replace(run, configuration=configuration, fold=0, test_fingerprint="held out")
+        records.append(replace(RECORDS[0], fold_run=final, key=final.key))
+    figures = [read_figures(record) for record in records]
+    drawn = [draw(of, study=Study("made-up")) for of in (figures, figures[::-1])]
+    first, second = ({d.key: d for d in drawings} for drawings in drawn)
+    assert first == second
+    early = {d.key: d for d in draw(figures[-1:], study=Study("made-up"))}
+    assert {k: d.params for k, d in early.items()} == {k: first[k].params for k in early}
 
 
 def test_every_field_of_a_configuration_is_shown_without_being_named():
@@ -418,6 +435,35 @@ def test_a_server_that_hangs_and_then_fails_is_not_waited_for(monkeypatch):
     server.server_close()
     assert live.behind and len(said) == 1
     assert "secret" not in said[0]
+
+
+def test_while_a_study_runs_its_run_says_so_and_the_machine_is_watched(uri, monkeypatch):
+    """By MLflow's own monitor; what it writes is no change of the run."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+
+    def the_study() -> Any:
+        return next(r for r in read_runs(uri).values() if r.data.tags["level"] == "study")
+
+    with MlflowRecorder(Place(uri, "made-up"), records=RECORDS[:2]) as live:
+        until = time.monotonic() + 60
+        while (
+            not live.written or "system/cpu_utilization_percentage" not in the_study().data.metrics
+        ):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert the_study().info.status == "RUNNING"
+        assert the_study().data.metrics["folds_done"] == 2
+        live.record(RECORDS[2])
+    assert not live.behind
+    study = the_study()
+    assert study.info.status == "FINISHED" and study.data.metrics["folds_done"] == 3
+    assert study.data.metrics["system/device_seconds"] == pytest.approx(30.0)
+    assert study.data.metrics["system/peak_memory_megabytes"] == pytest.approx(1000.0)
+    assert study.info.end_time == max(
+        run.info.end_time for run in read_runs(uri).values() if run is not study
+    )
+    assert sync(RECORDS[:3], Place(uri, "made-up")) == 0
+    assert not [t for t in threading.enumerate() if t.name == "SystemMetricsMonitor"]
 
 
 def test_nothing_is_said_to_the_makers_of_mlflow():

@@ -1,13 +1,15 @@
 """Promise: a real study can be looked at, asked and served from with what people have: MLflow's server, its
 UI, its registry, and PostgreSQL.
 
-Each could fail alone and the rest look well: a column that sorts as text, a dataset that is linked to nothing, a
-model that loads and finds something else. One small study is trained for all of them, by real training;
+Each could fail alone and the rest look well: a column that sorts as text, a dataset that is linked to none,
+a model that loads and finds something else. One small study is trained for all of them, by real training;
 servers are MLflow's and PostgreSQL's own.
 """
 
 from __future__ import annotations
 
+import gc
+import glob
 import json
 import os
 import pwd
@@ -26,6 +28,7 @@ from typing import Any
 
 import pandas
 import pytest
+import sqlalchemy
 
 from raymrc.corpora.brat import write_brat
 from raymrc.corpora.note import Corpus
@@ -60,7 +63,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 
 STUDY = """
@@ -407,8 +409,11 @@ def test_the_ui_opens_on_a_row_a_cell_sorted_by_f1(there: Made, address: str) ->
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[str]:
     """A PostgreSQL of its own on a socket in a folder of its own. It refuses to run as root."""
-    if shutil.which("postgres") is None or shutil.which("initdb") is None:
-        pytest.skip("there is no PostgreSQL here")
+    places = os.pathsep.join([os.environ["PATH"], *glob.glob("/usr/lib/postgresql/*/bin")])
+    programs = [shutil.which(name, path=places) for name in ("initdb", "postgres")]
+    if None in programs:
+        pytest.skip("there is no PostgreSQL here (Debian's package is postgresql)")
+    initdb, postgres = map(str, programs)
     pytest.importorskip("psycopg")
     folder = Path(
         tempfile.mkdtemp(prefix="raymrc-pg-")
@@ -425,11 +430,11 @@ def postgresql() -> Iterator[str]:
         os.chown(folder, user.pw_uid, user.pw_gid)
     data = str(folder / "data")
     subprocess.run(
-        [*become, "initdb", "-D", data, "-A", "trust", "-U", "raymrc", "--no-sync"],
+        [*become, initdb, "-D", data, "-A", "trust", "-U", "raymrc", "--no-sync"],
         check=True, cwd=folder, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     server = subprocess.Popen(
-        [*become, "postgres", "-D", data, "-k", str(folder), "-c", "listen_addresses=", "-F"],
+        [*become, postgres, "-D", data, "-k", str(folder), "-c", "listen_addresses=", "-F"],
         cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -439,6 +444,9 @@ def postgresql() -> Iterator[str]:
             time.sleep(0.05)
         yield f"postgresql://raymrc@/postgres?host={folder}"
     finally:
+        for kept in [one for one in gc.get_objects() if isinstance(one, sqlalchemy.Engine)]:
+            if kept.dialect.name == "postgresql":  # MLflow's, which it keeps as long as it lives
+                kept.dispose()
         server.send_signal(signal.SIGINT)
         server.wait()
         shutil.rmtree(folder)

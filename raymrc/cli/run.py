@@ -22,7 +22,7 @@ from raymrc.cli.app import (
     say,
 )
 from raymrc.cli.at_hand import find_measured, find_workload, load
-from raymrc.cli.track import register_models
+from raymrc.cli.track import attach_page, register_models
 
 if TYPE_CHECKING:
     from raymrc.study.budget import Spent
@@ -53,7 +53,9 @@ def run(study: Study, changes: Changes = None, metrics_port: MetricsPort = None)
     job = _prepare(study, changes)
     # Held-out notes were looked at for what is in both; no host needs to see them.
     outcome = _train(replace(job, data=replace(job.data, test=None)), job.plan, metrics_port)
-    print_cells(_findings(job))
+    findings = _findings(job)
+    print_cells(findings)
+    attach_page(findings)
     tell(job.spec, outcome)
 
 
@@ -73,10 +75,12 @@ def final_test(study: Study, changes: Changes = None, metrics_port: MetricsPort 
     outcome = _train(job, final, metrics_port)
     records = job.ledger.records()
     asked = job.data.asked(job.spec.task)
-    print_final(_findings(job))
+    findings = _findings(job)
+    print_final(findings)
     folder = job.spec.folder / "predictions"
     if write_predictions(records, job.data.test, folder, asked.triggers):
         say(f"what was found, as brat: {folder}; what was trained: {job.spec.storage}/adapters")
+    attach_page(findings)
     register_models(job.spec, records, job.data.corpus)
     tell(job.spec, outcome)
 

@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING
 import typer
 
 from raymrc.cli.app import DONE, MUST_CHANGE, Changes, Study, app, say
-from raymrc.cli.at_hand import corpus_at_hand, load, read_ledger, test_at_hand, transfer_at_hand
+from raymrc.cli.at_hand import (
+    corpus_at_hand,
+    initial_prompt_at_hand,
+    load,
+    read_ledger,
+    test_at_hand,
+    transfer_at_hand,
+    weights_at_hand,
+)
 from raymrc.errors import RaymrcError
 
 if TYPE_CHECKING:
     from raymrc.corpora.note import Corpus
+    from raymrc.study.findings import Findings
     from raymrc.study.record import Record
     from raymrc.study.spec import Spec
 
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
 @app.command()
 def sync(study: Study, changes: Changes = None) -> None:
     """Write into MLflow what it lacks of the study's ledger."""
+    from raymrc.study.findings import find
     from raymrc.study.plan import plan_study
     from raymrc.tracking import Place, describe_datasets, how_to_look
     from raymrc.tracking import sync as catch_up
@@ -30,15 +40,36 @@ def sync(study: Study, changes: Changes = None) -> None:
         say(f"the ledger in {spec.storage} holds no fold-run yet; 'raymrc run' comes first")
         raise typer.Exit(MUST_CHANGE if unreadable else DONE)
     corpus = corpus_at_hand(spec)
-    planned = plan_study(spec, corpus, places=False)
     sites, held_out = transfer_at_hand(spec, corpus), test_at_hand(spec, corpus)
+    planned = plan_study(
+        spec,
+        corpus,
+        weights_at_hand(spec),
+        transfer=sites,
+        initial_prompt=initial_prompt_at_hand(spec),
+        places=False,
+    )
     datasets = describe_datasets(spec, corpus, sites, held_out)
     written = catch_up(records, Place.of(spec), planned.holds, datasets)
     say(f"{written} MLflow runs written or changed, of {len(records)} fold-runs in the ledger")
+    attach_page(find(spec, planned, records, corpus, sites))
     register_models(spec, records, corpus)
     say(how_to_look(Place.of(spec)))
     if unreadable:
         raise typer.Exit(MUST_CHANGE)
+
+
+def attach_page(findings: Findings) -> None:
+    """The report's page, in the study's folder and with its run in MLflow. Trouble is said, and is no end."""
+    from raymrc.report import write
+    from raymrc.tracking import Place, attach
+
+    try:
+        page = write(findings, findings.spec.folder / "report")
+        say(f"the report as a page: {page}")
+        attach([page], Place.of(findings.spec))
+    except RaymrcError as error:
+        say(str(error))
 
 
 def register_models(spec: Spec, records: Sequence[Record], corpus: Corpus | None) -> None:

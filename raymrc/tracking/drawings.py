@@ -5,6 +5,7 @@ records -> figures -> drawings        (study > cell > configuration > fold-run)
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -202,6 +203,10 @@ def draw(
     for figures in all_figures:
         configurations = cells.setdefault(figures.cell_key, {})
         configurations.setdefault(figures.configuration_key, []).append(figures)
+    for configurations in cells.values():
+        for folds in configurations.values():
+            # Whoever came first must make no difference: a drawing is compared by its digest.
+            folds.sort(key=lambda f: (f.fold, f.configuration.seed))
     drawings = []
     if study is not None and wanted:
         drawings.append(_draw_study(study, cells))
@@ -213,11 +218,7 @@ def draw(
         for key, folds in configurations.items():
             if any(f.key in wanted for f in folds):
                 drawings.append(_draw_configuration(key, cell_key, names[key], folds))
-                drawings += [
-                    _draw_fold_run(f, key, names[key])
-                    for f in sorted(folds, key=lambda f: f.fold)
-                    if f.key in wanted
-                ]
+                drawings += [_draw_fold_run(f, key, names[key]) for f in folds if f.key in wanted]
     return drawings
 
 
@@ -261,7 +262,7 @@ def _pool(folds: Sequence[Figures]) -> dict[str, float]:
         values = [numbers[name] for numbers in done if name in numbers]
         if name in SUMMED or name.endswith(("_tp", "_fp", "_fn")):
             # What a failed fold cost was paid all the same.
-            pooled[name] = sum(f.numbers.get(name, 0.0) for f in folds)
+            pooled[name] = math.fsum(f.numbers.get(name, 0.0) for f in folds)
         elif name in LARGEST:
             pooled[name] = max(values)
         else:
@@ -282,7 +283,7 @@ def _system(numbers: Mapping[str, float]) -> dict[str, float]:
         shown["peak_memory_megabytes"] = peak / 1e6
     if seconds := numbers["training_seconds"]:
         shown["tokens_per_second"] = numbers["tokens"] / seconds
-        shown["teraflops_per_second"] = numbers["flops"] / seconds / 1e12
+        shown["gigaflops_per_second"] = numbers["flops"] / seconds / 1e9
     return {f"system/{name}": value for name, value in shown.items()}
 
 
@@ -317,6 +318,9 @@ def _draw_fold_run(figures: Figures, parent: str, name: str) -> Drawing:
 
 def _draw_configuration(key: str, parent: str, name: str, folds: Sequence[Figures]) -> Drawing:
     configuration = folds[0].configuration
+    params = _describe(configuration)
+    if folds[0].is_test:
+        del params["seed"]  # each of its fold-runs has another, and a parameter can never change
     return _draw_group(
         key,
         parent,
@@ -327,7 +331,7 @@ def _draw_configuration(key: str, parent: str, name: str, folds: Sequence[Figure
             "configuration_id": configuration.id,
             **_cell_tags(configuration.cell),
         },
-        params=_describe(configuration),
+        params=params,
         numbers=_pool(folds),
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -73,7 +74,8 @@ def register(records: Iterable[Record], spec: Spec, corpus: Corpus) -> list[str]
             runs = ClientWriter(client, experiment.experiment_id).standing(
                 "tags.level = 'fold-run'"
             )
-            for finals in final_records(records).values():
+            by_cell = final_records(records)
+            for finals in (by_cell[cell] for cell in sorted(by_cell, key=lambda cell: cell.name)):
                 record = finals[0]
                 run = runs.get(record.key)
                 if (
@@ -193,22 +195,25 @@ def _describe(finals: list[Record]) -> dict[str, str]:
 
 def _save_model(target: Path, data: Path, logged: Any, run_id: str, asked: Asked) -> None:
     """An MLflow model without a pickle: a module that loads, and what it loads."""
-    from mlflow.models import Model, ModelSignature
-    from mlflow.pyfunc import save_model
-    from mlflow.types import ColSpec, Schema
-
     given = [TEXT] if asked.labels else [TEXT, SPANS]
-    signature = ModelSignature(
-        Schema([ColSpec("string", name) for name in given]), Schema([ColSpec("string", FOUND)])
-    )
-    save_model(
-        target,
-        loader_module="raymrc.tracking.serving",
-        data_path=data,
-        signature=signature,
-        # Not found out by loading it, which would take seconds a model.
-        pip_requirements=[f"raymrc=={raymrc.__version__}"],
-        mlflow_model=Model(
-            artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id
-        ),
-    )
+    with warnings.catch_warnings():
+        # That it has no example: that would be a note. And MLflow warns of its own modules.
+        warnings.simplefilter("ignore", UserWarning)
+        from mlflow.models import Model, ModelSignature
+        from mlflow.pyfunc import save_model
+        from mlflow.types import ColSpec, Schema
+
+        save_model(
+            target,
+            loader_module="raymrc.tracking.serving",
+            data_path=data,
+            signature=ModelSignature(
+                Schema([ColSpec("string", name) for name in given]),
+                Schema([ColSpec("string", FOUND)]),
+            ),
+            # Not found out by loading it, which would take seconds a model.
+            pip_requirements=[f"raymrc=={raymrc.__version__}"],
+            mlflow_model=Model(
+                artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id
+            ),
+        )

@@ -238,10 +238,13 @@ class DatabaseWriter:
 
         self.experiment_id = experiment_id
         self.artifact_location = artifact_location
-        self.engine = sqlalchemy.create_engine(tracking_uri)
-        self.dialect = self.engine.dialect.name
-        if self.dialect == "sqlite":
-            self.engine = sqlalchemy.create_engine(tracking_uri, connect_args={"timeout": 60})
+        self.dialect = sqlalchemy.make_url(tracking_uri).get_backend_name()
+        self.engine = sqlalchemy.create_engine(
+            tracking_uri,
+            connect_args={"timeout": 60} if self.dialect == "sqlite" else {},
+            # A connection a batch: one that is kept would be dead after a restart of the database.
+            poolclass=sqlalchemy.NullPool,
+        )
         metadata = sqlalchemy.MetaData()
         try:
             metadata.reflect(self.engine, only=list(self.TABLES))
