@@ -35,6 +35,9 @@ may refuse before hosts are closed. Between them a lease is `LEASE_SHARE` of the
 
 LEASE_SHARE = 0.01
 
+START_SECONDS = 20.0
+"""A host that was asked for may have been there for so long, at most, before it says its first word."""
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -347,18 +350,32 @@ class Account:
         self.began = max([now, *(e.began + e.seconds for e in self._others)])
         self._began_at = moment
         self._held: dict[str, tuple[float, float]] = {}
+        self._asked: dict[str, tuple[float, float]] = {}
+        self._slowest_start = 0.0
         self._gone = 0.0
         self._paid_until = -math.inf
         self._paid_devices = self._paid_for = 0.0
 
     # --- hosts ------------------------------------------------------------------------------------
 
-    def start(self, host: str, devices: float, moment: float) -> None:
-        """A host holds devices, since this moment."""
+    def ask(self, host: str, devices: float, moment: float) -> None:
+        """A host was asked for. Since when it holds devices is known when it has said a word; until then
+        what it may hold already is kept free below the limits."""
+        self._asked[host] = (devices, moment)
+
+    def start(self, host: str, devices: float, moment: float, took: float = 0.0) -> None:
+        """A host holds devices, since this moment.
+
+        Args:
+            took: seconds since then, until it could say so.
+        """
+        self._asked.pop(host, None)
+        self._slowest_start = max(self._slowest_start, took)
         self._held.setdefault(host, (devices, moment))
 
     def end(self, host: str, moment: float) -> None:
         """It is gone."""
+        self._asked.pop(host, None)
         devices, since = self._held.pop(host, (0.0, moment))
         self._gone += devices * max(0.0, moment - since)
 
@@ -408,9 +425,18 @@ class Account:
     def limit_left(self, moment: float) -> float:
         """The same, by the limits alone."""
         left = self.left(moment)
-        if self.devices:
-            return min(left.wall_seconds, left.device_seconds / self.devices)
-        return left.wall_seconds if left.device_seconds > 0 else left.device_seconds
+        seconds = left.device_seconds - self._coming_up(moment)
+        devices = self.devices + sum(devices for devices, _ in self._asked.values())
+        if devices:
+            return min(left.wall_seconds, seconds / devices)
+        return left.wall_seconds if seconds > 0 else seconds
+
+    def _coming_up(self, moment: float) -> float:
+        """Device-seconds that those which were asked for may have held by now."""
+        return sum(
+            devices * min(START_SECONDS, max(0.0, moment - since))
+            for devices, since in self._asked.values()
+        )
 
     def seconds_left_of_budget(self, moment: float) -> float:
         """How long a device could be held before a limit is reached; 0 or less where one is."""
@@ -434,10 +460,13 @@ class Account:
         if not self.budget:
             return True
         charged = self._paid_for - self.device_seconds(moment)
+        left = self.left(moment).device_seconds - self._coming_up(moment)
         return (
             devices <= self._paid_devices + 1e-9
             and self.is_counted(moment)
-            and min(charged, self.left(moment).device_seconds) >= WRITE_SECONDS * devices
+            and charged >= WRITE_SECONDS * devices
+            # One that would be closed before it has started is not worth asking for.
+            and left >= max(WRITE_SECONDS, self._slowest_start) * devices
         )
 
     # --- the journal ------------------------------------------------------------------------------

@@ -210,7 +210,9 @@ class Reception:
         """
         asked = self._hosts.get(host)
         if asked is not None:
-            self._account.start(host, asked.devices, max(asked.since, time.monotonic() - age))
+            now = time.monotonic()
+            since = max(asked.since, now - age)
+            self._account.start(host, asked.devices, since, now - since)
 
     async def close_cell(self, cell: Cell) -> None:
         """See `Board.close_cell`."""
@@ -360,6 +362,7 @@ class Reception:
             running = start_group(name, size, here, self._open_pool, self._shared, self._terms)
             devices = self._terms.devices(crew, size)
             self._hosts[name] = _Asked(crew, lambda: end_group(running), size=size, devices=devices)
+        self._account.ask(name, self._hosts[name].devices, self._hosts[name].since)
         if not any(task.get_name() == "survey" for task in self._tasks):
             self._keep_task(self._survey(), "survey")
         self._keep_task(self._watch(name, running), kind)

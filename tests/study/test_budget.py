@@ -18,6 +18,7 @@ from raymrc.errors import LedgerError
 from raymrc.study.budget import (
     LEAST_LEASE,
     MOST_LEASE,
+    START_SECONDS,
     WRITE_SECONDS,
     Account,
     Budget,
@@ -147,6 +148,32 @@ def test_no_more_devices_than_a_lease_was_written_for(tmp_path):
     write(journal, account, NOW, 0.0, devices=2.0)
     assert account.covers(2.0, 1.0) and not account.covers(2.5, 1.0)
     assert not account.covers(2.0, MOST_LEASE + 1), "an old lease covers nothing"
+
+
+def test_a_host_that_comes_up_slowly_is_closed_before_the_cap_although_nobody_has_heard_of_it(
+    tmp_path,
+):
+    """From its first word on it is charged for its start, which had been hidden until then."""
+    account = open_account(Journal(str(tmp_path)), Budget(device_hours=60 / 3600), NOW, 0.0)
+    account.ask("a", 2.0, 0.0)
+    assert account.device_seconds(14.0) == 0
+    assert account.limit_left(14.0) == pytest.approx((60 - 28) / 2)
+    account.start("a", 2.0, 0.0, took=14.0)
+    assert account.limit_left(14.0) == pytest.approx((60 - 28) / 2)
+    account.ask("waits for a machine", 1.0, 14.0)
+    account.ask("is called off", 1.0, 14.0)
+    account.end("is called off", 20.0)
+    assert account.limit_left(16.0) == pytest.approx((60 - 32 - 2) / 3)
+    account.end("a", 16.0)
+    assert account.limit_left(1e6) == pytest.approx(60 - 32 - START_SECONDS)
+    account.end("waits for a machine", 1e6)
+    assert account.limit_left(1e6) == math.inf
+    account.paid(Entry("d", NOW, lease=60.0, ahead_device_seconds=60.0), 1e6, 2.0)
+    assert account.covers(2.0, 1e6 + 1), "28 are left"
+    account.start("b", 1.0, 1e6, took=14.0)
+    account.end("b", 1e6 + 1)
+    assert not account.covers(2.0, 1e6 + 1), "two more would not have started before they had to go"
+    assert account.covers(1.0, 1e6 + 1)
 
 
 def test_a_lease_is_a_hundredth_of_the_budget_within_bounds():

@@ -425,13 +425,13 @@ class Battle:
         node = draw.choice(sorted(nodes))
         if what == "reclaim":
             self.cloud.warn(node, 10.0)
-            threading.Timer(10.0, lambda: _kill(nodes[node])).start()
+            threading.Timer(10.0, lambda: kill_all(nodes[node])).start()
         else:
-            _kill(nodes[node])
+            kill_all(nodes[node])
         return f"node {node[-6:]}"
 
 
-def _kill(process: psutil.Process) -> None:
+def kill_all(process: psutil.Process) -> None:
     """A machine that is switched off: the raylet and all that runs below it."""
     with suppress(psutil.Error):
         below = process.children(recursive=True)
@@ -441,8 +441,8 @@ def _kill(process: psutil.Process) -> None:
                 child.kill()
 
 
-def compare(plan: Plan, folder: Path, records: Sequence[Record]) -> list[str]:
-    """Fold-runs whose record is not what undisturbed training in one process comes to."""
+def train_alone(plan: Plan) -> list[Record]:
+    """What undisturbed training in this process comes to, of every fold-run."""
     from raymrc.model.backbones import load
     from raymrc.training.trainer import train_fold_run
     from tests.sweep.making import fold_runs
@@ -450,24 +450,32 @@ def compare(plan: Plan, folder: Path, records: Sequence[Record]) -> list[str]:
 
     data = make_data(make_notes(), plan.folds)
     loaded = load(plan.cells[0].cell.backbone)
-    by_key = {record.key: record for record in records}
-    differing = []
-    for run in fold_runs(plan):
-        mine, alone = by_key.get(run.key), train_fold_run(run, data, loaded)
-        same = (
-            mine is not None
-            and mine.status == "done"
-            and mine.tokens == alone.tokens
-            and len(mine.epochs) == len(alone.epochs)
-            and all(
-                abs(a.loss - b.loss) <= 1e-4 + 1e-3 * abs(b.loss)
-                for a, b in zip(mine.epochs, alone.epochs, strict=True)
-            )
-            and (run.configuration.cell.strategy == "soft_prompt" or mine.notes == alone.notes)
+    return [train_fold_run(run, data, loaded) for run in fold_runs(plan)]
+
+
+def trained_alike(mine: Record, alone: Record) -> bool:
+    """Whether a record is what undisturbed training comes to, in so far as processes add up alike."""
+    trains_backbone = mine.fold_run.configuration.cell.strategy == "soft_prompt"
+    return (
+        mine.status == "done"
+        and mine.tokens == alone.tokens
+        and len(mine.epochs) == len(alone.epochs)
+        and all(
+            abs(a.loss - b.loss) <= 1e-4 + 1e-3 * abs(b.loss)
+            for a, b in zip(mine.epochs, alone.epochs, strict=True)
         )
-        if not same:
-            differing.append(run.key)
-    return differing
+        and (trains_backbone or mine.notes == alone.notes)
+    )
+
+
+def compare(plan: Plan, records: Sequence[Record]) -> list[str]:
+    """Fold-runs whose record is not what undisturbed training in one process comes to."""
+    by_key = {record.key: record for record in records}
+    return [
+        alone.key
+        for alone in train_alone(plan)
+        if alone.key not in by_key or not trained_alike(by_key[alone.key], alone)
+    ]
 
 
 def wait_until(true: Callable[[], bool], seconds: float) -> bool:
@@ -492,7 +500,7 @@ def main(place: Path) -> int:
         left = wait_until(lambda: not made.nodes(), 120)
     records = Ledger(str(folder / "study")).records()
     courses = read_log(folder / "study" / "log")
-    differing = compare(plan, folder / "study", records)
+    differing = compare(plan, records)
     epochs = sum(len(record.epochs) for record in records)
     again = {key: course for key, course in courses.items() if course.begun > 1}
     lines = [

@@ -60,7 +60,7 @@ def test_a_study_under_fire_ends_as_one_that_nobody_disturbed(
     )
     records = Ledger(str(folder)).records()
     assert len(records) == len({r.key for r in records}) == plan.num_fold_runs == 6
-    assert compare(plan, folder, records) == []
+    assert compare(plan, records) == []
     courses = read_log(folder / "log")
     assert max(course.most_redone for course in courses.values()) <= 1, "an epoch at most"
     assert battle.most_nodes == 2

@@ -1,0 +1,733 @@
+"""One study after another on a small cluster, each under strikes that are drawn from its seed.
+
+    seed -> Draw (study, strikes, when) -> run to its end, whatever it takes -> checks -> Outcome
+
+What is struck follows from the seed. When it is struck is told by what was trained by then, so that a busy
+machine is struck in the same places; what just then runs there is not the same twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from raymrc.study.budget import Entry, Journal, add_up
+from raymrc.study.files import open_files
+from raymrc.study.ledger import ENDINGS, Ledger
+from raymrc.study.record import Record
+from tests.chaos.study import ANSWER, EPOCHS, RATES, Terms, script, true_time
+from tests.paths import ROOT
+from tests.s3_server import HAS_MOTO, S3Server
+from tests.sweep.making import fold_runs, warn_node
+from tests.sweep.rehearsal import kill_all, train_alone, trained_alike
+
+STRIKES = (
+    "trial", "host", "board", "node", "reclaim", "kill", "terminate", "interrupt", "head", "outage",
+    "second",
+)  # fmt: skip
+"""The process of a trial, a host or the board; a machine without and with a notice; the driver by SIGKILL,
+SIGTERM and SIGINT; all machines and the driver; the storage for some seconds; a second driver beside the
+first."""
+
+OURS = {"trial": "ray::ImplicitFunc", "host": "ray::Host", "board": "ray::Reception"}
+"""By what is struck, how Ray names its process."""
+
+DISK_BYTES = 8 * 2**20
+LOOK_SECONDS = 0.2
+MOST_SECONDS = 420.0
+MOST_DRIVERS = 20
+
+DONE, FAILED, REFUSED, CAPPED, INTERRUPTED = 0, 1, 2, 3, 130
+
+LEASE_SECONDS = 60.0
+"""Device-seconds that a driver that is killed is charged for nothing, of two devices."""
+
+PROCESS_SECONDS = 0.5
+"""By which a process is seen too late from outside, or too long."""
+
+
+# --- what is drawn ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """
+    Args:
+        share: of the study's epochs that were trained by then, those trained twice with them.
+        delay: seconds after that.
+        seconds: that it lasts, or its notice.
+    """
+
+    what: str
+    share: float
+    delay: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What a seed comes to.
+
+    Args:
+        storage: "folder", "disk" (a file system of its own, which is filled up in an outage) or "s3".
+        cap_share: of what an undisturbed study would take; None: no budget.
+        goes_on: with a larger budget, after the cap.
+    """
+
+    seed: int
+    is_real: bool
+    raced: bool
+    seconds: float
+    save_seconds: float
+    storage: str
+    cap_share: float | None
+    expects: bool
+    goes_on: bool
+    clock: tuple[tuple[float, float], ...]
+    strikes: tuple[Strike, ...]
+
+    @classmethod
+    def of(cls, seed: int, seconds: float, kinds: Sequence[str]) -> Draw:
+        draw = random.Random(seed)
+        is_real = draw.random() < 0.25
+        raced = not is_real and draw.random() < 0.5
+        storage = draw.choices(kinds, [8, 2, 2][: len(kinds)])[0]
+        cap_share = draw.uniform(0.4, 1.3) if draw.random() < 0.35 else None
+        strikes = []
+        for _ in range(draw.choice((1, 1, 2, 2, 3, 4))):
+            share = draw.choice((0.0, draw.uniform(0.0, 0.9)))
+            delay = draw.uniform(0.0, 8.0 if share == 0 else 1.0)
+            strikes.append(Strike(draw.choice(STRIKES), share, delay, draw.uniform(2.0, 8.0)))
+        odd = (0.0, 0.0, 0.0, -7200.0, 86400.0)
+        clock = tuple((draw.choice(odd), draw.choice(odd)) for _ in range(3))
+        return cls(
+            seed, is_real, raced, seconds, draw.choice((0.0, 5.0)), storage, cap_share,
+            draw.random() < 0.5, draw.random() < 0.5, clock,
+            tuple(sorted(strikes, key=lambda strike: strike.share)),
+        )  # fmt: skip
+
+    @property
+    def device_seconds(self) -> float:
+        """That the study would take undisturbed, roughly: twelve fold-runs, and two hosts' starts."""
+        return 12 * self.seconds + 10.0
+
+    @property
+    def cap(self) -> float | None:
+        if self.cap_share is None:
+            return None
+        lost = sum(strike.what in ("kill", "head") for strike in self.strikes)
+        return self.cap_share * self.device_seconds + lost * LEASE_SECONDS
+
+
+# --- where it runs ---------------------------------------------------------------------------------
+
+
+class Ground:
+    """A head without devices and two machines of one core each; and what starts drivers.
+
+    Args:
+        folder: for a tiny backbone, and a disk that can be full.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._cluster: Any = None
+        self._s3: S3Server | None = None
+        self.codes: dict[int, int] = {}
+        self._started: list[int] = []
+        self._heard = threading.Condition()
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.chaos.study"],
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        assert self._server.stdout is not None
+        assert self._server.stdout.readline() == "ready\n"
+        threading.Thread(target=self._hear, daemon=True).start()
+
+    def _hear(self) -> None:
+        assert self._server.stdout is not None
+        for line in self._server.stdout:
+            pid, word = line.split()
+            with self._heard:
+                if word == "started":
+                    self._started.append(int(pid))
+                else:
+                    self.codes[int(pid)] = int(word)
+                self._heard.notify_all()
+
+    def start_driver(self, folder: Path, number: int) -> int:
+        """Its process id."""
+        assert self._server.stdin is not None
+        with self._heard:
+            self._server.stdin.write(f"{folder} {self.cluster.address} {number}\n")
+            self._server.stdin.flush()
+            assert self._heard.wait_for(lambda: self._started, 30), "no driver can be started"
+            return self._started.pop()
+
+    @property
+    def cluster(self) -> Any:
+        tries = 0
+        while self._cluster is None or len(self._cluster.worker_nodes) < 2:
+            try:
+                self._grow()
+            except Exception:  # Ray's own patience, on a machine that is busy
+                tries += 1
+                if tries > 5:
+                    raise
+                if self._cluster is not None and not self._cluster.worker_nodes:
+                    self.lose_all()
+        return self._cluster
+
+    def _grow(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        if self._cluster is None:
+            head = {"num_cpus": 0, "include_dashboard": False}
+            self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster.add_node(num_cpus=1)
+
+    @property
+    def s3(self) -> S3Server:
+        if self._s3 is None:
+            self._s3 = S3Server()
+        return self._s3
+
+    def raylets(self) -> dict[int, Any]:
+        """Every machine by its raylet's process."""
+        if self._cluster is None:
+            return {}
+        found = {}
+        for node in [*self._cluster.worker_nodes, self._cluster.head_node]:
+            # One that is just being lost has none any more.
+            for raylet in node.all_processes.get("raylet", ()) if node is not None else ():
+                found[raylet.process.pid] = node
+        return found
+
+    def processes(self, what: str) -> list[psutil.Process]:
+        """Of this cluster's trials, hosts or board."""
+        raylets = self.raylets()
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.ppid() in raylets and OURS[what] in " ".join(process.cmdline()[:1]):
+                    found.append(process)
+        return found
+
+    def lose_node(self, node: Any) -> None:
+        """A machine that is switched off."""
+        for pid, of in self.raylets().items():
+            if of is node:
+                kill_all(psutil.Process(pid))
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def lose_all(self) -> None:
+        for node in [*self._cluster.worker_nodes, self._cluster.head_node]:
+            with suppress(Exception):  # what is half gone already says so
+                self.lose_node(node)
+        self._cluster = None
+
+    @cached_property
+    def alone(self) -> dict[str, Record]:
+        """What undisturbed training of the real study comes to."""
+        return {record.key: record for record in train_alone(real_terms(self).plan)}
+
+    @cached_property
+    def tiny(self) -> Path:
+        from tests.model.tiny import tiny_checkpoint
+
+        return Path(tiny_checkpoint("bert", self.folder / "tiny"))
+
+    def close(self) -> None:
+        self._server.kill()
+        self._server.communicate()
+        if self._s3 is not None:
+            self._s3.close()
+        if self._cluster is not None:
+            self._cluster.shutdown()
+
+
+def real_terms(ground: Ground) -> Terms:
+    return Terms("", str(ground.tiny), 0.0, False, 0.0, None, False)
+
+
+class Disk:
+    """A small file system, where this machine lets us mount one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)], check=True
+        )
+
+    def fill(self) -> None:
+        with suppress(OSError), (self.folder / "full").open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+
+    def free(self) -> None:
+        (self.folder / "full").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        subprocess.run(["umount", "-l", str(self.folder)], check=False)
+
+
+def can_mount(folder: Path) -> bool:
+    try:
+        Disk(folder / "probe").close()
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return True
+
+
+def kinds_of_storage(folder: Path) -> list[str]:
+    kinds = ["folder", *(["disk"] if can_mount(folder) else []), *(["s3"] if HAS_MOTO else [])]
+    shutil.rmtree(folder / "probe", ignore_errors=True)
+    return kinds
+
+
+class Watch(threading.Thread):
+    """How long hosts hold their devices, seen from outside; each has one core."""
+
+    def __init__(self, ground: Ground) -> None:
+        super().__init__(daemon=True)
+        self._ground = ground
+        self.seen: dict[tuple[int, float], tuple[float, float]] = {}
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(LOOK_SECONDS):
+            now = true_time()
+            for host in self._ground.processes("host"):
+                with suppress(psutil.Error):
+                    name = (host.pid, host.create_time())
+                    self.seen[name] = (self.seen.get(name, (now, now))[0], now)
+
+    @property
+    def device_seconds(self) -> float:
+        """While they were seen to be hosts."""
+        return sum(last - first for first, last in self.seen.values())
+
+
+# --- a run -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """
+    Args:
+        wrong: what is not as it should be; none where all is well.
+        struck: after how many seconds what was struck.
+        held: device-seconds that hosts held.
+        useful: device-seconds of the epochs that the ledger's records are made of, and of their scoring.
+        epochs: in the ledger.
+        trained: epochs that were trained to their end.
+        seen: device-seconds for which hosts were seen from outside.
+    """
+
+    draw: Draw
+    wrong: tuple[str, ...]
+    struck: tuple[tuple[float, str], ...]
+    codes: tuple[int, ...]
+    wall_seconds: float
+    held: float
+    useful: float
+    epochs: int
+    trained: int
+    seen: float
+    capped_at: float | None
+
+    @property
+    def goodput(self) -> float:
+        return self.useful / self.held if self.held else 1.0
+
+    @property
+    def overspend(self) -> float | None:
+        """Beyond the cap, as a share of it; None where none was reached."""
+        if self.draw.cap is None or self.capped_at is None:
+            return None
+        return self.capped_at / self.draw.cap - 1.0
+
+    def line(self) -> dict[str, Any]:
+        drawn = self.draw
+        return {
+            "seed": drawn.seed,
+            "wrong": list(self.wrong),
+            "struck": [[round(at, 1), what] for at, what in self.struck],
+            "study": "real" if drawn.is_real else "raced" if drawn.raced else "grid",
+            "storage": drawn.storage,
+            "save_seconds": drawn.save_seconds,
+            "cap": drawn.cap,
+            "overspend": self.overspend,
+            "clock": [list(of) for of in drawn.clock[: len(self.codes)]],
+            "codes": list(self.codes),
+            "wall_seconds": round(self.wall_seconds, 1),
+            "held": round(self.held, 2),
+            "seen": round(self.seen, 2),
+            "useful": round(self.useful, 2),
+            "goodput": round(self.goodput, 4),
+            "epochs": self.epochs,
+            "trained": self.trained,
+        }
+
+
+@dataclass
+class Battle:
+    """A study that is run until it says that it is over, while things are taken away."""
+
+    ground: Ground
+    draw: Draw
+    folder: Path
+    struck: list[tuple[float, str]] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    _drivers: list[int] = field(default_factory=list)
+    _number: int = 0
+    _later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    _disk: Disk | None = None
+    _log: list[tuple[float, str, str, int, float]] = field(default_factory=list)
+    _read: int = 0
+    _two: bool = False
+    _away: int = 0
+
+    def run(self) -> Outcome:
+        self.folder.mkdir(parents=True)
+        (self.folder / "trained").mkdir()
+        self.terms = self._terms(self.draw.cap)
+        self.terms.write(self.folder)
+        watch = Watch(self.ground)
+        watch.start()
+        self._began = true_time()
+        capped_at = None
+        try:
+            self._fight(list(self.draw.strikes))
+            if self.codes[-1:] == [CAPPED]:
+                self._check_ledger(is_whole=False)
+                capped_at = self._check_budget(watch)
+                if self.draw.goes_on:
+                    self.terms = self._terms(20 * self.draw.device_seconds + 20 * LEASE_SECONDS)
+                    self.terms.write(self.folder)
+                    self._fight([])
+            self._await_end_of_processes()
+        finally:
+            watch.over.set()
+            watch.join()
+            self._heal()
+            for pid in self._drivers:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        wall = true_time() - self._began
+        self._hear_log()
+        self._check_ledger(is_whole=self.codes[-1:] == [DONE])
+        self._check_budget(watch)
+        self._check_twice()
+        outcome = self._outcome(watch, wall, capped_at)
+        if self._disk is not None:
+            self._disk.close()
+        return outcome
+
+    def _terms(self, cap: float | None) -> Terms:
+        if self.draw.storage == "s3":
+            storage = self.ground.s3.storage(f"run-{self.draw.seed}-{int(true_time())}")
+        else:
+            storage = str(self.folder / "storage")
+        if hasattr(self, "terms"):
+            storage = self.terms.storage
+        elif self.draw.storage == "disk":
+            self._disk = Disk(self.folder / "storage")
+        elif self.draw.storage == "folder":
+            (self.folder / "kept").mkdir()
+            self._point_storage_at("kept")
+        tiny = str(self.ground.tiny) if self.draw.is_real else ""
+        return Terms(
+            storage, tiny, self.draw.seconds, self.draw.raced, self.draw.save_seconds, cap,
+            self.draw.expects, self.draw.clock,
+        )  # fmt: skip
+
+    # --- strikes ----------------------------------------------------------------------------------
+
+    def _fight(self, waiting: list[Strike]) -> None:
+        """Until a driver says that there is nothing left to do, or nothing left to do it with."""
+        began = time.monotonic()
+        due_at: float | None = None
+        while True:
+            if time.monotonic() - began > MOST_SECONDS or self._number > MOST_DRIVERS:
+                self.wrong.append(f"no end after {self._number} drivers")
+                return
+            self._bury()
+            if not self._drivers:
+                over = self.codes[-1:] in ([DONE], [CAPPED])
+                if over and not self._later:
+                    return
+                if not over:
+                    self._start_driver()
+            self._hear_log()
+            for at, action in list(self._later):
+                if time.monotonic() >= at:
+                    self._later.remove((at, action))
+                    action()
+            if waiting:
+                trained = sum(line[1] == "epoch" for line in self._log)
+                if due_at is None and trained >= waiting[0].share * 12 * EPOCHS:
+                    due_at = time.monotonic() + waiting[0].delay
+                if due_at is not None and time.monotonic() >= due_at:
+                    strike = waiting.pop(0)
+                    if self._strike(strike):
+                        self.struck.append((true_time() - self._began, strike.what))
+                    due_at = None
+            time.sleep(LOOK_SECONDS)
+
+    def _start_driver(self) -> None:
+        self._drivers.append(self.ground.start_driver(self.folder, self._number))
+        self._number += 1
+
+    def _bury(self) -> None:
+        for pid in [pid for pid in self._drivers if pid in self.ground.codes]:
+            self._drivers.remove(pid)
+            code = self.ground.codes.pop(pid)
+            self.codes.append(code)
+            if code == FAILED:
+                self.wrong += [w for w in [self._why_failed()] if w and w not in self.wrong]
+            elif code not in (DONE, REFUSED, CAPPED, INTERRUPTED, -signal.SIGKILL, -signal.SIGTERM):
+                self.wrong.append(f"a driver ended with code {code}")
+
+    def _why_failed(self) -> str:
+        """An error that nobody caught. Fold-runs that failed are tried again by the next driver."""
+        last = (self.folder / ANSWER).read_text().strip().splitlines()[-1]
+        return "" if last.startswith("{") else f"a driver ended with {last[:200]}"
+
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+        self._later.append((time.monotonic() + seconds, action))
+
+    def _strike(self, strike: Strike) -> bool:
+        """False where there is nothing of its kind just now."""
+        what = strike.what
+        draw = random.Random(f"{self.draw.seed} {strike.share}")
+        if what in OURS:
+            found = self.ground.processes(what)
+            if found:
+                with suppress(psutil.Error):
+                    draw.choice(sorted(found, key=lambda p: p.pid)).kill()
+            return bool(found)
+        if what in ("node", "reclaim"):
+            nodes = sorted(self.ground.cluster.worker_nodes, key=lambda node: str(node.node_id))
+            node = draw.choice(nodes)
+            if what == "node":
+                self._lose(node)
+            else:
+                warn_node(self.ground.cluster.address, node.node_id, strike.seconds)
+                self._after(strike.seconds, lambda: self._lose(node))
+            return True
+        if what == "outage":
+            if self._away:
+                return False
+            self._take_storage()
+            self._after(strike.seconds, self._heal)
+            return True
+        if what == "second":
+            self._two = True
+            self._start_driver()
+            return True
+        if what == "head":
+            for pid in self._drivers:
+                os.kill(pid, signal.SIGKILL)
+            self.ground.lose_all()
+            return True
+        if not self._drivers:
+            return False
+        number = {
+            "kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT,
+        }[what]  # fmt: skip
+        with suppress(ProcessLookupError):
+            os.kill(self._drivers[-1], number)
+        return True
+
+    def _lose(self, node: Any) -> None:
+        if node in self.ground.cluster.worker_nodes:  # else all were lost meanwhile
+            self.ground.lose_node(node)
+            self._after(1.0, lambda: self.ground.cluster)  # which adds what is missing
+
+    def _take_storage(self) -> None:
+        self._away += 1
+        if self.draw.storage == "s3":
+            self.ground.s3.pause()
+        elif self._disk is not None:
+            self._disk.fill()
+        else:
+            self._point_storage_at("nothing")
+
+    def _heal(self) -> None:
+        if self._away:
+            self._away -= 1
+            if self.draw.storage == "s3":
+                self.ground.s3.go_on()
+            elif self._disk is not None:
+                self._disk.free()
+            else:
+                self._point_storage_at("kept")
+
+    def _point_storage_at(self, name: str) -> None:
+        """At once: there is no moment without a storage. Behind "nothing" there is a file."""
+        (self.folder / "nothing").touch()
+        link = self.folder / "link"
+        link.symlink_to(self.folder / name)
+        link.rename(self.folder / "storage")
+
+    # --- what came of it --------------------------------------------------------------------------
+
+    def _hear_log(self) -> None:
+        log = self.folder / "log"
+        if not log.exists():
+            return
+        with log.open() as file:
+            file.seek(self._read)
+            for line in file.read().splitlines():
+                at, what, key, epoch, seconds, _ = line.split()
+                self._log.append((float(at), what, key, int(epoch), float(seconds)))
+            self._read = file.tell()
+
+    def _await_end_of_processes(self) -> None:
+        until = time.monotonic() + 60
+        while left := [what for what in OURS if self.ground.processes(what)]:
+            if time.monotonic() > until:
+                self.wrong.append(f"left behind a minute after the end: {', '.join(left)}")
+                return
+            time.sleep(LOOK_SECONDS)
+
+    @cached_property
+    def _alone(self) -> dict[str, Record]:
+        """What undisturbed training of every fold-run comes to."""
+        if self.draw.is_real:
+            return self.ground.alone
+        made = script(self.folder, self.draw.seconds)
+        return {run.key: made.record(run) for run in fold_runs(self.terms.plan)}
+
+    def _check_ledger(self, *, is_whole: bool) -> None:
+        ledger = Ledger(self.terms.storage, write=False)
+        records, problems = ledger.read_all()
+        self.wrong += problems
+        by_key = {record.key: ledger.get(record.key) for record in records}
+        for key, record in by_key.items():
+            assert record is not None
+            why = self._differs(record, self._alone.get(key))
+            if why:
+                self.wrong.append(f"{key[:8]} {record.status}: {why}")
+        if is_whole:
+            self._check_whole([record for record in by_key.values() if record is not None])
+        names = [*ledger.files.names()]
+        endings = tuple(ENDINGS.values())
+        self.wrong += [
+            f"in the ledger lies {name}"
+            for name in names
+            if not name.endswith(endings) or "/." in name
+        ]
+        finished = {record.key for record in records if record.status in ("done", "stopped")}
+        saved = [*open_files(self.terms.storage, "saved").names()]
+        if is_whole:
+            self.wrong += [
+                f"of what is finished there is still saved/{name}"
+                for name in saved
+                if name.partition("/")[0] in finished or name.endswith(".part")
+            ]
+            self.wrong += [
+                f"left behind in the study's folder: {path.name}"
+                for path in (self.folder / "study").glob(".sweep-*")
+            ]
+
+    def _check_whole(self, records: Sequence[Record]) -> None:
+        """A study that is over has all of its records; a race's winner is the one that would have won."""
+        missing = len(self._alone) - len(records)
+        statuses = Counter(record.status for record in records)
+        allowed = {"done", "stopped"} if self.draw.raced else {"done"}
+        if (missing and not self.draw.raced) or not statuses.keys() <= allowed:
+            self.wrong.append(f"{missing} fold-runs are missing, and others are {dict(statuses)}")
+        if self.draw.raced:
+            best = [
+                record
+                for record in records
+                if record.status == "done"
+                and record.fold_run.configuration.learning_rate == RATES[0]
+            ]
+            if len(best) != 4:
+                self.wrong.append(f"of the winners' four fold-runs {len(best)} are done")
+
+    def _differs(self, mine: Record, alone: Record | None) -> str:
+        if alone is None:
+            return "is not of this study"
+        if mine.status == "failed":
+            return "" if "host" in mine.reason or "process" in mine.reason else mine.reason
+        if self.draw.is_real:
+            return "" if trained_alike(mine, alone) else "is not what undisturbed training gives"
+        if mine.status == "done":
+            same = replace(mine, failed_device_seconds=0.0) == alone
+            return "" if same else "is not what undisturbed training gives"
+        return "" if mine.epochs == alone.epochs[: len(mine.epochs)] else "has another course"
+
+    def _entries(self) -> tuple[Entry, ...]:
+        return Journal(self.terms.storage).entries()
+
+    def _check_budget(self, watch: Watch) -> float:
+        """What hosts have held, by the journal or as seen from outside, whichever is more. What a driver that
+        was killed is charged for nothing is not in it."""
+        self._await_end_of_processes()
+        charged = add_up(self._entries(), 1.0).device_seconds
+        seen = watch.device_seconds
+        late = PROCESS_SECONDS * len(watch.seen)
+        if seen > charged + late:
+            self.wrong.append(f"{charged:.1f} device-seconds are charged, {seen:.1f} were seen")
+        spent = max(seen - late, sum(entry.device_seconds for entry in self._entries()))
+        cap = self.terms.cap
+        if cap is not None and spent > 1.01 * cap:
+            self.wrong.append(f"{spent:.1f} of {cap:.1f} device-seconds were spent")
+        return spent
+
+    def _check_twice(self) -> None:
+        """What is in the ledger is not begun again, but by a second driver that had begun before."""
+        if self._two or self.draw.storage == "s3":
+            return
+        for path in Path(self.terms.storage, "ledger").rglob("*.json"):
+            key, ending = path.name.split(".", 1)
+            kept_at = path.stat().st_mtime
+            if ending == "json" and any(
+                what == "open" and of == key and at > kept_at + 1.0
+                for at, what, of, _, _ in self._log
+            ):
+                self.wrong.append(f"{key[:8]} was begun again after it was done")
+
+    def _outcome(self, watch: Watch, wall: float, capped_at: float | None) -> Outcome:
+        records = Ledger(self.terms.storage, write=False).records()
+        took: dict[tuple[str, int], float] = {}
+        for _, what, key, epoch, seconds in self._log:
+            if what in ("epoch", "end"):
+                took[key, epoch] = seconds  # the last time it was trained is the one that counts
+        useful, epochs = 0.0, 0
+        for record in records:
+            numbers = [epoch.epoch for epoch in record.epochs]
+            epochs += len(numbers)
+            ends = [0] if record.status == "done" else []
+            useful += sum(took.get((record.key, number), 0.0) for number in (*numbers, *ends))
+        held = sum(entry.device_seconds for entry in self._entries())
+        return Outcome(
+            self.draw, tuple(dict.fromkeys(self.wrong)), tuple(self.struck), tuple(self.codes), wall,
+            max(held, watch.device_seconds), useful, epochs,
+            sum(line[1] == "epoch" for line in self._log), watch.device_seconds, capped_at,
+        )  # fmt: skip
+
