@@ -76,7 +76,7 @@ class Folder:
         return str(self.root / name)
 
     def names(self, below: str = "") -> Iterator[str]:
-        for folder, _, files in os.walk(self.root / below):
+        for folder, _, files in os.walk(self.root / below, onerror=_refuse):
             base = Path(folder).relative_to(self.root).as_posix()
             for name in files:
                 yield name if base == "." else f"{base}/{name}"
@@ -129,6 +129,12 @@ class Folder:
                 with suppress(OSError):
                     folder.rmdir()
             raise
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be read is not an empty one; one that is not there is."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _move_if_absent(temporary: str, target: Path) -> None:

@@ -8,6 +8,7 @@ study that was killed anywhere is resumed by running it.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import logging
 import math
@@ -34,7 +35,7 @@ from raymrc.model.strategies import STRATEGIES
 from raymrc.study.budget import Account, Budget, Journal, Need, Spent, overhead, unfinished
 from raymrc.study.configuration import Cell, Configuration, FoldRun
 from raymrc.study.earlier import RatePrior
-from raymrc.study.files import Files, absolute, not_writable, open_files
+from raymrc.study.files import Files, absolute, not_writable, open_files, said
 from raymrc.study.ledger import Ledger
 from raymrc.study.placement import LANES
 from raymrc.study.plan import CellPlan, Plan
@@ -220,6 +221,7 @@ def run_study(
     finally:
         keeper.close(study.show)
         study.tell_kept()
+        saved.tidy(study.finished)
     study.show(now=True)
     if study.error is not None:
         raise study.error
@@ -281,6 +283,11 @@ class _Study:
     @property
     def has_work(self) -> bool:
         return self._next is not None
+
+    @property
+    def finished(self) -> Collection[str]:
+        """Keys of what is done, whoever has trained it."""
+        return self._search.done.keys()
 
     @property
     def num_in_flight(self) -> int:
@@ -553,7 +560,12 @@ class _Saved:
     def left(self) -> dict[str, str]:
         """The latest state of each key, as earlier runs have left them."""
         latest: dict[str, str] = {}
-        for name in sorted(self.files.names()):
+        try:
+            names = sorted(self.files.names())
+        except OSError as error:
+            where = self.files.place("")
+            raise LedgerError(f"{where}: the store refuses ({said(error)})") from None
+        for name in names:
             key, _, rest = name.partition("/")
             if rest.isdigit():
                 latest[key] = name
@@ -567,6 +579,13 @@ class _Saved:
     def drop(self, key: str) -> None:
         with suppress(OSError):  # it is in nobody's way
             self.files.remove_all(key)
+
+    def tidy(self, finished: Collection[str]) -> None:
+        """Of what is finished a driver that was killed may have left something, or its hosts after it."""
+        with suppress(OSError):
+            for key in {name.partition("/")[0] for name in self.files.names()}:
+                if key in finished:
+                    self.drop(key)
 
     @contextmanager
     def marker(self) -> Iterator[str]:
@@ -1064,12 +1083,27 @@ def _workplace(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=".sweep-", dir=folder.resolve()))
+        lock = (place / "lock").open("w")
     except OSError as error:
         raise RaymrcError(f"{folder}: cannot be written to ({error.strerror})") from None
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    with lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _clear_workplaces(place)
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _clear_workplaces(mine: Path) -> None:
+    """Takes away what drivers that were killed have left beside this one; it may hold notes. Those that live
+    hold their locks."""
+    for other in mine.parent.glob(".sweep-*"):
+        with suppress(OSError), (other / "lock").open("r+") as lock:
+            if other != mine:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(other, ignore_errors=True)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Many small studies under strikes: one JSON line a run, and a summary.
 
-    python -m tests.chaos --runs 200 --seed 1          seeds 1 to 200
-    python -m tests.chaos --runs 1 --seed 37           one of them by itself
-    python -m tests.chaos --summary LINES.jsonl ...    of lines that were written before
+python -m tests.chaos --runs 200 --seed 1          seeds 1 to 200
+python -m tests.chaos --runs 1 --seed 37           one of them by itself
+python -m tests.chaos --summary LINES.jsonl ...    of lines that were written before
 """
 
 from __future__ import annotations

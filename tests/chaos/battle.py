@@ -8,7 +8,6 @@ machine is struck in the same places; what just then runs there is not the same 
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -730,4 +729,3 @@ class Battle:
             max(held, watch.device_seconds), useful, epochs,
             sum(line[1] == "epoch" for line in self._log), watch.device_seconds, capped_at,
         )  # fmt: skip
-

@@ -18,6 +18,7 @@ import pytest
 
 from raymrc.errors import LedgerError
 from raymrc.scoring.counts import Counts
+from raymrc.study.budget import Journal
 from raymrc.study.files import Files, Folder, ObjectStore
 from raymrc.study.ledger import Ledger
 from tests.paths import ROOT
@@ -253,6 +254,17 @@ def test_looking_makes_nothing(tmp_path):
     ledger = Ledger(str(tmp_path / "runs"), write=False)
     assert (ledger.keys(), ledger.records()) == (frozenset(), ())
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path):
+    """Else all would be trained again, and what was spent forgotten."""
+    for room in ("ledger", "spend"):
+        (tmp_path / room).touch()  # a file in its place
+    with pytest.raises(LedgerError, match="the store refuses"):
+        Ledger(str(tmp_path), write=False).records()
+    with pytest.raises(LedgerError, match="the store refuses"):
+        Journal(str(tmp_path)).entries()
+    assert Ledger(str(tmp_path / "not-there"), write=False).records() == ()
 
 
 def test_a_url_that_names_no_store_is_a_sentence():

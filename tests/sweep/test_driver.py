@@ -23,6 +23,7 @@ import psutil
 import pytest
 
 from raymrc.errors import LedgerError, RaymrcError
+from raymrc.study.files import Folder
 from raymrc.study.ledger import Ledger
 from raymrc.study.placement import Placement
 from raymrc.study.plan import Plan
@@ -536,6 +537,9 @@ def test_a_driver_that_is_ended_leaves_a_study_that_ends_as_if_it_had_not_been(
     assert ended.left_behind() == []
     before = Ledger(str(tmp_path)).keys()
     assert 3 <= len(before) < 12
+    if how == "killed":  # as a host does that lives a moment longer than its driver
+        for key in before:
+            Folder(tmp_path / "saved").write(f"{key}/000009", b"late", replace=True)
 
     plan = make_plan()
     outcome, records = run(plan, tmp_path, script)
@@ -543,6 +547,10 @@ def test_a_driver_that_is_ended_leaves_a_study_that_ends_as_if_it_had_not_been(
     assert records == {r.key: make_record(r) for r in fold_runs(plan)}
     again = [key for key in script.trained() if key in before]
     assert sorted(again) == sorted(before), "what was in the ledger was not trained again"
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [], (
+        "notes may be there"
+    )
+    assert [p for p in (tmp_path / "saved").rglob("*") if p.is_file() and p.name[0] != "."] == []
 
 
 @pytest.mark.chaos
