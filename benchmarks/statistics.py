@@ -367,7 +367,7 @@ def best_of(options: Options, studies: int) -> None:
                 ("score: BBC-CV", by_pool.corrected, truth[by_pool.chosen]),
                 ("validation: as it stands", by_validation.scored, truth[by_validation.chosen]),
                 ("validation: leave a fold out", by_validation.corrected, truth[by_validation.chosen]),
-                ("validation: but not its notes", shared.corrected, truth[shared.chosen]),
+                ("validation: its notes choose too", shared.corrected, truth[shared.chosen]),
             ):  # fmt: skip
                 off = easy_pooled if name.endswith("BBC-CV") else easy
                 left.setdefault(name, []).append(100 * (value - float(true) - off))
