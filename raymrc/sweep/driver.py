@@ -1093,6 +1093,7 @@ def _workplace(folder: Path) -> Iterator[Path]:
         try:
             yield place
         finally:
+            _clear_workplaces(place)  # of one that was killed meanwhile
             shutil.rmtree(place, ignore_errors=True)
 
 

@@ -83,7 +83,7 @@ def main() -> int:
             lines.append(outcome.line())
             print(json.dumps(lines[-1]), flush=True)
             if outcome.wrong and given.keep:
-                shutil.copytree(folder, given.keep / folder.name, symlinks=True)
+                shutil.copytree(folder, given.keep / folder.name, symlinks=True, dirs_exist_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         ground.close()

@@ -34,7 +34,8 @@ from tests.chaos.study import ANSWER, EPOCHS, RATES, Terms, script, true_time
 from tests.paths import ROOT
 from tests.s3_server import HAS_MOTO, S3Server
 from tests.sweep.making import fold_runs, warn_node
-from tests.sweep.rehearsal import kill_all, train_alone, trained_alike
+from tests.sweep.rehearsal import kill_all, train_alone
+from tests.training.test_lane import comparable
 
 STRIKES = (
     "trial", "host", "board", "node", "reclaim", "kill", "terminate", "interrupt", "head", "outage",
@@ -246,6 +247,9 @@ class Ground:
     @cached_property
     def alone(self) -> dict[str, Record]:
         """What undisturbed training of the real study comes to."""
+        import torch
+
+        torch.set_num_threads(1)  # as hosts have it: sums are added up alike
         return {record.key: record for record in train_alone(real_terms(self).plan)}
 
     @cached_property
@@ -674,10 +678,11 @@ class Battle:
         if mine.status == "failed":
             return "" if "host" in mine.reason or "process" in mine.reason else mine.reason
         if self.draw.is_real:
-            return "" if trained_alike(mine, alone) else "is not what undisturbed training gives"
+            same = comparable(mine) == comparable(alone)
+            return "" if same else _difference(mine, alone)
         if mine.status == "done":
             same = replace(mine, failed_device_seconds=0.0) == alone
-            return "" if same else "is not what undisturbed training gives"
+            return "" if same else _difference(mine, alone)
         return "" if mine.epochs == alone.epochs[: len(mine.epochs)] else "has another course"
 
     def _entries(self) -> tuple[Entry, ...]:
@@ -729,3 +734,14 @@ class Battle:
             max(held, watch.device_seconds), useful, epochs,
             sum(line[1] == "epoch" for line in self._log), watch.device_seconds, capped_at,
         )  # fmt: skip
+
+
+def _difference(mine: Record, alone: Record) -> str:
+    """In what a record is not what undisturbed training gives."""
+    losses = [
+        f"{a.loss:.6f} for {b.loss:.6f}" for a, b in zip(mine.epochs, alone.epochs, strict=False)
+    ]
+    return (
+        f"tokens {mine.tokens} for {alone.tokens}, notes alike: {mine.notes == alone.notes}, "
+        f"losses {', '.join(losses)}"
+    )

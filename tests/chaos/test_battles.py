@@ -1,0 +1,48 @@
+"""Promise: whatever is struck, a study's ledger ends as if nothing had been.
+
+A fold-run that is lost, doubled or trained otherwise after a kill would be one figure among many. So small
+studies are struck as seeds say: a trial, a host, a machine, the driver, a second driver, a cap.
+`python -m tests.chaos` does it for as many seeds as there is time for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.battle import Battle, Draw, Ground
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.chaos,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+SEEDS = (2, 5)
+"""The first: a second driver, the first one killed, an interrupt, a lost machine, below a cap. The second:
+three lost machines, on a disk of its own where one can be mounted."""
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Ground]:
+    # Not pytest's folder: Ray and sockets want short paths.
+    with tempfile.TemporaryDirectory(prefix="rr-", dir="/tmp") as folder:
+        made = Ground(Path(folder) / "ground")
+        yield made
+        made.close()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_struck_study_ends_as_one_that_nobody_disturbed(seed, ground):
+    with tempfile.TemporaryDirectory(prefix="rr-", dir="/tmp") as folder:
+        outcome = Battle(ground, Draw.of(seed, 1.0, ("folder",)), Path(folder) / "run").run()
+    assert not outcome.wrong, (outcome.wrong, outcome.struck, outcome.codes)
+    assert outcome.struck, "nothing was struck"
