@@ -7,13 +7,15 @@ which print can. Whatever comes from a study is escaped: plotly reads tags in te
 from __future__ import annotations
 
 import html
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
+from raymrc.study.plan import short_count
 from raymrc.study.statistics import Interval, SizeFit
 
 LOOKS = {
@@ -27,7 +29,9 @@ LOOKS = {
 OTHERS = (("#CC79A7", "cross"), ("#56B4E9", "x"), ("#000000", "star"))
 """Of strategies that came later."""
 
-INK, GRID, FAINT = "#1f2933", "#e4e7eb", "#52606d"
+INK, GRID = "#1f2933", "#e4e7eb"
+SHADES = [[0.0, "#e6f0f8"], [0.5, "#a9cfe8"], [1.0, "#4a9bd0"]]
+"""Of F1, from low to high: one hue, dark text is readable on all of it, and print keeps the order."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 ROW, FRAME = 30, 96
@@ -60,7 +64,7 @@ def look(strategy: str) -> tuple[str, str]:
 
 
 def escape(text: str) -> str:
-    return html.escape(text, quote=False).replace("\n", "<br>")
+    return html.escape(text, quote=False)
 
 
 def scatter(
@@ -84,8 +88,8 @@ def scatter(
     for strategy, marks in by_strategy.items():
         figure.add_trace(_marks(strategy, marks, "y", "lines+markers" if lines else "markers"))
     if log:
-        figure.update_xaxes(_log_axis(_along_x(by_strategy)))
-    if ticks:
+        figure.update_xaxes(_log_axis(float(m.x) for of in by_strategy.values() for m in of))
+    if ticks and (not log or _have_room(ticks)):
         values = [escape(t) if isinstance(t, str) else t for t in ticks]
         words = [v if isinstance(v, str) else f"{v:.4g}" for v in values]
         figure.update_xaxes(tickvals=values, ticktext=words)
@@ -129,7 +133,7 @@ def dots(
         showgrid=True,
     )
     if log:
-        figure.update_xaxes(_log_axis(_along_x(by_strategy)))
+        figure.update_xaxes(_log_axis(float(m.x) for of in by_strategy.values() for m in of))
     return _plain(figure)
 
 
@@ -138,8 +142,10 @@ OUTCOMES = {
     "train the backbone": ("#0072B2", "circle"),
     "not enough data": ("#52606d", "circle-open"),
     "at home": ("#0072B2", "circle"),
-    "there": ("#E69F00", "square"),
+    "at the other site": ("#E69F00", "square"),
     "over folds": ("#52606d", "circle-open"),
+    "held-out notes": ("#0072B2", "diamond"),
+    "frozen gap": ("#D55E00", "triangle-up"),
 }
 """Looks of what is not a strategy."""
 
@@ -177,16 +183,16 @@ def heat(
             texttemplate="%{text}",
             zmin=low,
             zmax=high if high > low else low + 1,
-            colorscale="Cividis",
+            colorscale=SHADES,
             xgap=2,
             ygap=2,
             hoverongaps=False,
-            hovertemplate=(
-                f"{escape(y)} %{{y}}<br>{escape(x)} %{{x}}<br>{escape(says)} %{{text}}<extra></extra>"
-            ),
+            hovertemplate=f"{escape(y)} %{{y}}<br>{escape(x)} %{{x}}<br>{escape(says)} %{{text}}"
+            "<extra></extra>",
             colorbar={"thickness": 10, "outlinewidth": 0, "len": 1.0},
         )
     )
+    figure.update_layout(margin_t=10, showlegend=False)
     figure.update_xaxes(type="category", showgrid=False, side="bottom")
     figure.update_yaxes(type="category", showgrid=False, autorange="reversed")
     return _plain(figure)
@@ -207,13 +213,13 @@ def field(
             x=[mark.x for mark in marks],
             y=[mark.y for mark in marks],
             mode="markers",
-            text=[escape(mark.says) for mark in marks],
+            text=[escape(mark.says).replace("\n", "<br>") for mark in marks],
             hovertemplate="%{text}<extra></extra>",
             marker={
                 "color": list(values),
                 "cmin": value_range[0],
                 "cmax": value_range[1],
-                "colorscale": "Cividis",
+                "colorscale": SHADES,
                 "showscale": True,
                 "colorbar": {"thickness": 10, "outlinewidth": 0},
                 "size": [15 if mark.ringed else 10 for mark in marks],
@@ -221,9 +227,12 @@ def field(
             },
         )
     )
-    for axes, is_log in zip((figure.update_xaxes, figure.update_yaxes), log, strict=True):
+    figure.update_layout(margin_t=10, showlegend=False)
+    of_axes = [[float(getattr(mark, axis)) for mark in marks] for axis in ("x", "y")]
+    updates = (figure.update_xaxes, figure.update_yaxes)
+    for axes, places, is_log in zip(updates, of_axes, log, strict=True):
         if is_log:
-            axes(type="log")
+            axes(_log_axis(places))
     return _plain(figure)
 
 
@@ -265,7 +274,7 @@ def by_size(
             )
         )
     figure.add_trace(_marks("frozen gap", marks, "y", "markers"))
-    figure.update_xaxes(type="log")
+    figure.update_xaxes(_log_axis(float(mark.x) for mark in marks))
     return _plain(figure)
 
 
@@ -293,7 +302,7 @@ def _marks(name: str, marks: Sequence[Mark], along: str, mode: str) -> go.Scatte
         y=[escape(m.y) if isinstance(m.y, str) else m.y for m in marks],
         mode=mode,
         name=escape(name),
-        text=[escape(mark.says) for mark in marks],
+        text=[escape(mark.says).replace("\n", "<br>") for mark in marks],
         hovertemplate="%{text}<extra></extra>",
         line={"color": colour, "width": 1.8},
         marker={
@@ -347,21 +356,31 @@ def _figure(x: str, y: str) -> go.Figure:
     return figure
 
 
-def _along_x(by_strategy: Mapping[str, Sequence[Mark]]) -> list[float]:
-    return [float(mark.x) for marks in by_strategy.values() for mark in marks]
+def _log_axis(values: Iterable[float]) -> dict[str, Any]:
+    """A logarithmic axis whose ticks are whole numbers: plotly's own are bare digits between decades."""
+    found = [value for value in values if value > 0]
+    if not found:
+        return {"type": "log"}
+    low, high = math.log10(min(found)), math.log10(max(found))
+    steps = (1, 2, 5) if high - low < 1.7 else (1,)
+    every = max(1, round((high - low) / 6)) if steps == (1,) else 1
+    decades = range(math.floor(low) - 1, math.ceil(high) + 2, every)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    pad = max(0.08 * (high - low), 0.1)
+    ends = [low - pad, high + pad]
+    ticks = [tick for tick in ticks if ends[0] <= math.log10(tick) <= ends[1]]
+    return {"type": "log", "range": ends, "tickvals": ticks, "ticktext": [_tick(t) for t in ticks]}
 
 
-def _log_axis(values: Sequence[float]) -> dict[str, Any]:
-    """Within one magnitude plotly writes bare digits (2, 5) that read as other numbers."""
-    there = [value for value in values if value > 0]
-    if not there or max(there) / min(there) >= 300:
-        return {"type": "log", "dtick": 1}
-    low, high = min(there) / 1.3, max(there) * 1.3
-    steps = (1, 1.5, 2, 3, 5, 7) if high / low < 12 else (1, 3)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [step * 10.0**power for power in powers for step in steps]
-    ticks = [tick for tick in ticks if low <= tick <= high]
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
+def _have_room(ticks: Sequence[float | str]) -> bool:
+    """Whether ticks at just these values of a logarithmic axis would not run into each other."""
+    places = sorted(math.log10(float(tick)) for tick in ticks)
+    gaps = [b - a for a, b in itertools.pairwise(places)]
+    return len(places) < 9 and min(gaps, default=1.0) > 0.1 * (places[-1] - places[0])
+
+
+def _tick(value: float) -> str:
+    return short_count(value) if value >= 1000 else f"{value:.3g}"
 
 
 def _plain(figure: go.Figure) -> dict[str, Any]:

@@ -1,81 +1,85 @@
-"""A study's findings as one page that needs nothing beside it: no network, no folder of files.
+"""A study's findings as one HTML page that needs nothing else: no network, no server, no other file.
 
-    findings -> facts, sentences, sections -> page.html (a template) + plotly.js -> STUDY.html
-
-The same ledger gives the same page, byte for byte.
+The same findings give the same bytes. Tables are in the page as they are; plots are drawn by plotly.js, which
+is in it once, when they come into sight.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import shlex
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import plotly.offline
-
 from raymrc.report.files import put
-from raymrc.report.parts import Plot, Section
-from raymrc.report.sections import build_facts, build_sections
-from raymrc.study.conclusions import sentences
 from raymrc.study.findings import Findings
 
-DIGITS = 5
-"""Of what is drawn: a pixel is a thousandth of a plot."""
 
+def write(findings: Findings, folder: Path, repeat: str = "") -> Path:
+    """The page, STUDY.html in `folder`; an older one gives way.
 
-def write(findings: Findings, folder: Path) -> Path:
-    """The page, as STUDY.html in a folder that is made where there is none.
+    Args:
+        repeat: the command that makes the study again; `raymrc run` of its file where not given.
 
     Raises:
         StudyError: it cannot be written.
     """
-    text = build_page(findings)
-    name = re.sub(r"[^\w.-]", "-", findings.spec.study)
-    return put(folder / f"{name}.html", lambda path: path.write_text(text, encoding="utf-8"))
+    text = build(findings, repeat)
+    path = folder / f"{findings.spec.study}.html"
+    return put(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
-def build_page(findings: Findings) -> str:
-    """HTML with all that it needs in it."""
-    sections = build_sections(findings)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+def build(findings: Findings, repeat: str = "") -> str:
+    """The page's text; see `write`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    from raymrc.report.sections import build_facts, build_sections
+    from raymrc.study.conclusions import sentences
+
+    environment = Environment(
+        loader=PackageLoader("raymrc.report", "look"),
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("page.html").render(
-        findings=findings,
+    environment.filters["data"] = lambda values: Markup(data(values))
+
+    def own(name: str) -> Markup:
+        return Markup(resources.files("raymrc.report").joinpath("look", name).read_text("utf-8"))
+
+    return environment.get_template("page.html").render(
+        study=findings.spec.study,
+        question=_question(findings.spec.path),
         facts=build_facts(findings),
-        sentences=sentences(findings.conclusions),
-        sections=sections,
-        figures=_embedded(sections),
-        plotly=plotly.offline.get_plotlyjs() if any(s.plots for s in sections) else "",
+        # A line does not end between a number and its sign.
+        decision=[s.replace(" %", "\u00a0%") for s in sentences(findings.conclusions)],
+        sections=build_sections(findings),
+        repeat=repeat or shlex.join(["raymrc", "run", findings.spec.path]),
+        style=own("page.css"),
+        script=own("page.js"),
+        plotly=Markup(get_plotlyjs()),
     )
-    return page
 
 
-def _embedded(sections: tuple[Section, ...]) -> str:
-    """All figures as JSON that may stand in a script: figures by the id of where they are drawn."""
-    found = {
-        f"{section.id}-{number}": _figure(plot)
-        for section in sections
-        for number, plot in enumerate(section.plots, start=1)
-    }
-    text = json.dumps(_rounded(found), separators=(",", ":"), allow_nan=False)
+def data(values: Any) -> str:
+    """JSON for a script element, which nothing in it can end."""
+    text = json.dumps(values, allow_nan=False, separators=(",", ":"), default=_plain)
     return text.replace("<", "\\u003c")
 
 
-def _figure(plot: Plot) -> dict[str, Any]:
-    layout = plot.figure["layout"] | {"height": plot.height}
-    return {"data": plot.figure["data"], "layout": layout}
+def _plain(value: Any) -> Any:
+    """plotly keeps some lists as tuples and arrays."""
+    return value.tolist()
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(of) for key, of in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(one) for one in value]
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+def _question(path: str) -> str:
+    """A study file opens with its question, as a comment."""
+    try:
+        first = Path(path).read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-MOST_ROWS_SHOWN = 12
+MOST_ROWS_SHOWN = 30
 """A longer table is folded away on the screen; print has it whole."""
 
 
@@ -60,6 +60,7 @@ class Section:
     Args:
         id: its anchor.
         lead: sentences above all else.
+        folded: where all tables are folded away together, what they are.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Section:
     lead: Sequence[str] = ()
     plots: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
+    folded: str = ""
 
 
 @dataclass(frozen=True)

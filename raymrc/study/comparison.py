@@ -9,21 +9,22 @@ are scored on: notes are resampled, which judges the models as trained. On other
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
 
 from raymrc.study.conclusions import UNKNOWN, over_folds, over_notes
 from raymrc.study.configuration import Cell
 from raymrc.study.findings import Findings
+from raymrc.study.space import Distribution, Fixed, Grid
+from raymrc.study.spec import Spec
 from raymrc.study.statistics import LEVEL, Comparison, Interval, TooFewError, holm
 from raymrc.study.verdict import CellSummary, ConfigurationSummary, points
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-SETTING = {"value", "values", "kind"}
-"""What a searched field of a study file is made of (`study.space`)."""
 
 SAME_FOLDS, SAME_NOTES, OTHER_NOTES = "same folds", "same notes, other folds", "other notes"
 
@@ -103,7 +104,7 @@ def compare(first: Findings, second: Findings) -> StudyComparison:
         both=_compare_cells([(ours[cell], theirs[cell]) for cell in both]),
         only_first=tuple(cell for cell in ours if cell not in theirs),
         only_second=tuple(cell for cell in theirs if cell not in ours),
-        settings=_differing(*(of.spec.model_dump(warnings=False) for of in (first, second))),
+        settings=_differing(first.spec, second.spec),
     )
 
 
@@ -153,10 +154,8 @@ def _side(winner: ConfigurationSummary | None) -> dict[str, Any] | None:
     }
 
 
-def _differing(
-    first: Mapping[str, Any], second: Mapping[str, Any]
-) -> tuple[tuple[str, str, str], ...]:
-    ours, theirs = (dict(_flat(values)) for values in (first, second))
+def _differing(first: Spec, second: Spec) -> tuple[tuple[str, str, str], ...]:
+    ours, theirs = dict(_flat("", first)), dict(_flat("", second))
     return tuple(
         (name, ours.get(name, "-"), theirs.get(name, "-"))
         for name in dict.fromkeys((*ours, *theirs))
@@ -164,19 +163,26 @@ def _differing(
     )
 
 
-def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """Fields by dotted name, as they are written in a study file; what was not given is left out."""
-    found: list[tuple[str, str]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value and value.keys() <= SETTING:
-            value = {**value}
-            kind = value.pop("kind", "")
-            value = f"{kind} {next(iter(value.values()))}".strip()
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{above}{name}.")
-        elif value is not None:
-            found.append((f"{above}{name}", str(value)))
-    return found
+def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Fields by dotted name, as a study file writes them; what was not given is left out."""
+    if isinstance(value, BaseModel):
+        for field in type(value).model_fields:
+            yield from _flat(f"{name}.{field}" if name else field, getattr(value, field))
+    elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+        for place, one in enumerate(value):
+            yield from _flat(f"{name}[{place}]", one)
+    elif isinstance(value, Fixed):
+        yield name, str(value.value)
+    elif isinstance(value, Grid):
+        yield name, _listed(value.values)
+    elif isinstance(value, Distribution):
+        yield name, f"{value.kind} {_listed(value.values)}"
+    elif value is not None:
+        yield name, _listed(value) if isinstance(value, tuple) else str(value)
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return f"[{', '.join(map(str, values))}]"
 
 
 # --- shown ----------------------------------------------------------------------------------------

@@ -1,134 +1,384 @@
-"""Promise: a study's page shows all that its ledger says, to whoever opens the one file, wherever that is.
+"""Promise: whoever opens a study's page sees what the ledger says, in any browser, without a network.
 
-A plot that is not drawn, a request to a network that a hospital's browser refuses, or a table that runs out
-of a phone's screen would be seen by readers alone. So a real browser opens the pages of a study that was
-trained and of one made up to have something for every section.
+It would break without anyone noticing: a figure that is not drawn leaves white space, a name that is not
+escaped breaks a page that nobody tries with such a name, and a link to a font asks the network behind the
+back of whoever reads about their patients.
 """
 
 from __future__ import annotations
 
 import html
+import json
+import random
 import re
-import shutil
-from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from raymrc.cli import main
-from raymrc.errors import StudyError
 from raymrc.report import write
-from raymrc.report.page import build_page
-from raymrc.report.sections import build_sections
-from raymrc.study.conclusions import sentences
-from tests.report.making import FEW, make_findings
-from tests.test_tracking_server import Made, study  # noqa: F401
+from raymrc.report.page import build, data
+from raymrc.report.sections import build_facts, build_sections
+from raymrc.scoring.counts import Counts
+from raymrc.study.conclusions import conclude
+from raymrc.study.findings import Findings
+from raymrc.study.plan import plan_study
+from raymrc.study.record import NoteCounts, Record
+from raymrc.study.verdict import summarise
+from tests.browser import Visit, browser, needs_chromium
+from tests.commands import write_notes
+from tests.model.tiny import WORDS, tiny_checkpoint
+from tests.report.making import FEW_SHOT, STUDY, make_findings
+from tests.study.making import cell, record, spec_of
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-
-EVERYTHING = {
-    "winners", "gaps", "size", "transfer", "search", "labels", "kept", "races", "failures", "repeat",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium here to open pages with (make tools)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=QUIET.split())
-        yield opened
-        opened.close()
+ALL = [
+    "winners", "gaps", "size", "transfer", "search", "labels", "kinds", "kept", "final-test", "races",
+    "failures", "repeat",
+]  # fmt: skip
+HOSTILE = "</script><img src=x onerror=alert(1)>&amp;"
 
 
 @pytest.fixture(scope="module")
-def rich(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return make_findings(tmp_path_factory.mktemp("rich"))
+def rich(tmp_path_factory):
+    return make_findings(tmp_path_factory.mktemp("rich"), STUDY)
 
 
-def look_at(browser: Any, page: Path, width: int, height: int = 900) -> None:
-    """Opens it, and holds it to what every page promises."""
-    opened = browser.new_page(viewport={"width": width, "height": height})
-    said: list[str] = []
-    opened.on("console", lambda message: said.append(message.text))
-    opened.on("pageerror", lambda error: said.append(str(error)))
-    opened.on("request", lambda request: said.append(request.url))
-    opened.goto(page.as_uri())
-    opened.wait_for_function("document.documentElement.dataset.drawn === 'all'", timeout=60_000)
-    assert [text for text in said if text != page.as_uri() and not text.startswith("data:")] == []
-    plots = opened.locator(".plot")
-    assert plots.count() >= 3
-    for number in range(plots.count()):
-        plot = plots.nth(number)
-        assert plot.locator("svg.main-svg").count() >= 1, plot.get_attribute("id")
-        marks = plot.locator(".scatterlayer path.point, .heatmaplayer image")
-        assert marks.count() >= 1, f"{plot.get_attribute('id')} is empty"
-    assert opened.evaluate("document.documentElement.scrollWidth") <= width
-    cut = opened.evaluate(
-        """[...document.querySelectorAll("h1, h2, h3, p, dd, .plot")]
-            .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
-            .map(e => e.id || e.textContent)"""
+def sections_of(findings):
+    return {section.id: section for section in build_sections(findings)}
+
+
+def small(tmp_path, records):
+    """Findings of a ledger with these records alone."""
+    spec = spec_of(tmp_path)
+    summaries = summarise(records, 2)
+    return Findings(
+        spec, plan_study(spec, places=False), tuple(records), summaries, conclude(summaries, 0.01)
     )
-    assert cut == []
-    opened.close()
 
 
-@pytest.mark.slow
-def test_a_real_study_s_page_opens_whole_and_asks_nobody(browser, study: Made, capsys):  # noqa: F811
-    folder = study.folder / "page"
-    assert main(["report", str(study.spec.path), "--html", str(folder)]) == 0
-    assert "the page:" in capsys.readouterr().err
-    (page,) = folder.iterdir()
-    for width in (1280, 400):
-        look_at(browser, page, width)
-    text = page.read_text()
-    assert "final test" in text.lower()
-    for note in study.corpus.notes:
-        assert note.text.strip()[:30] not in text
+class Outline(HTMLParser):
+    """Tags that are opened and not closed, headings, tables and what they are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.headings: list[str] = []
+        self.captions = self.tables = self.plots = self.named_plots = 0
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+        self.ids += [values["id"]] if "id" in values else []
+        self.tables += tag == "table"
+        self.captions += tag == "caption"
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append(tag)
+        if values.get("class") == "plot":
+            self.plots += 1
+            self.named_plots += bool(values.get("aria-label")) and values.get("role") == "img"
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
 
 
-def test_a_page_with_something_in_every_section_is_drawn_at_every_width(browser, rich, tmp_path):
-    assert {section.id for section in build_sections(rich)} >= EVERYTHING
-    page = write(rich, tmp_path)
-    for width in (1280, 400):
-        look_at(browser, page, width)
-    look_at(browser, write(make_findings(tmp_path, FEW), tmp_path), 1280)
+def test_the_page_has_a_section_for_all_that_there_is_to_show(rich):
+    assert list(sections_of(rich)) == ALL
+    text = build(rich)
+    for sentence in rich.conclusions.to_json()["sentences"]:
+        advice, _, evidence = sentence.replace(" %", "\u00a0%").partition(". ")
+        assert html.escape(advice) in text and html.escape(evidence) in text
+    assert "Does a frozen clinical model keep up" in text, "the study file's question"
+    assert "raymrc run" in text and "c" * 64 in text and "torch 2.13.0" in text
 
 
-def test_the_page_says_what_the_terminal_says_and_every_winner_s_figures(rich):
-    page = build_page(rich)
-    for sentence in sentences(rich.conclusions):
-        assert html.escape(sentence, quote=True).replace("&#x27;", "&#39;") in page
+def test_sections_with_nothing_to_show_are_left_out(tmp_path):
+    alone = small(tmp_path, [record(f, started_at="2026-01-01T00:00:00+00:00") for f in (0, 1)])
+    assert list(sections_of(alone)) == ["winners", "labels", "kept", "repeat"]
+    nothing = small(tmp_path, [record(0, status="failed")])
+    assert list(sections_of(nothing)) == ["failures", "repeat"]
+    assert build_facts(nothing)[0].value == "Nothing to compare yet"
+    assert "Nothing can be said yet" in build(nothing)
+
+
+def test_figures_are_those_of_the_verdict(rich):
+    """Each cell's F1 stands in the table, and is drawn where the table says."""
+    section = sections_of(rich)["winners"]
+    (table,), (plot,) = section.tables, section.plots
+    said = {row[0]: row[1] for row in table.rows}
+    drawn = {
+        text.partition("<br>")[0]: y
+        for trace in plot.figure["data"]
+        for text, y in zip(trace["text"], trace["y"], strict=True)
+    }
+    assert len(said) == 16 and said.keys() == drawn.keys()
     for summary in rich.summaries:
-        assert summary.cell.name in page
-        assert f"{100 * (summary.winner or summary.leader).strict.mean:.2f}" in page
-    for shown in ("raymrc run ", "torch 2.13.0", rich.fold_runs[0].fold_run.corpus_fingerprint):
-        assert shown in page, shown
-    assert "the loss is not a number at step 3" in page
-    assert page == build_page(rich), "the same ledger gives the same page"
+        name = summary.cell.name.removeprefix("synthetic-n2c2-2018/")
+        assert said[name] == f"{100 * summary.winner.strict.mean:.2f}"
+        assert drawn[name] == pytest.approx(100 * summary.winner.strict.mean)
+    (gaps,) = sections_of(rich)["gaps"].tables
+    home = {one.gap.backbone: one for one in rich.conclusions.gaps}
+    for row in gaps.rows:
+        if row[0] in home:
+            assert row[5] == f"{100 * home[row[0]].home.comparison.difference:.2f}"
+    assert len(gaps.rows) == 8, "each gap, at home and at the other site"
 
 
-def test_what_comes_from_a_study_is_words_and_never_markup(rich):
-    page = build_page(rich)
-    assert "<b>the leader</b>" not in page
-    assert "&lt;b&gt;the leader&lt;/b&gt;" in page
-    scripts = re.findall(r"<script[^>]*>", page)
-    assert len(scripts) == 3 and not any("src" in script for script in scripts)
-    assert '<link rel="icon" href="data:,">' in page and page.count("<link") == 1
+def test_strategies_are_told_apart_without_colour(rich):
+    traces = sections_of(rich)["winners"].plots[0].figure["data"]
+    looks = {
+        trace["name"]: (trace["marker"]["color"], trace["marker"]["symbol"]) for trace in traces
+    }
+    colours, symbols = zip(*looks.values(), strict=True)
+    assert len(looks) == len(set(colours)) == len(set(symbols)) == 4
 
 
-def test_a_page_that_cannot_be_written_gets_a_sentence_and_leaves_nothing(rich, tmp_path):
+def test_a_grid_is_a_heat_map_with_its_spread_and_its_winner(rich):
+    heat = [
+        plot
+        for plot in sections_of(rich)["search"].plots
+        if plot.figure["data"][0]["type"] == "heatmap"
+    ]
+    assert len(heat) == 8, "soft and frozen prompts of four backbones vary two settings"
+    for plot in heat:
+        words = [word for row in plot.figure["data"][0]["text"] for word in row]
+        assert sum(word.startswith("★") for word in words) == 1
+        assert "stopped" in words and all("±" in w for w in words if w != "stopped")
+        assert plot.table is not None
+
+
+def test_few_notes_are_curves_with_intervals(tmp_path):
+    found = sections_of(make_findings(tmp_path, FEW_SHOT, with_course=False))
+    curves = found["few-shot"].plots
+    assert [sorted(trace["x"]) for trace in curves[0].figure["data"]] == [[5, 10, 20, 50]] * 3
+    assert all(trace["error_y"]["array"][0] > 0 for trace in curves[0].figure["data"])
+    by_length = [p for p in found["search"].plots if p.title.startswith("By prompt length")]
+    assert len(by_length) == 8, "two backbones, four numbers of notes"
+
+
+def test_a_search_that_drew_its_settings_shows_its_configurations_as_points(tmp_path):
+    """Of drawn rates no two configurations have the same: a heat map would be holes, a curve a zigzag."""
+    rates = "{log_uniform: [5.0e-3, 3.0e-1]}"
+    search = f"  frozen_soft_prompt: {{learning_rate: {rates}, prompt_length: [8, 16, 32]}}"
+    drawn = re.sub("  (fine_tune|soft|frozen).*\n", "", FEW_SHOT).replace("few_shot", "# few_shot")
+    drawn = drawn.replace("strategies:", f"strategies:\n{search}").replace("ions: 4", "ions: 9")
+    plots = sections_of(make_findings(tmp_path, drawn, with_course=False))["search"].plots
+    assert not [plot for plot in plots if plot.title.startswith("By learning rate")]
+    for plot in plots[:2]:
+        (trace,) = plot.figure["data"]
+        assert trace["type"] == "scatter" and len(trace["x"]) == len(trace["marker"]["color"]) == 9
+
+
+def test_the_decision_tile_says_what_the_sentences_say(tmp_path, rich):
+    assert build_facts(rich)[0].value == "It depends"
+    good, poor = {"Drug": Counts(9, 1, 1)}, {"Drug": Counts(2, 8, 8)}
+    one_sided = [
+        record(f, of=cell(strategy), counts=counts, validation_f1=0.5 + f / 100)
+        for strategy, counts in (("soft_prompt", good), ("frozen_soft_prompt", poor))
+        for f in (0, 1)
+    ]
+    assert build_facts(small(tmp_path, one_sided))[0].value == "Not enough data"
+
+
+def test_whatever_a_study_holds_is_shown_and_never_run(tmp_path):
+    """Labels, reasons and machines are other people's words."""
+    words = {HOSTILE: Counts(5, 1, 1)}
+    done = [
+        replace(record(f, counts=words, started_at="2026-01-01"), hardware=HOSTILE) for f in (0, 1)
+    ]
+    failed = replace(record(2, status="failed"), reason=HOSTILE)
+    text = build(small(tmp_path, [*done, failed]))
+    assert "<img" not in text.partition("<script>")[0]
+    assert text.count("</script>") == text.count("<script"), "nothing has ended a script early"
+    assert data(["</script>"]) == '["\\u003c/script>"]'
+    assert "&lt;/script&gt;&lt;img" in text
+
+
+def test_the_page_is_whole_named_and_the_same_every_time(tmp_path, rich):
+    path = write(rich, tmp_path / "new" / "folder")
+    assert path.name == "concepts-by-size.html"
+    first = path.read_bytes()
+    assert write(rich, path.parent).read_bytes() == first
+    assert list(path.parent.iterdir()) == [path], "nothing half-written stays"
+    text = first.decode().replace(build_plotly(), "")
+    outline = Outline()
+    outline.feed(text)
+    assert outline.open == [] and outline.headings[0] == "h1" and outline.headings.count("h1") == 1
+    assert outline.tables == outline.captions > 10
+    assert outline.plots == outline.named_plots > 10
+    assert len(outline.ids) == len(set(outline.ids))
+    links = re.findall(r'href="#([\w-]+)"', text)
+    assert set(links) <= set(outline.ids) and len(links) == len(ALL) + 2
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', text), "nothing is fetched"
+    assert len(first) < 6_000_000
+
+
+def build_plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(tmp_path, rich):
+    from raymrc.errors import StudyError
+
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudyError, match="cannot be written"):
-        write(rich, tmp_path / "file" / "folder")
-    page = write(rich, tmp_path / "new" / "folder")
-    assert [path.name for path in page.parent.iterdir()] == ["rich.html"]
+    with pytest.raises(StudyError, match=r"cannot be written .*; choose a folder"):
+        write(rich, tmp_path / "file")
+
+
+# --- in a browser -----------------------------------------------------------------------------------
+
+REAL = """\
+# Do tiny models know a drug when they see one?
+study: real
+task: concepts
+corpus: {reader: brat, path: notes}
+folds: {count: 3, validation_share: 0.3}
+backbones:
+  - {name: tiny, source: backbone}
+strategies:
+  fine_tune: {learning_rate: [1.0e-3, 1.0e-2]}
+  frozen_soft_prompt: {learning_rate: [2.0e-2, 1.0e-1], prompt_length: [2, 4]}
+training: {epochs: 2, window: 32, overlap: 8, match_width: 8}
+storage: runs/real
+"""
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A folder with a study whose every fold-run was really trained, in this process."""
+    from raymrc.cli.run import _prepare
+    from raymrc.sweep.search import StudySearch
+    from raymrc.training.trainer import Trainer
+
+    folder = tmp_path_factory.mktemp("real")
+    draw, notes = random.Random(3), {}
+    for number in range(12):
+        words = draw.choices(WORDS, k=20)
+        words[number % 15] = "aspirin"
+        text = " ".join(words) + "\n"
+        start = text.index("aspirin")
+        notes[f"note{number}"] = (text, f"T1\tDrug {start} {start + 7}\taspirin\n")
+    write_notes(folder / "notes", notes)
+    tiny_checkpoint("bert", folder / "backbone", num_layers=2)
+    (folder / "study.yaml").write_text(REAL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        job = _prepare(Path("study.yaml"), None)
+        pool = Trainer().open_pool(job.spec.backbones[0].backbone, job.data)
+        search = StudySearch(job.plan)
+        for cell in job.plan.cells:
+            for configuration in cell.configurations:
+                for run in search.fold_runs(configuration).values():
+                    pool.open(run)
+        while len(pool):
+            for event in pool.step():
+                assert not isinstance(event.what, Exception)
+                if isinstance(event.what, Record):
+                    job.ledger.record(event.what)
+        assert main(["report", "study.yaml", "--html", "out"]) == 0
+    return folder
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_a_real_study_s_page_is_drawn_in_a_browser_on_any_screen(real):
+    page = real / "out" / "real.html"
+    with browser() as chromium:
+        for width in (1280, 400):
+            visit = Visit(chromium, page, width)
+            count = visit.page.locator(".plot").count()
+            assert visit.see_all() == count >= 7
+            assert visit.overflow == 0
+            assert visit.wrong == []
+            # Of each plot something stands in its field: marks, cells of a heat map, points.
+            shapes = visit.page.evaluate(
+                "[...document.querySelectorAll('.plot')].map(p => p.querySelectorAll("
+                "'.scatterlayer path, .heatmaplayer image').length)"
+            )
+            assert all(shapes), shapes
+        tables = visit.page.locator("table")
+        assert tables.count() > 5
+        # A click shows what is folded away; the contents lead to their section.
+        visit.page.locator("nav a", has_text="By label").click()
+        visit.page.wait_for_url("**#labels")
+        visit.page.emulate_media(media="print")
+        assert not visit.page.locator("nav").is_visible()
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_the_browser_test_would_see_a_broken_page(real, tmp_path):
+    """The positive control: a font from the network, a wide table and a figure that is none."""
+    text = (real / "out" / "real.html").read_text()
+    policy = re.search(r"<meta http-equiv[^>]*>", text).group()
+    wide = '<div style="width:3000px">wide</div><img src="http://127.0.0.1:9/x.png">'
+    broken = text.replace(policy, "").replace("<main>", f"<main>{wide}")
+    (tmp_path / "broken.html").write_text(broken)
+    (tmp_path / "blocked.html").write_text(text.replace("<main>", f"<main>{wide}"))
+    with browser() as chromium:
+        visit = Visit(chromium, tmp_path / "broken.html", 1280)
+        assert visit.overflow > 1000
+        assert "http://127.0.0.1:9/x.png" in visit.wrong
+        blocked = Visit(chromium, tmp_path / "blocked.html", 1280)
+        assert any("Content Security Policy" in text for text in blocked.wrong)
+
+
+def test_a_real_study_is_exported_and_compared_by_command(real, monkeypatch, capsys):
+    monkeypatch.chdir(real)
+    assert main(["export", "study.yaml", "--csv", "csv", "--parquet", "parquet"]) == 0
+    assert len((real / "csv" / "fold_runs.csv").read_text().splitlines()) == 1 + 18
+    assert not re.search(r"\bnote\d", (real / "csv" / "labels.csv").read_text())
+    other = REAL.replace("study: real", "study: other").replace("[1.0e-3, 1.0e-2]", "1.0e-3")
+    (real / "other.yaml").write_text(other)
+    capsys.readouterr()
+    assert main(["compare", "study.yaml", "other.yaml", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["paired"] for one in found["both"]] == ["same folds"] * 2
+    assert [one["field"] for one in found["settings"]] == [
+        "study",
+        "strategies.fine_tune.learning_rate",
+    ]
+    assert main(["compare", "study.yaml", "other.yaml"]) == 0
+    assert "What the study files say differently" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["export", "study.yaml"], "say where to: --csv DIR, --parquet DIR or both"),
+        (["export", "study.yaml", "--csv", "study.yaml"], "choose a folder that you may write to"),
+        (["report", "study.yaml", "--html", "study.yaml"], "choose a folder that you may write to"),
+        (["compare", "study.yaml", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_what_cannot_be_written_or_read_is_told_in_a_sentence(
+    real, arguments, said, monkeypatch, capsys
+):
+    monkeypatch.chdir(real)
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert said in told.err and "Traceback" not in told.err and told.out == ""
+
+
+def test_the_page_of_a_real_study_holds_no_text_of_its_notes(real):
+    page = (real / "out" / "real.html").read_text()
+    for note in (real / "notes").glob("*.txt"):
+        assert note.read_text().strip()[:40] not in page
+    assert not re.search(r"\bnote\d+\b", page), "nor a note's id"
+
+
+def test_counts_of_notes_are_in_no_page(tmp_path):
+    """What is embedded grows with cells and configurations, not with notes or epochs."""
+    few = [record(f) for f in (0, 1)]
+    many = [
+        replace(r, notes={f"n-{i}": NoteCounts(*[dict(r.notes[f"note-{f}"].strict)] * 2)
+                          for i in range(500)})
+        for f, r in enumerate(few)
+    ]  # fmt: skip
+    sizes = [len(build(small(tmp_path, records))) for records in (few, many)]
+    assert abs(sizes[0] - sizes[1]) < 200

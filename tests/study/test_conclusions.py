@@ -204,6 +204,35 @@ def test_the_published_correction_stands_beside_ours():
     assert one.home.interval.low < interval.low
 
 
+@pytest.mark.parametrize(
+    "behind, noise, away, home, there",
+    [
+        (0.0, 0.001, None, EQUIVALENT, None),
+        (0.1, 0.01, None, BEHIND, None),
+        (0.01, 0.05, None, UNSURE, None),
+        (0.1, 0.005, -0.1, BEHIND, AHEAD),
+        (0.0, 0.05, -0.1, UNSURE, AHEAD),
+    ],
+    ids=["parity", "a clear win", "not enough data", "ahead elsewhere", "ahead elsewhere alone"],
+)
+def test_of_ledgers_drawn_from_a_known_truth_the_advice_is_right(behind, noise, away, home, there):
+    """Twelve each. Folds scatter, each by itself; none may claim what is not so."""
+    draw = np.random.default_rng(7)
+    outcomes = []
+    for _ in range(12):
+        level = 0.8 + draw.normal(0, 0.01, 5)
+        frozen = level - behind + draw.normal(0, noise, 5)
+        elsewhere = (
+            None if away is None else (level - 0.1, level - 0.1 - away + draw.normal(0, 0.005, 5))
+        )
+        (one,) = concluded(ledger(level, frozen, away=elsewhere)).gaps
+        found = (one.home.outcome, one.away["there"].outcome if one.away else None)
+        outcomes.append(found)
+    right = sum(found == (home, there) for found in outcomes)
+    assert right >= 11
+    assert set(outcomes) <= {(home, there), (UNSURE, there), (home, UNSURE)}
+
+
 def test_notes_of_a_patient_count_as_one_where_that_is_known():
     records = list(ledger(LEVEL, FAR))
     ids = sorted({note for r in records for note in r.notes})
