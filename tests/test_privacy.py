@@ -110,6 +110,8 @@ def test_a_study_leaves_no_text_of_its_notes_anywhere(place):
         ["run", "study.yaml"],
         ["test", "study.yaml"],
         ["report", "study.yaml", "--json"],
+        ["report", "study.yaml", "--html", "runs/page"],
+        ["export", "study.yaml", "--csv", "runs/csv", "--parquet", "runs/parquet"],
         ["sync", "study.yaml"],
     ]
     for command in commands:

@@ -181,6 +181,7 @@ def heat(
             z=[list(row) for row in values],
             text=[[escape(text) for text in row] for row in texts],
             texttemplate="%{text}",
+            textfont={"color": INK},
             zmin=low,
             zmax=high if high > low else low + 1,
             colorscale=SHADES,

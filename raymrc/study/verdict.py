@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -778,15 +778,23 @@ def describe(
     Args:
         among: its cell's configurations; without others, the learning rate alone.
     """
-    values = asdict(configuration)
-    others = [asdict(other.configuration) for other in among or ()]
-    differing = [
+    return say_settings(configuration, differing(among or ()))
+
+
+def say_settings(configuration: Configuration, names: Sequence[str]) -> str:
+    """These settings with their values; of none of them the learning rate."""
+    shown = names or ["learning_rate"]
+    return ", ".join(f"{name} {_short(getattr(configuration, name))}" for name in shown)
+
+
+def differing(among: Sequence[ConfigurationSummary]) -> list[str]:
+    """Settings that are not the same in all of these configurations, in the order of fields."""
+    configurations = [one.configuration for one in among]
+    return [
         name
-        for name, value in values.items()
-        if name != "cell" and any(other[name] != value for other in others)
+        for name in (one.name for one in fields(Configuration) if one.name != "cell")
+        if len({getattr(configuration, name) for configuration in configurations}) > 1
     ]
-    shown = differing or ["learning_rate"]
-    return ", ".join(f"{name} {_short(values[name])}" for name in shown)
 
 
 def _short(value: Any) -> str:

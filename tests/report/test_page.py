@@ -24,7 +24,7 @@ from raymrc.report.sections import build_facts, build_sections
 from raymrc.scoring.counts import Counts
 from raymrc.study.conclusions import conclude
 from raymrc.study.findings import Findings
-from raymrc.study.plan import plan_study
+from raymrc.study.plan import fold_run, plan_study
 from raymrc.study.record import NoteCounts, Record
 from raymrc.study.verdict import summarise
 from tests.browser import Visit, browser, needs_chromium
@@ -252,7 +252,6 @@ storage: runs/real
 def real(tmp_path_factory):
     """A folder with a study whose every fold-run was really trained, in this process."""
     from raymrc.cli.run import _prepare
-    from raymrc.sweep.search import StudySearch
     from raymrc.training.trainer import Trainer
 
     folder = tmp_path_factory.mktemp("real")
@@ -270,11 +269,10 @@ def real(tmp_path_factory):
         patch.chdir(folder)
         job = _prepare(Path("study.yaml"), None)
         pool = Trainer().open_pool(job.spec.backbones[0].backbone, job.data)
-        search = StudySearch(job.plan)
         for cell in job.plan.cells:
             for configuration in cell.configurations:
-                for run in search.fold_runs(configuration).values():
-                    pool.open(run)
+                for fold in range(job.plan.folds):
+                    pool.open(fold_run(configuration, fold, job.plan.fingerprints))
         while len(pool):
             for event in pool.step():
                 assert not isinstance(event.what, Exception)

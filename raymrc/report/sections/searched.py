@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from raymrc.report import figures
@@ -18,14 +17,15 @@ from raymrc.report.sections.naming import (
     in_order,
     place_of,
     plus_minus,
-    settings_of,
     without_corpus,
 )
 from raymrc.study.findings import Findings
 from raymrc.study.verdict import (
     CellSummary,
     ConfigurationSummary,
+    differing,
     points,
+    say_settings,
 )
 
 MOST_CONFIGURATIONS = 20
@@ -57,12 +57,13 @@ def search(findings: Findings) -> Section | None:
 
 def _varied(configurations: Sequence[ConfigurationSummary]) -> dict[str, list[Any]]:
     """Settings in which a cell's configurations differ, with their values, in the order of fields."""
-    settings = [asdict(c.configuration) for c in configurations]
     found = {}
-    for name in settings[0]:
-        values = {_value_key(of[name]): of[name] for of in settings} if name != "cell" else {}
-        if len(values) > 1:
-            found[name] = [values[key] for key in sorted(values)]
+    for name in differing(configurations):
+        values = {
+            _value_key(value): value
+            for value in (getattr(c.configuration, name) for c in configurations)
+        }
+        found[name] = [values[key] for key in sorted(values)]
     return found
 
 
@@ -149,10 +150,11 @@ def _points_of(
     shown = [c for c in summary.configurations if c.strict.mean is not None]
     if len(shown) < 2:
         return None
+    names = differing(summary.configurations)
     marks = [
         Mark(
             getattr(c.configuration, x), getattr(c.configuration, y),
-            f"F1 {plus_minus(c)}\n{settings_of(c, summary)}", ringed=c is summary.winner,
+            f"F1 {plus_minus(c)}\n{say_settings(c.configuration, names)}", ringed=c is summary.winner,
         )
         for c in shown
     ]  # fmt: skip
@@ -237,6 +239,7 @@ def _named(mark: Mark) -> Mark:
 
 def _configurations(summary: CellSummary, name: str) -> Table:
     shown = summary.configurations[:MOST_CONFIGURATIONS]
+    names = differing(summary.configurations)
     left = len(summary.configurations) - len(shown)
     return Table(
         f"{name}: configurations, best on validation first",
@@ -253,7 +256,7 @@ def _configurations(summary: CellSummary, name: str) -> Table:
         "lrrrrrrl",
         [
             (
-                settings_of(one, summary),
+                say_settings(one.configuration, names),
                 points(one.validation.mean),
                 points(one.strict.mean),
                 points(one.strict.sd),

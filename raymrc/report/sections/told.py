@@ -13,17 +13,12 @@ from raymrc.report.sections.naming import (
     CELL,
     cell_names,
     in_order,
-    settings_of,
 )
 from raymrc.scoring.counts import Counts
 from raymrc.study.findings import Findings
 from raymrc.study.plan import short_count
 from raymrc.study.record import Record
-from raymrc.study.verdict import (
-    percent,
-    points,
-    size_of,
-)
+from raymrc.study.verdict import differing, percent, points, say_settings, size_of
 
 MOST_STOPPED = 200
 """That are listed with their reasons; the export has all."""
@@ -71,13 +66,14 @@ def _label_heat(
     title: str, says: str, rows: Sequence[tuple[str, Mapping[str, Counts]]], labels: Sequence[str]
 ) -> Plot:
     values = [[100 * of[label].f1 if label in of else None for label in labels] for _, of in rows]
+    known = [value for row in values for value in row if value is not None]
     texts = [["" if value is None else f"{value:.1f}" for value in row] for row in values]
     return Plot(
         title,
         says,
         figures.heat(
             [name for name, _ in rows], labels, values, texts, "", "",
-            value_range=(0.0, 100.0), says="F1",
+            value_range=(min(known, default=0.0), max(known, default=100.0)), says="F1",
         ),
         150 + 30 * len(rows),
     )  # fmt: skip
@@ -230,13 +226,19 @@ def stopped_early(findings: Findings) -> Section | None:
         of_cell = summary.configurations
         trained = sum(c.fold_epochs for c in of_cell)
         grid = sum(c.configuration.epochs * c.num_folds for c in of_cell)
+        varied = differing(of_cell)
         those = [c for c in of_cell if c.stopped]
         rows.append(
             (names[summary.cell], str(len(of_cell)), str(len(those)), f"{trained:,}",
              f"{100 * trained / grid:.0f} %", f"{summary.device_seconds:,.0f}")
         )  # fmt: skip
         stopped += [
-            (names[summary.cell], settings_of(c, summary), str(c.fold_epochs), c.stopped)
+            (
+                names[summary.cell],
+                say_settings(c.configuration, varied),
+                str(c.fold_epochs),
+                c.stopped,
+            )
             for c in those
         ]
     racing = findings.plan.racing
