@@ -253,7 +253,7 @@ def wanted() -> dict[str, Any]:
 
 
 class TestOnRay:
-    pytestmark = pytest.mark.ray
+    pytestmark = [pytest.mark.ray, pytest.mark.timed]
 
     def test_the_cap_holds_and_a_larger_budget_goes_on_from_what_was_saved(
         self, cluster, tmp_path, script

@@ -32,6 +32,7 @@ from tests.sweep.making import (
     open_pool,
     warn_node,
 )
+from tests.sweep.rehearsal import free_port
 
 pytestmark = [
     pytest.mark.ray,
@@ -143,7 +144,8 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    head = {"num_cpus": 0, "dashboard_port": free_port()}  # another cluster may run beside it
+    made = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         made.add_node(num_cpus=1)
     ray.init(address=made.address, log_to_driver=False)

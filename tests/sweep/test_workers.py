@@ -24,6 +24,7 @@ from raymrc.sweep.driver import Resources, run_study
 from raymrc.training.trainer import Trainer
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
 from tests.sweep.making import actors, make_plan
+from tests.sweep.rehearsal import free_port
 from tests.training.test_lane import make_data, make_notes
 
 pytestmark = [
@@ -53,7 +54,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        head = {"num_cpus": 0, "dashboard_port": free_port()}  # another cluster may run beside it
+        made = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             made.add_node(num_cpus=1, num_gpus=1)
         ray.init(address=made.address, log_to_driver=False)
@@ -131,10 +133,10 @@ def test_groups_and_hosts_take_turns_on_too_few_devices(
     assert_as_alone(records)
     of_groups = [r for r in records.values() if "frozen" not in r.fold_run.configuration.cell.name]
     assert all(record.num_devices == 2 for record in of_groups)
-    assert_no_claims()
+    assert_no_claims(cluster.address)
 
 
-def assert_no_claims() -> None:
+def assert_no_claims(address: str) -> None:
     """All devices are free again, and nothing waits for them."""
     import ray
     from ray.util.state import list_placement_groups
@@ -142,7 +144,7 @@ def assert_no_claims() -> None:
     until = time.monotonic() + 60
     while time.monotonic() < until:
         free = ray.available_resources().get("GPU", 0.0)
-        left = [g for g in list_placement_groups() if g.state != "REMOVED"]
+        left = [g for g in list_placement_groups(address) if g.state != "REMOVED"]
         if free == ray.cluster_resources().get("GPU", 0.0) and not left and not actors(WORKER):
             return
         time.sleep(0.5)
