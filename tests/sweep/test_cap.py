@@ -252,9 +252,9 @@ def wanted() -> dict[str, Any]:
     return {run.key: make_record(run) for run in fold_runs(PLAN)}
 
 
+@pytest.mark.ray
+@pytest.mark.timed
 class TestOnRay:
-    pytestmark = [pytest.mark.ray, pytest.mark.timed]
-
     def test_the_cap_holds_and_a_larger_budget_goes_on_from_what_was_saved(
         self, cluster, tmp_path, script
     ):
