@@ -53,6 +53,7 @@ from raymrc.tracking.serving import ASKED_FILE
 from raymrc.tracking.writers import DatabaseWriter, open_experiment, open_writer
 from raymrc.training.batching import StudyData
 from raymrc.training.trainer import Trainer, train_fold_run
+from tests.browser import browser, needs_chromium
 from tests.model.tiny import tiny_checkpoint
 from tests.sweep.making import fold_runs
 from tests.test_tracking import read_runs, shown
@@ -381,25 +382,15 @@ def test_a_study_chooses_what_is_registered(study: Made, address: str) -> None:
     assert register(study.records, nothing, fewer) == [], "it was trained on other notes"
 
 
+@needs_chromium
 def test_the_ui_opens_on_a_row_a_cell_sorted_by_f1(there: Made, address: str) -> None:
     """MLflow says nowhere how its UI keeps a view, so only a browser knows whether it still reads ours."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium here to open MLflow's UI with (make tools)")
-    from playwright.sync_api import sync_playwright
-
-    quiet = (
-        "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync"
-    )
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=quiet.split())
-        page = browser.new_page(viewport={"width": 1900, "height": 700})
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1900, "height": 700})
         page.goto(how_to_look(there.place))
         page.get_by_text("2 matching runs").wait_for(timeout=60_000)
         page.get_by_text("prompt_length").first.wait_for(timeout=20_000)
         text = page.locator(".ag-root").first.inner_text()
-        browser.close()
     for column in ("strict_f1", "cost_usd", "trained_share", "strategy", "backbone"):
         assert column in text
     rows = [c for c in ("tiny · fine_tune", "tiny · frozen_soft_prompt") if c in text]

@@ -6,14 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymrc.cli.app import print_table
-from raymrc.cli.at_hand import (
-    corpus_at_hand,
-    initial_prompt_at_hand,
-    load,
-    read_ledger,
-    transfer_at_hand,
-    weights_at_hand,
-)
+from raymrc.cli.at_hand import known_at_hand, load, read_ledger
 
 if TYPE_CHECKING:
     from raymrc.study.findings import Findings
@@ -21,22 +14,9 @@ if TYPE_CHECKING:
 
 def read_findings(study: Path, changes: list[str] | None) -> tuple[Findings, bool]:
     """A study's findings, and whether there are records that cannot be read; those are said."""
-    from raymrc.study.findings import find
-    from raymrc.study.plan import plan_study
-
     spec = load(study, changes)
     records, unreadable = read_ledger(spec)
-    corpus = corpus_at_hand(spec)
-    transfer = transfer_at_hand(spec, corpus)
-    planned = plan_study(
-        spec,
-        corpus,
-        weights_at_hand(spec),
-        transfer=transfer,
-        initial_prompt=initial_prompt_at_hand(spec),
-        places=False,
-    )
-    return find(spec, planned, records, corpus, transfer), unreadable
+    return known_at_hand(spec).find(spec, records), unreadable
 
 
 def print_cells(findings: Findings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from raymrc.model.adapters import Adapter
     from raymrc.reading.light_tokenizers import FileTokenizer, RoughTokenizer
     from raymrc.study.estimate import Measured
+    from raymrc.study.findings import Findings
     from raymrc.study.ledger import Ledger
     from raymrc.study.plan import Plan
     from raymrc.study.record import Record
@@ -39,6 +41,42 @@ def read_ledger(spec: Spec) -> tuple[tuple[Record, ...], bool]:
     for problem in problems:
         say(problem)
     return records, bool(problems)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a ledger is read against.
+
+    Args:
+        corpus, transfer: None where this machine does not have the notes.
+    """
+
+    plan: Plan
+    corpus: Corpus | None
+    transfer: dict[str, Corpus] | None
+
+    def find(self, spec: Spec, records: Sequence[Record]) -> Findings:
+        """What the records say."""
+        from raymrc.study.findings import find
+
+        return find(spec, self.plan, records, self.corpus, self.transfer)
+
+
+def known_at_hand(spec: Spec) -> Known:
+    """A study as its ledger is read: by what is here of notes and weights, not by where it would run."""
+    from raymrc.study.plan import plan_study
+
+    corpus, prompt = corpus_at_hand(spec), initial_prompt_at_hand(spec)
+    transfer = transfer_at_hand(spec, corpus)
+    planned = plan_study(
+        spec,
+        corpus,
+        weights_at_hand(spec),
+        transfer=transfer,
+        initial_prompt=prompt,
+        places=False,
+    )
+    return Known(planned, corpus, transfer)
 
 
 def plan_at_hand(spec: Spec) -> tuple[Plan, Workload | None, Ledger | None]:

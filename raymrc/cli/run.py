@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,7 +54,7 @@ def run(study: Study, changes: Changes = None, metrics_port: MetricsPort = None)
     job = _prepare(study, changes)
     # Held-out notes were looked at for what is in both; no host needs to see them.
     outcome = _train(replace(job, data=replace(job.data, test=None)), job.plan, metrics_port)
-    findings = _findings(job)
+    findings = _findings(job, job.ledger.records())
     print_cells(findings)
     attach_page(findings)
     tell(job.spec, outcome)
@@ -70,12 +71,13 @@ def final_test(study: Study, changes: Changes = None, metrics_port: MetricsPort 
         raise SpecError(
             f"{study}: the study holds no notes out; give it a final_test, with a corpus or a share"
         )
-    summaries, records = _findings(job).summaries, job.ledger.records()
+    records = job.ledger.records()
+    summaries = _findings(job, records).summaries
     final = plan_final_test(job.spec, job.plan, summaries, records, job.data.test)
     outcome = _train(job, final, metrics_port)
     records = job.ledger.records()
     asked = job.data.asked(job.spec.task)
-    findings = _findings(job)
+    findings = _findings(job, records)
     print_final(findings)
     folder = job.spec.folder / "predictions"
     if write_predictions(records, job.data.test, folder, asked.triggers):
@@ -96,11 +98,10 @@ class _Job:
     datasets: tuple[Dataset, ...]
 
 
-def _findings(job: _Job) -> Findings:
-    """What its ledger says by now."""
+def _findings(job: _Job, records: Sequence[Record]) -> Findings:
     from raymrc.study.findings import find
 
-    return find(job.spec, job.plan, job.ledger.records(), job.data.corpus, job.data.transfer)
+    return find(job.spec, job.plan, records, job.data.corpus, job.data.transfer)
 
 
 def _prepare(study: Path, changes: list[str] | None) -> _Job:
@@ -212,7 +213,7 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> StudyOutcome:
     if recorder.behind:
         say(
             "MLflow lacks some of this study's fold-runs, which are all in the ledger; when it can be "
-            f"written again: raymrc sync {spec.path}"
+            f"written again: raymrc sync {spec.arguments}"
         )
     return outcome
 

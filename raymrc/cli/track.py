@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from raymrc.cli.app import DONE, MUST_CHANGE, Changes, Study, app, say
-from raymrc.cli.at_hand import (
-    corpus_at_hand,
-    initial_prompt_at_hand,
-    load,
-    read_ledger,
-    test_at_hand,
-    transfer_at_hand,
-    weights_at_hand,
-)
+from raymrc.cli.at_hand import known_at_hand, load, read_ledger, test_at_hand
 from raymrc.errors import RaymrcError
 
 if TYPE_CHECKING:
@@ -29,8 +21,6 @@ if TYPE_CHECKING:
 @app.command()
 def sync(study: Study, changes: Changes = None) -> None:
     """Write into MLflow what it lacks of the study's ledger."""
-    from raymrc.study.findings import find
-    from raymrc.study.plan import plan_study
     from raymrc.tracking import Place, describe_datasets, how_to_look
     from raymrc.tracking import sync as catch_up
 
@@ -39,21 +29,13 @@ def sync(study: Study, changes: Changes = None) -> None:
     if not records:
         say(f"the ledger in {spec.storage} holds no fold-run yet; 'raymrc run' comes first")
         raise typer.Exit(MUST_CHANGE if unreadable else DONE)
-    corpus = corpus_at_hand(spec)
-    sites, held_out = transfer_at_hand(spec, corpus), test_at_hand(spec, corpus)
-    planned = plan_study(
-        spec,
-        corpus,
-        weights_at_hand(spec),
-        transfer=sites,
-        initial_prompt=initial_prompt_at_hand(spec),
-        places=False,
-    )
-    datasets = describe_datasets(spec, corpus, sites, held_out)
-    written = catch_up(records, Place.of(spec), planned.holds, datasets)
+    known = known_at_hand(spec)
+    held_out = test_at_hand(spec, known.corpus)
+    datasets = describe_datasets(spec, known.corpus, known.transfer, held_out)
+    written = catch_up(records, Place.of(spec), known.plan.holds, datasets)
     say(f"{written} MLflow runs written or changed, of {len(records)} fold-runs in the ledger")
-    attach_page(find(spec, planned, records, corpus, sites))
-    register_models(spec, records, corpus)
+    attach_page(known.find(spec, records))
+    register_models(spec, records, known.corpus)
     say(how_to_look(Place.of(spec)))
     if unreadable:
         raise typer.Exit(MUST_CHANGE)

@@ -7,7 +7,6 @@ is in it once, when they come into sight.
 from __future__ import annotations
 
 import json
-import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,18 @@ from raymrc.report.files import put
 from raymrc.study.findings import Findings
 
 
-def write(findings: Findings, folder: Path, repeat: str = "") -> Path:
+def write(findings: Findings, folder: Path) -> Path:
     """The page, STUDY.html in `folder`; an older one gives way.
-
-    Args:
-        repeat: the command that makes the study again; `raymrc run` of its file where not given.
 
     Raises:
         StudyError: it cannot be written.
     """
-    text = build(findings, repeat)
+    text = build(findings)
     path = folder / f"{findings.spec.study}.html"
     return put(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
-def build(findings: Findings, repeat: str = "") -> str:
+def build(findings: Findings) -> str:
     """The page's text; see `write`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -58,7 +54,7 @@ def build(findings: Findings, repeat: str = "") -> str:
         # A line does not end between a number and its sign.
         decision=[s.replace(" %", "\u00a0%") for s in sentences(findings.conclusions)],
         sections=build_sections(findings),
-        repeat=repeat or shlex.join(["raymrc", "run", findings.spec.path]),
+        repeat=f"raymrc run {findings.spec.arguments}",
         style=own("page.css"),
         script=own("page.js"),
         plotly=Markup(get_plotlyjs()),

@@ -6,6 +6,7 @@ Names are relative, and one write appears whole or not at all.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections import deque
@@ -256,6 +257,11 @@ def open_files(storage: str, room: str) -> Files:
     except (OSError, ValueError) as error:
         raise LedgerError(f"{url}: cannot be opened as a store ({said(error)})") from None
     return ObjectStore(filesystem, f"{path}/{room}", f"{url}/{room}")
+
+
+def hide_password(text: str) -> str:
+    """The same without users and passwords in the URLs of it."""
+    return re.sub(r"//[^/@]*@", "//", text)
 
 
 def absolute(storage: str) -> str:

@@ -10,6 +10,7 @@ an editor's hints are made from it.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.relations import TASKS
 from raymrc.study.checks import Problem, across, no_effect
 from raymrc.study.configuration import Backbone
+from raymrc.study.files import hide_password
 from raymrc.study.racing import Racing
 from raymrc.study.source import Position, Source, Steps, nearest, read_source
 from raymrc.study.space import Setting
@@ -646,6 +648,17 @@ class Spec(_Section):
     def path(self) -> str:
         """The study file, as it was named."""
         return self._read_from.name
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What `--set` laid over the file, `field.field=value` each, in order."""
+        return tuple(override for _, override in self._read_from.overrides)
+
+    @property
+    def arguments(self) -> str:
+        """What a command is given to mean this very study, quoted for a shell; no password is in it."""
+        changes = [part for change in self.changes for part in ("--set", hide_password(change))]
+        return shlex.join([self.path, *changes])
 
     @property
     def num_folds(self) -> int:

@@ -194,20 +194,21 @@ class Race:
     @property
     def epochs(self) -> tuple[int, int]:
         """Those that are done, and those that are at most to come for whoever is in the race."""
-        done = left = 0
+        done, left, is_over = 0, 0, self.is_over
         for entry in self._entries.values():
             done += sum(map(len, entry.courses))
-            if not (entry.stopped or entry.failed or self.is_over):
+            if not (entry.stopped or entry.failed or is_over):
                 left += sum(entry.configuration.epochs - len(course) for course in entry.courses)
         return done, left
 
     @property
     def num_spared(self) -> int:
         """Fold-runs that will not be trained to their end; not those that failed."""
+        is_over = self.is_over
         left_out = [
             entry
             for entry in self._entries.values()
-            if entry.stopped or entry.failed or (self.is_over and not entry.is_complete)
+            if entry.stopped or entry.failed or (is_over and not entry.is_complete)
         ]
         return sum(
             len(course) < entry.configuration.epochs and fold not in entry.failed

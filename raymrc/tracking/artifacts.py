@@ -9,13 +9,13 @@ from typing import Any
 
 from raymrc.errors import RaymrcError
 from raymrc.model.backbones import file_digest
+from raymrc.study.files import hide_password
 from raymrc.tracking.drawings import Study
 from raymrc.tracking.writers import (
     DELETED,
     KEY_TAG,
     ClientWriter,
     Place,
-    hide_password,
     open_experiment,
     quiet_loggers,
 )

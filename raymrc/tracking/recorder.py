@@ -12,6 +12,7 @@ from typing import Any
 
 from raymrc.errors import RaymrcError
 from raymrc.study.configuration import Configuration
+from raymrc.study.files import hide_password
 from raymrc.study.record import Record
 from raymrc.tracking.datasets import Dataset
 from raymrc.tracking.drawings import Figures, Study, draw, read_figures
@@ -20,7 +21,6 @@ from raymrc.tracking.writers import (
     Place,
     Standing,
     Writer,
-    hide_password,
     open_writer,
     quiet_loggers,
 )

@@ -25,7 +25,7 @@ from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.questions import build_questions, questions_fingerprint
 from raymrc.reading.relations import Asked, find_asked
 from raymrc.study.configuration import Cell, FoldRun
-from raymrc.study.files import Files, open_files
+from raymrc.study.files import Files, hide_password, open_files
 from raymrc.study.final import final_records
 from raymrc.study.record import Record
 from raymrc.study.spec import Spec
@@ -35,7 +35,6 @@ from raymrc.tracking.writers import (
     KEY_TAG,
     ClientWriter,
     Place,
-    hide_password,
     open_experiment,
     quiet_loggers,
 )

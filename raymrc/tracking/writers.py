@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from raymrc.errors import RaymrcError
 from raymrc.study.configuration import hash_values
-from raymrc.study.files import absolute
+from raymrc.study.files import absolute, hide_password
 from raymrc.study.spec import Spec
 from raymrc.tracking.datasets import Dataset
 from raymrc.tracking.drawings import Drawing
@@ -476,10 +476,6 @@ def how_to_look(place: Place) -> str:
         start = f"{program} ui --backend-store-uri {shlex.quote(uri)}"
         return f"{start}    then open http://127.0.0.1:5000{page}"
     return hide_password(place.tracking_uri).rstrip("/") + page
-
-
-def hide_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from raymrc.study.conclusions import conclude
 from raymrc.study.findings import Findings
 from raymrc.study.plan import fold_run, plan_study
 from raymrc.study.record import NoteCounts, Record
+from raymrc.study.spec import load_spec
 from raymrc.study.verdict import summarise
 from tests.browser import Visit, browser, needs_chromium
 from tests.commands import write_notes
@@ -93,6 +94,21 @@ def test_the_page_has_a_section_for_all_that_there_is_to_show(rich):
         assert html.escape(advice) in text and html.escape(evidence) in text
     assert "Does a frozen clinical model keep up" in text, "the study file's question"
     assert "raymrc run" in text and "c" * 64 in text and "torch 2.13.0" in text
+
+
+def test_the_command_that_repeats_a_study_has_what_was_set_beside_its_file(rich):
+    place = rich.spec.path
+    changes = [
+        "mlflow.tracking_uri=http://me:secret@there:5000",
+        "strategies.fine_tune.learning_rate=[1.0e-5, 3.0e-5]",
+    ]
+    spec = load_spec(place, changes)
+    assert spec.arguments.endswith(
+        "study.yaml --set mlflow.tracking_uri=http://there:5000 "
+        "--set 'strategies.fine_tune.learning_rate=[1.0e-5, 3.0e-5]'"
+    )
+    text = html.unescape(build(replace(rich, spec=spec)))
+    assert f"raymrc run {spec.arguments}" in text
 
 
 def test_sections_with_nothing_to_show_are_left_out(tmp_path):
