@@ -213,8 +213,8 @@ class Conclusions:
     Args:
         margin: of practical equivalence, F1 from 0 to 1.
         num_compared: gaps and sites that Holm's adjustment is over.
-        frontier: cells whose winner no other one of its corpus beats in F1, money, time, memory and bytes
-            kept together.
+        frontier: cells whose winner no other one of its corpus beats in F1, money, time, energy, memory and
+            bytes kept together.
     """
 
     margin: float
@@ -538,7 +538,10 @@ def _frontier(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
     found = []
     for members in together.values():
         winners = [_winner(summary) for summary in members]
-        costs = [(w.cost_usd, w.device_seconds, w.peak_bytes, w.adapter_bytes) for w in winners]
+        costs = [
+            (w.cost_usd, w.device_seconds, w.energy_kwh, w.peak_bytes, w.adapter_bytes)
+            for w in winners
+        ]
         best = pareto([winner.strict.mean or 0.0 for winner in winners], costs)
         found += [members[place].cell.name for place in best]
     return tuple(found)

@@ -45,7 +45,7 @@ from raymrc.study.plan import (
     in_usd,
     representatives,
 )
-from raymrc.study.prices import Cluster, DeviceType, PriceTable, read_prices
+from raymrc.study.prices import Cluster, DeviceType, PriceTable, energy_kwh, read_prices
 from raymrc.study.workload import Workload
 
 if TYPE_CHECKING:
@@ -70,11 +70,8 @@ more."""
 BUSY = 0.9
 """Share of the time that devices train: hosts wait at the end, and when trials change."""
 
-UTILISATION = 0.7
-"""Of a device's watts, while it trains; an assumption."""
-
 WATTS_SPREAD = 0.3
-"""Of what is drawn against `UTILISATION` of what a data sheet says; standard deviation of the logarithm."""
+"""Of what is drawn, against what `prices.energy_kwh` says; standard deviation of the logarithm."""
 
 RECORD_BYTES, NOTE_BYTES, COUNT_BYTES = 3000, 60, 45
 """Of a record: by itself, for each scored note, and for each label that occurs there, in two countings."""
@@ -645,7 +642,7 @@ def _forecast_cell(
         flops=flops,
         peak_memory=_memory(cell, jobs, measured, kind),
         storage=_storage(cell, workload, jobs),
-        energy=Estimate.of(seconds * UTILISATION * watts / 3.6e6, math.hypot(spread, WATTS_SPREAD)),
+        energy=Estimate.of(energy_kwh(seconds, watts), math.hypot(spread, WATTS_SPREAD)),
         rates=rates,
     )
 

@@ -6,8 +6,10 @@ YAML -> PriceTable;  "g5.xlarge=4" -> Cluster
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from raymrc.errors import SpecError
 from raymrc.study.source import nearest, read_source
 
 BUILT_IN = Path(__file__).with_name("prices.yaml")
+
+UTILISATION = 0.7
+"""Of a device's watts, while it trains; an assumption."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +156,25 @@ def _entry(kind: type[Any], name: str, values: Any, wrong: Any) -> Any:
         ):
             raise wrong(f"{name}: {field} is a number above 0, not {value!r}")
     return kind(**values)
+
+
+def energy_kwh(device_seconds: float, watts: float) -> float:
+    """What devices draw: an estimate, as nothing here measures it. The rest of a machine is not in it."""
+    return device_seconds * UTILISATION * watts / 3.6e6
+
+
+@cache
+def watts_of(device: str) -> float:
+    """One device under load, by the built-in table; 0 where it is not there.
+
+    Args:
+        device: "cpu" (one core of it), or a GPU's name as its driver says it.
+    """
+    devices = read_prices().devices
+    if device == "cpu":
+        return max(d.watts for d in devices.values() if d.kind == "cpu")
+    words = set(re.findall(r"\w+", device))
+    return next((d.watts for name, d in devices.items() if name in words), 0.0)
 
 
 def read_cluster(given: Sequence[str], table: PriceTable) -> Cluster:

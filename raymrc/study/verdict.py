@@ -19,6 +19,7 @@ from raymrc.model.strategies import STRATEGIES
 from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.subsets import SUBSETS
 from raymrc.study.configuration import Cell, Configuration, FoldRun
+from raymrc.study.prices import energy_kwh, watts_of
 from raymrc.study.record import Record
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class ConfigurationSummary:
         fold_epochs: trained on all folds, finished or not.
         device_seconds, cost_usd: of the finished folds, and of what was trained of others before a race let
             them wait or stopped them.
+        energy_kwh: that their devices drew, estimated (`prices.energy_kwh`); 0 where a device is not known.
         flops, tokens: of the finished folds together.
         failed_device_seconds: of tries that failed, of all folds.
         peak_bytes: the largest of the folds.
@@ -105,6 +107,7 @@ class ConfigurationSummary:
     device_seconds: float = 0.0
     failed_device_seconds: float = 0.0
     cost_usd: float = 0.0
+    energy_kwh: float = 0.0
     flops: float = 0.0
     tokens: int = 0
     peak_bytes: int = 0
@@ -161,6 +164,7 @@ class ConfigurationSummary:
             "device_seconds": self.device_seconds,
             "failed_device_seconds": self.failed_device_seconds,
             "cost_usd": self.cost_usd,
+            "energy_kwh": self.energy_kwh,
             "flops": self.flops,
             "tokens": self.tokens,
             "peak_bytes": self.peak_bytes,
@@ -512,6 +516,7 @@ def _summarise_configuration(
             for r in records
         ),
         cost_usd=sum(r.cost_usd for r in by_fold if r.status != "failed"),
+        energy_kwh=_energy([r for r in by_fold if r.status != "failed"]),
         flops=sum(record.flops for record in done),
         tokens=sum(record.tokens for record in done),
         peak_bytes=max((record.peak_bytes for record in done), default=0),
@@ -538,6 +543,14 @@ def _transfers(records: Sequence[Record]) -> dict[str, Transfer]:
         drops = [h - a for h, a in zip(home, away, strict=True)]
         found[name] = Transfer(spread(home), spread(away), spread(drops))
     return found
+
+
+def _energy(records: Sequence[Record]) -> float:
+    """Of a part nobody knows how much there is."""
+    watts = [watts_of(record.device) for record in records]
+    if not all(watts):
+        return 0.0
+    return sum(energy_kwh(r.device_seconds, w) for r, w in zip(records, watts, strict=True))
 
 
 def _subsets(records: Sequence[Record]) -> dict[str, Counts]:

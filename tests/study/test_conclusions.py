@@ -24,7 +24,7 @@ from raymrc.study.conclusions import (
     sentences,
 )
 from raymrc.study.configuration import Backbone
-from raymrc.study.record import NoteCounts
+from raymrc.study.record import NoteCounts, Record
 from raymrc.study.statistics import Interval, compare_folds, published_correlation
 from raymrc.study.verdict import summarise
 from tests.study.making import cell, record
@@ -317,6 +317,15 @@ def test_the_frontier_is_of_one_corpus_and_leaves_out_who_is_beaten():
     beaten = list(ledger([0.3] * 5, [0.2] * 5, of="poor"))
     found = concluded([*ledger(LEVEL, FAR), *beaten])
     assert found.frontier == ("notes/minilm/frozen_soft_prompt", "notes/minilm/soft_prompt")
+
+
+def test_who_draws_less_for_the_same_is_on_the_frontier():
+    def on(device: str, of: str) -> list[Record]:
+        made = ledger(LEVEL, LEVEL, of=of, seconds=(100.0, 100.0), usd=(1.0, 1.0))
+        return [replace(r, device=device, adapter_bytes=4) for r in made][:5]
+
+    found = concluded([*on("NVIDIA A100-SXM4-40GB", "one"), *on("NVIDIA A10G", "other")])
+    assert found.frontier == ("notes/other/soft_prompt",)
 
 
 def test_conclusions_are_plain_json_and_the_same_every_time():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raymrc.errors import SpecError
-from raymrc.study.prices import BUILT_IN, read_cluster, read_prices
+from raymrc.study.prices import BUILT_IN, energy_kwh, read_cluster, read_prices, watts_of
 
 OWN = """\
 date: 2026-02-03
@@ -34,6 +34,26 @@ def test_our_table_is_dated_has_gpus_and_cpus_and_tells_to_check_it():
     assert {table.devices[i.device].kind for i in table.instances.values()} == {"cpu", "gpu"}
     assert all(0 < i.spot < i.on_demand for i in table.instances.values())
     assert "Check it before you rely on it" in BUILT_IN.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA A100-SXM4-40GB", "A100"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L4", "L4"),
+        ("Tesla V100-SXM2-16GB", "V100"),
+        ("cpu", "core"),
+    ],
+)
+def test_a_device_that_a_driver_names_is_found_in_the_table(device, name):
+    assert watts_of(device) == read_prices().devices[name].watts
+
+
+def test_energy_is_a_share_of_what_a_data_sheet_says_and_nothing_of_a_device_nobody_knows():
+    assert energy_kwh(3600, 1000) == pytest.approx(0.7)
+    assert watts_of("Somebody's XA1000") == 0
 
 
 def test_a_cluster_is_so_many_machines_and_their_devices(tmp_path):

@@ -31,6 +31,7 @@ from raymrc.study.conclusions import (
 )
 from raymrc.study.findings import Findings
 from raymrc.study.plan import short_count
+from raymrc.study.prices import UTILISATION
 from raymrc.study.verdict import (
     CellSummary,
     percent,
@@ -80,6 +81,7 @@ def winners(findings: Findings) -> Section | None:
                 *([points(leader.events.mean)] if has_events(findings) else []),
                 f"{leader.device_seconds:,.0f}",
                 f"{leader.cost_usd:,.4f}",
+                f"{leader.energy_kwh:.2g}" if leader.energy_kwh else "-",
                 size_of(leader.peak_bytes) if leader.peak_bytes else "-",
                 f"{len(leader.folds)} of {leader.num_folds}",
                 "yes" if summary.cell.name in best else "",
@@ -89,19 +91,20 @@ def winners(findings: Findings) -> Section | None:
     events = ["events F1"] if has_events(findings) else []
     table = Table(
         "Winners: F1 in points, mean over folds",
-        (CELL, "strict F1", "sd", "95 % interval, pooled", "lenient F1", *events, "device s", "USD",
+        (CELL, "strict F1", "sd", "95 % interval, pooled", "lenient F1", *events, "device s", "USD", "kWh",
          "peak memory", "folds", "on the frontier", "winning configuration"),
-        "lrrrr" + "r" * len(events) + "rrrrll",
+        "lrrrr" + "r" * len(events) + "rrrrrll",
         rows,
         "Winners are chosen on validation notes, never on the scored folds. The interval is of all folds "
-        "together, were other notes drawn like these; models as trained.",
+        "together, were other notes drawn like these; models as trained. Energy is estimated: "
+        f"device time at {UTILISATION:.0%} of what such a device draws by its data sheet.",
     )  # fmt: skip
     plot = Plot(
         "Frozen against trained: F1 and what it costs",
         "Each cell's winner by strict F1, sd over folds, and cost, all folds, on a logarithmic "
         "axis. The larger "
         "a mark, the larger the backbone. Ringed in black: no other one of its corpus beats it in F1, money, "
-        "time, memory and bytes kept together.",
+        "time, energy, memory and bytes kept together.",
         figures.scatter(in_order(marks), cost, "strict F1, points", log=True),
         460,
     )
