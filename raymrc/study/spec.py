@@ -99,7 +99,8 @@ class Settings(_Section):
     first_layer: Annotated[Setting | None, setting(whole(0))] = None
     """Layers below this one see no prompt; 0 is the published setting."""
     reparametrisation: Annotated[Setting | None, setting(word("none", "mlp", "lstm"))] = None
-    """What the vectors are computed with while training: `none`, `mlp` or `lstm`."""
+    """What the vectors are computed with while training: `none`, `mlp` or `lstm`. The last two want a rate of
+    about a thirtieth."""
     prompt_initialisation: Annotated[
         Setting | None, setting(word("random", "question", "adapter"))
     ] = None
