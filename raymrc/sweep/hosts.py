@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import ray
 
@@ -56,6 +56,10 @@ class OpenPool(Protocol):
     """
 
     def __call__(self, backbone: Backbone, data: Any, ranks: Any = None) -> LanePool: ...
+
+
+Shared: TypeAlias = "list[ray.ObjectRef[tuple[OpenPool, Any]]]"
+"""What all hosts of a study train with: Ray fetches no reference that is in a list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +110,17 @@ class Host:
     """A process with one backbone at a time.
 
     Args:
-        shared: holds the reference of the study's data, fetched once.
+        shared: holds the reference of what it trains with, an `OpenPool` and the study's data. They are
+            fetched when the first fold-run is opened: torch comes with them, which takes seconds, and a host
+            has to say that it is there before them.
     """
 
-    def __init__(
-        self, open_pool: OpenPool, shared: list[ray.ObjectRef[Any]], terms: HostTerms
-    ) -> None:
+    def __init__(self, shared: Shared, terms: HostTerms) -> None:
         _set_threads(terms.num_threads)
-        self._open_pool = open_pool
         self._shared = shared
+        self._fetched: tuple[OpenPool, Any] | None = None
         self._terms = terms
         self._files = open_files(terms.storage, SAVED)
-        self._data: Any = None
         self._pool: LanePool | None = None
         self._backbone: Backbone | None = None
         self._runs: dict[str, FoldRun] = {}
@@ -210,14 +213,14 @@ class Host:
     def _pool_of(self, backbone: Backbone) -> LanePool:
         if self._pool is None or self._backbone != backbone:
             self._pool = None  # before the next one is loaded: both may be too much
-            if self._data is None:
-                self._data = ray.get(self._shared[0])
-            self._pool = self._load(backbone)
+            if self._fetched is None:
+                self._fetched = ray.get(self._shared[0])
+            self._pool = self._load(*self._fetched, backbone)
             self._backbone = backbone
         return self._pool
 
-    def _load(self, backbone: Backbone) -> LanePool:
-        return self._open_pool(backbone, self._data)
+    def _load(self, open_pool: OpenPool, data: Any, backbone: Backbone) -> LanePool:
+        return open_pool(backbone, data)
 
     def _report(self, event: Event) -> Report:
         key, what = event.key, event.what

@@ -26,7 +26,7 @@ from raymrc.study.configuration import Cell, FoldRun
 from raymrc.sweep.board import SOLO, Board, Crew, Order, Report
 from raymrc.sweep.capacity import count_devices, draining_nodes, why_never
 from raymrc.sweep.failures import explain, failed_record
-from raymrc.sweep.hosts import SLICE_SECONDS, Host, HostTerms, OpenPool
+from raymrc.sweep.hosts import SLICE_SECONDS, Host, HostTerms, OpenPool, Shared
 from raymrc.sweep.metrics import (
     EVICTIONS,
     HOST_DEATHS,
@@ -138,13 +138,11 @@ class Reception:
     def __init__(
         self,
         board: dict[str, Any],
-        open_pool: OpenPool,
-        shared: list[ray.ObjectRef[Any]],
+        shared: Shared,
         terms: HostTerms,
         account: Account | None = None,
     ) -> None:
         self._board = Board(**board)
-        self._open_pool = open_pool
         self._shared = shared
         self._terms = terms
         self._hosts: dict[str, _Asked] = {}
@@ -351,7 +349,7 @@ class Reception:
             handle: Any = (
                 ray.remote(Host)
                 .options(num_cpus=self._terms.cpus, num_gpus=self._terms.gpus)
-                .remote(self._open_pool, self._shared, self._terms)
+                .remote(self._shared, self._terms)
             )
             running = handle.run.remote(name, here)
             self._hosts[name] = _Asked(
@@ -359,7 +357,7 @@ class Reception:
             )
         else:
             size = size or crew[1]
-            running = start_group(name, size, here, self._open_pool, self._shared, self._terms)
+            running = start_group(name, size, here, self._shared, self._terms)
             devices = self._terms.devices(crew, size)
             self._hosts[name] = _Asked(crew, lambda: end_group(running), size=size, devices=devices)
         self._account.ask(name, self._hosts[name].devices, self._hosts[name].since)
@@ -635,5 +633,5 @@ def open_reception(
     return (
         ray.remote(Reception)
         .options(**on_this_node(), max_concurrency=1000)
-        .remote(board, open_pool, [ray.put(data)], terms, account)
+        .remote(board, [ray.put((open_pool, data))], terms, account)
     )

@@ -25,7 +25,7 @@ from raymrc.errors import RaymrcError
 from raymrc.study.configuration import Backbone
 from raymrc.study.record import Epoch, Event
 from raymrc.sweep.board import Order, Report
-from raymrc.sweep.hosts import Host, HostTerms, LanePool, OpenPool
+from raymrc.sweep.hosts import Host, HostTerms, LanePool, OpenPool, Shared
 from raymrc.sweep.metrics import LaneMeters, Meters
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def start_group(
     name: str,
     size: int,
     reception: Any,
-    open_pool: OpenPool,
-    shared: list[Any],
+    shared: Shared,
     terms: HostTerms,
 ) -> Any:
     """
@@ -51,7 +50,7 @@ def start_group(
         The reference of a task on this machine, which ends when the group does.
     """
     task = ray.remote(_keep_group).options(**on_this_node(), max_retries=0)
-    return task.remote(name, size, [reception], open_pool, shared, terms)
+    return task.remote(name, size, [reception], shared, terms)
 
 
 def on_this_node() -> dict[str, Any]:
@@ -71,8 +70,7 @@ def _keep_group(
     name: str,
     size: int,
     reception: list[Any],
-    open_pool: OpenPool,
-    shared: list[Any],
+    shared: Shared,
     terms: HostTerms,
 ) -> None:
     """One Ray Train run, as long as the group stands."""
@@ -80,7 +78,7 @@ def _keep_group(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     no_restarts: Any = {"max_failures": 0, "max_preemption_failures": 0}
-    work = {"name": name, "reception": reception, "open_pool": open_pool, "shared": shared}
+    work = {"name": name, "reception": reception, "shared": shared}
     TorchTrainer(
         _be_member,
         train_loop_config={**work, "terms": terms},
@@ -116,7 +114,7 @@ def _be_member(work: dict[str, Any]) -> None:
         device = get_device()
         torch.cuda.set_device(device)
     ranks = Ranks.of_group(device)
-    Member(work["open_pool"], work["shared"], terms, ranks).run(work["name"], work["reception"][0])
+    Member(work["shared"], terms, ranks).run(work["name"], work["reception"][0])
 
 
 class Member(Host):
@@ -125,10 +123,8 @@ class Member(Host):
     The first of them talks with the reception and looks at the clock; all do what it hears.
     """
 
-    def __init__(
-        self, open_pool: OpenPool, shared: list[Any], terms: HostTerms, ranks: Ranks
-    ) -> None:
-        super().__init__(open_pool, shared, terms)
+    def __init__(self, shared: Shared, terms: HostTerms, ranks: Ranks) -> None:
+        super().__init__(shared, terms)
         self._ranks = ranks
         if not self._leads:  # all of them train on the same
             self._lanes = LaneMeters(Meters())
@@ -156,8 +152,8 @@ class Member(Host):
         answer: bool = self._ranks.hear(super()._goes_on(reports, until))
         return answer
 
-    def _load(self, backbone: Backbone) -> LanePool:
-        return self._open_pool(backbone, self._data, self._ranks)
+    def _load(self, open_pool: OpenPool, data: Any, backbone: Backbone) -> LanePool:
+        return open_pool(backbone, data, self._ranks)
 
     def _report(self, event: Event) -> Report:
         if not isinstance(event.what, Epoch):

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class Guarded:
         self.journal = Journal(str(folder))
         account = Account(budget, self.journal.entries(), time.time(), time.monotonic())
         board = {"lanes": 4, "max_devices": 2, "allowance": Allowance(), "idle_seconds": 1.0}
-        self.reception = reception.Reception(board, open_pool, [], terms, account)
+        self.reception = reception.Reception(board, [], terms, account)
         self.account = account
         self.started: list[str] = []
         self.ended: list[str] = []
@@ -252,9 +252,53 @@ def wanted() -> dict[str, Any]:
     return {run.key: make_record(run) for run in fold_runs(PLAN)}
 
 
+@dataclass(frozen=True)
+class SlowToFetch:
+    """Opens pools, and takes its time to be unpickled, as torch takes to be imported."""
+
+    folder: Path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _fetch_slowly, (self.folder,)
+
+
+def _fetch_slowly(folder: Path) -> Any:
+    (folder / "begun").touch()
+    until = time.monotonic() + 30
+    while not (folder / "go").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    return open_pool
+
+
 @pytest.mark.ray
 @pytest.mark.timed
 class TestOnRay:
+    def test_a_host_is_charged_before_it_has_what_it_trains_with(self, cluster, tmp_path, script):
+        import ray
+
+        terms = HostTerms(cpus=1, gpus=0, num_threads=1, save_seconds=0.0, storage=str(tmp_path))
+        account = Account(seconds(600), (), time.time(), time.monotonic())
+        desk = reception.open_reception(
+            SlowToFetch(tmp_path),
+            script,
+            terms,
+            account,
+            lanes=4,
+            max_devices=1,  # type: ignore[arg-type]
+        )
+        try:
+            desk.submit.remote("t", fold_runs(PLAN)[:1])
+            until = time.monotonic() + 60
+            while not (tmp_path / "begun").exists() and time.monotonic() < until:
+                time.sleep(0.05)
+            assert ray.get(desk.spent.remote(), timeout=10).device_seconds > 0
+            (tmp_path / "go").touch()
+            results, _ = ray.get(desk.listen.remote("t"), timeout=60)
+            assert results, "and it trains, as it would have"
+        finally:
+            ray.get(desk.close.remote())
+            ray.kill(desk)
+
     def test_the_cap_holds_and_a_larger_budget_goes_on_from_what_was_saved(
         self, cluster, tmp_path, script
     ):

@@ -56,7 +56,7 @@ def test_hosts_that_cannot_start_are_not_started_for_ever(monkeypatch: Any) -> N
 
     from raymrc.sweep.reception import STILLBORN, Reception
 
-    reception = Reception({"lanes": 2, "max_devices": 2}, open_pool, [], TERMS)
+    reception = Reception({"lanes": 2, "max_devices": 2}, [], TERMS)
     monkeypatch.setattr(reception, "_scale", lambda: None)
     runs = fold_runs(make_plan([0.1], ["frozen_soft_prompt"]))
 
@@ -80,7 +80,7 @@ def test_hosts_that_cannot_start_are_not_started_for_ever(monkeypatch: Any) -> N
 def test_a_host_that_dies_while_it_waits_takes_no_work_with_it(monkeypatch: Any) -> None:
     from raymrc.sweep.reception import Reception
 
-    reception = Reception({"lanes": 4, "max_devices": 1}, open_pool, [], TERMS)
+    reception = Reception({"lanes": 4, "max_devices": 1}, [], TERMS)
     monkeypatch.setattr(reception, "_scale", lambda: None)
     runs = fold_runs(make_plan([0.1], ["frozen_soft_prompt"]))
 
@@ -107,7 +107,7 @@ def test_a_host_that_has_not_started_is_called_off_only_where_work_stays_away(
     from raymrc.sweep.reception import Reception
 
     board = {"lanes": 1, "max_devices": 2, "idle_seconds": 0.2}
-    reception = Reception(board, open_pool, [], TERMS)
+    reception = Reception(board, [], TERMS)
     started: list[str] = []
     called_off: list[Any] = []
 
