@@ -11,16 +11,20 @@ import pytest
 import typer
 
 from raymrc.cli import describe_bug, main
+from raymrc.corpora.formats import read_corpus
+from raymrc.corpora.splits import note_marks
+from raymrc.corpora.synthetic import synthesize
 from raymrc.model.backbones import weights_fingerprint
 from raymrc.study.configuration import Backbone
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import fold_run, plan_study, read_study_corpus
-from raymrc.study.record import Epoch, Record
+from raymrc.study.record import Epoch, NoteCounts, Record
 from raymrc.study.spec import load_spec
 from tests.commands import STUDY, raymrc, write_notes
 from tests.model.tiny import tiny_checkpoint
 from tests.paths import ROOT
 from tests.study.making import record
+from tests.study.test_plan import write_prompt
 
 TEXT = "Took aspirin 10 mg daily for pain. No nausea after warfarin.\n"
 WARFARIN = f"{TEXT.index('warfarin')} {TEXT.index('warfarin') + len('warfarin')}"
@@ -359,6 +363,50 @@ def test_a_run_whose_initial_prompt_is_not_there_ends_before_it_starts(place):
         place, "run", "study.yaml", "--set", starts, "--set", "initial_prompt=not/there"
     )
     assert sentence == "not/there: there is no adapter"
+    assert not (place / "runs").exists()
+
+
+def test_a_run_whose_initial_prompt_has_seen_a_note_ends_before_it_starts(place):
+    tiny_checkpoint("bert", place / "backbone")
+    (note, *_) = read_corpus(place / "notes", "brat").notes
+    write_prompt(place / "prompt", notes=[*note_marks(note)])
+    starts = "strategies.frozen_soft_prompt.prompt_initialisation=adapter"
+    sentence = one_sentence(
+        place, "run", "study.yaml", "--set", starts, "--set", "initial_prompt=prompt"
+    )
+    assert (
+        f"was trained on 1 of the notes that are to be scored, by text or by group ({note.id})"
+        in sentence
+    )
+    assert not (place / "runs").exists()
+
+
+def test_a_run_whose_held_out_notes_are_a_sites_too_ends_before_it_starts(place):
+    tiny_checkpoint("bert", place / "backbone")
+    there = "{synthetic: {scheme: n2c2-2018, notes: 3}, name: there}"
+    changes = [f"transfer=[{there}]", f"final_test={{corpus: {there}}}", "corpus.labels=[Drug]"]
+    sentence = one_sentence(
+        place, "run", "study.yaml", *(part for c in changes for part in ("--set", c))
+    )
+    assert "3 notes of there are held out for the final test, too" in sentence
+    assert not (place / "runs").exists()
+
+
+def test_a_race_that_would_begin_with_what_held_out_notes_said_ends_before_it_starts(place):
+    tiny_checkpoint("bert", place / "backbone")
+    there = "{synthetic: {scheme: n2c2-2018, notes: 3}, name: there}"
+    ids = [note.id for note in synthesize("n2c2-2018", 3, "a", 13).notes]
+    earlier = Ledger(str(place / "earlier"))
+    scored = {note_id: NoteCounts({}, {}) for note_id in ids}
+    earlier.record(replace(record(0), notes=scored))
+    changes = [
+        f"final_test={{corpus: {there}}}", "corpus.labels=[Drug]",
+        "racing={warm_start: [earlier]}",
+    ]  # fmt: skip
+    sentence = one_sentence(
+        place, "run", "study.yaml", *(part for c in changes for part in ("--set", c))
+    )
+    assert "warm_start: earlier has scored 3 notes of there" in sentence
     assert not (place / "runs").exists()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +26,7 @@ from raymrc.cli.at_hand import find_measured, find_workload, load
 from raymrc.cli.track import attach_page, register_models
 
 if TYPE_CHECKING:
+    from raymrc.corpora.note import Corpus
     from raymrc.study.budget import Spent
     from raymrc.study.configuration import Cell
     from raymrc.study.earlier import RatePrior
@@ -96,6 +97,7 @@ class _Job:
     data: StudyData
     ledger: Ledger
     datasets: tuple[Dataset, ...]
+    rates: Mapping[Cell, RatePrior]
 
 
 def _findings(job: _Job, records: Sequence[Record]) -> Findings:
@@ -113,6 +115,7 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     from raymrc.study.ledger import Ledger
     from raymrc.study.plan import (
         build_study_folds,
+        check_held_out,
         check_unseen,
         plan_study,
         read_initial_prompt,
@@ -127,8 +130,10 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     backbones = [entry.backbone for entry in spec.backbones]
     weights = {backbone.name: weights_fingerprint(find(backbone)) for backbone in backbones}
     transfer, test = read_transfer(spec, corpus), read_test(spec, corpus)
+    check_held_out(spec, test, transfer)
     check_unseen(spec, adapter, corpus, *transfer.values(), test)
     plan = plan_study(spec, corpus, weights, transfer=transfer, initial_prompt=adapter)
+    rates = _earlier_rates(spec, plan, transfer, test)
     # Seconds of imports, which no mistake above should have to wait for.
     from raymrc.tracking import describe_datasets
     from raymrc.training.batching import StudyData
@@ -145,7 +150,8 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     ledger.check()
     folds = build_study_folds(spec, corpus)
     data = StudyData(corpus, folds, questions, transfer, test, initial_prompt)
-    return _Job(spec, plan, data, ledger, describe_datasets(spec, corpus, transfer, test))
+    datasets = describe_datasets(spec, corpus, transfer, test)
+    return _Job(spec, plan, data, ledger, datasets, rates)
 
 
 def _train(job: _Job, plan: Plan, metrics_port: int | None) -> StudyOutcome:
@@ -158,7 +164,6 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> StudyOutcome:
     spec, ledger = job.spec, job.ledger
     if metrics_port is not None and os.environ.get("RAY_ADDRESS"):
         say("--metrics-port has no effect on a cluster that is there: it exports metrics by itself")
-    rates = _earlier_rates(spec, plan)
     print_table(render(plan), sys.stderr)  # what each cell trains, and its share
 
     expect = _expectations(job, plan).of if spec.budget is not None else None
@@ -203,7 +208,7 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> StudyOutcome:
                 together=spec.resources.same_machine,
                 metrics_port=metrics_port,
             ),
-            rates=rates,
+            rates=job.rates if plan.racing is not None else {},
             on_record=recorder.record,
             on_progress=show,
             budget=Budget.of(spec),
@@ -218,12 +223,23 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> StudyOutcome:
     return outcome
 
 
-def _earlier_rates(spec: Spec, plan: Plan) -> dict[Cell, RatePrior]:
-    """What the ledgers of `racing.warm_start` say of each cell's learning rates."""
+def _earlier_rates(
+    spec: Spec, plan: Plan, transfer: Mapping[str, Corpus], test: Corpus | None
+) -> dict[Cell, RatePrior]:
+    """What the ledgers of `racing.warm_start` say of each cell's learning rates.
+
+    Args:
+        transfer, test: notes that nothing here may be chosen by.
+    """
     if spec.racing is None or plan.racing is None or not spec.racing.warm_start:
         return {}
-    from raymrc.study.earlier import learn_rates
+    from raymrc.study.earlier import learn_rates, scored_earlier
     from raymrc.study.ledger import Ledger
+
+    untouched = list(transfer.items())
+    if test is not None and spec.final_test is not None:
+        described = spec.final_test.corpus or spec.corpus
+        untouched.append((described.display_name, test))
 
     records: list[Record] = []
     for place in spec.racing.warm_start:
@@ -233,6 +249,13 @@ def _earlier_rates(spec: Spec, plan: Plan) -> dict[Cell, RatePrior]:
                 ("racing", "warm_start"),
                 f"warm_start: {place} has no finished fold-run to learn from",
             )
+        for name, corpus in untouched:
+            if scored := scored_earlier(found, name, corpus):
+                raise spec.error(
+                    ("racing", "warm_start"),
+                    f"warm_start: {place} has scored {len(scored)} notes of {name} that nothing of this "
+                    f"study may be chosen by ({', '.join(scored[:5])}); take it out",
+                )
         records += found
     learnt = {
         cell.cell: learn_rates(records, cell.cell, cell.total_parameters or 0, plan.racing)

@@ -108,6 +108,27 @@ def choose_split(
     return folds.few_shot(fold, shots, count_mentions(notes) if shots_of == "mentions" else None)
 
 
+def check_folds(folds: Folds, corpus: Corpus) -> None:
+    """That no note is on two sides of a fold-run, by id, text or group. `make_folds` sees to it; this
+    looks at what came out, since nothing else would show a leak.
+
+    Raises:
+        CorpusError: one is.
+    """
+    notes = {note.id: note for note in corpus.notes}
+    for fold in range(folds.count):
+        split = folds.split(fold)
+        side_of: dict[str, str] = {}
+        for side in ("train", "validation", "scored"):
+            for note_id in getattr(split, side):
+                for mark in (f"id {note_id}", *note_marks(notes[note_id])):
+                    if side_of.setdefault(mark, side) != side:
+                        raise CorpusError(
+                            f"folds: note {note_id} is in {side_of[mark]} and {side} of fold {fold}, by "
+                            "id, text or group; this is an error in raymrc, please report it"
+                        )
+
+
 def make_folds(corpus: Corpus, count: int, seed: int, validation_share: float = 0.1) -> Folds:
     """Folds of about equal size and equal label counts, of whole groups.
 

@@ -237,7 +237,7 @@ def read_prompt(adapter: Adapter) -> SavedPrompt:
     given = adapter.configuration
     return SavedPrompt(
         adapter.names, given["prompt_length"], given["prompt_depth"], given["first_layer"],
-        given["reparametrisation"], state,
+        given["reparametrisation"], state, adapter.notes,
     )  # fmt: skip
 
 

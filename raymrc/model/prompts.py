@@ -89,6 +89,7 @@ class SavedPrompt:
         names: of its questions, in order.
         prompt_length, depth, first_layer, reparametrisation: see `SoftPrompt`.
         state: its tensors, as `SoftPrompt.state_dict` has them.
+        notes: that it has seen, see `adapters.Adapter`; whoever starts from it has seen them, too.
     """
 
     names: tuple[str, ...]
@@ -97,6 +98,7 @@ class SavedPrompt:
     first_layer: int
     reparametrisation: str
     state: Mapping[str, Tensor]
+    notes: frozenset[str] = frozenset()
 
     def vectors(self, shape: Shape) -> dict[str, Tensor]:
         """By name of the question, as `SoftPrompt.vectors` has them; computed, where they were.

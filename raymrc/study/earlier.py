@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from raymrc.corpora.note import Corpus
 from raymrc.study.configuration import Cell
 from raymrc.study.racing import Racing, without_far
 from raymrc.study.record import Record
@@ -126,6 +127,30 @@ def learn_rates(
         courses = [[course_of(record) for record in folds] for folds in whole]
         cells.append(stand(rates, courses, racing, math.exp(-0.5 * apart**2)))
     return fit_rates(cells)
+
+
+def scored_earlier(records: Iterable[Record], name: str, corpus: Corpus) -> list[str]:
+    """Ids of a corpus's notes that records of other studies have scored.
+
+    Records know notes by their ids, and two hospitals number theirs alike: so it is a corpus of the same
+    name, or most of the notes.
+
+    Args:
+        name: of the corpus, as cells call it.
+    """
+    own = {note.id for note in corpus.notes}
+    by_name: dict[str, set[str]] = {}
+    for record in records:
+        scored = by_name.setdefault(record.fold_run.configuration.cell.corpus, set())
+        scored |= own & record.notes.keys()
+    return sorted(
+        {
+            note_id
+            for of, scored in by_name.items()
+            if of == name or 2 * len(scored) > len(own)
+            for note_id in scored
+        }
+    )
 
 
 def stand(

@@ -22,6 +22,7 @@ from raymrc.corpora.labels import apply_labels, common_labels, target_labels
 from raymrc.corpora.note import Corpus
 from raymrc.corpora.splits import (
     Folds,
+    check_folds,
     count_mentions,
     hold_out,
     make_folds,
@@ -417,6 +418,23 @@ def read_transfer(spec: Spec, corpus: Corpus) -> dict[str, Corpus]:
     return found
 
 
+def check_held_out(spec: Spec, test: Corpus | None, transfer: Mapping[str, Corpus]) -> None:
+    """Refuse held-out notes that every fold-run would score as another site's.
+
+    Raises:
+        SpecError: a note of theirs, or of its article or patient, is one of a site.
+    """
+    for index, (name, site) in enumerate(transfer.items()):
+        shared = shared_notes(test, site) if test is not None else []
+        if shared:
+            shown = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
+            raise spec.error(
+                ("transfer", index),
+                f"{len(shared)} notes of {name} are held out for the final test, too, by text or by group "
+                f"({shown}), and would be scored before it; take them out of one of them",
+            )
+
+
 def check_unseen(spec: Spec, adapter: Adapter | None, *corpora: Corpus | None) -> None:
     """Refuse an initial prompt that was trained on notes which the study scores.
 
@@ -525,7 +543,9 @@ def study_questions(spec: Spec, corpus: Corpus | None) -> Asked | None:
 
 def build_study_folds(spec: Spec, corpus: Corpus) -> Folds:
     """The folds that all configurations of a study share."""
-    return make_folds(corpus, spec.folds.count, spec.folds.seed, spec.folds.validation_share)
+    folds = make_folds(corpus, spec.folds.count, spec.folds.seed, spec.folds.validation_share)
+    check_folds(folds, corpus)
+    return folds
 
 
 def _check_shots(spec: Spec, corpus: Corpus, folds: Folds) -> None:

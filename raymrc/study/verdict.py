@@ -760,7 +760,10 @@ def _out_of_reach(summaries: Sequence[CellSummary]) -> str | None:
             shares[summary.cell.strategy] = max(shares.get(summary.cell.strategy, (0, 0)), found)
     if not shares:
         return None
-    said = ", ".join(f"{strategy} {lost} of {gold}" for strategy, (lost, gold) in shares.items())
+    said = ", ".join(
+        f"{strategy} {lost} of {gold} ({100 * lost / gold:.1f} %)"
+        for strategy, (lost, gold) in shares.items()
+    )
     return f"Gold that no answer can be, and that counts as missed: {said}"
 
 

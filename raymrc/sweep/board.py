@@ -84,6 +84,7 @@ class _Wish:
     trial: str
     crew: Crew
     until: int | None = None
+    turn: int = 0
     deaths: int = 0
     told_at: float = -math.inf
     key: str = ""
@@ -194,23 +195,27 @@ class Board:
         needs: Mapping[str, Need] | None = None,
         *,
         stays: bool = False,
+        turn: int = 0,
     ) -> None:
-        """A trial wants these trained, after all that is wanted already.
+        """A trial wants these trained, after all that was wanted in an earlier turn, or in this one.
 
         Args:
             until: by key, the epoch at which to pause; others are trained to their end.
             needs: what they are expected to cost from beginning to end, by key, as far as it is known.
             stays: whether the trial may be back for more, and is over only when it is withdrawn.
+            turn: counts what the driver hands in. Calls of an actor may overtake each other, and of what was
+                handed in last a trial's process may be yet to come: finished fold-runs would wait for it.
         """
         self._results.setdefault(trial, [])
         self._idle.discard(trial)
         if stays:
             self._staying.add(trial)
-        for run in fold_runs:
+        place = next((i for i, w in enumerate(self._queue) if w.turn > turn), len(self._queue))
+        for place, run in enumerate(fold_runs, place):
             crew = self.crews.get(run.configuration.cell, SOLO)
-            wish = _Wish(run, trial, crew, (until or {}).get(run.key))
+            wish = _Wish(run, trial, crew, (until or {}).get(run.key), turn)
             self._wishes[run.key] = wish
-            self._queue.append(wish)
+            self._queue.insert(place, wish)
             if self.allowance is not None:
                 need = (needs or {}).get(run.key)
                 is_saved = run.key in self._saved

@@ -763,6 +763,7 @@ class _Search(_NotKept, Searcher):
         self._study = study
         self._most = most
         self._reception = reception
+        self._turn = 0
 
     def suggest(self, trial_id: str) -> Any:
         if self._study.idle or self._study.num_in_flight >= self._most:
@@ -785,8 +786,14 @@ class _Search(_NotKept, Searcher):
         work = self._study.take(trial_id, self._most - self._study.num_in_flight)
         if work is not None:
             needs = self._study.spending.needs(work.fold_runs)
+            self._turn += 1
             self._reception.submit.remote(
-                trial_id, work.fold_runs, work.until, needs, stays=self._study.races
+                trial_id,
+                work.fold_runs,
+                work.until,
+                needs,
+                stays=self._study.races,
+                turn=self._turn,
             )
         return work
 

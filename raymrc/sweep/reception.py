@@ -174,6 +174,7 @@ class Reception:
         needs: Mapping[str, Need] | None = None,
         *,
         stays: bool = False,
+        turn: int = 0,
     ) -> None:
         """See `Board.submit`."""
         if not self._tasks:
@@ -183,7 +184,7 @@ class Reception:
                 self._keep_task(self._guard(), "guard")
             if self._meters:
                 self._keep_task(self._tell(), "metrics")
-        self._board.submit(trial, fold_runs, until, needs, stays=stays)
+        self._board.submit(trial, fold_runs, until, needs, stays=stays, turn=turn)
         self._allow()
         await self._changed()
 

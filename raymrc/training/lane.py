@@ -417,6 +417,9 @@ class Lane:
         relations = [question.name for question in self.asked.relations]
         seen = (*self.split.train, *self.split.validation)
         notes = {mark for note_id in seen for mark in note_marks(self.notes[note_id])}
+        saved = self.data.initial_prompt
+        if saved is not None and self.fold_run.configuration.prompt_initialisation == "adapter":
+            notes |= saved.notes
         return write_adapter(
             folder, self.model, self.asked.labels, relations, self.weights_fingerprint, notes
         )

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import (
+    check_folds,
     count_mentions,
     hold_out,
     make_folds,
@@ -87,6 +88,23 @@ def test_sides_share_no_note_group_or_text_and_every_note_is_scored_once(
         assert bool(split.validation) == (share > 0)
         scored.update(split.scored)
     assert scored == {note.id: 1 for note in corpus.notes}
+
+
+def test_folds_with_a_note_on_two_sides_are_refused_whoever_made_them():
+    notes = tuple(Note(f"n{i}", f"words of note {i}", group=f"p{i}") for i in range(6))
+    corpus = Corpus(notes, ("Drug",))
+    folds = make_folds(corpus, 3, 0, 0.3)
+    check_folds(folds, corpus)
+    scored = folds.split(0).scored[0]
+    leaks = replace(folds, validation=((*folds.validation[0], scored), *folds.validation[1:]))
+    with pytest.raises(CorpusError, match=f"note {scored} is in validation and scored of fold 0"):
+        check_folds(leaks, corpus)
+    # The same words, or the same patient, in another fold.
+    other = next(note for note in notes if note.id in folds.split(0).train)
+    for twin in (replace(other, id=scored, group="p9"), replace(other, id=scored, text="others")):
+        twins = tuple(twin if note.id == scored else note for note in notes)
+        with pytest.raises(CorpusError, match="by id, text or group"):
+            check_folds(folds, replace(corpus, notes=twins))
 
 
 @given(corpora(), st.integers(0, 3), st.sampled_from([0.1, 0.3, 0.5]))

@@ -10,9 +10,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raymrc.study.earlier import MOST_BELIEVED, RatePrior, Standings, fit_rates, learn_rates
+from raymrc.corpora.note import Corpus, Note
+from raymrc.study.earlier import (
+    MOST_BELIEVED,
+    RatePrior,
+    Standings,
+    fit_rates,
+    learn_rates,
+    scored_earlier,
+)
 from raymrc.study.racing import Contender, Racing, decide
-from raymrc.study.record import Epoch, Record
+from raymrc.study.record import Epoch, NoteCounts, Record
 from raymrc.study.simulate import WORLDS, generate_related, replay, standings_of
 from tests.study.making import cell, record
 from tests.study.test_racing import halfway
@@ -31,6 +39,18 @@ def parabola(best: float, rates: tuple[float, ...] = RATES, weight: float = 1.0)
 def best_of(prior: RatePrior | None, rates: tuple[float, ...] = RATES) -> float:
     assert prior is not None
     return max(rates, key=lambda rate: prior.standings(rate)[-1])
+
+
+def test_ledgers_that_scored_notes_which_may_not_choose_are_known_by_them():
+    corpus = Corpus(tuple(Note(f"n{i}", f"words {i}") for i in range(4)), ("Drug",))
+    first = replace(record(0), notes={"n0": NoteCounts({}, {}), "x": NoteCounts({}, {})})
+    name = first.fold_run.configuration.cell.corpus
+    assert scored_earlier([first], name, corpus) == ["n0"]
+    # Another corpus numbers its notes alike, until it is most of them.
+    assert scored_earlier([first], "elsewhere", corpus) == []
+    most = replace(record(1), notes={f"n{i}": NoteCounts({}, {}) for i in (1, 2)})
+    assert scored_earlier([first, most], "elsewhere", corpus) == ["n0", "n1", "n2"]
+    assert scored_earlier([replace(record(0), notes={"x": NoteCounts({}, {})})], name, corpus) == []
 
 
 def test_the_best_rate_of_an_earlier_study_is_expected_to_be_the_best():

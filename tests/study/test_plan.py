@@ -31,11 +31,13 @@ from raymrc.study.plan import (
     build_configuration,
     build_fingerprints,
     build_study_folds,
+    check_held_out,
     check_unseen,
     fold_run,
     plan_study,
     read_initial_prompt,
     read_study_corpus,
+    read_test,
     read_transfer,
     render,
 )
@@ -501,6 +503,18 @@ def test_notes_on_both_sides_are_found_before_anything_starts(tmp_path, there, s
     with pytest.raises(SpecError) as caught:
         read_transfer(spec, read_study_corpus(spec))
     assert sentence in str(caught.value)
+
+
+def test_held_out_notes_that_a_site_has_too_are_refused(tmp_path):
+    there = "{synthetic: {scheme: n2c2-2018, notes: 3, site: b, seed: 7}, name: %s}"
+    changes = [f"transfer=[{there % 'there'}]", f"final_test={{corpus: {there % 'test'}}}"]
+    spec = spec_of(tmp_path, overrides=changes)
+    corpus = read_study_corpus(spec)
+    transfer, test = read_transfer(spec, corpus), read_test(spec, corpus)
+    with pytest.raises(SpecError, match="3 notes of there are held out for the final test, too"):
+        check_held_out(spec, test, transfer)
+    check_held_out(spec, None, transfer)
+    check_held_out(spec, test, {})
 
 
 def test_a_text_under_another_id_is_found_on_the_other_side(tmp_path):

@@ -51,6 +51,23 @@ def test_hosts_share_what_there_is_and_a_freed_lane_is_filled() -> None:
     assert Record.from_json(results[0]["record"]) == make_record(runs[1])
 
 
+def test_what_was_handed_in_first_goes_first_however_late_the_call_comes() -> None:
+    """Submissions to an actor that was still starting overtook each other, and what was finished first waited
+    half an hour for its trial's process."""
+    board, runs = make_board(lanes=1), frozen(3)
+    one, two, three = runs[:2], runs[2:4], runs[4:6]
+    board.submit("c", three, turn=3)
+    assert keys(board.exchange("a", (), 0)) == [three[0].key]
+    board.submit("a", one, turn=1)
+    board.submit("b", two, turn=2)
+    wanted = [run.key for run in (*one, *two, three[1])]
+    assert [run.key for run in board.queued] == wanted
+    order = board.exchange("a", [done(three[0])], 1)
+    assert keys(order) == wanted[:1]
+    board.submit("d", runs[6:], turn=3)
+    assert [run.key for run in board.queued] == [*wanted[1:], *(run.key for run in runs[6:])]
+
+
 def test_a_trial_that_stays_is_told_once_that_it_has_nothing_and_may_have_more() -> None:
     board, runs = make_board(), frozen(1)
     board.submit("t", runs[:2], stays=True)

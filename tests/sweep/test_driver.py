@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -294,6 +295,24 @@ def test_a_storage_that_hosts_do_not_see_gets_a_sentence(cluster, tmp_path, scri
     ray.kill(reception)
     assert sentence.startswith(f"{tmp_path} cannot be seen on node ")
     assert sentence.endswith("that all may write to") and script.trained() == []
+
+
+def test_work_is_numbered_as_it_is_handed_in():
+    turns = []
+    desk = SimpleNamespace(
+        submit=SimpleNamespace(remote=lambda *given, turn, **options: turns.append(turn))
+    )
+    study: Any = SimpleNamespace(
+        idle=(),
+        num_in_flight=0,
+        races=False,
+        spending=SimpleNamespace(needs=lambda fold_runs: {}),
+        take=lambda trial_id, slots: SimpleNamespace(fold_runs=(), until=None),
+    )
+    search = driver._Search(study, 4, desk)
+    for trial_id in ("a", "b", "c"):
+        search.suggest(trial_id)
+    assert turns == [1, 2, 3]
 
 
 def test_a_verdict_ends_the_study_with_its_sentence_and_keeps_what_is_done(

@@ -384,7 +384,14 @@ def test_a_lane_starts_from_another_studys_prompt(
     lane = Lane(started, given, loaded, CPU, 1024)
     assert lane.model.prompt is not None and kept[0].model.prompt is not None
     assert torch.equal(lane.model.prompt.table.detach(), kept[0].model.prompt.table.detach())
-    assert train_fold_run(started, given, loaded).status == "done"
+    # Who starts from it has seen what it has seen, also where the study is about other notes.
+    earlier = replace(given.initial_prompt, notes=frozenset({"0123456789abcdef"}))
+    for way, inherits in (("adapter", True), ("random", False)):
+        one = make_run(loaded, strategy, epochs=1, prompt_initialisation=way)
+        done: list[Lane] = []
+        train_fold_run(one, replace(data, initial_prompt=earlier), loaded, on_done=done.append)
+        seen = read_adapter(done[0].write_adapter(tmp_path / way)).notes
+        assert seen == (marks | earlier.notes if inherits else marks)
 
 
 def test_an_adapter_of_a_prompt_that_started_from_words_is_loaded_without_them(
