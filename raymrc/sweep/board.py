@@ -210,8 +210,8 @@ class Board:
         self._idle.discard(trial)
         if stays:
             self._staying.add(trial)
-        place = next((i for i, w in enumerate(self._queue) if w.turn > turn), len(self._queue))
-        for place, run in enumerate(fold_runs, place):
+        first = next((i for i, w in enumerate(self._queue) if w.turn > turn), len(self._queue))
+        for place, run in enumerate(fold_runs, first):
             crew = self.crews.get(run.configuration.cell, SOLO)
             wish = _Wish(run, trial, crew, (until or {}).get(run.key), turn)
             self._wishes[run.key] = wish
