@@ -8,7 +8,7 @@ have different answers; its context is the sentences around it. The other mentio
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from raymrc.corpora.note import Corpus, Join, Note, Relation, Span, value_attribute
@@ -320,16 +320,21 @@ def assemble_relations(
 
 
 def unreachable_relations(
-    note: Note, contexts: Sequence[Context], questions: Sequence[RelationQuestion]
+    note: Note,
+    contexts: Sequence[Context],
+    questions: Sequence[RelationQuestion],
+    lost_spans: Collection[str] = (),
 ) -> list[Unreachable]:
     """Gold relations that no answer can be, in the note's order, whatever the model.
 
     The reasons: "no_question" (its labels and value are joined by no question), "duplicate" (label and both
-    envelopes of an earlier one), "no_context" (its given mention has no piece, or more than a window) and
-    "beyond_context" (the answer does not lie wholly in the sentences that are read).
+    envelopes of an earlier one), "no_mention" (one of its mentions cannot be found), "no_context" (its given
+    mention has no piece, or more than a window) and "beyond_context" (the answer does not lie wholly in the
+    sentences that are read).
 
     Args:
         contexts: of the note's gold mentions.
+        lost_spans: where mentions have to be found, ids of those that no answer can be.
     """
     by_id = {span.id: span for span in note.spans}
     by_given = {context.given: context for context in contexts}
@@ -341,6 +346,8 @@ def unreachable_relations(
             reason = "no_question"
         elif found in seen:
             reason = "duplicate"
+        elif relation.head in lost_spans or relation.tail in lost_spans:
+            reason = "no_mention"
         elif found[1] not in by_given:
             reason = "no_context"
         elif all(found[2] != other for other, _ in by_given[found[1]].others):

@@ -479,14 +479,17 @@ class Lane:
 
     def _count_unreachable(self, exam: Exam) -> int:
         """Gold spans of an exam's notes, or relations, that no answer of this strategy can be."""
-        if self.asked.relations:
-            return sum(len(self._unreachable_relations(note, exam)) for note in exam.notes)
-        find = untaggable if self.strategy.answers == "tags" else unreachable
-        return sum(len(find(note, exam.windows[note.id])) for note in exam.notes)
+        return sum(len(self._unreachable(note, exam)) for note in exam.notes)
 
-    def _unreachable_relations(self, note: Note, exam: Exam) -> list[Unreachable]:
+    def _unreachable(self, note: Note, exam: Exam) -> list[Unreachable]:
+        find = untaggable if self.strategy.answers == "tags" else unreachable
+        spans = find(note, exam.windows[note.id]) if self.asked.labels else []
+        if not self.asked.relations:
+            return spans
+        # Of two spans that are one answer, that answer is both.
+        lost = {one.span_id for one in spans if one.reason != "duplicate"}
         contexts = self.builder.contexts(note, exam.pieces[note.id], mentions_of(note.spans))
-        return unreachable_relations(note, contexts, self.asked.relations)
+        return unreachable_relations(note, contexts, self.asked.relations, lost)
 
 
 def _collated(

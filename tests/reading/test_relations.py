@@ -245,7 +245,7 @@ def test_real_gold_relations_come_back_and_what_is_lost_has_a_reason(
     total = pool(counts)
     assert total.fp == 0 and total.fn == sum(reasons.values()) and total.tp > 50
     assert set(reasons) <= {"duplicate", "beyond_context"}
-    assert total.f1 >= (0.9 if name.startswith("maccrobat") else 0.97), reasons
+    assert total.f1 >= 0.97, reasons
 
 
 def test_a_mention_without_a_piece_has_no_context(wordpiece: PreTrainedTokenizerFast) -> None:

