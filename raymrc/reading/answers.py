@@ -19,6 +19,8 @@ def decode_spans(
     end: NDArray[np.floating],
     pairs: NDArray[np.integer],
     match: NDArray[np.floating],
+    *,
+    flat: bool = False,
 ) -> list[PieceSpan]:
     """Candidate pairs whose start, end and match are each likelier than not, sorted, each once.
 
@@ -26,13 +28,28 @@ def decode_spans(
 
     Args:
         start, end, match: logits; above 0 is likelier than not.
+        flat: of answers that share a piece the surest is kept, by the sum of its logits, and of equals the
+            shortest. A head that is trained on few notes pairs the start of one answer with the end of the
+            next as well.
 
     Shapes:
         start, end: (S,); pairs: (K, 2), first and last piece, inclusive; match: (K,)
     """
     first, last = np.asarray(pairs, dtype=np.int64).reshape(-1, 2).T
     keep = (start[first] > 0) & (end[last] > 0) & (np.asarray(match) > 0) & (first <= last)
-    return sorted(set(zip(first[keep].tolist(), last[keep].tolist(), strict=True)))
+    found = set(zip(first[keep].tolist(), last[keep].tolist(), strict=True))
+    if not flat:
+        return sorted(found)
+    sure = (start[first] + end[last] + np.asarray(match))[keep].tolist()
+    ranked = sorted(
+        zip(sure, first[keep].tolist(), last[keep].tolist(), strict=True),
+        key=lambda of: (-of[0], of[2] - of[1], of[1]),
+    )
+    taken: list[PieceSpan] = []
+    for _, a, b in ranked:
+        if all(b < other[0] or other[1] < a for other in taken):
+            taken.append((a, b))
+    return sorted(taken)
 
 
 def decode_tags(tags: NDArray[np.integer]) -> list[PieceSpan]:

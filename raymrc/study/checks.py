@@ -54,6 +54,7 @@ def without_effect(strategy: str, task: str) -> dict[str, str]:
             ("match_width", "loss_weights"), "it tags pieces, without a match head"
         )
         reasons["relation_answers"] = "it tells pairs of mentions apart"
+        reasons["overlapping_answers"] = "a tagger's answers to one question never share text"
     return reasons
 
 

@@ -22,6 +22,7 @@ LATER: dict[str, Any] = {
     "context_sentences": None,
     "relation_answers": None,
     "prompt_initialisation": "random",
+    "overlapping_answers": "all",
 }
 """Settings that the first configurations did not have, and what these did."""
 
@@ -95,6 +96,7 @@ class Configuration:
             where they are not.
         relation_answers: "mentions", chosen among those that are given or were found, or "spans" of the
             text; None where no relations are asked for.
+        overlapping_answers: to one question: "all" are kept, or of those that share text the "surest".
         match_width: width of the match head's hidden layer.
         loss_weights: of start, end and match; used normalised.
         dropout: in heads and, where it is trained, in the backbone.
@@ -119,6 +121,7 @@ class Configuration:
     overlap: int = 64
     context_sentences: int | None = None
     relation_answers: str | None = None
+    overlapping_answers: str = "all"
     match_width: int = 2048
     loss_weights: tuple[float, float, float] = (1.0, 1.0, 0.1)
     dropout: float = 0.1

@@ -180,6 +180,7 @@ class StudyData:
             tokenizer, shape, self.asked(cell.task), self.questions, STRATEGIES[cell.strategy],
             configuration.window, configuration.context_sentences or 0,
             chooses=configuration.relation_answers != "spans",
+            flat=configuration.overlapping_answers == "surest",
         )  # fmt: skip
 
 
@@ -243,6 +244,7 @@ class RowBuilder:
         context_sentences: on each side of a given mention's own.
         chooses: whether answers about a given mention are chosen among the others in its context, or
             are spans of it.
+        flat: whether answers to one question never share text; see `decode_spans`.
 
     Raises:
         BackboneError: a question and a window together exceed the backbone's positions.
@@ -259,9 +261,11 @@ class RowBuilder:
         context_sentences: int = 0,
         *,
         chooses: bool = True,
+        flat: bool = False,
     ) -> None:
         self.asked = asked
         self.chooses = chooses
+        self.flat = flat
         self.strategy = strategy
         self.window = window
         self.context_sentences = context_sentences

@@ -89,7 +89,7 @@ class Exam:
         """The model's answer to a row of this round."""
         note_id = row.window.note_id
         if row.context is None:
-            if spans := read_answer(row, answer):
+            if spans := read_answer(row, answer, flat=self.builder.flat):
                 of_note = self._labelled.setdefault(note_id, {})
                 of_note.setdefault(row.window.index, []).extend(spans)
         elif triples := self._read_relations(row, answer):
@@ -185,7 +185,7 @@ class Exam:
         found = {}
         known = {(m.start, m.end): m.label for m, _ in of_label}
         text = self._texts[row.window.note_id]
-        for first, last in decode_row(row, answer):
+        for first, last in decode_row(row, answer, flat=self.builder.flat):
             offsets = row.window.offsets
             start_char, end_char = strip_blanks(text, offsets[first][0], offsets[last][1])
             label = known.get((start_char, end_char), questions[index].answers[0])
@@ -195,11 +195,12 @@ class Exam:
         return found
 
 
-def read_answer(row: Row, answer: Answer) -> list[tuple[int, int, int]]:
+def read_answer(row: Row, answer: Answer, *, flat: bool = False) -> list[tuple[int, int, int]]:
     """What a model answered to a row about labels, as (label index, first, last) pieces of its window.
 
     Args:
         answer: tags (S, L), or (start_S, end_S, pairs_K2, match_K), over the row's positions.
+        flat: see `decode_spans`.
     """
     if isinstance(answer, np.ndarray):
         tags = answer[row.places]
@@ -208,13 +209,14 @@ def read_answer(row: Row, answer: Answer) -> list[tuple[int, int, int]]:
             for label in range(tags.shape[1])
             for first, last in decode_tags(tags[:, label])
         ]
-    return [(row.label, first, last) for first, last in decode_row(row, answer)]
+    return [(row.label, first, last) for first, last in decode_row(row, answer, flat=flat)]
 
 
-def decode_row(row: Row, answer: SpanAnswer) -> list[tuple[int, int]]:
+def decode_row(row: Row, answer: SpanAnswer, *, flat: bool = False) -> list[tuple[int, int]]:
     """(first, last) pieces of the window that answer a row's question."""
     start_S, end_S, pairs_K2, match_K = answer
     # Answers are only ever where the window is, so every position of a pair is one of its places.
     return decode_spans(
-        start_S[row.places], end_S[row.places], np.searchsorted(row.places, pairs_K2), match_K
-    )
+        start_S[row.places], end_S[row.places], np.searchsorted(row.places, pairs_K2), match_K,
+        flat=flat,
+    )  # fmt: skip

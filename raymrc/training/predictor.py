@@ -54,6 +54,7 @@ class Predictor:
         self.builder = RowBuilder(
             loaded.tokenizer, loaded.shape, asked, questions, STRATEGIES[c.cell.strategy],
             c.window, c.context_sentences or 0, chooses=c.relation_answers != "spans",
+            flat=c.overlapping_answers == "surest",
         )  # fmt: skip
 
     def find(self, notes: Sequence[Note]) -> dict[str, Found]:

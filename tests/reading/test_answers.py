@@ -59,6 +59,19 @@ def test_logits_that_are_not_numbers_answer_nothing():
     assert decode_spans(broken, broken, np.array([(0, 1)]), broken[:1]) == []
 
 
+def test_of_flat_answers_that_share_a_piece_the_surest_stays_whatever_the_order():
+    start, end = np.array([2.0, 1.0, -1, 1.0, -1]), np.array([1.0, -1, 2.0, 3.0, 1.0])
+    pairs, match = np.array([(0, 0), (0, 2), (1, 2), (1, 3), (3, 3), (3, 4)]), np.ones(6)
+    assert len(decode_spans(start, end, pairs, match)) == 6
+    # Of (0, 2), (1, 3) and (3, 3), which are as sure, the shortest goes first, and (0, 2) still fits.
+    for order in (np.arange(6), np.array([5, 3, 1, 0, 4, 2])):
+        found = decode_spans(start, end, pairs[order], match[order], flat=True)
+        assert found == [(0, 2), (3, 3)]
+    sure = np.array([3.0, 0.5, 1, 1, 1, 1])
+    assert decode_spans(start, end, pairs, sure, flat=True) == [(0, 0), (1, 2), (3, 3)]
+    assert decode_spans(start, end, pairs, -match, flat=True) == []
+
+
 def test_no_candidates_are_no_answers():
     assert decode_spans(np.ones(3), np.ones(3), np.empty((0, 2), int), np.empty(0)) == []
 

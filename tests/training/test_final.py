@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raymrc.corpora.labels import common_labels
@@ -21,10 +22,12 @@ from raymrc.scoring.n2c2_2018 import score_note, score_relations
 from raymrc.study.configuration import FoldRun
 from raymrc.study.record import Record
 from raymrc.training.batching import StudyData
+from raymrc.training.exam import Exam
 from raymrc.training.lane import Lane
 from raymrc.training.pool import Pool
 from raymrc.training.predictor import Predictor
 from raymrc.training.trainer import train_fold_run
+from tests.training.test_lane import make_data, make_notes, make_run
 from tests.training.test_relations import CPU, make_relation_data, make_relation_notes
 from tests.training.test_transfer import learnt
 
@@ -129,3 +132,28 @@ def test_what_a_final_test_trained_finds_the_same_when_it_is_loaded(
     assert predictor.find([]) == {}
     with pytest.raises(AdapterError, match="was trained to answer"):
         Predictor(tmp_path, loaded, Asked(("Others",)), data.questions)
+
+
+@pytest.mark.parametrize("kept", ["all", "surest"])
+def test_what_becomes_of_overlapping_answers_holds_for_scores_and_for_a_saved_adapter(
+    kept: str, loaded: Loaded, tmp_path: Path
+) -> None:
+    data = make_data(make_notes())
+    run = make_run(loaded, "soft_prompt", epochs=1, overlapping_answers=kept)
+    done: list[Lane] = []
+    train_fold_run(run, data, loaded, on_done=done.append)
+    lane = done[0]
+    lane.write_adapter(tmp_path)
+    predictor = Predictor(tmp_path, loaded, data.asked("concepts"), data.questions)
+    note = data.corpus.notes[0]
+    for builder in (lane.builder, predictor.builder):
+        exam = Exam(builder, [note], lane.note_rows, lane.windows, lane.pieces)
+        row = exam.next_round()[0]
+        start, end = np.full(len(row.ids), -9.0), np.full(len(row.ids), -9.0)
+        first, second = row.places[:2]
+        start[first], end[[first, second]] = 9.0, [2.0, 9.0]
+        pairs = np.array([(first, first), (first, second)])
+        exam.hear(row, (start, end, pairs, np.ones(2)))
+        found = exam.found(note).spans
+        assert len(found) == (2 if kept == "all" else 1)
+        assert max(found, key=lambda span: span.end) == found[-1]
