@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,28 +30,38 @@ def decode_spans(
 
     Args:
         start, end, match: logits; above 0 is likelier than not.
-        flat: of answers that share a piece the surest is kept, by the sum of its logits, and of equals the
-            shortest. A head that is trained on few notes pairs the start of one answer with the end of the
-            next as well.
+        flat: no two answers share a piece: of all such sets the surest, by the sum of its logits, and of
+            equals the one with fewest pieces. Two answers go before the one from the first one's start to
+            the second one's end, which a head that was trained on few notes says as well.
 
     Shapes:
         start, end: (S,); pairs: (K, 2), first and last piece, inclusive; match: (K,)
     """
     first, last = np.asarray(pairs, dtype=np.int64).reshape(-1, 2).T
     keep = (start[first] > 0) & (end[last] > 0) & (np.asarray(match) > 0) & (first <= last)
-    found = set(zip(first[keep].tolist(), last[keep].tolist(), strict=True))
     if not flat:
-        return sorted(found)
+        return sorted(set(zip(first[keep].tolist(), last[keep].tolist(), strict=True)))
     sure = (start[first] + end[last] + np.asarray(match))[keep].tolist()
-    ranked = sorted(
-        zip(sure, first[keep].tolist(), last[keep].tolist(), strict=True),
-        key=lambda of: (-of[0], of[2] - of[1], of[1]),
+    return _surest_apart(
+        dict(zip(zip(first[keep].tolist(), last[keep].tolist(), strict=True), sure, strict=True))
     )
-    taken: list[PieceSpan] = []
-    for _, a, b in ranked:
-        if all(b < other[0] or other[1] < a for other in taken):
-            taken.append((a, b))
-    return sorted(taken)
+
+
+def _surest_apart(sure: Mapping[PieceSpan, float]) -> list[PieceSpan]:
+    """The spans that share nothing and are surest together, sorted: weighted interval scheduling."""
+    ordered = sorted(sure, key=lambda span: (span[1], span[0]))
+    ends = [last for _, last in ordered]
+    # The best of the first n: its sum, less its pieces, and who is in it, as a chain.
+    best: list[tuple[tuple[float, int], Any]] = [((0.0, 0), None)]
+    for first, last in ordered:
+        (total, pieces), chain = best[bisect_left(ends, first)]
+        with_it = (total + sure[first, last], pieces - (last - first))
+        best.append(max(best[-1], (with_it, ((first, last), chain)), key=lambda of: of[0]))
+    found, chain = [], best[-1][1]
+    while chain is not None:
+        span, chain = chain
+        found.append(span)
+    return found[::-1]
 
 
 def decode_tags(tags: NDArray[np.integer]) -> list[PieceSpan]:

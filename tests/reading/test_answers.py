@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,17 +61,34 @@ def test_logits_that_are_not_numbers_answer_nothing():
     assert decode_spans(broken, broken, np.array([(0, 1)]), broken[:1]) == []
 
 
-def test_of_flat_answers_that_share_a_piece_the_surest_stays_whatever_the_order():
-    start, end = np.array([2.0, 1.0, -1, 1.0, -1]), np.array([1.0, -1, 2.0, 3.0, 1.0])
-    pairs, match = np.array([(0, 0), (0, 2), (1, 2), (1, 3), (3, 3), (3, 4)]), np.ones(6)
-    assert len(decode_spans(start, end, pairs, match)) == 6
-    # Of (0, 2), (1, 3) and (3, 3), which are as sure, the shortest goes first, and (0, 2) still fits.
-    for order in (np.arange(6), np.array([5, 3, 1, 0, 4, 2])):
-        found = decode_spans(start, end, pairs[order], match[order], flat=True)
-        assert found == [(0, 2), (3, 3)]
-    sure = np.array([3.0, 0.5, 1, 1, 1, 1])
-    assert decode_spans(start, end, pairs, sure, flat=True) == [(0, 0), (1, 2), (3, 3)]
-    assert decode_spans(start, end, pairs, -match, flat=True) == []
+@given(st.data())
+def test_flat_answers_are_the_surest_that_share_no_piece_whatever_the_order(data):
+    length = data.draw(st.integers(1, 6))
+    logits = st.integers(-2, 4).map(float)
+    start, end = (
+        np.array(data.draw(st.lists(logits, min_size=length, max_size=length))) for _ in "se"
+    )
+    every = [(a, b) for a in range(length) for b in range(a, length)]
+    pairs = data.draw(st.lists(st.sampled_from(every), unique=True, max_size=7))
+    match = np.array(data.draw(st.lists(logits, min_size=len(pairs), max_size=len(pairs))))
+    given_pairs = np.array(pairs).reshape(-1, 2)
+    found = decode_spans(start, end, given_pairs, match, flat=True)
+    sure = {pair: start[pair[0]] + end[pair[1]] + m for pair, m in zip(pairs, match, strict=True)}
+    candidates = decode_spans(start, end, given_pairs, match)
+    assert set(found) <= set(candidates) and found == sorted(found)
+    assert all(one[1] < other[0] for one, other in pairwise(found))
+    sets = (c for n in range(len(candidates) + 1) for c in combinations(candidates, n))
+    apart = [c for c in sets if all(one[1] < other[0] for one, other in pairwise(sorted(c)))]
+    assert sum(sure[s] for s in found) == max(sum(sure[s] for s in c) for c in apart)
+    turned = decode_spans(start, end, given_pairs[::-1], match[::-1], flat=True)
+    assert sum(b - a for a, b in turned) == sum(b - a for a, b in found)
+
+
+def test_two_flat_answers_go_before_the_one_from_the_firsts_start_to_the_seconds_end():
+    start, end = np.array([3.0, -1, 1.0, -1]), np.array([-1, 1.0, -1, 3.0])
+    pairs, match = np.array([(0, 1), (0, 3), (2, 3)]), np.array([0.1, 0.2, 0.1])
+    assert decode_spans(start, end, pairs, match) == [(0, 1), (0, 3), (2, 3)]
+    assert decode_spans(start, end, pairs, match, flat=True) == [(0, 1), (2, 3)]
 
 
 def test_no_candidates_are_no_answers():
