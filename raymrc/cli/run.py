@@ -52,7 +52,7 @@ MetricsPort = Annotated[
 @app.command()
 def run(study: Study, changes: Changes = None, metrics_port: MetricsPort = None) -> None:
     """Train what the study's ledger lacks, and print who won."""
-    job = _prepare(study, changes)
+    job = _prepare(study, changes, races=True)
     # Held-out notes were looked at for what is in both; no host needs to see them.
     outcome = _train(replace(job, data=replace(job.data, test=None)), job.plan, metrics_port)
     findings = _findings(job, job.ledger.records())
@@ -67,7 +67,7 @@ def final_test(study: Study, changes: Changes = None, metrics_port: MetricsPort 
     from raymrc.errors import SpecError
     from raymrc.study.final import plan_final_test, write_predictions
 
-    job = _prepare(study, changes)
+    job = _prepare(study, changes, races=False)
     if job.data.test is None:
         raise SpecError(
             f"{study}: the study holds no notes out; give it a final_test, with a corpus or a share"
@@ -106,8 +106,13 @@ def _findings(job: _Job, records: Sequence[Record]) -> Findings:
     return find(job.spec, job.plan, records, job.data.corpus, job.data.transfer)
 
 
-def _prepare(study: Path, changes: list[str] | None) -> _Job:
-    """All that can be wrong is looked at before anything is written: the ledger comes last."""
+def _prepare(study: Path, changes: list[str] | None, *, races: bool) -> _Job:
+    """All that can be wrong is looked at before anything is written: the ledger comes last.
+
+    Args:
+        races: whether what earlier ledgers say may be asked for; a final test has no use for it.
+    """
+    from raymrc.corpora.splits import check_folds
     from raymrc.model.adapters import read_prompt
     from raymrc.model.backbones import check_weights, find, weights_fingerprint
     from raymrc.reading.questions import build_questions
@@ -133,7 +138,7 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     check_held_out(spec, test, transfer)
     check_unseen(spec, adapter, corpus, *transfer.values(), test)
     plan = plan_study(spec, corpus, weights, transfer=transfer, initial_prompt=adapter)
-    rates = _earlier_rates(spec, plan, transfer, test)
+    rates = _earlier_rates(spec, plan, transfer, test) if races else {}
     # Seconds of imports, which no mistake above should have to wait for.
     from raymrc.tracking import describe_datasets
     from raymrc.training.batching import StudyData
@@ -149,6 +154,7 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     ledger = Ledger(spec.storage)
     ledger.check()
     folds = build_study_folds(spec, corpus)
+    check_folds(folds, corpus)
     data = StudyData(corpus, folds, questions, transfer, test, initial_prompt)
     datasets = describe_datasets(spec, corpus, transfer, test)
     return _Job(spec, plan, data, ledger, datasets, rates)
@@ -208,7 +214,7 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> StudyOutcome:
                 together=spec.resources.same_machine,
                 metrics_port=metrics_port,
             ),
-            rates=job.rates if plan.racing is not None else {},
+            rates=job.rates,
             on_record=recorder.record,
             on_progress=show,
             budget=Budget.of(spec),
@@ -233,6 +239,7 @@ def _earlier_rates(
     """
     if spec.racing is None or plan.racing is None or not spec.racing.warm_start:
         return {}
+    from raymrc.corpora.problems import first_few
     from raymrc.study.earlier import learn_rates, scored_earlier
     from raymrc.study.ledger import Ledger
 
@@ -254,7 +261,7 @@ def _earlier_rates(
                 raise spec.error(
                     ("racing", "warm_start"),
                     f"warm_start: {place} has scored {len(scored)} notes of {name} that nothing of this "
-                    f"study may be chosen by ({', '.join(scored[:5])}); take it out",
+                    f"study may be chosen by ({first_few(scored)}); take it out",
                 )
         records += found
     learnt = {

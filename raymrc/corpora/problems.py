@@ -5,7 +5,7 @@ A message names ids, labels and offsets, never a note's text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -143,6 +143,11 @@ def nearest(name: str, right: Iterable[str]) -> str:
     if close:
         return f"did you mean {lowered[close[0]]!r}?"
     return f"choose from {', '.join(names)}" if names else "there are none"
+
+
+def first_few(ids: Sequence[str]) -> str:
+    """Some of many ids, for a message."""
+    return ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
 
 
 def read_table(path: Path, column: str, reading: Reading) -> dict[str, str]:

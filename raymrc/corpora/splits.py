@@ -115,13 +115,13 @@ def check_folds(folds: Folds, corpus: Corpus) -> None:
     Raises:
         CorpusError: one is.
     """
-    notes = {note.id: note for note in corpus.notes}
+    marks = {note.id: (f"id {note.id}", *note_marks(note)) for note in corpus.notes}
     for fold in range(folds.count):
         split = folds.split(fold)
         side_of: dict[str, str] = {}
         for side in ("train", "validation", "scored"):
             for note_id in getattr(split, side):
-                for mark in (f"id {note_id}", *note_marks(notes[note_id])):
+                for mark in marks[note_id]:
                     if side_of.setdefault(mark, side) != side:
                         raise CorpusError(
                             f"folds: note {note_id} is in {side_of[mark]} and {side} of fold {fold}, by "

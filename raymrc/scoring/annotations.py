@@ -9,7 +9,7 @@ from pathlib import Path
 
 from raymrc.corpora.brat import ANYTHING, parse_annotations
 from raymrc.corpora.note import Relation, Span
-from raymrc.corpora.problems import ERROR, Problem, Problems, read_lines
+from raymrc.corpora.problems import ERROR, Problem, Problems, first_few, read_lines
 from raymrc.errors import CorpusError
 
 _EVENT_ATTRIBUTE = re.compile(r"A\S*\s+\S+\s+E\d")
@@ -92,8 +92,7 @@ def say_unpaired(missing: Iterable[str], unjudged: Iterable[str]) -> str:
         (tuple(unjudged), "system files have no gold and are left out"),
     ):
         if ids:
-            shown = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
-            said += f"{len(ids)} {what}: {shown}\n"
+            said += f"{len(ids)} {what}: {first_few(ids)}\n"
     return said
 
 

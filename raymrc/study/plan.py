@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from raymrc.corpora.formats import known_joins, known_labels, read_corpus
 from raymrc.corpora.labels import apply_labels, common_labels, target_labels
 from raymrc.corpora.note import Corpus
+from raymrc.corpora.problems import first_few
 from raymrc.corpora.splits import (
     Folds,
-    check_folds,
     count_mentions,
     hold_out,
     make_folds,
@@ -427,11 +427,10 @@ def check_held_out(spec: Spec, test: Corpus | None, transfer: Mapping[str, Corpu
     for index, (name, site) in enumerate(transfer.items()):
         shared = shared_notes(test, site) if test is not None else []
         if shared:
-            shown = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
             raise spec.error(
                 ("transfer", index),
                 f"{len(shared)} notes of {name} are held out for the final test, too, by text or by group "
-                f"({shown}), and would be scored before it; take them out of one of them",
+                f"({first_few(shared)}), and would be scored before it; take them out of one of them",
             )
 
 
@@ -448,11 +447,10 @@ def check_unseen(spec: Spec, adapter: Adapter | None, *corpora: Corpus | None) -
         return
     seen = [n.id for c in corpora if c for n in c.notes if note_marks(n) & adapter.notes]
     if seen:
-        shown = ", ".join(seen[:5]) + (", ..." if len(seen) > 5 else "")
         raise spec.error(
             ("initial_prompt",),
             f"the initial prompt {adapter.place} was trained on {len(seen)} of the notes that are to be "
-            f"scored, by text or by group ({shown}); give one of another corpus",
+            f"scored, by text or by group ({first_few(seen)}); give one of another corpus",
         )
 
 
@@ -462,11 +460,10 @@ def _read_other(spec: Spec, described: CorpusSpec, at: Steps, corpus: Corpus) ->
     other = _read_described(described)
     shared = shared_notes(corpus, other)
     if shared:
-        shown = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
         raise spec.error(
             at,
             f"{len(shared)} notes of {name} are in the study's corpus, too, by text or by group "
-            f"({shown}); take them out of one of them, as by sites",
+            f"({first_few(shared)}); take them out of one of them, as by sites",
         )
     common = common_labels(other, corpus)
     if not common.labels:
@@ -543,9 +540,7 @@ def study_questions(spec: Spec, corpus: Corpus | None) -> Asked | None:
 
 def build_study_folds(spec: Spec, corpus: Corpus) -> Folds:
     """The folds that all configurations of a study share."""
-    folds = make_folds(corpus, spec.folds.count, spec.folds.seed, spec.folds.validation_share)
-    check_folds(folds, corpus)
-    return folds
+    return make_folds(corpus, spec.folds.count, spec.folds.seed, spec.folds.validation_share)
 
 
 def _check_shots(spec: Spec, corpus: Corpus, folds: Folds) -> None:

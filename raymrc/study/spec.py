@@ -655,15 +655,10 @@ class Spec(_Section):
         return self._read_from.name
 
     @property
-    def changes(self) -> tuple[str, ...]:
-        """What `--set` laid over the file, `field.field=value` each, in order."""
-        return tuple(override for _, override in self._read_from.overrides)
-
-    @property
     def arguments(self) -> str:
         """What a command is given to mean this very study, quoted for a shell; no password is in it."""
-        changes = [part for change in self.changes for part in ("--set", hide_password(change))]
-        return shlex.join([self.path, *changes])
+        changes = [hide_password(override) for _, override in self._read_from.overrides]
+        return shlex.join([self.path, *(part for change in changes for part in ("--set", change))])
 
     @property
     def num_folds(self) -> int:

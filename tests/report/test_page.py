@@ -283,7 +283,7 @@ def real(tmp_path_factory):
     (folder / "study.yaml").write_text(REAL)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        job = _prepare(Path("study.yaml"), None)
+        job = _prepare(Path("study.yaml"), None, races=True)
         pool = Trainer().open_pool(job.spec.backbones[0].backbone, job.data)
         for cell in job.plan.cells:
             for configuration in cell.configurations:

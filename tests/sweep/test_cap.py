@@ -284,7 +284,7 @@ class TestOnRay:
             terms,
             account,
             lanes=4,
-            max_devices=1,  # type: ignore[arg-type]
+            max_devices=1,
         )
         try:
             desk.submit.remote("t", fold_runs(PLAN)[:1])

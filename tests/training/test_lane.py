@@ -384,6 +384,7 @@ def test_a_lane_starts_from_another_studys_prompt(
     lane = Lane(started, given, loaded, CPU, 1024)
     assert lane.model.prompt is not None and kept[0].model.prompt is not None
     assert torch.equal(lane.model.prompt.table.detach(), kept[0].model.prompt.table.detach())
+    assert train_fold_run(started, given, loaded).status == "done"
     # Who starts from it has seen what it has seen, also where the study is about other notes.
     earlier = replace(given.initial_prompt, notes=frozenset({"0123456789abcdef"}))
     for way, inherits in (("adapter", True), ("random", False)):

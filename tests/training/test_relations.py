@@ -361,7 +361,7 @@ def test_real_gold_relations_pass_rows_answers_and_brat_and_what_is_lost_has_a_r
 ) -> None:
     """All of the formulation but the model, whose answers are its rows' own targets. Item by item."""
     if name.startswith("n2c2"):
-        reader, corpus = name, synthesize(name, 8, "a", 13)  # type: ignore[arg-type]
+        corpus = synthesize(name, 8, "a", 13)  # type: ignore[arg-type]
     elif not (SHARED / "corpora").is_dir():
         pytest.skip("the shared corpora are not here: real relations are not tried")
     else:
