@@ -1,4 +1,4 @@
-"""Draw a study's curve for the results page: F1 over shots, size of the backbone, or prompt length.
+"""Draw a study's plot for the results page: F1 over shots, size of the backbone, prompt length, or sites.
 
     python docs/curves.py studies/phee/few-shot.yaml [--set key=value ...]
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -31,12 +32,16 @@ AXES = {
     "shots": "training notes or mentions",
     "backbone_parameters": "parameters of the backbone",
     "prompt_length": "vectors of a prompt",
+    "site": "scored on",
 }
+HOME = "at home"
 
 
 def read_points(report: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     """The axis that a study varies, and a point for each strategy and value of it."""
     cells = [cell for cell in report["cells"] if cell["configurations"]]
+    if any(one["transfer"] for cell in cells for one in cell["configurations"]):
+        return "site", [point for cell in cells for point in _read_sites(cell)]
     if any(cell["shots"] is not None for cell in cells):
         axis = "shots"
     elif len({cell["backbone"] for cell in cells}) > 1:
@@ -69,6 +74,22 @@ def read_points(report: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     return axis, sorted(points.values(), key=lambda p: (list(STYLES).index(p["strategy"]), p[axis]))
 
 
+def _read_sites(cell: dict[str, Any]) -> list[dict[str, Any]]:
+    """F1 of a cell's winner at home and on each other site, where home is held against it by its labels."""
+    winner = next((one for one in cell["configurations"] if one["id"] == cell["winner"]), None)
+    if winner is None:
+        return []
+    found = {HOME: (winner["strict_f1"], None)}
+    found |= {name: (site["away"], site["drop"]) for name, site in winner["transfer"].items()}
+    return [
+        {
+            "strategy": cell["strategy"], "site": name, "strict_f1": f1["mean"], "sd": f1["sd"],
+            "drop": drop and drop["mean"], "drop_sd": drop and drop["sd"],
+        }
+        for name, (f1, drop) in found.items()
+    ]  # fmt: skip
+
+
 def draw(name: str, axis: str, points: Sequence[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
@@ -78,21 +99,25 @@ def draw(name: str, axis: str, points: Sequence[dict[str, Any]], path: Path) -> 
 
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
     strategies = [s for s in STYLES if any(p["strategy"] == s for p in points)]
+    is_site = axis == "site"
+    values = (
+        list(dict.fromkeys(p[axis] for p in points))
+        if is_site
+        else sorted({p[axis] for p in points})
+    )
+    places = {v: float(n) if is_site else math.log2(v) for n, v in enumerate(values)}
     for number, strategy in enumerate(strategies):
         own = [p for p in points if p["strategy"] == strategy]
         colour, mark, line = STYLES[strategy]
         # A little apart, so that bars at one value do not hide each other.
-        shift = 1.03 ** (number - (len(strategies) - 1) / 2)
+        shift = (0.1 if is_site else 0.043) * (number - (len(strategies) - 1) / 2)
         axes.errorbar(
-            [p[axis] * shift for p in own],
+            [places[p[axis]] + shift for p in own],
             [100 * p["strict_f1"] for p in own],
             yerr=[100 * (p["sd"] or 0) for p in own],
-            color=colour, marker=mark, linestyle=line, capsize=3, label=strategy,
+            color=colour, marker=mark, linestyle="" if is_site else line, capsize=3, label=strategy,
         )  # fmt: skip
-    values = sorted({p[axis] for p in points})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(values, [f"{v / 1e6:.1f}M" if v > 1e6 else f"{v:g}" for v in values])
-    axes.minorticks_off()
+    axes.set_xticks(list(places.values()), [_say(value) for value in values])
     axes.set_xlabel(AXES[axis])
     axes.set_ylabel("strict F1, points")
     axes.set_ylim(bottom=0)
@@ -100,6 +125,12 @@ def draw(name: str, axis: str, points: Sequence[dict[str, Any]], path: Path) -> 
     axes.legend(frameon=False)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _say(value: str | float) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value / 1e6:.1f}M" if value > 1e6 else f"{value:g}"
 
 
 def table(axis: str, points: Sequence[dict[str, Any]]) -> str:
@@ -110,8 +141,9 @@ def table(axis: str, points: Sequence[dict[str, Any]]) -> str:
         f"| {AXES[axis]} | " + " | ".join(f"`{s}`" for s in strategies) + " |",
         "|---:" * (1 + len(strategies)) + "|",
     ]
-    for value in sorted({p[axis] for p in points}):
-        row = [f"{value:,}"]
+    values = dict.fromkeys(p[axis] for p in points)
+    for value in values if axis == "site" else sorted(values):
+        row = [value if axis == "site" else f"{value:,}"]
         for strategy in strategies:
             point = by_place.get((strategy, value))
             row.append(

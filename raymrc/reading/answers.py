@@ -47,6 +47,12 @@ def decode_spans(
     )
 
 
+def most_apart(spans: Iterable[PieceSpan]) -> list[PieceSpan]:
+    """What `decode_spans` can find of gold spans where answers lie apart: as many as possible, sorted; of as
+    many those with fewest pieces."""
+    return _surest_apart(dict.fromkeys(spans, 1.0))
+
+
 def _surest_apart(sure: Mapping[PieceSpan, float]) -> list[PieceSpan]:
     """The spans that share nothing and are surest together, sorted: weighted interval scheduling."""
     ordered = sorted(sure, key=lambda span: (span[1], span[0]))

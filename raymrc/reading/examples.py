@@ -67,7 +67,7 @@ def tag_targets(
     """One row of 0 (outside), 1 (begin), 2 (inside) per label: each label has its own tagger.
 
     Different labels overlap freely. Of overlapping spans of one label the longest is kept
-    (see `taggable`); `untaggable` names the others.
+    (see `taggable`); `unreachable` names the others.
 
     Args:
         spans: label index -> piece spans.
@@ -100,7 +100,7 @@ class Unreachable:
         reason: "no_piece" (nothing but blanks or characters that the tokenizer drops),
             "not_on_piece_boundary", "wider_than_window", "cut_by_windows" (wider than the
             overlap, across sentences, and at a cut), "duplicate" (label and envelope of
-            an earlier span) or, for tagging, "same_label_overlap".
+            an earlier span) or, where one label's answers lie apart, "same_label_overlap".
     """
 
     note_id: str
@@ -109,31 +109,30 @@ class Unreachable:
     reason: str
 
 
-def unreachable(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
-    """Gold spans that start and end positions of pieces cannot say, in the note's order."""
+Keep = Callable[[Iterable[PieceSpan]], list[PieceSpan]]
+"""Which of one label's spans in a window can be said, where not all: `taggable`, `answers.most_apart`."""
+
+
+def unreachable(
+    note: Note, windows: Sequence[Window], keep: Keep | None = None
+) -> list[Unreachable]:
+    """Gold spans that no answer can be, in the note's order.
+
+    Args:
+        keep: of spans that share pieces, those that can be said together; None where answers may overlap.
+    """
+    kept = {key: keep(spans) for key, spans in _answers(note, windows).items()} if keep else None
     seen: set[tuple[str, int, int]] = set()
     found: list[Unreachable] = []
     for span in note.spans:
         if (span.label, span.start, span.end) in seen:
-            found.append(Unreachable(note.id, span.id, span.label, "duplicate"))
-        elif reason := _why_unreachable(note, span, windows):
+            reason = "duplicate"
+        else:
+            reason = _why_unreachable(note, span, windows, kept)
+        if reason:
             found.append(Unreachable(note.id, span.id, span.label, reason))
         seen.add((span.label, span.start, span.end))
     return found
-
-
-def untaggable(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
-    """Gold spans that one BIO tagger per label cannot say: `unreachable`, and overlaps."""
-    kept = {key: taggable(spans) for key, spans in _answers(note, windows).items()}
-    found = {one.span_id: one for one in unreachable(note, windows)}
-    for span in note.spans:
-        if span.id in found:
-            continue
-        touched, index = _place(note, span, windows)
-        assert touched is not None and index is not None, "what is reachable has an owner"
-        if _within(windows[index], touched) not in kept[index, span.label]:
-            found[span.id] = Unreachable(note.id, span.id, span.label, "same_label_overlap")
-    return [found[span.id] for span in note.spans if span.id in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,19 +155,19 @@ class Reach:
 def unreachable_share(
     notes: Iterable[Note],
     windows: Mapping[str, Sequence[Window]],
-    find: Callable[[Note, Sequence[Window]], list[Unreachable]] = unreachable,
+    keep: Keep | None = None,
 ) -> Reach:
     """The gold spans of a corpus that cannot be found.
 
     Args:
         windows: note id -> its windows.
-        find: `unreachable` for start and end positions, `untaggable` for tags.
+        keep: see `unreachable`.
     """
     total = 0
     reasons: Counter[str] = Counter()
     for note in notes:
         total += len(note.spans)
-        reasons.update(one.reason for one in find(note, windows[note.id]))
+        reasons.update(one.reason for one in unreachable(note, windows[note.id], keep))
     return Reach(total, tuple(sorted(reasons.items())))
 
 
@@ -197,7 +196,13 @@ def _place(
     return touched_pieces(windows, *chars), owner(windows, *chars)
 
 
-def _why_unreachable(note: Note, span: Span, windows: Sequence[Window]) -> str | None:
+def _why_unreachable(
+    note: Note,
+    span: Span,
+    windows: Sequence[Window],
+    kept: Mapping[tuple[int, str], Sequence[PieceSpan]] | None,
+) -> str:
+    """The reason; "" where it can be reached. See `_answers` for the keys of what is kept."""
     touched, index = _place(note, span, windows)
     if touched is None:
         return "no_piece"
@@ -208,4 +213,7 @@ def _why_unreachable(note: Note, span: Span, windows: Sequence[Window]) -> str |
     window = windows[index]
     start = window.offsets[first - window.piece_start][0]
     end = window.offsets[last - window.piece_start][1]
-    return None if (start, end) == (span.start, span.end) else "not_on_piece_boundary"
+    if (start, end) != (span.start, span.end):
+        return "not_on_piece_boundary"
+    is_kept = kept is None or _within(window, touched) in kept[index, span.label]
+    return "" if is_kept else "same_label_overlap"

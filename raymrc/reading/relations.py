@@ -324,19 +324,27 @@ def unreachable_relations(
     contexts: Sequence[Context],
     questions: Sequence[RelationQuestion],
     lost_spans: Collection[str] = (),
+    *,
+    one_kind: bool = False,
 ) -> list[Unreachable]:
     """Gold relations that no answer can be, in the note's order, whatever the model.
 
     The reasons: "no_question" (its labels and value are joined by no question), "duplicate" (label and both
     envelopes of an earlier one), "no_mention" (one of its mentions cannot be found), "no_context" (its given
-    mention has no piece, or more than a window) and "beyond_context" (the answer does not lie wholly in the
-    sentences that are read).
+    mention has no piece, or more than a window), "beyond_context" (the answer does not lie wholly in the
+    sentences that are read) and, where pairs are told apart, "another_kind" (an earlier question joins its
+    two mentions as well).
 
     Args:
         contexts: of the note's gold mentions.
         lost_spans: where mentions have to be found, ids of those that no answer can be.
+        one_kind: a given mention and another one are joined by one question at most.
     """
     by_id = {span.id: span for span in note.spans}
+    first: dict[tuple[Mention, Mention], int] = {}
+    for (given, index), answers in gold_answers(note, questions).items():
+        for answer in answers:
+            first[given, answer] = min(index, first.get((given, answer), index))
     by_given = {context.given: context for context in contexts}
     seen = set()
     missed = []
@@ -352,6 +360,8 @@ def unreachable_relations(
             reason = "no_context"
         elif all(found[2] != other for other, _ in by_given[found[1]].others):
             reason = "beyond_context"
+        elif one_kind and first[found[1], found[2]] != found[0]:
+            reason = "another_kind"
         else:
             reason = ""
         seen.add(found)

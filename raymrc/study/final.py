@@ -23,7 +23,14 @@ from raymrc.study.configuration import Cell, Configuration, FoldRun
 from raymrc.study.plan import Plan, fold_run
 from raymrc.study.record import Record
 from raymrc.study.spec import Spec
-from raymrc.study.verdict import CellSummary, ConfigurationSummary, Spread, points, spread
+from raymrc.study.verdict import (
+    CellSummary,
+    ConfigurationSummary,
+    Spread,
+    points,
+    say_lost,
+    spread,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -113,7 +120,7 @@ class FinalScore:
         configuration: but for its seed.
         seeds: that are done, ascending.
         strict, lenient, events: micro F1, over seeds; see `ConfigurationSummary`.
-        unreachable: gold of the held-out notes that no answer can be.
+        lost: gold of the held-out notes that no answer can be, in words; "" for none.
     """
 
     cell: Cell
@@ -123,6 +130,8 @@ class FinalScore:
     lenient: Spread
     events: Spread
     unreachable: int
+    unreachable_reasons: Mapping[str, int]
+    lost: str
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. F1 runs from 0 to 1."""
@@ -134,6 +143,7 @@ class FinalScore:
             "lenient_f1": asdict(self.lenient),
             "events_f1": asdict(self.events),
             "unreachable": self.unreachable,
+            "unreachable_reasons": dict(self.unreachable_reasons),
         }
 
 
@@ -162,15 +172,19 @@ def final_scores(records: Iterable[Record], cells: Sequence[Cell]) -> tuple[Fina
         if cell not in by_cell:
             continue
         runs = by_cell[cell]
+        any_seed = runs[0]
+        lost, reasons = any_seed.unreachable, any_seed.unreachable_reasons
         scores.append(
             FinalScore(
                 cell,
-                _whatever_seed(runs[0].fold_run.configuration),
+                _whatever_seed(any_seed.fold_run.configuration),
                 tuple(record.fold_run.configuration.seed for record in runs),
                 spread([record.strict.f1 for record in runs]),
                 spread([record.lenient.f1 for record in runs]),
                 spread([record.events.f1 for record in runs if record.events != Counts()]),
-                runs[0].unreachable,
+                lost,
+                reasons,
+                say_lost(lost, any_seed.strict, reasons) if lost else "",
             )
         )
     return tuple(scores)
@@ -211,6 +225,13 @@ def write_predictions(
     return written
 
 
+def lost_in_test(scores: Sequence[FinalScore]) -> str:
+    """What no answer can be, by strategy, where it is anything; as good as the same for all backbones."""
+    by_strategy = {score.cell.strategy: score.lost for score in scores if score.lost}
+    said = "; ".join(f"{strategy} {lost}" for strategy, lost in by_strategy.items())
+    return f"Held-out gold that no answer can be, and that counts as missed: {said}" if said else ""
+
+
 def render_final(
     scores: Sequence[FinalScore], validated: Mapping[Cell, float | None]
 ) -> RenderableType:
@@ -221,7 +242,10 @@ def render_final(
     """
     from rich.table import Table
 
-    table = Table(title="Final test: F1 in points on held-out notes, mean over seeds")
+    table = Table(
+        title="Final test: F1 in points on held-out notes, mean over seeds",
+        caption=lost_in_test(scores) or None,
+    )
     table.add_column("corpus / backbone / strategy", no_wrap=True)
     with_events = any(score.events.mean is not None for score in scores)
     shown: list[tuple[str, Callable[[FinalScore], str]]] = [

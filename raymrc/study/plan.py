@@ -75,6 +75,9 @@ DEFAULT_CONTEXT_SENTENCES = 1
 DEFAULT_RELATION_ANSWERS = "mentions"
 """Needs no boundaries to be learnt once more; see docs/decisions/0016."""
 
+DEFAULT_OVERLAPPING_ANSWERS = "surest"
+"""Where labels' spans are looked for; see docs/decisions/0028."""
+
 DRAWS_IN_VAIN = 10_000
 """After so many draws in a row that were drawn before, a search space is used up."""
 
@@ -702,6 +705,8 @@ def _effective(spec: Spec, entry: BackboneSpec, strategy: str) -> dict[str, Sett
     settings = {k: v for k, v in spec.settings(entry, strategy).items() if k not in idle}
     if STRATEGIES[strategy].asks == "vectors":
         settings.setdefault("prompt_length", Fixed(DEFAULT_PROMPT_LENGTH))
+    if STRATEGIES[strategy].answers != "tags" and spec.task != "relations":
+        settings.setdefault("overlapping_answers", Fixed(DEFAULT_OVERLAPPING_ANSWERS))
     if spec.task != "concepts":
         settings.setdefault("context_sentences", Fixed(DEFAULT_CONTEXT_SENTENCES))
         settings.setdefault("relation_answers", Fixed(DEFAULT_RELATION_ANSWERS))

@@ -77,6 +77,8 @@ class Record:
         unreachable: gold spans of the scored fold that no target can express (not on a piece
             boundary, wider than a window, same-label overlap under `fine_tune`), or its relations
             that reach beyond their context; they are in `fn`.
+        unreachable_reasons: how many for which reason (`reading.examples.Unreachable`,
+            `reading.relations.unreachable_relations`); empty in records from before they were kept.
         validation_f1: strict micro F1 of the chosen epoch on the validation part, 0 to 1.
         validation: validation note id -> its strict counts then, all labels together; empty in records from
             before they were kept.
@@ -111,6 +113,7 @@ class Record:
     transfer: Mapping[str, Mapping[str, NoteCounts]] = field(default_factory=dict, repr=False)
     predictions: Mapping[str, Found] = field(default_factory=dict, repr=False)
     unreachable: int = 0
+    unreachable_reasons: Mapping[str, int] = field(default_factory=dict)
     validation_f1: float = 0.0
     validation: Mapping[str, Counts] = field(default_factory=dict, repr=False)
     best_epoch: int = 0

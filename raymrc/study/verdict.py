@@ -104,6 +104,7 @@ class ConfigurationSummary:
     stopped: str = ""
     fold_epochs: int = 0
     unreachable: int = 0
+    unreachable_reasons: Mapping[str, int] = field(default_factory=dict)
     device_seconds: float = 0.0
     failed_device_seconds: float = 0.0
     cost_usd: float = 0.0
@@ -161,6 +162,7 @@ class ConfigurationSummary:
             "stopped": self.stopped or None,
             "fold_epochs": self.fold_epochs,
             "unreachable": self.unreachable,
+            "unreachable_reasons": dict(self.unreachable_reasons),
             "device_seconds": self.device_seconds,
             "failed_device_seconds": self.failed_device_seconds,
             "cost_usd": self.cost_usd,
@@ -510,6 +512,7 @@ def _summarise_configuration(
         stopped=next((r.reason for r in by_fold if r.status == "stopped"), ""),
         fold_epochs=sum(len(record.epochs) for record in by_fold),
         unreachable=sum(record.unreachable for record in done),
+        unreachable_reasons=dict(sum((Counter(r.unreachable_reasons) for r in done), Counter())),
         device_seconds=sum(r.device_seconds for r in by_fold if r.status != "failed"),
         failed_device_seconds=sum(
             r.failed_device_seconds + (r.device_seconds if r.status == "failed" else 0.0)
@@ -579,7 +582,7 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
 
     table = Table(
         title="F1 in points, mean over folds; winners are chosen on validation notes",
-        caption=_out_of_reach(summaries),
+        caption=out_of_reach(summaries),
     )
     table.add_column("corpus / backbone / strategy", no_wrap=True)
     for heading in (
@@ -682,16 +685,19 @@ def _out_of_reach_of_subsets(leaders: Sequence[tuple[Cell, ConfigurationSummary]
             "A discontinuous span counts as missed here, since an answer is one stretch; in the "
             "other tables an answer that is its envelope finds it, as in the 2018 scheme."
         )
-    tagged = {
+    apart = {
         cell.strategy
         for cell, leader in leaders
         if {"nested", "overlapping"} & leader.subsets.keys()
         and cell.strategy in STRATEGIES
-        and STRATEGIES[cell.strategy].answers == "tags"
+        and (
+            STRATEGIES[cell.strategy].answers == "tags"
+            or leader.configuration.overlapping_answers == "surest"
+        )
     }
-    if tagged:
+    if apart:
         said.append(
-            f"Of two spans of one label that share characters, {', '.join(sorted(tagged))} can say "
+            f"Of two spans of one label that share characters, {', '.join(sorted(apart))} can say "
             "one alone in a window."
         )
     return " ".join(said) or None
@@ -749,22 +755,34 @@ def _race_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:
     return [table]
 
 
-def _out_of_reach(summaries: Sequence[CellSummary]) -> str | None:
+def out_of_reach(summaries: Sequence[CellSummary]) -> str | None:
     """What no answer can be, by strategy: windows and contexts are the same for all backbones of a kind."""
-    shares: dict[str, tuple[int, int]] = {}
+    most: dict[str, ConfigurationSummary] = {}
     for summary in summaries:
-        leader = summary.leader
+        leader, strategy = summary.leader, summary.cell.strategy
         if leader is not None and leader.unreachable:
-            counts = leader.pooled_strict
-            found = (leader.unreachable, counts.tp + counts.fn)
-            shares[summary.cell.strategy] = max(shares.get(summary.cell.strategy, (0, 0)), found)
-    if not shares:
+            most[strategy] = max(leader, most.get(strategy, leader), key=lambda c: c.unreachable)
+    if not most:
         return None
-    said = ", ".join(
-        f"{strategy} {lost} of {gold} ({100 * lost / gold:.1f} %)"
-        for strategy, (lost, gold) in shares.items()
+    said = "; ".join(
+        f"{strategy} {say_lost(c.unreachable, c.pooled_strict, c.unreachable_reasons)}"
+        for strategy, c in most.items()
     )
     return f"Gold that no answer can be, and that counts as missed: {said}"
+
+
+def say_lost(lost: int, counts: Counts, reasons: Mapping[str, int]) -> str:
+    """Such as "3 of 127 (2.4 %: beyond context 2, no mention 1)".
+
+    Args:
+        reasons: of what is lost, as far as they are known.
+    """
+    gold = counts.tp + counts.fn
+    why = ", ".join(
+        f"{reason.replace('_', ' ')} {times}"
+        for reason, times in sorted(reasons.items(), key=lambda one: (-one[1], one[0]))
+    )
+    return f"{lost} of {gold} ({percent(lost / gold)}{': ' if why else ''}{why})"
 
 
 def _row(summary: CellSummary) -> list[str]:

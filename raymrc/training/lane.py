@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -28,7 +29,8 @@ from raymrc.model.adapters import write_adapter
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs, SpanTargets, Targets
 from raymrc.model.strategies import STRATEGIES, build
-from raymrc.reading.examples import Unreachable, unreachable, untaggable
+from raymrc.reading.answers import most_apart
+from raymrc.reading.examples import Unreachable, taggable, unreachable
 from raymrc.reading.relations import mentions_of, unreachable_relations
 from raymrc.scoring.counts import Counts, pool
 from raymrc.study.configuration import FoldRun, hash_values
@@ -120,7 +122,7 @@ class Lane:
         self.data, self.tokenizer = data, loaded.tokenizer
         self.sites = [] if fold_run.is_test else list(data.transfer)
         self.scores: Mapping[str, NoteCounts] = {}
-        self.unreachable = 0
+        self.unreachable: Counter[str] = Counter()
         self.transfer: dict[str, dict[str, NoteCounts]] = {}
         self.predictions: dict[str, Found] = {}
         self.shape = loaded.shape
@@ -436,7 +438,8 @@ class Lane:
             notes=self.scores,
             transfer=self.transfer,
             predictions=self.predictions,
-            unreachable=self.unreachable,
+            unreachable=self.unreachable.total(),
+            unreachable_reasons=dict(sorted(self.unreachable.items())),
             validation_f1=self.best_f1,
             validation=self.validation,
             best_epoch=self.best_epoch,
@@ -477,19 +480,20 @@ class Lane:
             ),
         )
 
-    def _count_unreachable(self, exam: Exam) -> int:
-        """Gold spans of an exam's notes, or relations, that no answer of this strategy can be."""
-        return sum(len(self._unreachable(note, exam)) for note in exam.notes)
+    def _count_unreachable(self, exam: Exam) -> Counter[str]:
+        """Gold spans of an exam's notes, or relations, that no answer can be, by reason."""
+        return Counter(one.reason for note in exam.notes for one in self._unreachable(note, exam))
 
     def _unreachable(self, note: Note, exam: Exam) -> list[Unreachable]:
-        find = untaggable if self.strategy.answers == "tags" else unreachable
-        spans = find(note, exam.windows[note.id]) if self.asked.labels else []
+        tags = self.strategy.answers == "tags"
+        keep = taggable if tags else most_apart if self.builder.flat else None
+        spans = unreachable(note, exam.windows[note.id], keep) if self.asked.labels else []
         if not self.asked.relations:
             return spans
         # Of two spans that are one answer, that answer is both.
         lost = {one.span_id for one in spans if one.reason != "duplicate"}
         contexts = self.builder.contexts(note, exam.pieces[note.id], mentions_of(note.spans))
-        return unreachable_relations(note, contexts, self.asked.relations, lost)
+        return unreachable_relations(note, contexts, self.asked.relations, lost, one_kind=tags)
 
 
 def _collated(

@@ -12,7 +12,7 @@ from hypothesis import given
 
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Note, Span
-from raymrc.reading.answers import assemble, decode_spans, decode_tags
+from raymrc.reading.answers import assemble, decode_spans, decode_tags, most_apart
 from raymrc.reading.examples import (
     Reach,
     build_examples,
@@ -20,29 +20,28 @@ from raymrc.reading.examples import (
     taggable,
     unreachable,
     unreachable_share,
-    untaggable,
 )
 from raymrc.reading.windows import build_windows
 from tests.paths import SHARED, needs_shared
 from tests.reading.notes import LABELS, notes, quickly, sizes, thoroughly
 
 
-def perfect_spans(example):
+def perfect_spans(example, *, flat=False):
     """What a perfect model's logits decode to: every start with every end is a candidate."""
     start, end = np.full((2, len(example.window.piece_ids)), -1.0)
     for first, last in example.spans:
         start[first] = end[last] = 1.0
     pairs = np.array([(s, e) for s in np.flatnonzero(start > 0) for e in np.flatnonzero(end > 0)])
     match = np.array([1.0 if tuple(pair) in example.spans else -1.0 for pair in pairs.tolist()])
-    return decode_spans(start, end, pairs, match)
+    return decode_spans(start, end, pairs, match, flat=flat)
 
 
-def found_by_spans(examples):
+def found_by_spans(examples, *, flat=False):
     found = {}
     for example in examples:
         answers = found.setdefault(example.window.index, [])
         if example.spans:
-            answers.extend((example.label, *pieces) for pieces in perfect_spans(example))
+            answers.extend((example.label, *pieces) for pieces in perfect_spans(example, flat=flat))
     return found
 
 
@@ -70,11 +69,12 @@ def check_round_trip(note, windows, labels):
     """Gold spans minus the named unreachable ones come back; what else comes is a widened one."""
     examples = build_examples([note], windows, labels)
     assert len(examples) == len(windows) * len(labels)
-    for find, found in (
-        (unreachable, found_by_spans(examples)),
-        (untaggable, found_by_tags(examples, len(labels))),
+    for keep, found in (
+        (None, found_by_spans(examples)),
+        (most_apart, found_by_spans(examples, flat=True)),
+        (taggable, found_by_tags(examples, len(labels))),
     ):
-        lost = {one.span_id: one.reason for one in find(note, windows)}
+        lost = {one.span_id: one.reason for one in unreachable(note, windows, keep)}
         answers = assemble(note, windows, found, labels)
         gold = keys(span for span in note.spans if span.id not in lost)
         assert gold <= keys(answers)
@@ -169,7 +169,7 @@ def test_every_reason_is_named(wordpiece):
     ]
 
 
-def test_of_overlapping_spans_of_one_label_tags_keep_the_longest_and_the_rest_is_named(wordpiece):
+def test_of_overlapping_spans_of_one_label_tags_keep_the_longest_and_others_the_most(wordpiece):
     text = "He had left chest pain and fever"
     note = Note(
         "n", text, spans_of(text, ("ADE", "chest pain"), ("ADE", "left chest"), ("ADE", "fever"),
@@ -177,13 +177,16 @@ def test_of_overlapping_spans_of_one_label_tags_keep_the_longest_and_the_rest_is
     )  # fmt: skip
     windows = build_windows(note, wordpiece, 64, 8)
     assert unreachable(note, windows) == []
-    assert [(one.span_id, one.reason) for one in untaggable(note, windows)] == [
+    assert [(one.span_id, one.reason) for one in unreachable(note, windows, taggable)] == [
         ("T1", "same_label_overlap"),
         ("T2", "same_label_overlap"),
     ]
-    assert unreachable_share([note], {"n": windows}, untaggable) == Reach(
+    assert unreachable_share([note], {"n": windows}, taggable) == Reach(
         5, (("same_label_overlap", 2),)
     )
+    # "left chest" and "chest pain" are as many and as short; one of them goes, and what holds both.
+    apart = [one.span_id for one in unreachable(note, windows, most_apart)]
+    assert len(apart) == 2 and "T5" in apart and apart[0] in ("T1", "T2")
 
 
 def test_of_equally_long_spans_the_leftmost_is_kept_whatever_their_order():

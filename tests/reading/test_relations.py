@@ -257,3 +257,18 @@ def test_a_mention_without_a_piece_has_no_context(wordpiece: PreTrainedTokenizer
     assert contexts == []
     (lost,) = unreachable_relations(note, contexts, questions)
     assert (lost.span_id, lost.reason) == ("R1", "no_context")
+
+
+def test_of_two_relations_of_one_pair_who_tells_pairs_apart_says_the_first_question_s(
+    wordpiece: PreTrainedTokenizerFast,
+) -> None:
+    text = "aspirin for pain"
+    spans = (Span("T1", "Drug", ((0, 7),)), Span("T2", "Reason", ((12, 16),)))
+    relations = (Relation("R1", "B", "T1", "T2"), Relation("R2", "A", "T1", "T2"))
+    note = Note("n", text, spans, relations)
+    questions = tuple(RelationQuestion(r, ("Drug",), ("Reason",), False, r) for r in ("A", "B"))
+    pieces = read_pieces(note, wordpiece)
+    contexts = build_contexts(note, pieces, mentions_of(spans), questions, 1, 40)
+    assert unreachable_relations(note, contexts, questions) == []
+    (lost,) = unreachable_relations(note, contexts, questions, one_kind=True)
+    assert (lost.span_id, lost.reason) == ("R1", "another_kind")

@@ -120,6 +120,11 @@ def test_sections_with_nothing_to_show_are_left_out(tmp_path):
     assert "Nothing can be said yet" in build(nothing)
 
 
+def test_what_no_answer_can_be_is_told_under_the_labels(tmp_path):
+    runs = [replace(record(f), unreachable=2, unreachable_reasons={"no_piece": 2}) for f in (0, 1)]
+    assert "no piece 4)" in sections_of(small(tmp_path, runs))["labels"].tables[0].note
+
+
 def test_figures_are_those_of_the_verdict(rich):
     """Each cell's F1 stands in the table, and is drawn where the table says."""
     section = sections_of(rich)["winners"]

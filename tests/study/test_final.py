@@ -148,7 +148,8 @@ def test_scores_are_means_over_seeds_and_of_the_latest_held_out_notes(study):
         made(replace(r.fold_run, test_fingerprint="before"), counts=BAD, started_at="2026-01-01")
         for r in scored(study)
     ]
-    now = [replace(r, started_at="2026-01-02", unreachable=3) for r in scored(study)]
+    lost = {"unreachable": 3, "unreachable_reasons": {"duplicate": 3}}
+    now = [replace(r, started_at="2026-01-02", **lost) for r in scored(study)]
     scores = final_scores([*now, *earlier], cells)
     assert [score.cell for score in scores] == cells
     assert all(score.seeds == (4, 5) and score.unreachable == 3 for score in scores)
@@ -158,6 +159,7 @@ def test_scores_are_means_over_seeds_and_of_the_latest_held_out_notes(study):
     console.print(render_final(scores, {cells[0]: 0.5}))
     shown = console.export_text()
     assert "90.00" in shown and "50.00" in shown and "events" not in shown
+    assert "counts as missed: fine_tune 3 of" in shown and "duplicate 3" in shown
     assert final_scores(study[3], cells) == ()
 
 

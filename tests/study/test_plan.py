@@ -105,6 +105,19 @@ def test_a_soft_prompt_without_a_length_gets_32(tmp_path):
     assert [c.prompt_length for c in plan.cells[0].configurations] == [0, 0]
 
 
+@pytest.mark.parametrize("task", ["concepts", "relations", "end_to_end"])
+def test_spans_that_are_looked_for_lie_apart_where_the_study_says_nothing_else(tmp_path, task):
+    text = STUDY.replace("task: concepts", f"task: {task}")
+    tagged, asked = (cell.configurations for cell in plan_study(spec_of(tmp_path, text)).cells)
+    # Given mentions overlap as they are given; a tagger's answers cannot.
+    assert {c.overlapping_answers for c in tagged} == {"all"}
+    wanted = "all" if task == "relations" else "surest"
+    assert {c.overlapping_answers for c in asked} == {wanted}
+    changed = spec_of(tmp_path, text + "training: {overlapping_answers: all}\n")
+    (_, nested) = plan_study(changed).cells
+    assert {c.overlapping_answers for c in nested.configurations} == {"all"}
+
+
 def test_the_same_seed_draws_the_same_and_another_does_not(tmp_path):
     first, again, other = (
         plan_study(spec_of(tmp_path, with_search(f"{{algorithm: random, seed: {seed}}}")))

@@ -16,7 +16,15 @@ import pytest
 from raymrc.scoring.counts import Counts
 from raymrc.study.configuration import Cell
 from raymrc.study.record import Epoch, NoteCounts, Record
-from raymrc.study.verdict import count_failing, describe, frozen_gaps, render, summarise, to_json
+from raymrc.study.verdict import (
+    count_failing,
+    describe,
+    frozen_gaps,
+    out_of_reach,
+    render,
+    summarise,
+    to_json,
+)
 from tests.study.making import cell, record
 
 GOOD, FAIR = {"Drug": Counts(9, 1, 1)}, {"Drug": Counts(5, 5, 5)}
@@ -246,6 +254,16 @@ def test_gold_that_no_answer_can_be_is_told_beside_the_table():
     records = [replace(record(f), unreachable=3) for f in (0, 1)]
     gold = sum(r.strict.tp + r.strict.fn for r in records)
     assert f"counts as missed: fine_tune 6 of {gold}" in shown(summarise(records, 2))
+    known = [
+        replace(r, unreachable_reasons={"no_mention": 1 + f, "beyond_context": 2 - f})
+        for f, r in enumerate(records)
+    ]
+    (summary,) = summarise(known, 2)
+    said = out_of_reach([summary])
+    assert said is not None and said.endswith("%: beyond context 3, no mention 3)")
+    found = summary.to_json()["configurations"][0]["unreachable_reasons"]
+    assert found == {"no_mention": 3, "beyond_context": 3}
+    assert Record.from_json(known[0].to_json()) == known[0]
     assert "counts as missed" not in shown(summarise([record()], 1))
 
 

@@ -278,7 +278,11 @@ def test_a_span_that_tagging_cannot_say_is_missed_and_counted(
     more = StudyData(Corpus(notes, LABELS), data.folds, data.questions)
     tagged = train_fold_run(make_run(loaded, "fine_tune", epochs=1), more, loaded)
     asked = train_fold_run(make_run(loaded, "soft_prompt", epochs=1), more, loaded)
-    assert (tagged.unreachable, asked.unreachable) == (1, 0)
+    apart = train_fold_run(
+        make_run(loaded, "soft_prompt", epochs=1, overlapping_answers="surest"), more, loaded
+    )
+    assert (tagged.unreachable, asked.unreachable, apart.unreachable) == (1, 0, 1)
+    assert tagged.unreachable_reasons == apart.unreachable_reasons == {"same_label_overlap": 1}
     assert tagged.strict.tp + tagged.strict.fn == asked.strict.tp + asked.strict.fn
 
 

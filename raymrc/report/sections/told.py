@@ -15,10 +15,11 @@ from raymrc.report.sections.naming import (
     in_order,
 )
 from raymrc.scoring.counts import Counts
+from raymrc.study.final import lost_in_test
 from raymrc.study.findings import Findings
 from raymrc.study.plan import short_count
 from raymrc.study.record import Record
-from raymrc.study.verdict import differing, percent, points, say_settings, size_of
+from raymrc.study.verdict import differing, out_of_reach, percent, points, say_settings, size_of
 
 MOST_STOPPED = 200
 """That are listed with their reasons; the export has all."""
@@ -57,6 +58,7 @@ def by_label(findings: Findings) -> Section | None:
                 ("label", CELL, "gold", "precision", "recall", "strict F1", "lenient F1"),
                 "llrrrrr",
                 rows,
+                out_of_reach(findings.summaries) or "",
             ),
         ),
     )
@@ -212,6 +214,7 @@ def final_test(findings: Findings) -> Section | None:
             (CELL, "strict F1", "sd", "lenient F1", "over folds", "seeds", "epochs"),
             "lrrrrrr",
             rows,
+            lost_in_test(findings.finals),
         ),
     )
     return Section("final-test", "Final test", (), (plot,))
