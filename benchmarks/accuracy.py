@@ -45,7 +45,8 @@ from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.n2c2_2018 import score_note, score_relations
 from raymrc.study.configuration import Configuration, hash_values
 from raymrc.study.ledger import Ledger
-from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
+from raymrc.study.notes import build_study_folds, read_study_corpus
+from raymrc.study.plan import plan_study
 from raymrc.study.spec import Spec, load_spec
 from raymrc.study.verdict import summarise
 from raymrc.training.batching import Row, RowBuilder

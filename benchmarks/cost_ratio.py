@@ -22,7 +22,8 @@ from benchmarks.common import Options, json_line, read_options, start
 from raymrc.model.backbones import load
 from raymrc.reading.questions import build_questions
 from raymrc.study.configuration import Configuration, FoldRun
-from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
+from raymrc.study.notes import build_study_folds, read_study_corpus
+from raymrc.study.plan import plan_study
 from raymrc.study.record import Record
 from raymrc.study.spec import load_spec
 from raymrc.training.batching import StudyData

@@ -35,7 +35,8 @@ from raymrc.model.shapes import Shape
 from raymrc.model.strategies import build
 from raymrc.reading.questions import build_questions
 from raymrc.study.configuration import Cell, Configuration, FoldRun
-from raymrc.study.plan import build_study_folds, plan_study, read_study_corpus
+from raymrc.study.notes import build_study_folds, read_study_corpus
+from raymrc.study.plan import plan_study
 from raymrc.study.record import Record
 from raymrc.study.spec import load_spec
 from raymrc.training.activations import Activations

@@ -32,7 +32,8 @@ from raymrc.reading.light_tokenizers import read_tokenizer
 from raymrc.study.configuration import Backbone, FoldRun
 from raymrc.study.estimate import Estimate, Job, Measured
 from raymrc.study.forecast import build_workload, choose_probed, forecast
-from raymrc.study.plan import Plan, plan_study, read_study_corpus
+from raymrc.study.notes import read_study_corpus
+from raymrc.study.plan import Plan, plan_study
 from raymrc.study.record import Record
 from raymrc.study.spec import Spec, load_spec
 from raymrc.study.workload import Workload

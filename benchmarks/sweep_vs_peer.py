@@ -38,7 +38,8 @@ from raymrc.reading.questions import build_questions
 from raymrc.scoring.counts import Counts, pool
 from raymrc.study.configuration import Configuration
 from raymrc.study.ledger import Ledger
-from raymrc.study.plan import Plan, build_study_folds, plan_study, read_study_corpus
+from raymrc.study.notes import build_study_folds, read_study_corpus
+from raymrc.study.plan import Plan, plan_study
 from raymrc.study.spec import load_spec
 from raymrc.sweep.driver import Resources, _cluster, run_study
 from raymrc.training.batching import StudyData

@@ -17,7 +17,8 @@ from raymrc.corpora.synthetic import synthesize
 from raymrc.model.backbones import weights_fingerprint
 from raymrc.study.configuration import Backbone
 from raymrc.study.ledger import Ledger
-from raymrc.study.plan import fold_run, plan_study, read_study_corpus
+from raymrc.study.notes import read_study_corpus
+from raymrc.study.plan import fold_run, plan_study
 from raymrc.study.record import Epoch, NoteCounts, Record
 from raymrc.study.spec import load_spec
 from tests.commands import STUDY, raymrc, write_notes

@@ -38,13 +38,8 @@ from raymrc.model.backbones import load, weights_fingerprint
 from raymrc.reading.questions import build_questions
 from raymrc.study.final import final_records, plan_final_test
 from raymrc.study.ledger import Ledger
-from raymrc.study.plan import (
-    Plan,
-    build_study_folds,
-    plan_study,
-    read_study_corpus,
-    read_test,
-)
+from raymrc.study.notes import build_study_folds, read_study_corpus, read_test
+from raymrc.study.plan import Plan, plan_study
 from raymrc.study.record import Record
 from raymrc.study.spec import Spec, load_spec
 from raymrc.study.verdict import summarise

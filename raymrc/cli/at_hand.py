@@ -116,7 +116,7 @@ def find_measured(
 
 def corpus_at_hand(spec: Spec) -> Corpus | None:
     """The notes; None where this machine does not have them, which a plan can do without."""
-    from raymrc.study.plan import read_study_corpus
+    from raymrc.study.notes import read_study_corpus
 
     path = spec.corpus.path
     return read_study_corpus(spec) if path is None or Path(path).exists() else None
@@ -124,7 +124,7 @@ def corpus_at_hand(spec: Spec) -> Corpus | None:
 
 def transfer_at_hand(spec: Spec, corpus: Corpus | None) -> dict[str, Corpus] | None:
     """The notes of other sites; None where this machine does not have all of them."""
-    from raymrc.study.plan import read_transfer
+    from raymrc.study.notes import read_transfer
 
     paths = [described.path for described in spec.transfer]
     if corpus is None or not all(path is None or Path(path).exists() for path in paths):
@@ -134,7 +134,7 @@ def transfer_at_hand(spec: Spec, corpus: Corpus | None) -> dict[str, Corpus] | N
 
 def test_at_hand(spec: Spec, corpus: Corpus | None) -> Corpus | None:
     """The held-out notes; None where there are none, or this machine does not have them."""
-    from raymrc.study.plan import read_test
+    from raymrc.study.notes import read_test
 
     if corpus is None or spec.final_test is None:
         return None
@@ -144,7 +144,7 @@ def test_at_hand(spec: Spec, corpus: Corpus | None) -> Corpus | None:
 
 def initial_prompt_at_hand(spec: Spec) -> Adapter | None:
     """What the study's initial prompt was trained for; None where this machine does not have it."""
-    from raymrc.study.plan import read_initial_prompt
+    from raymrc.study.notes import read_initial_prompt
 
     place = spec.initial_prompt
     return read_initial_prompt(spec) if place is not None and Path(place).exists() else None

@@ -118,16 +118,16 @@ def _prepare(study: Path, changes: list[str] | None, *, races: bool) -> _Job:
     from raymrc.reading.questions import build_questions
     from raymrc.reading.relations import find_asked
     from raymrc.study.ledger import Ledger
-    from raymrc.study.plan import (
+    from raymrc.study.notes import (
         build_study_folds,
         check_held_out,
         check_unseen,
-        plan_study,
         read_initial_prompt,
         read_study_corpus,
         read_test,
         read_transfer,
     )
+    from raymrc.study.plan import plan_study
 
     spec = load(study, changes)
     adapter = read_initial_prompt(spec)

@@ -15,7 +15,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from raymrc.study.plan import short_count
+from raymrc.study.quantities import short_count
 from raymrc.study.statistics import Interval, SizeFit
 
 LOOKS = {

@@ -18,10 +18,11 @@ from pydantic import BaseModel
 from raymrc.study.conclusions import UNKNOWN, over_folds, over_notes
 from raymrc.study.configuration import Cell
 from raymrc.study.findings import Findings
+from raymrc.study.quantities import points
 from raymrc.study.space import Distribution, Fixed, Grid
 from raymrc.study.spec import Spec
 from raymrc.study.statistics import LEVEL, Comparison, Interval, TooFewError, holm
-from raymrc.study.verdict import CellSummary, ConfigurationSummary, points
+from raymrc.study.verdict import CellSummary, ConfigurationSummary
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymrc.scoring.counts import Counts, pool
+from raymrc.study.quantities import points
 from raymrc.study.record import NoteCounts, Record
 from raymrc.study.statistics import (
     LEVEL,
@@ -47,7 +48,6 @@ from raymrc.study.verdict import (
     FrozenGap,
     frozen_gap,
     frozen_pairs,
-    points,
 )
 
 if TYPE_CHECKING:
@@ -640,7 +640,7 @@ def _price_of_freezing(gap: FrozenGap) -> str:
 
 
 def _of_size(one: BySize, margin: float) -> str:
-    from raymrc.study.plan import short_count
+    from raymrc.study.quantities import short_count
 
     if one.fit is None or one.parity is None:
         return (

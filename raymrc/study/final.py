@@ -21,16 +21,10 @@ from raymrc.errors import StudyError
 from raymrc.scoring.counts import Counts
 from raymrc.study.configuration import Cell, Configuration, FoldRun
 from raymrc.study.plan import Plan, fold_run
+from raymrc.study.quantities import points
 from raymrc.study.record import Record
 from raymrc.study.spec import Spec
-from raymrc.study.verdict import (
-    CellSummary,
-    ConfigurationSummary,
-    Spread,
-    points,
-    say_lost,
-    spread,
-)
+from raymrc.study.verdict import CellSummary, ConfigurationSummary, Spread, say_lost, spread
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

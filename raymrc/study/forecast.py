@@ -35,17 +35,11 @@ from raymrc.study.estimate import (
     fit_rates,
 )
 from raymrc.study.files import not_writable, open_files, said
+from raymrc.study.notes import build_study_folds
 from raymrc.study.placement import FILLED, GIB, device_of, peak_bytes, row_pieces
-from raymrc.study.plan import (
-    CellPlan,
-    Plan,
-    build_study_folds,
-    fold_run,
-    in_time,
-    in_usd,
-    representatives,
-)
+from raymrc.study.plan import CellPlan, Plan, fold_run, representatives
 from raymrc.study.prices import Cluster, DeviceType, PriceTable, energy_kwh, read_prices
+from raymrc.study.quantities import in_time, in_usd
 from raymrc.study.workload import Workload
 
 if TYPE_CHECKING:

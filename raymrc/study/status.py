@@ -15,7 +15,8 @@ from raymrc.study.budget import Budget, Entry, Left, Spent, overhead, spent_by, 
 from raymrc.study.cost import price
 from raymrc.study.estimate import Estimate
 from raymrc.study.forecast import START_SECONDS, Forecast, shown
-from raymrc.study.plan import Plan, in_time, in_usd
+from raymrc.study.plan import Plan
+from raymrc.study.quantities import in_time, in_usd
 from raymrc.study.record import Record
 
 if TYPE_CHECKING:

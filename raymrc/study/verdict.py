@@ -20,6 +20,7 @@ from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.subsets import SUBSETS
 from raymrc.study.configuration import Cell, Configuration, FoldRun
 from raymrc.study.prices import energy_kwh, watts_of
+from raymrc.study.quantities import percent, points, short_count, size_of
 from raymrc.study.record import Record
 
 if TYPE_CHECKING:
@@ -578,8 +579,6 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
-    from raymrc.study.plan import short_count
-
     table = Table(
         title="F1 in points, mean over folds; winners are chosen on validation notes",
         caption=out_of_reach(summaries),
@@ -833,16 +832,3 @@ def differing(among: Sequence[ConfigurationSummary]) -> list[str]:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def points(value: float | None) -> str:
-    """A share in points, "-" for none."""
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
-def percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.3g} %"
-
-
-def size_of(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"

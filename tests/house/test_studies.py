@@ -11,14 +11,14 @@ import pytest
 
 from raymrc.model.shapes import SHAPES
 from raymrc.model.strategies import STRATEGIES
-from raymrc.study.plan import (
+from raymrc.study.notes import (
     build_study_folds,
-    plan_study,
     read_study_corpus,
     read_test,
     study_labels,
     study_questions,
 )
+from raymrc.study.plan import plan_study
 from raymrc.study.spec import load_spec
 from tests.paths import ROOT, SHARED, needs_shared
 

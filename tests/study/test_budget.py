@@ -432,7 +432,8 @@ def test_dollars_want_a_price(tmp_path):
 
 
 def test_a_budget_changes_no_key(tmp_path):
-    from raymrc.study.plan import plan_study, read_study_corpus
+    from raymrc.study.notes import read_study_corpus
+    from raymrc.study.plan import plan_study
 
     plans = []
     for text in (PRICED, PRICED + "budget: {usd: 2.5}\n"):

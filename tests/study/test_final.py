@@ -18,7 +18,8 @@ from raymrc.scoring.counts import Counts
 from raymrc.scoring.n2c2_2018 import score_folders
 from raymrc.scoring.n2c2_2022 import score_folders as score_event_folders
 from raymrc.study.final import final_scores, plan_final_test, render_final, write_predictions
-from raymrc.study.plan import fold_run, plan_study, read_study_corpus, read_test
+from raymrc.study.notes import read_study_corpus, read_test
+from raymrc.study.plan import fold_run, plan_study
 from raymrc.study.record import Found, NoteCounts, Record
 from raymrc.study.verdict import summarise
 from raymrc.sweep.search import StudySearch

@@ -28,8 +28,10 @@ from raymrc.study.forecast import (
     write_probe,
 )
 from raymrc.study.ledger import Ledger
-from raymrc.study.plan import fold_run, in_time, plan_study, read_study_corpus, render
+from raymrc.study.notes import read_study_corpus
+from raymrc.study.plan import fold_run, plan_study, render
 from raymrc.study.prices import read_cluster, read_prices
+from raymrc.study.quantities import in_time
 from raymrc.study.racing import Racing
 from raymrc.study.record import Epoch, Record
 from raymrc.study.spec import load_spec

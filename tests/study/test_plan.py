@@ -26,19 +26,21 @@ from raymrc.errors import AdapterError, BackboneError, CorpusError, SpecError
 from raymrc.model.adapters import ADAPTER_FILE, HEADER, read_adapter
 from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.study.ledger import Ledger
-from raymrc.study.plan import (
-    Plan,
-    build_configuration,
-    build_fingerprints,
+from raymrc.study.notes import (
     build_study_folds,
     check_held_out,
     check_unseen,
-    fold_run,
-    plan_study,
     read_initial_prompt,
     read_study_corpus,
     read_test,
     read_transfer,
+)
+from raymrc.study.plan import (
+    Plan,
+    build_configuration,
+    build_fingerprints,
+    fold_run,
+    plan_study,
     render,
 )
 from raymrc.study.record import Record
@@ -450,7 +452,8 @@ def test_specs_and_plans_are_made_without_torch_ray_or_mlflow(tmp_path):
     path.write_text(STUDY)
     script = f"""
 import sys
-from raymrc.study.plan import plan_study, read_study_corpus
+from raymrc.study.notes import read_study_corpus
+from raymrc.study.plan import plan_study
 from raymrc.study.spec import load_spec
 import raymrc.study.verdict, raymrc.study.cost, raymrc.study.ledger
 spec = load_spec({str(path)!r})

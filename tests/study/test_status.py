@@ -25,7 +25,8 @@ from raymrc.study.forecast import (
     shares_done,
 )
 from raymrc.study.ledger import Ledger
-from raymrc.study.plan import fold_run, plan_study, read_study_corpus
+from raymrc.study.notes import read_study_corpus
+from raymrc.study.plan import fold_run, plan_study
 from raymrc.study.record import Record
 from raymrc.study.status import Status, exceeds, read_status, render
 from tests.study.making import STUDY, spec_of

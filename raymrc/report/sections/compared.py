@@ -30,14 +30,9 @@ from raymrc.study.conclusions import (
     ends,
 )
 from raymrc.study.findings import Findings
-from raymrc.study.plan import short_count
 from raymrc.study.prices import UTILISATION
-from raymrc.study.verdict import (
-    CellSummary,
-    percent,
-    points,
-    size_of,
-)
+from raymrc.study.quantities import percent, points, short_count, size_of
+from raymrc.study.verdict import CellSummary
 
 
 def winners(findings: Findings) -> Section | None:

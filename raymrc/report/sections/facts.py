@@ -18,8 +18,8 @@ from raymrc.report.sections.naming import (
 )
 from raymrc.study.conclusions import ends
 from raymrc.study.findings import Findings
+from raymrc.study.quantities import points
 from raymrc.study.statistics import Interval
-from raymrc.study.verdict import points
 
 
 def build_facts(findings: Findings) -> tuple[Fact, ...]:

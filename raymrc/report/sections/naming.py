@@ -19,13 +19,9 @@ from raymrc.study.conclusions import (
 )
 from raymrc.study.configuration import Cell
 from raymrc.study.findings import Findings
+from raymrc.study.quantities import points
 from raymrc.study.statistics import Interval, TooFewError
-from raymrc.study.verdict import (
-    CellSummary,
-    ConfigurationSummary,
-    describe,
-    points,
-)
+from raymrc.study.verdict import CellSummary, ConfigurationSummary, describe
 
 T = TypeVar("T")
 

@@ -20,13 +20,8 @@ from raymrc.report.sections.naming import (
     without_corpus,
 )
 from raymrc.study.findings import Findings
-from raymrc.study.verdict import (
-    CellSummary,
-    ConfigurationSummary,
-    differing,
-    points,
-    say_settings,
-)
+from raymrc.study.quantities import points
+from raymrc.study.verdict import CellSummary, ConfigurationSummary, differing, say_settings
 
 MOST_CONFIGURATIONS = 20
 """Of a cell that are listed; the export has all."""

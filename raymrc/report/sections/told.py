@@ -17,9 +17,9 @@ from raymrc.report.sections.naming import (
 from raymrc.scoring.counts import Counts
 from raymrc.study.final import lost_in_test
 from raymrc.study.findings import Findings
-from raymrc.study.plan import short_count
+from raymrc.study.quantities import percent, points, short_count, size_of
 from raymrc.study.record import Record
-from raymrc.study.verdict import differing, out_of_reach, percent, points, say_settings, size_of
+from raymrc.study.verdict import differing, out_of_reach, say_settings
 
 MOST_STOPPED = 200
 """That are listed with their reasons; the export has all."""

@@ -1,0 +1,36 @@
+"""How times, sizes, shares and counts are told, in tables, sentences and plots."""
+
+from __future__ import annotations
+
+
+def in_time(seconds: float) -> tuple[float, str]:
+    """The unit that a time is best told in: so many seconds, and its name."""
+    for size, unit in ((172800.0, "d"), (5400.0, "h"), (90.0, "min")):
+        if seconds >= size:
+            return {"d": 86400.0, "h": 3600.0, "min": 60.0}[unit], unit
+    return 1.0, "s"
+
+
+def in_usd(usd: float) -> tuple[float, str]:
+    return 1.0, ""
+
+
+def short_count(number: float) -> str:
+    """1234567 -> "1.23M"."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.0f}"
+
+
+def points(value: float | None) -> str:
+    """A share in points, "-" for none."""
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.3g} %"
+
+
+def size_of(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
