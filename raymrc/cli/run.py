@@ -23,7 +23,7 @@ from raymrc.cli.app import (
     say,
 )
 from raymrc.cli.at_hand import find_measured, find_workload, load
-from raymrc.cli.track import attach_page, register_models
+from raymrc.cli.track import register_models, write_page
 
 if TYPE_CHECKING:
     from raymrc.corpora.note import Corpus
@@ -54,10 +54,11 @@ def run(study: Study, changes: Changes = None, metrics_port: MetricsPort = None)
     """Train what the study's ledger lacks, and print who won."""
     job = _prepare(study, changes, races=True)
     # Held-out notes were looked at for what is in both; no host needs to see them.
-    outcome = _train(replace(job, data=replace(job.data, test=None)), job.plan, metrics_port)
+    job_of_folds = replace(job, data=replace(job.data, test=None))
+    outcome, is_in_mlflow = _train(job_of_folds, job.plan, metrics_port)
     findings = _findings(job, job.ledger.records())
     print_cells(findings)
-    attach_page(findings)
+    write_page(findings, attaches=is_in_mlflow)
     tell(job.spec, outcome)
 
 
@@ -75,7 +76,7 @@ def final_test(study: Study, changes: Changes = None, metrics_port: MetricsPort 
     records = job.ledger.records()
     summaries = _findings(job, records).summaries
     final = plan_final_test(job.spec, job.plan, summaries, records, job.data.test)
-    outcome = _train(job, final, metrics_port)
+    outcome, is_in_mlflow = _train(job, final, metrics_port)
     records = job.ledger.records()
     asked = job.data.asked(job.spec.task)
     findings = _findings(job, records)
@@ -83,8 +84,9 @@ def final_test(study: Study, changes: Changes = None, metrics_port: MetricsPort 
     folder = job.spec.folder / "predictions"
     if write_predictions(records, job.data.test, folder, asked.triggers):
         say(f"what was found, as brat: {folder}; what was trained: {job.spec.storage}/adapters")
-    attach_page(findings)
-    register_models(job.spec, records, job.data.corpus)
+    write_page(findings, attaches=is_in_mlflow)
+    if is_in_mlflow:
+        register_models(job.spec, records, job.data.corpus)
     tell(job.spec, outcome)
 
 
@@ -160,8 +162,8 @@ def _prepare(study: Path, changes: list[str] | None, *, races: bool) -> _Job:
     return _Job(spec, plan, data, ledger, datasets, rates)
 
 
-def _train(job: _Job, plan: Plan, metrics_port: int | None) -> StudyOutcome:
-    """What the ledger lacks of a plan."""
+def _train(job: _Job, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcome, bool]:
+    """What the ledger lacks of a plan; and whether MLflow has all of it."""
     from raymrc.study.budget import Budget
     from raymrc.study.files import absolute
     from raymrc.study.plan import render
@@ -226,7 +228,7 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> StudyOutcome:
             "MLflow lacks some of this study's fold-runs, which are all in the ledger; when it can be "
             f"written again: raymrc sync {spec.arguments}"
         )
-    return outcome
+    return outcome, not recorder.behind
 
 
 def _earlier_rates(

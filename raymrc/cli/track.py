@@ -34,22 +34,27 @@ def sync(study: Study, changes: Changes = None) -> None:
     datasets = describe_datasets(spec, known.corpus, known.transfer, held_out)
     written = catch_up(records, Place.of(spec), known.plan.holds, datasets)
     say(f"{written} MLflow runs written or changed, of {len(records)} fold-runs in the ledger")
-    attach_page(known.find(spec, records))
+    write_page(known.find(spec, records), attaches=True)
     register_models(spec, records, known.corpus)
     say(how_to_look(Place.of(spec)))
     if unreadable:
         raise typer.Exit(MUST_CHANGE)
 
 
-def attach_page(findings: Findings) -> None:
-    """The report's page, in the study's folder and with its run in MLflow. Trouble is said, and is no end."""
+def write_page(findings: Findings, *, attaches: bool) -> None:
+    """The report's page, in the study's folder. Trouble is said, and is no end.
+
+    Args:
+        attaches: gives it to the study's run in MLflow, too; not where MLflow was just waited for in vain.
+    """
     from raymrc.report import write
     from raymrc.tracking import Place, attach
 
     try:
         page = write(findings, findings.spec.folder / "report")
         say(f"the report as a page: {page}")
-        attach([page], Place.of(findings.spec))
+        if attaches:
+            attach([page], Place.of(findings.spec))
     except RaymrcError as error:
         say(str(error))
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from raymrc.report.files import put
 from raymrc.scoring.counts import Counts
-from raymrc.study.configuration import Cell, Configuration
+from raymrc.study.configuration import Cell, Configuration, FoldRun
 from raymrc.study.findings import Findings
 from raymrc.study.record import MODES, Record
 
@@ -52,42 +52,49 @@ def write_tables(findings: Findings, folder: Path, kind: str) -> tuple[Path, ...
 def fold_run_table(findings: Findings) -> pa.Table:
     """F1, precision, recall and shares run from 0 to 1; what a fold-run that is not done lacks is empty."""
     winners = {s.winner.configuration for s in findings.summaries if s.winner is not None}
-    rows = [
-        {
+
+    def row(record: Record) -> dict[str, Any]:
+        run = record.fold_run
+        return {
             **_names(findings, record),
             "status": record.status,
             "reason": record.reason or None,
-            "is_winner": record.fold_run.configuration in winners,
-            **_settings(record.fold_run.configuration),
+            "is_winner": run.configuration in winners,
+            **_settings(run.configuration),
             **_scores(record),
             "epochs_trained": len(record.epochs),
             "trained_share": record.trained_share,
             **{name: getattr(record, name) for name in COSTS},
-            "corpus_fingerprint": record.fold_run.corpus_fingerprint,
-            "folds_fingerprint": record.fold_run.folds_fingerprint,
-            "weights_fingerprint": record.fold_run.weights_fingerprint,
+            "corpus_fingerprint": run.corpus_fingerprint,
+            "folds_fingerprint": run.folds_fingerprint,
+            "weights_fingerprint": run.weights_fingerprint,
         }
-        for record in findings.fold_runs
-    ]
-    return _table(rows)
+
+    return _table(map(row, findings.fold_runs), row(_any_record(findings)))
 
 
 def label_table(findings: Findings) -> pa.Table:
     """`site` is empty for the scored fold, and the name of the other site where notes are from there."""
-    return _table(
-        {
-            **_names(findings, record),
-            "site": site,
-            "scheme": mode,
-            "label": label,
-            **counts.to_json(),
-        }
+
+    def row(record: Record, site: str, mode: str, label: str, counts: Counts) -> dict[str, Any]:
+        said = {"site": site, "scheme": mode, "label": label}
+        return {**_names(findings, record), **said, **counts.to_json()}
+
+    rows = (
+        row(record, site, mode, label, counts)
         for record in findings.fold_runs
         if record.status == "done"
         for site in ("", *record.transfer)
         for mode in MODES
         for label, counts in record.per_label(mode, site).items()
     )
+    return _table(rows, row(_any_record(findings), "", "", "", Counts()))
+
+
+def _any_record(findings: Findings) -> Record:
+    """Has a record's fields, for a ledger that holds none."""
+    configuration = Configuration(findings.plan.cells[0].cell, learning_rate=0.0)
+    return Record("", FoldRun(configuration, 0, "", "", "", ""))
 
 
 def _names(findings: Findings, record: Record) -> dict[str, Any]:
@@ -134,12 +141,20 @@ def _scores(record: Record) -> dict[str, Any]:
     return columns
 
 
-def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    columns: dict[str, list[Any]] = {}
+def _table(rows: Iterable[Mapping[str, Any]], sample: Mapping[str, Any]) -> pa.Table:
+    """
+    Args:
+        sample: a row like the others, which is not in the table: without rows it has columns all the same.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in sample}
     for row in rows:
         for name, value in row.items():
-            columns.setdefault(name, []).append(value)
-    return pa.table({name: pa.array(v, _type_of(name)) for name, v in columns.items()})
+            columns[name].append(value)
+    types = {
+        name: _type_of(name) or (None if values else pa.array([sample[name]]).type)
+        for name, values in columns.items()
+    }
+    return pa.table({name: pa.array(v, types[name]) for name, v in columns.items()})
 
 
 def _type_of(name: str) -> pa.DataType | None:

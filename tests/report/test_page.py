@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from raymrc.cli import main
+from raymrc.cli.track import write_page
 from raymrc.report import write
 from raymrc.report.page import build, data
 from raymrc.report.sections import build_facts, build_sections
@@ -123,6 +124,18 @@ def test_sections_with_nothing_to_show_are_left_out(tmp_path):
 def test_what_no_answer_can_be_is_told_under_the_labels(tmp_path):
     runs = [replace(record(f), unreachable=2, unreachable_reasons={"no_piece": 2}) for f in (0, 1)]
     assert "no piece 4)" in sections_of(small(tmp_path, runs))["labels"].tables[0].note
+
+
+@pytest.mark.parametrize("attaches", [False, True])
+def test_a_page_is_written_whether_or_not_mlflow_takes_it(tmp_path, capsys, attaches):
+    """Where MLflow was just waited for in vain it is not asked once more."""
+    away = tmp_path / "away"
+    away.write_text("a file where the folder should be")
+    changes = [f"mlflow.tracking_uri=sqlite:///{away / 'mlflow.db'}", f"storage={tmp_path / 'runs'}"]
+    findings = replace(small(tmp_path, [record(0)]), spec=spec_of(tmp_path, overrides=changes))
+    write_page(findings, attaches=attaches)
+    assert (tmp_path / "runs" / "report" / "tiny.html").exists()
+    assert ("MLflow" in capsys.readouterr().err) == attaches
 
 
 def test_figures_are_those_of_the_verdict(rich):

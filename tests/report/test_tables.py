@@ -5,6 +5,8 @@ It would break without anyone noticing: a column that slips, a failed fold-run t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
@@ -49,6 +51,18 @@ def test_a_row_a_fold_run_and_a_row_a_label_with_the_ledger_s_figures(findings, 
         counts = by_key[row["key"]].per_label(row["scheme"], row["site"] or "")[row["label"]]
         assert (row["tp"], row["fp"], row["fn"]) == (counts.tp, counts.fp, counts.fn)
     assert {row["site"] or "" for row in labels} == {"", "hospital-b"}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_ledger_without_fold_runs_has_all_columns_and_no_row(findings, tmp_path, kind):
+    empty = replace(findings, fold_runs=(), summaries=summarise([], 5), finals=())
+    for full, none in zip(
+        write_tables(findings, tmp_path / "full", kind),
+        write_tables(empty, tmp_path / "none", kind),
+        strict=True,
+    ):
+        assert read(none).num_rows == 0 and read(full).num_rows > 0
+        assert read(none).column_names == read(full).column_names
 
 
 def test_winners_can_be_found_again_from_the_rows_alone(findings, tmp_path):
