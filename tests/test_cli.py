@@ -12,7 +12,7 @@ import typer
 
 from raymrc.cli import describe_bug, main
 from raymrc.corpora.formats import read_corpus
-from raymrc.corpora.splits import note_marks
+from raymrc.corpora.splits import make_folds, note_marks
 from raymrc.corpora.synthetic import synthesize
 from raymrc.model.backbones import weights_fingerprint
 from raymrc.study.configuration import Backbone
@@ -192,6 +192,23 @@ def test_a_question_too_long_for_the_window_is_named_before_ray_starts(place):
     sentence = one_sentence(place, "run", "study.yaml")
     assert sentence.startswith("brat/tiny/hard_prompt: a window of 60 pieces, a question of")
     assert "set window to" in sentence
+
+
+def test_folds_that_leak_stop_a_run_before_it_starts(place, monkeypatch, capsys):
+    """Whoever made them: here a maker of folds that lets a scored note choose the epoch."""
+    tiny_checkpoint("bert", place / "backbone")
+
+    def leaking(*arguments):
+        folds = make_folds(*arguments)
+        scored = folds.split(0).scored[0]
+        return replace(folds, validation=((*folds.validation[0], scored), *folds.validation[1:]))
+
+    monkeypatch.setattr("raymrc.study.notes.make_folds", leaking)
+    monkeypatch.chdir(place)
+    before = tree(place)
+    assert main(["run", "study.yaml"]) == 2
+    assert "is in validation and scored of fold 0" in capsys.readouterr().err
+    assert tree(place) == before
 
 
 def test_too_many_folds_are_named_by_plan_and_run(place):

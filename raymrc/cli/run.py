@@ -153,10 +153,10 @@ def _prepare(study: Path, changes: list[str] | None, *, races: bool) -> _Job:
     check_questions_fit(plan, asked, questions)
     starts_from_it = any(cell.starts_from_adapter for cell in plan.cells)
     initial_prompt = read_prompt(adapter) if adapter is not None and starts_from_it else None
-    ledger = Ledger(spec.storage)
-    ledger.check()
     folds = build_study_folds(spec, corpus)
     check_folds(folds, corpus)
+    ledger = Ledger(spec.storage)
+    ledger.check()
     data = StudyData(corpus, folds, questions, transfer, test, initial_prompt)
     datasets = describe_datasets(spec, corpus, transfer, test)
     return _Job(spec, plan, data, ledger, datasets, rates)

@@ -131,7 +131,10 @@ def test_a_page_is_written_whether_or_not_mlflow_takes_it(tmp_path, capsys, atta
     """Where MLflow was just waited for in vain it is not asked once more."""
     away = tmp_path / "away"
     away.write_text("a file where the folder should be")
-    changes = [f"mlflow.tracking_uri=sqlite:///{away / 'mlflow.db'}", f"storage={tmp_path / 'runs'}"]
+    changes = [
+        f"mlflow.tracking_uri=sqlite:///{away / 'mlflow.db'}",
+        f"storage={tmp_path / 'runs'}",
+    ]
     findings = replace(small(tmp_path, [record(0)]), spec=spec_of(tmp_path, overrides=changes))
     write_page(findings, attaches=attaches)
     assert (tmp_path / "runs" / "report" / "tiny.html").exists()
