@@ -79,10 +79,11 @@ def studies_page() -> str:
         "\n".join(rows),
         "What the shared tasks' studies would cost is `raymrc plan`'s guess on made-up notes\n"
         "(`python docs/expected.py`), before anything like it was measured, so each figure stands with its\n"
-        "interval, about four times either way. For 2018 there are 820 such notes, which hold as many mentions as the\n"
-        "303 training notes (50,800) in less text, for 2022 there are 1,000, and 400 of another site. Device time grows\n"
-        "with the text, and with the mentions where relations are asked for. It is for the whole grid; begin with\n"
-        "`--set search.configurations=2`, and see what racing and your own machines make of it.",
+        "interval, about four times either way. For 2018 there are 820 such notes, which hold as many\n"
+        "mentions as the 303 training notes (50,800) in less text; for 2022 there are 1,000, and 400 of\n"
+        "another site. Device time grows with the text, and where relations are asked for with the\n"
+        "mentions. It is for the whole grid: begin with `--set search.configurations=2`, and see what\n"
+        "racing and your own machines make of it.",
     ]
     return "\n\n".join(parts) + "\n"
 
