@@ -82,8 +82,8 @@ def studies_page() -> str:
         "interval, about four times either way. For 2018 there are 820 such notes, which hold as many\n"
         "mentions as the 303 training notes (50,800) in less text; for 2022 there are 1,000, and 400 of\n"
         "another site. Device time grows with the text, and where relations are asked for with the\n"
-        "mentions. It is for the whole grid: begin with `--set search.configurations=2`, and see what\n"
-        "racing and your own machines make of it.",
+        "mentions. It is for the whole grid: begin with one backbone and, where the search draws, with\n"
+        "`--set search.configurations=2`; racing and your own machines bring it down.",
     ]
     return "\n\n".join(parts) + "\n"
 

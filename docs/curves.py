@@ -40,12 +40,12 @@ HOME = "at home"
 def read_points(report: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     """The axis that a study varies, and a point for each strategy and value of it."""
     cells = [cell for cell in report["cells"] if cell["configurations"]]
-    if any(one["transfer"] for cell in cells for one in cell["configurations"]):
-        return "site", [point for cell in cells for point in _read_sites(cell)]
     if any(cell["shots"] is not None for cell in cells):
         axis = "shots"
     elif len({cell["backbone"] for cell in cells}) > 1:
         axis = "backbone_parameters"
+    elif any(one["transfer"] for cell in cells for one in cell["configurations"]):
+        return "site", [point for cell in cells for point in _read_sites(cell)]
     else:
         axis = "prompt_length"
     sizes = {gap["backbone"]: gap["backbone_parameters"] for gap in report["frozen_gaps"]}
@@ -59,6 +59,8 @@ def read_points(report: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
                 "prompt_length": one["settings"]["prompt_length"],
                 "backbone_parameters": sizes.get(cell["backbone"]),
             }[axis]
+            if not where:  # no prompt, so no length
+                continue
             point = {
                 "strategy": cell["strategy"],
                 axis: where,
@@ -75,7 +77,7 @@ def read_points(report: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _read_sites(cell: dict[str, Any]) -> list[dict[str, Any]]:
-    """F1 of a cell's winner at home and on each other site, where home is held against it by its labels."""
+    """F1 of a cell's winner at home, of all its labels, and on each other site, of those that both have."""
     winner = next((one for one in cell["configurations"] if one["id"] == cell["winner"]), None)
     if winner is None:
         return []

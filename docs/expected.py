@@ -22,20 +22,15 @@ STUDIES = DOCS.parent / "studies"
 EXPECTED = DOCS / "expected.json"
 
 MADE = (
-    (
-        "n2c2-2018",
-        "n2c2-2018",
-        820,
-        "a",
-        13,
-    ),  # as many mentions as the shared task's 303 training notes
+    ("n2c2-2018", "n2c2-2018", 820, "a", 13),
     ("n2c2-2018", "n2c2-2018-test", 20, "a", 99),
     ("n2c2-2018", "ours", 100, "b", 7),
     ("n2c2-2022", "n2c2-2022/mimic", 1000, "a", 13),
     ("n2c2-2022", "n2c2-2022/uw", 400, "b", 5),
     ("n2c2-2022", "n2c2-2022-test", 20, "a", 99),
 )
-"""Scheme, folder in corpora/, notes, site, seed."""
+"""Scheme, folder in corpora/, notes, site, seed. The first have as many mentions as the shared task's 303
+training notes."""
 
 
 def main() -> None:

@@ -4,15 +4,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raymrc.corpora.note import Note, Span
-from raymrc.reading.examples import BEGIN, INSIDE, OUTSIDE, PieceSpan
+from raymrc.reading.examples import BEGIN, INSIDE, OUTSIDE, PieceSpan, surest_apart
 from raymrc.reading.windows import Window, owner, strip_blanks
 
 
@@ -42,32 +40,9 @@ def decode_spans(
     if not flat:
         return sorted(set(zip(first[keep].tolist(), last[keep].tolist(), strict=True)))
     sure = (start[first] + end[last] + np.asarray(match))[keep].tolist()
-    return _surest_apart(
+    return surest_apart(
         dict(zip(zip(first[keep].tolist(), last[keep].tolist(), strict=True), sure, strict=True))
     )
-
-
-def most_apart(spans: Iterable[PieceSpan]) -> list[PieceSpan]:
-    """What `decode_spans` can find of gold spans where answers lie apart: as many as possible, sorted; of as
-    many those with fewest pieces."""
-    return _surest_apart(dict.fromkeys(spans, 1.0))
-
-
-def _surest_apart(sure: Mapping[PieceSpan, float]) -> list[PieceSpan]:
-    """The spans that share nothing and are surest together, sorted: weighted interval scheduling."""
-    ordered = sorted(sure, key=lambda span: (span[1], span[0]))
-    ends = [last for _, last in ordered]
-    # The best of the first n: its sum, less its pieces, and who is in it, as a chain.
-    best: list[tuple[tuple[float, int], Any]] = [((0.0, 0), None)]
-    for first, last in ordered:
-        (total, pieces), chain = best[bisect_left(ends, first)]
-        with_it = (total + sure[first, last], pieces - (last - first))
-        best.append(max(best[-1], (with_it, ((first, last), chain)), key=lambda of: of[0]))
-    found, chain = [], best[-1][1]
-    while chain is not None:
-        span, chain = chain
-        found.append(span)
-    return found[::-1]
 
 
 def decode_tags(tags: NDArray[np.integer]) -> list[PieceSpan]:

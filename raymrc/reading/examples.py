@@ -7,10 +7,12 @@ still a lenient match and a fair lesson, though never a strict one.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +69,7 @@ def tag_targets(
     """One row of 0 (outside), 1 (begin), 2 (inside) per label: each label has its own tagger.
 
     Different labels overlap freely. Of overlapping spans of one label the longest is kept
-    (see `taggable`); `unreachable` names the others.
+    (see `taggable`); `untaggable` names the others.
 
     Args:
         spans: label index -> piece spans.
@@ -109,30 +111,84 @@ class Unreachable:
     reason: str
 
 
-Keep = Callable[[Iterable[PieceSpan]], list[PieceSpan]]
-"""Which of one label's spans in a window can be said, where not all: `taggable`, `answers.most_apart`."""
-
-
-def unreachable(
-    note: Note, windows: Sequence[Window], keep: Keep | None = None
-) -> list[Unreachable]:
-    """Gold spans that no answer can be, in the note's order.
-
-    Args:
-        keep: of spans that share pieces, those that can be said together; None where answers may overlap.
-    """
-    kept = {key: keep(spans) for key, spans in _answers(note, windows).items()} if keep else None
+def unreachable(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
+    """Gold spans that start and end positions of pieces cannot say, in the note's order."""
     seen: set[tuple[str, int, int]] = set()
     found: list[Unreachable] = []
     for span in note.spans:
         if (span.label, span.start, span.end) in seen:
-            reason = "duplicate"
-        else:
-            reason = _why_unreachable(note, span, windows, kept)
-        if reason:
+            found.append(Unreachable(note.id, span.id, span.label, "duplicate"))
+        elif reason := _why_unreachable(note, span, windows):
             found.append(Unreachable(note.id, span.id, span.label, reason))
         seen.add((span.label, span.start, span.end))
     return found
+
+
+def untaggable(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
+    """Gold spans that one BIO tagger per label is not taught: `unreachable`, and overlaps."""
+    kept = {key: taggable(spans) for key, spans in _answers(note, windows).items()}
+
+    def overlaps(span: Span) -> bool:
+        touched, index = _place(note, span, windows)
+        assert touched is not None and index is not None, "what is reachable has an owner"
+        return _within(windows[index], touched) not in kept[index, span.label]
+
+    return _with_overlaps(note, unreachable(note, windows), overlaps)
+
+
+def unreachable_apart(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
+    """Gold spans that answers cannot be of which no two of one label share a piece: `unreachable`, and of
+    those that share pieces and a window all but as many as possible."""
+    lost = unreachable(note, windows)
+    missing = {one.span_id for one in lost}
+    rest = [span for span in note.spans if span.id not in missing]
+    by_window: dict[tuple[int | None, str], list[PieceSpan]] = {}
+    for span in rest:
+        touched, index = _place(note, span, windows)
+        assert touched is not None, "what is reachable has pieces"
+        by_window.setdefault((index, span.label), []).append(touched)
+    kept = {key: surest_apart(dict.fromkeys(spans, 1.0)) for key, spans in by_window.items()}
+
+    def overlaps(span: Span) -> bool:
+        touched, index = _place(note, span, windows)
+        return touched not in kept[index, span.label]
+
+    return _with_overlaps(note, lost, overlaps)
+
+
+def _with_overlaps(
+    note: Note, lost: Sequence[Unreachable], overlaps: Callable[[Span], bool]
+) -> list[Unreachable]:
+    """What is lost, and of the rest what overlaps, in the note's order."""
+    by_id = {one.span_id: one for one in lost}
+    named = (
+        by_id.get(span.id)
+        or (
+            Unreachable(note.id, span.id, span.label, "same_label_overlap")
+            if overlaps(span)
+            else None
+        )
+        for span in note.spans
+    )
+    return [one for one in named if one is not None]
+
+
+def surest_apart(sure: Mapping[PieceSpan, float]) -> list[PieceSpan]:
+    """The spans that share nothing and are surest together, by the sum of how sure they are, and of equals
+    those with fewest pieces; sorted. Weighted interval scheduling."""
+    ordered = sorted(sure, key=lambda span: (span[1], span[0]))
+    ends = [last for _, last in ordered]
+    # The best of the first n: its sum, less its pieces, and who is in it, as a chain.
+    best: list[tuple[tuple[float, int], Any]] = [((0.0, 0), None)]
+    for first, last in ordered:
+        (total, pieces), chain = best[bisect_left(ends, first)]
+        with_it = (total + sure[first, last], pieces - (last - first))
+        best.append(max(best[-1], (with_it, ((first, last), chain)), key=lambda of: of[0]))
+    found, chain = [], best[-1][1]
+    while chain is not None:
+        span, chain = chain
+        found.append(span)
+    return found[::-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +211,19 @@ class Reach:
 def unreachable_share(
     notes: Iterable[Note],
     windows: Mapping[str, Sequence[Window]],
-    keep: Keep | None = None,
+    find: Callable[[Note, Sequence[Window]], list[Unreachable]] = unreachable,
 ) -> Reach:
     """The gold spans of a corpus that cannot be found.
 
     Args:
         windows: note id -> its windows.
-        keep: see `unreachable`.
+        find: `unreachable`, `unreachable_apart` or, for tags, `untaggable`.
     """
     total = 0
     reasons: Counter[str] = Counter()
     for note in notes:
         total += len(note.spans)
-        reasons.update(one.reason for one in unreachable(note, windows[note.id], keep))
+        reasons.update(one.reason for one in find(note, windows[note.id]))
     return Reach(total, tuple(sorted(reasons.items())))
 
 
@@ -196,13 +252,7 @@ def _place(
     return touched_pieces(windows, *chars), owner(windows, *chars)
 
 
-def _why_unreachable(
-    note: Note,
-    span: Span,
-    windows: Sequence[Window],
-    kept: Mapping[tuple[int, str], Sequence[PieceSpan]] | None,
-) -> str:
-    """The reason; "" where it can be reached. See `_answers` for the keys of what is kept."""
+def _why_unreachable(note: Note, span: Span, windows: Sequence[Window]) -> str | None:
     touched, index = _place(note, span, windows)
     if touched is None:
         return "no_piece"
@@ -213,7 +263,4 @@ def _why_unreachable(
     window = windows[index]
     start = window.offsets[first - window.piece_start][0]
     end = window.offsets[last - window.piece_start][1]
-    if (start, end) != (span.start, span.end):
-        return "not_on_piece_boundary"
-    is_kept = kept is None or _within(window, touched) in kept[index, span.label]
-    return "" if is_kept else "same_label_overlap"
+    return None if (start, end) == (span.start, span.end) else "not_on_piece_boundary"

@@ -325,6 +325,7 @@ def unreachable_relations(
     questions: Sequence[RelationQuestion],
     lost_spans: Collection[str] = (),
     *,
+    lost_answers: Collection[str] | None = None,
     one_kind: bool = False,
 ) -> list[Unreachable]:
     """Gold relations that no answer can be, in the note's order, whatever the model.
@@ -332,19 +333,26 @@ def unreachable_relations(
     The reasons: "no_question" (its labels and value are joined by no question), "duplicate" (label and both
     envelopes of an earlier one), "no_mention" (one of its mentions cannot be found), "no_context" (its given
     mention has no piece, or more than a window), "beyond_context" (the answer does not lie wholly in the
-    sentences that are read) and, where pairs are told apart, "another_kind" (an earlier question joins its
-    two mentions as well).
+    sentences that are read) and "another_kind" (its mentions are joined by an earlier question as well: one
+    about another value or, where pairs are told apart, any).
 
     Args:
         contexts: of the note's gold mentions.
         lost_spans: where mentions have to be found, ids of those that no answer can be.
+        lost_answers: the same of those that are not given, where they are read off the text; None: as all.
         one_kind: a given mention and another one are joined by one question at most.
     """
     by_id = {span.id: span for span in note.spans}
-    first: dict[tuple[Mention, Mention], int] = {}
+
+    def joined(index: int, given: Mention, answer: Mention) -> tuple[str, Mention, Mention]:
+        return "" if one_kind else questions[index].relation, given, answer
+
+    first: dict[tuple[str, Mention, Mention], int] = {}
     for (given, index), answers in gold_answers(note, questions).items():
         for answer in answers:
-            first[given, answer] = min(index, first.get((given, answer), index))
+            key = joined(index, given, answer)
+            first[key] = min(index, first.get(key, index))
+    lost_answers = lost_spans if lost_answers is None else lost_answers
     by_given = {context.given: context for context in contexts}
     seen = set()
     missed = []
@@ -354,13 +362,13 @@ def unreachable_relations(
             reason = "no_question"
         elif found in seen:
             reason = "duplicate"
-        elif relation.head in lost_spans or relation.tail in lost_spans:
+        elif _is_lost(relation, questions[found[0]], lost_spans, lost_answers):
             reason = "no_mention"
         elif found[1] not in by_given:
             reason = "no_context"
         elif all(found[2] != other for other, _ in by_given[found[1]].others):
             reason = "beyond_context"
-        elif one_kind and first[found[1], found[2]] != found[0]:
+        elif first[joined(*found)] != found[0]:
             reason = "another_kind"
         else:
             reason = ""
@@ -368,6 +376,17 @@ def unreachable_relations(
         if reason:
             missed.append(Unreachable(note.id, relation.id, relation.label, reason))
     return missed
+
+
+def _is_lost(
+    relation: Relation,
+    question: RelationQuestion,
+    lost_given: Collection[str],
+    lost_answers: Collection[str],
+) -> bool:
+    ends = (relation.head, relation.tail)
+    given, answer = reversed(ends) if question.from_tail else ends
+    return given in lost_given or answer in lost_answers
 
 
 def _ask_for(

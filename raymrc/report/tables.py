@@ -162,7 +162,7 @@ def _type_of(name: str) -> pa.DataType | None:
     if name in SETTINGS:
         written = SETTINGS[name].removesuffix(" | None")
         return {"float": pa.float64(), "int": pa.int64()}.get(written, pa.string())
-    if name.endswith(("_f1", "_precision", "_recall")):
+    if name.endswith(("_f1", "_precision", "_recall")) or name == "num_devices":
         return pa.float64()
     if name in ("shots", "fold") or name.endswith(("_tp", "_fp", "_fn")):
         return pa.int64()

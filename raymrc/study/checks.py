@@ -47,6 +47,7 @@ def without_effect(strategy: str, task: str) -> dict[str, str]:
         )
     if task == "relations":
         reasons["overlap"] = "each given mention has its own window"
+        reasons["overlapping_answers"] = "no label's spans are looked for"
     if row.asks != "vectors":
         reasons |= dict.fromkeys((*_OF_PROMPTS, "prompt_learning_rate"), "it has no soft prompt")
     if row.answers == "tags":

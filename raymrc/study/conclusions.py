@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymrc.scoring.counts import Counts, pool
-from raymrc.study.quantities import points
+from raymrc.study.quantities import points, short_count
 from raymrc.study.record import NoteCounts, Record
 from raymrc.study.statistics import (
     LEVEL,
@@ -640,8 +640,6 @@ def _price_of_freezing(gap: FrozenGap) -> str:
 
 
 def _of_size(one: BySize, margin: float) -> str:
-    from raymrc.study.quantities import short_count
-
     if one.fit is None or one.parity is None:
         return (
             f"{one.corpus}, by size: not enough data to say how the gap goes with size: {one.why}."

@@ -96,7 +96,8 @@ class Configuration:
             where they are not.
         relation_answers: "mentions", chosen among those that are given or were found, or "spans" of the
             text; None where no relations are asked for.
-        overlapping_answers: to one question: "all" are kept, or of those that share text the "surest".
+        overlapping_answers: to one question about a label: "all" are kept, or of those that share text the
+            "surest".
         match_width: width of the match head's hidden layer.
         loss_weights: of start, end and match; used normalised.
         dropout: in heads and, where it is trained, in the backbone.

@@ -114,7 +114,8 @@ class FinalScore:
         configuration: but for its seed.
         seeds: that are done, ascending.
         strict, lenient, events: micro F1, over seeds; see `ConfigurationSummary`.
-        lost: gold of the held-out notes that no answer can be, in words; "" for none.
+        counts: strict, of one of the seeds.
+        unreachable, unreachable_reasons: gold of the held-out notes that no answer can be.
     """
 
     cell: Cell
@@ -125,7 +126,7 @@ class FinalScore:
     events: Spread
     unreachable: int
     unreachable_reasons: Mapping[str, int]
-    lost: str
+    counts: Counts
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. F1 runs from 0 to 1."""
@@ -167,7 +168,6 @@ def final_scores(records: Iterable[Record], cells: Sequence[Cell]) -> tuple[Fina
             continue
         runs = by_cell[cell]
         any_seed = runs[0]
-        lost, reasons = any_seed.unreachable, any_seed.unreachable_reasons
         scores.append(
             FinalScore(
                 cell,
@@ -176,9 +176,9 @@ def final_scores(records: Iterable[Record], cells: Sequence[Cell]) -> tuple[Fina
                 spread([record.strict.f1 for record in runs]),
                 spread([record.lenient.f1 for record in runs]),
                 spread([record.events.f1 for record in runs if record.events != Counts()]),
-                lost,
-                reasons,
-                say_lost(lost, any_seed.strict, reasons) if lost else "",
+                any_seed.unreachable,
+                any_seed.unreachable_reasons,
+                any_seed.strict,
             )
         )
     return tuple(scores)
@@ -220,9 +220,16 @@ def write_predictions(
 
 
 def lost_in_test(scores: Sequence[FinalScore]) -> str:
-    """What no answer can be, by strategy, where it is anything; as good as the same for all backbones."""
-    by_strategy = {score.cell.strategy: score.lost for score in scores if score.lost}
-    said = "; ".join(f"{strategy} {lost}" for strategy, lost in by_strategy.items())
+    """What no answer can be, by strategy; of several backbones where it is most."""
+    most: dict[str, FinalScore] = {}
+    for score in scores:
+        if score.unreachable:
+            strategy = score.cell.strategy
+            most[strategy] = max(score, most.get(strategy, score), key=lambda s: s.unreachable)
+    said = "; ".join(
+        f"{strategy} {say_lost(score.unreachable, score.counts, score.unreachable_reasons)}"
+        for strategy, score in most.items()
+    )
     return f"Held-out gold that no answer can be, and that counts as missed: {said}" if said else ""
 
 

@@ -18,18 +18,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from raymrc.corpora.note import Corpus
-from raymrc.corpora.splits import (
-    Folds,
-)
+from raymrc.corpora.splits import Folds
 from raymrc.model.adapters import Adapter
 from raymrc.model.backbones import read_shape
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
 from raymrc.reading.questions import build_questions, questions_fingerprint
-from raymrc.reading.relations import (
-    Asked,
-    find_asked,
-)
+from raymrc.reading.relations import Asked, find_asked
 from raymrc.study.checks import without_effect
 from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.study.cost import adapter_bytes
@@ -356,9 +351,6 @@ def plan_study(
         remarks=tuple(remarks),
         racing=spec.racing.racing if spec.racing else None,
     )
-
-
-# --- the study's data, without torch --------------------------------------------------------------
 
 
 def build_fingerprints(

@@ -74,9 +74,7 @@ class Record:
         notes: scored note id -> counts.
         predictions: held-out note id -> what was found there, by offsets; only of a final test.
         transfer: name of another site -> its notes' counts, as in `notes`; of labels alone that both have.
-        unreachable: gold spans of the scored fold that no target can express (not on a piece
-            boundary, wider than a window, same-label overlap under `fine_tune`), or its relations
-            that reach beyond their context; they are in `fn`.
+        unreachable: gold spans of the scored fold, or its relations, that no answer can be; they are in `fn`.
         unreachable_reasons: how many for which reason (`reading.examples.Unreachable`,
             `reading.relations.unreachable_relations`); empty in records from before they were kept.
         validation_f1: strict micro F1 of the chosen epoch on the validation part, 0 to 1.

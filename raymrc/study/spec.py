@@ -129,9 +129,9 @@ class Settings(_Section):
     """Where a relation's other mention comes from: `mentions`, chosen among those that are given or were
     found (the default), or `spans`, read off the text. Pair classification (`fine_tune`) always chooses."""
     overlapping_answers: Annotated[Setting | None, setting(word("all", "surest"))] = None
-    """What becomes of answers to one question that share text: the `surest` of them that lie apart are kept
-    (the default where labels are looked for), or `all`, for labels whose spans nest in themselves. It changes
-    nothing that is trained, but for the epoch that is chosen."""
+    """What becomes of answers to one question about a label that share text: the `surest` of them that lie
+    apart are kept (the default), or `all`, for labels whose spans nest in themselves. It changes nothing that
+    is trained, but for the epoch that is chosen. Answers about relations are all kept."""
     match_width: Annotated[Setting | None, setting(whole(1))] = None
     """Width of the hidden layer of the head that pairs starts with ends."""
     loss_weights: Annotated[Setting | None, setting(three_weights)] = None

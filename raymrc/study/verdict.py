@@ -755,7 +755,7 @@ def _race_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:
 
 
 def out_of_reach(summaries: Sequence[CellSummary]) -> str | None:
-    """What no answer can be, by strategy: windows and contexts are the same for all backbones of a kind."""
+    """What no answer can be, by strategy; of several backbones where it is most."""
     most: dict[str, ConfigurationSummary] = {}
     for summary in summaries:
         leader, strategy = summary.leader, summary.cell.strategy
@@ -774,9 +774,10 @@ def say_lost(lost: int, counts: Counts, reasons: Mapping[str, int]) -> str:
     """Such as "3 of 127 (2.4 %: beyond context 2, no mention 1)".
 
     Args:
-        reasons: of what is lost, as far as they are known.
+        reasons: of what is lost; said where they account for all of it, which older records do not.
     """
     gold = counts.tp + counts.fn
+    reasons = reasons if sum(reasons.values()) == lost else {}
     why = ", ".join(
         f"{reason.replace('_', ' ')} {times}"
         for reason, times in sorted(reasons.items(), key=lambda one: (-one[1], one[0]))

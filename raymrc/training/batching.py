@@ -244,7 +244,7 @@ class RowBuilder:
         context_sentences: on each side of a given mention's own.
         chooses: whether answers about a given mention are chosen among the others in its context, or
             are spans of it.
-        flat: whether answers to one question never share text; see `decode_spans`.
+        flat: whether answers to one question about a label never share text; see `decode_spans`.
 
     Raises:
         BackboneError: a question and a window together exceed the backbone's positions.

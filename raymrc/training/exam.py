@@ -185,7 +185,7 @@ class Exam:
         found = {}
         known = {(m.start, m.end): m.label for m, _ in of_label}
         text = self._texts[row.window.note_id]
-        for first, last in decode_row(row, answer, flat=self.builder.flat):
+        for first, last in decode_row(row, answer):
             offsets = row.window.offsets
             start_char, end_char = strip_blanks(text, offsets[first][0], offsets[last][1])
             label = known.get((start_char, end_char), questions[index].answers[0])

@@ -29,8 +29,7 @@ from raymrc.model.adapters import write_adapter
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs, SpanTargets, Targets
 from raymrc.model.strategies import STRATEGIES, build
-from raymrc.reading.answers import most_apart
-from raymrc.reading.examples import Unreachable, taggable, unreachable
+from raymrc.reading.examples import Unreachable, unreachable, unreachable_apart, untaggable
 from raymrc.reading.relations import mentions_of, unreachable_relations
 from raymrc.scoring.counts import Counts, pool
 from raymrc.study.configuration import FoldRun, hash_values
@@ -485,15 +484,21 @@ class Lane:
         return Counter(one.reason for note in exam.notes for one in self._unreachable(note, exam))
 
     def _unreachable(self, note: Note, exam: Exam) -> list[Unreachable]:
-        tags = self.strategy.answers == "tags"
-        keep = taggable if tags else most_apart if self.builder.flat else None
-        spans = unreachable(note, exam.windows[note.id], keep) if self.asked.labels else []
+        tags, windows = self.strategy.answers == "tags", exam.windows[note.id]
+        find = untaggable if tags else unreachable_apart if self.builder.flat else unreachable
+        spans = find(note, windows) if self.asked.labels else []
         if not self.asked.relations:
             return spans
         # Of two spans that are one answer, that answer is both.
         lost = {one.span_id for one in spans if one.reason != "duplicate"}
+        read = None
+        if lost and not tags and not self.builder.chooses:
+            # What is read off the text has not been found among the others of its label.
+            read = {one.span_id for one in spans if one.reason != "same_label_overlap"} & lost
         contexts = self.builder.contexts(note, exam.pieces[note.id], mentions_of(note.spans))
-        return unreachable_relations(note, contexts, self.asked.relations, lost, one_kind=tags)
+        return unreachable_relations(
+            note, contexts, self.asked.relations, lost, lost_answers=read, one_kind=tags
+        )
 
 
 def _collated(

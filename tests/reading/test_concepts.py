@@ -21,9 +21,16 @@ from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Corpus, Note
 from raymrc.corpora.splits import take_subset
 from raymrc.corpora.synthetic import synthesize
-from raymrc.reading.answers import assemble, most_apart
-from raymrc.reading.examples import Example, Keep, build_examples, taggable, unreachable
-from raymrc.reading.windows import build_windows
+from raymrc.reading.answers import assemble
+from raymrc.reading.examples import (
+    Example,
+    Unreachable,
+    build_examples,
+    unreachable,
+    unreachable_apart,
+    untaggable,
+)
+from raymrc.reading.windows import Window, build_windows
 from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.n2c2_2018 import score_note
 from tests.paths import SHARED
@@ -37,16 +44,23 @@ Found = dict[int, list[tuple[int, int, int]]]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a strategy answers: what a perfect model finds, and what no model can."""
+    """How a strategy answers: what a perfect model finds, and what no model can.
+
+    Args:
+        knows: a perfect model says nothing that is lost in any case, which would take another's place.
+    """
 
     find: Callable[[Sequence[Example], int], Found]
-    keep: Keep | None
+    lost: Callable[[Note, Sequence[Window]], list[Unreachable]]
+    knows: bool = False
 
 
 WAYS = {
-    "all spans": Way(lambda examples, _: found_by_spans(examples), None),
-    "surest spans": Way(lambda examples, _: found_by_spans(examples, flat=True), most_apart),
-    "tags": Way(found_by_tags, taggable),
+    "all spans": Way(lambda examples, _: found_by_spans(examples), unreachable),
+    "surest spans": Way(
+        lambda examples, _: found_by_spans(examples, flat=True), unreachable_apart, knows=True
+    ),
+    "tags": Way(found_by_tags, untaggable),
 }
 
 
@@ -72,11 +86,12 @@ def reach(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, way: str, folder: 
     answered, lost = [], {}
     for note in corpus.notes:
         windows = build_windows(note, tokenizer, WINDOW, OVERLAP)
-        found = WAYS[way].find(build_examples([note], windows, corpus.labels), len(corpus.labels))
+        lost[note.id] = {one.span_id: one.reason for one in WAYS[way].lost(note, windows)}
+        known = tuple(s for s in note.spans if not WAYS[way].knows or s.id not in lost[note.id])
+        examples = build_examples([replace(note, spans=known)], windows, corpus.labels)
+        found = WAYS[way].find(examples, len(corpus.labels))
         spans = assemble(note, windows, found, corpus.labels)
         answered.append(replace(note, spans=spans, relations=()))
-        missing = unreachable(note, windows, WAYS[way].keep)
-        lost[note.id] = {one.span_id: one.reason for one in missing}
     write_brat(answered, folder)
     reading = read_brat(folder)
     assert not reading.problems.found

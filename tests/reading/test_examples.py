@@ -6,22 +6,26 @@ and F1 would have a ceiling that looks like the model's.
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Note, Span
-from raymrc.reading.answers import assemble, decode_spans, decode_tags, most_apart
+from raymrc.reading.answers import assemble, decode_spans, decode_tags
 from raymrc.reading.examples import (
     Reach,
     build_examples,
     tag_targets,
     taggable,
     unreachable,
+    unreachable_apart,
     unreachable_share,
+    untaggable,
 )
-from raymrc.reading.windows import build_windows
+from raymrc.reading.windows import build_windows, owner, strip_blanks, touched_pieces
 from tests.paths import SHARED, needs_shared
 from tests.reading.notes import LABELS, notes, quickly, sizes, thoroughly
 
@@ -69,12 +73,11 @@ def check_round_trip(note, windows, labels):
     """Gold spans minus the named unreachable ones come back; what else comes is a widened one."""
     examples = build_examples([note], windows, labels)
     assert len(examples) == len(windows) * len(labels)
-    for keep, found in (
-        (None, found_by_spans(examples)),
-        (most_apart, found_by_spans(examples, flat=True)),
-        (taggable, found_by_tags(examples, len(labels))),
+    for find, found in (
+        (unreachable, found_by_spans(examples)),
+        (untaggable, found_by_tags(examples, len(labels))),
     ):
-        lost = {one.span_id: one.reason for one in unreachable(note, windows, keep)}
+        lost = {one.span_id: one.reason for one in find(note, windows)}
         answers = assemble(note, windows, found, labels)
         gold = keys(span for span in note.spans if span.id not in lost)
         assert gold <= keys(answers)
@@ -177,16 +180,50 @@ def test_of_overlapping_spans_of_one_label_tags_keep_the_longest_and_others_the_
     )  # fmt: skip
     windows = build_windows(note, wordpiece, 64, 8)
     assert unreachable(note, windows) == []
-    assert [(one.span_id, one.reason) for one in unreachable(note, windows, taggable)] == [
+    assert [(one.span_id, one.reason) for one in untaggable(note, windows)] == [
         ("T1", "same_label_overlap"),
         ("T2", "same_label_overlap"),
     ]
-    assert unreachable_share([note], {"n": windows}, taggable) == Reach(
+    assert unreachable_share([note], {"n": windows}, untaggable) == Reach(
         5, (("same_label_overlap", 2),)
     )
     # "left chest" and "chest pain" are as many and as short; one of them goes, and what holds both.
-    apart = [one.span_id for one in unreachable(note, windows, most_apart)]
+    apart = [one.span_id for one in unreachable_apart(note, windows)]
     assert len(apart) == 2 and "T5" in apart and apart[0] in ("T1", "T2")
+
+
+@given(note=notes(), size=sizes())
+@thoroughly
+def test_where_answers_lie_apart_what_is_not_named_can_be_said_and_no_more_could(
+    tokenizer, note, size
+):
+    windows = build_windows(note, tokenizer, *size)
+    named = unreachable_apart(note, windows)
+    overlaps = {one.span_id for one in named if one.reason == "same_label_overlap"}
+    assert [one for one in named if one.span_id not in overlaps] == unreachable(note, windows)
+    lost = {one.span_id for one in named}
+    found, by_owner = {}, {}
+    for span in note.spans:
+        if span.id in lost - overlaps:
+            continue
+        chars = strip_blanks(note.text, span.start, span.end)
+        index, (first, last) = owner(windows, *chars), touched_pieces(windows, *chars)
+        by_owner.setdefault((index, span.label), []).append((first, last))
+        if span.id not in lost:
+            begin = windows[index].piece_start
+            pieces = (LABELS.index(span.label), first - begin, last - begin)
+            found.setdefault(index, []).append(pieces)
+    said = [span for span in note.spans if span.id not in lost]
+    assert keys(assemble(note, windows, found, LABELS)) == keys(said)
+    most = 0
+    for spans in by_owner.values():
+        sets = (some for n in range(len(spans) + 1) for some in combinations(sorted(spans), n))
+        most += max(len(s) for s in sets if all(a[1] < b[0] for a, b in pairwise(s)))
+    assert most == len(said)
+    for index, answers in found.items():
+        for label in range(len(LABELS)):
+            of_label = sorted(pieces for of, *pieces in answers if of == label)
+            assert all(a[1] < b[0] for a, b in pairwise(of_label)), (index, label)
 
 
 def test_of_equally_long_spans_the_leftmost_is_kept_whatever_their_order():

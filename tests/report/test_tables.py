@@ -63,6 +63,8 @@ def test_a_ledger_without_fold_runs_has_all_columns_and_no_row(findings, tmp_pat
     ):
         assert read(none).num_rows == 0 and read(full).num_rows > 0
         assert read(none).column_names == read(full).column_names
+        if kind == "parquet":
+            assert read(none).schema.types == read(full).schema.types
 
 
 def test_winners_can_be_found_again_from_the_rows_alone(findings, tmp_path):

@@ -352,11 +352,17 @@ CORPORA = {
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize(
-    ("strategy", "reads"), [("fine_tune", "mentions"), ("soft_prompt", "mentions"), ("soft_prompt", "spans")]
+    ("strategy", "reads", "kept"),
+    [
+        ("fine_tune", "mentions", "all"),
+        ("soft_prompt", "mentions", "surest"),
+        ("soft_prompt", "spans", "all"),
+        ("soft_prompt", "spans", "surest"),
+    ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", [*CORPORA, "n2c2-2018", "n2c2-2022"])
 def test_real_gold_relations_pass_rows_answers_and_brat_and_what_is_lost_has_a_reason(
-    name: str, strategy: str, reads: str, task: str, minilm: Loaded, tmp_path: Path
+    name: str, strategy: str, reads: str, kept: str, task: str, minilm: Loaded, tmp_path: Path
 ) -> None:
     """All of the formulation but the model, whose answers are its rows' own targets. Item by item."""
     if name.startswith("n2c2"):
@@ -371,6 +377,7 @@ def test_real_gold_relations_pass_rows_answers_and_brat_and_what_is_lost_has_a_r
         corpus, make_folds(corpus, 2, 1, 0.0), build_questions(asked.labels, {}, asked.relations)
     )
     fields = {} if strategy == "fine_tune" else {"relation_answers": reads}
+    fields["overlapping_answers"] = kept
     run = make_run(minilm, task, strategy, window=256, overlap=32, **fields)
     lane = Lane(run, data, minilm, CPU, 1000)
     exam = Exam(lane.builder, corpus.notes, lane.note_rows, lane.windows, lane.pieces)
