@@ -108,11 +108,12 @@ def draw(name: str, axis: str, points: Sequence[dict[str, Any]], path: Path) -> 
         else sorted({p[axis] for p in points})
     )
     places = {v: float(n) if is_site else math.log2(v) for n, v in enumerate(values)}
+    width = max(places.values()) - min(places.values())
     for number, strategy in enumerate(strategies):
         own = [p for p in points if p["strategy"] == strategy]
         colour, mark, line = STYLES[strategy]
         # A little apart, so that bars at one value do not hide each other.
-        shift = (0.1 if is_site else 0.043) * (number - (len(strategies) - 1) / 2)
+        shift = (0.05 if is_site else 0.01) * width * (number - (len(strategies) - 1) / 2)
         axes.errorbar(
             [places[p[axis]] + shift for p in own],
             [100 * p["strict_f1"] for p in own],
