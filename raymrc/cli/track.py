@@ -45,16 +45,18 @@ def write_page(findings: Findings, *, attaches: bool) -> None:
     """The report's page, in the study's folder. Trouble is said, and is no end.
 
     Args:
-        attaches: gives it to the study's run in MLflow, too; not where MLflow was just waited for in vain.
+        attaches: gives it and its plots to the study's run in MLflow, too; not where MLflow was just waited
+            for in vain.
     """
-    from raymrc.report import write
+    from raymrc.report import write, write_plots
     from raymrc.tracking import Place, attach
 
+    folder = findings.spec.folder / "report"
     try:
-        page = write(findings, findings.spec.folder / "report")
+        page = write(findings, folder)
         say(f"the report as a page: {page}")
         if attaches:
-            attach([page], Place.of(findings.spec))
+            attach([page, write_plots(findings, folder / "plots")], Place.of(findings.spec))
     except RaymrcError as error:
         say(str(error))
 

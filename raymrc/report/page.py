@@ -21,9 +21,24 @@ def write(findings: Findings, folder: Path) -> Path:
     Raises:
         StudyError: it cannot be written.
     """
-    text = build(findings)
-    path = folder / f"{findings.spec.study}.html"
-    return put(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    return _put(folder / f"{findings.spec.study}.html", build(findings))
+
+
+def write_plots(findings: Findings, folder: Path) -> Path:
+    """The page's plots one by one, as Plotly's JSON (`plotly.io.read_json` opens it), in `folder`; older ones
+    give way.
+
+    Raises:
+        StudyError: they cannot be written.
+    """
+    from raymrc.report.sections import build_sections
+
+    for old in folder.glob("*.json"):
+        old.unlink()
+    for section in build_sections(findings):
+        for number, plot in enumerate(section.plots, start=1):
+            _put(folder / f"{section.id}-{number}.json", data(plot.figure))
+    return folder
 
 
 def build(findings: Findings) -> str:
@@ -59,6 +74,10 @@ def build(findings: Findings) -> str:
         script=own("page.js"),
         plotly=Markup(get_plotlyjs()),
     )
+
+
+def _put(path: Path, text: str) -> Path:
+    return put(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def data(values: Any) -> str:

@@ -19,7 +19,7 @@ import pytest
 
 from raymrc.cli import main
 from raymrc.cli.track import write_page
-from raymrc.report import write
+from raymrc.report import write, write_plots
 from raymrc.report.page import build, data
 from raymrc.report.sections import build_facts, build_sections
 from raymrc.scoring.counts import Counts
@@ -124,6 +124,25 @@ def test_sections_with_nothing_to_show_are_left_out(tmp_path):
 def test_what_no_answer_can_be_is_told_under_the_labels(tmp_path):
     runs = [replace(record(f), unreachable=2, unreachable_reasons={"no_piece": 2}) for f in (0, 1)]
     assert "no piece 4)" in sections_of(small(tmp_path, runs))["labels"].tables[0].note
+
+
+def test_plots_stand_by_themselves_too_as_plotly_reads_them(rich, tmp_path):
+    from plotly.io import read_json
+
+    (tmp_path / "gone-1.json").write_text("{}")
+    folder = write_plots(rich, tmp_path)
+    plots = {
+        f"{section.id}-{number}.json": plot
+        for section in build_sections(rich)
+        for number, plot in enumerate(section.plots, start=1)
+    }
+    assert {path.name for path in folder.iterdir()} == plots.keys() and len(plots) > 20
+    for name, plot in plots.items():
+        figure = read_json(folder / name)
+        assert [len(trace.x) for trace in figure.data if trace.type == "scatter"] == [
+            len(trace["x"]) for trace in plot.figure["data"] if trace["type"] == "scatter"
+        ]
+        assert figure.layout.height == plot.figure["layout"].get("height")
 
 
 @pytest.mark.parametrize("attaches", [False, True])
