@@ -410,6 +410,37 @@ def test_a_run_whose_held_out_notes_are_a_sites_too_ends_before_it_starts(place)
     assert not (place / "runs").exists()
 
 
+@pytest.mark.parametrize("where", ["transfer", "final_test"])
+@pytest.mark.parametrize("seen_by", ["corpus", "initial prompt"])
+def test_a_run_with_a_note_of_another_side_in_what_it_learns_from_ends_before_it_starts(
+    place, where, seen_by
+):
+    """By its text: another name and another annotator do not make it another note."""
+    tiny_checkpoint("bert", place / "backbone")
+    text, lines = NOTES["note2"]
+    if seen_by == "initial prompt":
+        text = f"Seen elsewhere. {text}"
+        (note,) = (replace(n, text=text) for n in read_corpus(place / "notes", "brat").notes[:1])
+        write_prompt(place / "prompt", notes=[*note_marks(note)])
+        lines = "T1\tDrug 21 28\taspirin\n"
+    write_notes(place / "there", {"other": (text, lines)})
+    there = "{reader: brat, path: there, name: there}"
+    changes = [f"transfer=[{there}]" if where == "transfer" else f"final_test={{corpus: {there}}}"]
+    if seen_by == "initial prompt":
+        changes += [
+            "strategies.frozen_soft_prompt.prompt_initialisation=adapter", "initial_prompt=prompt",
+        ]  # fmt: skip
+    sentence = one_sentence(
+        place, "run", "study.yaml", *(part for c in changes for part in ("--set", c))
+    )
+    said = {
+        "corpus": "1 notes of there are in the study's corpus, too, by text or by group (other)",
+        "initial prompt": "was trained on 1 of the notes that are to be scored, by text or by group (other)",
+    }
+    assert said[seen_by] in sentence
+    assert not (place / "runs").exists()
+
+
 def test_a_race_that_would_begin_with_what_held_out_notes_said_ends_before_it_starts(place):
     tiny_checkpoint("bert", place / "backbone")
     there = "{synthetic: {scheme: n2c2-2018, notes: 3}, name: there}"

@@ -147,7 +147,10 @@ class Lane:
         self.split = data.split(fold_run)
         self.rows = [row for note_id in self.split.train for row in self.note_rows[note_id]]
         if not self.rows:
-            raise TrainingError(f"fold {fold_run.fold} has no training note with text in it")
+            raise TrainingError(
+                f"fold {fold_run.fold} has nothing to learn from: no text in its training notes, or, where "
+                "relations are asked for, no two mentions within context_sentences that they could join"
+            )
 
         self.model = build(
             configuration,

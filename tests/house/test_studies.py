@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from raymrc.corpora.formats import write_corpus
+from raymrc.corpora.synthetic import synthesize
 from raymrc.model.shapes import SHAPES
 from raymrc.model.strategies import STRATEGIES
 from raymrc.study.notes import (
     build_study_folds,
     read_study_corpus,
     read_test,
+    read_transfer,
     study_labels,
     study_questions,
 )
@@ -65,9 +68,12 @@ def test_a_study_keeps_to_its_own_folder(path):
     assert load_spec(path).storage == f"runs/{name_of(path)}"
 
 
-def test_the_studies_of_the_first_release_are_there():
-    names = "bc5cdr-concepts demo n2c2-2018-concepts n2c2-2022-concepts phee-concepts"
-    assert {name_of(path) for path in STUDIES} >= set(names.split())
+def test_there_is_a_study_for_each_table_of_the_reference_study_and_a_public_twin():
+    names = {name_of(path) for path in STUDIES}
+    kinds = ("concepts", "relations", "end-to-end", "transfer", "few-shot", "prompt-length")
+    assert names >= {f"n2c2-{year}-{kind}" for year in (2018, 2022) for kind in (*kinds, "scaling")}
+    assert names >= {f"phee-{kind}" for kind in (*kinds, "scaling", "final-test", "racing")}
+    assert names >= {f"maccrobat-{kind}" for kind in kinds[:3]} | {"bc5cdr-concepts", "demo"}
 
 
 @pytest.mark.parametrize("year", ["2018", "2022"])
@@ -76,6 +82,38 @@ def test_the_n2c2_studies_compare_all_seven_backbones(year):
     assert {entry.backbone.name for entry in spec.backbones} == SEVEN
     assert spec.search.algorithm == "tpe"
     assert spec.folds.count == 5
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    """A folder with corpora as the n2c2 studies look for them, all of made-up notes."""
+    folder = tmp_path_factory.mktemp("made-up")
+    for scheme, name, site, seed in (
+        ("n2c2-2018", "n2c2-2018", "a", 13), ("n2c2-2018", "n2c2-2018-test", "b", 99),
+        ("n2c2-2018", "ours", "b", 7), ("n2c2-2022", "n2c2-2022/mimic", "a", 13),
+        ("n2c2-2022", "n2c2-2022/uw", "b", 5), ("n2c2-2022", "n2c2-2022-test", "b", 99),
+    ):  # fmt: skip
+        count = 200 if seed == 13 else 8  # few-shot studies want a hundred training notes
+        write_corpus(synthesize(scheme, count, site, seed), folder / "corpora" / name)
+    return folder
+
+
+@pytest.mark.parametrize("path", [p for p in STUDIES if "n2c2" in p.parent.name], ids=name_of)
+def test_an_n2c2_study_reads_notes_of_its_scheme_from_where_it_says(path, made_up, monkeypatch):
+    monkeypatch.chdir(made_up)
+    spec = load_spec(path)
+    corpus = read_study_corpus(spec)
+    transfer, test = read_transfer(spec, corpus), read_test(spec, corpus)
+    assert len(corpus.notes) == (208 if "2022" in path.parent.name and not transfer else 200)
+    assert corpus.labels == study_labels(spec)
+    assert (path.stem == "transfer") == bool(transfer)
+    assert all(len(site.notes) == 8 and site.labels for site in transfer.values())
+    assert test is None or (len(test.notes) == 8 and test.labels == corpus.labels)
+    plan = plan_study(spec, corpus, transfer=transfer)
+    assert plan.num_notes == len(corpus.notes)
+    asked = study_questions(spec, corpus)
+    known = study_questions(spec, None)
+    assert set(asked.names) <= set(known.names), "a plan without notes knows all that is asked"
 
 
 @pytest.mark.parametrize(
@@ -120,9 +158,18 @@ def test_the_demo_compares_two_sizes_of_one_backbone():
     ],
 )
 def test_a_public_study_finds_its_notes_and_folds(study: str, folder: str):
-    path: Path = SHARED / "corpora" / folder
-    spec = load_spec(ROOT / "studies" / study, [f"corpus.path={path}"])
+    there = SHARED / "corpora"
+    path = ROOT / "studies" / study
+    sites = enumerate(load_spec(path).transfer)
+    changes = [f"transfer.{i}.path={there / site.path.split('/')[1]}" for i, site in sites]
+    spec = load_spec(path, [f"corpus.path={there / folder}", *changes])
     corpus = read_study_corpus(spec)
+    transfer = read_transfer(spec, corpus)
+    assert len(transfer) == len(changes) == (2 if "transfer" in study else 0)
+    for described, site in zip(spec.transfer, transfer.values(), strict=True):
+        assert len(site.notes) >= described.subset.notes
+        assert {"Drug", "Dosage"} < {*site.labels} <= {*corpus.labels}
+        assert {s.label for note in site.notes for s in note.spans} <= {*site.labels}
     wanted = spec.corpus.subset.notes if spec.corpus.subset else 100
     test = read_test(spec, corpus)
     assert len(corpus.notes) + (len(test.notes) if test else 0) >= wanted

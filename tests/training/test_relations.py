@@ -118,6 +118,60 @@ def test_every_strategy_learns_whose_dosage_a_number_is(
     assert set(record.per_label("strict")) == {"Dosage-Drug", "ADE-Drug"}
 
 
+@pytest.mark.parametrize("strategy", ["hard_prompt", "frozen_soft_prompt"])
+def test_answers_that_are_read_off_the_text_are_learnt_as_well(
+    strategy: str, loaded: Loaded, relation_data: StudyData
+) -> None:
+    rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
+    fields = {"learning_rate": rate, "head_learning_rate": 1e-2, "epochs": 60}
+    run = make_run(loaded, "relations", strategy, relation_answers="spans", **fields)
+    record = train_fold_run(run, by_heart(relation_data), loaded)
+    assert max(epoch.validation_f1 for epoch in record.epochs) > 0.9
+
+
+def make_far_relations(count: int = 18) -> tuple[Note, ...]:
+    """Nausea in a drug's own sentence came of it, and a rash in the one after next where the sentence between
+    says so."""
+    notes = []
+    for number in range(count):
+        came = number % 2 == 0
+        said = "given" if came else "pain"
+        text = f"Patient {number} took aspirin and nausea. It was {said}. Rash had come."
+        spans = tuple(
+            Span(name, label, ((text.index(word), text.index(word) + len(word)),))
+            for name, label, word in (
+                ("T1", "Drug", "aspirin"),
+                ("T2", "ADE", "nausea"),
+                ("T3", "ADE", "Rash"),
+            )
+        )
+        ends = ["T2", "T3"] if came else ["T2"]
+        joined = tuple(Relation(f"R{end}", "ADE-Drug", end, "T1") for end in ends)
+        notes.append(Note(f"n{number}", text, spans, joined, f"g{number}"))
+    return tuple(notes)
+
+
+@pytest.mark.parametrize("strategy", ["fine_tune", "soft_prompt"])
+@pytest.mark.parametrize("sentences", [1, 2])
+def test_a_relation_across_sentences_is_learnt_where_the_study_reads_so_many(
+    sentences: int, strategy: str, loaded: Loaded
+) -> None:
+    data = make_relation_data(make_far_relations(), "relations")
+    fields = {"learning_rate": 1e-3, "head_learning_rate": 1e-2, "epochs": 30}
+    run = make_run(loaded, "relations", strategy, context_sentences=sentences, **fields)
+    record = train_fold_run(run, by_heart(data), loaded)
+    scored = data.folds.split(0).scored
+    ends = [r.head for note in data.corpus.notes if note.id in scored for r in note.relations]
+    far = ends.count("T3")
+    assert record.strict.tp + record.strict.fn == len(ends) > far > 0
+    if sentences == 2:
+        assert max(epoch.validation_f1 for epoch in record.epochs) > 0.95
+        assert (record.unreachable, record.unreachable_reasons) == (0, {})
+    else:
+        assert record.strict.fn >= record.unreachable == far
+        assert record.unreachable_reasons == {"beyond_context": far}
+
+
 VALUES = {"given": "current", "was": "past", "with": "none"}
 
 
