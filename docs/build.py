@@ -55,27 +55,30 @@ def studies_page() -> str:
     """Each study file: its question, what it repeats, how long it takes, how large its grid is."""
     expected = json.loads((DOCS / "expected.json").read_text(encoding="utf-8"))
     rows = [
-        "| study | question | reference figure, strict F1 | configurations | fold-runs | run |",
-        "|---|---|---|---:|---:|---|",
+        "| study | question | reference figure, strict F1 | how to run | configurations | fold-runs | cost |",
+        "|---|---|---|---|---:|---:|---|",
     ]
     for path in sorted((DOCS.parent / "studies").rglob("*.yaml")):
         name = path.relative_to(DOCS.parent).as_posix()
         question, command = path.read_text(encoding="utf-8").splitlines()[:2]
         when = command.partition("(")[2].rpartition(")")[0]
+        how = command.partition("(")[0].removeprefix("#").strip()
+        if "\nfinal_test:" in path.read_text(encoding="utf-8"):
+            how += f"`, then `{how.replace('raymrc run', 'raymrc test')}"
         if name.removeprefix("studies/") in expected:
             when += "; " + _expected(expected[name.removeprefix("studies/")])
         plan = plan_study(load_spec(path), places=False)
         rows.append(
             f"| [{name.removeprefix('studies/')}](../{name}) | {question.removeprefix('# ')} "
-            f"| {REFERENCE.get(path.stem, '')} | {plan.num_configurations} | {plan.num_fold_runs} "
+            f"| {REFERENCE.get(path.stem, '')} | `{how}` | {plan.num_configurations} | {plan.num_fold_runs} "
             f"| {when} |"
         )
     parts = [
         "# Studies",
         "Made by `make docs` from `studies/`. One file a table or figure of the reference study, for the\n"
         "corpora that it used, which you bring, and for public ones, on which we ran some\n"
-        "([results](results.md)). `raymrc run FILE` runs one, `raymrc plan FILE` says what it will take on\n"
-        "your machines. Prices are in the files (`prices`).",
+        "([results](results.md)). `raymrc plan FILE` says what one will take on your machines. Prices are\n"
+        "in the files (`prices`).",
         "\n".join(rows),
         "What the shared tasks' studies would cost is `raymrc plan`'s guess on made-up notes\n"
         "(`python docs/expected.py`), before anything like it was measured, so each figure stands with its\n"
