@@ -18,7 +18,10 @@ LabelCounts = Mapping[str, Counts]
 MODES = ("strict", "lenient", "events")
 """Schemes that a note's labels are counted by."""
 
-KINDS = (*MODES, "subsets")
+BOTH_FOUND = "both of a relation"
+"""Among counts of mentions: gold relations both of whose mentions were found, and the others as missed."""
+
+KINDS = (*MODES, "subsets", "mentions")
 """A note's counts. All but the first two are left out of records that have none."""
 
 ALWAYS = ("strict", "lenient")
@@ -45,12 +48,15 @@ class NoteCounts:
         subsets: strict counts of nested, overlapping and discontinuous spans, by the names of
             `scoring.subsets`; empty where there are none, in the tasks that are about relations,
             and in records from before they were counted.
+        mentions: strict counts of spans, where mentions are found on the way to relations, and
+            `BOTH_FOUND`; empty in other tasks, and in records from before they were counted.
     """
 
     strict: LabelCounts
     lenient: LabelCounts
     events: LabelCounts = field(default_factory=dict)
     subsets: Mapping[str, Counts] = field(default_factory=dict)
+    mentions: LabelCounts = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +172,11 @@ class Record:
     def subsets(self) -> dict[str, Counts]:
         """Strict counts of the scored fold pooled over notes, by subset."""
         return sum_notes(self.notes, "subsets")
+
+    @property
+    def mentions(self) -> dict[str, Counts]:
+        """Of mentions that were found on the way to relations, of the scored fold, by label."""
+        return sum_notes(self.notes, "mentions")
 
     def to_json(self) -> str:
         """Canonical JSON; `from_json` gives an equal record back."""

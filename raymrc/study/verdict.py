@@ -21,10 +21,11 @@ from raymrc.scoring.subsets import SUBSETS
 from raymrc.study.configuration import Cell, Configuration, FoldRun
 from raymrc.study.prices import energy_kwh, watts_of
 from raymrc.study.quantities import percent, points, short_count, size_of
-from raymrc.study.record import Record
+from raymrc.study.record import BOTH_FOUND, Record
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class ConfigurationSummary:
         labels_events: counts of all finished folds together, by event and argument.
         subsets: strict counts of nested, overlapping and discontinuous spans, of all finished folds
             together; only of subsets that gold spans are in.
+        mentions: strict counts of those that were found on the way to relations, likewise, by label.
         failures: the reasons of failed folds, by fold.
         stopped: why its race stopped it; "" where it did not.
         fold_epochs: trained on all folds, finished or not.
@@ -101,6 +103,7 @@ class ConfigurationSummary:
     events: Spread = Spread()
     labels_events: Mapping[str, Counts] = field(default_factory=dict, repr=False)
     subsets: Mapping[str, Counts] = field(default_factory=dict)
+    mentions: Mapping[str, Counts] = field(default_factory=dict)
     failures: tuple[tuple[int, str], ...] = ()
     stopped: str = ""
     fold_epochs: int = 0
@@ -159,6 +162,7 @@ class ConfigurationSummary:
             "events_f1": asdict(self.events),
             "events": {name: counts.to_json() for name, counts in self.labels_events.items()},
             "subsets": {name: counts.to_json() for name, counts in self.subsets.items()},
+            "mentions": {name: counts.to_json() for name, counts in self.mentions.items()},
             "failures": [{"fold": fold, "reason": reason} for fold, reason in self.failures],
             "stopped": self.stopped or None,
             "fold_epochs": self.fold_epochs,
@@ -509,6 +513,7 @@ def _summarise_configuration(
         events=spread([record.events.f1 for record in done if record.events != Counts()]),
         labels_events=_by_label(done, "events"),
         subsets=_subsets(done),
+        mentions=_pooled([record.mentions for record in done]),
         failures=tuple((r.fold_run.fold, r.reason) for r in by_fold if r.status == "failed"),
         stopped=next((r.reason for r in by_fold if r.status == "stopped"), ""),
         fold_epochs=sum(len(record.epochs) for record in by_fold),
@@ -564,10 +569,14 @@ def _subsets(records: Sequence[Record]) -> dict[str, Counts]:
 
 
 def _by_label(records: Sequence[Record], mode: str) -> dict[str, Counts]:
+    return _pooled([record.per_label(mode) for record in records])
+
+
+def _pooled(of_records: Iterable[Mapping[str, Counts]]) -> dict[str, Counts]:
     total: dict[str, Counts] = {}
-    for record in records:
-        for label, counts in record.per_label(mode).items():
-            total[label] = total.get(label, Counts()) + counts
+    for by_name in of_records:
+        for name, counts in by_name.items():
+            total[name] = total.get(name, Counts()) + counts
     return dict(sorted(total.items()))
 
 
@@ -593,6 +602,7 @@ def render(summaries: Sequence[CellSummary]) -> RenderableType:
         table.add_row(summary.cell.name, *_row(summary))
     tables = [
         table,
+        *_mention_tables(summaries),
         *_subset_tables(summaries),
         *_event_tables(summaries),
         *_transfer_tables(summaries),
@@ -659,21 +669,44 @@ def _subset_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:
         title="Nested, overlapping and discontinuous spans by themselves: strict, all folds together",
         caption=_out_of_reach_of_subsets(leaders),
     )
+    return [_of_counts(table, "spans", [(cell, leader.subsets) for cell, leader in leaders])]
+
+
+def _mention_tables(summaries: Sequence[CellSummary]) -> list[RenderableType]:
+    from rich.table import Table
+
+    found = [(s.cell, s.leader.mentions) for s in summaries if s.leader and s.leader.mentions]
+    if not found:
+        return []
+    table = Table(title="Mentions found on the way to relations: strict, all folds together")
+    return [_of_counts(table, "mentions", found)]
+
+
+def _of_counts(
+    table: Table, of: str, rows: Iterable[tuple[Cell, Mapping[str, Counts]]]
+) -> RenderableType:
     table.add_column("corpus / backbone / strategy", no_wrap=True)
-    table.add_column("spans", no_wrap=True)
+    table.add_column(of, no_wrap=True)
     for heading in ("gold", "precision", "recall", "F1"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for cell, leader in leaders:
-        for name, counts in leader.subsets.items():
-            table.add_row(
-                cell.name,
-                name,
-                str(counts.tp + counts.fn),
-                points(counts.precision if counts.tp + counts.fp else None),
-                points(counts.recall),
-                points(counts.f1),
-            )
-    return [table]
+    for cell, by_name in rows:
+        for name, c in by_name.items():
+            table.add_row(cell.name, name, *counts_row(c, is_share=name == BOTH_FOUND))
+    return table
+
+
+def counts_row(counts: Counts, *, is_share: bool = False) -> tuple[str, str, str, str]:
+    """Gold, precision, recall and F1 as tables say them.
+
+    Args:
+        is_share: nothing is answered, and recall alone means something.
+    """
+    return (
+        f"{counts.tp + counts.fn:,}",
+        points(counts.precision if counts.tp + counts.fp and not is_share else None),
+        points(counts.recall),
+        points(None if is_share else counts.f1),
+    )
 
 
 def _out_of_reach_of_subsets(leaders: Sequence[tuple[Cell, ConfigurationSummary]]) -> str | None:

@@ -96,6 +96,7 @@ def read_figures(record: Record) -> Figures:
         numbers |= {
             f"subset_strict_f1/{name}": c.f1 for name, c in record.subsets.items() if c.tp + c.fn
         }
+        numbers |= {f"mention_strict_f1/{_tidy(k)}": c.f1 for k, c in record.mentions.items()}
     clock = float(start_ms)
     for epoch in record.epochs:
         clock += epoch.wall_seconds * 1000

@@ -22,7 +22,7 @@ from raymrc.scoring.counts import Counts
 from raymrc.scoring.n2c2_2018 import Mode, score_note, score_relations
 from raymrc.scoring.n2c2_2022 import score_events
 from raymrc.scoring.subsets import score_subsets
-from raymrc.study.record import Found, NoteCounts
+from raymrc.study.record import BOTH_FOUND, Found, NoteCounts
 from raymrc.training.batching import Row, RowBuilder
 
 Answer = SpanAnswer | np.ndarray
@@ -131,7 +131,26 @@ class Exam:
             lenient=count("lenient"),
             events=self._score_events(note, found),
             subsets={} if self.builder.asked.relations else self._score_subsets(note, found.spans),
+            mentions=self._score_mentions(note, found.spans),
         )
+
+    def _score_mentions(self, note: Note, found: Sequence[Span]) -> dict[str, Counts]:
+        """Whether mentions or what joins them is missed, only both together tell."""
+        asked = self.builder.asked
+        if not (asked.labels and asked.relations):
+            return {}
+        counts = {
+            label: c
+            for label, c in score_note(note.spans, found, "strict").items()
+            if c != Counts() and (self.counted is None or label in self.counted)
+        }
+        there = {(span.label, span.start, span.end) for span in found}
+        hit = {s.id for s in note.spans if (s.label, s.start, s.end) in there}
+        relations = [r for r in note.relations if self.counted is None or r.label in self.counted]
+        both = sum(r.head in hit and r.tail in hit for r in relations)
+        if relations:
+            counts[BOTH_FOUND] = Counts(both, 0, len(relations) - both)
+        return counts
 
     def _score_events(self, note: Note, found: Found) -> dict[str, Counts]:
         triggers = self.builder.asked.triggers

@@ -26,7 +26,7 @@ from raymrc.scoring.counts import Counts
 from raymrc.study.conclusions import conclude
 from raymrc.study.findings import Findings
 from raymrc.study.plan import fold_run, plan_study
-from raymrc.study.record import NoteCounts, Record
+from raymrc.study.record import BOTH_FOUND, NoteCounts, Record
 from raymrc.study.spec import load_spec
 from raymrc.study.verdict import summarise
 from tests.browser import Visit, browser, needs_chromium
@@ -124,6 +124,17 @@ def test_sections_with_nothing_to_show_are_left_out(tmp_path):
 def test_what_no_answer_can_be_is_told_under_the_labels(tmp_path):
     runs = [replace(record(f), unreachable=2, unreachable_reasons={"no_piece": 2}) for f in (0, 1)]
     assert "no piece 4)" in sections_of(small(tmp_path, runs))["labels"].tables[0].note
+
+
+def test_mentions_on_the_way_to_relations_have_a_table(tmp_path):
+    notes = {
+        "n": NoteCounts({}, {}, mentions={"Drug": Counts(3, 1, 1), BOTH_FOUND: Counts(1, 0, 3)})
+    }
+    alone = small(tmp_path, [replace(record(f), notes=notes) for f in (0, 1)])
+    (table,) = sections_of(alone)["kinds"].tables
+    assert [row[1:] for row in table.rows] == [
+        ("Drug", "8", "75.00", "75.00", "75.00"), (BOTH_FOUND, "8", "-", "25.00", "-"),
+    ]  # fmt: skip
 
 
 def test_plots_stand_by_themselves_too_as_plotly_reads_them(rich, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 from raymrc.scoring.counts import Counts
 from raymrc.study.configuration import Cell
-from raymrc.study.record import Epoch, NoteCounts, Record
+from raymrc.study.record import BOTH_FOUND, Epoch, NoteCounts, Record
 from raymrc.study.verdict import (
     count_failing,
     describe,
@@ -265,6 +265,18 @@ def test_gold_that_no_answer_can_be_is_told_beside_the_table():
     assert found == {"no_mention": 3, "beyond_context": 3}
     assert Record.from_json(known[0].to_json()) == known[0]
     assert "counts as missed" not in shown(summarise([record()], 1))
+
+
+def test_mentions_on_the_way_to_relations_are_told_and_how_many_relations_they_leave():
+    mentions = {"Drug": Counts(3, 1, 1), BOTH_FOUND: Counts(1, 0, 3)}
+    runs = [replace(record(f), notes={"n": NoteCounts({}, {}, mentions=mentions)}) for f in (0, 1)]
+    assert all(Record.from_json(run.to_json()) == run for run in runs)
+    (summary,) = summarise(runs, 2)
+    (found,) = (one["mentions"] for one in summary.to_json()["configurations"])
+    assert (found["Drug"]["tp"], found[BOTH_FOUND]["fn"]) == (6, 6)
+    (line,) = (row for row in shown([summary]).splitlines() if BOTH_FOUND in row)
+    assert [cell.strip() for cell in line.split("│")[2:-1]] == [BOTH_FOUND, "8", "-", "25.00", "-"]
+    assert "Mentions found" not in shown(summarise([record()], 1))
 
 
 def test_events_are_told_in_a_table_of_their_own_and_other_tasks_have_none():

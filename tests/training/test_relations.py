@@ -24,8 +24,9 @@ from raymrc.model.backbones import Loaded, load
 from raymrc.model.strategies import STRATEGIES, count_parameters
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import find_asked, mentions_of
+from raymrc.scoring.counts import Counts
 from raymrc.study.configuration import Backbone, FoldRun
-from raymrc.study.record import Record
+from raymrc.study.record import BOTH_FOUND, Record, sum_notes
 from raymrc.training.batching import Row, StudyData, collate, collate_targets
 from raymrc.training.exam import Exam
 from raymrc.training.lane import TRAINING, VALIDATION, Lane
@@ -386,6 +387,29 @@ def test_perfect_answers_give_perfect_scores_in_as_many_rounds_as_the_task_has(
     for note, counts in zip(notes, exam.scores().values(), strict=True):
         assert sum(c.fp + c.fn for c in counts.strict.values()) == 0
         assert sum(c.tp for c in counts.strict.values()) == len(note.relations)
+        mentions = Counter(span.label for span in note.spans) if task == "end_to_end" else {}
+        assert counts.mentions == {
+            **{label: Counts(number, 0, 0) for label, number in mentions.items()},
+            **({BOTH_FOUND: Counts(len(note.relations), 0, 0)} if mentions else {}),
+        }
+
+
+def test_mentions_that_were_not_found_are_told_from_relations_that_were_not(
+    loaded: Loaded, relation_data: StudyData
+) -> None:
+    """A model that finds every mention but the numbers, and joins what it finds."""
+    lane = Lane(make_run(loaded, "end_to_end", "soft_prompt"), relation_data, loaded, CPU, 1000)
+    notes = relation_data.corpus.notes
+    exam = Exam(lane.builder, notes, lane.note_rows, lane.windows, lane.pieces)
+    for row in exam.next_round():
+        if lane.asked.labels[row.label] != "Dosage":
+            exam.hear(row, perfect(row, lane.notes[row.window.note_id], lane))
+    answer_by_gold(exam, lane.notes, lane)
+    total = sum_notes(exam.scores(), "mentions")
+    drugs = sum(span.label == "Drug" for note in notes for span in note.spans)
+    joined = Counter(r.label for note in notes for r in note.relations)
+    assert total["Drug"] == Counts(drugs, 0, 0) and total["Dosage"].tp == 0
+    assert total[BOTH_FOUND] == Counts(joined["ADE-Drug"], 0, joined["Dosage-Drug"])
 
 
 @pytest.fixture(scope="module")

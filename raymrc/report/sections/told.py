@@ -18,8 +18,8 @@ from raymrc.scoring.counts import Counts
 from raymrc.study.final import lost_in_test
 from raymrc.study.findings import Findings
 from raymrc.study.quantities import percent, points, short_count, size_of
-from raymrc.study.record import Record
-from raymrc.study.verdict import differing, out_of_reach, say_settings
+from raymrc.study.record import BOTH_FOUND, Record
+from raymrc.study.verdict import counts_row, differing, out_of_reach, say_settings
 
 MOST_STOPPED = 200
 """That are listed with their reasons; the export has all."""
@@ -82,7 +82,7 @@ def _label_heat(
 
 
 def events_and_subsets(findings: Findings) -> Section | None:
-    """Events by the 2022 scheme; nested, overlapping and discontinuous spans."""
+    """Events by the 2022 scheme; mentions on the way to relations; spans that nest, overlap, have gaps."""
     led = [(s, s.leader) for s in findings.summaries if s.leader is not None]
     names = cell_names(findings)
     plots, tables = [], []
@@ -106,12 +106,17 @@ def events_and_subsets(findings: Findings) -> Section | None:
             _counts_table("Events by the 2022 scheme, all folds together, in points", "of",
                           [(names[s.cell], leader.labels_events) for s, leader in led])
         )  # fmt: skip
+    if any(leader.mentions for _, leader in led):
+        tables.append(
+            _counts_table("Mentions found on the way to relations: strict, in points",
+                          "mentions", [(names[s.cell], leader.mentions) for s, leader in led])
+        )  # fmt: skip
     if any(leader.subsets for _, leader in led):
         tables.append(
             _counts_table("Nested, overlapping and discontinuous spans by themselves: strict, in points",
                           "spans", [(names[s.cell], leader.subsets) for s, leader in led])
         )  # fmt: skip
-    return Section("kinds", "Events and nested spans", (), plots, tables) if tables else None
+    return Section("kinds", "Events, mentions, nested spans", (), plots, tables) if tables else None
 
 
 def _counts_table(caption: str, of: str, rows: Iterable[tuple[str, Mapping[str, Counts]]]) -> Table:
@@ -120,7 +125,7 @@ def _counts_table(caption: str, of: str, rows: Iterable[tuple[str, Mapping[str, 
         (CELL, of, "gold", "precision", "recall", "F1"),
         "llrrrr",
         [
-            (name, kind, f"{c.tp + c.fn:,}", points(c.precision), points(c.recall), points(c.f1))
+            (name, kind, *counts_row(c, is_share=kind == BOTH_FOUND))
             for name, by_kind in rows
             for kind, c in by_kind.items()
         ],
