@@ -47,6 +47,9 @@ REFERENCE = {
     "racing": "none published: full grids",
     "prompt-shape": "none published: vectors at every layer throughout",
     "prompt-initialisation": "none published: the start is not told",
+    "prompt-from-another-source": "none published: the start is not told",
+    "reparametrisation": "none published: how vectors are made is not told",
+    "nested": "nested and overlapping concepts are why it asks questions; no figure",
 }
 """What the reference study shows, by the name of the study file."""
 

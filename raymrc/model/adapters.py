@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import raymrc
+from raymrc.corpora.problems import first_few
 from raymrc.errors import AdapterError, BackboneError
 from raymrc.model.backbones import file_digest
 
@@ -158,10 +159,11 @@ def read_adapter(place: Path | str) -> Adapter:
     """What a saved adapter was trained for. Reads its header, and all of it for the fingerprint; no torch.
 
     Args:
-        place: the file, or the folder that holds it.
+        place: the file, or a folder with no other in it or below it.
 
     Raises:
-        AdapterError: it is not there, not whole, or not written by a raymrc that this one understands.
+        AdapterError: it is not there, is not the only one, not whole, or not written by a raymrc that this
+            one understands.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -244,7 +246,13 @@ def read_prompt(adapter: Adapter) -> SavedPrompt:
 def _file_of(place: Path | str) -> Path:
     path = Path(place)
     if path.is_dir():
-        path = path / ADAPTER_FILE
+        below = sorted(path.rglob(ADAPTER_FILE))
+        if len(below) > 1:
+            names = [str(one.parent.relative_to(path)) for one in below]
+            raise AdapterError(
+                f"{path}: {len(below)} adapters are below it ({first_few(names)}); name one of them"
+            )
+        path = below[0] if below else path / ADAPTER_FILE
     if not path.is_file():
         raise AdapterError(f"{path}: there is no adapter")
     return path

@@ -131,6 +131,21 @@ def test_writing_that_fails_leaves_the_earlier_file_and_nothing_else(
     assert place.read_bytes() == before
 
 
+def test_a_folder_stands_for_the_only_adapter_below_it(tiny_bert: Loaded, tmp_path: Path):
+    model = trained(tiny_bert)
+    one = written(tmp_path / "cell" / "seed-1", tiny_bert, model)
+    assert read_adapter(tmp_path).place == read_adapter(tmp_path / "cell").place == one
+    written(tmp_path / "cell" / "seed-2", tiny_bert, model)
+    with pytest.raises(
+        AdapterError, match=r"2 adapters are below it \(cell/seed-1, cell/seed-2\); name"
+    ):
+        read_adapter(tmp_path)
+    assert read_adapter(tmp_path / "cell" / "seed-1").place == one
+    (tmp_path / "none").mkdir()
+    with pytest.raises(AdapterError, match="there is no adapter"):
+        read_adapter(tmp_path / "none")
+
+
 def test_a_file_in_the_way_of_the_folder_is_one_sentence(tiny_bert: Loaded, tmp_path: Path):
     (tmp_path / "a").write_text("")
     with pytest.raises(AdapterError, match="cannot be written"):
