@@ -46,6 +46,7 @@ from raymrc.study.verdict import (
     CellSummary,
     ConfigurationSummary,
     FrozenGap,
+    best_pairs,
     frozen_gap,
     frozen_pairs,
 )
@@ -153,6 +154,36 @@ class Conclusion:
 
 
 @dataclass(frozen=True)
+class Overall:
+    """The best frozen winner of all backbones of a corpus against the best trained one.
+
+    Args:
+        frozen, unfrozen: their backbones' names, which may be one.
+        usd, device_seconds: of the frozen and of the trained winner, all folds.
+    """
+
+    frozen: str
+    unfrozen: str
+    conclusion: Conclusion
+    usd: tuple[float, float]
+    device_seconds: tuple[float, float]
+
+    @property
+    def name(self) -> str:
+        """What it is of: corpus and shots."""
+        return self.conclusion.gap.name.replace(f"/{self.conclusion.gap.backbone}", "", 1)
+
+    def to_json(self) -> dict[str, Any]:
+        values = self.conclusion.to_json()
+        del values["backbone"]
+        return {
+            "frozen_backbone": self.frozen,
+            "unfrozen_backbone": self.unfrozen,
+            **values,
+        }
+
+
+@dataclass(frozen=True)
 class WinnerScore:
     """A winner's pooled strict micro F1.
 
@@ -214,7 +245,8 @@ class Conclusions:
         margin: of practical equivalence, F1 from 0 to 1.
         num_compared: gaps and sites that Holm's adjustment is over.
         frontier: cells whose winner no other one of its corpus beats in F1, money, time, energy, memory and
-            bytes kept together.
+            bytes kept together, as far as these are known of all of them.
+        overall: best against best, of each corpus with several backbones.
     """
 
     margin: float
@@ -223,12 +255,24 @@ class Conclusions:
     winners: tuple[WinnerScore, ...]
     by_size: tuple[BySize, ...]
     frontier: tuple[str, ...]
+    overall: tuple[Overall, ...] = ()
+
+    @property
+    def compared(self) -> tuple[tuple[str, Conclusion], ...]:
+        """All gaps, each with a name: those between two backbones first."""
+        across = [
+            (f"{one.name}/{one.frozen} frozen, {one.unfrozen} trained", one.conclusion)
+            for one in self.overall
+            if one.frozen != one.unfrozen
+        ]
+        return (*across, *((one.gap.name, one) for one in self.gaps))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. F1, gaps and the margin run from 0 to 1."""
         return {
             "equivalence": self.margin,
             "compared": self.num_compared,
+            "overall": [best.to_json() for best in self.overall],
             "gaps": [conclusion.to_json() for conclusion in self.gaps],
             "winners": [winner.to_json() for winner in self.winners],
             "by_size": [fitted.to_json() for fitted in self.by_size],
@@ -248,7 +292,12 @@ def conclude(
             known.
     """
     known = groups or {}
-    pairs = frozen_pairs(summaries)
+    of_backbones = frozen_pairs(summaries)
+    best = best_pairs(summaries)
+    # Where the best frozen and the best trained one are of one backbone they are compared once.
+    by_cells = {(f.cell, u.cell): (f, u) for f, u in of_backbones}
+    by_cells |= {(f.cell, u.cell): (f, u) for f, u in best}
+    pairs = list(by_cells.values())
     compared: dict[tuple[int, str], Comparison | str] = {}
     for place, pair in enumerate(pairs):
         frozen, unfrozen = (_winner(of) for of in pair)
@@ -278,15 +327,27 @@ def conclude(
                 per_point=per_point,
             )
         )
+    gaps = conclusions[: len(of_backbones)]
+    by_pair = dict(zip(by_cells, conclusions, strict=True))
     return Conclusions(
         margin=margin,
         num_compared=sum(
             isinstance(one, Comparison) and one.has_spread for one in compared.values()
         ),
-        gaps=tuple(conclusions),
+        gaps=tuple(gaps),
         winners=scores,
-        by_size=_by_size([conclusion.gap for conclusion in conclusions], margin),
+        by_size=_by_size([conclusion.gap for conclusion in gaps], margin),
         frontier=_frontier(summaries),
+        overall=tuple(
+            Overall(
+                frozen=f.cell.backbone.name,
+                unfrozen=u.cell.backbone.name,
+                conclusion=by_pair[f.cell, u.cell],
+                usd=(_winner(f).cost_usd, _winner(u).cost_usd),
+                device_seconds=(_winner(f).device_seconds, _winner(u).device_seconds),
+            )
+            for f, u in best
+        ),
     )
 
 
@@ -542,7 +603,10 @@ def _frontier(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
             (w.cost_usd, w.device_seconds, w.energy_kwh, w.peak_bytes, w.adapter_bytes)
             for w in winners
         ]
-        best = pareto([winner.strict.mean or 0.0 for winner in winners], costs)
+        # What one of them is not known to cost, it must not win by.
+        known = [of_all for of_all in zip(*costs, strict=True) if all(of_all)]
+        of_each = list(zip(*known, strict=True)) or [()] * len(winners)
+        best = pareto([winner.strict.mean or 0.0 for winner in winners], of_each)
         found += [members[place].cell.name for place in best]
     return tuple(found)
 
@@ -551,9 +615,41 @@ def _frontier(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
 
 
 def sentences(conclusions: Conclusions) -> tuple[str, ...]:
-    """A paragraph a gap, and one a corpus with several sizes."""
-    said = [_of_gap(one, conclusions) for one in conclusions.gaps]
+    """A paragraph for each corpus with several backbones, one a gap, and one a corpus with several sizes."""
+    said = [_of_best(one, conclusions) for one in conclusions.overall]
+    said += [_of_gap(one, conclusions) for one in conclusions.gaps]
     return (*said, *(_of_size(one, conclusions.margin) for one in conclusions.by_size))
+
+
+def _of_best(one: Overall, all_of_them: Conclusions) -> str:
+    """What to do, how sure it is, and what it costs."""
+    gap, home = one.conclusion.gap, one.conclusion.home
+    frozen, unfrozen = f"{one.frozen} ({gap.frozen})", f"{one.unfrozen} ({gap.unfrozen})"
+    is_across = one.frozen != one.unfrozen
+    against = one.unfrozen if is_across else gap.unfrozen
+    advice = {
+        EQUIVALENT: f"freeze {frozen}.",
+        AHEAD: f"freeze {frozen}.",
+        BEHIND: f"train {unfrozen}.",
+        UNSURE: "not enough data to say.",
+    }[home.outcome]
+    parts = [
+        f"{one.name}, best against best of all backbones: {advice}",
+        f"The best frozen one is {frozen}, the best trained one {unfrozen}.",
+        _evidence(home, against, all_of_them.margin, all_of_them.num_compared),
+    ]
+    unit, (freezing, training) = (
+        ("USD", one.usd) if all(one.usd) else ("device seconds", one.device_seconds)
+    )
+    if freezing and training:
+        parts.append(
+            f"Over all folds the frozen one cost {freezing:.3g} {unit}, the trained one {training:.3g}."
+        )
+    if gap.adapter_share is not None:
+        parts.append(f"Freezing keeps {_percent(gap.adapter_share)} of the bytes for a task.")
+    if is_across:  # else its backbone's own paragraph has it
+        parts += _elsewhere(one.conclusion, against, all_of_them)
+    return " ".join(parts)
 
 
 def _of_gap(one: Conclusion, all_of_them: Conclusions) -> str:
@@ -570,16 +666,23 @@ def _of_gap(one: Conclusion, all_of_them: Conclusions) -> str:
         parts.append(_price_of_lead(one))
     else:
         parts.append(_price_of_freezing(gap))
+    parts += _elsewhere(one, gap.unfrozen, all_of_them)
+    return " ".join(part for part in parts if part)
+
+
+def _elsewhere(one: Conclusion, against: str, all_of_them: Conclusions) -> list[str]:
+    """At each other site, and what to do there where that is something else."""
+    parts = []
     for site, judged in one.away.items():
-        evidence = _evidence(judged, gap.unfrozen, margin, over)
+        evidence = _evidence(judged, against, all_of_them.margin, all_of_them.num_compared)
         only = ""
-        if judged.outcome in (AHEAD, EQUIVALENT) and home.outcome in (BEHIND, UNSURE):
+        if judged.outcome in (AHEAD, EQUIVALENT) and one.home.outcome in (BEHIND, UNSURE):
             only = " For notes from there, freeze."
-        if judged.outcome == BEHIND and home.outcome != BEHIND:
+        if judged.outcome == BEHIND and one.home.outcome != BEHIND:
             only = " For notes from there, train the backbone."
         enough = "not enough data. " if judged.outcome == UNSURE else ""
         parts.append(f"At {site}: {enough}{evidence}{only}")
-    return " ".join(part for part in parts if part)
+    return parts
 
 
 def _evidence(judged: Judgement, unfrozen: str, margin: float, over: int) -> str:
@@ -676,7 +779,7 @@ def render(conclusions: Conclusions) -> RenderableType:
                 winner.cell, points(winner.f1), ends(winner.interval), str(winner.num_groups)
             )
         shown.append(table)
-    if conclusions.gaps:
+    if conclusions.compared:
         margin = f"{100 * conclusions.margin:g}"
         table = Table(title="How sure the gaps are: what frozen is behind by, in points")
         table.add_column("corpus / backbone", no_wrap=True)
@@ -685,7 +788,7 @@ def render(conclusions: Conclusions) -> RenderableType:
             "p, no gap", f"p, not within {margin}",
         ):  # fmt: skip
             table.add_column(heading, justify="right", no_wrap=True)
-        for one in conclusions.gaps:
+        for name, one in conclusions.compared:
             for site, judged in {"": one.home, **one.away}.items():
                 of_gap, chances = judged.comparison, judged.probabilities
                 figures = ["-"] * 5
@@ -694,7 +797,7 @@ def render(conclusions: Conclusions) -> RenderableType:
                     unlikely = (judged.p_difference, judged.p_equivalence)
                     figures = [*map(chance, likely), *(f"{p:.2g}" for p in unlikely)]
                 table.add_row(
-                    one.gap.name + (f" at {site}" if site else ""),
+                    name + (f" at {site}" if site else ""),
                     points(None if of_gap is None else of_gap.difference),
                     ends(judged.interval),
                     *figures,

@@ -352,19 +352,42 @@ def frozen_gaps(summaries: Sequence[CellSummary]) -> tuple[FrozenGap, ...]:
 
 def frozen_pairs(summaries: Sequence[CellSummary]) -> tuple[tuple[CellSummary, CellSummary], ...]:
     """The frozen cell and the best trained one of each backbone with a winner on both sides; by size."""
-    sides: dict[tuple[str, str, str, int | None, str], dict[bool, list[CellSummary]]] = {}
+    pairs = (_best_of_sides(of) for of in _together(summaries, by_backbone=True))
+    return tuple(sorted(filter(None, pairs), key=lambda pair: _backbone_parameters(pair[0])))
+
+
+def best_pairs(summaries: Sequence[CellSummary]) -> tuple[tuple[CellSummary, CellSummary], ...]:
+    """The best frozen and the best trained cell of each corpus with several backbones, whichever these are
+    of: whether to freeze a large one or to train a smaller one."""
+    several = (
+        of
+        for of in _together(summaries, by_backbone=False)
+        if len({summary.cell.backbone.name for summary in of}) > 1
+    )
+    return tuple(filter(None, map(_best_of_sides, several)))
+
+
+def _together(summaries: Sequence[CellSummary], *, by_backbone: bool) -> list[list[CellSummary]]:
+    """Cells with a winner that may be set against each other."""
+    found: dict[tuple[Any, ...], list[CellSummary]] = {}
     for summary in summaries:
         cell = summary.cell
         if summary.winner is not None and cell.strategy in STRATEGIES:
-            compared = (cell.task, cell.corpus, cell.backbone.name, cell.shots, cell.shots_of)
-            side = sides.setdefault(compared, {})
-            side.setdefault(STRATEGIES[cell.strategy].trains_backbone, []).append(summary)
-    pairs = [
-        (max(side[False], key=_validation), max(side[True], key=_validation))
-        for side in sides.values()
-        if len(side) == 2
-    ]
-    return tuple(sorted(pairs, key=lambda pair: _backbone_parameters(pair[0])))
+            same = (cell.task, cell.corpus, cell.shots, cell.shots_of)
+            key = (*same, cell.backbone.name) if by_backbone else same
+            found.setdefault(key, []).append(summary)
+    return list(found.values())
+
+
+def _best_of_sides(among: Sequence[CellSummary]) -> tuple[CellSummary, CellSummary] | None:
+    """On validation, the best frozen and the best trained one; None where a side has none."""
+    trained, frozen = (
+        [s for s in among if STRATEGIES[s.cell.strategy].trains_backbone == trains]
+        for trains in (True, False)
+    )
+    if not (trained and frozen):
+        return None
+    return max(frozen, key=_validation), max(trained, key=_validation)
 
 
 def frozen_gap(frozen: CellSummary, unfrozen: CellSummary) -> FrozenGap:

@@ -240,7 +240,12 @@ def test_a_search_that_drew_its_settings_shows_its_configurations_as_points(tmp_
 
 
 def test_the_decision_tile_says_what_the_sentences_say(tmp_path, rich):
-    assert build_facts(rich)[0].value == "It depends"
+    decision = build_facts(rich)[0]
+    assert decision.value == "Not enough data"
+    assert decision.more == "gatortron-8.9b frozen against gatortron-8.9b trained"
+    shots = make_findings(tmp_path, FEW_SHOT)
+    assert len(shots.conclusions.overall) == 4
+    assert build_facts(shots)[0].more == "on all 8 that were compared"
     good, poor = {"Drug": Counts(9, 1, 1)}, {"Drug": Counts(2, 8, 8)}
     one_sided = [
         record(f, of=cell(strategy), counts=counts, validation_f1=0.5 + f / 100)
@@ -248,6 +253,20 @@ def test_the_decision_tile_says_what_the_sentences_say(tmp_path, rich):
         for f in (0, 1)
     ]
     assert build_facts(small(tmp_path, one_sided))[0].value == "Not enough data"
+    fair = [{"Drug": Counts(5, 5 + f, 5)} for f in range(4)]
+    fewer = [
+        record(f, of=replace(cell(strategy), shots=5), counts=counts)
+        for strategy, by_fold in (("soft_prompt", fair), ("frozen_soft_prompt", fair[::-1]))
+        for f, counts in enumerate(by_fold)
+    ]
+    clear = [
+        record(f, of=cell(strategy), counts={"Drug": Counts(tp, 10 - tp + f % 2, 10 - tp)})
+        for strategy, tp in (("soft_prompt", 9), ("frozen_soft_prompt", 2))
+        for f in range(4)
+    ]
+    summaries = summarise([*fewer, *clear], 4)
+    mixed = replace(small(tmp_path, []), summaries=summaries, conclusions=conclude(summaries, 0.01))
+    assert build_facts(mixed)[0].value == "It depends"
 
 
 def test_whatever_a_study_holds_is_shown_and_never_run(tmp_path):

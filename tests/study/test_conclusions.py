@@ -117,6 +117,52 @@ def test_a_clear_win_is_told_with_its_price():
     assert "Training it costs no more than freezing" in sentences(cheap)[0]
 
 
+def test_a_large_frozen_backbone_is_held_against_a_small_trained_one():
+    """The question of who may choose: of all backbones, the best to freeze and the best to train."""
+    poor = [f1 - 0.05 for f1 in FAR]
+    small = list(ledger(LEVEL, poor, of="small", usd=(1.0, 0.1)))
+    # Too large to be trained: it has no other side of its own.
+    large = [
+        replace(r, validation_f1=0.6)
+        for r in ledger(LEVEL, CLOSE, of="large", size=10**6, usd=(9.0, 0.5))
+        if "frozen" in r.fold_run.configuration.cell.strategy
+    ]
+    found = concluded([*small, *large])
+    (one,) = found.overall
+    assert (one.frozen, one.unfrozen) == ("large", "small")
+    assert one.conclusion.home.outcome == EQUIVALENT and found.gaps[0].home.outcome == BEHIND
+    assert found.num_compared == 2 and len(found.gaps) == 1
+    first, second = sentences(found)
+    assert first.startswith(
+        "notes, best against best of all backbones: freeze large (frozen_soft_prompt). The best frozen "
+        "one is large (frozen_soft_prompt), the best trained one small (soft_prompt). Frozen is within "
+        "1 point of small"
+    )
+    assert "Over all folds the frozen one cost 2.5 USD, the trained one 5." in first
+    assert second.startswith("notes/small: train the backbone")
+    assert [name for name, _ in found.compared] == [
+        "notes/large frozen, small trained", "notes/small",
+    ]  # fmt: skip
+    (values,) = json.loads(json.dumps(found.to_json()))["overall"]
+    assert (values["frozen_backbone"], values["outcome"]) == ("large", EQUIVALENT)
+
+
+def test_where_best_against_best_is_one_backbone_s_own_gap_it_is_compared_once():
+    worse = [f1 - 0.2 for f1 in LEVEL]
+    records = [
+        *ledger(LEVEL, FAR, of="good"),
+        *(replace(r, validation_f1=0.1) for r in ledger(worse, worse[::-1], of="poor")),
+    ]
+    found = concluded(records)
+    (one,) = found.overall
+    assert (one.frozen, one.unfrozen) == ("good", "good")
+    assert found.num_compared == 2 and one.conclusion in found.gaps
+    assert sentences(found)[0].startswith(
+        "notes, best against best of all backbones: train good (soft_prompt)."
+    )
+    assert not concluded(ledger(LEVEL, FAR)).overall
+
+
 def test_frozen_ahead_is_told_as_freeze():
     found = concluded(ledger(FAR, LEVEL))
     assert found.gaps[0].home.outcome == AHEAD
@@ -326,6 +372,17 @@ def test_who_draws_less_for_the_same_is_on_the_frontier():
 
     found = concluded([*on("NVIDIA A100-SXM4-40GB", "one"), *on("NVIDIA A10G", "other")])
     assert found.frontier == ("notes/other/soft_prompt",)
+
+
+def test_what_one_of_them_is_not_known_to_cost_is_no_reason_to_stay_on_the_frontier():
+    def of(name: str, **changed) -> list[Record]:
+        made = ledger(LEVEL, LEVEL, of=name, seconds=(100.0, 100.0), usd=(1.0, 1.0))
+        return [replace(r, peak_bytes=10**9, adapter_bytes=4, device="cpu") for r in made][:5]
+
+    unknown = [replace(r, device="a new one", device_seconds=200.0) for r in of("other")]
+    assert concluded([*of("one"), *unknown]).frontier == ("notes/one/soft_prompt",)
+    lighter = [replace(r, device_seconds=200.0, peak_bytes=10**8) for r in of("other")]
+    assert len(concluded([*of("one"), *lighter]).frontier) == 2, "memory is a reason"
 
 
 def test_conclusions_are_plain_json_and_the_same_every_time():

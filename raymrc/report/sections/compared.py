@@ -15,13 +15,13 @@ from raymrc.report.sections.naming import (
     curve_mark,
     curve_row,
     fold_interval,
-    gap_name,
     has_events,
     in_order,
     note_intervals,
     plus_minus,
     settings_of,
     winner_of,
+    without_corpus,
     won,
 )
 from raymrc.study.conclusions import (
@@ -109,13 +109,14 @@ def winners(findings: Findings) -> Section | None:
 
 def gaps(findings: Findings) -> Section | None:
     found = findings.conclusions
-    if not found.gaps:
+    if not found.compared:
         return None
     names, marks, rows = [], dict[str, list[Mark]](), []
     margin = 100 * found.margin
-    for one in found.gaps:
+    for said, one in found.compared:
         for site, judged in {"": one.home, **one.away}.items():
-            name = gap_name(one, findings) + (f" at {site}" if site else "")
+            name = without_corpus(said, one.gap.corpus, findings)
+            name += f" at {site}" if site else ""
             of_gap, likely = judged.comparison, judged.probabilities
             advice = advice_of(judged)
             value = None if of_gap is None else of_gap.difference

@@ -16,7 +16,7 @@ from raymrc.report.sections.naming import (
     winner_of,
     won,
 )
-from raymrc.study.conclusions import ends
+from raymrc.study.conclusions import Overall, ends
 from raymrc.study.findings import Findings
 from raymrc.study.quantities import points
 from raymrc.study.statistics import Interval
@@ -41,15 +41,12 @@ def build_facts(findings: Findings) -> tuple[Fact, ...]:
                 + _interval_words("95 % interval", note_intervals(findings)[best.cell.name]),
             )
         )
-    if gaps:
-        one = gaps[-1]
-        facts.append(
-            Fact(
-                "Frozen behind by, points",
-                points(one.gap.gap),
-                f"{_spaced(gap_name(one, findings))}, {_interval_words('95 % interval', one.home.interval)}",
-            )
-        )
+    best_of_all = _best_of_all(findings)
+    if best_of_all is not None or gaps:
+        one = gaps[-1] if best_of_all is None else best_of_all.conclusion
+        of = "best against best" if best_of_all is not None else _spaced(gap_name(one, findings))
+        interval = _interval_words("95 % interval", one.home.interval)
+        facts.append(Fact("Frozen behind by, points", points(one.gap.gap), f"{of}, {interval}"))
     seconds, usd = (
         sum(getattr(s, name) for s in summaries) for name in ("device_seconds", "cost_usd")
     )
@@ -68,9 +65,19 @@ def build_facts(findings: Findings) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
+def _best_of_all(findings: Findings) -> Overall | None:
+    """Best against best, where it is of all that the study compares."""
+    overall = findings.conclusions.overall
+    return overall[0] if len(overall) == 1 else None
+
+
 def _decision(findings: Findings) -> Fact:
-    gaps = findings.conclusions.gaps
+    gaps, best_of_all = findings.conclusions.gaps, _best_of_all(findings)
     marks = {FREEZE: "freeze", TRAIN: "train", UNSURE: "unsure"}
+    if best_of_all is not None:
+        advice = advice_of(best_of_all.conclusion.home)
+        more = f"{best_of_all.frozen} frozen against {best_of_all.unfrozen} trained"
+        return Fact("Decision", advice.capitalize(), more, marks[advice])
     if not gaps:
         return Fact(
             "Decision", "Nothing to compare yet", "no backbone has a winner on both sides", "unsure"
