@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -214,10 +214,11 @@ class WinnerScore:
 
 @dataclass(frozen=True)
 class BySize:
-    """Frozen gaps of one corpus against the backbones' size.
+    """Frozen gaps of one corpus, and F1, against the backbones' size.
 
     Args:
-        fit, parity: None where sizes are too few; `why` says how many.
+        fit, parity: of the gap; None where sizes are too few; `why` says how many.
+        f1: of each strategy's winners; only of strategies with sizes enough.
     """
 
     corpus: str
@@ -225,17 +226,21 @@ class BySize:
     fit: SizeFit | None
     parity: ParitySize | None
     why: str = ""
+    f1: Mapping[str, SizeFit] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "corpus": self.corpus,
             "sizes": self.num_sizes,
-            "fit": None
-            if self.fit is None
-            else asdict(self.fit) | {"slope_interval": asdict(self.fit.slope_interval())},
+            "fit": None if self.fit is None else _fit_json(self.fit),
             "parity": None if self.parity is None else asdict(self.parity),
+            "f1": {strategy: _fit_json(fit) for strategy, fit in self.f1.items()},
             "why": self.why or None,
         }
+
+
+def _fit_json(fit: SizeFit) -> dict[str, Any]:
+    return asdict(fit) | {"slope_interval": asdict(fit.slope_interval())}
 
 
 @dataclass(frozen=True)
@@ -336,7 +341,7 @@ def conclude(
         ),
         gaps=tuple(gaps),
         winners=scores,
-        by_size=_by_size([conclusion.gap for conclusion in gaps], margin),
+        by_size=_by_size([conclusion.gap for conclusion in gaps], margin, summaries),
         frontier=_frontier(summaries),
         overall=tuple(
             Overall(
@@ -570,14 +575,31 @@ def _validated_elsewhere(fold_runs: Sequence[Record]) -> Array:
     return np.stack([_by_fold(fold_runs, of_fold.tolist()) for of_fold in values], axis=1)
 
 
-def _by_size(gaps: Sequence[FrozenGap], margin: float) -> tuple[BySize, ...]:
+def _by_size(
+    gaps: Sequence[FrozenGap], margin: float, summaries: Sequence[CellSummary]
+) -> tuple[BySize, ...]:
     together: dict[tuple[str, str, int | None, str], list[FrozenGap]] = {}
     for gap in gaps:
         together.setdefault((gap.task, gap.corpus, gap.shots, gap.shots_of), []).append(gap)
     found = []
-    for (_, corpus, shots, shots_of), members in together.items():
+    for (task, corpus, shots, shots_of), members in together.items():
         if len(members) < 2:
             continue
+        size_of = {gap.backbone: gap.backbone_parameters for gap in members}
+        f1: dict[str, list[tuple[int, float]]] = {}
+        for summary in summaries:
+            cell = summary.cell
+            is_here = (cell.task, cell.corpus, cell.shots, cell.shots_of) == (
+                task,
+                corpus,
+                shots,
+                shots_of,
+            )
+            if is_here and summary.winner is not None and cell.backbone.name in size_of:
+                known = size_of[cell.backbone.name], summary.winner.strict.mean or 0.0
+                f1.setdefault(cell.strategy, []).append(known)
+        fits = {strategy: _fit(known) for strategy, known in f1.items()}
+        of_f1 = {strategy: fit for strategy, fit in fits.items() if fit is not None}
         where = corpus + (f"/{shots} {shots_of}" if shots else "")
         sizes = [gap.backbone_parameters for gap in members]
         try:
@@ -585,8 +607,17 @@ def _by_size(gaps: Sequence[FrozenGap], margin: float) -> tuple[BySize, ...]:
         except ValueError as error:
             found.append(BySize(where, len(set(sizes)), None, None, str(error)))
         else:
-            found.append(BySize(where, len(set(sizes)), fit, parity_size(fit, margin)))
+            parity = parity_size(fit, margin)
+            found.append(BySize(where, len(set(sizes)), fit, parity, f1=of_f1))
     return tuple(found)
+
+
+def _fit(known: Sequence[tuple[int, float]]) -> SizeFit | None:
+    """Of F1 against parameters; None where they are too few."""
+    try:
+        return fit_sizes([size for size, _ in known], [f1 for _, f1 in known])
+    except ValueError:
+        return None
 
 
 def _frontier(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
@@ -752,13 +783,19 @@ def _of_size(one: BySize, margin: float) -> str:
         f"{one.corpus}, by size: over {one.num_sizes} sizes a tenfold of parameters changes what frozen is "
         f"behind by {100 * one.fit.slope:+.1f} points (95 % interval {ends(slope)})."
     )
+    changes = [
+        f"{100 * fit.slope:+.1f} under {strategy} ({ends(fit.slope_interval())})"
+        for strategy, fit in one.f1.items()
+    ]
+    f1 = f" F1 itself changes by {', '.join(changes)}." if changes else ""
     parity = one.parity
     if parity.parameters is None or parity.interval.low is None or parity.interval.high is None:
-        return f"{said} From which size on it is at most {100 * margin:g}, these sizes do not tell."
+        return f"{said} From which size on it is at most {100 * margin:g}, these sizes do not tell.{f1}"
     beyond = ", beyond the sizes that were tried" if parity.is_extrapolated else ""
+    low, high = (short_count(round(end)) for end in (parity.interval.low, parity.interval.high))
     return (
         f"{said} It comes down to {100 * margin:g} at {short_count(round(parity.parameters))} parameters "
-        f"({short_count(round(parity.interval.low))} to {short_count(round(parity.interval.high))}){beyond}."
+        f"({low} to {high}){beyond}.{f1}"
     )
 
 

@@ -137,6 +137,21 @@ def test_mentions_on_the_way_to_relations_have_a_table(tmp_path):
     ]  # fmt: skip
 
 
+def test_f1_by_size_is_that_of_the_winners_with_its_slope(rich):
+    (plot,) = (p for p in sections_of(rich)["size"].plots if p.title.startswith("F1 by size"))
+    (fitted,) = rich.conclusions.by_size
+    assert plot.table is not None
+    said = {(row[0], row[1]): row for row in plot.table.rows}
+    assert len(said) == 16
+    for summary in rich.summaries:
+        row, cell = said[summary.cell.strategy, summary.cell.backbone.name], summary.cell
+        assert row[3] == f"{100 * summary.winner.strict.mean:.2f}"
+        assert row[6] == f"{100 * fitted.f1[cell.strategy].slope:+.1f}"
+    for trace in plot.figure["data"]:
+        if len(trace["x"]) == 4:
+            assert list(trace["x"]) == sorted(trace["x"]) and len(set(trace["x"])) == 4
+
+
 def test_plots_stand_by_themselves_too_as_plotly_reads_them(rich, tmp_path):
     from plotly.io import read_json
 

@@ -356,6 +356,20 @@ def test_few_sizes_are_refused_and_enough_tell_where_parity_is():
     assert fitted.fit.slope == pytest.approx(-0.02, abs=0.001)
     assert "over 4 sizes a tenfold of parameters changes" in sentences(enough)[-1]
     assert "It comes down to 1 at" in sentences(enough)[-1]
+    # The trained one does not change with size, and the frozen one makes up what the gap loses.
+    assert fitted.f1["soft_prompt"].slope == pytest.approx(0)
+    assert fitted.f1["frozen_soft_prompt"].slope == pytest.approx(0.02, abs=0.001)
+    assert sentences(enough)[-1].endswith(
+        "F1 itself changes by +2.0 under frozen_soft_prompt (1.9 to 2.1), "
+        "+0.0 under soft_prompt (0.0 to 0.0)."
+    )
+    assert (
+        json.loads(json.dumps(fitted.to_json()))["f1"]["frozen_soft_prompt"]["slope_interval"][
+            "low"
+        ]
+        < 0.02
+    )
+    assert few.by_size[0].f1 == {}
     assert not concluded(sized([10**6])).by_size
 
 

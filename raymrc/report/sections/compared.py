@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from raymrc.report import figures
 from raymrc.report.figures import Mark, in_points
 from raymrc.report.parts import Plot, Section, Table
@@ -26,6 +28,8 @@ from raymrc.report.sections.naming import (
 )
 from raymrc.study.conclusions import (
     UNKNOWN,
+    BySize,
+    Conclusion,
     chance,
     ends,
 )
@@ -225,7 +229,52 @@ def by_size(findings: Findings) -> Section | None:
                 is_wide=fitted.fit is not None,
             )
         )
+        plots.append(_f1_by_size(fitted, of_corpus, findings))
     return Section("size", "By size", said, plots) if plots else None
+
+
+def _f1_by_size(fitted: BySize, of_corpus: Sequence[Conclusion], findings: Findings) -> Plot:
+    """Each strategy's winners, with what a tenfold of parameters changes."""
+    size_of = {one.gap.backbone: one.gap.backbone_parameters for one in of_corpus}
+    same = {(one.gap.task, one.gap.corpus, one.gap.shots, one.gap.shots_of) for one in of_corpus}
+    by_strategy: dict[str, list[CellSummary]] = {}
+    for summary in won(findings):
+        cell = summary.cell
+        if (
+            cell.task,
+            cell.corpus,
+            cell.shots,
+            cell.shots_of,
+        ) in same and cell.backbone.name in size_of:
+            by_strategy.setdefault(cell.strategy, []).append(summary)
+    marks: dict[str, list[Mark]] = {}
+    rows = []
+    for strategy, members in in_order(by_strategy).items():
+        fit = fitted.f1.get(strategy)
+        slope = [f"{100 * fit.slope:+.1f}", ends(fit.slope_interval())] if fit else ["-", "-"]
+        for summary in sorted(members, key=lambda s: size_of[s.cell.backbone.name]):
+            name, winner = summary.cell.backbone.name, winner_of(summary)
+            interval = fold_interval(winner)
+            marks.setdefault(strategy, []).append(
+                curve_mark(size_of[name], f"{strategy}, {name}", winner, interval)
+            )
+            size = short_count(size_of[name])
+            rows.append((strategy, name, size, *curve_row(winner, interval), *slope))
+    return Plot(
+        f"F1 by size: {fitted.corpus}",
+        "Strict F1 of each strategy's winner against the backbone's parameters on a logarithmic axis, with "
+        "95 % intervals over folds.",
+        figures.scatter(marks, "parameters of the backbone", "strict F1, points", log=True, lines=True),
+        400,
+        Table(
+            f"F1 by size: {fitted.corpus}",
+            ("strategy", "backbone", "parameters", "strict F1", "sd", "95 % interval over folds",
+             "a tenfold changes", "its interval"),
+            "llrrrrrr",
+            rows,
+        ),
+        is_wide=fitted.fit is not None,
+    )  # fmt: skip
 
 
 def few_examples(findings: Findings) -> Section | None:
