@@ -30,7 +30,7 @@ from raymrc.study.record import BOTH_FOUND, NoteCounts, Record
 from raymrc.study.spec import load_spec
 from raymrc.study.verdict import summarise
 from tests.browser import Visit, browser, needs_chromium
-from tests.commands import write_notes
+from tests.commands import raymrc, write_notes
 from tests.model.tiny import WORDS, tiny_checkpoint
 from tests.report.making import FEW_SHOT, STUDY, make_findings
 from tests.study.making import cell, record, spec_of
@@ -407,6 +407,75 @@ def test_a_real_study_s_page_is_drawn_in_a_browser_on_any_screen(real):
         visit.page.wait_for_url("**#labels")
         visit.page.emulate_media(media="print")
         assert not visit.page.locator("nav").is_visible()
+
+
+@needs_chromium
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [STUDY, FEW_SHOT], ids=["sizes, sites, races", "few notes"])
+def test_plots_that_a_small_study_has_not_are_drawn_on_any_screen_too(text, tmp_path):
+    page = write(make_findings(tmp_path, text), tmp_path / "out")
+    with browser() as chromium:
+        for width in (1280, 400):
+            visit = Visit(chromium, page, width)
+            assert visit.see_all() == visit.page.locator(".plot").count() > 4
+            assert (visit.overflow, visit.wrong) == (0, [])
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_on_paper_every_plot_is_drawn_and_nothing_is_folded_away(real, tmp_path):
+    with browser() as chromium:
+        visit = Visit(chromium, real / "out" / "real.html", 1280)
+        plots, drawn = visit.page.locator(".plot"), visit.page.locator("[data-state=drawn]")
+        assert drawn.count() < plots.count(), "nobody has scrolled"
+        folded = visit.page.locator("details:not([open])").count()
+        visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert (
+            drawn.count() == plots.count()
+            and visit.page.locator("details:not([open])").count() == 0
+        )
+        widths = visit.page.evaluate(
+            "[...document.querySelectorAll('.plot')].map(p => p._fullLayout.width)"
+        )
+        assert set(widths) == {680}
+        visit.page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert visit.page.locator("details:not([open])").count() == folded
+        pdf = visit.page.pdf(path=tmp_path / "page.pdf", format="A4")
+        assert (
+            pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") > 3
+        )
+        assert visit.wrong == []
+
+
+def test_the_terminal_s_verdict_is_the_page_s(real, monkeypatch, capsys):
+    monkeypatch.chdir(real)
+    assert main(["report", "study.yaml"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert main(["report", "study.yaml", "--json"]) == 0
+    sentences = json.loads(capsys.readouterr().out)["conclusions"]["sentences"]
+    text = html.unescape((real / "out" / "real.html").read_text()).replace("\u00a0", " ")
+    assert sentences
+    for sentence in sentences:
+        first, _, rest = sentence.partition(". ")
+        assert sentence in said and first in text and rest in text
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's, about its own database
+def test_sync_gives_the_study_s_run_its_page_and_plots(real, monkeypatch):
+    import mlflow
+
+    monkeypatch.chdir(real)
+    spec = load_spec(Path("study.yaml"))
+    done = raymrc("sync", "study.yaml", folder=real)
+    assert done.returncode == 0, done.stderr
+    client = mlflow.MlflowClient(spec.tracking_uri)
+    experiment = client.get_experiment_by_name("real")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.level = 'study'")
+    top = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert top == {"real.html", "plots"}
+    plots = {file.path for file in client.list_artifacts(run.info.run_id, "plots")}
+    assert plots == {f"plots/{path.name}" for path in (real / "runs/real/report/plots").iterdir()}
+    assert len(plots) >= 7
 
 
 @needs_chromium
