@@ -35,4 +35,4 @@ def print_final(findings: Findings) -> None:
 
     if findings.finals:
         validated = {s.cell: s.winner.strict.mean if s.winner else None for s in findings.summaries}
-        print_table(render_final(findings.finals, validated))
+        print_table(render_final(findings.finals, validated, findings.final_gaps))

@@ -48,18 +48,19 @@ class Known:
     """What a ledger is read against.
 
     Args:
-        corpus, transfer: None where this machine does not have the notes.
+        corpus, transfer, test: None where this machine does not have the notes.
     """
 
     plan: Plan
     corpus: Corpus | None
     transfer: dict[str, Corpus] | None
+    test: Corpus | None
 
     def find(self, spec: Spec, records: Sequence[Record]) -> Findings:
         """What the records say."""
         from raymrc.study.findings import find
 
-        return find(spec, self.plan, records, self.corpus, self.transfer)
+        return find(spec, self.plan, records, self.corpus, self.transfer, self.test)
 
 
 def known_at_hand(spec: Spec) -> Known:
@@ -76,7 +77,7 @@ def known_at_hand(spec: Spec) -> Known:
         initial_prompt=prompt,
         places=False,
     )
-    return Known(planned, corpus, transfer)
+    return Known(planned, corpus, transfer, test_at_hand(spec, corpus))
 
 
 def plan_at_hand(spec: Spec) -> tuple[Plan, Workload | None, Ledger | None]:

@@ -105,7 +105,7 @@ class _Job:
 def _findings(job: _Job, records: Sequence[Record]) -> Findings:
     from raymrc.study.findings import find
 
-    return find(job.spec, job.plan, records, job.data.corpus, job.data.transfer)
+    return find(job.spec, job.plan, records, job.data.corpus, job.data.transfer, job.data.test)
 
 
 def _prepare(study: Path, changes: list[str] | None, *, races: bool) -> _Job:

@@ -19,12 +19,22 @@ from raymrc.corpora.folders import new_folder
 from raymrc.corpora.note import Corpus
 from raymrc.errors import StudyError
 from raymrc.scoring.counts import Counts
+from raymrc.study.conclusions import UNKNOWN, ends, over_held_out_notes
 from raymrc.study.configuration import Cell, Configuration, FoldRun
 from raymrc.study.plan import Plan, fold_run
 from raymrc.study.quantities import points
 from raymrc.study.record import Record
 from raymrc.study.spec import Spec
-from raymrc.study.verdict import CellSummary, ConfigurationSummary, Spread, say_lost, spread
+from raymrc.study.statistics import Interval, TooFewError
+from raymrc.study.verdict import (
+    CellSummary,
+    ConfigurationSummary,
+    Spread,
+    frozen_gap,
+    frozen_pairs,
+    say_lost,
+    spread,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -114,6 +124,7 @@ class FinalScore:
         configuration: but for its seed.
         seeds: that are done, ascending.
         strict, lenient, events: micro F1, over seeds; see `ConfigurationSummary`.
+        interval: of the mean of strict, were other notes held out; models as trained.
         counts: strict, of one of the seeds.
         unreachable, unreachable_reasons: gold of the held-out notes that no answer can be.
     """
@@ -127,6 +138,7 @@ class FinalScore:
     unreachable: int
     unreachable_reasons: Mapping[str, int]
     counts: Counts
+    interval: Interval = UNKNOWN
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. F1 runs from 0 to 1."""
@@ -137,9 +149,77 @@ class FinalScore:
             "strict_f1": asdict(self.strict),
             "lenient_f1": asdict(self.lenient),
             "events_f1": asdict(self.events),
+            "interval": asdict(self.interval),
             "unreachable": self.unreachable,
             "unreachable_reasons": dict(self.unreachable_reasons),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class FinalGap:
+    """A frozen winner on held-out notes against the best trained one of its backbone.
+
+    Args:
+        name: corpus and backbone.
+        frozen, unfrozen: strategies.
+        gap: mean strict F1 over seeds of the trained one minus the frozen one's, 0 to 1.
+        interval: of the gap, were other notes held out; models as trained, so it judges no strategy.
+    """
+
+    name: str
+    frozen: str
+    unfrozen: str
+    gap: float
+    interval: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        side = "behind" if self.gap > 0 else "ahead of"
+        return (
+            f"{self.name}: on held-out notes {self.frozen} was {100 * abs(self.gap):.1f} points {side} "
+            f"{self.unfrozen} (95 % interval of what it is behind by, were other notes held out: "
+            f"{ends(self.interval)})."
+        )
+
+
+def final_gaps(
+    records: Iterable[Record],
+    summaries: Sequence[CellSummary],
+    groups: Mapping[str, str] | None = None,
+) -> tuple[FinalGap, ...]:
+    """The gaps of cross-validation on held-out notes, where both sides were scored on them.
+
+    Args:
+        groups: note id -> patient or article, of held-out notes.
+    """
+    by_cell = final_records(records)
+    found = []
+    for frozen, unfrozen in frozen_pairs(summaries):
+        froze, trained = by_cell.get(frozen.cell, []), by_cell.get(unfrozen.cell, [])
+        if not (froze and trained and froze[0].notes.keys() == trained[0].notes.keys()):
+            continue
+        f1 = [spread([r.strict.f1 for r in side]).mean or 0.0 for side in (trained, froze)]
+        found.append(
+            FinalGap(
+                frozen_gap(frozen, unfrozen).name,
+                frozen.cell.strategy,
+                unfrozen.cell.strategy,
+                f1[0] - f1[1],
+                _interval(trained, froze, groups),
+            )
+        )
+    return tuple(found)
+
+
+def _interval(
+    runs: Sequence[Record], others: Sequence[Record], groups: Mapping[str, str] | None
+) -> Interval:
+    try:
+        return over_held_out_notes(runs, others, groups)
+    except TooFewError:
+        return UNKNOWN
 
 
 def final_records(records: Iterable[Record]) -> dict[Cell, list[Record]]:
@@ -159,8 +239,14 @@ def final_records(records: Iterable[Record]) -> dict[Cell, list[Record]]:
     return found
 
 
-def final_scores(records: Iterable[Record], cells: Sequence[Cell]) -> tuple[FinalScore, ...]:
-    """What a study's ledger has of final tests, by cell, in the order of `cells`."""
+def final_scores(
+    records: Iterable[Record], cells: Sequence[Cell], groups: Mapping[str, str] | None = None
+) -> tuple[FinalScore, ...]:
+    """What a study's ledger has of final tests, by cell, in the order of `cells`.
+
+    Args:
+        groups: note id -> patient or article, of held-out notes.
+    """
     by_cell = final_records(records)
     scores = []
     for cell in cells:
@@ -179,6 +265,7 @@ def final_scores(records: Iterable[Record], cells: Sequence[Cell]) -> tuple[Fina
                 any_seed.unreachable,
                 any_seed.unreachable_reasons,
                 any_seed.strict,
+                _interval(runs, (), groups),
             )
         )
     return tuple(scores)
@@ -234,14 +321,18 @@ def lost_in_test(scores: Sequence[FinalScore]) -> str:
 
 
 def render_final(
-    scores: Sequence[FinalScore], validated: Mapping[Cell, float | None]
+    scores: Sequence[FinalScore],
+    validated: Mapping[Cell, float | None],
+    gaps: Sequence[FinalGap] = (),
 ) -> RenderableType:
-    """The final test as a table for the terminal.
+    """The final test as a table for the terminal, and what frozen is behind by there.
 
     Args:
         validated: mean strict F1 of each cell's winner over the folds.
     """
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
         title="Final test: F1 in points on held-out notes, mean over seeds",
@@ -252,15 +343,16 @@ def render_final(
     shown: list[tuple[str, Callable[[FinalScore], str]]] = [
         ("strict F1", lambda score: points(score.strict.mean)),
         ("sd", lambda score: points(score.strict.sd)),
+        ("95 % interval", lambda score: ends(score.interval)),
         ("lenient F1", lambda score: points(score.lenient.mean)),
         ("over folds", lambda score: points(validated.get(score.cell))),
         ("seeds", lambda score: str(len(score.seeds))),
         ("epochs", lambda score: str(score.configuration.epochs)),
     ]
     if with_events:
-        shown.insert(3, ("events F1", lambda score: points(score.events.mean)))
+        shown.insert(4, ("events F1", lambda score: points(score.events.mean)))
     for heading, _ in shown:
         table.add_column(heading, justify="right", no_wrap=True)
     for score in scores:
         table.add_row(score.cell.name, *(tell(score) for _, tell in shown))
-    return table
+    return Group(table, *(Text(f"\n{gap}") for gap in gaps))

@@ -11,7 +11,7 @@ from typing import Any
 
 from raymrc.corpora.note import Corpus
 from raymrc.study.conclusions import Conclusions, conclude
-from raymrc.study.final import FinalScore, final_scores
+from raymrc.study.final import FinalGap, FinalScore, final_gaps, final_scores
 from raymrc.study.plan import Plan, fold_run
 from raymrc.study.record import Record
 from raymrc.study.spec import Spec
@@ -34,6 +34,7 @@ class Findings:
     summaries: tuple[CellSummary, ...]
     conclusions: Conclusions
     finals: tuple[FinalScore, ...] = ()
+    final_gaps: tuple[FinalGap, ...] = ()
     closed: tuple[tuple[str, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -42,6 +43,7 @@ class Findings:
             **to_json(self.summaries),
             "conclusions": self.conclusions.to_json(),
             "final_test": [score.to_json() for score in self.finals],
+            "final_gaps": [gap.to_json() for gap in self.final_gaps],
         }
 
     @property
@@ -67,11 +69,12 @@ def find(
     records: Sequence[Record],
     corpus: Corpus | None = None,
     transfer: Mapping[str, Corpus] | None = None,
+    test: Corpus | None = None,
 ) -> Findings:
     """
     Args:
         records: all of the study's ledger.
-        corpus, transfer: notes of a patient or article count as one where the notes are at hand, and by
+        corpus, transfer, test: notes of a patient or article count as one where the notes are at hand, and by
             themselves where not.
     """
     cells = [cell_plan.cell for cell_plan in plan.cells]
@@ -89,6 +92,7 @@ def find(
         name: {note.id: note.group or note.id for note in of_site.notes}
         for name, of_site in (sites | dict(transfer or {})).items()
     }
+    held_out = {note.id: note.group or note.id for note in test.notes} if test is not None else {}
     tests = [r for r in records if r.fold_run.is_test and r.fold_run.configuration.cell in cells]
     return Findings(
         spec=spec,
@@ -96,7 +100,8 @@ def find(
         fold_runs=(*kept, *tests),
         summaries=summaries,
         conclusions=conclude(summaries, spec.equivalence_points / 100, groups),
-        finals=final_scores(records, cells),
+        finals=final_scores(records, cells, held_out),
+        final_gaps=final_gaps(records, summaries, held_out),
         closed=_closed(spec, plan, records, summaries),
     )
 

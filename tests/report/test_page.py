@@ -23,7 +23,7 @@ from raymrc.report import write, write_plots
 from raymrc.report.page import build, data
 from raymrc.report.sections import build_facts, build_sections
 from raymrc.scoring.counts import Counts
-from raymrc.study.conclusions import conclude
+from raymrc.study.conclusions import conclude, ends
 from raymrc.study.findings import Findings
 from raymrc.study.plan import fold_run, plan_study
 from raymrc.study.record import BOTH_FOUND, NoteCounts, Record
@@ -119,6 +119,15 @@ def test_sections_with_nothing_to_show_are_left_out(tmp_path):
     assert list(sections_of(nothing)) == ["failures", "repeat"]
     assert build_facts(nothing)[0].value == "Nothing to compare yet"
     assert "Nothing can be said yet" in build(nothing)
+
+
+def test_the_final_test_has_intervals_over_notes_and_says_what_frozen_is_behind_by(rich):
+    section = sections_of(rich)["final-test"]
+    (plot,) = section.plots
+    assert plot.table is not None and len(plot.table.rows) == len(rich.finals) > 1
+    for row, score in zip(plot.table.rows, rich.finals, strict=True):
+        assert row[1] == f"{100 * score.strict.mean:.2f}" and row[3] == ends(score.interval) != "-"
+    assert list(section.lead) == [str(gap) for gap in rich.final_gaps] != []
 
 
 def test_what_no_answer_can_be_is_told_under_the_labels(tmp_path):

@@ -17,7 +17,14 @@ from raymrc.errors import SpecError, StudyError
 from raymrc.scoring.counts import Counts
 from raymrc.scoring.n2c2_2018 import score_folders
 from raymrc.scoring.n2c2_2022 import score_folders as score_event_folders
-from raymrc.study.final import final_scores, plan_final_test, render_final, write_predictions
+from raymrc.study.conclusions import over_notes
+from raymrc.study.final import (
+    final_gaps,
+    final_scores,
+    plan_final_test,
+    render_final,
+    write_predictions,
+)
 from raymrc.study.notes import read_study_corpus, read_test
 from raymrc.study.plan import fold_run, plan_study
 from raymrc.study.record import Found, NoteCounts, Record
@@ -217,3 +224,44 @@ def test_predictions_are_brat_that_the_scorers_read(tmp_path, study):
     assert score_folders(tmp_path / "gold", folder).tallies["strict"]["entities"].micro.tp == 3
     # Asked for again, they are left as they are.
     assert write_predictions([record], corpus, tmp_path, triggers) == [folder]
+
+
+def test_held_out_scores_and_gaps_have_intervals_over_notes_of_whole_patients(study):
+    """Each seed of each cell scores the same notes; of one seed it is the interval that folds' notes have."""
+    spec, plan, _, done = study
+    cells = [cell.cell for cell in plan.cells]
+    summaries = summarise(done, spec.num_folds, cells)
+
+    def on_notes(one: Record) -> Record:
+        frozen = "frozen" in one.fold_run.configuration.cell.strategy
+        seed = one.fold_run.configuration.seed
+        counts = [Counts(9 - 2 * frozen - (n + seed) % 3, 1 + n % 2, 1 + n % 3) for n in range(12)]
+        return replace(
+            one, notes={f"n{n}": NoteCounts({"Drug": c}, {}) for n, c in enumerate(counts)}
+        )
+
+    tests = [on_notes(one) for one in scored(study)]
+    (gap,) = final_gaps(tests, summaries)
+    trained, frozen = final_scores(tests, cells)
+    assert gap.gap == pytest.approx(trained.strict.mean - frozen.strict.mean) and gap.gap > 0.01
+    assert gap.interval.low < gap.gap < gap.interval.high
+    for score in (trained, frozen):
+        assert score.interval.low < score.strict.mean < score.interval.high
+    pairs = {f"n{n}": f"patient-{n // 2}" for n in range(12)}
+    assert final_gaps(tests, summaries, pairs)[0].interval != gap.interval
+    one_seed = [r for r in tests if r.fold_run.configuration.seed == 4]
+    by_cell = {r.fold_run.configuration.cell: r for r in one_seed}
+    alone = over_notes([by_cell[cells[0]]], [by_cell[cells[1]]])
+    (of_one,) = final_gaps(one_seed, summaries)
+    assert (of_one.interval.low, of_one.interval.high) == pytest.approx((alone.low, alone.high))
+    console = Console(width=250, record=True, file=io.StringIO())
+    console.print(render_final((trained, frozen), {}, (gap,)))
+    said = " ".join(console.export_text().split())
+    assert (
+        "on held-out notes frozen_soft_prompt was" in said
+        and "points behind fine_tune (95 %" in said
+    )
+    # One note tells nothing about others.
+    (score, _) = final_scores(scored(study), cells)
+    assert score.interval.low is None
+    assert final_gaps(scored(study), summaries)[0].interval.low is None

@@ -15,6 +15,7 @@ from raymrc.report.sections.naming import (
     in_order,
 )
 from raymrc.scoring.counts import Counts
+from raymrc.study.conclusions import ends
 from raymrc.study.final import lost_in_test
 from raymrc.study.findings import Findings
 from raymrc.study.quantities import percent, points, short_count, size_of
@@ -204,8 +205,8 @@ def final_test(findings: Findings) -> Section | None:
             folds.append(Mark(100 * validated, name, f"{name}\nover folds {points(validated)}"))
         rows.append(
             (name, points(score.strict.mean), points(score.strict.sd),
-             points(score.lenient.mean), points(validated), str(len(score.seeds)),
-             str(score.configuration.epochs))
+             ends(score.interval), points(score.lenient.mean), points(validated),
+             str(len(score.seeds)), str(score.configuration.epochs))
         )  # fmt: skip
     plot = Plot(
         "Held-out notes",
@@ -216,13 +217,23 @@ def final_test(findings: Findings) -> Section | None:
         figures.height_of(len(order)),
         Table(
             "Final test: F1 in points on held-out notes, mean over seeds",
-            (CELL, "strict F1", "sd", "lenient F1", "over folds", "seeds", "epochs"),
-            "lrrrrrr",
+            (
+                CELL,
+                "strict F1",
+                "sd",
+                "95 % interval, notes",
+                "lenient F1",
+                "over folds",
+                "seeds",
+                "epochs",
+            ),
+            "lrrrrrrr",
             rows,
             lost_in_test(findings.finals),
         ),
     )
-    return Section("final-test", "Final test", (), (plot,))
+    said = [str(gap) for gap in findings.final_gaps]
+    return Section("final-test", "Final test", said, (plot,))
 
 
 def stopped_early(findings: Findings) -> Section | None:
