@@ -66,14 +66,18 @@ def studies_page() -> str:
         question, command = path.read_text(encoding="utf-8").splitlines()[:2]
         when = command.partition("(")[2].rpartition(")")[0]
         how = command.partition("(")[0].removeprefix("#").strip()
-        if "\nfinal_test:" in path.read_text(encoding="utf-8"):
-            how += f"`, then `{how.replace('raymrc run', 'raymrc test')}"
+        text = path.read_text(encoding="utf-8")
+        how = f"`{how}`"
+        if "\nfinal_test:" in text:
+            how += f", then {how.replace('raymrc run', 'raymrc test')}"
+        if "\ninitial_prompt:" in text:
+            how += ", after what its head names"
         if name.removeprefix("studies/") in expected:
             when += "; " + _expected(expected[name.removeprefix("studies/")])
         plan = plan_study(load_spec(path), places=False)
         rows.append(
             f"| [{name.removeprefix('studies/')}](../{name}) | {question.removeprefix('# ')} "
-            f"| {REFERENCE.get(path.stem, '')} | `{how}` | {plan.num_configurations} | {plan.num_fold_runs} "
+            f"| {REFERENCE.get(path.stem, '')} | {how} | {plan.num_configurations} | {plan.num_fold_runs} "
             f"| {when} |"
         )
     parts = [

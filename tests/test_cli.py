@@ -410,8 +410,10 @@ def test_a_run_whose_held_out_notes_are_a_sites_too_ends_before_it_starts(place)
     assert not (place / "runs").exists()
 
 
-@pytest.mark.parametrize("where", ["transfer", "final_test"])
-@pytest.mark.parametrize("seen_by", ["corpus", "initial prompt"])
+@pytest.mark.parametrize(
+    ("where", "seen_by"),
+    [("transfer", "corpus"), ("transfer", "initial prompt"), ("final_test", "initial prompt")],
+)
 def test_a_run_with_a_note_of_another_side_in_what_it_learns_from_ends_before_it_starts(
     place, where, seen_by
 ):

@@ -48,19 +48,20 @@ class Known:
     """What a ledger is read against.
 
     Args:
-        corpus, transfer, test: None where this machine does not have the notes.
+        corpus, transfer: None where this machine does not have the notes.
     """
 
     plan: Plan
     corpus: Corpus | None
     transfer: dict[str, Corpus] | None
-    test: Corpus | None
 
     def find(self, spec: Spec, records: Sequence[Record]) -> Findings:
         """What the records say."""
         from raymrc.study.findings import find
 
-        return find(spec, self.plan, records, self.corpus, self.transfer, self.test)
+        is_tested = any(record.fold_run.is_test for record in records)
+        test = test_at_hand(spec, self.corpus) if is_tested else None
+        return find(spec, self.plan, records, self.corpus, self.transfer, test)
 
 
 def known_at_hand(spec: Spec) -> Known:
@@ -77,7 +78,7 @@ def known_at_hand(spec: Spec) -> Known:
         initial_prompt=prompt,
         places=False,
     )
-    return Known(planned, corpus, transfer, test_at_hand(spec, corpus))
+    return Known(planned, corpus, transfer)
 
 
 def plan_at_hand(spec: Spec) -> tuple[Plan, Workload | None, Ledger | None]:

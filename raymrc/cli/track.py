@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from raymrc.cli.app import DONE, MUST_CHANGE, Changes, Study, app, say
-from raymrc.cli.at_hand import known_at_hand, load, read_ledger
+from raymrc.cli.at_hand import known_at_hand, load, read_ledger, test_at_hand
 from raymrc.errors import RaymrcError
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def sync(study: Study, changes: Changes = None) -> None:
         say(f"the ledger in {spec.storage} holds no fold-run yet; 'raymrc run' comes first")
         raise typer.Exit(MUST_CHANGE if unreadable else DONE)
     known = known_at_hand(spec)
-    datasets = describe_datasets(spec, known.corpus, known.transfer, known.test)
+    held_out = test_at_hand(spec, known.corpus)
+    datasets = describe_datasets(spec, known.corpus, known.transfer, held_out)
     written = catch_up(records, Place.of(spec), known.plan.holds, datasets)
     say(f"{written} MLflow runs written or changed, of {len(records)} fold-runs in the ledger")
     write_page(known.find(spec, records), attaches=True)
@@ -55,7 +56,7 @@ def write_page(findings: Findings, *, attaches: bool) -> None:
         page = write(findings, folder)
         say(f"the report as a page: {page}")
         if attaches:
-            attach([page, write_plots(findings, folder / "plots")], Place.of(findings.spec))
+            attach([page, write_plots(findings, folder)], Place.of(findings.spec))
     except RaymrcError as error:
         say(str(error))
 

@@ -159,7 +159,7 @@ def read_adapter(place: Path | str) -> Adapter:
     """What a saved adapter was trained for. Reads its header, and all of it for the fingerprint; no torch.
 
     Args:
-        place: the file, or a folder with no other in it or below it.
+        place: the file, the folder that holds it, or one with no other below it.
 
     Raises:
         AdapterError: it is not there, is not the only one, not whole, or not written by a raymrc that this
@@ -245,7 +245,7 @@ def read_prompt(adapter: Adapter) -> SavedPrompt:
 
 def _file_of(place: Path | str) -> Path:
     path = Path(place)
-    if path.is_dir():
+    if path.is_dir() and not (path / ADAPTER_FILE).is_file():
         below = sorted(path.rglob(ADAPTER_FILE))
         if len(below) > 1:
             names = [str(one.parent.relative_to(path)) for one in below]
@@ -253,6 +253,8 @@ def _file_of(place: Path | str) -> Path:
                 f"{path}: {len(below)} adapters are below it ({first_few(names)}); name one of them"
             )
         path = below[0] if below else path / ADAPTER_FILE
+    elif path.is_dir():
+        path = path / ADAPTER_FILE
     if not path.is_file():
         raise AdapterError(f"{path}: there is no adapter")
     return path

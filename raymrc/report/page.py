@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from raymrc.errors import StudyError
 from raymrc.report.files import put
 from raymrc.study.findings import Findings
 
@@ -25,16 +26,21 @@ def write(findings: Findings, folder: Path) -> Path:
 
 
 def write_plots(findings: Findings, folder: Path) -> Path:
-    """The page's plots one by one, as Plotly's JSON (`plotly.io.read_json` opens it), in `folder`; older ones
-    give way.
+    """The page's plots one by one, as Plotly's JSON (`plotly.io.read_json` opens it), in `plots` in `folder`,
+    which is emptied of older ones.
 
     Raises:
         StudyError: they cannot be written.
     """
     from raymrc.report.sections import build_sections
 
-    for old in folder.glob("*.json"):
-        old.unlink()
+    folder = folder / "plots"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.json"):
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        raise StudyError(f"{folder}: cannot be written ({error.strerror})") from None
     for section in build_sections(findings):
         for number, plot in enumerate(section.plots, start=1):
             _put(folder / f"{section.id}-{number}.json", data(plot.figure))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymrc.scoring.counts import Counts, pool
+from raymrc.study.configuration import Cell
 from raymrc.study.quantities import points, short_count
 from raymrc.study.record import NoteCounts, Record
 from raymrc.study.statistics import (
@@ -46,6 +47,7 @@ from raymrc.study.verdict import (
     CellSummary,
     ConfigurationSummary,
     FrozenGap,
+    backbone_sizes,
     best_pairs,
     frozen_gap,
     frozen_pairs,
@@ -155,13 +157,15 @@ class Conclusion:
 
 @dataclass(frozen=True)
 class Overall:
-    """The best frozen winner of all backbones of a corpus against the best trained one.
+    """The best frozen winner of a corpus's backbones against the best trained one.
 
     Args:
+        num_backbones: with a winner.
         frozen, unfrozen: their backbones' names, which may be one.
         usd, device_seconds: of the frozen and of the trained winner, all folds.
     """
 
+    num_backbones: int
     frozen: str
     unfrozen: str
     conclusion: Conclusion
@@ -177,6 +181,7 @@ class Overall:
         values = self.conclusion.to_json()
         del values["backbone"]
         return {
+            "backbones": self.num_backbones,
             "frozen_backbone": self.frozen,
             "unfrozen_backbone": self.unfrozen,
             **values,
@@ -345,6 +350,13 @@ def conclude(
         frontier=_frontier(summaries),
         overall=tuple(
             Overall(
+                num_backbones=len(
+                    {
+                        s.cell.backbone.name
+                        for s in summaries
+                        if s.winner is not None and _same(s.cell) == _same(f.cell)
+                    }
+                ),
                 frozen=f.cell.backbone.name,
                 unfrozen=u.cell.backbone.name,
                 conclusion=by_pair[f.cell, u.cell],
@@ -357,6 +369,11 @@ def conclude(
 
 
 # --- compared -------------------------------------------------------------------------------------
+
+
+def _same(cell: Cell) -> tuple[str, str, int | None, str]:
+    """What must be equal for cells to be set against each other."""
+    return cell.task, cell.corpus, cell.shots, cell.shots_of
 
 
 def _winner(summary: CellSummary) -> ConfigurationSummary:
@@ -596,23 +613,17 @@ def _by_size(
     gaps: Sequence[FrozenGap], margin: float, summaries: Sequence[CellSummary]
 ) -> tuple[BySize, ...]:
     together: dict[tuple[str, str, int | None, str], list[FrozenGap]] = {}
+    size_of = backbone_sizes(summaries)
     for gap in gaps:
         together.setdefault((gap.task, gap.corpus, gap.shots, gap.shots_of), []).append(gap)
     found = []
     for (task, corpus, shots, shots_of), members in together.items():
         if len(members) < 2:
             continue
-        size_of = {gap.backbone: gap.backbone_parameters for gap in members}
         f1: dict[str, list[tuple[int, float]]] = {}
         for summary in summaries:
             cell = summary.cell
-            is_here = (cell.task, cell.corpus, cell.shots, cell.shots_of) == (
-                task,
-                corpus,
-                shots,
-                shots_of,
-            )
-            if is_here and summary.winner is not None and cell.backbone.name in size_of:
+            if summary.winner is not None and _same(cell) == (task, corpus, shots, shots_of):
                 known = size_of[cell.backbone.name], summary.winner.strict.mean or 0.0
                 f1.setdefault(cell.strategy, []).append(known)
         fits = {strategy: _fit(known) for strategy, known in f1.items()}
@@ -641,9 +652,7 @@ def _frontier(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
     together: dict[tuple[str, str, int | None, str], list[CellSummary]] = {}
     for summary in summaries:
         if summary.winner is not None:
-            cell = summary.cell
-            same = (cell.task, cell.corpus, cell.shots, cell.shots_of)
-            together.setdefault(same, []).append(summary)
+            together.setdefault(_same(summary.cell), []).append(summary)
     found = []
     for members in together.values():
         winners = [_winner(summary) for summary in members]
@@ -682,7 +691,7 @@ def _of_best(one: Overall, all_of_them: Conclusions) -> str:
         UNSURE: "not enough data to say.",
     }[home.outcome]
     parts = [
-        f"{one.name}, best against best of all backbones: {advice}",
+        f"{one.name}, best against best of {one.num_backbones} backbones: {advice}",
         f"The best frozen one is {frozen}, the best trained one {unfrozen}.",
         _evidence(home, against, all_of_them.margin, all_of_them.num_compared),
     ]

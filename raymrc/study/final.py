@@ -30,8 +30,9 @@ from raymrc.study.verdict import (
     CellSummary,
     ConfigurationSummary,
     Spread,
-    frozen_gap,
+    best_pairs,
     frozen_pairs,
+    gap_name,
     say_lost,
     spread,
 )
@@ -157,10 +158,10 @@ class FinalScore:
 
 @dataclass(frozen=True, slots=True)
 class FinalGap:
-    """A frozen winner on held-out notes against the best trained one of its backbone.
+    """A frozen winner on held-out notes against the best trained one, of its backbone or of all.
 
     Args:
-        name: corpus and backbone.
+        name: corpus and backbones.
         frozen, unfrozen: strategies.
         gap: mean strict F1 over seeds of the trained one minus the frozen one's, 0 to 1.
         interval: of the gap, were other notes held out; models as trained, so it judges no strategy.
@@ -189,21 +190,29 @@ def final_gaps(
     summaries: Sequence[CellSummary],
     groups: Mapping[str, str] | None = None,
 ) -> tuple[FinalGap, ...]:
-    """The gaps of cross-validation on held-out notes, where both sides were scored on them.
+    """The gaps of cross-validation on held-out notes, where both sides were scored on the same ones with the
+    same seeds.
 
     Args:
         groups: note id -> patient or article, of held-out notes.
     """
     by_cell = final_records(records)
+    pairs = {
+        (f.cell, u.cell): (f, u) for f, u in (*best_pairs(summaries), *frozen_pairs(summaries))
+    }
     found = []
-    for frozen, unfrozen in frozen_pairs(summaries):
+    for frozen, unfrozen in pairs.values():
         froze, trained = by_cell.get(frozen.cell, []), by_cell.get(unfrozen.cell, [])
-        if not (froze and trained and froze[0].notes.keys() == trained[0].notes.keys()):
+        sides = [
+            {(r.fold_run.test_fingerprint, r.fold_run.configuration.seed) for r in side}
+            for side in (froze, trained)
+        ]
+        if not froze or sides[0] != sides[1]:
             continue
         f1 = [spread([r.strict.f1 for r in side]).mean or 0.0 for side in (trained, froze)]
         found.append(
             FinalGap(
-                frozen_gap(frozen, unfrozen).name,
+                gap_name(frozen, unfrozen),
                 frozen.cell.strategy,
                 unfrozen.cell.strategy,
                 f1[0] - f1[1],

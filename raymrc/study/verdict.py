@@ -412,6 +412,25 @@ def frozen_gap(frozen: CellSummary, unfrozen: CellSummary) -> FrozenGap:
     )
 
 
+def gap_name(frozen: CellSummary, unfrozen: CellSummary) -> str:
+    """What a gap is called, within a backbone or between two."""
+    gap, there = frozen_gap(frozen, unfrozen), unfrozen.cell.backbone.name
+    if gap.backbone == there:
+        return gap.name
+    return gap.name.replace(gap.backbone, f"{gap.backbone} frozen, {there} trained", 1)
+
+
+def backbone_sizes(summaries: Sequence[CellSummary]) -> dict[str, int]:
+    """Parameters of each backbone with a winner. Only where one is frozen they are known without what is
+    trained beside it."""
+    sizes: dict[str, int] = {}
+    for summary in sorted(summaries, key=lambda s: not STRATEGIES[s.cell.strategy].trains_backbone):
+        if summary.winner is not None:
+            of = summary.winner
+            sizes[summary.cell.backbone.name] = _backbone_parameters(summary) or of.total_parameters
+    return sizes
+
+
 def to_json(summaries: Sequence[CellSummary]) -> dict[str, Any]:
     """Plain values for `raymrc report --json`."""
     return {
@@ -536,7 +555,8 @@ def _summarise_configuration(
         events=spread([record.events.f1 for record in done if record.events != Counts()]),
         labels_events=_by_label(done, "events"),
         subsets=_subsets(done),
-        mentions=_pooled([record.mentions for record in done]),
+        # Records from before they were counted have none, and some folds' would pass for all.
+        mentions=_pooled([r.mentions for r in done]) if all(r.mentions for r in done) else {},
         failures=tuple((r.fold_run.fold, r.reason) for r in by_fold if r.status == "failed"),
         stopped=next((r.reason for r in by_fold if r.status == "stopped"), ""),
         fold_epochs=sum(len(record.epochs) for record in by_fold),

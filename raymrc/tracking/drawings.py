@@ -15,7 +15,7 @@ from datetime import datetime
 from raymrc.model.strategies import STRATEGIES
 from raymrc.scoring.counts import pool
 from raymrc.study.configuration import Backbone, Cell, Configuration, hash_values
-from raymrc.study.record import MODES, Record
+from raymrc.study.record import BOTH_FOUND, MODES, Record
 from raymrc.study.verdict import rank
 from raymrc.tracking.datasets import Dataset
 
@@ -96,7 +96,10 @@ def read_figures(record: Record) -> Figures:
         numbers |= {
             f"subset_strict_f1/{name}": c.f1 for name, c in record.subsets.items() if c.tp + c.fn
         }
-        numbers |= {f"mention_strict_f1/{_tidy(k)}": c.f1 for k, c in record.mentions.items()}
+        mentions = record.mentions
+        if BOTH_FOUND in mentions:
+            numbers["relations_with_both_mentions_found"] = mentions.pop(BOTH_FOUND).recall
+        numbers |= {f"mention_strict_f1/{_tidy(k)}": c.f1 for k, c in mentions.items()}
     clock = float(start_ms)
     for epoch in record.epochs:
         clock += epoch.wall_seconds * 1000

@@ -29,7 +29,7 @@ class Predictor:
     """A trained model and what it is asked.
 
     Args:
-        place: the adapter's file, or a folder with no other in it or below it.
+        place: the adapter's file, the folder that holds it, or one with no other below it.
         loaded: the backbone that it was trained on.
         asked: what it was trained to answer, in the order of prompts and heads.
         questions: label or name of a relation question -> question in words.

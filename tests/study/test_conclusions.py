@@ -134,7 +134,7 @@ def test_a_large_frozen_backbone_is_held_against_a_small_trained_one():
     assert found.num_compared == 2 and len(found.gaps) == 1
     first, second = sentences(found)
     assert first.startswith(
-        "notes, best against best of all backbones: freeze large (frozen_soft_prompt). The best frozen "
+        "notes, best against best of 2 backbones: freeze large (frozen_soft_prompt). The best frozen "
         "one is large (frozen_soft_prompt), the best trained one small (soft_prompt). Frozen is within "
         "1 point of small"
     )
@@ -158,7 +158,7 @@ def test_where_best_against_best_is_one_backbone_s_own_gap_it_is_compared_once()
     assert (one.frozen, one.unfrozen) == ("good", "good")
     assert found.num_compared == 2 and one.conclusion in found.gaps
     assert sentences(found)[0].startswith(
-        "notes, best against best of all backbones: train good (soft_prompt)."
+        "notes, best against best of 2 backbones: train good (soft_prompt)."
     )
     assert not concluded(ledger(LEVEL, FAR)).overall
 

@@ -261,6 +261,8 @@ def test_held_out_scores_and_gaps_have_intervals_over_notes_of_whole_patients(st
         "on held-out notes frozen_soft_prompt was" in said
         and "points behind fine_tune (95 %" in said
     )
+    # One side with other seeds, or scored on other notes, is no gap.
+    assert not final_gaps([r for r in tests if r not in one_seed[:1]], summaries)
     # One note tells nothing about others.
     (score, _) = final_scores(scored(study), cells)
     assert score.interval.low is None

@@ -36,7 +36,7 @@ from raymrc.study.conclusions import (
 from raymrc.study.findings import Findings
 from raymrc.study.prices import UTILISATION
 from raymrc.study.quantities import percent, points, short_count, size_of
-from raymrc.study.verdict import CellSummary
+from raymrc.study.verdict import CellSummary, backbone_sizes
 
 
 def winners(findings: Findings) -> Section | None:
@@ -103,7 +103,7 @@ def winners(findings: Findings) -> Section | None:
         "Each cell's winner by strict F1, sd over folds, and cost, all folds, on a logarithmic "
         "axis. The larger "
         "a mark, the larger the backbone. Ringed in black: no other one of its corpus beats it in F1, money, "
-        "time, energy, memory and bytes kept together.",
+        "time, energy, memory and bytes kept together, as far as these are known of all.",
         figures.scatter(in_order(marks), cost, "strict F1, points", log=True),
         460,
     )
@@ -235,17 +235,12 @@ def by_size(findings: Findings) -> Section | None:
 
 def _f1_by_size(fitted: BySize, of_corpus: Sequence[Conclusion], findings: Findings) -> Plot:
     """Each strategy's winners, with what a tenfold of parameters changes."""
-    size_of = {one.gap.backbone: one.gap.backbone_parameters for one in of_corpus}
+    size_of = backbone_sizes(findings.summaries)
     same = {(one.gap.task, one.gap.corpus, one.gap.shots, one.gap.shots_of) for one in of_corpus}
     by_strategy: dict[str, list[CellSummary]] = {}
     for summary in won(findings):
         cell = summary.cell
-        if (
-            cell.task,
-            cell.corpus,
-            cell.shots,
-            cell.shots_of,
-        ) in same and cell.backbone.name in size_of:
+        if (cell.task, cell.corpus, cell.shots, cell.shots_of) in same:
             by_strategy.setdefault(cell.strategy, []).append(summary)
     marks: dict[str, list[Mark]] = {}
     rows = []

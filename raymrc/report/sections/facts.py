@@ -66,9 +66,10 @@ def build_facts(findings: Findings) -> tuple[Fact, ...]:
 
 
 def _best_of_all(findings: Findings) -> Overall | None:
-    """Best against best, where it is of all that the study compares."""
+    """Best against best, where it is of all that the study compares: one corpus, and no few examples."""
     overall = findings.conclusions.overall
-    return overall[0] if len(overall) == 1 else None
+    shots = {summary.cell.shots for summary in findings.summaries}
+    return overall[0] if len(overall) == len(shots) == 1 else None
 
 
 def _decision(findings: Findings) -> Fact:
