@@ -245,16 +245,15 @@ def read_prompt(adapter: Adapter) -> SavedPrompt:
 
 def _file_of(place: Path | str) -> Path:
     path = Path(place)
-    if path.is_dir() and not (path / ADAPTER_FILE).is_file():
-        below = sorted(path.rglob(ADAPTER_FILE))
+    if path.is_dir():
+        held = path / ADAPTER_FILE
+        below = [held] if held.is_file() else sorted(path.rglob(ADAPTER_FILE))
         if len(below) > 1:
             names = [str(one.parent.relative_to(path)) for one in below]
             raise AdapterError(
                 f"{path}: {len(below)} adapters are below it ({first_few(names)}); name one of them"
             )
-        path = below[0] if below else path / ADAPTER_FILE
-    elif path.is_dir():
-        path = path / ADAPTER_FILE
+        path = below[0] if below else held
     if not path.is_file():
         raise AdapterError(f"{path}: there is no adapter")
     return path
