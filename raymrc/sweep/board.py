@@ -4,7 +4,8 @@
 
 A host has one backbone at a time, and the lanes of fold-runs on it. A worker group is a host of several
 devices that hold one model together, one fold-run at a time. What a host had open when it is lost
-goes to another one, from where it was last saved.
+goes to another one, from where it was last saved. One that has nothing to do is handed lanes by one that
+has more than its share.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ counts as failed."""
 EPOCH_SECONDS = 1.0
 """Epochs of one fold-run are passed on no more often than this; each is a round trip to the driver."""
 
+SETTLING_SECONDS = 10.0
+"""A host that has opened or handed over lanes is asked for none so long: each costs a save and a start."""
+
 
 Crew = tuple[int, int]
 """The least and the most devices that a host is of."""
@@ -45,6 +49,7 @@ class Report:
         saved: under which name, in the study's files.
         record: as `Record.to_json` writes it: thousands of counts, which nobody reads on the way.
         pauses: the record is of a lane that pauses where it was ordered to, and may go on later.
+        hands_over: it was saved and closed for another host to go on with.
         saving_seconds: that saving took; 0 where that is not known.
     """
 
@@ -54,6 +59,7 @@ class Report:
     record: str | None = None
     refused: bool = False
     pauses: bool = False
+    hands_over: bool = False
     saving_seconds: float = 0.0
 
 
@@ -62,6 +68,7 @@ class Order:
     """What a host is to do: close lanes, open others (from where they were saved), or go.
 
     Args:
+        hand_over: lanes to save, within an epoch too, and close: another host will have them.
         until: by key, the epoch at which a lane that is opened is to be saved and closed again.
         evacuate: its machine will be taken away: save all that is open, hand it over and go.
     """
@@ -69,11 +76,12 @@ class Order:
     close: tuple[str, ...] = ()
     open: tuple[tuple[FoldRun, str | None], ...] = ()
     until: Mapping[str, int] = field(default_factory=dict)
+    hand_over: tuple[str, ...] = ()
     leave: bool = False
     evacuate: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.close or self.open or self.leave or self.evacuate)
+        return bool(self.close or self.open or self.hand_over or self.leave or self.evacuate)
 
 
 @dataclass(eq=False)
@@ -112,6 +120,12 @@ class _Host:
     most: int | None = None
     idle_since: float | None = None
     heard_at: float | None = None
+    settled_at: float = -math.inf
+
+    @property
+    def shares(self) -> bool:
+        """Whether it has lanes beside each other, or may have."""
+        return self.crew == SOLO and not any(wish.is_alone for wish in self.wishes.values())
 
 
 @dataclass(eq=False, slots=True)
@@ -326,14 +340,19 @@ class Board:
             mine.idle_since = None
         elif mine.idle_since is None:
             mine.idle_since = now
+        is_settled = not opened and now - mine.settled_at >= SETTLING_SECONDS
+        hand_over = self._surplus(mine) if is_settled else ()
+        if opened or hand_over:
+            mine.settled_at = now
         leave = (
             mine.idle_since is not None
             and not any(wish.crew == mine.crew for wish in self._affordable())
+            and not (mine.shares and any(map(self._surplus, self._hosts.values())))
             and now - mine.idle_since >= self.idle_seconds
         )
         if leave:
             del self._hosts[host]
-        return Order(close, tuple(opened), until, leave)
+        return Order(close, tuple(opened), until, hand_over, leave)
 
     def is_idle(self, host: str) -> bool:
         return host in self._hosts and not self._hosts[host].wishes
@@ -366,6 +385,9 @@ class Board:
             return
         if report.saved is not None:
             self._saved[key] = report.saved
+        if report.hands_over:
+            del host.wishes[key]
+            self._queue.insert(0, wish)
         if self.allowance is not None:
             self.allowance.advance(
                 key,
@@ -425,6 +447,30 @@ class Board:
             return None
         fitting = (w for w in mine if w.backbone == host.backbone and not w.is_alone)
         return next(fitting, None)
+
+    def _surplus(self, host: _Host) -> tuple[str, ...]:
+        """Lanes that this host has beyond an even share while another one has nothing to do.
+
+        A study's end would otherwise keep all but one device waiting: who is alone on the board
+        while the others train a backbone takes all lanes that there are.
+        """
+        hosts = [h for h in self._hosts.values() if h.shares]
+        is_wanted = any(not h.wishes for h in hosts) and not any(
+            w.crew == SOLO for w in self._queue
+        )
+        if not is_wanted or not host.shares:
+            return ()
+        shared = sum(len(h.wishes) for h in hosts)
+        share = math.ceil(shared / min(len(hosts), math.ceil(shared / self.fill))) if shared else 0
+        # The last that were opened, which have most left to do.
+        return tuple(key for key in list(host.wishes)[share:] if self._may_move(key))
+
+    def _may_move(self, key: str) -> bool:
+        """Whether it could be begun again with what is left, if it had stopped."""
+        if self.allowance is None:
+            return True
+        room = self.allowance.room(k for k in self._open if k != key)
+        return self.allowance.fits(key, room, is_first=False, host=0.0, devices=self.allowance.unit)
 
     # --- what is left of a budget -------------------------------------------------------------------
 

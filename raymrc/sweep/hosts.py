@@ -177,7 +177,7 @@ class Host:
             if self._pool is not None:
                 self._pool.close(key)
             self._forget(key)
-        reports = []
+        reports = [r for key in order.hand_over if (r := self._hand_on(key)) is not None]
         for fold_run, saved in order.open:
             key = fold_run.key
             try:
@@ -303,6 +303,20 @@ class Host:
 
     def _drop(self, saved: str) -> None:
         self._files.remove(saved)
+
+    def _hand_on(self, key: str) -> Report | None:
+        """One lane, for another host to go on with. Where it cannot be written it stays."""
+        assert self._pool is not None
+        began = time.monotonic()
+        try:
+            saved = self._write(key)
+        except OSError:
+            return None
+        took = time.monotonic() - began
+        self._lanes.train(key, self._pool.tokens(key))
+        self._pool.close(key)
+        self._forget(key)
+        return Report(key, saved=saved, hands_over=True, saving_seconds=took)
 
     def _hand_over(self, reception: Any, name: str) -> None:
         """Saves all that is open, within an epoch too, for others to go on with."""

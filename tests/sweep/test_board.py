@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from raymrc.study.budget import Need
 from raymrc.study.configuration import Backbone, FoldRun
 from raymrc.study.record import Epoch, Record
-from raymrc.sweep.board import DEATHS, SOLO, Board, Order, Report
+from raymrc.sweep.allowance import Allowance
+from raymrc.sweep.board import DEATHS, SETTLING_SECONDS, SOLO, Board, Order, Report
 from raymrc.sweep.failures import failed_record
-from tests.sweep.making import fold_runs, make_plan, make_record
+from raymrc.sweep.hosts import Host, HostTerms
+from tests.sweep.making import BACKBONE, Script, ScriptPool, fold_runs, make_plan, make_record
 
 
 def frozen(rates: int = 2) -> list[FoldRun]:
@@ -172,6 +178,89 @@ def test_a_fold_run_that_pauses_is_settled_and_goes_on_where_it_was_saved() -> N
     assert order.open == ((run, f"{run.key}/000003"),) and order.until == {run.key: 6}
 
 
+def handed_over(run: FoldRun) -> Report:
+    return Report(run.key, saved=f"{run.key}/000001", hands_over=True)
+
+
+def test_a_host_with_nothing_to_do_is_handed_half_of_anothers_lanes() -> None:
+    """At a study's end the last four stayed on one host, and the other core was idle for 25 minutes."""
+    board, (big, *_), shared = make_board(), trained(), frozen(2)[:4]
+    board.submit("t", [big, *shared])
+    assert keys(board.exchange("a", (), 0)) == [big.key]
+    assert len(keys(board.exchange("b", (), 0))) == 4
+    later = SETTLING_SECONDS
+    assert not board.exchange("b", (), later).hand_over, "the other one is busy"
+    assert not board.exchange("a", [done(big)], later).open
+    assert not board.exchange("a", (), later + 6).leave, "it is about to be handed some"
+    order = board.exchange("b", (), later + 6)
+    assert order.hand_over == (shared[2].key, shared[3].key) and order
+    assert not board.exchange("b", (), later + 7).hand_over, "said once"
+    assert not board.exchange("b", [handed_over(run) for run in shared[2:]], later + 8).open
+    assert sorted(board.exchange("a", (), later + 8).open, key=lambda of: of[0].key) == sorted(
+        ((run, f"{run.key}/000001") for run in shared[2:]), key=lambda of: of[0].key
+    )
+    last = later + 8 + SETTLING_SECONDS
+    assert not board.exchange("b", (), last).hand_over, "two each"
+    board.exchange("a", [done(run) for run in shared[2:]], last)
+    assert board.exchange("b", (), last).hand_over == (shared[1].key,)
+    board.exchange("b", [handed_over(shared[1])], last + 1)
+    board.exchange("a", (), last + 1)
+    board.exchange("b", [done(shared[0])], last + 20)
+    assert board.exchange("b", (), last + 30).leave, "one lane is nobody's to share"
+
+
+@pytest.mark.parametrize("why", ["a GPU costs money", "just opened", "not affordable", "a group"])
+def test_lanes_stay_where_moving_them_would_not_be_worth_it(why: str) -> None:
+    shared, others = frozen(2)[:4], trained()
+    tight = Allowance()
+    terms: dict[str, dict[str, Any]] = {
+        "a GPU costs money": {"fill": 8},
+        "not affordable": {"allowance": tight},
+        "a group": {"crews": {others[0].configuration.cell: (1, 2)}, "max_devices": 3},
+    }
+    board = make_board(**terms.get(why, {}))
+    board.submit(
+        "t", [*others[:1], *shared], needs={run.key: Need(100.0, 100.0, 100.0) for run in shared}
+    )
+    crew = board.crews.get(others[0].configuration.cell, SOLO)
+    board.exchange("a", (), 0, crew)
+    assert len(board.exchange("b", (), 0).open) == 4
+    board.exchange("a", [done(others[0])], 1, crew)
+    tight.allow(385.0, 1e9)
+    now = 1 if why == "just opened" else SETTLING_SECONDS + 1
+    assert not board.exchange("b", (), now, SOLO).hand_over
+    tight.allow(1000.0, 1e9)
+    moves = why in ("just opened", "not affordable")
+    assert bool(board.exchange("b", (), SETTLING_SECONDS + 1).hand_over) == moves
+
+
+def test_a_host_saves_and_closes_what_it_hands_over_and_another_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trained").mkdir()
+    script = Script(tmp_path / "trained")
+    terms = HostTerms(cpus=1, gpus=0, num_threads=1, save_seconds=1e9, storage=str(tmp_path))
+    one, other = Host([], terms), Host([], terms)
+    pool = ScriptPool(script)
+    one._pool, one._backbone = pool, BACKBONE
+    other._pool, other._backbone = ScriptPool(script), BACKBONE
+    stays, moves, _ = frozen(1)
+    one._obey(Order(open=((stays, None), (moves, None))))
+    pool.step()
+    monkeypatch.setattr(one._files, "write", _full)
+    order = Order(hand_over=(moves.key,))
+    assert one._obey(order) == [] and len(pool) == 2, "what cannot be written stays"
+    monkeypatch.undo()
+    (report,) = one._obey(order)
+    assert report.hands_over and report.saved is not None and list(pool.courses) == [stays.key]
+    assert other._obey(Order(open=((moves, report.saved),))) == []
+    assert script.begun_at() == [0, 0, 1]
+
+
+def _full(*_: Any, **__: Any) -> None:
+    raise OSError("no space left on device")
+
+
 def test_a_late_word_of_a_lost_host_is_not_heard() -> None:
     board, runs = make_board(), frozen(1)
     board.submit("t", runs)
@@ -251,7 +340,8 @@ def test_epochs_are_passed_on_no_more_often_than_the_driver_can_use() -> None:
 
 
 def test_nothing_is_lost_or_doubled_whatever_happens() -> None:
-    """Hosts that come, finish, refuse, die and fall silent in any order."""
+    """Hosts that come, finish, refuse, hand over, die and fall silent in any order."""
+    moved = 0
     for seed in range(60):
         draw = random.Random(seed)
         grouped, size = trained(), draw.randint(2, 3)
@@ -263,6 +353,7 @@ def test_nothing_is_lost_or_doubled_whatever_happens() -> None:
             board.submit(f"t{number}", runs[cut : cut + 4])
         open_on: dict[str, dict[str, FoldRun]] = {}
         told: list[str] = []
+        handing: dict[str, tuple[str, ...]] = {}
         for now in range(2000):
             name = draw.choice("abcg")
             crew = crews.get(grouped[0].configuration.cell, SOLO) if name == "g" else SOLO
@@ -275,6 +366,10 @@ def test_nothing_is_lost_or_doubled_whatever_happens() -> None:
                     del held[key]
                 elif luck < 0.4:
                     reports.append(Report(key, Epoch(1, 1.0, 0.0, 1.0), saved=f"{key}/000001"))
+            for key in handing.pop(name, ()):
+                if key in held and draw.random() < 0.8:
+                    reports.append(handed_over(held.pop(key)))
+                    moved += 1
             if draw.random() < 0.05:
                 board.fail(failed_record(run, "died") for run in board.lost(name))
                 del open_on[name]
@@ -283,7 +378,9 @@ def test_nothing_is_lost_or_doubled_whatever_happens() -> None:
                 board.release(name, reports, now)
                 del open_on[name]
                 continue
-            for run, saved in board.exchange(name, reports, now, crew).open:
+            order = board.exchange(name, reports, 5 * now, crew)
+            handing[name] = order.hand_over
+            for run, saved in order.open:
                 assert saved in (None, f"{run.key}/000001")
                 assert crews.get(run.configuration.cell, SOLO) == crew
                 elsewhere = [h for h, keys in open_on.items() if run.key in keys]
@@ -295,6 +392,7 @@ def test_nothing_is_lost_or_doubled_whatever_happens() -> None:
                 break
         found = [Record.from_json(text).key for text in told]
         assert sorted(found) == sorted(run.key for run in runs)
+    assert moved
 
 
 def test_a_group_is_asked_for_where_it_has_room_and_keeps_nothing_from_others() -> None:
