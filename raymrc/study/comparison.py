@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from raymrc.study.conclusions import UNKNOWN, over_folds, over_notes
+from raymrc.study.conclusions import UNKNOWN
 from raymrc.study.configuration import Cell
 from raymrc.study.findings import Findings
+from raymrc.study.judging import over_folds, over_notes
 from raymrc.study.quantities import points
 from raymrc.study.space import Distribution, Fixed, Grid
 from raymrc.study.spec import Spec

@@ -19,8 +19,9 @@ from raymrc.corpora.folders import new_folder
 from raymrc.corpora.note import Corpus
 from raymrc.errors import StudyError
 from raymrc.scoring.counts import Counts
-from raymrc.study.conclusions import UNKNOWN, ends, over_held_out_notes
+from raymrc.study.conclusions import UNKNOWN, ends
 from raymrc.study.configuration import Cell, Configuration, FoldRun
+from raymrc.study.judging import over_held_out_notes
 from raymrc.study.plan import Plan, fold_run
 from raymrc.study.quantities import points
 from raymrc.study.record import Record

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raymrc.corpora.note import Corpus
-from raymrc.study.conclusions import Conclusions, conclude
+from raymrc.study.conclusions import Conclusions
 from raymrc.study.final import FinalGap, FinalScore, final_gaps, final_scores
+from raymrc.study.judging import conclude
 from raymrc.study.plan import Plan, fold_run
 from raymrc.study.record import Record
 from raymrc.study.spec import Spec

@@ -51,11 +51,13 @@ class Transfer:
         home: strict micro F1 of the scored folds.
         away: of all the other site's notes, by each fold's model.
         drop: home minus away, fold by fold; negative where it does better there.
+        fold_drops: of each fold-run.
     """
 
     home: Spread
     away: Spread
     drop: Spread
+    fold_drops: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -592,8 +594,8 @@ def _transfers(records: Sequence[Record]) -> dict[str, Transfer]:
             # What the other site has no label for, it cannot be held against.
             home.append(pool(c for label, c in here.items() if label in there).f1)
             away.append(pool(there.values()).f1)
-        drops = [h - a for h, a in zip(home, away, strict=True)]
-        found[name] = Transfer(spread(home), spread(away), spread(drops))
+        drops = tuple(h - a for h, a in zip(home, away, strict=True))
+        found[name] = Transfer(spread(home), spread(away), spread(drops), drops)
     return found
 
 

@@ -42,7 +42,7 @@ def test_help_loads_neither_what_trains_nor_what_checks_a_study():
         "study.racing",
         "study.verdict",
         "study.statistics",
-        "study.conclusions",
+        "study.judging",
     ],
 )
 def test_a_room_above_the_model_loads_nothing_heavy(room):

@@ -11,6 +11,7 @@ import html
 import json
 import random
 import re
+import statistics
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,8 +25,9 @@ from raymrc.report import write, write_plots
 from raymrc.report.page import build, data
 from raymrc.report.sections import build_facts, build_sections
 from raymrc.scoring.counts import Counts
-from raymrc.study.conclusions import conclude, ends
+from raymrc.study.conclusions import ends
 from raymrc.study.findings import Findings
+from raymrc.study.judging import conclude
 from raymrc.study.plan import fold_run, plan_study
 from raymrc.study.record import BOTH_FOUND, NoteCounts, Record
 from raymrc.study.spec import load_spec
@@ -33,7 +35,7 @@ from raymrc.study.verdict import summarise
 from tests.browser import Visit, browser, needs_chromium
 from tests.commands import raymrc, write_notes
 from tests.model.tiny import WORDS, tiny_checkpoint
-from tests.report.making import FEW_SHOT, STUDY, make_findings
+from tests.report.making import FEW_SHOT, STUDY, WHY, make_findings
 from tests.study.making import cell, record, spec_of
 
 ALL = [
@@ -225,6 +227,141 @@ def test_figures_are_those_of_the_verdict(rich):
         if row[0] in home:
             assert row[5] == f"{100 * home[row[0]].home.comparison.difference:.2f}"
     assert len(gaps.rows) == 8, "each gap, at home and at the other site"
+
+
+def in_points(value):
+    return f"{100 * value:.2f}"
+
+
+def name_of(summary):
+    return summary.cell.name.removeprefix("synthetic-n2c2-2018/")
+
+
+def f1_of(counts):
+    """Micro F1 of many counts, written out once more."""
+    counts = list(counts)
+    tp, fp, fn = (sum(getattr(c, of) for c in counts) for of in ("tp", "fp", "fn"))
+    return 2 * tp / (2 * tp + fp + fn)
+
+
+def strict_f1(record, site=None, labels=None):
+    notes = record.notes if site is None else record.transfer[site]
+    return f1_of(
+        c for n in notes.values() for of, c in n.strict.items() if not labels or of in labels
+    )
+
+
+def test_what_a_point_of_the_lead_costs_stands_beside_each_gap(rich):
+    (table,) = sections_of(rich)["gaps"].tables
+    assert table.headings[-1] == "USD, a point more"
+    priced = 0
+    for (_, one), row in zip(rich.conclusions.compared, [r for r in table.rows if " at " not in r[0]],
+                             strict=True):  # fmt: skip
+        extra = one.extra_usd / (100 * one.home.comparison.difference)
+        if one.extra_usd > 0 and one.home.comparison.difference > 0:
+            assert row[-1].startswith(f"{extra:.2g} (") and " to " in row[-1]
+            priced += 1
+        else:
+            assert row[-1] == "-"
+    assert priced > 1
+    assert all(row[-1] == "-" for row in table.rows if " at " in row[0])
+
+
+def test_what_choosing_owes_to_luck_is_told(rich):
+    luck, *listed = sections_of(rich)["search"].tables
+    assert "having been chosen" in luck.caption and len(listed) == 16
+    several = {name_of(s): s for s in rich.summaries
+               if sum(c.is_complete for c in s.configurations) > 1}  # fmt: skip
+    assert {row[0] for row in luck.rows} == several.keys()
+    for name, tried, scored, owed, without in luck.rows:
+        assert tried == str(sum(c.is_complete for c in several[name].configurations))
+        assert scored == in_points(several[name].winner.strict.mean)
+        assert float(scored) - float(owed) == pytest.approx(float(without), abs=0.011)
+
+
+def test_other_sites_have_intervals_and_the_figures_of_their_records(rich):
+    (plot,) = sections_of(rich)["transfer"].plots
+    assert len(plot.table.rows) == 16
+    by_name = {name_of(s): s.winner for s in rich.summaries}
+    for name, home, home_sd, away, _, over_notes, drop, drop_sd, over_folds in plot.table.rows:
+        runs = by_name[name].fold_runs
+        both = ("Drug", "ADE")
+        at_home = [strict_f1(r, labels=both) for r in runs]
+        there = [strict_f1(r, "hospital-b") for r in runs]
+        drops = [h - a for h, a in zip(at_home, there, strict=True)]
+        assert [home, away, drop] == [
+            in_points(statistics.fmean(of)) for of in (at_home, there, drops)
+        ]
+        assert [home_sd, drop_sd] == [in_points(statistics.stdev(of)) for of in (at_home, drops)]
+        for told, middle in ((over_notes, away), (over_folds, drop)):
+            low, high = map(float, told.split(" to "))
+            assert low < float(middle) < high
+    said = json.loads(json.dumps(rich.conclusions.to_json()))["sites"]
+    assert len(said) == 16 and {of["site"] for of in said} == {"hospital-b"}
+
+
+def test_labels_shares_and_what_was_stopped_are_those_of_the_records(rich):
+    sections = sections_of(rich)
+    by_name = {name_of(s): s for s in rich.summaries}
+    (labels,) = sections["labels"].tables
+    assert len(labels.rows) == 4 * 16
+    for label, name, gold, _, _, strict, lenient in labels.rows:
+        runs = by_name[name].winner.fold_runs
+        of = [n.strict[label] for r in runs for n in r.notes.values()]
+        loose = [n.lenient[label] for r in runs for n in r.notes.values()]
+        assert gold == f"{sum(c.tp + c.fn for c in of):,}"
+        assert (strict, lenient) == (in_points(f1_of(of)), in_points(f1_of(loose)))
+    (heat,) = sections["labels"].plots
+    drawn = heat.figure["data"][0]
+    for name, row in zip(drawn["y"], drawn["z"], strict=True):
+        told = {r[0]: r[5] for r in labels.rows if r[1] == name}
+        assert [f"{value:.2f}" for value in row] == [told[label] for label in drawn["x"]]
+    (kept,) = sections["kept"].tables
+    for row in kept.rows:
+        run = by_name[row[0]].winner.fold_runs[0]
+        share = run.trained_parameters / run.total_parameters
+        assert float(row[3].rstrip(" %")) == pytest.approx(100 * share, rel=0.01)
+    raced, stopped = sections["races"].tables
+    for name, tried, beaten, epochs, *_ in raced.rows:
+        cell_runs = [r for r in rich.fold_runs if not r.fold_run.is_test
+                     and r.fold_run.configuration.cell == by_name[name].cell]  # fmt: skip
+        those = {r.fold_run.configuration.id for r in cell_runs if r.status == "stopped"}
+        assert (int(tried), int(beaten)) == (len(by_name[name].configurations), len(those))
+        assert int(epochs.replace(",", "")) == sum(len(r.epochs) for r in cell_runs)
+    assert {row[3] for row in stopped.rows} == {WHY}
+    (failed,) = sections["failures"].tables
+    assert {row[2] for row in failed.rows} == {"the loss is not a number at step 12"}
+
+
+def test_heat_maps_and_curves_draw_the_means_of_the_records(rich, tmp_path):
+    by_name = {name_of(s): s for s in rich.summaries}
+    search = sections_of(rich)["search"].plots
+    maps = [p for p in search if p.figure["data"][0]["type"] == "heatmap"]
+    for plot in maps:
+        drawn = plot.figure["data"][0]
+        for one in by_name[plot.title].configurations:
+            if one.strict.mean is None:
+                continue
+            row = list(drawn["y"]).index(f"{one.configuration.learning_rate:.4g}")
+            column = list(drawn["x"]).index(str(one.configuration.prompt_length))
+            mean = statistics.fmean(strict_f1(r) for r in one.fold_runs)
+            assert drawn["z"][row][column] == pytest.approx(100 * mean)
+    few = make_findings(tmp_path, FEW_SHOT, with_course=False)
+    names = {s.cell.strategy for s in few.summaries}
+    for plot in sections_of(few)["few-shot"].plots:
+        (backbone,) = {
+            s.cell.backbone.name for s in few.summaries if s.cell.backbone.name in plot.title
+        }
+        for strategy, shots, f1, sd, interval in plot.table.rows:
+            (winner,) = (s.winner for s in few.summaries if s.cell.strategy == strategy
+                         and s.cell.shots == int(shots) and s.cell.backbone.name == backbone)  # fmt: skip
+            scores = [strict_f1(r) for r in winner.fold_runs]
+            assert (f1, sd) == (
+                in_points(statistics.fmean(scores)),
+                in_points(statistics.stdev(scores)),
+            )
+            assert interval != "-"
+        assert {row[0] for row in plot.table.rows} == names
 
 
 def test_strategies_are_told_apart_without_colour(rich):

@@ -20,8 +20,8 @@ from raymrc.study.comparison import (
     compare,
     render,
 )
-from raymrc.study.conclusions import conclude
 from raymrc.study.findings import Findings
+from raymrc.study.judging import conclude
 from raymrc.study.plan import plan_study
 from raymrc.study.statistics import compare_folds
 from raymrc.study.verdict import summarise

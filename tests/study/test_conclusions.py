@@ -19,11 +19,11 @@ from raymrc.study.conclusions import (
     BEHIND,
     EQUIVALENT,
     UNSURE,
-    conclude,
     render,
     sentences,
 )
 from raymrc.study.configuration import Backbone
+from raymrc.study.judging import conclude
 from raymrc.study.record import NoteCounts, Record
 from raymrc.study.statistics import Interval, compare_folds, published_correlation
 from raymrc.study.verdict import summarise

@@ -17,7 +17,6 @@ from raymrc.errors import SpecError, StudyError
 from raymrc.scoring.counts import Counts
 from raymrc.scoring.n2c2_2018 import score_folders
 from raymrc.scoring.n2c2_2022 import score_folders as score_event_folders
-from raymrc.study.conclusions import over_notes
 from raymrc.study.final import (
     final_gaps,
     final_scores,
@@ -25,6 +24,7 @@ from raymrc.study.final import (
     render_final,
     write_predictions,
 )
+from raymrc.study.judging import over_notes
 from raymrc.study.notes import read_study_corpus, read_test
 from raymrc.study.plan import fold_run, plan_study
 from raymrc.study.record import Found, NoteCounts, Record

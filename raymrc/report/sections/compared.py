@@ -1,5 +1,4 @@
-"""What the study was made for: winners against their cost, frozen against trained, by size, at "
-"other sites."""
+"""What the study was made for: winners against cost, frozen against trained, by size, at other sites."""
 
 from __future__ import annotations
 
@@ -32,6 +31,7 @@ from raymrc.study.conclusions import (
     Conclusion,
     chance,
     ends,
+    price_of_point,
 )
 from raymrc.study.findings import Findings
 from raymrc.study.prices import UTILISATION
@@ -117,6 +117,7 @@ def gaps(findings: Findings) -> Section | None:
         return None
     names, marks, rows = [], dict[str, list[Mark]](), []
     margin = 100 * found.margin
+    unit = "USD" if any(one.extra_usd for _, one in found.compared) else "device seconds"
     for said, one in found.compared:
         for site, judged in {"": one.home, **one.away}.items():
             name = without_corpus(said, one.gap.corpus, findings)
@@ -141,6 +142,7 @@ def gaps(findings: Findings) -> Section | None:
                 p = (judged.p_difference, judged.p_equivalence)
                 chances = [*map(chance, each), *(f"{value:.2g}" for value in p)]
             share = (one.gap.device_share, one.gap.adapter_share)
+            price = None if site else price_of_point(one)
             rows.append(
                 (
                     name, advice, one.gap.unfrozen,
@@ -148,18 +150,20 @@ def gaps(findings: Findings) -> Section | None:
                     points(one.gap.unfrozen_f1) if not site else "-",
                     points(value), ends(judged.interval), *chances,
                     *(percent(of) if not site else "-" for of in share),
+                    f"{price[0]} ({price[1]})" if price else "-",
                 )
             )  # fmt: skip
     table = Table(
         "What a frozen backbone is behind by, in points",
         ("backbone", "advice", "trained one", "frozen F1", "trained F1", "behind by",
          "95 % interval", f"within {margin:g}", "further behind", "further ahead", "p, no gap",
-         f"p, not within {margin:g}", "device time", "kept per task"),
-        "lllrrrrrrrrrrr",
+         f"p, not within {margin:g}", "device time", "kept per task", f"{unit}, a point more"),
+        "lllrrrrrrrrrrrr",
         rows,
         f"Claims hold at an error rate of 5 % over {found.num_compared} comparisons (Holm). "
         "Device time and what "
-        "is kept for a task are the frozen winner's share of the trained one's.",
+        "is kept for a task are the frozen winner's share of the trained one's; what a point more costs "
+        "is what training takes beyond freezing, for each point that it is ahead by (95 % interval).",
     )  # fmt: skip
     plot = Plot(
         "The gap, and how sure it is",
@@ -321,6 +325,7 @@ def other_sites(findings: Findings) -> Section | None:
     led = [(s, s.leader) for s in findings.summaries if s.leader is not None and s.leader.transfer]
     sites = sorted({site for _, leader in led for site in leader.transfer})
     names = cell_names(findings)
+    scores = {(score.cell, score.site): score for score in findings.conclusions.sites}
     plots = []
     for site in sites:
         home: list[Mark] = []
@@ -335,14 +340,18 @@ def other_sites(findings: Findings) -> Section | None:
                 f1, sd = 100 * (side.mean or 0.0), 100 * (side.sd or 0.0)
                 text = f"{name}\n{word} {points(side.mean)}, drop {points(of.drop.mean)}"
                 marks.append(Mark(f1, name, text, f1 - sd if sd else None, f1 + sd if sd else None))
+            score = scores.get((summary.cell.name, site))
             rows.append(
                 (
                     names[summary.cell],
-                    *(
-                        points(value)
-                        for side in (of.home, of.away, of.drop)
-                        for value in (side.mean, side.sd)
-                    ),
+                    points(of.home.mean),
+                    points(of.home.sd),
+                    points(of.away.mean),
+                    points(of.away.sd),
+                    "-" if score is None else ends(score.interval),
+                    points(of.drop.mean),
+                    points(of.drop.sd),
+                    "-" if score is None else ends(score.drop_interval),
                 )
             )
         plots.append(
@@ -357,9 +366,21 @@ def other_sites(findings: Findings) -> Section | None:
                 figures.height_of(len(order)),
                 Table(
                     f"Strict F1 at {site}, and what is lost on the way",
-                    (CELL, "at home", "sd", f"at {site}", "sd", "drop", "sd"),
-                    "lrrrrrr",
+                    (
+                        CELL,
+                        "at home",
+                        "sd",
+                        f"at {site}",
+                        "sd",
+                        "95 % interval",
+                        "drop",
+                        "sd",
+                        "95 % interval",
+                    ),
+                    "lrrrrrrrr",
                     rows,
+                    f"At {site} the interval is over its notes, were others drawn, models as trained; the "
+                    "drop's is over folds, corrected for the training notes that they share.",
                 ),
             )
         )

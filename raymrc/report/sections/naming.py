@@ -15,10 +15,10 @@ from raymrc.study.conclusions import (
     Conclusion,
     Judgement,
     ends,
-    over_folds,
 )
 from raymrc.study.configuration import Cell
 from raymrc.study.findings import Findings
+from raymrc.study.judging import over_folds
 from raymrc.study.quantities import points
 from raymrc.study.statistics import Interval, TooFewError
 from raymrc.study.verdict import CellSummary, ConfigurationSummary, describe

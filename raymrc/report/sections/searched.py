@@ -10,6 +10,7 @@ from raymrc.report.figures import Mark
 from raymrc.report.parts import Plot, Section, Table
 from raymrc.report.sections.naming import (
     ABOUT_INTERVALS,
+    CELL,
     cell_names,
     curve_mark,
     curve_row,
@@ -40,14 +41,41 @@ def search(findings: Findings) -> Section | None:
     names = cell_names(findings)
     plots = [plot for s in searched if (plot := _field_of(s, names[s.cell], span)) is not None]
     plots += _curves(findings, searched)
-    tables = [_configurations(s, names[s.cell]) for s in searched]
+    tables = [*_luck(findings), *(_configurations(s, names[s.cell]) for s in searched)]
     lead = (
         "Strict F1 in points, mean over folds. Winners are chosen on validation notes, so the "
         "one with the best "
         "score here need not be it. " + ABOUT_INTERVALS,
     )
-    folded = "The configurations of each cell, best on validation first"
+    folded = (
+        "What choosing owes to luck, and the configurations of each cell, best on validation first"
+    )
     return Section("search", "The search", lead, plots, tables, folded)
+
+
+def _luck(findings: Findings) -> list[Table]:
+    """What the winners' F1 owes to their having been chosen among several."""
+    by_name = {summary.cell.name: summary for summary in findings.summaries}
+    names, rows = cell_names(findings), []
+    for winner in findings.conclusions.winners:
+        of, summary = winner.selection, by_name[winner.cell]
+        if of is None:
+            continue
+        tried = sum(one.is_complete for one in summary.configurations)
+        values = (of.scored, of.optimism, of.corrected)
+        rows.append((names[summary.cell], str(tried), *map(points, values)))
+    if not rows:
+        return []
+    return [
+        Table(
+            "What the winners owe to having been chosen, in points",
+            (CELL, "configurations", "strict F1", "owed to luck", "F1 without it"),
+            "lrrrr",
+            rows,
+            "Chosen on all folds but one and reported on that one, each in turn. Of one cell this is "
+            "unsure by more than itself, and may be below 0: look at many.",
+        )
+    ]
 
 
 def _varied(configurations: Sequence[ConfigurationSummary]) -> dict[str, list[Any]]:
