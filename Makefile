@@ -10,7 +10,10 @@ PYTHONS := $(PYTHON) python3 python3.11 python3.12 python3.13
 # gigabytes of another build.
 TORCH = $(shell grep '^torch==' constraints.txt)
 
-.PHONY: setup tools demo test check format docs clean
+# Half of an installation's time went into compiling modules that nobody imports.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+
+.PHONY: setup tools ready demo test check format docs clean
 
 setup: $(READY)
 
@@ -23,21 +26,25 @@ $(READY): pyproject.toml constraints.txt requirements-demo.txt
 	  test -n "$$chosen" || { \
 	    echo "raymrc needs Python 3.11 to 3.13; none found as: $(PYTHONS). Try make setup PYTHON=/path/to/python" >&2; exit 2; }; \
 	  "$$chosen" -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,benchmarks]"
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements-demo.txt
+	$(INSTALL) "$(TORCH)"
+	$(INSTALL) --constraint constraints.txt --editable ".[dev,benchmarks]"
+	$(INSTALL) --no-deps --require-hashes --requirement requirements-demo.txt
 	@touch $(READY)
 
 # What tests drive beside Python, where this machine is Debian and we may install; elsewhere those tests skip.
-TOOLS := chromium promtool
-PACKAGES := chromium prometheus
+TOOLS := chromium promtool pg_ctlcluster
+PACKAGES := chromium prometheus postgresql
 
 tools:
-	@command -v $(TOOLS) >/dev/null && test $$(command -v $(TOOLS) | wc -l) -eq $(words $(TOOLS)) \
+	@for tool in $(TOOLS); do command -v $$tool >/dev/null || missing=1; done; test -z "$$missing" \
 	  || { test "$$(id -u)" -eq 0 && command -v apt-get >/dev/null \
 	       && apt-get update -qq \
 	       && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(PACKAGES) >/dev/null; } \
-	  || echo "not all of $(TOOLS) are here: tests of pages and dashboards will skip" >&2
+	  || echo "not all of $(TOOLS) are here: tests of pages, dashboards and PostgreSQL will skip" >&2
+
+# One waits for the network mostly, the other for a core.
+ready:
+	@$(MAKE) --no-print-directory -j 2 setup tools
 
 demo: setup
 	$(BIN)/raymrc run studies/demo.yaml
@@ -50,10 +57,10 @@ define run_tests
 	$(BIN)/python -m pytest -m "ray and not gpu and timed"
 endef
 
-test: setup tools
+test: ready
 	$(run_tests)
 
-check: setup tools
+check: ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
