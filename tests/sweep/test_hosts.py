@@ -101,6 +101,49 @@ def test_a_host_that_dies_while_it_waits_takes_no_work_with_it(monkeypatch: Any)
     assert asyncio.run(study()) == [run.key for run in runs]
 
 
+def test_hosts_and_groups_that_are_lost_or_taken_away_are_counted(monkeypatch: Any) -> None:
+    """What the dashboard's panel of node churn and its alert are drawn from."""
+    import ray
+    from ray.exceptions import ActorDiedError
+
+    from raymrc.sweep.metrics import EVICTIONS, HOST_DEATHS
+    from raymrc.sweep.reception import Reception
+
+    reception = Reception({"lanes": 4, "max_devices": 4}, [], TERMS)
+    monkeypatch.setattr(reception, "_scale", lambda: None)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "node", "Alive": True}])
+    told: list[tuple[str, str]] = []
+
+    def tell(series: Any, value: float, *_: Any, kind: str = "", **__: Any) -> None:
+        told.extend([(series.name, kind)] * int(value))
+
+    monkeypatch.setattr(reception._meters, "tell", tell)
+
+    async def die() -> None:
+        raise ActorDiedError
+
+    async def go() -> None:
+        pass
+
+    async def study() -> None:
+        reception._hosts |= {"h": asked("h"), "g": _Asked((1, 2), lambda: None), "i": asked("i")}
+        for name in "hgi":
+            reception._hosts[name].nodes = ("node",)
+        reception._draining = {"gone"}
+        for host in "hg":
+            assert (await reception.exchange(host, ("gone",), ())).evacuate
+        reception._hosts["g"].nodes = reception._hosts["h"].nodes = ("node",)
+        await reception._watch("h", die())
+        await reception._watch("g", die())
+        await reception._watch("i", go())
+
+    asyncio.run(study())
+    assert told == [
+        (EVICTIONS.name, "host"), (EVICTIONS.name, "group"),
+        (HOST_DEATHS.name, "host"), (HOST_DEATHS.name, "group"),
+    ], "who goes by itself is not lost"  # fmt: skip
+
+
 def test_a_host_that_has_not_started_is_called_off_only_where_work_stays_away(
     monkeypatch: Any,
 ) -> None:
