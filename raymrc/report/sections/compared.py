@@ -115,9 +115,8 @@ def gaps(findings: Findings) -> Section | None:
     found = findings.conclusions
     if not found.compared:
         return None
-    names, marks, rows = [], dict[str, list[Mark]](), []
+    names, marks, rows, costs = [], dict[str, list[Mark]](), [], []
     margin = 100 * found.margin
-    unit = "USD" if any(one.extra_usd for _, one in found.compared) else "device seconds"
     for said, one in found.compared:
         for site, judged in {"": one.home, **one.away}.items():
             name = without_corpus(said, one.gap.corpus, findings)
@@ -141,30 +140,39 @@ def gaps(findings: Findings) -> Section | None:
                 each = (likely.within, likely.above, likely.below)
                 p = (judged.p_difference, judged.p_equivalence)
                 chances = [*map(chance, each), *(f"{value:.2g}" for value in p)]
-            share = (one.gap.device_share, one.gap.adapter_share)
-            price = None if site else price_of_point(one)
             rows.append(
                 (
-                    name, advice, one.gap.unfrozen,
+                    name, advice,
                     points(one.gap.frozen_f1) if not site else "-",
                     points(one.gap.unfrozen_f1) if not site else "-",
                     points(value), ends(judged.interval), *chances,
-                    *(percent(of) if not site else "-" for of in share),
-                    f"{price[0]} ({price[1]})" if price else "-",
                 )
             )  # fmt: skip
+        share, price = (one.gap.device_share, one.gap.adapter_share), price_of_point(one)
+        costs.append(
+            (
+                without_corpus(said, one.gap.corpus, findings), one.gap.frozen, one.gap.unfrozen,
+                *map(percent, share), f"{price[0]} ({price[1]})" if price else "-",
+            )
+        )  # fmt: skip
     table = Table(
         "What a frozen backbone is behind by, in points",
-        ("backbone", "advice", "trained one", "frozen F1", "trained F1", "behind by",
+        ("backbone", "advice", "frozen F1", "trained F1", "behind by",
          "95 % interval", f"within {margin:g}", "further behind", "further ahead", "p, no gap",
-         f"p, not within {margin:g}", "device time", "kept per task", f"{unit}, a point more"),
-        "lllrrrrrrrrrrrr",
+         f"p, not within {margin:g}"),
+        "llrrrrrrrrr",
         rows,
-        f"Claims hold at an error rate of 5 % over {found.num_compared} comparisons (Holm). "
-        "Device time and what "
-        "is kept for a task are the frozen winner's share of the trained one's; what a point more costs "
-        "is what training takes beyond freezing, for each point that it is ahead by (95 % interval).",
+        f"Claims hold at an error rate of 5 % over {found.num_compared} comparisons (Holm).",
     )  # fmt: skip
+    unit = "USD" if any(one.extra_usd for _, one in found.compared) else "device seconds"
+    cost = Table(
+        "What freezing saves, and what the trained one's lead costs",
+        ("backbone", "frozen", "trained", "device time", "kept per task", f"{unit}, a point more"),
+        "lllrrr",
+        costs,
+        "Device time and what is kept for a task are the frozen winner's share of the trained one's. A point "
+        "more costs what training takes beyond freezing, by what it is ahead by (95 % interval).",
+    )
     plot = Plot(
         "The gap, and how sure it is",
         "What the frozen winner is behind the best trained one by, in points of strict F1, with "
@@ -173,7 +181,7 @@ def gaps(findings: Findings) -> Section | None:
         figures.dots(marks, names, "frozen behind by, points", band=margin, zero=True),
         figures.height_of(len(names)),
     )
-    return Section("gaps", "Frozen against trained", (), (plot,) if names else (), (table,))
+    return Section("gaps", "Frozen against trained", (), (plot,) if names else (), (table, cost))
 
 
 def by_size(findings: Findings) -> Section | None:
