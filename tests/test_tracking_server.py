@@ -13,6 +13,7 @@ import glob
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -390,6 +391,30 @@ def test_the_ui_opens_on_a_row_a_cell_sorted_by_f1(there: Made, address: str) ->
         assert column in text
     rows = [c for c in ("tiny · fine_tune", "tiny · frozen_soft_prompt") if c in text]
     assert len(rows) == 2 and "seed 4" not in text
+
+
+@needs_chromium
+def test_the_ui_draws_a_fold_run_s_course_by_epoch(there: Made, address: str) -> None:
+    found = ask(address, "experiments/get-by-name?experiment_name=small")["experiment"]
+    (run, *_) = ask(
+        address, "runs/search", experiment_ids=[found["experiment_id"]],
+        filter="tags.level = 'fold-run' and tags.strategy = 'frozen_soft_prompt'",
+    )["runs"]  # fmt: skip
+    run_id = run["info"]["run_id"]
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1600, "height": 1400})
+        page.goto(f"{address}/#/experiments/{found['experiment_id']}/runs/{run_id}/model-metrics")
+        page.get_by_placeholder("Search metric charts").fill("^loss$")
+        page.get_by_text("loss", exact=True).first.wait_for(timeout=60_000)
+        line = page.locator(".js-plotly-plot .scatterlayer path.js-line").first
+        line.wait_for(state="attached", timeout=30_000)
+        drawn = line.get_attribute("d")
+    heights = [float(point.split(",")[1]) for point in re.findall(r"[\d.]+,[\d.]+", drawn or "")]
+    history = ask(address, f"metrics/get-history?run_id={run_id}&metric_key=loss")
+    losses = [point["value"] for point in history["metrics"]]
+    assert len(heights) == len(losses) == 8
+    order = sorted(range(8), key=losses.__getitem__)
+    assert sorted(range(8), key=lambda place: -heights[place]) == order, "the higher the smaller"
 
 
 @pytest.fixture(scope="module")
