@@ -73,6 +73,24 @@ class Judgement:
         }
 
 
+STILL_LEARNING = 0.8
+"""Where so large a share of a winner's fold-runs are best after their last epoch, more epochs may do more."""
+
+
+@dataclass(frozen=True)
+class AtLastEpoch:
+    """A winner that may not have learnt all that it could.
+
+    Args:
+        num: of its fold-runs that were best on validation after their last epoch.
+    """
+
+    strategy: str
+    epochs: int
+    num: int
+    num_fold_runs: int
+
+
 @dataclass(frozen=True)
 class Conclusion:
     """
@@ -83,6 +101,7 @@ class Conclusion:
         extra_usd, extra_device_seconds: the trained winner's less the frozen one's, all folds.
         per_point: what a point of the trained winner's lead costs, in USD or, where time has no price, in
             device seconds.
+        still_learning: those of the two winners that were best at their end nearly everywhere.
     """
 
     gap: FrozenGap
@@ -92,6 +111,7 @@ class Conclusion:
     extra_usd: float
     extra_device_seconds: float
     per_point: CostPerPoint | None
+    still_learning: tuple[AtLastEpoch, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -108,6 +128,7 @@ class Conclusion:
             "extra_usd": self.extra_usd,
             "extra_device_seconds": self.extra_device_seconds,
             "cost_per_point": None if self.per_point is None else asdict(self.per_point),
+            "still_learning": [asdict(one) for one in self.still_learning],
         }
 
 
@@ -307,6 +328,7 @@ def _of_best(one: Overall, all_of_them: Conclusions) -> str:
     if gap.adapter_share is not None:
         parts.append(f"Freezing keeps {_percent(gap.adapter_share)} of the bytes for a task.")
     if is_across:  # else its backbone's own paragraph has it
+        parts += map(_more_epochs, one.conclusion.still_learning)
         parts += _elsewhere(one.conclusion, against, all_of_them)
     return " ".join(parts)
 
@@ -325,8 +347,16 @@ def _of_gap(one: Conclusion, all_of_them: Conclusions) -> str:
         parts.append(_price_of_lead(one))
     else:
         parts.append(_price_of_freezing(gap))
+    parts += map(_more_epochs, one.still_learning)
     parts += _elsewhere(one, gap.unfrozen, all_of_them)
     return " ".join(part for part in parts if part)
+
+
+def _more_epochs(one: AtLastEpoch) -> str:
+    return (
+        f"{one.strategy} was best after its last epoch ({one.epochs}) in {one.num} of {one.num_fold_runs} "
+        "fold-runs: give it more epochs before this is final."
+    )
 
 
 def _elsewhere(one: Conclusion, against: str, all_of_them: Conclusions) -> list[str]:

@@ -20,8 +20,10 @@ from raymrc.study.conclusions import (
     AHEAD,
     BEHIND,
     EQUIVALENT,
+    STILL_LEARNING,
     UNKNOWN,
     UNSURE,
+    AtLastEpoch,
     BySize,
     Conclusion,
     Conclusions,
@@ -116,6 +118,7 @@ def conclude(
                 extra_usd=usd,
                 extra_device_seconds=seconds,
                 per_point=per_point,
+                still_learning=tuple(_still_learning((frozen_cell, unfrozen_cell))),
             )
         )
     gaps = conclusions[: len(of_backbones)]
@@ -215,6 +218,18 @@ def over_held_out_notes(
     ]
     weights = [1 / len(runs) for _ in runs] + [-1 / len(others) for _ in others]
     return _bootstrap(systems, sorted(systems[0]), groups or {}).interval(weights)
+
+
+def _still_learning(cells: Iterable[CellSummary]) -> Iterable[AtLastEpoch]:
+    for summary in cells:
+        winner = _winner(summary)
+        epochs, num, of = (
+            winner.configuration.epochs,
+            winner.num_at_last_epoch,
+            len(winner.fold_runs),
+        )
+        if epochs > 1 and num >= STILL_LEARNING * of:
+            yield AtLastEpoch(summary.cell.strategy, epochs, num, of)
 
 
 def _at_sites(summaries: Sequence[CellSummary], groups: Groups) -> Iterable[SiteScore]:

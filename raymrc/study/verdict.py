@@ -129,6 +129,11 @@ class ConfigurationSummary:
         return len(self.folds) == self.num_folds
 
     @property
+    def num_at_last_epoch(self) -> int:
+        """Fold-runs that were best on validation after their last epoch."""
+        return sum(best == self.configuration.epochs for best in self.best_epochs)
+
+    @property
     def num_spared(self) -> int:
         """Fold-runs that are not trained to their end, since its race stopped it."""
         return self.num_folds - len(self.folds) - len(self.failures) if self.stopped else 0
@@ -148,6 +153,7 @@ class ConfigurationSummary:
             "complete": self.is_complete,
             "folds_done": len(self.folds),
             "folds": self.num_folds,
+            "best_epochs": list(self.best_epochs),
             "fold_f1": dict(zip(map(str, self.folds), self.fold_f1, strict=True)),
             "strict_f1": asdict(self.strict),
             "lenient_f1": asdict(self.lenient),

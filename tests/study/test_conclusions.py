@@ -163,6 +163,26 @@ def test_where_best_against_best_is_one_backbone_s_own_gap_it_is_compared_once()
     assert not concluded(ledger(LEVEL, FAR)).overall
 
 
+@pytest.mark.parametrize(("best", "is_told"), [((6, 6, 6, 6, 4), True), ((6, 6, 6, 5, 4), False)])
+def test_a_winner_that_was_best_at_its_end_nearly_everywhere_is_to_have_more_epochs(best, is_told):
+    """A frozen backbone 19 points behind on relations was given ten epochs; with twenty it was 4 behind."""
+    records = [
+        r if "frozen" not in r.fold_run.configuration.cell.strategy else
+        replace(r, best_epoch=best[r.fold_run.fold], fold_run=replace(
+            r.fold_run, configuration=replace(r.fold_run.configuration, epochs=6)))
+        for r in ledger(LEVEL, FAR)
+    ]  # fmt: skip
+    found = concluded(records)
+    (sentence,) = sentences(found)
+    told = "frozen_soft_prompt was best after its last epoch (6) in 4 of 5 fold-runs: give it more epochs"
+    assert (
+        told in sentence
+    ) == is_told and "soft_prompt was best after its last epoch (1)" not in sentence
+    (values,) = json.loads(json.dumps(found.to_json()))["gaps"]
+    assert [one["num"] for one in values["still_learning"]] == [4] * is_told
+    assert sentence.startswith("notes/minilm: train the backbone")
+
+
 def test_frozen_ahead_is_told_as_freeze():
     found = concluded(ledger(FAR, LEVEL))
     assert found.gaps[0].home.outcome == AHEAD
