@@ -343,12 +343,14 @@ def test_notes_that_a_fold_scores_do_not_choose_who_is_reported_there():
         for fold in range(3):
             seen = {f"fold-{n}-0": others if n else lucky for n in range(3) if n != fold}
             one = record(fold, learning_rate=rate, validation_f1=0.9 if rate == 1e-4 else 0.5)
-            f1 = 0.8 if rate == 1e-4 else 0.6
+            f1 = (0.75 if fold else 0.9) if rate == 1e-4 else 0.6
             records.append(replace(one, notes=scored(f1, f"fold-{fold}"), validation=seen))
     (winner,) = concluded(records, 3).winners
     assert winner.selection.scored == pytest.approx(0.8)
-    # For the first fold the second is chosen; for the others the lucky note speaks for the first.
-    assert winner.selection.corrected == pytest.approx((0.6 + 0.8 + 0.8) / 3)
+    # For the first fold the second is chosen; for the others the lucky note speaks for the first. Each is ahead
+    # of the mean of both by 0.15 on the first fold and 0.075 on others, or behind by as much.
+    luck = [-0.075 + 0.15, (0.15 + 0.075) / 2 - 0.075, (0.15 + 0.075) / 2 - 0.075]
+    assert winner.selection.optimism == pytest.approx(sum(luck) / 3)
     unknown = concluded([replace(one, validation={}) for one in records], 3).winners[0].selection
     assert unknown.corrected == pytest.approx(0.8)
 

@@ -350,24 +350,26 @@ def test_one_note_one_group_or_counts_of_another_shape_are_refused():
 
 
 def test_leaving_a_fold_out_by_hand():
-    scored = [[0.9, 0.1, 0.5], [0.5, 0.5, 0.4]]
+    scored = np.array([[0.9, 0.1, 0.5], [0.5, 0.5, 0.4]])
     found = leave_fold_out(scored, scored)
-    # The first wins on all folds and without the second, the other one without the first and the third.
+    # The first wins on all folds and without the second or the third, the other one without the first.
     assert (found.chosen, found.scored) == (0, pytest.approx(0.5))
-    chosen = [max((0, 1), key=lambda c: sum(scored[c]) - scored[c][f]) for f in range(3)]
-    assert found.corrected == pytest.approx(np.mean([scored[c][f] for f, c in enumerate(chosen)]))
+    # Ahead of the mean of both: the first by 0.2, -0.2 and 0.05, the other one by as much less.
+    luck = [((0.2 - 0.05) / 2 + 0.2), ((0.2 + 0.05) / 2 + 0.2), ((0.2 - 0.2) / 2 - 0.05)]
+    assert found.optimism == pytest.approx(math.sqrt(2 / 3) * np.mean(luck))
     assert found.optimism == pytest.approx(found.scored - found.corrected)
 
 
 def test_who_is_chosen_by_validation_is_reported_by_its_score():
     choosing, scored = [[0.9, 0.8], [0.1, 0.2]], [[0.3, 0.4], [0.7, 0.9]]
     found = leave_fold_out(choosing, scored)
-    assert (found.chosen, found.scored, found.corrected) == (0, 0.35, 0.35)
+    # The first each time: behind the mean of both by 0.2 and 0.25.
+    assert (found.chosen, found.scored) == (0, 0.35) and found.optimism == pytest.approx(0)
     # On notes that the second fold does not score, the other one is ahead in the first fold's fold-run.
     elsewhere = np.array([[[0.9, 0.1], [0.8, 0.8]], [[0.1, 0.2], [0.2, 0.2]]])
     found = leave_fold_out(choosing, scored, elsewhere)
     assert (found.chosen, found.scored) == (0, 0.35)
-    assert found.corrected == pytest.approx((0.3 + 0.9) / 2)
+    assert found.optimism == pytest.approx(((-0.25 + 0.2) + (0.2 - 0.25)) / 2)
     with pytest.raises(TooFewError):
         leave_fold_out([[0.1], [0.2]], [[0.1], [0.2]])
     with pytest.raises(ValueError, match="choosing and scored"):
