@@ -443,11 +443,11 @@ class Selection:
 def leave_fold_out(
     choosing: ArrayLike, scored: ArrayLike, elsewhere: ArrayLike | None = None
 ) -> Selection:
-    """Chooses on all folds but one, each in turn: what the chosen one is ahead of all configurations there, and
-    not on the fold that is left out, is luck, and is taken off the winner.
+    """Chooses on all folds but one, each in turn: what the chosen one is ahead of all configurations there,
+    and not on the fold that is left out, is luck, and is taken off the winner.
 
-    Not the chosen one's F1 on the fold left out: a fold less chooses worse, where configurations differ by up to
-    0.3 points, which is no luck of the winner.
+    Not the chosen one's F1 on the fold left out: a fold less chooses worse, by up to 0.3 points where
+    configurations differ, which is no luck of the winner.
 
     Args:
         choosing: what the winner has the best mean of, (C, F): validation F1, or `scored` itself.

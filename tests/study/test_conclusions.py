@@ -347,8 +347,8 @@ def test_notes_that_a_fold_scores_do_not_choose_who_is_reported_there():
             records.append(replace(one, notes=scored(f1, f"fold-{fold}"), validation=seen))
     (winner,) = concluded(records, 3).winners
     assert winner.selection.scored == pytest.approx(0.8)
-    # For the first fold the second is chosen; for the others the lucky note speaks for the first. Each is ahead
-    # of the mean of both by 0.15 on the first fold and 0.075 on others, or behind by as much.
+    # For the first fold the second is chosen; for the others the lucky note speaks for the first. Each is
+    # ahead of the mean of both by 0.15 on the first fold and 0.075 on others, or behind by as much.
     luck = [-0.075 + 0.15, (0.15 + 0.075) / 2 - 0.075, (0.15 + 0.075) / 2 - 0.075]
     assert winner.selection.optimism == pytest.approx(sum(luck) / 3)
     unknown = concluded([replace(one, validation={}) for one in records], 3).winners[0].selection
