@@ -34,10 +34,14 @@ $(READY): pyproject.toml constraints.txt requirements-demo.txt
 # What tests drive beside Python, where this machine is Debian and we may install; elsewhere those tests skip.
 TOOLS := chromium promtool pg_ctlcluster
 PACKAGES := chromium prometheus postgresql
+# Of PostgreSQL the programs alone: Debian's package would leave a server running.
+NO_CLUSTER := /etc/postgresql-common/createcluster.conf
 
 tools:
 	@for tool in $(TOOLS); do command -v $$tool >/dev/null || missing=1; done; test -z "$$missing" \
 	  || { test "$$(id -u)" -eq 0 && command -v apt-get >/dev/null \
+	       && mkdir -p $(dir $(NO_CLUSTER)) \
+	       && { test -e $(NO_CLUSTER) || echo "create_main_cluster = false" >$(NO_CLUSTER); } \
 	       && apt-get update -qq \
 	       && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(PACKAGES) >/dev/null; } \
 	  || echo "not all of $(TOOLS) are here: tests of pages, dashboards and PostgreSQL will skip" >&2

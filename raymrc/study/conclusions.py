@@ -73,22 +73,17 @@ class Judgement:
         }
 
 
-STILL_LEARNING = 0.8
-"""Where so large a share of a winner's fold-runs are best after their last epoch, more epochs may do more."""
-
-
 @dataclass(frozen=True)
-class AtLastEpoch:
-    """A winner that may not have learnt all that it could.
+class StillLearning:
+    """A winner that has not learnt all that it could.
 
     Args:
-        num: of its fold-runs that were best on validation after their last epoch.
+        gain: validation F1 that the last third of its epochs still brought, mean over fold-runs, 0 to 1.
     """
 
     strategy: str
     epochs: int
-    num: int
-    num_fold_runs: int
+    gain: float
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ class Conclusion:
         extra_usd, extra_device_seconds: the trained winner's less the frozen one's, all folds.
         per_point: what a point of the trained winner's lead costs, in USD or, where time has no price, in
             device seconds.
-        still_learning: those of the two winners that were best at their end nearly everywhere.
+        still_learning: those of the two winners whose last epochs still brought more than the margin.
     """
 
     gap: FrozenGap
@@ -111,7 +106,7 @@ class Conclusion:
     extra_usd: float
     extra_device_seconds: float
     per_point: CostPerPoint | None
-    still_learning: tuple[AtLastEpoch, ...] = ()
+    still_learning: tuple[StillLearning, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -352,10 +347,10 @@ def _of_gap(one: Conclusion, all_of_them: Conclusions) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _more_epochs(one: AtLastEpoch) -> str:
+def _more_epochs(one: StillLearning) -> str:
     return (
-        f"{one.strategy} was best after its last epoch ({one.epochs}) in {one.num} of {one.num_fold_runs} "
-        "fold-runs: give it more epochs before this is final."
+        f"In the last third of its {one.epochs} epochs {one.strategy} still gained {_tenths(one.gain)} "
+        "points on validation notes: with more of them this may change."
     )
 
 

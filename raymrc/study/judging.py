@@ -20,16 +20,15 @@ from raymrc.study.conclusions import (
     AHEAD,
     BEHIND,
     EQUIVALENT,
-    STILL_LEARNING,
     UNKNOWN,
     UNSURE,
-    AtLastEpoch,
     BySize,
     Conclusion,
     Conclusions,
     Judgement,
     Overall,
     SiteScore,
+    StillLearning,
     WinnerScore,
 )
 from raymrc.study.configuration import Cell
@@ -118,7 +117,7 @@ def conclude(
                 extra_usd=usd,
                 extra_device_seconds=seconds,
                 per_point=per_point,
-                still_learning=tuple(_still_learning((frozen_cell, unfrozen_cell))),
+                still_learning=tuple(_still_learning((frozen_cell, unfrozen_cell), margin)),
             )
         )
     gaps = conclusions[: len(of_backbones)]
@@ -201,35 +200,41 @@ def over_held_out_notes(
     runs: Sequence[Record],
     others: Sequence[Record] = (),
     groups: Mapping[str, str] | None = None,
-    site: str = "",
 ) -> Interval:
     """Of mean F1 over runs that scored the same notes, less that of others, were other notes drawn; models as
     trained.
 
     Args:
         groups: see `Groups`, of these notes.
-        site: whose notes; "": those that the records score.
 
     Raises:
         TooFewError: fewer than two notes, patients or articles.
+    """
+    drawn, weights = _of_one_set(runs, others, groups or {})
+    return drawn.interval(weights)
+
+
+def _of_one_set(
+    runs: Sequence[Record], others: Sequence[Record], groups: Mapping[str, str], site: str = ""
+) -> tuple[Bootstrap, list[float]]:
+    """Draws of notes that all of these scored, and the weights of `runs`' mean less `others`'.
+
+    Args:
+        site: whose notes; "": those that the records score.
     """
     systems = [
         _note_counts(record.transfer[site] if site else record.notes) for record in (*runs, *others)
     ]
     weights = [1 / len(runs) for _ in runs] + [-1 / len(others) for _ in others]
-    return _bootstrap(systems, sorted(systems[0]), groups or {}).interval(weights)
+    return _bootstrap(systems, sorted(systems[0]), groups), weights
 
 
-def _still_learning(cells: Iterable[CellSummary]) -> Iterable[AtLastEpoch]:
+def _still_learning(cells: Iterable[CellSummary], margin: float) -> Iterable[StillLearning]:
     for summary in cells:
         winner = _winner(summary)
-        epochs, num, of = (
-            winner.configuration.epochs,
-            winner.num_at_last_epoch,
-            len(winner.fold_runs),
-        )
-        if epochs > 1 and num >= STILL_LEARNING * of:
-            yield AtLastEpoch(summary.cell.strategy, epochs, num, of)
+        gain = winner.late_gain
+        if gain is not None and gain > margin:
+            yield StillLearning(summary.cell.strategy, winner.configuration.epochs, gain)
 
 
 def _at_sites(summaries: Sequence[CellSummary], groups: Groups) -> Iterable[SiteScore]:
@@ -240,9 +245,12 @@ def _at_sites(summaries: Sequence[CellSummary], groups: Groups) -> Iterable[Site
         for site, of in summary.winner.transfer.items():
             interval = drop_interval = UNKNOWN
             with suppress(TooFewError):
-                interval = over_held_out_notes(runs, groups=groups.get(site), site=site)
-            with suppress(TooFewError):
-                drop_interval = over_folds(runs, of.fold_drops).interval()
+                drawn, weights = _of_one_set(runs, (), groups.get(site, {}), site)
+                interval = drawn.interval(weights)
+                # All folds' models read the same notes there: their luck is in every fold's drop alike.
+                drop_interval = compare_on_shared_notes(
+                    _by_fold(runs, of.fold_drops), drawn.variance(weights), drawn.num_groups
+                ).interval()
             yield SiteScore(
                 cell=summary.cell.name,
                 site=site,
@@ -411,23 +419,21 @@ def _selection(summary: CellSummary) -> Selection | None:
         for one in complete
     ]
     scored = [_by_fold(one.fold_runs, one.fold_f1) for one in complete]
-    elsewhere = [_validated_elsewhere(one.fold_runs) for one in complete]
+    elsewhere = None
+    if all(record.validation for one in complete for record in one.fold_runs):
+        elsewhere = np.stack([_validated_elsewhere(one.fold_runs) for one in complete])
     try:
-        return leave_fold_out(np.stack(choosing), np.stack(scored), np.stack(elsewhere))
+        return leave_fold_out(np.stack(choosing), np.stack(scored), elsewhere)
     except TooFewError:
         return None
 
 
 def _validated_elsewhere(fold_runs: Sequence[Record]) -> Array:
-    """Validation F1 of each fold's fold-runs on the notes that the second fold does not score, (F, F); on
-    all of them where the record is from before they were counted by themselves."""
+    """Validation F1 of each fold's fold-runs on the notes that the second fold does not score, (F, F)."""
     folds = dict.fromkeys(frozenset(record.notes) for record in fold_runs)
     values = np.empty((len(folds), len(fold_runs)))
     for place, record in enumerate(fold_runs):
         counts = np.array([(c.tp, c.fp, c.fn) for c in record.validation.values()])
-        if not len(counts):
-            values[:, place] = record.validation_f1
-            continue
         kept = [[note not in scored for note in record.validation] for scored in folds]
         values[:, place] = micro_f1(np.array(kept, dtype=np.float64) @ counts)
     return np.stack([_by_fold(fold_runs, of_fold.tolist()) for of_fold in values], axis=1)

@@ -33,6 +33,12 @@ EPOCH_SECONDS = 1.0
 SETTLING_SECONDS = 10.0
 """A host that has opened or handed over lanes is asked for none so long: each costs a save and a start."""
 
+WAITING_SECONDS = 2.0
+"""A host has had nothing for so long before it is handed lanes: for a moment it is so between two trials."""
+
+KEEPING_SECONDS = 300.0
+"""A host that could not save what it was asked for keeps it, and is not asked again for so long."""
+
 
 Crew = tuple[int, int]
 """The least and the most devices that a host is of."""
@@ -86,7 +92,11 @@ class Order:
 
 @dataclass(eq=False)
 class _Wish:
-    """A fold-run that a trial wants trained."""
+    """A fold-run that a trial wants trained.
+
+    Args:
+        is_back: it was handed over to a host that had no room for it.
+    """
 
     fold_run: FoldRun
     trial: str
@@ -94,6 +104,7 @@ class _Wish:
     until: int | None = None
     turn: int = 0
     deaths: int = 0
+    is_back: bool = False
     told_at: float = -math.inf
     key: str = ""
 
@@ -120,7 +131,8 @@ class _Host:
     most: int | None = None
     idle_since: float | None = None
     heard_at: float | None = None
-    settled_at: float = -math.inf
+    asked_for: tuple[str, ...] = ()
+    keeps_until: float = -math.inf
 
     @property
     def shares(self) -> bool:
@@ -198,6 +210,8 @@ class Board:
         self._over: set[str] = set()
         self._staying: set[str] = set()
         self._idle: set[str] = set()
+        # Between two hosts: as good as under way, though they may be in the queue for a moment.
+        self._moving: set[str] = set()
 
     # --- trials -----------------------------------------------------------------------------------
 
@@ -263,11 +277,14 @@ class Board:
                 del host.wishes[key]
                 host.closing.add(key)
         self._wishes = {k: wish for k, wish in self._wishes.items() if wish.trial != trial}
+        self._moving &= self._wishes.keys()
         self._end(trial)
 
     def close_cell(self, cell: Cell) -> None:
         """What no host has of a cell is not begun; what is under way ends as it would have."""
         for wish in [w for w in self._queue if w.fold_run.configuration.cell == cell]:
+            if wish.key in self._moving:
+                continue
             self._queue.remove(wish)
             del self._wishes[wish.fold_run.key]
 
@@ -295,7 +312,9 @@ class Board:
         needs[SOLO] += math.ceil(sum(not wish.is_alone for wish in wishes) / self.fill)
         wanted = Counter({crew: min(need, there.get(crew, 0)) for crew, need in needs.items()})
         free = self.max_devices - sum(crew[1] * number for crew, number in there.items())
-        for crew in dict.fromkeys(wish.crew for wish in queue):
+        # For what is between two hosts there is one that waits for it.
+        new = [wish for wish in queue if wish.key not in self._moving]
+        for crew in dict.fromkeys(wish.crew for wish in new):
             more = min(needs[crew] - wanted[crew], free // crew[1])
             if more > 0:
                 wanted[crew] += more
@@ -322,6 +341,10 @@ class Board:
         """
         mine = self._hosts.setdefault(host, _Host(crew))
         self.hear(host, reports, now)
+        if kept := [key for key in mine.asked_for if key in mine.wishes]:
+            mine.keeps_until = now + KEEPING_SECONDS
+            self._moving.difference_update(kept)
+        mine.asked_for = ()
         close = tuple(mine.closing)
         mine.closing.clear()
         opened, until = [], {}
@@ -330,6 +353,8 @@ class Board:
             if paying is not None:
                 paying.take(wish)
             self._queue.remove(wish)
+            self._moving.discard(wish.key)
+            wish.is_back = False
             mine.backbone = wish.backbone
             mine.wishes[wish.fold_run.key] = wish
             wish.told_at = now
@@ -340,19 +365,20 @@ class Board:
             mine.idle_since = None
         elif mine.idle_since is None:
             mine.idle_since = now
-        is_settled = not opened and now - mine.settled_at >= SETTLING_SECONDS
-        hand_over = self._surplus(mine) if is_settled else ()
-        if opened or hand_over:
-            mine.settled_at = now
+        if not opened and now >= mine.keeps_until:
+            mine.asked_for = self._surplus(mine, now)
+            self._moving.update(mine.asked_for)
+        if opened or mine.asked_for:
+            mine.keeps_until = max(mine.keeps_until, now + SETTLING_SECONDS)
         leave = (
             mine.idle_since is not None
-            and not any(wish.crew == mine.crew for wish in self._affordable())
-            and not (mine.shares and any(map(self._surplus, self._hosts.values())))
             and now - mine.idle_since >= self.idle_seconds
+            and not (mine.crew == SOLO and self._moving)
+            and not any(wish.crew == mine.crew for wish in self._affordable())
         )
         if leave:
             del self._hosts[host]
-        return Order(close, tuple(opened), until, hand_over, leave)
+        return Order(close, tuple(opened), until, mine.asked_for, leave)
 
     def is_idle(self, host: str) -> bool:
         return host in self._hosts and not self._hosts[host].wishes
@@ -381,6 +407,7 @@ class Board:
         if report.refused:
             del host.wishes[key]
             host.most = len(host.wishes)
+            wish.is_back = report.key in self._saved
             self._queue.insert(0, wish)
             return
         if report.saved is not None:
@@ -410,6 +437,7 @@ class Board:
     def _settle(self, wish: _Wish, record: str, *, pauses: bool = False) -> None:
         key = wish.fold_run.key
         del self._wishes[key]
+        self._moving.discard(key)
         self._results[wish.trial].append({"fold": wish.fold_run.fold, "record": record})
         if not pauses:
             self._saved.pop(key, None)
@@ -440,7 +468,7 @@ class Board:
             if h.crew != SOLO or any(w.is_alone for w in h.wishes.values())
         )
         hosts = min(self.max_devices - taken, math.ceil(shared / self.fill))
-        share = math.ceil(shared / max(1, hosts))
+        share = math.ceil(shared / max(1, hosts)) + sum(wish.is_back for wish in self._queue)
         if num_open >= min(self.lanes, share, self.lanes if host.most is None else host.most):
             return None
         if any(wish.is_alone for wish in host.wishes.values()):
@@ -448,17 +476,20 @@ class Board:
         fitting = (w for w in mine if w.backbone == host.backbone and not w.is_alone)
         return next(fitting, None)
 
-    def _surplus(self, host: _Host) -> tuple[str, ...]:
+    def _surplus(self, host: _Host, now: float) -> tuple[str, ...]:
         """Lanes that this host has beyond an even share while another one has nothing to do.
 
         A study's end would otherwise keep all but one device waiting: who is alone on the board
         while the others train a backbone takes all lanes that there are.
         """
+        if len(host.wishes) < 2 or not host.shares:
+            return ()
         hosts = [h for h in self._hosts.values() if h.shares]
-        is_wanted = any(not h.wishes for h in hosts) and not any(
-            w.crew == SOLO for w in self._queue
+        waits = any(
+            h.idle_since is not None and now - h.idle_since >= WAITING_SECONDS for h in hosts
         )
-        if not is_wanted or not host.shares:
+        # What waits, a group too, has a claim on the device of a host that has nothing.
+        if not waits or self._affordable():
             return ()
         shared = sum(len(h.wishes) for h in hosts)
         share = math.ceil(shared / min(len(hosts), math.ceil(shared / self.fill))) if shared else 0
@@ -538,6 +569,7 @@ class Board:
         trials = {wish.trial for wish in self._queue}
         for wish in self._queue:
             del self._wishes[wish.key]
+        self._moving &= self._wishes.keys()
         self._queue = []
         return len(trials - {wish.trial for wish in self._wishes.values()})
 
@@ -555,6 +587,8 @@ class Board:
         gone = self._hosts.pop(host, None)
         if gone is None:
             return []
+        # It may have been the one that lanes were for.
+        self._moving &= self._open.keys() - gone.wishes.keys()
         hopeless = []
         for wish in reversed(gone.wishes.values()):
             wish.deaths += counts

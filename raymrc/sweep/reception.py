@@ -246,7 +246,8 @@ class Reception:
                 await self._changed()
             reports = ()
             if order or not self._board.is_idle(host) or time.monotonic() >= until:
-                asked.answered_at = None if order.open else time.monotonic()
+                is_busy = order.open or order.hand_over
+                asked.answered_at = None if is_busy else time.monotonic()
                 return order
             await self._wait_for_news(until - time.monotonic())
         return Order(leave=True)

@@ -253,12 +253,12 @@ def strict_f1(record, site=None, labels=None):
 
 def test_what_a_point_of_the_lead_costs_stands_beside_each_gap(rich):
     _, table = sections_of(rich)["gaps"].tables
-    assert table.headings[-1] == "USD, a point more"
+    assert table.headings[-1] == "a point more costs"
     priced = 0
     for (_, one), row in zip(rich.conclusions.compared, table.rows, strict=True):
         extra = one.extra_usd / (100 * one.home.comparison.difference)
         if one.extra_usd > 0 and one.home.comparison.difference > 0:
-            assert row[-1].startswith(f"{extra:.2g} (") and " to " in row[-1]
+            assert row[-1].startswith(f"{extra:.2g} USD (") and " to " in row[-1]
             priced += 1
         else:
             assert row[-1] == "-"
@@ -281,7 +281,7 @@ def test_other_sites_have_intervals_and_the_figures_of_their_records(rich):
     (plot,) = sections_of(rich)["transfer"].plots
     assert len(plot.table.rows) == 16
     by_name = {name_of(s): s.winner for s in rich.summaries}
-    for name, home, home_sd, away, _, over_notes, drop, drop_sd, over_folds in plot.table.rows:
+    for name, home, home_sd, away, _, over_notes, drop, drop_sd, of_drop in plot.table.rows:
         runs = by_name[name].fold_runs
         both = ("Drug", "ADE")
         at_home = [strict_f1(r, labels=both) for r in runs]
@@ -291,7 +291,7 @@ def test_other_sites_have_intervals_and_the_figures_of_their_records(rich):
             in_points(statistics.fmean(of)) for of in (at_home, there, drops)
         ]
         assert [home_sd, drop_sd] == [in_points(statistics.stdev(of)) for of in (at_home, drops)]
-        for told, middle in ((over_notes, away), (over_folds, drop)):
+        for told, middle in ((over_notes, away), (of_drop, drop)):
             low, high = map(float, told.split(" to "))
             assert low < float(middle) < high
     said = json.loads(json.dumps(rich.conclusions.to_json()))["sites"]

@@ -24,7 +24,7 @@ from raymrc.study.conclusions import (
 )
 from raymrc.study.configuration import Backbone
 from raymrc.study.judging import conclude
-from raymrc.study.record import NoteCounts, Record
+from raymrc.study.record import Epoch, NoteCounts, Record
 from raymrc.study.statistics import Interval, compare_folds, published_correlation
 from raymrc.study.verdict import summarise
 from tests.study.making import cell, record
@@ -163,23 +163,29 @@ def test_where_best_against_best_is_one_backbone_s_own_gap_it_is_compared_once()
     assert not concluded(ledger(LEVEL, FAR)).overall
 
 
-@pytest.mark.parametrize(("best", "is_told"), [((6, 6, 6, 6, 4), True), ((6, 6, 6, 5, 4), False)])
-def test_a_winner_that_was_best_at_its_end_nearly_everywhere_is_to_have_more_epochs(best, is_told):
+@pytest.mark.parametrize(
+    ("course", "gain"),
+    [
+        ([0.1, 0.2, 0.3, 0.4, 0.41, 0.43], 0.03),
+        ([0.1, 0.2, 0.3, 0.4, 0.4, 0.4], None),
+        ([0.1, 0.2, 0.3, 0.4, 0.405, 0.2], None),
+        ([0.1, 0.4], None),
+    ],
+)
+def test_a_winner_that_learnt_to_its_end_is_to_have_more_epochs(course, gain):
     """A frozen backbone 19 points behind on relations was given ten epochs; with twenty it was 4 behind."""
+    epochs = tuple(Epoch(n, 1.0, f1, 1.0) for n, f1 in enumerate(course, 1))
     records = [
-        r if "frozen" not in r.fold_run.configuration.cell.strategy else
-        replace(r, best_epoch=best[r.fold_run.fold], fold_run=replace(
-            r.fold_run, configuration=replace(r.fold_run.configuration, epochs=6)))
+        replace(r, epochs=epochs) if "frozen" in r.fold_run.configuration.cell.strategy else r
         for r in ledger(LEVEL, FAR)
-    ]  # fmt: skip
+    ]
     found = concluded(records)
     (sentence,) = sentences(found)
-    told = "frozen_soft_prompt was best after its last epoch (6) in 4 of 5 fold-runs: give it more epochs"
-    assert (
-        told in sentence
-    ) == is_told and "soft_prompt was best after its last epoch (1)" not in sentence
+    assert ("epochs frozen_soft_prompt still gained 3.0 points on validation" in sentence) == bool(
+        gain
+    )
     (values,) = json.loads(json.dumps(found.to_json()))["gaps"]
-    assert [one["num"] for one in values["still_learning"]] == [4] * is_told
+    assert [one["gain"] for one in values["still_learning"]] == [pytest.approx(gain)] * bool(gain)
     assert sentence.startswith("notes/minilm: train the backbone")
 
 
@@ -330,9 +336,11 @@ def test_the_luck_of_the_choice_is_that_of_the_winner_among_complete_ones():
     ]
     incomplete = record(0, learning_rate=4e-4, validation_f1=1.0)
     (winner,) = concluded([*records, incomplete], 3).winners
-    # Without the first fold the second is best on validation, else the first.
+    # Without the first fold the second is best on validation, else the first. By fold, the mean of all
+    # three is 0.533, 0.5 and 0.467; nothing is known of single validation notes, so these choose as well.
+    luck = [(0.1 + 0.233) / 2 + 0.033, (0.267 + 0.133) / 2 - 0.2, (0.267 + 0.2) / 2 - 0.133]
     assert winner.selection.scored == pytest.approx(0.7)
-    assert winner.selection.corrected == pytest.approx((0.5 + 0.7 + 0.6) / 3)
+    assert winner.selection.optimism == pytest.approx((2 / 3) ** 0.5 * sum(luck) / 3, abs=1e-3)
 
 
 def test_notes_that_a_fold_scores_do_not_choose_who_is_reported_there():
@@ -353,6 +361,24 @@ def test_notes_that_a_fold_scores_do_not_choose_who_is_reported_there():
     assert winner.selection.optimism == pytest.approx(sum(luck) / 3)
     unknown = concluded([replace(one, validation={}) for one in records], 3).winners[0].selection
     assert unknown.corrected == pytest.approx(0.8)
+
+
+def test_a_drop_is_as_unsure_as_the_few_notes_of_the_other_site():
+    """All folds' models read the same ten notes there: of their luck the folds' drops say nothing."""
+    found = [9, 2, 8, 3, 9, 1, 9, 2, 8, 4]
+    there = {
+        f"t-{n}": NoteCounts({"Drug": Counts(tp, 10 - tp, 10 - tp)}, {})
+        for n, tp in enumerate(found)
+    }
+    records = [replace(r, transfer={"there": there}) for r in ledger(LEVEL, FAR)]
+    for score in concluded(records).sites:
+        level = FAR if "frozen" in score.cell else LEVEL
+        assert (score.site, score.f1) == ("there", pytest.approx(0.55))
+        assert score.drop == pytest.approx(np.mean(level) - 0.55)
+        of_folds = compare_folds([f1 - 0.55 for f1 in level]).interval()
+        assert of_folds.high - of_folds.low < 0.05
+        for interval in (score.interval, score.drop_interval):
+            assert interval.high - interval.low > 0.3
 
 
 def test_few_sizes_are_refused_and_enough_tell_where_parity_is():

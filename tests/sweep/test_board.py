@@ -13,7 +13,15 @@ from raymrc.study.budget import Need
 from raymrc.study.configuration import Backbone, FoldRun
 from raymrc.study.record import Epoch, Record
 from raymrc.sweep.allowance import Allowance
-from raymrc.sweep.board import DEATHS, SETTLING_SECONDS, SOLO, Board, Order, Report
+from raymrc.sweep.board import (
+    DEATHS,
+    SETTLING_SECONDS,
+    SOLO,
+    WAITING_SECONDS,
+    Board,
+    Order,
+    Report,
+)
 from raymrc.sweep.failures import failed_record
 from raymrc.sweep.hosts import Host, HostTerms
 from tests.sweep.making import BACKBONE, Script, ScriptPool, fold_runs, make_plan, make_record
@@ -182,56 +190,93 @@ def handed_over(run: FoldRun) -> Report:
     return Report(run.key, saved=f"{run.key}/000001", hands_over=True)
 
 
+def two_hosts(**terms: Any) -> tuple[Board, list[FoldRun], float]:
+    """Host b has four lanes, a is idle for long enough; and the time at which b may be asked for some."""
+    board, (big, *_), shared = make_board(**terms), trained(), frozen(2)[:4]
+    board.submit("t", [big, *shared], needs={run.key: Need(100.0, 100.0, 100.0) for run in shared})
+    crew = board.crews.get(big.configuration.cell, SOLO)
+    assert keys(board.exchange("a", (), 0, crew)) == [big.key]
+    assert len(keys(board.exchange("b", (), 0))) == 4
+    assert not board.exchange("b", (), SETTLING_SECONDS).hand_over, "the other one is busy"
+    board.exchange("a", [done(big)], SETTLING_SECONDS, crew)
+    return board, shared, SETTLING_SECONDS + WAITING_SECONDS
+
+
 def test_a_host_with_nothing_to_do_is_handed_half_of_anothers_lanes() -> None:
     """At a study's end the last four stayed on one host, and the other core was idle for 25 minutes."""
-    board, (big, *_), shared = make_board(), trained(), frozen(2)[:4]
-    board.submit("t", [big, *shared])
-    assert keys(board.exchange("a", (), 0)) == [big.key]
-    assert len(keys(board.exchange("b", (), 0))) == 4
-    later = SETTLING_SECONDS
-    assert not board.exchange("b", (), later).hand_over, "the other one is busy"
-    assert not board.exchange("a", [done(big)], later).open
-    assert not board.exchange("a", (), later + 6).leave, "it is about to be handed some"
-    order = board.exchange("b", (), later + 6)
+    board, shared, now = two_hosts()
+    assert not board.exchange("b", (), now - 1).hand_over, "new work may come in a moment"
+    order = board.exchange("b", (), now)
     assert order.hand_over == (shared[2].key, shared[3].key) and order
-    assert not board.exchange("b", (), later + 7).hand_over, "said once"
-    assert not board.exchange("b", [handed_over(run) for run in shared[2:]], later + 8).open
-    assert sorted(board.exchange("a", (), later + 8).open, key=lambda of: of[0].key) == sorted(
-        ((run, f"{run.key}/000001") for run in shared[2:]), key=lambda of: of[0].key
-    )
-    last = later + 8 + SETTLING_SECONDS
+    assert not board.exchange("a", (), now + 6).leave, "it is about to be handed some"
+    assert not board.exchange("b", [handed_over(run) for run in shared[2:]], now + 7).open
+    assert board.wanted({SOLO: 2}) == {SOLO: 2}, "nobody is asked for: one waits for them"
+    board.close_cell(shared[2].configuration.cell)
+    moved = board.exchange("a", (), now + 7).open
+    assert {(run.key, saved) for run, saved in moved} == {
+        (run.key, f"{run.key}/000001") for run in shared[2:]
+    }, "what was under way is, whatever becomes of its cell"
+    last = now + 7 + SETTLING_SECONDS
     assert not board.exchange("b", (), last).hand_over, "two each"
     board.exchange("a", [done(run) for run in shared[2:]], last)
+    last += WAITING_SECONDS
     assert board.exchange("b", (), last).hand_over == (shared[1].key,)
     board.exchange("b", [handed_over(shared[1])], last + 1)
-    board.exchange("a", (), last + 1)
+    assert board.exchange("a", (), last + 1).open
     board.exchange("b", [done(shared[0])], last + 20)
     assert board.exchange("b", (), last + 30).leave, "one lane is nobody's to share"
 
 
-@pytest.mark.parametrize("why", ["a GPU costs money", "just opened", "not affordable", "a group"])
+@pytest.mark.parametrize(
+    "why", ["a GPU costs money", "just opened", "not affordable", "a group", "a group waits"]
+)
 def test_lanes_stay_where_moving_them_would_not_be_worth_it(why: str) -> None:
-    shared, others = frozen(2)[:4], trained()
-    tight = Allowance()
+    tight, cell = Allowance(), trained()[0].configuration.cell
     terms: dict[str, dict[str, Any]] = {
         "a GPU costs money": {"fill": 8},
         "not affordable": {"allowance": tight},
-        "a group": {"crews": {others[0].configuration.cell: (1, 2)}, "max_devices": 3},
+        "a group": {"crews": {cell: (1, 2)}, "max_devices": 3},
     }
-    board = make_board(**terms.get(why, {}))
-    board.submit(
-        "t", [*others[:1], *shared], needs={run.key: Need(100.0, 100.0, 100.0) for run in shared}
-    )
-    crew = board.crews.get(others[0].configuration.cell, SOLO)
-    board.exchange("a", (), 0, crew)
-    assert len(board.exchange("b", (), 0).open) == 4
-    board.exchange("a", [done(others[0])], 1, crew)
-    tight.allow(385.0, 1e9)
-    now = 1 if why == "just opened" else SETTLING_SECONDS + 1
-    assert not board.exchange("b", (), now, SOLO).hand_over
+    board, _, now = two_hosts(**terms.get(why, {}))
+    if why == "a group waits":
+        grouped = on_another(trained()[1])
+        board.crews = {grouped.configuration.cell: (2, 2)}
+        board.submit("u", [grouped])
+    tight.allow(384.0, 1e9)
+    if why == "just opened":
+        board._hosts["b"].keeps_until = now + 1
+    assert not board.exchange("b", (), now).hand_over
     tight.allow(1000.0, 1e9)
     moves = why in ("just opened", "not affordable")
-    assert bool(board.exchange("b", (), SETTLING_SECONDS + 1).hand_over) == moves
+    assert bool(board.exchange("b", (), now + 1).hand_over) == moves
+
+
+def test_lanes_that_cannot_be_saved_stay_and_nobody_waits_for_them() -> None:
+    board, _, now = two_hosts()
+    assert board.exchange("b", (), now).hand_over
+    assert not board.exchange("b", (), now + 1).hand_over
+    assert not board.exchange("b", (), now + 2 * SETTLING_SECONDS).hand_over, "nor for minutes"
+    assert board.exchange("a", (), now + 2 * SETTLING_SECONDS).leave
+    assert len(board.training) == 4
+
+
+def test_a_lane_that_finds_no_room_goes_back_to_where_it_was() -> None:
+    board, shared, now = two_hosts()
+    board.exchange("b", (), now)
+    board.exchange("b", [handed_over(run) for run in shared[2:]], now + 1)
+    _, second = board.exchange("a", (), now + 1).open
+    assert not board.exchange("a", [Report(second[0].key, refused=True)], now + 2).open
+    assert board.exchange("b", (), now + 2).open == (second,)
+    assert len(board.training) == 4
+
+
+def test_lanes_whose_new_host_is_lost_are_worth_another_one() -> None:
+    board, shared, now = two_hosts()
+    board.exchange("b", (), now)
+    board.exchange("b", [handed_over(run) for run in shared[2:]], now + 1)
+    board.lost("a")
+    assert board.wanted({SOLO: 1}) == {SOLO: 2}
+    assert len(board.exchange("c", (), now + 3).open) == 2
 
 
 def test_a_host_saves_and_closes_what_it_hands_over_and_another_goes_on(

@@ -149,10 +149,11 @@ def gaps(findings: Findings) -> Section | None:
                 )
             )  # fmt: skip
         share, price = (one.gap.device_share, one.gap.adapter_share), price_of_point(one)
+        unit = "USD" if one.extra_usd else "device s"
         costs.append(
             (
                 without_corpus(said, one.gap.corpus, findings), one.gap.frozen, one.gap.unfrozen,
-                *map(percent, share), f"{price[0]} ({price[1]})" if price else "-",
+                *map(percent, share), f"{price[0]} {unit} ({price[1]})" if price else "-",
             )
         )  # fmt: skip
     table = Table(
@@ -164,10 +165,9 @@ def gaps(findings: Findings) -> Section | None:
         rows,
         f"Claims hold at an error rate of 5 % over {found.num_compared} comparisons (Holm).",
     )  # fmt: skip
-    unit = "USD" if any(one.extra_usd for _, one in found.compared) else "device seconds"
     cost = Table(
         "What freezing saves, and what the trained one's lead costs",
-        ("backbone", "frozen", "trained", "device time", "kept per task", f"{unit}, a point more"),
+        ("backbone", "frozen", "trained", "device time", "kept per task", "a point more costs"),
         "lllrrr",
         costs,
         "Device time and what is kept for a task are the frozen winner's share of the trained one's. A point "
@@ -388,7 +388,7 @@ def other_sites(findings: Findings) -> Section | None:
                     "lrrrrrrrr",
                     rows,
                     f"At {site} the interval is over its notes, were others drawn, models as trained; the "
-                    "drop's is over folds, corrected for the training notes that they share.",
+                    "drop's is over folds and those notes, corrected for training notes that folds share.",
                 ),
             )
         )

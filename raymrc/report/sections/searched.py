@@ -72,8 +72,9 @@ def _luck(findings: Findings) -> list[Table]:
             (CELL, "configurations", "strict F1", "owed to luck", "F1 without it"),
             "lrrrr",
             rows,
-            "Chosen on all folds but one and reported on that one, each in turn. Of one cell this is "
-            "unsure by more than itself, and may be below 0: look at many.",
+            "Chosen on all folds but one, each in turn: what the chosen one is further ahead of all "
+            "configurations there than on the fold left out. Of one cell this is unsure by more than itself, "
+            "and may be below 0: look at many.",
         )
     ]
 
