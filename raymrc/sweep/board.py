@@ -492,7 +492,7 @@ class Board:
         if not waits or self._affordable():
             return ()
         shared = sum(len(h.wishes) for h in hosts)
-        share = math.ceil(shared / min(len(hosts), math.ceil(shared / self.fill))) if shared else 0
+        share = math.ceil(shared / min(len(hosts), math.ceil(shared / self.fill)))
         # The last that were opened, which have most left to do.
         return tuple(key for key in list(host.wishes)[share:] if self._may_move(key))
 
