@@ -10,7 +10,7 @@ PYTHONS := $(PYTHON) python3 python3.11 python3.12 python3.13
 # gigabytes of another build.
 TORCH = $(shell grep '^torch==' constraints.txt)
 
-# Half of an installation's time went into compiling modules that nobody imports.
+# pip compiles on one core, and that is half of its time.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
 .PHONY: setup tools ready demo test check format docs clean
@@ -29,6 +29,7 @@ $(READY): pyproject.toml constraints.txt requirements-demo.txt
 	$(INSTALL) "$(TORCH)"
 	$(INSTALL) --constraint constraints.txt --editable ".[dev,benchmarks]"
 	$(INSTALL) --no-deps --require-hashes --requirement requirements-demo.txt
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # templates among them are no Python
 	@touch $(READY)
 
 # What tests drive beside Python, where this machine is Debian and we may install; elsewhere those tests skip.
