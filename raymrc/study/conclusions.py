@@ -195,7 +195,7 @@ class SiteScore:
 
     Args:
         f1, interval: strict micro F1 there, were other notes of that site drawn; models as trained.
-        drop, drop_interval: F1 at home less that, over folds.
+        drop, drop_interval: F1 at home less that, over folds and those notes.
     """
 
     cell: str

@@ -276,18 +276,13 @@ def _at_site(
     groups: Mapping[str, str],
 ) -> Comparison | str:
     """Every fold-run of both has scored all of the site's notes."""
-    sides = [
-        [_note_counts(record.transfer[site]) for record in one.fold_runs]
+    f1 = [
+        [pool(_note_counts(record.transfer[site]).values()).f1 for record in one.fold_runs]
         for one in (unfrozen, frozen)
     ]
-    f1 = [[pool(of_run.values()).f1 for of_run in side] for side in sides]
     differences = [u - f for u, f in zip(*f1, strict=True)]
-    runs = [*sides[0], *sides[1]]
-    ids = sorted({note for run in runs for note in run})
-    share = 1 / len(differences)
-    weights = np.repeat([share, -share], len(differences))
     try:
-        drawn = _bootstrap(runs, ids, groups)
+        drawn, weights = _of_one_set(unfrozen.fold_runs, frozen.fold_runs, groups, site)
         by_fold = _by_fold(unfrozen.fold_runs, differences)
         return compare_on_shared_notes(by_fold, drawn.variance(weights), drawn.num_groups)
     except TooFewError as error:

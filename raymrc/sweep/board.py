@@ -282,9 +282,8 @@ class Board:
 
     def close_cell(self, cell: Cell) -> None:
         """What no host has of a cell is not begun; what is under way ends as it would have."""
-        for wish in [w for w in self._queue if w.fold_run.configuration.cell == cell]:
-            if wish.key in self._moving:
-                continue
+        of_cell = [w for w in self._queue if w.fold_run.configuration.cell == cell]
+        for wish in [w for w in of_cell if w.key not in self._moving]:
             self._queue.remove(wish)
             del self._wishes[wish.fold_run.key]
 
