@@ -50,6 +50,15 @@ class Estimate:
     def times(self, number: float) -> Estimate:
         return Estimate(self.value * number, self.low * number, self.high * number)
 
+    def times_unsure(self, other: Estimate) -> Estimate:
+        """Both above 0, and neither tells how far the other is off."""
+        down, up = (
+            math.exp(math.hypot(math.log(a / self.value), math.log(b / other.value)))
+            for a, b in ((self.low, other.low), (self.high, other.high))
+        )
+        value = self.value * other.value
+        return Estimate(value, value / down, value * up)
+
 
 # --- a first guess --------------------------------------------------------------------------------
 

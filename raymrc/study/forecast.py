@@ -40,6 +40,7 @@ from raymrc.study.placement import FILLED, GIB, device_of, peak_bytes, row_piece
 from raymrc.study.plan import CellPlan, Plan, fold_run, representatives
 from raymrc.study.prices import Cluster, DeviceType, PriceTable, energy_kwh, read_prices
 from raymrc.study.quantities import in_time, in_usd
+from raymrc.study.simulate import expected_share
 from raymrc.study.workload import Workload
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class CellForecast:
         left: of those that are still to do.
         longest: of one fold-run, device-seconds.
         usd: of all; `left_usd` of those still to do.
+        raced, raced_usd: of what is expected to be trained of all of them, where configurations race.
         flops: of all, in training, as records count them.
         peak_memory: bytes of one device, or of one process on a CPU.
         storage: bytes of records, and of what is saved of fold-runs that are open at once.
@@ -93,6 +95,8 @@ class CellForecast:
     longest: Estimate
     usd: Estimate
     left_usd: Estimate
+    raced: Estimate
+    raced_usd: Estimate
     flops: float
     peak_memory: Estimate
     storage: Estimate
@@ -141,14 +145,17 @@ class Forecast:
             return max(found, key=lambda estimate: estimate.value, default=Estimate())
         return reduce(add, found, Estimate())
 
-    def shown(self, name: str, unit: Unit) -> str:
-        return shown(self.total(name), unit)
+    def shown(self, name: str, unit: Unit, between: str = "\n") -> str:
+        return shown(self.total(name), unit, between)
 
     @property
     def said(self) -> Iterator[str]:
         """What stands under a table: sums that it has no column for, and remarks."""
         wall = shown(self.wall, in_time, " ")
         yield f"what is left takes {wall} on {self.cluster}"
+        if self.total("raced") != self.total("device_seconds"):
+            raced, usd = self.shown("raced", in_time, " "), self.shown("raced_usd", in_usd, " ")
+            yield f"with racing {raced} of device time and {usd} USD are expected"
         if self.cluster_usd is not None:
             on_demand, spot = (shown(usd, in_usd, " ") for usd in self.cluster_usd)
             yield f"these cost {on_demand} USD on demand, {spot} spot"
@@ -176,6 +183,8 @@ FIGURES = {
     "left": "device_seconds_left",
     "usd": "usd",
     "left_usd": "usd_left",
+    "raced": "device_seconds_raced",
+    "raced_usd": "usd_raced",
     "peak_memory": "peak_memory_bytes",
     "storage": "storage_bytes",
     "energy": "energy_kwh",
@@ -626,19 +635,31 @@ def _forecast_cell(
     rough = 0.0 if _is_exact(workload, cell) else ROUGH_SPREAD
     spread = math.hypot(rates.spread, rough)
     watts = terms.device.watts if terms.device is not None else 0.0
+    device_seconds = Estimate.of(seconds, spread)
+    usd = Estimate.of(price(seconds, terms.hour_usd), spread)
+    share = _raced_share(cell, plan, configurations[0].epochs)
     return CellForecast(
         name=cell.cell.name,
-        device_seconds=Estimate.of(seconds, spread),
+        device_seconds=device_seconds,
         left=Estimate.of(to_do, spread),
         longest=Estimate.of(longest, spread),
-        usd=Estimate.of(price(seconds, terms.hour_usd), spread),
+        usd=usd,
         left_usd=Estimate.of(price(to_do, terms.hour_usd), spread),
+        raced=device_seconds.times_unsure(share),
+        raced_usd=usd.times_unsure(share) if usd.value else usd,
         flops=flops,
         peak_memory=_memory(cell, jobs, measured, kind),
         storage=_storage(cell, workload, jobs),
         energy=Estimate.of(energy_kwh(seconds, watts), math.hypot(spread, WATTS_SPREAD)),
         rates=rates,
     )
+
+
+def _raced_share(cell: CellPlan, plan: Plan, epochs: int) -> Estimate:
+    """Of a cell's fold-epochs those that are expected to be trained."""
+    if plan.racing is None or plan.racing.method == "none" or cell.num_configurations < 2:
+        return Estimate(1.0, 1.0, 1.0)
+    return expected_share(cell.num_configurations, plan.folds, epochs, plan.racing)
 
 
 def _is_exact(workload: Workload, cell: CellPlan) -> bool:

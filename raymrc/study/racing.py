@@ -84,15 +84,19 @@ class Racing:
             course: of the epochs that are done.
             epochs: of the whole fold-run.
         """
-        found: list[float] = []
-        best, done = 0.0, 0
-        for end in self.epochs_at(epochs):
-            if end > len(course):
-                break
-            best = max(best, *course[done:end]) if end > done else best
-            done = end
-            found.append(best)
-        return found
+        return _reached(course, self.epochs_at(epochs))
+
+
+def _reached(course: Sequence[float], ends: Sequence[int]) -> list[float]:
+    found: list[float] = []
+    best, done = 0.0, 0
+    for end in ends:
+        if end > len(course):
+            break
+        best = max(best, *course[done:end]) if end > done else best
+        done = end
+        found.append(best)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,13 +254,16 @@ class _Race:
         self.contenders, self.racing = contenders, racing
         num_folds, num_rungs = len(contenders[0].courses), len(racing.rungs)
         shape = (len(contenders), num_folds)
-        self.epochs = np.array([racing.epochs_at(c.epochs) for c in contenders])
+        ends = {epochs: racing.epochs_at(epochs) for epochs in {c.epochs for c in contenders}}
+        self.epochs = np.array([ends[c.epochs] for c in contenders])
         self.depth = np.zeros(shape, dtype=np.int64)
         self.reached = np.zeros((*shape, num_rungs))
         self.expected = np.array([c.expected or (0.0,) * num_rungs for c in contenders])
         for c, contender in enumerate(contenders):
             for fold, course in enumerate(contender.courses):
-                reached = racing.reached(course, contender.epochs)
+                if not course:  # most, through most of a race
+                    continue
+                reached = _reached(course, ends[contender.epochs])
                 self.reached[c, fold, : len(reached)] = reached
                 self.depth[c, fold] = len(reached)
         place = {contender.configuration: c for c, contender in enumerate(contenders)}
@@ -409,7 +416,8 @@ class _Fit:
         depths = np.array([planned, *(then for _, _, then in options)])
         _, _, variance = _remaining(self.effects, self.tables, depths)
         gains = (variance[0] - variance[1:]) / np.array([cost for _, cost, _ in options])
-        return int(options[int(np.argmax(gains))][0])
+        # Of folds that say as much the first, whatever the last digits are.
+        return int(options[int(np.argmax(gains >= gains.max() * (1 - 1e-9)))][0])
 
 
 class _Rests:
@@ -511,12 +519,14 @@ def _of_squares(squares: Array, depth: NDArray[np.int64], prior: Array, weight: 
     some of those less deep, this is the maximum of the likelihood in one step, for which plain EM takes
     hundreds (Anderson 1957, Journal of the American Statistical Association 52, 200-203).
     """
+    num_rungs = len(prior)
+    there = (depth > np.arange(num_rungs)[:, None]).astype(float)
+    sums = (there @ squares.reshape(len(squares), -1)).reshape(-1, num_rungs, num_rungs)
+    totals = (weight * prior + sums) / (weight + there.sum(1))[:, None, None]
     found = np.zeros_like(prior)
-    for rung in range(len(prior)):
-        there = depth > rung
-        size = rung + 1
-        total = weight * prior[:size, :size] + squares[there, :size, :size].sum(0)
-        total = total / (weight + there.sum())
+    found[0, 0] = totals[0, 0, 0]
+    for rung in range(1, num_rungs):
+        total = totals[rung]
         slope = np.linalg.solve(total[:rung, :rung], total[:rung, rung])
         before = found[:rung, :rung] @ slope
         found[:rung, rung] = found[rung, :rung] = before

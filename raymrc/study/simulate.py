@@ -13,11 +13,13 @@ import random
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raymrc.study.earlier import RatePrior, Standings, course_of, full_grids, stand
+from raymrc.study.estimate import Estimate
 from raymrc.study.racing import Contender, Prior, Racing, Run, decide
 from raymrc.study.record import Record
 from raymrc.study.verdict import rank
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
 
 ERROR_RATES = (0.01, 0.05, 0.2)
 """That `raymrc simulate` shows."""
+
+
+SEED = 20261127
+
+TABLES, MOST_CONFIGURATIONS = 3, 40
+"""Of each world, and of each table, that `expected_share` replays: about a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,28 +121,30 @@ def replay(
     sizes = table.trained_parameters or (0,) * len(place)
     done = [[0] * table.num_folds for _ in place]
     stopped: set[str] = set()
+
+    def look_at(c: int) -> Contender:
+        name, courses = table.configurations[c], table.courses[c]
+        return Contender(
+            name,
+            len(courses[0]),
+            tuple(course[:n] for course, n in zip(courses, done[c], strict=True)),
+            name in stopped,
+            sizes[c],
+            expected[c] if expected else (),
+        )
+
+    contenders = [look_at(c) for c in place.values()]
     running: list[tuple[int, int, Run]] = []  # when it reports, in which order it began, what
     clock = began = spent = decisions = 0
     winner = None
     while winner is None:
-        contenders = [
-            Contender(
-                name,
-                len(courses[0]),
-                tuple(course[:n] for course, n in zip(courses, done[c], strict=True)),
-                name in stopped,
-                sizes[c],
-                expected[c] if expected else (),
-            )
-            for c, (name, courses) in enumerate(
-                zip(table.configurations, table.courses, strict=True)
-            )
-        ]
         busy = [run for _, _, run in running]
         decision = decide(contenders, racing, slots - len(busy), busy, prior)
         decisions += 1
         winner = decision.winner
-        stopped.update(stop.configuration for stop in decision.stopped)
+        for stop in decision.stopped:
+            stopped.add(stop.configuration)
+            contenders[place[stop.configuration]] = look_at(place[stop.configuration])
         for run in decision.run:
             epochs = run.until - done[place[run.configuration]][run.fold]
             spent += epochs
@@ -145,7 +155,9 @@ def replay(
         clock = running[0][0]
         while running and running[0][0] == clock:
             run = heapq.heappop(running)[2]
-            done[place[run.configuration]][run.fold] = run.until
+            c = place[run.configuration]
+            done[c][run.fold] = run.until
+            contenders[c] = look_at(c)
     assert winner is not None, "a race that has nothing to run has a winner"
     worths = table.worths
     return Replay(
@@ -319,6 +331,26 @@ def _generate(
         tuple(tuple(map(tuple, of)) for of in scores.tolist()),
         rates=tuple((1e-3 * 10 ** (rate + best_rate)).tolist()),
     )
+
+
+@lru_cache
+def expected_share(num_configurations: int, folds: int, epochs: int, racing: Racing) -> Estimate:
+    """Of a full grid's fold-epochs those that a race will train, by replays of made-up grids of its size.
+
+    Grids of all `WORLDS`, as nobody knows beforehand how far apart a study's configurations are. Of
+    more configurations than are replayed a race trains a smaller share than is said here.
+    """
+    size = (min(num_configurations, MOST_CONFIGURATIONS),) * 2
+    replays = [
+        replay(table, racing)
+        for world in WORLDS.values()
+        for table in generate(
+            replace(world, configurations=size, epochs=(epochs, epochs), folds=folds), TABLES, SEED
+        )
+    ]
+    shares = [one.fold_epochs / one.grid_fold_epochs for one in replays]
+    low, value, high = np.quantile(shares, (0.05, 0.5, 0.95)).tolist()
+    return Estimate(value, low, high)
 
 
 def read_tables(records: Iterable[Record], num_folds: int | None = None) -> tuple[Table, ...]:

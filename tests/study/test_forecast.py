@@ -34,6 +34,7 @@ from raymrc.study.prices import read_cluster, read_prices
 from raymrc.study.quantities import in_time
 from raymrc.study.racing import Racing
 from raymrc.study.record import Epoch, Record
+from raymrc.study.simulate import expected_share
 from raymrc.study.spec import load_spec
 from tests.paths import ROOT
 from tests.study.making import STUDY, spec_of
@@ -157,6 +158,22 @@ def test_what_a_race_has_stopped_is_not_to_do_while_it_races(tmp_path):
         whole.left.value - whole.device_seconds.value / len(cost.plan.cells[0].configurations),
         rel=0.2,
     )
+
+
+def test_a_race_is_expected_to_train_less_than_all(tmp_path):
+    cost = Cost(tmp_path, ["strategies.fine_tune.learning_rate=1.0e-4", "prices.device_hour_usd=1"])
+    assert "with racing" not in " ".join(cost.forecast().said)
+    cost.plan = replace(cost.plan, racing=Racing())
+    alone, pair = (found := cost.forecast()).cells
+    assert alone.raced == alone.device_seconds, "one configuration has nobody to race against"
+    share = expected_share(2, 2, 20, Racing())
+    assert 0 < share.low < share.value < share.high <= 1
+    assert pair.raced.value == pytest.approx(share.value * pair.device_seconds.value)
+    assert pair.raced.high / pair.raced.value > pair.device_seconds.high / pair.device_seconds.value
+    assert pair.raced_usd.value == pytest.approx(share.value * pair.usd.value)
+    said = " ".join(found.said)
+    assert f"with racing {shown(found.total('raced'), in_time, ' ')}" in said
+    assert found.to_json()["device_seconds_raced"] == found.total("raced").value
 
 
 def test_tpe_s_proposals_are_reckoned_with_before_they_are_made(tmp_path):

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from raymrc.study.racing import Contender, Racing, Run, decide
 from raymrc.study.record import Epoch, Record
-from raymrc.study.simulate import WORLDS, World, generate, read_tables, replay, replay_cells
+from raymrc.study.simulate import (
+    WORLDS,
+    World,
+    expected_share,
+    generate,
+    read_tables,
+    replay,
+    replay_cells,
+)
 from tests.study.making import record
 
 SMALL_GRID = replace(WORLDS["ordinary"], configurations=(8, 16), epochs=(6, 10))
@@ -160,6 +168,15 @@ def test_the_stated_error_rate_holds():
 def test_racing_saves_fold_epochs():
     replays = [replay(table, Racing()) for table in generate(SMALL_GRID, 10, 23)]
     assert sum(r.grid_fold_epochs for r in replays) > 1.5 * sum(r.fold_epochs for r in replays)
+
+
+def test_what_a_race_is_expected_to_train_is_about_what_it_trains():
+    expected = expected_share(12, 5, 8, Racing())
+    assert expected_share(30, 5, 8, Racing()).value < expected.value
+    world = replace(WORLDS["ordinary"], configurations=(12, 12), epochs=(8, 8))
+    replays = [replay(table, Racing()) for table in generate(world, 10, 31)]
+    trained = sum(r.fold_epochs for r in replays) / sum(r.grid_fold_epochs for r in replays)
+    assert expected.low < trained < expected.high
 
 
 def test_generated_tables_are_equal_for_equal_seeds():
