@@ -32,7 +32,9 @@ from raymrc.study.ledger import Ledger
 from raymrc.study.plan import CellPlan, Fingerprints, Plan, build_configuration
 from raymrc.study.record import Epoch, Event, NoteCounts, Record
 from raymrc.study.space import Grid, build_space
-from raymrc.sweep.driver import Resources, StudyOutcome, _cluster, run_study
+from raymrc.sweep.driver import run_study
+from raymrc.sweep.state import StudyOutcome
+from raymrc.sweep.workplace import Resources, cluster
 from raymrc.tracking import MlflowRecorder, Place
 
 GOAL_MS = 50.0
@@ -177,7 +179,7 @@ def measure(options: Options) -> None:
     with tempfile.TemporaryDirectory(prefix="raymrc-overhead-") as place:
         # The first of a process pays the imports of ray.tune and mlflow: cold is what users see.
         cold = time_study(plan, Path(place, "cold"))
-        with _cluster(Resources(), _made(Path(place, "cluster"))):
+        with cluster(Resources(), _made(Path(place, "cluster"))):
             time_study(make_plan(4), Path(place, "first"))
             warm = time_study(plan, Path(place, "warm"))
     assert not ray.is_initialized()

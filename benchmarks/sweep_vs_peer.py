@@ -41,7 +41,8 @@ from raymrc.study.ledger import Ledger
 from raymrc.study.notes import build_study_folds, read_study_corpus
 from raymrc.study.plan import Plan, plan_study
 from raymrc.study.spec import load_spec
-from raymrc.sweep.driver import Resources, _cluster, run_study
+from raymrc.sweep.driver import run_study
+from raymrc.sweep.workplace import Resources, cluster
 from raymrc.training.batching import StudyData
 from raymrc.training.trainer import Trainer
 
@@ -158,7 +159,7 @@ def run_ours(plan: Plan, data: StudyData, folder: Path) -> Side:
 def run_peer(plan: Plan, data: StudyData, folder: Path, head: str) -> Side:
     configurations = configurations_of(plan)
     began = time.perf_counter()
-    with _cluster(Resources(), folder):
+    with cluster(Resources(), folder):
         trainable = tune.with_resources(
             tune.with_parameters(run_trial, shared=[ray.put((data, configurations))], head=head),
             {"cpu": 1},

@@ -548,7 +548,7 @@ def test_report_says_which_cell_was_closed_and_that_a_run_tries_it_again(place):
 
 def test_a_run_ends_by_saying_which_cell_was_closed(place, capsys, monkeypatch):
     from raymrc.cli.run import tell
-    from raymrc.sweep.driver import StudyOutcome
+    from raymrc.sweep.state import StudyOutcome
 
     monkeypatch.setattr("raymrc.tracking.how_to_look", lambda *where: "there")
     outcome = StudyOutcome(

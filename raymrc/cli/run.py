@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from raymrc.study.plan import Plan
     from raymrc.study.record import Record
     from raymrc.study.spec import Spec
-    from raymrc.sweep.driver import StudyOutcome
+    from raymrc.sweep.state import StudyOutcome
     from raymrc.tracking.datasets import Dataset
     from raymrc.training.batching import StudyData
 
@@ -177,9 +177,10 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcom
     expect = _expectations(job, plan).of if spec.budget is not None else None
 
     # And seconds more.
-    from raymrc.sweep.driver import Resources, run_study
+    from raymrc.sweep.driver import run_study
     from raymrc.sweep.failures import FailureTerms
     from raymrc.sweep.progress import Progress
+    from raymrc.sweep.workplace import Resources
     from raymrc.tracking import MlflowRecorder, Place
 
     with (

@@ -41,7 +41,7 @@ class Terms:
         tiny: the folder of a tiny backbone that is really trained; "" for a training that only sleeps.
         seconds: that a fold-run takes, at least.
         raced: configurations race.
-        save_seconds: see `driver.Resources`.
+        save_seconds: see `workplace.Resources`.
         cap: device-seconds of the budget; None: there is none.
         expects: it is known beforehand what a fold-run wants.
         clock: of each driver in turn: its clock is wrong by so many seconds, and jumps by as many more
@@ -194,7 +194,8 @@ class LoggedPool:
 def drive(folder: Path, number: int) -> int:
     """One driver; the code is that of `raymrc run`."""
     from raymrc.errors import RaymrcError
-    from raymrc.sweep.driver import Resources, run_study
+    from raymrc.sweep.driver import run_study
+    from raymrc.sweep.workplace import Resources
     from tests.training.test_lane import make_data, make_notes
 
     terms = Terms.read(folder)

@@ -21,9 +21,9 @@ FOR_PEOPLE = {
 OF_THE_JOURNAL = {
     ("cli/plan.py", "time.time", "spent_by"),
     ("cli/plan.py", "time.time", "read_status"),
-    ("sweep/driver.py", "time.time", "Account"),
-    ("sweep/driver.py", "time.time", "lease"),
-    ("sweep/driver.py", "time.time", "last"),
+    ("sweep/spending.py", "time.time", "Account"),
+    ("sweep/spending.py", "time.time", "lease"),
+    ("sweep/spending.py", "time.time", "last"),
     ("sweep/reception.py", "time.time", "Account"),
     ("sweep/reception.py", "time.time", "lease"),
     ("sweep/reception.py", "time.time", "last"),

@@ -295,7 +295,8 @@ def open_pool(backbone: Backbone, data: Script, ranks: Any = None) -> ScriptPool
 
 if __name__ == "__main__":
     from raymrc.study.budget import Budget
-    from raymrc.sweep.driver import Resources, run_study
+    from raymrc.sweep.driver import run_study
+    from raymrc.sweep.workplace import Resources
 
     folder, nap = Path(sys.argv[1]), float(sys.argv[2])
     raced, given = "race" in sys.argv, [word for word in sys.argv[3:] if word != "race"]

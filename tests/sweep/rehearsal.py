@@ -291,7 +291,8 @@ def prepare(folder: Path, *, devices: int, workers: int = 2, **study: int) -> Pl
 def drive(folder: Path) -> int:
     """One driver of the study, in a process of its own; RAY_ADDRESS says where."""
     from raymrc.errors import RaymrcError
-    from raymrc.sweep.driver import Resources, run_study
+    from raymrc.sweep.driver import run_study
+    from raymrc.sweep.workplace import Resources
     from tests.model.tiny import tiny_backbone
     from tests.training.test_lane import make_data, make_notes
 

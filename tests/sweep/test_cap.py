@@ -24,11 +24,13 @@ from raymrc.errors import LedgerError
 from raymrc.study.budget import LEAST_LEASE, Account, Budget, Journal, Need, add_up
 from raymrc.study.configuration import FoldRun
 from raymrc.study.ledger import Ledger
-from raymrc.sweep import driver, reception
+from raymrc.sweep import reception, workplace
 from raymrc.sweep.allowance import Allowance
 from raymrc.sweep.board import SOLO, Report
-from raymrc.sweep.driver import Resources, StudyOutcome, run_study
+from raymrc.sweep.driver import run_study
 from raymrc.sweep.hosts import HostTerms, process_age
+from raymrc.sweep.state import StudyOutcome
+from raymrc.sweep.workplace import Resources
 from tests.paths import ROOT
 from tests.sweep.making import Script, actors, fold_runs, make_plan, make_record, open_pool
 
@@ -228,7 +230,7 @@ class Watch(threading.Thread):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with driver._cluster(Resources(max_hosts=2), tmp_path_factory.mktemp("cluster")):
+    with workplace.cluster(Resources(max_hosts=2), tmp_path_factory.mktemp("cluster")):
         yield
 
 

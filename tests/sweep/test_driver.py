@@ -29,12 +29,14 @@ from raymrc.study.ledger import Ledger
 from raymrc.study.placement import Placement
 from raymrc.study.plan import Plan
 from raymrc.study.record import Record
-from raymrc.sweep import driver
-from raymrc.sweep.driver import Resources, StudyOutcome, run_study
+from raymrc.sweep import driver, workplace
+from raymrc.sweep.driver import run_study
 from raymrc.sweep.failures import FailureTerms
 from raymrc.sweep.hosts import HostTerms
 from raymrc.sweep.progress import Snapshot
 from raymrc.sweep.reception import open_reception
+from raymrc.sweep.state import StudyOutcome
+from raymrc.sweep.workplace import Resources
 from tests.paths import ROOT
 from tests.sweep.making import (
     DEVICE_SECONDS,
@@ -63,7 +65,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cluster of two cores; gives the folder of its logs."""
     import ray
 
-    with driver._cluster(Resources(max_hosts=2), tmp_path_factory.mktemp("cluster")) as is_ours:
+    with workplace.cluster(Resources(max_hosts=2), tmp_path_factory.mktemp("cluster")) as is_ours:
         assert is_ours
         node = ray._private.worker._global_node
         assert node is not None

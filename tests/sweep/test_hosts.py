@@ -19,9 +19,10 @@ import pytest
 from raymrc.study.ledger import Ledger
 from raymrc.study.record import Record
 from raymrc.sweep.board import DEATHS, SOLO, Crew
-from raymrc.sweep.driver import Resources, run_study
+from raymrc.sweep.driver import run_study
 from raymrc.sweep.hosts import HostTerms
 from raymrc.sweep.reception import _Asked
+from raymrc.sweep.workplace import Resources
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
 from tests.sweep.making import (
     Script,

@@ -49,7 +49,8 @@ OF_RAY = {"instance", "job", "Component", "NodeAddress", "SessionName", "Version
 def run_a_study(folder: Path, port: int) -> None:
     """Eighteen fold-runs of two cells; of the first three of each one fails at its first try, and the host of
     another dies. The others come after: what is told in a run's last second may not be fetched any more."""
-    from raymrc.sweep.driver import Resources, run_study
+    from raymrc.sweep.driver import run_study
+    from raymrc.sweep.workplace import Resources
 
     script = Script(folder / "trained", 0.6, raises_once=(0.1, 0), dies_once=(0.1, 2))
     script.folder.mkdir()

@@ -20,7 +20,8 @@ from raymrc.study.ledger import Ledger
 from raymrc.study.placement import Placement
 from raymrc.study.plan import Plan
 from raymrc.study.record import Record
-from raymrc.sweep.driver import Resources, run_study
+from raymrc.sweep.driver import run_study
+from raymrc.sweep.workplace import Resources
 from raymrc.training.trainer import Trainer
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
 from tests.sweep.making import actors, make_plan

@@ -16,10 +16,13 @@ from raymrc.study.configuration import FoldRun
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import Plan
 from raymrc.study.record import Record
-from raymrc.sweep import driver
-from raymrc.sweep.driver import Resources, _Saved, _Spending, _Study
+from raymrc.sweep import workplace
 from raymrc.sweep.failures import FailureTerms, failed_record
 from raymrc.sweep.keeping import Keeper
+from raymrc.sweep.saved import Saved
+from raymrc.sweep.spending import Spending
+from raymrc.sweep.state import Study
+from raymrc.sweep.workplace import Resources
 from tests.sweep.making import make_plan, make_record
 
 
@@ -30,10 +33,10 @@ class Played:
         self.ledger = Ledger(str(folder))
         self.told: list[Record] = []
         self.keeper = Keeper(self.ledger.record, lambda record: None)
-        spending = _Spending(Budget(), str(folder), [], lambda run: None)
-        self.study = _Study(
+        spending = Spending(Budget(), str(folder), [], lambda run: None)
+        self.study = Study(
             plan, self.ledger, self.ledger.records(), self.told.append, None,
-            _Saved(str(folder)), spending, self.keeper, terms,
+            Saved(str(folder)), spending, self.keeper, terms,
         )  # fmt: skip
         self.trials = 0
 
@@ -68,10 +71,10 @@ def test_a_machine_too_busy_to_start_ray_gets_a_sentence(monkeypatch, tmp_path):
     def time_out(**options: Any) -> None:
         raise Exception("The current node timed out during startup.")  # as Ray does
 
-    monkeypatch.setattr(driver.ray, "init", time_out)
+    monkeypatch.setattr(workplace.ray, "init", time_out)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(RaymrcError, match="Ray cannot be started on this machine"):
-        with driver._cluster(Resources(), tmp_path):
+        with workplace.cluster(Resources(), tmp_path):
             pass
 
 
