@@ -168,7 +168,9 @@ def performance_page() -> str:
                 f"| {line['case']} | {line['ours']:,g} | {peer} | {line['unit']} "
                 f"| {line['ratio']:.4g} | {line['goal']:g} | {'' if met else 'falls short'} |"
             )
-        parts.append(f"## {file.stem}\n\n{where}\n\n{commands}\n\n" + "\n".join(rows))
+        plot = f"curves/{file.stem}.svg"
+        shown = f"![{file.stem}]({plot})\n\n" if (DOCS / plot).exists() else ""
+        parts.append(f"## {file.stem}\n\n{where}\n\n{commands}\n\n{shown}" + "\n".join(rows))
     return "\n\n".join(parts) + "\n"
 
 

@@ -523,6 +523,20 @@ def test_simulate_replays_a_ledgers_grid_and_refuses_one_without(tmp_path, capsy
     assert "same winner" in capsys.readouterr().out
 
 
+def test_simulate_makes_grids_up_before_anything_is_trained(place, capsys):
+    assert main(["simulate", str(place / "study.yaml"), "--made-up", "1"]) == 2
+    assert "no cell has two configurations; nothing can be raced" in capsys.readouterr().err
+    text = (place / "study.yaml").read_text()
+    (place / "study.yaml").write_text(text.replace("2.0e-2", "[0.01, 0.02, 0.04]"))
+    assert main(["simulate", str(place / "study.yaml"), "--made-up", "2", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [line["error_rate"] for line in answer] == [0.01, 0.05, 0.2]
+    assert all((line["configurations"], line["replays"]) == (3, 8) for line in answer)
+    assert all(line["saving"] >= 1.0 for line in answer)
+    assert main(["simulate", str(place), "--made-up", "1"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_report_says_which_cell_was_closed_and_that_a_run_tries_it_again(place):
     tiny_checkpoint("bert", place / "backbone")
     rates = "strategies.frozen_soft_prompt.learning_rate=[0.01, 0.02, 0.03, 0.04]"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raymrc.cli.answers import print_cells, print_final, read_findings
 from raymrc.cli.app import MUST_CHANGE, AsJson, Changes, Study, answer_json, app, print_table, say
-from raymrc.cli.at_hand import load
+from raymrc.cli.at_hand import load, plan_at_hand
+
+if TYPE_CHECKING:
+    from raymrc.study.simulate import Table
 
 
 @app.command()
@@ -92,29 +95,63 @@ def simulate(
     ],
     as_json: AsJson = False,
     orders: Annotated[
-        int, typer.Option(help="Replay each cell with the folds in so many orders.")
+        int, typer.Option(min=1, help="Replay each cell with the folds in so many orders.")
     ] = 20,
-    slots: Annotated[int, typer.Option(help="Fold-runs at a time.")] = 8,
-) -> None:
+    slots: Annotated[int, typer.Option(min=1, help="Fold-runs at a time.")] = 8,
+    made_up: Annotated[
+        int,
+        typer.Option(
+            "--made-up", metavar="N", min=0,
+            help="Replay made-up grids of the study's size instead, N of each of four kinds: before "
+            "anything is trained.",
+        ),
+    ] = 0,
+) -> None:  # fmt: skip
     """Replay a ledger's full grids: what racing would have saved, and whom it would have chosen."""
     from raymrc.errors import LedgerError
     from raymrc.study.ledger import Ledger
-    from raymrc.study.simulate import read_tables, render, replay_cells
+    from raymrc.study.simulate import read_tables, render, reorder, replay_all
 
-    spec = load(source, None) if source.is_file() else None
-    ledger = Ledger(spec.storage if spec else str(source), write=False)
-    records, problems = ledger.read_all()
-    for problem in problems:
-        say(problem)
-    tables = read_tables(records, spec.num_folds if spec else None)
-    if not tables:
+    problems: tuple[str, ...] = ()
+    if made_up:
+        cells = _make_up(source, made_up)
+    else:
+        spec = load(source, None) if source.is_file() else None
+        ledger = Ledger(spec.storage if spec else str(source), write=False)
+        records, problems = ledger.read_all()
+        for problem in problems:
+            say(problem)
+        tables = read_tables(records, spec.num_folds if spec else None)
+        cells = [(table.name, reorder(table, orders)) for table in tables]
+    if not cells:
         raise LedgerError(
-            f"{source}: no cell has two configurations with all folds done; nothing can be raced"
+            f"{source}: no cell has two configurations"
+            + ("" if made_up else " with all folds done")
+            + "; nothing can be raced"
         )
-    outcomes = replay_cells(tables, orders, slots)
+    outcomes = [one for name, tables in cells for one in replay_all(name, tables, slots)]
     if as_json:
         answer_json(outcomes)
     else:
         print_table(render(outcomes))
     if problems:
         raise typer.Exit(MUST_CHANGE)
+
+
+def _make_up(study: Path, of_each: int) -> list[tuple[str, list[Table]]]:
+    """Grids like those of a study's cells, with their names."""
+    from raymrc.study.plan import representatives
+    from raymrc.study.simulate import make_up
+
+    planned, _, _ = plan_at_hand(load(study, None))
+    return [
+        (
+            cell.cell.name,
+            make_up(
+                cell.num_configurations, planned.folds,
+                representatives(cell, planned.seed)[0].epochs, of_each,
+            ),
+        )
+        for cell in planned.cells
+        if cell.num_configurations > 1
+    ]  # fmt: skip

@@ -36,7 +36,8 @@ ERROR_RATES = (0.01, 0.05, 0.2)
 SEED = 20261127
 
 TABLES, MOST_CONFIGURATIONS = 3, 40
-"""Of each world, and of each table, that `expected_share` replays: about a second."""
+"""Tables of each world that `expected_share` replays, and configurations of each that are made up at most:
+about a second. Of more configurations a race trains a smaller share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,20 +334,22 @@ def _generate(
     )
 
 
+def make_up(num_configurations: int, folds: int, epochs: int, of_each: int) -> list[Table]:
+    """Grids of a study's size, so many of each of `WORLDS`, as nobody knows beforehand how far apart a
+    study's configurations are. Of more than `MOST_CONFIGURATIONS` so many are taken."""
+    size = (min(num_configurations, MOST_CONFIGURATIONS),) * 2
+    worlds = (
+        replace(world, configurations=size, epochs=(epochs, epochs), folds=folds)
+        for world in WORLDS.values()
+    )
+    return [table for world in worlds for table in generate(world, of_each, SEED)]
+
+
 @lru_cache
 def expected_share(num_configurations: int, folds: int, epochs: int, racing: Racing) -> Estimate:
-    """Of a full grid's fold-epochs those that a race will train, by replays of made-up grids of its size.
-
-    Grids of all `WORLDS`, as nobody knows beforehand how far apart a study's configurations are. Of
-    more configurations than are replayed a race trains a smaller share than is said here.
-    """
-    size = (min(num_configurations, MOST_CONFIGURATIONS),) * 2
+    """Of a full grid's fold-epochs those that a race will train, by replays of made-up grids of its size."""
     replays = [
-        replay(table, racing)
-        for world in WORLDS.values()
-        for table in generate(
-            replace(world, configurations=size, epochs=(epochs, epochs), folds=folds), TABLES, SEED
-        )
+        replay(table, racing) for table in make_up(num_configurations, folds, epochs, TABLES)
     ]
     shares = [one.fold_epochs / one.grid_fold_epochs for one in replays]
     low, value, high = np.quantile(shares, (0.05, 0.5, 0.95)).tolist()
@@ -374,34 +377,37 @@ def read_tables(records: Iterable[Record], num_folds: int | None = None) -> tupl
     )
 
 
-def replay_cells(tables: Iterable[Table], orders: int, slots: int) -> list[dict[str, Any]]:
-    """For each table and each of `ERROR_RATES`, means over replays with the folds in other orders.
+def reorder(table: Table, orders: int) -> list[Table]:
+    """With the folds in so many orders, drawn by the table's name."""
+    generator = random.Random(table.name)
+    shuffled = []
+    for _ in range(orders):
+        order = generator.sample(range(table.num_folds), table.num_folds)
+        courses = tuple(tuple(folds[f] for f in order) for folds in table.courses)
+        shuffled.append(replace(table, courses=courses))
+    return shuffled
+
+
+def replay_all(cell: str, tables: Sequence[Table], slots: int) -> list[dict[str, Any]]:
+    """For each of `ERROR_RATES`, means over replays of a cell's tables.
 
     Returns:
         Plain values: `saving` is the full grid's fold-epochs / those trained, `same_winner` a share, `regret`
         the mean validation F1 given away, 0 to 1.
     """
-    outcomes = []
-    for table in tables:
-        generator = random.Random(table.name)
-        shuffled = []
-        for _ in range(orders):
-            order = generator.sample(range(table.num_folds), table.num_folds)
-            courses = tuple(tuple(folds[f] for f in order) for folds in table.courses)
-            shuffled.append(replace(table, courses=courses))
-        for error_rate in ERROR_RATES:
-            replays = [replay(one, Racing(error_rate=error_rate), slots) for one in shuffled]
-            outcomes.append(
-                {
-                    "cell": table.name,
-                    "configurations": len(table.configurations),
-                    "folds": table.num_folds,
-                    "replays": orders,
-                    "error_rate": error_rate,
-                    **summarise_replays(replays),
-                }
-            )
-    return outcomes
+    return [
+        {
+            "cell": cell,
+            "configurations": len(tables[0].configurations),
+            "folds": tables[0].num_folds,
+            "replays": len(tables),
+            "error_rate": error_rate,
+            **summarise_replays(
+                [replay(one, Racing(error_rate=error_rate), slots) for one in tables]
+            ),
+        }
+        for error_rate in ERROR_RATES
+    ]
 
 
 def summarise_replays(replays: Sequence[Replay]) -> dict[str, float]:
@@ -414,7 +420,7 @@ def summarise_replays(replays: Sequence[Replay]) -> dict[str, float]:
 
 
 def render(outcomes: Iterable[dict[str, Any]]) -> RenderableType:
-    """`replay_cells` as a table for the terminal."""
+    """`replay_all` of some cells as a table for the terminal."""
     from rich.table import Table as Shown
 
     shown = Shown(title="What racing would have saved of the full grid")

@@ -20,8 +20,9 @@ from raymrc.study.simulate import (
     expected_share,
     generate,
     read_tables,
+    reorder,
     replay,
-    replay_cells,
+    replay_all,
 )
 from tests.study.making import record
 
@@ -204,7 +205,7 @@ def test_a_ledgers_full_grid_becomes_a_table_of_its_epochs():
     assert table.num_folds == 2 and table.fold_epochs == 8
     assert sorted(table.worths) == pytest.approx([0.35, 0.45])
     assert table.winner == records[2].fold_run.configuration.id
-    outcomes = replay_cells([table], orders=2, slots=2)
+    outcomes = replay_all(table.name, reorder(table, 2), slots=2)
     assert outcomes[0]["error_rate"] == 0.01 and outcomes[0]["same_winner"] == 1.0
 
 
