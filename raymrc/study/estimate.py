@@ -51,7 +51,9 @@ class Estimate:
         return Estimate(self.value * number, self.low * number, self.high * number)
 
     def times_unsure(self, other: Estimate) -> Estimate:
-        """Both above 0, and neither tells how far the other is off."""
+        """Neither tells how far the other is off. Nothing of something is nothing."""
+        if not self.value or not other.value:
+            return Estimate()
         down, up = (
             math.exp(math.hypot(math.log(a / self.value), math.log(b / other.value)))
             for a, b in ((self.low, other.low), (self.high, other.high))

@@ -81,7 +81,8 @@ class CellForecast:
         left: of those that are still to do.
         longest: of one fold-run, device-seconds.
         usd: of all; `left_usd` of those still to do.
-        raced, raced_usd: of what is expected to be trained of all of them, where configurations race.
+        raced, raced_usd: of what is expected to be trained of all, where configurations race, else as of
+            all. `raced_left`: device-seconds, of those still to do.
         flops: of all, in training, as records count them.
         peak_memory: bytes of one device, or of one process on a CPU.
         storage: bytes of records, and of what is saved of fold-runs that are open at once.
@@ -97,6 +98,7 @@ class CellForecast:
     left_usd: Estimate
     raced: Estimate
     raced_usd: Estimate
+    raced_left: Estimate
     flops: float
     peak_memory: Estimate
     storage: Estimate
@@ -122,7 +124,7 @@ class Forecast:
         cells: in the plan's order; None where a shape is not known.
         cluster: what it runs on, in words.
         devices: that train at once.
-        wall: seconds until what is left is done.
+        wall: seconds until what is left is done, of races what is expected of them.
         cluster_usd: of the cluster for so long: on demand and spot; None without `--instances`.
         prices: in words, with the date.
         hardware: where rates were measured; "" where they are guessed.
@@ -333,7 +335,7 @@ def forecast(
         for cell in plan.cells
     )
     devices = float(cluster.devices) if cluster is not None else _devices(spec, kind, per_host)
-    left = reduce(add, (cell.left for cell in cells if cell is not None), Estimate())
+    left = reduce(add, (cell.raced_left for cell in cells if cell is not None), Estimate())
     longest = max(
         (cell.longest for cell in cells if cell is not None and cell.left.value > 0),
         key=lambda estimate: estimate.value,
@@ -635,18 +637,20 @@ def _forecast_cell(
     rough = 0.0 if _is_exact(workload, cell) else ROUGH_SPREAD
     spread = math.hypot(rates.spread, rough)
     watts = terms.device.watts if terms.device is not None else 0.0
-    device_seconds = Estimate.of(seconds, spread)
+    device_seconds, left = Estimate.of(seconds, spread), Estimate.of(to_do, spread)
     usd = Estimate.of(price(seconds, terms.hour_usd), spread)
     share = _raced_share(cell, plan, configurations[0].epochs)
     return CellForecast(
         name=cell.cell.name,
         device_seconds=device_seconds,
-        left=Estimate.of(to_do, spread),
+        left=left,
         longest=Estimate.of(longest, spread),
         usd=usd,
         left_usd=Estimate.of(price(to_do, terms.hour_usd), spread),
         raced=device_seconds.times_unsure(share),
-        raced_usd=usd.times_unsure(share) if usd.value else usd,
+        raced_usd=usd.times_unsure(share),
+        # As if what is left of a race were like the whole; towards its end it is more of what there is.
+        raced_left=left.times_unsure(share),
         flops=flops,
         peak_memory=_memory(cell, jobs, measured, kind),
         storage=_storage(cell, workload, jobs),

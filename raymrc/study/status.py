@@ -41,7 +41,8 @@ class Status:
         cells: in the plan's order.
         drivers: runs whose lease is fresh.
         committed: device-seconds that fold-runs which train now are still expected to need.
-        rest: device-seconds of all that is to do; None where there is no forecast. `wall`: seconds.
+        rest: device-seconds of all that is to do, of races what is expected; None where there is no
+            forecast. `wall`: seconds.
         now: Unix time.
     """
 
@@ -181,7 +182,7 @@ def read_status(
         # Hosts are held for longer than fold-runs use them, as far as is known by now.
         recorded = sum(record.device_seconds for record in records)
         held_for = overhead(sum(entry.device_seconds for entry in entries), recorded)
-        rest = forecast.total("left").times(held_for)
+        rest = forecast.total("raced_left").times(held_for)
         wall = forecast.wall.times(held_for)
     alive = tuple(entry for entry in entries if entry.is_alive(now))
     if wall is not None and alive and to_do:  # it has started already
@@ -322,7 +323,7 @@ def exceeds(budget: Budget, spent: Spent, forecast: Forecast) -> str:
     """The sentence of a plan that is expected to cost more than is left of its budget; "" where it is not."""
     if not budget:
         return ""
-    left, rest, wall = budget.left(spent), forecast.total("left"), forecast.wall
+    left, rest, wall = budget.left(spent), forecast.total("raced_left"), forecast.wall
     of = "is left of the budget" if spent.device_seconds else "is the budget"
     if rest.value > left.device_seconds:
         if budget.usd is not None and 3600 * (budget.usd - spent.usd) <= (

@@ -13,6 +13,7 @@ import pytest
 
 from raymrc.errors import LedgerError, SpecError
 from raymrc.reading.light_tokenizers import RoughTokenizer
+from raymrc.study.budget import Budget, Spent
 from raymrc.study.estimate import Measured
 from raymrc.study.forecast import (
     FIGURES,
@@ -36,6 +37,7 @@ from raymrc.study.racing import Racing
 from raymrc.study.record import Epoch, Record
 from raymrc.study.simulate import expected_share
 from raymrc.study.spec import load_spec
+from raymrc.study.status import exceeds
 from tests.paths import ROOT
 from tests.study.making import STUDY, spec_of
 
@@ -162,7 +164,8 @@ def test_what_a_race_has_stopped_is_not_to_do_while_it_races(tmp_path):
 
 def test_a_race_is_expected_to_train_less_than_all(tmp_path):
     cost = Cost(tmp_path, ["strategies.fine_tune.learning_rate=1.0e-4", "prices.device_hour_usd=1"])
-    assert "with racing" not in " ".join(cost.forecast().said)
+    cost_of_all = cost.forecast()
+    assert "with racing" not in " ".join(cost_of_all.said)
     cost.plan = replace(cost.plan, racing=Racing())
     alone, pair = (found := cost.forecast()).cells
     assert alone.raced == alone.device_seconds, "one configuration has nobody to race against"
@@ -171,6 +174,11 @@ def test_a_race_is_expected_to_train_less_than_all(tmp_path):
     assert pair.raced.value == pytest.approx(share.value * pair.device_seconds.value)
     assert pair.raced.high / pair.raced.value > pair.device_seconds.high / pair.device_seconds.value
     assert pair.raced_usd.value == pytest.approx(share.value * pair.usd.value)
+    left = found.total("raced_left").value
+    assert left == pytest.approx(alone.left.value + share.value * pair.left.value)
+    assert found.wall.value < cost_of_all.wall.value
+    budget = Budget(device_hours=(left + cost_of_all.total("left").value) / 2 / 3600)
+    assert exceeds(budget, Spent(), cost_of_all) and not exceeds(budget, Spent(), found)
     said = " ".join(found.said)
     assert f"with racing {shown(found.total('raced'), in_time, ' ')}" in said
     assert found.to_json()["device_seconds_raced"] == found.total("raced").value
