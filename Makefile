@@ -76,8 +76,10 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Made from what they describe: commands, study file, benchmark results, the list of decisions, the dashboard.
+# Made from what they describe: commands, study file, benchmark results and their plot, the list of decisions, the
+# dashboard.
 docs: setup
+	$(BIN)/python docs/racing.py
 	$(BIN)/python docs/build.py
 	$(BIN)/python dashboards/build.py
 

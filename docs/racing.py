@@ -1,6 +1,6 @@
 """Draw what racing saves against what it loses, ours and its peers', from the benchmark's results.
 
-    python docs/racing.py
+    python docs/racing.py     (make docs does)
 
 reads `benchmarks/results/racing.jsonl` and writes `docs/curves/racing.svg`: a panel a world or recorded grid,
 a line a method, a mark a setting. Further right and further down is better; what is shaded is the goal.
@@ -56,6 +56,8 @@ def draw(panels: Panels, path: Path) -> None:
     from matplotlib import pyplot
 
     columns = 3
+    points = [pair for methods in panels.values() for of in methods.values() for pair in of]
+    furthest, worst = (max(of) for of in zip(*points, strict=True))
     rows = -(-len(panels) // columns)
     figure, axes = pyplot.subplots(
         rows, columns, figsize=(3.1 * columns, 2.6 * rows + 0.8), sharex=True, sharey=True,
@@ -63,20 +65,20 @@ def draw(panels: Panels, path: Path) -> None:
     )  # fmt: skip
     # Regrets from a hundredth of a point to several, and none at all.
     axes[0, 0].set_yscale("symlog", linthresh=0.1, linscale=1.0)
-    axes[0, 0].set_ylim(-0.02, 8.0)
+    axes[0, 0].set_ylim(-0.02, max(8.0, 1.2 * worst))
     ticks = [0.0, 0.1, 1.0, 5.0]
     axes[0, 0].set_yticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
     axes[0, 0].yaxis.minorticks_off()
     for panel, (world, methods) in zip(axes.flat, panels.items(), strict=False):
-        panel.fill_between([SAVING, 20.0], -0.02, REGRET, color="#009E73", alpha=0.12, linewidth=0)
+        panel.fill_between([SAVING, 1.0 + furthest], -0.02, REGRET, color="#009E73", alpha=0.12, linewidth=0)
         for method, (colour, mark, label) in STYLES.items():
-            points = methods.get(method, [])
+            settings = methods.get(method, [])
             panel.plot(
-                [saving for saving, _ in points], [regret for _, regret in points],
+                [saving for saving, _ in settings], [regret for _, regret in settings],
                 color=colour, marker=mark, markersize=5, label=label,
                 linewidth=2.0 if method == "paired" else 1.0,
             )  # fmt: skip
-        panel.set_xlim(1.0, 10.0)
+        panel.set_xlim(1.0, 1.0 + furthest)
         panel.tick_params(labelbottom=True)
         panel.set_title(world, fontsize="medium")
         panel.grid(alpha=0.3)

@@ -41,7 +41,7 @@ def plan(
     from raymrc.errors import CorpusError
     from raymrc.model.backbones import find
     from raymrc.study.budget import Budget
-    from raymrc.study.forecast import forecast, shares_done, write_probe
+    from raymrc.study.forecast import forecast, read_progress, write_probe
     from raymrc.study.plan import render
     from raymrc.study.prices import read_cluster, read_prices
     from raymrc.study.status import exceeds
@@ -60,8 +60,8 @@ def plan(
             say(f"what was measured: {place}")
         records = ledger.records() if ledger is not None else ()
         measured = find_measured(spec, planned, workload, records)
-        done = shares_done(planned, records)
-        costs = forecast(spec, planned, workload, measured, done, table, cluster)
+        progress = read_progress(planned, records)
+        costs = forecast(spec, planned, workload, measured, progress, table, cluster)
     elif probe:
         raise CorpusError("--probe trains on a few of the study's notes, which are not here")
     if costs is not None and spec.budget is not None:
@@ -119,7 +119,7 @@ def _run_probes(spec: Spec, planned: Plan, workload: Workload) -> list[Measured]
 def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> None:
     """Say how far a study is, what it has spent, and when it will end."""
     from raymrc.study.budget import Budget, Journal
-    from raymrc.study.forecast import forecast, shares_done
+    from raymrc.study.forecast import forecast, read_progress
     from raymrc.study.prices import read_prices
     from raymrc.study.status import read_status, render
 
@@ -130,7 +130,7 @@ def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
     if workload is not None:
         measured = find_measured(spec, planned, workload, records)
         costs = forecast(
-            spec, planned, workload, measured, shares_done(planned, records), read_prices()
+            spec, planned, workload, measured, read_progress(planned, records), read_prices()
         )
     entries = Journal(spec.storage).entries()
     found = read_status(planned, records, entries, Budget.of(spec), costs, time.time())

@@ -9,10 +9,11 @@ import typer
 
 from raymrc.cli.answers import print_cells, print_final, read_findings
 from raymrc.cli.app import MUST_CHANGE, AsJson, Changes, Study, answer_json, app, print_table, say
-from raymrc.cli.at_hand import load, plan_at_hand
+from raymrc.cli.at_hand import load
 
 if TYPE_CHECKING:
     from raymrc.study.simulate import Table
+    from raymrc.study.spec import Spec
 
 
 @app.command()
@@ -102,21 +103,22 @@ def simulate(
         int,
         typer.Option(
             "--made-up", metavar="N", min=0,
-            help="Replay made-up grids of the study's size instead, N of each of four kinds: before "
-            "anything is trained.",
+            help="Replay made-up grids of the study's size, N of each of four kinds, before anything "
+            "is trained.",
         ),
     ] = 0,
 ) -> None:  # fmt: skip
-    """Replay a ledger's full grids: what racing would have saved, and whom it would have chosen."""
+    """Replay a ledger's full grids, or made-up ones: what racing saves, and whom it chooses."""
     from raymrc.errors import LedgerError
     from raymrc.study.ledger import Ledger
     from raymrc.study.simulate import read_tables, render, reorder, replay_all
 
+    spec = load(source, None) if made_up or source.is_file() else None
     problems: tuple[str, ...] = ()
     if made_up:
-        cells = _make_up(source, made_up)
+        assert spec is not None
+        cells = _make_up(spec, made_up)
     else:
-        spec = load(source, None) if source.is_file() else None
         ledger = Ledger(spec.storage if spec else str(source), write=False)
         records, problems = ledger.read_all()
         for problem in problems:
@@ -129,7 +131,8 @@ def simulate(
             + ("" if made_up else " with all folds done")
             + "; nothing can be raced"
         )
-    outcomes = [one for name, tables in cells for one in replay_all(name, tables, slots)]
+    racing = spec.racing.racing if spec and spec.racing else None
+    outcomes = [one for name, of in cells for one in replay_all(name, of, slots, racing)]
     if as_json:
         answer_json(outcomes)
     else:
@@ -138,12 +141,12 @@ def simulate(
         raise typer.Exit(MUST_CHANGE)
 
 
-def _make_up(study: Path, of_each: int) -> list[tuple[str, list[Table]]]:
-    """Grids like those of a study's cells, with their names."""
-    from raymrc.study.plan import representatives
+def _make_up(spec: Spec, of_each: int) -> list[tuple[str, list[Table]]]:
+    """Grids like those of a study's cells, with their names. No notes and no weights are asked."""
+    from raymrc.study.plan import plan_study, representatives
     from raymrc.study.simulate import make_up
 
-    planned, _, _ = plan_at_hand(load(study, None))
+    planned = plan_study(spec, places=False)
     return [
         (
             cell.cell.name,

@@ -50,8 +50,8 @@ class Estimate:
     def times(self, number: float) -> Estimate:
         return Estimate(self.value * number, self.low * number, self.high * number)
 
-    def times_unsure(self, other: Estimate) -> Estimate:
-        """Neither tells how far the other is off. Nothing of something is nothing."""
+    def by(self, other: Estimate) -> Estimate:
+        """The product, where neither tells how far the other is off. No bound is below 0."""
         if not self.value or not other.value:
             return Estimate()
         down, up = (

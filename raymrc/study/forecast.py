@@ -40,7 +40,7 @@ from raymrc.study.placement import FILLED, GIB, device_of, peak_bytes, row_piece
 from raymrc.study.plan import CellPlan, Plan, fold_run, representatives
 from raymrc.study.prices import Cluster, DeviceType, PriceTable, energy_kwh, read_prices
 from raymrc.study.quantities import in_time, in_usd
-from raymrc.study.simulate import expected_share
+from raymrc.study.simulate import MOST_CONFIGURATIONS, expected_share
 from raymrc.study.workload import Workload
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ START_SECONDS = 60.0
 """Until the first fold-runs train: Ray, hosts, backbones. Machines that a cloud has to bring up take minutes
 more."""
 
+LEAST_LEFT = 0.2
+"""Of what a race could still train, what it is expected to, however long it has gone on."""
+
 BUSY = 0.9
 """Share of the time that devices train: hosts wait at the end, and when trials change."""
 
@@ -81,8 +84,8 @@ class CellForecast:
         left: of those that are still to do.
         longest: of one fold-run, device-seconds.
         usd: of all; `left_usd` of those still to do.
-        raced, raced_usd: of what is expected to be trained of all, where configurations race, else as of
-            all. `raced_left`: device-seconds, of those still to do.
+        raced, raced_left: device-seconds of what is expected to be trained of all, and of those still to
+            do, where configurations race; as of all where not. `raced_usd`: of all.
         flops: of all, in training, as records count them.
         peak_memory: bytes of one device, or of one process on a CPU.
         storage: bytes of records, and of what is saved of fold-runs that are open at once.
@@ -97,8 +100,8 @@ class CellForecast:
     usd: Estimate
     left_usd: Estimate
     raced: Estimate
-    raced_usd: Estimate
     raced_left: Estimate
+    raced_usd: Estimate
     flops: float
     peak_memory: Estimate
     storage: Estimate
@@ -151,13 +154,17 @@ class Forecast:
         return shown(self.total(name), unit, between)
 
     @property
+    def races(self) -> bool:
+        return any(cell is not None and cell.raced != cell.device_seconds for cell in self.cells)
+
+    @property
     def said(self) -> Iterator[str]:
         """What stands under a table: sums that it has no column for, and remarks."""
         wall = shown(self.wall, in_time, " ")
-        yield f"what is left takes {wall} on {self.cluster}"
-        if self.total("raced") != self.total("device_seconds"):
+        yield f"what is left is expected to take {wall} on {self.cluster}"
+        if self.races:
             raced, usd = self.shown("raced", in_time, " "), self.shown("raced_usd", in_usd, " ")
-            yield f"with racing {raced} of device time and {usd} USD are expected"
+            yield f"a race is expected to train {raced} of it all, for {usd} USD"
         if self.cluster_usd is not None:
             on_demand, spot = (shown(usd, in_usd, " ") for usd in self.cluster_usd)
             yield f"these cost {on_demand} USD on demand, {spot} spot"
@@ -186,6 +193,7 @@ FIGURES = {
     "usd": "usd",
     "left_usd": "usd_left",
     "raced": "device_seconds_raced",
+    "raced_left": "device_seconds_raced_left",
     "raced_usd": "usd_raced",
     "peak_memory": "peak_memory_bytes",
     "storage": "storage_bytes",
@@ -284,23 +292,35 @@ def read_history(plan: Plan, workload: Workload, records: Iterable[Record]) -> l
     return found
 
 
-def shares_done(plan: Plan, records: Iterable[Record]) -> dict[str, float]:
-    """What share of its epochs each fold-run needs no more, 0 to 1, by key; those with none are left out.
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Of a fold-run's epochs the share that is trained, and the share that is still needed; 0 to 1."""
+
+    trained: float = 0.0
+    left: float = 1.0
+
+
+def read_progress(plan: Plan, records: Iterable[Record]) -> dict[str, Progress]:
+    """How far each fold-run is, by key; those of which nothing is known are left out.
 
     A race that goes on trains nothing more of a configuration that it has stopped.
     """
     if plan.fingerprints is None:
         return {}
-    found: dict[str, float] = {}
+    found: dict[str, Progress] = {}
     for record in records:
         run = record.fold_run
         if record.status == "done":
-            found[record.key] = 1.0
-        elif record.status == "paused":
-            found[record.key] = len(record.epochs) / run.configuration.epochs
+            found[record.key] = Progress(1.0, 0.0)
+            continue
+        trained = len(record.epochs) / run.configuration.epochs
+        if record.status == "paused":
+            found[record.key] = Progress(trained, 1.0 - trained)
         elif record.status == "stopped" and plan.racing is not None:
             for fold in range(plan.folds):
-                found[fold_run(run.configuration, fold, plan.fingerprints).key] = 1.0
+                key = fold_run(run.configuration, fold, plan.fingerprints).key
+                found.setdefault(key, Progress(0.0, 0.0))
+            found[record.key] = Progress(trained, 0.0)
     return found
 
 
@@ -309,7 +329,7 @@ def forecast(
     plan: Plan,
     workload: Workload,
     measured: Sequence[Measured] = (),
-    done: Mapping[str, float] | None = None,
+    progress: Mapping[str, Progress] | None = None,
     table: PriceTable | None = None,
     cluster: Cluster | None = None,
 ) -> Forecast:
@@ -317,7 +337,7 @@ def forecast(
 
     Args:
         measured: fold-runs that are finished, of a ledger (`read_history`) or a probe.
-        done: what share of a fold-run is done, by its ledger key (`shares_done`).
+        progress: of fold-runs, by their ledger keys (`read_progress`).
         table: of prices; None: only the study's own price is known.
         cluster: that it is to run on; None: this machine, or as many hosts as the study allows.
 
@@ -329,7 +349,7 @@ def forecast(
     named = terms.name if cluster is not None and kind == "gpu" else ""
     here = choose_hardware(measured, kind, named)
     cells = tuple(
-        _forecast_cell(cell, spec, plan, workload, here, done or {}, terms)
+        _forecast_cell(cell, spec, plan, workload, here, progress or {}, terms)
         if cell.shape is not None and cell.cell.backbone.source in workload.tokenizers
         else None
         for cell in plan.cells
@@ -607,7 +627,7 @@ def _forecast_cell(
     plan: Plan,
     workload: Workload,
     measured: Sequence[Measured],
-    done: Mapping[str, float],
+    progress: Mapping[str, Progress],
     terms: _Terms,
 ) -> CellForecast:
     kind = workload.kind
@@ -620,7 +640,7 @@ def _forecast_cell(
     rates = fit_rates(like, measured, kind, peak_flops)
     configurations = representatives(cell, plan.seed)
     weight = cell.num_configurations / len(configurations)
-    seconds = to_do = longest = flops = 0.0
+    seconds = to_do = trained = longest = flops = 0.0
     jobs = []
     for configuration in configurations:
         for fold in range(plan.folds):
@@ -629,28 +649,38 @@ def _forecast_cell(
             seconds += weight * one
             longest = max(longest, one)
             flops += weight * job.work.flops(configuration, shape, job.num_labels)[0]
-            to_do += weight * one * (1 - _share_done(plan, cell, configuration, fold, done))
+            now = _progress(plan, cell, configuration, fold, progress)
+            to_do += weight * one * now.left
+            trained += weight * one * now.trained
             jobs.append(job)
     if cell.configurations is None and cell.done:
         # Which ones tpe has tried is not known here, so they are taken to be like the others.
-        to_do = seconds * (1 - cell.done / cell.num_fold_runs)
+        trained = seconds * cell.done / cell.num_fold_runs
+        to_do = seconds - trained
     rough = 0.0 if _is_exact(workload, cell) else ROUGH_SPREAD
     spread = math.hypot(rates.spread, rough)
     watts = terms.device.watts if terms.device is not None else 0.0
     device_seconds, left = Estimate.of(seconds, spread), Estimate.of(to_do, spread)
     usd = Estimate.of(price(seconds, terms.hour_usd), spread)
+    raced, raced_usd, raced_left = device_seconds, usd, left
     share = _raced_share(cell, plan, configurations[0].epochs)
+    if share is not None:
+        raced, raced_usd = device_seconds.by(share), usd.by(share)
+        expected = (
+            min(to_do, max(LEAST_LEFT * to_do, of * seconds - trained))
+            for of in (share.value, share.low, share.high)
+        )
+        raced_left = Estimate.of(1.0, spread).by(Estimate(*expected))
     return CellForecast(
         name=cell.cell.name,
         device_seconds=device_seconds,
         left=left,
+        raced_left=raced_left,
         longest=Estimate.of(longest, spread),
         usd=usd,
         left_usd=Estimate.of(price(to_do, terms.hour_usd), spread),
-        raced=device_seconds.times_unsure(share),
-        raced_usd=usd.times_unsure(share),
-        # As if what is left of a race were like the whole; towards its end it is more of what there is.
-        raced_left=left.times_unsure(share),
+        raced=raced,
+        raced_usd=raced_usd,
         flops=flops,
         peak_memory=_memory(cell, jobs, measured, kind),
         storage=_storage(cell, workload, jobs),
@@ -659,27 +689,30 @@ def _forecast_cell(
     )
 
 
-def _raced_share(cell: CellPlan, plan: Plan, epochs: int) -> Estimate:
-    """Of a cell's fold-epochs those that are expected to be trained."""
+def _raced_share(cell: CellPlan, plan: Plan, epochs: int) -> Estimate | None:
+    """Of a cell's fold-epochs those that are expected to be trained; None where nothing races."""
     if plan.racing is None or plan.racing.method == "none" or cell.num_configurations < 2:
-        return Estimate(1.0, 1.0, 1.0)
-    return expected_share(cell.num_configurations, plan.folds, epochs, plan.racing)
+        return None
+    most = min(cell.num_configurations, MOST_CONFIGURATIONS)
+    share = expected_share(most, plan.folds, epochs, plan.racing)
+    # What TPE proposes lies near the best, and is harder to tell apart than a grid.
+    return replace(share, high=1.0) if cell.configurations is None else share
 
 
 def _is_exact(workload: Workload, cell: CellPlan) -> bool:
     return bool(workload.tokenizers[cell.cell.backbone.source].is_exact)
 
 
-def _share_done(
+def _progress(
     plan: Plan,
     cell: CellPlan,
     configuration: Configuration,
     fold: int,
-    done: Mapping[str, float],
-) -> float:
-    if not done or plan.fingerprints is None or cell.configurations is None:
-        return 0.0
-    return done.get(fold_run(configuration, fold, plan.fingerprints).key, 0.0)
+    progress: Mapping[str, Progress],
+) -> Progress:
+    if not progress or plan.fingerprints is None or cell.configurations is None:
+        return Progress()
+    return progress.get(fold_run(configuration, fold, plan.fingerprints).key, Progress())
 
 
 def _arithmetic(cell: CellPlan, job: Job, kind: str, *, pairs: bool = True) -> float:

@@ -318,7 +318,7 @@ def plan_study(
     if spec.racing is not None:
         raced = any(cell.num_configurations > 1 for cell in cells)
         remarks.append(
-            "with racing this is the most that is trained: who can no longer win is stopped"
+            "the table has the most that is trained: with racing, who can no longer win is stopped"
             if raced
             else "racing has no effect: no cell has more than one configuration"
         )

@@ -34,10 +34,11 @@ ERROR_RATES = (0.01, 0.05, 0.2)
 
 
 SEED = 20261127
+"""Of grids that are made up."""
 
 TABLES, MOST_CONFIGURATIONS = 3, 40
-"""Tables of each world that `expected_share` replays, and configurations of each that are made up at most:
-about a second. Of more configurations a race trains a smaller share."""
+"""Tables of each world that `expected_share` replays, and configurations that are worth the time, about a
+second. Of more of them a race trains a smaller share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,9 +336,9 @@ def _generate(
 
 
 def make_up(num_configurations: int, folds: int, epochs: int, of_each: int) -> list[Table]:
-    """Grids of a study's size, so many of each of `WORLDS`, as nobody knows beforehand how far apart a
-    study's configurations are. Of more than `MOST_CONFIGURATIONS` so many are taken."""
-    size = (min(num_configurations, MOST_CONFIGURATIONS),) * 2
+    """Grids of a study's size, so many of each of `WORLDS`: nobody knows beforehand how far apart a study's
+    configurations are."""
+    size = (num_configurations, num_configurations)
     worlds = (
         replace(world, configurations=size, epochs=(epochs, epochs), folds=folds)
         for world in WORLDS.values()
@@ -388,8 +389,13 @@ def reorder(table: Table, orders: int) -> list[Table]:
     return shuffled
 
 
-def replay_all(cell: str, tables: Sequence[Table], slots: int) -> list[dict[str, Any]]:
+def replay_all(
+    cell: str, tables: Sequence[Table], slots: int, racing: Racing | None = None
+) -> list[dict[str, Any]]:
     """For each of `ERROR_RATES`, means over replays of a cell's tables.
+
+    Args:
+        racing: what else a race goes by.
 
     Returns:
         Plain values: `saving` is the full grid's fold-epochs / those trained, `same_winner` a share, `regret`
@@ -407,6 +413,7 @@ def replay_all(cell: str, tables: Sequence[Table], slots: int) -> list[dict[str,
             ),
         }
         for error_rate in ERROR_RATES
+        for terms in [replace(racing or Racing(), method="paired", error_rate=error_rate)]
     ]
 
 
@@ -423,7 +430,7 @@ def render(outcomes: Iterable[dict[str, Any]]) -> RenderableType:
     """`replay_all` of some cells as a table for the terminal."""
     from rich.table import Table as Shown
 
-    shown = Shown(title="What racing would have saved of the full grid")
+    shown = Shown(title="What racing saves of the full grid")
     shown.add_column("cell", no_wrap=True)
     for heading in ("configurations", "error rate", "saving", "same winner", "regret, points"):
         shown.add_column(heading, justify="right", no_wrap=True)

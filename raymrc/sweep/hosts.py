@@ -69,7 +69,7 @@ class HostTerms:
     Args:
         cpus, gpus: of each device.
         num_threads: for torch; more than the host's share would slow its neighbours.
-        save_seconds: see `driver.Resources`.
+        save_seconds: see `workplace.Resources`.
         storage: of the study; lanes are saved there.
         marker: a file that the driver has put there, for hosts to see whether they see it.
         device: "cpu" or "cuda", of worker groups.

@@ -1,4 +1,4 @@
-"""What hosts have saved of fold-runs that are not finished: what is left of it, and when it goes."""
+"""What is left in the storage of fold-runs that are not finished, and when it goes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Saved:
     """What hosts have saved of fold-runs that are not finished, in the study's storage.
 
     Raises:
-        LedgerError: the storage cannot be opened.
+        LedgerError: the storage cannot be opened, listed (`left`) or written (`marker`).
     """
 
     def __init__(self, storage: str) -> None:

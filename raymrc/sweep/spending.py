@@ -42,7 +42,7 @@ class Spending:
         self.unfinished = unfinished(entries)
         held = sum(entry.device_seconds for entry in entries)
         self.overhead = overhead(held, sum(record.device_seconds for record in records))
-        self._is_settled = self._is_shared = False
+        self._is_shared = False
 
     @property
     def told(self) -> str:

@@ -71,7 +71,7 @@ class StudyOutcome:
 
 
 class Study:
-    """The state of one run: what is in flight, what came of it. Knows nothing of Tune."""
+    """Of one run; the arguments are `driver.run_study`'s and what it has opened."""
 
     def __init__(
         self,

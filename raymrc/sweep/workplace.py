@@ -62,7 +62,11 @@ class Resources:
 
 @contextmanager
 def cluster(resources: Resources, workplace: Path) -> Iterator[bool]:
-    """Ray, connected; gives True where it is a cluster of our own, which is ended at the end."""
+    """Ray, connected; gives True where it is a cluster of our own, which is ended at the end.
+
+    Raises:
+        RaymrcError: Ray cannot be started, or the port for metrics is taken.
+    """
     if ray.is_initialized():
         yield False
         return
@@ -131,7 +135,11 @@ def _shut_down() -> None:
 
 @contextmanager
 def make_workplace(folder: Path) -> Iterator[Path]:
-    """A folder below the study's for what Tune and Ray write; it goes with the run."""
+    """A folder below the study's for what Tune and Ray write; it goes with the run.
+
+    Raises:
+        RaymrcError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=".sweep-", dir=folder.resolve()))
@@ -161,6 +169,7 @@ def _clear_workplaces(mine: Path) -> None:
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:
+    """Variables of this process, for a while."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -19,12 +19,13 @@ from raymrc.study.forecast import (
     FIGURES,
     PROBE,
     Forecast,
+    Progress,
     build_workload,
     choose_probed,
     forecast,
     read_history,
     read_probe,
-    shares_done,
+    read_progress,
     shown,
     write_probe,
 )
@@ -127,14 +128,14 @@ def test_what_is_done_is_not_to_do(tmp_path):
     for record in Cost(tmp_path).records(folds=(0,)):
         ledger.record(record)
     cost = Cost(tmp_path, ledger=ledger)
-    found = cost.forecast(done=shares_done(cost.plan, ledger.records()))
+    found = cost.forecast(progress=read_progress(cost.plan, ledger.records()))
     assert cost.plan.done == 4
     assert found.total("left").value == pytest.approx(
         found.total("device_seconds").value / 2, rel=0.2
     )
     for record in cost.records():
         ledger.record(record)
-    nothing = cost.forecast(done=shares_done(cost.plan, ledger.records()))
+    nothing = cost.forecast(progress=read_progress(cost.plan, ledger.records()))
     assert nothing.total("left").value == nothing.wall.value == 0
 
 
@@ -146,16 +147,20 @@ def test_what_a_race_has_stopped_is_not_to_do_while_it_races(tmp_path):
     assert 0 < len(half) < epochs
     paused = replace(first, status="paused", epochs=half)
     key = first.key
-    assert shares_done(cost.plan, [paused]) == {key: len(half) / epochs}
+    share = len(half) / epochs
+    assert read_progress(cost.plan, [paused]) == {key: Progress(share, 1 - share)}
     stopped = replace(paused, status="stopped", reason="2 points below")
-    assert shares_done(cost.plan, [stopped]) == {}, "a full grid trains it, from its beginning"
+    assert read_progress(cost.plan, [stopped]) == {}, "a full grid trains it, from its beginning"
     racing = replace(cost.plan, racing=Racing())
     both = {
         r.key for r in cost.records() if r.fold_run.configuration == first.fold_run.configuration
     }
-    assert shares_done(racing, [stopped]) == dict.fromkeys(both, 1.0) and len(both) == 2
+    progress = read_progress(racing, [stopped])
+    assert progress == {k: Progress(share if k == key else 0.0, 0.0) for k in both}
+    assert len(both) == 2
+    assert read_progress(racing, [stopped, *others_of(cost, key)])[key] == Progress(share, 0.0)
     whole = cost.forecast().cells[0]
-    left = cost.forecast(done=shares_done(racing, [stopped])).cells[0].left.value
+    left = cost.forecast(progress=read_progress(racing, [stopped])).cells[0].left.value
     assert left == pytest.approx(
         whole.left.value - whole.device_seconds.value / len(cost.plan.cells[0].configurations),
         rel=0.2,
@@ -165,10 +170,11 @@ def test_what_a_race_has_stopped_is_not_to_do_while_it_races(tmp_path):
 def test_a_race_is_expected_to_train_less_than_all(tmp_path):
     cost = Cost(tmp_path, ["strategies.fine_tune.learning_rate=1.0e-4", "prices.device_hour_usd=1"])
     cost_of_all = cost.forecast()
-    assert "with racing" not in " ".join(cost_of_all.said)
+    assert "a race" not in " ".join(cost_of_all.said)
     cost.plan = replace(cost.plan, racing=Racing())
     alone, pair = (found := cost.forecast()).cells
     assert alone.raced == alone.device_seconds, "one configuration has nobody to race against"
+    assert found.races and not cost_of_all.races
     share = expected_share(2, 2, 20, Racing())
     assert 0 < share.low < share.value < share.high <= 1
     assert pair.raced.value == pytest.approx(share.value * pair.device_seconds.value)
@@ -180,8 +186,42 @@ def test_a_race_is_expected_to_train_less_than_all(tmp_path):
     budget = Budget(device_hours=(left + cost_of_all.total("left").value) / 2 / 3600)
     assert exceeds(budget, Spent(), cost_of_all) and not exceeds(budget, Spent(), found)
     said = " ".join(found.said)
-    assert f"with racing {shown(found.total('raced'), in_time, ' ')}" in said
+    assert f"a race is expected to train {shown(found.total('raced'), in_time, ' ')}" in said
     assert found.to_json()["device_seconds_raced"] == found.total("raced").value
+
+
+def test_what_a_race_has_left_is_what_is_expected_less_what_is_trained(tmp_path):
+    cost = Cost(tmp_path)
+    cost.plan = replace(cost.plan, racing=Racing())
+    whole = cost.forecast().cells[0]
+    key, other = (r.key for r in cost.records() if r.fold_run.fold == 0 and of_first_cell(r))
+    some = cost.forecast(progress={key: Progress(0.1, 0.9)}).cells[0]
+    trained = whole.device_seconds.value - some.left.value
+    assert trained == pytest.approx(whole.left.value - some.left.value) and trained > 0
+    assert some.raced_left.value == pytest.approx(whole.raced.value - trained)
+    # Who is stopped leaves nothing; what is expected is no more than there is.
+    stopped = cost.forecast(progress={key: Progress(0.1, 0.0)}).cells[0]
+    assert stopped.left.value < some.left.value
+    least = min(stopped.left.value, some.raced_left.value)
+    assert stopped.raced_left.value == pytest.approx(least)
+    # A race that outlives its expectation.
+    late = cost.forecast(progress={key: Progress(1.0, 0.0), other: Progress(0.9, 0.1)}).cells[0]
+    assert 0 < late.raced_left.value < late.left.value
+    assert late.raced_left.low <= late.raced_left.value <= late.raced_left.high
+
+
+def of_first_cell(record: Record) -> bool:
+    return record.fold_run.configuration.cell.strategy == "fine_tune"
+
+
+def others_of(cost: Cost, key: str) -> list[Record]:
+    """Records of the same configuration, stopped before they began."""
+    mine = next(r.fold_run.configuration for r in cost.records() if r.key == key)
+    return [
+        replace(r, status="stopped", reason="2 points below")
+        for r in cost.records()
+        if r.fold_run.configuration == mine and r.key != key
+    ]
 
 
 def test_tpe_s_proposals_are_reckoned_with_before_they_are_made(tmp_path):

@@ -22,7 +22,7 @@ from raymrc.study.forecast import (
     build_workload,
     forecast,
     read_history,
-    shares_done,
+    read_progress,
 )
 from raymrc.study.ledger import Ledger
 from raymrc.study.notes import read_study_corpus
@@ -66,7 +66,7 @@ class Study:
 
     def forecast(self) -> Forecast:
         measured = read_history(self.plan, self.workload, self.ledger.records())
-        done = shares_done(self.plan, self.ledger.records())
+        done = read_progress(self.plan, self.ledger.records())
         return forecast(self.spec, self.plan, self.workload, measured, done)
 
     def status(

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from raymrc.study.budget import Budget, Journal
 from raymrc.study.ledger import Ledger
 from raymrc.study.placement import Placement
 from raymrc.study.plan import Plan
@@ -40,6 +41,8 @@ pytestmark = [
 ]
 
 WORKER = "RayTrainWorker"
+
+EPOCHS_OF_A_WHILE = 40
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +138,23 @@ def test_groups_and_hosts_take_turns_on_too_few_devices(
     of_groups = [r for r in records.values() if "frozen" not in r.fold_run.configuration.cell.name]
     assert all(record.num_devices == 2 for record in of_groups)
     assert_no_claims(cluster.address)
+
+
+def test_the_cap_ends_groups_in_time_and_a_larger_budget_goes_on(
+    cluster: Any, backbone: Any, tmp_path: Path
+) -> None:
+    """More epochs than fit below the cap, which is enough for a group to start and train a while."""
+    plan, cap = group_plan(backbone, epochs=60), 40.0
+    outcome, records = run(plan, tmp_path, budget=Budget(device_hours=cap / 3600))
+    assert outcome.out_of_budget and outcome.failed == 0
+    assert len(records) < plan.num_fold_runs
+    (entry,) = Journal(str(tmp_path)).entries()
+    assert entry.has_ended and entry.device_seconds <= 1.01 * cap
+    assert_no_claims(cluster.address)
+    outcome, records = run(plan, tmp_path, budget=Budget(device_hours=1.0))
+    assert not outcome.out_of_budget and len(records) == plan.num_fold_runs
+    assert outcome.spent.device_seconds > entry.device_seconds + outcome.device_seconds - 0.1
+    assert_as_alone(records)
 
 
 def assert_no_claims(address: str) -> None:
