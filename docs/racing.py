@@ -70,7 +70,9 @@ def draw(panels: Panels, path: Path) -> None:
     axes[0, 0].set_yticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
     axes[0, 0].yaxis.minorticks_off()
     for panel, (world, methods) in zip(axes.flat, panels.items(), strict=False):
-        panel.fill_between([SAVING, 1.0 + furthest], -0.02, REGRET, color="#009E73", alpha=0.12, linewidth=0)
+        panel.fill_between(
+            [SAVING, 1.0 + furthest], -0.02, REGRET, color="#009E73", alpha=0.12, linewidth=0
+        )
         for method, (colour, mark, label) in STYLES.items():
             settings = methods.get(method, [])
             panel.plot(
