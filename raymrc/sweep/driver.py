@@ -45,7 +45,7 @@ from raymrc.sweep.metrics import Meters
 from raymrc.sweep.reception import Stopped, open_reception
 from raymrc.sweep.saved import Saved
 from raymrc.sweep.spending import Spending
-from raymrc.sweep.state import Study, StudyOutcome
+from raymrc.sweep.state import Room, Study, StudyOutcome
 from raymrc.sweep.trial import run_trial
 from raymrc.sweep.workplace import Resources, catch_interrupt, cluster, environment, make_workplace
 
@@ -186,7 +186,7 @@ class _Search(_NotKept, Searcher):
                 self._study.end(trial_id)
 
     def _hand_out(self, trial_id: str) -> Work | None:
-        work = self._study.take(trial_id, self._most - self._study.num_in_flight)
+        work = self._study.take(trial_id)
         if work is not None:
             needs = self._study.spending.needs(work.fold_runs)
             self._turn += 1
@@ -337,11 +337,15 @@ def _run_tune(
             saved=study.saved.left,
             allowance=_allowance(study.spending, terms),
         )
+        study.room = _room(study.plan, max_devices, lanes)
         # Enough trials that hosts find work, and one more. That one is not to have a process: it takes
         # over the next that gets free, where Tune would end two that get free at once.
         # A race's trials are of single fold-runs, for the most part, and none gets free before the end.
-        folds, spare = (1, 0) if study.races else (study.plan.folds, 1)
-        most = min(MOST_TRIALS, math.ceil(max_devices * lanes / folds) + spare)
+        spare = 0 if study.races else 1
+        most = (
+            study.room.lanes if study.races else math.ceil(max_devices * lanes / study.plan.folds)
+        )
+        most = min(MOST_TRIALS, most + spare)
         running = most - spare if is_ours else 2 * MOST_TRIALS  # on a cluster that others use too
         share = math.floor(1e4 / running) / 1e4  # Ray counts in such steps
         search = _Search(study, most, reception)
@@ -380,6 +384,20 @@ def _allowance(spending: Spending, terms: HostTerms) -> Allowance | None:
     if not spending.budget:
         return None
     return Allowance(terms.devices(SOLO), spending.overhead, spending.unfinished)
+
+
+def _room(plan: Plan, devices: int, lanes: int) -> Room:
+    """For each device what it trains at once; where that is one fold-run, another that waits, so that it has
+    no pause between two legs."""
+    whole = max(1, lanes // 2)
+    return Room(
+        max(devices * lanes, 2 * devices),
+        {
+            cell.cell: whole * _crew(cell)[0]
+            for cell in plan.cells
+            if STRATEGIES[cell.cell.strategy].trains_backbone or _crew(cell) != SOLO
+        },
+    )
 
 
 def _crew(plan: CellPlan) -> Crew:

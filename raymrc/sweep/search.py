@@ -14,6 +14,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raymrc.study.configuration import Cell, Configuration, FoldRun, hash_values
@@ -361,11 +362,12 @@ class StudySearch:
             self.done[record.key] = record.validation_f1
         self._tell_race(record)
 
-    def next(self, slots: int = 1) -> Work | None:
+    def next(self, lanes: int = 1, takes: Mapping[Cell, int] = MappingProxyType({})) -> Work | None:
         """The next trial; None when nothing is left to hand out, or in races nothing for now.
 
         Args:
-            slots: trials that could start now, this one included.
+            lanes: that are free for races.
+            takes: lanes that a fold-run of a cell takes; one where nothing is said.
         """
         if self._again:
             return self._again.popleft()
@@ -373,7 +375,8 @@ class StudySearch:
         while (cell := self._most_behind(waiting)) is not None:
             race = self._races[cell]
             if race is not None:
-                legs = self._next_legs(cell, race, slots)
+                each = takes.get(self.plan.cells[cell].cell, 1)
+                legs = self._next_legs(cell, race, max(1, lanes // each))
                 if legs is not None:
                     return legs
                 waiting.add(cell)

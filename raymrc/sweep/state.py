@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from raymrc.errors import LedgerError, RaymrcError
@@ -70,6 +70,19 @@ class StudyOutcome:
     closed: tuple[tuple[str, int], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much of races is handed out at once: what waits for a host was decided too early.
+
+    Args:
+        lanes: in all.
+        takes: of them, by a fold-run of a cell; one where nothing is said.
+    """
+
+    lanes: int = 1
+    takes: Mapping[Cell, int] = field(default_factory=dict)
+
+
 class Study:
     """Of one run; the arguments are `driver.run_study`'s and what it has opened."""
 
@@ -91,6 +104,7 @@ class Study:
         self.saved = saved
         self.spending = spending
         self.meters = Meters()
+        self.room = Room()
         self.stopping = threading.Event()
         self.error: RaymrcError | None = None
         self._on_record = on_record or (lambda record: None)
@@ -154,15 +168,14 @@ class Study:
             self._tally.enter(record)
         return record
 
-    def take(self, trial_id: str, slots: int = 1) -> Work | None:
-        """Work for a new trial; None when there is none now.
-
-        Args:
-            slots: trials that could start now, this one included.
-        """
+    def take(self, trial_id: str) -> Work | None:
+        """Work for a new trial; None when there is none now."""
         if self.stopping.is_set():
             return None
-        work = self._next or self._search.next(slots)
+        free = self.room.lanes - self._taken
+        if self.races and free <= 0:
+            return None
+        work = self._next or self._search.next(free, self.room.takes)
         self._next = None
         self._keep_stops()
         if work is not None:
@@ -186,6 +199,14 @@ class Study:
             self._settle_work(trial_id)
             self._idle.add(trial_id)
         self.show()
+
+    @property
+    def _taken(self) -> int:
+        """Of `room`, by what is handed out and has not come to its end or its rung."""
+        return sum(
+            self.room.takes.get(work.configuration.cell, 1) * len(self._unsettled(work))
+            for work in self._in_flight.values()
+        )
 
     @property
     def idle(self) -> tuple[str, ...]:

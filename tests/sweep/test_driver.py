@@ -309,7 +309,7 @@ def test_work_is_numbered_as_it_is_handed_in():
         num_in_flight=0,
         races=False,
         spending=SimpleNamespace(needs=lambda fold_runs: {}),
-        take=lambda trial_id, slots: SimpleNamespace(fold_runs=(), until=None),
+        take=lambda trial_id: SimpleNamespace(fold_runs=(), until=None),
     )
     search = driver._Search(study, 4, desk)
     for trial_id in ("a", "b", "c"):

@@ -3,6 +3,7 @@ hand: no Ray is started."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,10 @@ from raymrc.sweep.failures import FailureTerms, failed_record
 from raymrc.sweep.keeping import Keeper
 from raymrc.sweep.saved import Saved
 from raymrc.sweep.spending import Spending
-from raymrc.sweep.state import Study
+from raymrc.sweep.state import Room, Study
 from raymrc.sweep.workplace import Resources
 from tests.sweep.making import make_plan, make_record
+from tests.sweep.test_scheduler import grids
 
 
 class Played:
@@ -154,3 +156,34 @@ def test_a_storage_that_cannot_be_asked_hands_out_what_it_may_have_and_is_left_a
     first, second = run.take(), run.take()
     assert first is not None and second is not None and run.study.error is None
     assert len(asked) <= 1, "each answer may take minutes not to come"
+
+
+@pytest.mark.parametrize("seed", [6, 8])
+def test_of_races_no_more_is_handed_out_than_there_is_room_for(play, seed):
+    """What waits behind others was decided before they reported: it trains who is beaten by then."""
+    (grid,) = grids(1, seed)
+    study, draw = play(grid.plan).study, random.Random(3)
+    study.room = Room(16, {grid.plan.cells[0].cell: 2})
+    under_way: dict[str, tuple[str, FoldRun, int]] = {}
+    trials = most_of_one = 0
+    while True:
+        while (work := study.take(str(trials))) is not None:
+            for run in work.fold_runs:
+                assert run.key not in under_way
+                under_way[run.key] = (str(trials), run, work.until[run.key])
+            trials += 1
+            most_of_one = max(most_of_one, len(work.fold_runs))
+            assert len(under_way) <= 8
+        if not under_way:
+            break
+        trial, run, until = under_way.pop(draw.choice(sorted(under_way)))
+        study.receive(
+            trial,
+            {
+                "record": grid.record(run, until).to_json(),
+                "fold": run.fold,
+                "is_idle": all(of != trial for of, _, _ in under_way.values()),
+            },
+        )
+    assert study.outcome().spared > 0 and study.outcome().failed == 0
+    assert most_of_one > 1, "trials and fold-runs are not the same"
