@@ -232,8 +232,9 @@ def main() -> int:
         for number, case in enumerate(QUICK if options.quick else CASES)
         if case.corpus != "phee" or options.corpus is not None
     ]
-    probed = [probe(planned) for _, planned in chosen]
-    measured = [measure(number, options) for number, _ in chosen]
+    # In turn, so that a machine that grows slower does so for both.
+    pairs = [(probe(planned), measure(number, options)) for number, planned in chosen]
+    probed, measured = zip(*pairs, strict=True)
     errors: dict[str, list[float]] = {"guess": [], "probe": [], "others": [], "memory": []}
     inside = 0
     for place, (_, planned) in enumerate(chosen):
