@@ -58,6 +58,10 @@ KEPT = 1.5
 """On a CPU malloc keeps some of what cells before took in the same process: with it some needed so many times
 the arithmetic."""
 
+GROWS = 1.1
+"""A process on a CPU comes to so many times what it had in a probe's seconds: fuller batches, and what malloc
+keeps. Set on every other case of `benchmarks/plan.py`; on the others the median error is 3 %."""
+
 START_SECONDS = 60.0
 """Until the first fold-runs train: Ray, hosts, backbones. Machines that a cloud has to bring up take minutes
 more."""
@@ -766,7 +770,8 @@ def _memory(
         # Of hosts that trained many: what malloc keeps and what models answered is in it.
         return Estimate(max(found), min(found), max(high, 1.1 * max(found)))
     found = [
-        m.peak_bytes + max(0.0, expected - base - _arithmetic(cell, m.job, kind, pairs=False))
+        m.peak_bytes * (GROWS if kind == "cpu" else 1.0)
+        + max(0.0, expected - base - _arithmetic(cell, m.job, kind, pairs=False))
         for m in own
     ]
     if found:
