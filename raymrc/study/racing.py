@@ -326,22 +326,26 @@ class _Race:
         return Decision((*first, *self._next_runs(order, fit, slots)), stops)
 
     def _next_runs(self, order: Sequence[int], fit: _Fit, slots: int) -> list[Run]:
-        """One run for each in turn, another for each if slots are left, and so on."""
+        """
+        Args:
+            order: of contenders that are worth a run, the likeliest first.
+        """
         runs: list[Run] = []
         planned, busy = self.planned.copy(), self.busy.copy()
-        while len(runs) < slots:
-            before = len(runs)
-            for c in order:
-                if len(runs) == slots:
-                    break
-                fold = fit.best_fold(planned[c], busy[c], self.epochs[c])
-                if fold is not None:
-                    until = int(self.epochs[c, planned[c, fold]])
-                    runs.append(Run(self.contenders[c].configuration, fold, until))
-                    planned[c, fold] = np.searchsorted(self.epochs[c], until, "right")
-                    busy[c, fold] = True
-            if len(runs) == before:
-                break
+        left = list(order)
+        while left and len(runs) < slots:
+            # Who has the fewest under way, the likeliest of these. Slots get free one by one: by likelihood
+            # alone each would go to who leads just then, who would be trained on all folds before the others
+            # have come to the rung at which he led.
+            c = min(left, key=lambda c: int(busy[c].sum()))
+            fold = fit.best_fold(planned[c], busy[c], self.epochs[c])
+            if fold is None:
+                left.remove(c)
+                continue
+            until = int(self.epochs[c, planned[c, fold]])
+            runs.append(Run(self.contenders[c].configuration, fold, until))
+            planned[c, fold] = np.searchsorted(self.epochs[c], until, "right")
+            busy[c, fold] = True
         return runs
 
     def _stop(self, c: int, leader: int, probability: float, fit: _Fit) -> Stopped:

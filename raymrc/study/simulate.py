@@ -154,12 +154,10 @@ def replay(
             heapq.heappush(running, (clock + epochs, began, run))
         if not running:
             break
-        clock = running[0][0]
-        while running and running[0][0] == clock:
-            run = heapq.heappop(running)[2]
-            c = place[run.configuration]
-            done[c][run.fold] = run.until
-            contenders[c] = look_at(c)
+        clock, _, run = heapq.heappop(running)
+        c = place[run.configuration]
+        done[c][run.fold] = run.until
+        contenders[c] = look_at(c)
     assert winner is not None, "a race that has nothing to run has a winner"
     worths = table.worths
     return Replay(

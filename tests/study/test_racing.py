@@ -86,6 +86,15 @@ def test_different_folds_are_never_compared(seed, shift):
     assert [s.configuration for s in before.stopped] == [s.configuration for s in after.stopped]
 
 
+def test_slots_that_get_free_one_by_one_do_not_all_go_to_whoever_leads_just_then():
+    contenders = [contender(name, [0.5 - i / 100], [], []) for i, name in enumerate("abcde")]
+    running: list[Run] = []
+    for _ in contenders:
+        running += decide(contenders, Racing(), 1, running).run
+    assert {run.configuration for run in running} == set("abcde")
+    assert running[0].configuration == "a", "the likeliest first"
+
+
 def test_what_runs_is_not_given_out_again():
     contenders = halfway(7)
     first = decide(contenders, Racing(), 4).run
@@ -168,7 +177,7 @@ def test_the_stated_error_rate_holds():
 
 def test_racing_saves_fold_epochs():
     replays = [replay(table, Racing()) for table in generate(SMALL_GRID, 10, 23)]
-    assert sum(r.grid_fold_epochs for r in replays) > 1.5 * sum(r.fold_epochs for r in replays)
+    assert sum(r.grid_fold_epochs for r in replays) > 2.2 * sum(r.fold_epochs for r in replays)
 
 
 def test_what_a_race_is_expected_to_train_is_about_what_it_trains():

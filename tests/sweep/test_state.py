@@ -163,7 +163,7 @@ def test_of_races_no_more_is_handed_out_than_there_is_room_for(play, seed):
     """What waits behind others was decided before they reported: it trains who is beaten by then."""
     (grid,) = grids(1, seed)
     study, draw = play(grid.plan).study, random.Random(3)
-    study.room = Room(16, {grid.plan.cells[0].cell: 2})
+    study.room = Room(40, {grid.plan.cells[0].cell: 2})
     under_way: dict[str, tuple[str, FoldRun, int]] = {}
     trials = most_of_one = 0
     while True:
@@ -173,7 +173,7 @@ def test_of_races_no_more_is_handed_out_than_there_is_room_for(play, seed):
                 under_way[run.key] = (str(trials), run, work.until[run.key])
             trials += 1
             most_of_one = max(most_of_one, len(work.fold_runs))
-            assert len(under_way) <= 8
+            assert len(under_way) <= 20
         if not under_way:
             break
         trial, run, until = under_way.pop(draw.choice(sorted(under_way)))
