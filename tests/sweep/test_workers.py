@@ -144,7 +144,7 @@ def test_the_cap_ends_groups_in_time_and_a_larger_budget_goes_on(
     cluster: Any, backbone: Any, tmp_path: Path
 ) -> None:
     """More epochs than fit below the cap, which is enough for a group to start and train a while."""
-    plan, cap = group_plan(backbone, epochs=60), 40.0
+    plan, cap = group_plan(backbone, epochs=12), 40.0
     outcome, records = run(plan, tmp_path, budget=Budget(device_hours=cap / 3600))
     assert outcome.out_of_budget and outcome.failed == 0
     assert len(records) < plan.num_fold_runs
