@@ -6,7 +6,7 @@ The text of a foreign exception goes nowhere: it may hold what stood in a note.
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,15 +36,14 @@ def failed_record(
         device_seconds: what it had cost by then.
         may_pass: see `Record`.
     """
-    return Record(
-        key=fold_run.key,
-        fold_run=fold_run,
-        status="failed",
-        reason=reason,
-        may_pass=may_pass,
-        device_seconds=device_seconds,
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    failed = replace(empty_record(fold_run), status="failed", reason=reason, may_pass=may_pass)
+    return replace(failed, device_seconds=device_seconds)
+
+
+def empty_record(fold_run: FoldRun) -> Record:
+    """Of one that has not begun."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Record(key=fold_run.key, fold_run=fold_run, status="paused", started_at=now)
 
 
 def record_error(fold_run: FoldRun, error: BaseException, device_seconds: float = 0.0) -> Record:

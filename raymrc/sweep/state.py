@@ -21,7 +21,7 @@ from raymrc.study.ledger import Ledger
 from raymrc.study.plan import CellPlan, Plan
 from raymrc.study.record import Record
 from raymrc.study.verdict import count_reasons
-from raymrc.sweep.failures import FailureTerms, failed_record
+from raymrc.sweep.failures import FailureTerms, empty_record, failed_record
 from raymrc.sweep.keeping import Keeper
 from raymrc.sweep.metrics import Meters, tell_cells, tell_end
 from raymrc.sweep.progress import CellProgress, Snapshot
@@ -135,6 +135,7 @@ class Study:
         self._shown_at = 0.0
         self._raced_before = self._search.epochs[0]
         self._next = self._search.next()
+        self._keep_stops()
 
     @property
     def has_work(self) -> bool:
@@ -292,10 +293,16 @@ class Study:
     def _keep_stops(self) -> None:
         """What was trained of those that races have stopped is kept with the reason."""
         for stop in self._search.take_stops():
-            for key in self._search.fold_runs(stop.configuration):
-                paused = self._paused.get(key)
-                if paused is not None:
-                    self._keep(replace(paused, status="stopped", reason=stop.reason))
+            runs = self._search.fold_runs(stop.configuration)
+            paused = {key: self._paused[key] for key in runs if key in self._paused}
+            if not paused:
+                # All that it had begun is done. That it was stopped stands with a fold that it never began:
+                # else these would be to do for good.
+                key = next(key for key in runs if key not in self._search.done)
+                paused = {key: empty_record(runs[key])}
+            for key in runs:
+                if key in paused:
+                    self._keep(replace(paused[key], status="stopped", reason=stop.reason))
                 elif key in self.saved.left:  # by a driver that died before it heard of it
                     self.saved.drop(key)
 

@@ -4,6 +4,7 @@ hand: no Ray is started."""
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,9 @@ from raymrc.study.budget import Budget
 from raymrc.study.configuration import FoldRun
 from raymrc.study.ledger import Ledger
 from raymrc.study.plan import Plan
-from raymrc.study.record import Record
+from raymrc.study.racing import Racing
+from raymrc.study.record import Epoch, Record
+from raymrc.study.verdict import summarise
 from raymrc.sweep import workplace
 from raymrc.sweep.failures import FailureTerms, failed_record
 from raymrc.sweep.keeping import Keeper
@@ -187,3 +190,32 @@ def test_of_races_no_more_is_handed_out_than_there_is_room_for(play, seed):
         )
     assert study.outcome().spared > 0 and study.outcome().failed == 0
     assert most_of_one > 1, "trials and fold-runs are not the same"
+
+
+def test_who_was_stopped_between_two_folds_is_known_to_the_ledger(play):
+    """Of its folds one is done and none waits: without a record of the stop the others stay to do."""
+    plan = make_plan([0.1, 0.2], ["fine_tune"], folds=3)
+    plan = replace(plan, racing=Racing(rungs=(1.0,), error_rate=0.2))
+    worth = {0.1: 0.9, 0.2: 0.1}
+
+    def done(run: FoldRun) -> Record:
+        value = worth[run.configuration.learning_rate]
+        epochs = tuple(Epoch(e, 1.0, value, 1.0) for e in range(1, run.configuration.epochs + 1))
+        return replace(make_record(run), validation_f1=value, epochs=epochs)
+
+    run = play(plan)
+    while (taken := run.take()) is not None:
+        for fold_run in taken[1]:
+            run.tell(taken[0], done(fold_run))
+        run.study.end(taken[0])
+    records = run.close()
+    stopped = [r for r in records.values() if r.status == "stopped"]
+    assert [r.epochs for r in stopped] == [()] and stopped[0].reason
+    begun = [r for r in records.values() if r.fold_run.configuration.learning_rate == 0.2]
+    assert Counter(r.status for r in begun) == {"done": 1, "stopped": 1}
+    summary = summarise(records.values(), 3, [plan.cells[0].cell])[0]
+    assert (summary.num_done, summary.num_spared) == (4, 2)
+    again = play(plan)
+    assert not again.study.has_work and again.study.outcome().spared == 2
+    whole = play(replace(plan, racing=None))
+    assert whole.take() is not None, "without racing the grid is completed"
