@@ -140,21 +140,15 @@ def test_groups_and_hosts_take_turns_on_too_few_devices(
     assert_no_claims(cluster.address)
 
 
-def test_the_cap_ends_groups_in_time_and_a_larger_budget_goes_on(
-    cluster: Any, backbone: Any, tmp_path: Path
-) -> None:
-    """More epochs than fit below the cap, which is enough for a group to start and train a while."""
-    plan, cap = group_plan(backbone, epochs=12), 40.0
+def test_the_cap_ends_groups_in_time(cluster: Any, backbone: Any, tmp_path: Path) -> None:
+    """More epochs than fit below the cap, which is enough for a group to start."""
+    plan, cap = group_plan(backbone, epochs=200), 40.0
     outcome, records = run(plan, tmp_path, budget=Budget(device_hours=cap / 3600))
     assert outcome.out_of_budget and outcome.failed == 0
     assert len(records) < plan.num_fold_runs
     (entry,) = Journal(str(tmp_path)).entries()
     assert entry.has_ended and entry.device_seconds <= 1.01 * cap
     assert_no_claims(cluster.address)
-    outcome, records = run(plan, tmp_path, budget=Budget(device_hours=1.0))
-    assert not outcome.out_of_budget and len(records) == plan.num_fold_runs
-    assert outcome.spent.device_seconds > entry.device_seconds + outcome.device_seconds - 0.1
-    assert_as_alone(records)
 
 
 def assert_no_claims(address: str) -> None:
