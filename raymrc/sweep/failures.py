@@ -42,8 +42,12 @@ def failed_record(
 
 def empty_record(fold_run: FoldRun) -> Record:
     """Of one that has not begun."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Record(key=fold_run.key, fold_run=fold_run, status="paused", started_at=now)
+    return Record(
+        key=fold_run.key,
+        fold_run=fold_run,
+        status="paused",
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def record_error(fold_run: FoldRun, error: BaseException, device_seconds: float = 0.0) -> Record:
