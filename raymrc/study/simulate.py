@@ -406,9 +406,7 @@ def replay_all(
             "folds": tables[0].num_folds,
             "replays": len(tables),
             "error_rate": error_rate,
-            **summarise_replays(
-                [replay(one, Racing(error_rate=error_rate), slots) for one in tables]
-            ),
+            **summarise_replays([replay(one, terms, slots) for one in tables]),
         }
         for error_rate in ERROR_RATES
         for terms in [replace(racing or Racing(), method="paired", error_rate=error_rate)]

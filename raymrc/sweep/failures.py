@@ -36,8 +36,13 @@ def failed_record(
         device_seconds: what it had cost by then.
         may_pass: see `Record`.
     """
-    failed = replace(empty_record(fold_run), status="failed", reason=reason, may_pass=may_pass)
-    return replace(failed, device_seconds=device_seconds)
+    return replace(
+        empty_record(fold_run),
+        status="failed",
+        reason=reason,
+        may_pass=may_pass,
+        device_seconds=device_seconds,
+    )
 
 
 def empty_record(fold_run: FoldRun) -> Record:

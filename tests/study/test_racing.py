@@ -19,6 +19,7 @@ from raymrc.study.simulate import (
     World,
     expected_share,
     generate,
+    make_up,
     read_tables,
     reorder,
     replay,
@@ -216,6 +217,17 @@ def test_a_ledgers_full_grid_becomes_a_table_of_its_epochs():
     assert table.winner == records[2].fold_run.configuration.id
     outcomes = replay_all(table.name, reorder(table, 2), slots=2)
     assert outcomes[0]["error_rate"] == 0.01 and outcomes[0]["same_winner"] == 1.0
+
+
+def test_replays_of_a_study_go_by_its_own_rungs():
+    tables = make_up(8, 5, 10, 1)
+    usual, whole = (
+        replay_all("cell", tables, 4, racing) for racing in (None, Racing(rungs=(1.0,)))
+    )
+    assert usual == replay_all("cell", tables, 4, Racing("none", error_rate=0.5)), (
+        "all but its rate"
+    )
+    assert whole[1]["saving"] < usual[1]["saving"], "who is not begun in part is begun whole"
 
 
 def test_a_ledger_without_a_grid_is_no_table():

@@ -42,8 +42,6 @@ pytestmark = [
 
 WORKER = "RayTrainWorker"
 
-EPOCHS_OF_A_WHILE = 40
-
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Any:
