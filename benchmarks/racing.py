@@ -31,7 +31,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +48,7 @@ from raymrc.study.simulate import (
     generate,
     generate_related,
     read_tables,
+    reorder,
     replay,
     standings_of,
 )
@@ -214,12 +215,7 @@ def recorded(orders: int) -> dict[str, list[Table]]:
             tuple(values["trained_parameters"]),
             tuple(values["rates"]),
         )
-        generator = np.random.default_rng(SEED)
-        found[path.stem] = []
-        for _ in range(orders):
-            order = generator.permutation(table.num_folds).tolist()
-            courses = tuple(tuple(folds[f] for f in order) for folds in table.courses)
-            found[path.stem].append(replace(table, courses=courses))
+        found[path.stem] = reorder(table, orders)
     return found
 
 
