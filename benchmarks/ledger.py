@@ -429,7 +429,7 @@ def beside_mlflow(options: Options, place: Path) -> None:
     ours = run_step(use_ours, storage, size)
     (place / "mlflow").mkdir()
     peer = run_step(use_mlflow, str(place / "mlflow"), size)
-    only_read = {"read": ours["read"], "peak_bytes": ours["peak_bytes"]}
+    only_read = {name: ours[name] for name in ("read", "cpu read", "peak_bytes")}
     tell(options, "local disk", size, only_read, peer, "MLflow's search_runs")
 
 
