@@ -47,7 +47,14 @@ from raymrc.sweep.saved import Saved
 from raymrc.sweep.spending import Spending
 from raymrc.sweep.state import Room, Study, StudyOutcome
 from raymrc.sweep.trial import run_trial
-from raymrc.sweep.workplace import Resources, catch_interrupt, cluster, environment, make_workplace
+from raymrc.sweep.workplace import (
+    Resources,
+    catch_interrupt,
+    cluster,
+    environment,
+    make_workplace,
+    only_run,
+)
 
 FILL = {"cpu": 1, "gpu": 8}
 """Fold-runs that are worth one more host: a core has nothing better to do, a GPU costs money."""
@@ -110,6 +117,7 @@ def run_study(
     Raises:
         LedgerError: a record cannot be read, or not be written for so long; or what runs have spent cannot
             be read, or not be written for longer than a budget allows.
+        StudyError: another run of the study is at work.
         RaymrcError: Ray cannot be started, or has too little for one host; or the actor that shares
             out the work died.
     """
@@ -128,7 +136,8 @@ def run_study(
         if study.has_work and spending.may_begin():
             # Ray says on stdout, unasked, what its machines are at; stdout is for answers.
             quiet, catching = redirect_stdout(sys.stderr), catch_interrupt(study.stop)
-            with quiet, catching as catch, make_workplace(folder) as workplace, spending:
+            alone = only_run(saved.storage)
+            with quiet, catching as catch, alone, make_workplace(folder) as workplace, spending:
                 _run_tune(
                     study, open_pool, data, resources or Resources(), scheduler, workplace, catch
                 )

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import hashlib
 import logging
 import os
+import platform
 import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import raymrc
-from raymrc.errors import RaymrcError
+from raymrc.errors import RaymrcError, StudyError
+from raymrc.study.budget import ROOM
+from raymrc.study.files import Folder, open_files
 
 # isort: split
 import ray
@@ -131,6 +135,39 @@ def _shut_down() -> None:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def only_run(storage: str) -> Iterator[None]:
+    """The one run of a study that trains: two would train the same fold-runs twice.
+
+    It holds a lock that goes with its process, in the storage, or on this machine where that is a URL. Where
+    no lock is to be had, and beside a run that does not see it, the ledger keeps the first record of each.
+
+    Raises:
+        StudyError: another run has it.
+    """
+    files = open_files(storage, ROOM)
+    if isinstance(files, Folder):
+        place = files.root / ".lock"
+    else:
+        name = hashlib.sha256(storage.encode()).hexdigest()[:16]
+        place = Path(tempfile.gettempdir(), f"raymrc-{os.getuid()}-{name}.lock")
+    with ExitStack() as stack:
+        with suppress(OSError):  # no such folder, a full disk, a file system without locks
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(place.open("ab+", buffering=0))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise StudyError(
+                    f"{storage}: another run of this study is at work {lock.read().decode()}; wait "
+                    "for it, or stop it and run this again"
+                ) from None
+            lock.truncate(0)
+            lock.write(f"(process {os.getpid()} on {platform.node()})".encode())
+        yield
 
 
 @contextmanager

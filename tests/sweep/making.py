@@ -1,8 +1,8 @@
 """Plans and a training that is over at once, for the tests of the sweep.
 
-python -m tests.sweep.making FOLDER NAP [DEVICE_SECONDS] [race]
+python -m tests.sweep.making FOLDER NAP [DEVICE_SECONDS] [race] [apart]
 
-runs a small study in a process of its own.
+runs a small study in a process of its own; "apart" as on a machine that does not see others' locks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -294,19 +295,28 @@ def open_pool(backbone: Backbone, data: Script, ranks: Any = None) -> ScriptPool
 
 
 if __name__ == "__main__":
+    from raymrc.errors import StudyError
     from raymrc.study.budget import Budget
+    from raymrc.sweep import driver
     from raymrc.sweep.driver import run_study
     from raymrc.sweep.workplace import Resources
 
     folder, nap = Path(sys.argv[1]), float(sys.argv[2])
-    raced, given = "race" in sys.argv, [word for word in sys.argv[3:] if word != "race"]
+    raced = "race" in sys.argv
+    given = [word for word in sys.argv[3:] if word not in ("race", "apart")]
+    if "apart" in sys.argv:
+        driver.only_run = lambda storage: nullcontext()  # type: ignore[assignment]
     hours = float(given[0]) / 3600 if given else None
     script = Script(folder / "trained", nap, raced=raced)
     script.folder.mkdir(parents=True, exist_ok=True)
     plan = make_race(3) if raced else make_plan()
-    outcome = run_study(
-        plan, Ledger(str(folder)), open_pool, script, folder=folder,
-        resources=Resources(lanes=1 if raced else None), budget=Budget(device_hours=hours),
-    )  # fmt: skip
+    try:
+        outcome = run_study(
+            plan, Ledger(str(folder)), open_pool, script, folder=folder,
+            resources=Resources(lanes=1 if raced else None), budget=Budget(device_hours=hours),
+        )  # fmt: skip
+    except StudyError as error:
+        print(error, flush=True)
+        sys.exit(2)
     print("in the ledger", outcome.done + outcome.reused, flush=True)
     sys.exit(130 if outcome.interrupted else 3 if outcome.out_of_budget else 0)
