@@ -15,8 +15,9 @@ start, and `write` is told as if all had been.
 Peers. On local disk: SQLite, a row a record, each in a transaction of its own (as records come, one by
 one, and have to survive a power cut), read into the same `Record` values. On S3: bare requests to the
 same server through pyarrow, one after another: a PUT a record, a GET a record, nothing else. moto is
-Python in one process: what it takes for a request bounds everything. And MLflow's `search_runs` on its
-SQLite store, for as many fold-runs as it takes in a benchmark of minutes.
+Python in one process: what it takes for a request bounds everything, and it sorts all of a bucket's names
+for each page of a listing: of `list`'s growth there only the processor's seconds are ours. And MLflow's
+`search_runs` on its SQLite store, for as many fold-runs as it takes in a benchmark of minutes.
 
 `growth` lines: the exponent b of seconds ~ n^b between two sizes; 1 is linear, 2 a quadratic step.
 """
