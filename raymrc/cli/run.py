@@ -223,6 +223,7 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcom
             budget=Budget.of(spec),
             expect=expect,
             failures=FailureTerms(spec.failures.retries, spec.failures.close_cell_after),
+            say=say,
         )
     if recorder.behind:
         say(

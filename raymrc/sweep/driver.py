@@ -90,6 +90,7 @@ def run_study(
     budget: Budget | None = None,
     expect: Callable[[FoldRun], Need | None] | None = None,
     failures: FailureTerms | None = None,
+    say: Callable[[str], None] | None = None,
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> StudyOutcome:
     """Train what the ledger lacks of a plan.
@@ -112,6 +113,7 @@ def run_study(
             written down.
         expect: what a fold-run is expected to cost; None where that is not known.
         failures: what becomes of fold-runs that fail; None: `FailureTerms`' own.
+        say: told in a sentence what it waits for before anything starts.
         patience_seconds: finished records wait so long for a storage that refuses; training goes on.
 
     Raises:
@@ -136,8 +138,8 @@ def run_study(
         if study.has_work and spending.may_begin():
             # Ray says on stdout, unasked, what its machines are at; stdout is for answers.
             quiet, catching = redirect_stdout(sys.stderr), catch_interrupt(study.stop)
-            alone = only_run(saved.storage)
-            with quiet, catching as catch, alone, make_workplace(folder) as workplace, spending:
+            alone = only_run(saved.storage, say or (lambda sentence: None))
+            with alone, quiet, catching as catch, make_workplace(folder) as workplace, spending:
                 _run_tune(
                     study, open_pool, data, resources or Resources(), scheduler, workplace, catch
                 )

@@ -12,9 +12,11 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +30,9 @@ from raymrc.study.files import Folder, open_files
 import ray
 
 from raymrc.sweep.metrics import check_port
+
+LOST_SECONDS, LOOK_SECONDS = 120.0, 0.5
+"""NFS keeps the lock of a machine that is gone for 90 seconds, where nothing else was set."""
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Holds the notes and what hosts report; Ray's default of 30 % of memory is for data sets."""
@@ -138,11 +143,14 @@ def _shut_down() -> None:
 
 
 @contextmanager
-def only_run(storage: str) -> Iterator[None]:
+def only_run(storage: str, say: Callable[[str], None]) -> Iterator[None]:
     """The one run of a study that trains: two would train the same fold-runs twice.
 
     It holds a lock that goes with its process, in the storage, or on this machine where that is a URL. Where
     no lock is to be had, and beside a run that does not see it, the ledger keeps the first record of each.
+
+    Args:
+        say: told what it waits for: file systems keep the lock of a machine that was lost for a while.
 
     Raises:
         StudyError: another run has it.
@@ -157,17 +165,31 @@ def only_run(storage: str) -> Iterator[None]:
         with suppress(OSError):  # no such folder, a full disk, a file system without locks
             place.parent.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(place.open("ab+", buffering=0))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                raise StudyError(
-                    f"{storage}: another run of this study is at work {lock.read().decode()}; wait "
-                    "for it, or stop it and run this again"
-                ) from None
+            _wait_for_lock(lock, storage, say)
             lock.truncate(0)
-            lock.write(f"(process {os.getpid()} on {platform.node()})".encode())
+            lock.write(f" (process {os.getpid()} on {platform.node()})".encode())
         yield
+
+
+def _wait_for_lock(lock: FileIO, storage: str, say: Callable[[str], None]) -> None:
+    until = time.monotonic() + LOST_SECONDS
+    is_said = False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().decode()
+        sentence = f"{storage}: another run of this study is at work{holder}"
+        if holder.endswith(f" on {platform.node()})") or time.monotonic() >= until:
+            raise StudyError(f"{sentence}; wait for it, or stop it and run this again")
+        if not is_said:
+            say(
+                f"{sentence}, or its machine was lost; waiting for {LOST_SECONDS:.0f} seconds at most"
+            )
+            is_said = True
+        time.sleep(LOOK_SECONDS)
 
 
 @contextmanager

@@ -305,7 +305,7 @@ if __name__ == "__main__":
     raced = "race" in sys.argv
     given = [word for word in sys.argv[3:] if word not in ("race", "apart")]
     if "apart" in sys.argv:
-        driver.only_run = lambda storage: nullcontext()  # type: ignore[assignment]
+        driver.only_run = lambda storage, say: nullcontext()  # type: ignore[assignment]
     hours = float(given[0]) / 3600 if given else None
     script = Script(folder / "trained", nap, raced=raced)
     script.folder.mkdir(parents=True, exist_ok=True)
