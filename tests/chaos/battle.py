@@ -151,7 +151,7 @@ class Ground:
         self._cluster: Any = None
         self._s3: S3Server | None = None
         self.codes: dict[int, int] = {}
-        self._others: set[int] = set()
+        self._parents: dict[int, int] = {}
         self._started: list[int] = []
         self._heard = threading.Condition()
         self._server = subprocess.Popen(
@@ -201,9 +201,9 @@ class Ground:
         from ray.cluster_utils import Cluster
 
         if self._cluster is None:
-            head = {"num_cpus": 0, "include_dashboard": False}
+            head = {"num_cpus": 0, "include_dashboard": False, "include_log_monitor": False}
             self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._cluster.add_node(num_cpus=1)
+        self._cluster.add_node(num_cpus=1, include_log_monitor=False)
 
     @property
     def s3(self) -> S3Server:
@@ -225,20 +225,20 @@ class Ground:
     def processes(self, what: str) -> list[psutil.Process]:
         """Of this cluster's trials, hosts or board."""
         pids = psutil.pids()
-        # Looked at five times a second, by each of several battles: whose parent is no raylet never gets one.
-        self._others &= set(pids)
+        # Looked at five times a second, by each of several battles: for parents only once, as they change
+        # only when they die.
+        for gone in self._parents.keys() - pids:
+            self._parents.pop(gone, None)
         raylets = self.raylets()
         found = []
         for pid in pids:
-            if pid in self._others:
-                continue
             with suppress(psutil.Error):
-                process = psutil.Process(pid)
-                parent = process.parent()
-                if parent is None or parent.name() != "raylet":
-                    self._others.add(pid)
-                elif parent.pid in raylets and OURS[what] in " ".join(process.cmdline()[:1]):
-                    found.append(process)
+                if pid not in self._parents:
+                    self._parents[pid] = psutil.Process(pid).ppid()
+                if self._parents[pid] in raylets:
+                    process = psutil.Process(pid)
+                    if process.ppid() in raylets and OURS[what] in " ".join(process.cmdline()[:1]):
+                        found.append(process)
         return found
 
     def lose_node(self, node: Any) -> None:
