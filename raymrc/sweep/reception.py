@@ -365,7 +365,7 @@ class Reception:
         self._account.ask(name, self._hosts[name].devices, self._hosts[name].since)
         if not any(task.get_name() == "survey" for task in self._tasks):
             self._keep_task(self._survey(), "survey")
-        self._keep_task(self._watch(name, running), kind)
+        self._keep_task(self._watch(name, running, crew, self._hosts[name].end), kind)
 
     def _keep_task(self, running: Any, kind: str) -> None:
         task = asyncio.get_running_loop().create_task(running, name=kind)
@@ -383,7 +383,7 @@ class Reception:
                 del self._hosts[name]
                 asked.end()
 
-    async def _watch(self, name: str, running: Any) -> None:
+    async def _watch(self, name: str, running: Any, crew: Crew, end: Callable[[], None]) -> None:
         """Until a host goes, or is lost."""
         died = False
         try:
@@ -395,6 +395,10 @@ class Reception:
                 self._stillborn += 1
                 if self._stillborn >= STILLBORN:
                     self._fail(self._board.queued, f"no host can be started ({explain(error)})")
+        if (
+            crew == SOLO
+        ):  # a process with torch in it takes its time to go by itself, and holds its device
+            end()
         asked = self._hosts.pop(name, None)
         self._account.end(name, time.monotonic())
         if asked is not None:

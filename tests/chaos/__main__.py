@@ -66,7 +66,7 @@ def main() -> int:
     # As the tests have it: a home of its own, in which Ray may leave its token.
     home = tempfile.mkdtemp(prefix="rr-", dir="/tmp")
     os.environ |= {"HOME": home, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    os.environ["RAY_enable_metrics_collection"] = "0"  # several of these share a machine
+    os.environ |= {"RAY_enable_metrics_collection": "0"}  # several of these share a machine
     import raymrc.sweep  # noqa: F401  # sets Ray's switches
     from tests.s3_server import ACCESS
 

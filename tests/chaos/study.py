@@ -238,6 +238,7 @@ def serve() -> None:
     """Starts drivers, and says when they end: "PID CODE", the code of a signal negative."""
     import torch  # noqa: F401
 
+    import raymrc.sweep.driver  # noqa: F401
     import tests.training.test_lane  # noqa: F401
 
     def bury(*_: object) -> None:
