@@ -395,9 +395,8 @@ class Reception:
                 self._stillborn += 1
                 if self._stillborn >= STILLBORN:
                     self._fail(self._board.queued, f"no host can be started ({explain(error)})")
-        if (
-            crew == SOLO
-        ):  # a process with torch in it takes its time to go by itself, and holds its device
+        if crew == SOLO:
+            # With torch in it a process takes its time to go by itself, and holds its device.
             end()
         asked = self._hosts.pop(name, None)
         self._account.end(name, time.monotonic())

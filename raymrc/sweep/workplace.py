@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -164,14 +163,16 @@ def only_run(storage: str, say: Callable[[str], None]) -> Iterator[None]:
     with ExitStack() as stack:
         with suppress(OSError):  # no such folder, a full disk, a file system without locks
             place.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(place.open("ab+", buffering=0))
+            # In a folder that others may write to, too: not through a link of theirs.
+            lock = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            stack.callback(os.close, lock)
             _wait_for_lock(lock, storage, say)
-            lock.truncate(0)
-            lock.write(f" (process {os.getpid()} on {platform.node()})".encode())
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f" (process {os.getpid()} on {platform.node()})".encode(), 0)
         yield
 
 
-def _wait_for_lock(lock: FileIO, storage: str, say: Callable[[str], None]) -> None:
+def _wait_for_lock(lock: int, storage: str, say: Callable[[str], None]) -> None:
     until = time.monotonic() + LOST_SECONDS
     is_said = False
     while True:
@@ -179,8 +180,7 @@ def _wait_for_lock(lock: FileIO, storage: str, say: Callable[[str], None]) -> No
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().decode()
+            holder = os.pread(lock, 1000, 0).decode()
         sentence = f"{storage}: another run of this study is at work{holder}"
         if holder.endswith(f" on {platform.node()})") or time.monotonic() >= until:
             raise StudyError(f"{sentence}; wait for it, or stop it and run this again")
