@@ -21,10 +21,12 @@ from typing import Any
 
 
 def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of all runs: failures with their seeds, goodput, overspend, what was struck."""
-    goodput = sorted(line["goodput"] for line in lines)
+    """Of all runs: failures with their seeds, overspend, what was struck; goodput of those that came to their
+    end, as what is saved at a cap is neither lost nor in the ledger."""
+    ended = [line for line in lines if line["codes"][-1:] == [0]]
+    goodput = sorted(line["goodput"] for line in ended)
     over = [line["overspend"] for line in lines if line["overspend"] is not None]
-    held = sum(line["held"] for line in lines)
+    held = sum(line["held"] for line in ended)
     return {
         "runs": len(lines),
         "failed": {line["seed"]: line["wrong"] for line in lines if line["wrong"]},
@@ -34,14 +36,19 @@ def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "drivers": sum(len(line["codes"]) for line in lines),
         "caps_reached": len(over),
         "overspend_most": max(over, default=None),
-        "epochs_trained_twice": sum(max(0, line["trained"] - line["epochs"]) for line in lines),
-        "epochs": sum(line["epochs"] for line in lines),
-        "goodput": {
-            "median": statistics.median(goodput),
-            "least": goodput[0],
-            "tenth": goodput[len(goodput) // 10],
-            "most": goodput[-1],
-            "of_all": round(sum(line["useful"] for line in lines) / held, 4) if held else None,
+        "ended": {
+            "runs": len(ended),
+            "epochs": sum(line["epochs"] for line in ended),
+            "epochs_trained_twice": sum(max(0, line["trained"] - line["epochs"]) for line in ended),
+            "goodput": {
+                "median": statistics.median(goodput),
+                "least": goodput[0],
+                "tenth": goodput[len(goodput) // 10],
+                "most": goodput[-1],
+                "of_all": round(sum(line["useful"] for line in ended) / held, 4),
+            }
+            if held
+            else None,
         },
         "wall_seconds": {
             "median": statistics.median(line["wall_seconds"] for line in lines),
