@@ -50,6 +50,7 @@ from raymrc.sweep.trial import run_trial
 from raymrc.sweep.workplace import (
     Resources,
     catch_interrupt,
+    clear_workplaces,
     cluster,
     environment,
     make_workplace,
@@ -134,6 +135,7 @@ def run_study(
     study = Study(
         plan, ledger, records, on_record, on_progress, saved, spending, keeper, failures, rates
     )
+    clear_workplaces(folder)
     try:
         if study.has_work and spending.may_begin():
             # Ray says on stdout, unasked, what its machines are at; stdout is for answers.
@@ -147,6 +149,7 @@ def run_study(
         keeper.close(study.show)
         study.tell_kept()
         saved.tidy(study.finished)
+        clear_workplaces(folder)  # of one that was killed meanwhile
     study.show(now=True)
     if study.error is not None:
         raise study.error

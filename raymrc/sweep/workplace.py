@@ -208,22 +208,19 @@ def make_workplace(folder: Path) -> Iterator[Path]:
     with lock:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)
-            _clear_workplaces(place)
         try:
             yield place
         finally:
-            _clear_workplaces(place)  # of one that was killed meanwhile
             shutil.rmtree(place, ignore_errors=True)
 
 
-def _clear_workplaces(mine: Path) -> None:
-    """Takes away what drivers that were killed have left beside this one; it may hold notes. Those that live
-    hold their locks."""
-    for other in mine.parent.glob(".sweep-*"):
-        with suppress(OSError), (other / "lock").open("r+") as lock:
-            if other != mine:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(other, ignore_errors=True)
+def clear_workplaces(folder: Path) -> None:
+    """Takes away what drivers that were killed have left in a study's folder; it may hold notes. Those that
+    live hold their locks."""
+    for place in folder.glob(".sweep-*"):
+        with suppress(OSError), (place / "lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(place, ignore_errors=True)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import re
@@ -12,8 +13,11 @@ import pytest
 
 from raymrc.errors import StudyError
 from raymrc.study.budget import Entry, Journal
+from raymrc.study.ledger import Ledger
 from raymrc.sweep import workplace
+from raymrc.sweep.driver import run_study
 from raymrc.sweep.workplace import only_run
+from tests.sweep.making import fold_runs, make_plan, make_record, open_pool
 
 
 @pytest.fixture(params=["folder", "URL"])
@@ -77,3 +81,19 @@ def test_nothing_is_written_through_a_link(tmp_path):
     (tmp_path / "spend" / ".lock").symlink_to(tmp_path / "theirs")
     with only_run(str(tmp_path), print):
         assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+def test_what_a_killed_run_has_left_goes_also_where_nothing_is_left_to_train(tmp_path):
+    plan, ledger = make_plan(), Ledger(str(tmp_path / "storage"))
+    for run in fold_runs(plan):
+        ledger.record(make_record(run))
+    killed, alive = tmp_path / ".sweep-killed", tmp_path / ".sweep-alive"
+    for place in (killed, alive):
+        place.mkdir()
+        (place / "lock").touch()
+    with (alive / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        outcome = run_study(plan, ledger, open_pool, None, folder=tmp_path)
+        assert (outcome.reused, outcome.done) == (12, 0)
+        assert not killed.exists()
+        assert alive.exists()
