@@ -353,7 +353,7 @@ class Reception:
                 .options(num_cpus=self._terms.cpus, num_gpus=self._terms.gpus)
                 .remote(self._shared, self._terms)
             )
-            running = handle.run.remote(name, here)
+            running = run_to_its_end(handle, handle.run.remote(name, here))
             self._hosts[name] = _Asked(
                 crew, lambda: ray.kill(handle), devices=self._terms.devices(crew)
             )
@@ -365,7 +365,7 @@ class Reception:
         self._account.ask(name, self._hosts[name].devices, self._hosts[name].since)
         if not any(task.get_name() == "survey" for task in self._tasks):
             self._keep_task(self._survey(), "survey")
-        self._keep_task(self._watch(name, running, crew, self._hosts[name].end), kind)
+        self._keep_task(self._watch(name, running), kind)
 
     def _keep_task(self, running: Any, kind: str) -> None:
         task = asyncio.get_running_loop().create_task(running, name=kind)
@@ -383,7 +383,7 @@ class Reception:
                 del self._hosts[name]
                 asked.end()
 
-    async def _watch(self, name: str, running: Any, crew: Crew, end: Callable[[], None]) -> None:
+    async def _watch(self, name: str, running: Any) -> None:
         """Until a host goes, or is lost."""
         died = False
         try:
@@ -395,9 +395,6 @@ class Reception:
                 self._stillborn += 1
                 if self._stillborn >= STILLBORN:
                     self._fail(self._board.queued, f"no host can be started ({explain(error)})")
-        if crew == SOLO:
-            # With torch in it a process takes its time to go by itself, and holds its device.
-            end()
         asked = self._hosts.pop(name, None)
         self._account.end(name, time.monotonic())
         if asked is not None:
@@ -615,6 +612,15 @@ class Reception:
 
 def _kill_seconds(asked: _Asked) -> float:
     return KILL_SECONDS if asked.crew == SOLO else KILL_GROUP_SECONDS
+
+
+async def run_to_its_end(handle: Any, running: Any) -> None:
+    """Until a host leaves or is lost, and ends its process: with torch in it that takes its time to go by
+    itself, and holds its device meanwhile."""
+    try:
+        await running
+    finally:
+        ray.kill(handle)
 
 
 def _write_and_read(journal: Journal, entry: Entry) -> tuple[Entry, ...]:

@@ -6,6 +6,7 @@ Real Ray, real training of a tiny backbone; hosts and nodes are killed at random
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import threading
 import time
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from raymrc.study.ledger import Ledger
@@ -196,6 +198,25 @@ def cluster() -> Iterator[Any]:
     yield made
     ray.shutdown()
     made.shutdown()
+
+
+def test_a_host_that_has_left_does_not_hold_its_device_any_longer(cluster: Any) -> None:
+    import ray
+
+    from raymrc.sweep.reception import run_to_its_end
+
+    @ray.remote(num_cpus=1)
+    class Host:
+        def run(self) -> int:
+            return os.getpid()
+
+    host = Host.remote()
+    pid = ray.get(host.run.remote())
+    asyncio.run(run_to_its_end(host, host.run.remote()))
+    until = time.monotonic() + 10
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < until, "it is still there, and so is who holds it"
+        time.sleep(0.05)
 
 
 class Killer(threading.Thread):
