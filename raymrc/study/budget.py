@@ -460,14 +460,17 @@ class Account:
         if not self.budget:
             return True
         charged = self._paid_for - self.device_seconds(moment)
-        left = self.left(moment).device_seconds - self._coming_up(moment)
         return (
             devices <= self._paid_devices + 1e-9
             and self.is_counted(moment)
             and charged >= WRITE_SECONDS * devices
-            # One that would be closed before it has started is not worth asking for.
-            and left >= max(WRITE_SECONDS, self._slowest_start) * devices
+            and self.is_worth_starting(devices, moment)
         )
+
+    def is_worth_starting(self, devices: float, moment: float) -> bool:
+        """Whether hosts with so many devices in all would not be closed before the last has started."""
+        left = self.left(moment).device_seconds - self._coming_up(moment)
+        return left >= max(WRITE_SECONDS, self._slowest_start) * devices
 
     # --- the journal ------------------------------------------------------------------------------
 

@@ -501,7 +501,7 @@ class Reception:
             closing = self._closing_seconds()
             if self._capped is not None:
                 await self._see_off(self._account.seconds_left(now))
-            elif self._account.limit_left(now) <= closing:
+            elif self._account.limit_left(now) <= closing or self._is_too_late(now):
                 await self._cap(
                     Stopped(self._account.budget.reached(self._account.spent(now)), True)
                 )
@@ -512,6 +512,14 @@ class Reception:
             else:
                 await self._shelve()
             await asyncio.sleep(GUARD_SECONDS)
+
+    def _is_too_late(self, moment: float) -> bool:
+        """Whether something would fit, and no host is there for it or worth starting."""
+        wanted = () if self._devices else self._board.wanted({})
+        return bool(wanted) and not any(
+            self._account.is_worth_starting(self._terms.devices(crew, crew[1]), moment)
+            for crew in wanted
+        )
 
     async def _shelve(self) -> None:
         """Puts aside what does not fit in what is left, for trials that may."""

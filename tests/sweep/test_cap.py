@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from raymrc.errors import LedgerError
-from raymrc.study.budget import LEAST_LEASE, Account, Budget, Journal, Need, add_up
+from raymrc.study.budget import LEAST_LEASE, Account, Budget, Entry, Journal, Need, add_up
 from raymrc.study.configuration import FoldRun
 from raymrc.study.ledger import Ledger
 from raymrc.sweep import reception, workplace
@@ -136,6 +136,22 @@ def test_at_the_cap_hosts_save_and_go_and_one_that_does_not_answer_is_ended(tmp_
         assert entry.has_ended and entry.device_seconds == closing.device_seconds
         assert list(entry.unfinished) == [key]
         assert guarded.reception._board.collect("t")[0] == [], "nothing is recorded, nothing lost"
+
+    asyncio.run(study())
+
+
+def test_a_study_ends_where_what_is_left_is_too_little_for_a_host(tmp_path, monkeypatch):
+    """And not for its fold-runs: trials would wait for a host that nobody asks for."""
+
+    async def study() -> None:
+        Journal(str(tmp_path)).write(Entry("before", 0.0, device_seconds=98.0))
+        guarded = Guarded(tmp_path, seconds(100.0), monkeypatch)
+        runs = fold_runs(make_plan([0.1], ["fine_tune"]))
+        await guarded.reception.submit("t", runs, needs=sure(runs, 0.5))
+        why = await asyncio.wait_for(guarded.reception.stopped(), 20)
+        assert why.by_budget and "the budget is used up" in why.sentence
+        assert guarded.started == []
+        await guarded.reception.close()
 
     asyncio.run(study())
 
