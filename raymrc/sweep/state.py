@@ -135,6 +135,7 @@ class Study:
         self._shown_at = 0.0
         self._raced_before = self._search.epochs[0]
         self._next = self._search.next()
+        self._finish_stops(records)
         self._keep_stops()
 
     @property
@@ -305,6 +306,19 @@ class Study:
                     self._keep(replace(paused[key], status="stopped", reason=stop.reason))
                 elif key in self.saved.left:  # by a driver that died before it heard of it
                     self.saved.drop(key)
+
+    def _finish_stops(self, records: Sequence[Record]) -> None:
+        """A driver that was killed may have kept a stop with some of a configuration's fold-runs alone."""
+        if not self.races:
+            return
+        reasons = {
+            key: record.reason
+            for record in records
+            if record.status == "stopped"
+            for key in self._search.fold_runs(record.fold_run.configuration)
+        }
+        for key in self._paused.keys() & reasons.keys():
+            self._keep(replace(self._paused[key], status="stopped", reason=reasons[key]))
 
     def end(self, trial_id: str, died: bool = False) -> None:
         """A trial is over: its work is settled, or given back if its process died."""

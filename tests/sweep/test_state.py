@@ -27,7 +27,7 @@ from raymrc.sweep.saved import Saved
 from raymrc.sweep.spending import Spending
 from raymrc.sweep.state import Room, Study
 from raymrc.sweep.workplace import Resources
-from tests.sweep.making import make_plan, make_record
+from tests.sweep.making import fold_runs, make_plan, make_record
 from tests.sweep.test_scheduler import grids
 
 
@@ -190,6 +190,24 @@ def test_of_races_no_more_is_handed_out_than_there_is_room_for(play, seed):
         )
     assert study.outcome().spared > 0 and study.outcome().failed == 0
     assert most_of_one > 1, "trials and fold-runs are not the same"
+
+
+@pytest.mark.parametrize("raced", [True, False])
+def test_a_stop_that_a_killed_driver_kept_with_one_fold_is_kept_with_all(play, raced, tmp_path):
+    plan = make_plan([0.1, 0.2], ["fine_tune"], folds=2)
+    best, beaten = fold_runs(plan)[:2], fold_runs(plan)[2:]
+    ledger = Ledger(str(tmp_path))
+    for run in best:
+        ledger.record(make_record(run))
+    paused = [replace(make_record(run), status="paused") for run in beaten]
+    ledger.record(replace(paused[0], status="stopped", reason="9 points below"))
+    ledger.record(paused[1])
+    run = play(replace(plan, racing=Racing()) if raced else plan)
+    assert run.study.has_work is not raced, "without racing the grid is completed"
+    other = run.close()[beaten[1].key]
+    assert (other.status, other.reason) == (
+        ("stopped", "9 points below") if raced else ("paused", "")
+    )
 
 
 def test_who_was_stopped_between_two_folds_is_known_to_the_ledger(play):
