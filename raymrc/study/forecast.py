@@ -60,7 +60,7 @@ the arithmetic."""
 
 GROWS = 1.1
 """A process on a CPU comes to so many times what it had in a probe's seconds: fuller batches, and what malloc
-keeps. Set on every other case of `benchmarks/plan.py`; on the others the median error is 3 %."""
+keeps. Set on every other case of `benchmarks/plan.py`; a later run of all was off by 5 % in the median."""
 
 START_SECONDS = 60.0
 """Until the first fold-runs train: Ray, hosts, backbones. Machines that a cloud has to bring up take minutes
