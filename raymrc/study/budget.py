@@ -373,9 +373,20 @@ class Account:
         self._slowest_start = max(self._slowest_start, took)
         self._held.setdefault(host, (devices, moment))
 
-    def end(self, host: str, moment: float) -> None:
-        """It is gone."""
-        self._asked.pop(host, None)
+    def awaits(self, host: str) -> bool:
+        """Whether it was asked for, and has not said a word."""
+        return host in self._asked
+
+    def end(self, host: str, moment: float, *, was_silent: bool = False) -> None:
+        """It is gone.
+
+        Args:
+            was_silent: it had a process, and has not said a word. Since when is not known, so it is charged
+                for what was kept free for it.
+        """
+        asked = self._asked.pop(host, None)
+        if asked is not None and was_silent:
+            self._gone += _may_have_held(*asked, moment)
         devices, since = self._held.pop(host, (0.0, moment))
         self._gone += devices * max(0.0, moment - since)
 
@@ -433,10 +444,7 @@ class Account:
 
     def _coming_up(self, moment: float) -> float:
         """Device-seconds that those which were asked for may have held by now."""
-        return sum(
-            devices * min(START_SECONDS, max(0.0, moment - since))
-            for devices, since in self._asked.values()
-        )
+        return sum(_may_have_held(*asked, moment) for asked in self._asked.values())
 
     def seconds_left_of_budget(self, moment: float) -> float:
         """How long a device could be held before a limit is reached; 0 or less where one is."""
@@ -542,6 +550,15 @@ class Account:
             unfinished=dict(unfinished or {}),
             written_at=now,
         )
+
+
+def _may_have_held(devices: float, since: float, moment: float) -> float:
+    """Device-seconds of a host that has not said a word, at most.
+
+    Args:
+        since: when it was asked for.
+    """
+    return devices * min(START_SECONDS, max(0.0, moment - since))
 
 
 def unfinished(entries: Iterable[Entry]) -> dict[str, float]:

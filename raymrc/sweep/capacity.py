@@ -27,6 +27,15 @@ def draining_nodes() -> set[str]:
     return set(ray._private.state.state.get_draining_nodes() or ())
 
 
+def had_process(actor: str) -> bool:
+    """Whether an actor was ever given a process, also when it is gone.
+
+    Args:
+        actor: its id, in hexadecimal digits.
+    """
+    return bool((ray._private.state.actors(actor) or {}).get("Pid"))
+
+
 def can_grow() -> bool:
     """Whether an autoscaler is at work on the cluster that this process is connected to.
 

@@ -24,7 +24,7 @@ from raymrc.errors import LedgerError
 from raymrc.study.budget import WRITE_SECONDS, Account, Budget, Entry, Journal, Need, Spent
 from raymrc.study.configuration import Cell, FoldRun
 from raymrc.sweep.board import SOLO, Board, Crew, Order, Report
-from raymrc.sweep.capacity import count_devices, draining_nodes, why_never
+from raymrc.sweep.capacity import count_devices, draining_nodes, had_process, why_never
 from raymrc.sweep.failures import explain, failed_record
 from raymrc.sweep.hosts import SLICE_SECONDS, Host, HostTerms, OpenPool, Shared
 from raymrc.sweep.metrics import (
@@ -346,6 +346,7 @@ class Reception:
         kind = "host" if crew == SOLO else "group"
         name = f"{kind}-{self._number}"
         here = ray.get_runtime_context().current_actor
+        actor = ""
         if crew == SOLO:
             # Its process is new, and so are the threads that it may use.
             handle: Any = (
@@ -354,6 +355,7 @@ class Reception:
                 .remote(self._shared, self._terms)
             )
             running = run_to_its_end(handle, handle.run.remote(name, here))
+            actor = handle._actor_id.hex()
             self._hosts[name] = _Asked(
                 crew, lambda: ray.kill(handle), devices=self._terms.devices(crew)
             )
@@ -365,7 +367,7 @@ class Reception:
         self._account.ask(name, self._hosts[name].devices, self._hosts[name].since)
         if not any(task.get_name() == "survey" for task in self._tasks):
             self._keep_task(self._survey(), "survey")
-        self._keep_task(self._watch(name, running), kind)
+        self._keep_task(self._watch(name, running, actor), kind)
 
     def _keep_task(self, running: Any, kind: str) -> None:
         task = asyncio.get_running_loop().create_task(running, name=kind)
@@ -383,8 +385,12 @@ class Reception:
                 del self._hosts[name]
                 asked.end()
 
-    async def _watch(self, name: str, running: Any) -> None:
-        """Until a host goes, or is lost."""
+    async def _watch(self, name: str, running: Any, actor: str = "") -> None:
+        """Until a host goes, or is lost.
+
+        Args:
+            actor: id of a host of one; "" of a group.
+        """
         died = False
         try:
             await running
@@ -395,8 +401,11 @@ class Reception:
                 self._stillborn += 1
                 if self._stillborn >= STILLBORN:
                     self._fail(self._board.queued, f"no host can be started ({explain(error)})")
+        moment, was_silent = time.monotonic(), False
+        if actor and self._account.awaits(name):
+            was_silent = await asyncio.to_thread(had_process, actor)
         asked = self._hosts.pop(name, None)
-        self._account.end(name, time.monotonic())
+        self._account.end(name, moment, was_silent=was_silent)
         if asked is not None:
             if died and asked.nodes and not self._closed:
                 self._meters.tell(HOST_DEATHS, 1, kind=asked.kind)

@@ -126,6 +126,23 @@ def test_devices_are_charged_from_a_hosts_start_until_it_is_gone_idle_or_not():
     assert spent == Spent(70.0, pytest.approx(70 / 3600 * 2), 50.0)
 
 
+def test_a_host_that_never_said_a_word_is_charged_where_it_had_a_process():
+    account = Account(HOUR, (), NOW, 0.0)
+    for host in ("queued", "starting", "late"):
+        account.ask(host, 2.0, 10.0)
+    account.end("queued", 13.0)
+    assert account.device_seconds(13.0) == 0
+    account.end("starting", 13.0, was_silent=True)
+    assert account.device_seconds(13.0) == 2 * 3
+    account.end("late", 1e6, was_silent=True)
+    assert account.device_seconds(1e6) == 2 * 3 + 2 * START_SECONDS, "as was kept free for it"
+    account.ask("heard", 2.0, 1e6)
+    account.start("heard", 2.0, 1e6 + 1)
+    assert account.awaits("heard") is False
+    account.end("heard", 1e6 + 2, was_silent=True)
+    assert account.device_seconds(2e6) == 2 * 3 + 2 * START_SECONDS + 2, "once"
+
+
 def test_what_is_held_may_stay_until_the_first_limit_or_the_end_of_the_lease(tmp_path):
     journal = Journal(str(tmp_path))
     account = open_account(journal, replace(HOUR, wall_hours=0.5), NOW, 0.0)

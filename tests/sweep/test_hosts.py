@@ -21,6 +21,7 @@ import pytest
 from raymrc.study.ledger import Ledger
 from raymrc.study.record import Record
 from raymrc.sweep.board import DEATHS, SOLO, Crew
+from raymrc.sweep.capacity import had_process
 from raymrc.sweep.driver import run_study
 from raymrc.sweep.hosts import HostTerms
 from raymrc.sweep.reception import _Asked
@@ -217,6 +218,47 @@ def test_a_host_that_has_left_does_not_hold_its_device_any_longer(cluster: Any) 
     while psutil.pid_exists(pid):
         assert time.monotonic() < until, "it is still there, and so is who holds it"
         time.sleep(0.05)
+
+
+def test_who_is_ended_before_the_first_word_is_charged_where_there_was_a_process(
+    cluster: Any,
+) -> None:
+    import ray
+
+    from raymrc.study.budget import Account, Budget
+    from raymrc.sweep.reception import Reception, run_to_its_end
+
+    @ray.remote(num_cpus=1)
+    class Host:
+        def __init__(self) -> None:
+            time.sleep(60)
+
+        def run(self) -> None: ...
+
+    async def end_after(seconds: float, host: Any) -> float:
+        """Device-seconds that are charged."""
+        account = Account(Budget(), (), time.time(), time.monotonic())
+        reception = Reception({"lanes": 1, "max_devices": 9}, [], TERMS, account)
+        account.ask("h", 1.0, time.monotonic())
+        running = run_to_its_end(host, host.run.remote())
+        watch = asyncio.create_task(reception._watch("h", running, host._actor_id.hex()))
+        await asyncio.sleep(seconds)
+        ray.kill(host)
+        await watch
+        assert not account.awaits("h")
+        return account.device_seconds(time.monotonic())
+
+    async def study() -> None:
+        first, second, queued = (Host.remote() for _ in range(3))
+        until = time.monotonic() + 60
+        while not all(had_process(host._actor_id.hex()) for host in (first, second)):
+            assert time.monotonic() < until
+            await asyncio.sleep(0.1)
+        assert await end_after(1.0, queued) == 0.0, "there is no device for it"
+        assert 1.0 <= await end_after(1.0, first) < 10.0
+        assert 0.5 <= await end_after(0.5, second) < 10.0
+
+    asyncio.run(study())
 
 
 class Killer(threading.Thread):
