@@ -401,11 +401,10 @@ class Reception:
                 self._stillborn += 1
                 if self._stillborn >= STILLBORN:
                     self._fail(self._board.queued, f"no host can be started ({explain(error)})")
-        moment, was_silent = time.monotonic(), False
-        if actor and self._account.awaits(name):
-            was_silent = await asyncio.to_thread(had_process, actor)
-        asked = self._hosts.pop(name, None)
-        self._account.end(name, moment, was_silent=was_silent)
+        asked, moment = self._hosts.pop(name, None), time.monotonic()
+        is_silent = bool(actor) and self._account.awaits(name)
+        was_there = is_silent and await asyncio.to_thread(had_process, actor)
+        self._account.end(name, moment, was_silent=was_there)
         if asked is not None:
             if died and asked.nodes and not self._closed:
                 self._meters.tell(HOST_DEATHS, 1, kind=asked.kind)
