@@ -26,9 +26,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 
-SEEDS = (2, 5)
+SEEDS = (2, 5, 45)
 """The first: a second driver, the first one killed, an interrupt, a lost machine, below a cap. The second:
-three lost machines, on a disk of its own where one can be mounted."""
+three lost machines, on a disk of its own where one can be mounted. The third: a race at a cap, which goes on
+with a larger one, and a second driver beside it."""
 
 
 @pytest.fixture(scope="module")
