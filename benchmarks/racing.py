@@ -29,6 +29,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -56,7 +57,7 @@ from raymrc.study.simulate import (
 STUDIES, QUICK_STUDIES = 125, 6
 SEED = 20261125
 SLOTS = 8
-ERROR_RATES = (0.02, 0.05, 0.2, 0.5)
+ERROR_RATES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 ETAS = (2, 3, 4)
 MOST_REGRET = 0.1
 ORDERS = 25
@@ -64,6 +65,7 @@ ORDERS = 25
 PAIRS, APART, WARM_RATE = 60, (0.0, 0.2, 0.5), 0.05
 RECORDED = Path(__file__).parent / "recorded"
 GOAL = 6.0
+TIMED, TIMED_RATE, REPLAYS_A_MINUTE = 20, 0.2, 1000.0
 
 Array = NDArray[np.float64]
 
@@ -298,6 +300,25 @@ def race(options: Options, name: str, tables: Sequence[Table], pool: ProcessPool
     )
 
 
+def time_replays(options: Options, name: str, tables: Sequence[Table]) -> None:
+    """How many a core gets through: the median of three times the same ones."""
+    times = []
+    for _ in range(3):
+        begun = time.process_time()
+        decisions = sum(
+            replay(one, Racing(error_rate=TIMED_RATE), SLOTS).decisions for one in tables
+        )
+        times.append(time.process_time() - begun)
+    seconds = float(np.median(times))
+    each_minute = 60 * len(tables) / seconds
+    json_line(
+        options, f"{name}: replays", each_minute, None, "a minute on a core",
+        each_minute / REPLAYS_A_MINUTE, REPLAYS_A_MINUTE,
+        ms_a_decision=float(f"{1000 * seconds / decisions:.3g}"),
+        decisions=decisions / len(tables),
+    )  # fmt: skip
+
+
 def start_warm(options: Options, count: int, pool: ProcessPoolExecutor) -> None:
     """With and without an earlier study; its best rate lies so many decades away."""
     for name in ("ordinary", "held-out"):
@@ -335,6 +356,8 @@ def main() -> None:
     start(options)
     count = QUICK_STUDIES if options.quick else STUDIES
     worlds = {name: list(generate(world, count, SEED)) for name, world in WORLDS.items()}
+    for name, tables in worlds.items():
+        time_replays(options, name, tables[:TIMED])
     with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         for name, tables in (worlds | recorded(QUICK_STUDIES if options.quick else ORDERS)).items():
             race(options, name, tables, pool)

@@ -24,13 +24,15 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raymrc.study.verdict import rank
 
-# C configurations, F folds, R rungs, L levels: the pairs of fold and rung that somebody has reached
+# C configurations, F folds, R rungs, L levels: the pairs of fold and rung
 
 Array = NDArray[np.floating]
 
@@ -84,22 +86,10 @@ class Racing:
             course: of the epochs that are done.
             epochs: of the whole fold-run.
         """
-        return _reached(course, self.epochs_at(epochs))
+        return [max(course[:end]) for end in self.epochs_at(epochs) if end <= len(course)]
 
 
-def _reached(course: Sequence[float], ends: Sequence[int]) -> list[float]:
-    found: list[float] = []
-    best, done = 0.0, 0
-    for end in ends:
-        if end > len(course):
-            break
-        best = max(best, *course[done:end]) if end > done else best
-        done = end
-        found.append(best)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Contender:
     """A configuration of the cell, as far as it has been trained.
 
@@ -119,6 +109,19 @@ class Contender:
     stopped: bool = False
     trained_parameters: int = 0
     expected: tuple[float, ...] = ()
+
+    @cached_property
+    def done(self) -> list[int]:
+        """Epochs of each fold-run."""
+        return [len(course) for course in self.courses]
+
+    @cached_property
+    def best(self) -> Array:
+        """The best validation F1 by each epoch that is done, (folds, epochs); 0 beyond."""
+        best = np.zeros((len(self.courses), self.epochs))
+        for fold, course in enumerate(self.courses):
+            best[fold, : len(course)] = np.maximum.accumulate(course)
+        return best
 
     @property
     def is_complete(self) -> bool:
@@ -212,7 +215,7 @@ def decide(
         slots: fold-runs that may start now.
         running: what earlier decisions gave out and is not reported yet.
     """
-    contenders = sorted(contenders, key=lambda contender: contender.configuration)
+    contenders = sorted(contenders, key=attrgetter("configuration"))
     if racing.method == "none":
         return _everything(contenders, slots, running)
     race = _Race(contenders, racing, running)
@@ -252,22 +255,19 @@ class _Race:
         self, contenders: Sequence[Contender], racing: Racing, running: Collection[Run]
     ) -> None:
         self.contenders, self.racing = contenders, racing
-        num_folds, num_rungs = len(contenders[0].courses), len(racing.rungs)
-        shape = (len(contenders), num_folds)
+        num_rungs = len(racing.rungs)
         ends = {epochs: racing.epochs_at(epochs) for epochs in {c.epochs for c in contenders}}
         self.epochs = np.array([ends[c.epochs] for c in contenders])
-        self.depth = np.zeros(shape, dtype=np.int64)
-        self.reached = np.zeros((*shape, num_rungs))
         self.expected = np.array([c.expected or (0.0,) * num_rungs for c in contenders])
+        self.is_stopped = np.array([c.stopped for c in contenders])
+        done = np.array([c.done for c in contenders])
+        self.depth = (done[..., None] >= self.epochs[:, None]).sum(2)
+        best = np.zeros((*done.shape, max(ends)))
         for c, contender in enumerate(contenders):
-            for fold, course in enumerate(contender.courses):
-                if not course:  # most, through most of a race
-                    continue
-                reached = _reached(course, ends[contender.epochs])
-                self.reached[c, fold, : len(reached)] = reached
-                self.depth[c, fold] = len(reached)
+            best[c, :, : contender.epochs] = contender.best
+        self.reached = np.take_along_axis(best, self.epochs[:, None] - 1, 2)
         place = {contender.configuration: c for c, contender in enumerate(contenders)}
-        self.busy = np.zeros(shape, dtype=bool)
+        self.busy = np.zeros(done.shape, dtype=bool)
         self.planned = self.depth.copy()
         """How far each will be, once what is running has reported."""
         for run in running:
@@ -287,10 +287,6 @@ class _Race:
             Run(self.contenders[c].configuration, 0, int(self.epochs[c, 0]))
             for c in order[waiting[order]][:slots]
         )
-
-    @property
-    def is_stopped(self) -> NDArray[np.bool_]:
-        return np.array([contender.stopped for contender in self.contenders])
 
     def decide(self, fit: _Fit, first: tuple[Run, ...], slots: int) -> Decision:
         num_rungs = len(self.racing.rungs)
@@ -333,11 +329,12 @@ class _Race:
         runs: list[Run] = []
         planned, busy = self.planned.copy(), self.busy.copy()
         left = list(order)
+        under_way = busy.sum(1).tolist()
         while left and len(runs) < slots:
             # Who has the fewest under way, the likeliest of these. Slots get free one by one: by likelihood
             # alone each would go to who leads just then, who would be trained on all folds before the others
             # have come to the rung at which he led.
-            c = min(left, key=lambda c: int(busy[c].sum()))
+            c = min(left, key=under_way.__getitem__)
             fold = fit.best_fold(planned[c], busy[c], self.epochs[c])
             if fold is None:
                 left.remove(c)
@@ -346,6 +343,7 @@ class _Race:
             runs.append(Run(self.contenders[c].configuration, fold, until))
             planned[c, fold] = np.searchsorted(self.epochs[c], until, "right")
             busy[c, fold] = True
+            under_way[c] += 1
         return runs
 
     def _stop(self, c: int, leader: int, probability: float, fit: _Fit) -> Stopped:
@@ -373,7 +371,7 @@ class _Fit:
         slope: how each moves with the levels, (C, L).
         level_covariance: (L, L).
         degrees: of freedom of the rests' variance, the prior's weight included.
-        effects: fitted covariance, (R, R).
+        effects: fitted covariance.
     """
 
     worth: Array
@@ -381,7 +379,7 @@ class _Fit:
     slope: Array
     level_covariance: Array
     degrees: float
-    effects: Array
+    effects: _Covariance
     tables: _Rests
 
     def ahead_of(self, leader: int) -> Array:
@@ -424,39 +422,70 @@ class _Fit:
         return int(options[int(np.argmax(gains >= gains.max() * (1 - 1e-9)))][0])
 
 
+@dataclass(frozen=True, slots=True)
+class _Covariance:
+    """Of R rungs, by what each is expected to be, given those before it.
+
+    Args:
+        factor: lower triangular, (R, R): of its first k rows the sum of the outer products is the
+            precision of the first k rungs.
+    """
+
+    matrix: Array
+    factor: Array
+
+    @classmethod
+    def of(cls, matrix: Array) -> _Covariance:
+        return cls(matrix, np.linalg.inv(np.linalg.cholesky(matrix)))
+
+
+@lru_cache
+def _believed(prior: Prior, rungs: tuple[float, ...]) -> tuple[_Covariance, _Covariance]:
+    """Covariances of effects and of rests before a race."""
+    effects, rests = prior.covariances(rungs)
+    return _Covariance.of(effects), _Covariance.of(rests)
+
+
 class _Rests:
     """Of each depth, from 0 rungs to all: precision, what it says of the end, and variance left."""
 
-    def __init__(self, rests: Array) -> None:
-        num_rungs = len(rests)
-        inside = np.arange(num_rungs) < np.arange(num_rungs + 1)[:, None]
-        inside = inside[:, :, None] & inside[:, None]
-        # What is not reached is a block of its own, taken away again after the inversion.
-        self.precision = np.where(
-            inside, np.linalg.inv(np.where(inside, rests, np.eye(num_rungs))), 0.0
-        )
-        self.weights = self.precision @ rests[:, -1]
-        self.left = np.maximum(rests[-1, -1] - self.weights @ rests[:, -1], 0.0)
+    def __init__(self, rests: _Covariance) -> None:
+        self._factor = rests.factor
+        num_rungs = len(rests.matrix)
+        self.precision = np.zeros((num_rungs + 1, num_rungs, num_rungs))
+        outer = rests.factor[:, :, None] * rests.factor[:, None]
+        np.cumsum(outer, axis=0, out=self.precision[1:])
+        with_end = rests.matrix[:, -1]
+        self.weights = self.precision @ with_end
+        self.left = np.maximum(with_end[-1] - self.weights @ with_end, 0.0)
+
+    def weigh(self, values: Array, seen: NDArray[np.bool_]) -> Array:
+        """Each fold-run's values, (C, F, R) and 0 beyond its depth, times the precision of what is seen."""
+        return np.where(seen, values @ self._factor.T, 0.0) @ self._factor
 
 
 def _remaining(
-    effects: Array, rests: _Rests, depths: NDArray[np.int64]
+    effects: _Covariance, rests: _Rests, depths: NDArray[np.int64]
 ) -> tuple[Array, Array, Array]:
     """Of contenders with such depths (C, F): the effects' covariance (C, R, R), how their worth
     depends on the effect (C, R), and its variance, levels known (C,)."""
-    num_folds = depths.shape[1]
-    covariance = np.linalg.inv(np.linalg.inv(effects) + rests.precision[depths].sum(1))
-    pull = -rests.weights[depths].sum(1) / num_folds
+    num_folds, num_rungs = depths.shape[1], len(effects.matrix)
+    # How many folds of each are so deep: sums over folds are products with this.
+    folds_at = (depths[..., None] == np.arange(num_rungs + 1)).sum(1).astype(float)
+    within = folds_at @ rests.precision.reshape(num_rungs + 1, -1)
+    precision = effects.factor.T @ effects.factor
+    covariance = np.linalg.inv(precision + within.reshape(-1, num_rungs, num_rungs))
+    pull = folds_at @ rests.weights / -num_folds
     pull[:, -1] += 1.0
     variance = ((pull[:, None] @ covariance)[:, 0] * pull).sum(1)
-    return covariance, pull, variance + rests.left[depths].sum(1) / num_folds**2
+    return covariance, pull, variance + folds_at @ rests.left / num_folds**2
 
 
 def _fit(
     reached: Array,
     depth: NDArray[np.int64],
     prior: Prior,
-    shares: Sequence[float],
+    shares: tuple[float, ...],
     expected: Array,
 ) -> _Fit:
     """Covariances from the prior's by a few steps of EM, then what they say of every worth.
@@ -468,55 +497,53 @@ def _fit(
             this is wrong they grow.
     """
     num, num_folds, num_rungs = reached.shape
+    folds = np.arange(num_folds)
     seen = np.arange(num_rungs) < depth[:, :, None]
     y_CFR = np.where(seen, without_far(reached, seen) - expected[:, None], 0.0)
-    fold, rung = np.nonzero(seen.any(0))  # of the levels, L
-    at_L = fold * num_rungs + rung
-    begun = depth > 0
-    prior_effects, prior_rests = prior.covariances(shares)
-    effects, rests = prior_effects, prior_rests
+    of, on = np.nonzero(depth)  # fold-runs that have reached a rung, N
+    # A level that nobody has reached is a block of its own, in which nothing is seen.
+    nobody = np.diag((~seen.any(0)).reshape(-1).astype(float))
+    prior_effects, prior_rests = effects, rests = _believed(prior, shares)
     for step in range(FIT_STEPS + 1):
         tables = _Rests(rests)
-        precision = tables.precision[depth]  # C F R R
         covariance, pull, variance = _remaining(effects, tables, depth)
         # Levels by generalised least squares, the effects integrated out.
-        wide = precision.transpose(0, 2, 1, 3).reshape(num, num_rungs, -1)[:, :, at_L]  # C R L
+        precision = tables.precision[depth]  # C F R R
+        wide = precision.transpose(0, 2, 1, 3).reshape(num, num_rungs, -1)  # C R L
         moves = -(covariance @ wide)  # of an effect with the levels, C R L
-        flat = wide.reshape(num * num_rungs, -1)
+        flat = moves.reshape(num * num_rungs, -1)
         own = np.zeros((num_folds, num_rungs, num_folds, num_rungs))
-        folds = np.arange(num_folds)
         own[folds, :, folds] = precision.sum(0)
-        own = own.reshape(num_folds * num_rungs, -1)[np.ix_(at_L, at_L)]
-        level_covariance = np.linalg.inv(own + flat.T @ moves.reshape(num * num_rungs, -1))
-        py = (precision @ y_CFR[..., None])[..., 0]
-        total = py.sum(1)
-        right = py.sum(0).reshape(-1)[at_L] + total.reshape(-1) @ moves.reshape(len(flat), -1)
-        level = np.zeros((num_folds, num_rungs))
-        level[fold, rung] = level_covariance @ right
+        own = own.reshape(nobody.shape) + nobody
+        level_covariance = np.linalg.inv(own + wide.reshape(flat.shape).T @ flat)
+        py = tables.weigh(y_CFR, seen)
+        right = py.sum(0).reshape(-1) + py.sum(1).reshape(-1) @ flat
+        level = (level_covariance @ right).reshape(num_folds, num_rungs)
         off = np.where(seen, y_CFR - level, 0.0)
-        effect = ((precision @ off[..., None]).sum(1)[:, None, :, 0] @ covariance)[:, 0]
+        effect = (tables.weigh(off, seen).sum(1)[:, None] @ covariance)[:, 0]
         if step == FIT_STEPS:
             break
-        squares = effect[:, :, None] * effect[:, None]
-        squares = squares + covariance + moves @ level_covariance @ moves.swapaxes(1, 2)
-        effects = _of_squares(squares, depth.max(1), prior_effects, prior.effect_weight)
-        # A rest is what is seen less level and effect; of those begun, N.
-        of, on = np.nonzero(begun)
-        rest = off[begun] - effect[of]
-        with_level = moves[of] + (
-            (on[:, None] == fold)[:, None] & (np.arange(num_rungs)[:, None] == rung)
-        )
-        squares = rest[:, :, None] * rest[:, None] + covariance[of]
-        squares = squares + with_level @ level_covariance @ with_level.swapaxes(1, 2)
-        rests = _of_squares(squares, depth[begun], prior_rests, prior.rest_weight)
+        with_levels = (flat @ level_covariance).reshape(moves.shape)
+        spread = covariance + with_levels @ moves.swapaxes(1, 2)
+        squares = effect[:, :, None] * effect[:, None] + spread
+        effects = _of_squares(squares, depth.max(1), prior_effects.matrix, prior.effect_weight)
+        # A rest is what is seen less level and effect, which err together.
+        rest = off[of, on] - effect[of]
+        both = with_levels.reshape(num, num_rungs, num_folds, num_rungs)[of, :, on]
+        levels = level_covariance.reshape(num_folds, num_rungs, num_folds, num_rungs)
+        squares = rest[:, :, None] * rest[:, None] + spread[of]
+        squares += both + both.swapaxes(1, 2) + levels[folds, :, folds][on]
+        rests = _of_squares(squares, depth[of, on], prior_rests.matrix, prior.rest_weight)
     ends = tables.weights[depth]  # C F R
     worth = expected[:, -1] + (pull * effect).sum(1) + (ends * off).sum((1, 2)) / num_folds
-    slope = (pull[:, None] @ moves)[:, 0] - ends.reshape(num, -1)[:, at_L] / num_folds
-    degrees = prior.rest_weight + float(np.maximum(begun.sum(1) - 1, 0).sum())
+    slope = (pull[:, None] @ moves)[:, 0] - ends.reshape(num, -1) / num_folds
+    degrees = prior.rest_weight + float(len(of) - len(np.unique(of)))
     return _Fit(worth, variance, slope, level_covariance, degrees, effects, tables)
 
 
-def _of_squares(squares: Array, depth: NDArray[np.int64], prior: Array, weight: float) -> Array:
+def _of_squares(
+    squares: Array, depth: NDArray[np.int64], prior: Array, weight: float
+) -> _Covariance:
     """A covariance over rungs, of expected squares (N, R, R) that mean something down to each depth.
 
     Rung after rung, regressed on those before it by whoever has reached it: where the deeper ones are
@@ -524,18 +551,19 @@ def _of_squares(squares: Array, depth: NDArray[np.int64], prior: Array, weight: 
     hundreds (Anderson 1957, Journal of the American Statistical Association 52, 200-203).
     """
     num_rungs = len(prior)
-    there = (depth > np.arange(num_rungs)[:, None]).astype(float)
+    rungs = np.arange(num_rungs)
+    there = (depth > rungs[:, None]).astype(float)
     sums = (there @ squares.reshape(len(squares), -1)).reshape(-1, num_rungs, num_rungs)
     totals = (weight * prior + sums) / (weight + there.sum(1))[:, None, None]
-    found = np.zeros_like(prior)
-    found[0, 0] = totals[0, 0, 0]
-    for rung in range(1, num_rungs):
-        total = totals[rung]
-        slope = np.linalg.solve(total[:rung, :rung], total[:rung, rung])
-        before = found[:rung, :rung] @ slope
-        found[:rung, rung] = found[rung, :rung] = before
-        found[rung, rung] = total[rung, rung] - slope @ total[:rung, rung] + slope @ before
-    return found
+    before = rungs < rungs[:, None]  # of each rung
+    # What is not before it is a block of its own, which the regression does not see.
+    among = np.where(before[:, :, None] & before[:, None], totals, np.eye(num_rungs))
+    own = totals[rungs, :, rungs]
+    slopes = np.linalg.solve(among, np.where(before, own, 0.0)[..., None])[..., 0]
+    left = own[rungs, rungs] - (slopes * own).sum(1)
+    factor = (np.eye(num_rungs) - slopes) / np.sqrt(left)[:, None]
+    root = np.linalg.inv(factor)
+    return _Covariance(root @ root.T, factor)
 
 
 def without_far(reached: Array, seen: NDArray[np.bool_]) -> Array:

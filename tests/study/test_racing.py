@@ -8,11 +8,12 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymrc.study.racing import Contender, Racing, Run, decide
+from raymrc.study.racing import Contender, Racing, Run, _of_squares, _Rests, decide
 from raymrc.study.record import Epoch, Record
 from raymrc.study.simulate import (
     WORLDS,
@@ -103,6 +104,28 @@ def test_what_runs_is_not_given_out_again():
     assert not {(run.configuration, run.fold) for run in first} & {
         (run.configuration, run.fold) for run in again
     }
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_what_is_said_at_each_depth_is_what_the_covariance_says(seed):
+    """Precisions are sums over one factor; here each is inverted by itself."""
+    draw = np.random.default_rng(seed)
+    prior = np.cov(draw.normal(size=(4, 9)))
+    deviations = draw.normal(size=(30, 4))
+    squares = deviations[:, :, None] * deviations[:, None]
+    fitted = _of_squares(squares, draw.integers(1, 5, 30), prior, 4.0)
+    told = _Rests(fitted)
+    for depth in range(5):
+        inverse = np.linalg.inv(fitted.matrix[:depth, :depth])
+        assert np.allclose(told.precision[depth][:depth, :depth], inverse)
+        assert (
+            not told.precision[depth][depth:].any() and not told.precision[depth][:, depth:].any()
+        )
+        with_end = fitted.matrix[:depth, -1]
+        assert np.isclose(told.left[depth], fitted.matrix[-1, -1] - with_end @ inverse @ with_end)
+    assert np.allclose(_of_squares(squares, np.full(30, 4), prior, 4.0).matrix,
+                       (4.0 * prior + squares.sum(0)) / 34)  # fmt: skip
 
 
 def test_a_stopped_configuration_is_not_trained_again():
