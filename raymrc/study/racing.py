@@ -266,14 +266,18 @@ class _Race:
         for c, contender in enumerate(contenders):
             best[c, :, : contender.epochs] = contender.best
         self.reached = np.take_along_axis(best, self.epochs[:, None] - 1, 2)
-        place = {contender.configuration: c for c, contender in enumerate(contenders)}
+        self.place = {contender.configuration: c for c, contender in enumerate(contenders)}
         self.busy = np.zeros(done.shape, dtype=bool)
         self.planned = self.depth.copy()
         """How far each will be, once what is running has reported."""
         for run in running:
-            c = place[run.configuration]
-            self.busy[c, run.fold] = True
-            self.planned[c, run.fold] = np.searchsorted(self.epochs[c], run.until, "right")
+            self.begin(run)
+
+    def begin(self, run: Run) -> None:
+        """It is running from now on."""
+        c = self.place[run.configuration]
+        self.busy[c, run.fold] = True
+        self.planned[c, run.fold] = np.searchsorted(self.epochs[c], run.until, "right")
 
     @property
     def has_evidence(self) -> bool:
@@ -293,8 +297,8 @@ class _Race:
         complete = (self.depth == num_rungs).all(1)
         stopped = self.is_stopped
         live = ~stopped | complete
-        leader = int(np.argmax(np.where(live, fit.worth, -np.inf)))
-        ahead = fit.ahead_of(leader)
+        leader = int(np.argmax(np.where(live, _rounded(fit.worth), -np.inf)))
+        ahead = _rounded(fit.ahead_of(leader))
         seen = (self.depth > 0).sum(1)
         ahead[(seen < min(self.racing.min_folds, self.depth.shape[1])) & ~stopped] = 1.0
         ahead[complete] = 0.0
@@ -316,6 +320,8 @@ class _Race:
         stops = tuple(self._stop(int(c), leader, ahead[c], fit) for c in np.flatnonzero(beaten))
         if is_over:
             return Decision((), stops, _winner(self.contenders))
+        for run in first:
+            self.begin(run)
         open_ = waiting & ~hopeless
         ahead[leader] = 1.0
         order = [c for c in np.argsort(-ahead, kind="stable") if open_[c]]
@@ -327,22 +333,20 @@ class _Race:
             order: of contenders that are worth a run, the likeliest first.
         """
         runs: list[Run] = []
-        planned, busy = self.planned.copy(), self.busy.copy()
         left = list(order)
-        under_way = busy.sum(1).tolist()
+        under_way = self.busy.sum(1).tolist()
         while left and len(runs) < slots:
             # Who has the fewest under way, the likeliest of these. Slots get free one by one: by likelihood
             # alone each would go to who leads just then, who would be trained on all folds before the others
             # have come to the rung at which he led.
             c = min(left, key=under_way.__getitem__)
-            fold = fit.best_fold(planned[c], busy[c], self.epochs[c])
+            fold = fit.best_fold(self.planned[c], self.busy[c], self.epochs[c])
             if fold is None:
                 left.remove(c)
                 continue
-            until = int(self.epochs[c, planned[c, fold]])
+            until = int(self.epochs[c, self.planned[c, fold]])
             runs.append(Run(self.contenders[c].configuration, fold, until))
-            planned[c, fold] = np.searchsorted(self.epochs[c], until, "right")
-            busy[c, fold] = True
+            self.begin(runs[-1])
             under_way[c] += 1
         return runs
 
@@ -359,6 +363,11 @@ class _Race:
             f"{gap:.1f} points below {self.contenders[leader].configuration}; to win, it has a "
             f"probability of {probability:.2g}",
         )
+
+
+def _rounded(values: Array) -> Array:
+    """Without the last digits, in which machines differ: who is as good goes by the order of names."""
+    return np.round(values, 12)
 
 
 @dataclass

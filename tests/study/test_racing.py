@@ -106,6 +106,18 @@ def test_what_runs_is_not_given_out_again():
     }
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_what_is_begun_now_is_not_given_out_twice(seed):
+    """As where a study goes on: many slots are free, and some have not begun."""
+    draw = random.Random(seed)
+    contenders = [
+        contender(f"{i:02d}", [draw.random()] if draw.random() < 0.5 else [], [], [])
+        for i in range(draw.choice((3, 7, 13)))
+    ]
+    given_out = [(run.configuration, run.fold) for run in decide(contenders, Racing(), 30).run]
+    assert len(given_out) == len(set(given_out))
+
+
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
 def test_what_is_said_at_each_depth_is_what_the_covariance_says(seed):
