@@ -172,6 +172,7 @@ class Entry:
         unfinished: of fold-runs that it left saved, by key, the share that is still to do, 0 to 1; at
             its end.
         written_at: Unix time, for people and to see whether the lease is fresh.
+        process: of the driver, for people: "process 12 on node-a".
     """
 
     driver: str
@@ -186,6 +187,7 @@ class Entry:
     committed: float = 0.0
     unfinished: Mapping[str, float] = field(default_factory=dict)
     written_at: float = 0.0
+    process: str = ""
 
     @property
     def has_ended(self) -> bool:
@@ -285,7 +287,7 @@ class Journal:
             ) from None
 
     def _read(self, name: str) -> Entry:
-        if name in self._ended:  # nobody writes it again
+        if name in self._ended:
             return self._ended[name]
         place = self.files.place(name)
         try:
@@ -301,7 +303,7 @@ class Journal:
                 f"{place}: does not say what a run has spent, as this version of raymrc writes it; "
                 "remove it, and what that run has spent is not counted"
             ) from None
-        if entry.has_ended:
+        if entry.has_ended and not entry.ahead:  # it said so itself, and nobody writes it again
             self._ended[name] = entry
         return entry
 
@@ -321,6 +323,15 @@ class Journal:
                 f"{self.files.place(name)}: the store refuses ({said(error)})"
             ) from None
 
+    def bury(self, entry: Entry) -> None:
+        """A run that is gone and has not said so: it stays charged for what it may have spent, and nothing is
+        reserved for it any more. One that is there all the same writes its file again.
+
+        Raises:
+            LedgerError: the store refuses.
+        """
+        self.write(replace(entry, lease=0.0, running=0, committed=0.0))
+
 
 # --- one run's account ----------------------------------------------------------------------------
 
@@ -333,6 +344,7 @@ class Account:
         others: the journal's entries, read before this run begins.
         now: Unix time.
         moment: seconds of a monotonic clock. All later moments are of the same one.
+        process: see `Entry`.
     """
 
     def __init__(
@@ -342,8 +354,10 @@ class Account:
         now: float,
         moment: float,
         driver: str | None = None,
+        process: str = "",
     ) -> None:
         self.budget = budget
+        self.process = process
         self.driver = driver or secrets.token_hex(8)
         self._others = tuple(others)
         # What the others had written was written before this moment, whatever clocks say.
@@ -515,6 +529,7 @@ class Account:
             running=running,
             committed=committed,
             written_at=now,
+            process=self.process,
         )
 
     def _lease_seconds(self, devices: float) -> float:
@@ -549,6 +564,7 @@ class Account:
             device_hour_usd=self.budget.device_hour_usd,
             unfinished=dict(unfinished or {}),
             written_at=now,
+            process=self.process,
         )
 
 

@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,32 +124,45 @@ def run_study(
         RaymrcError: Ray cannot be started, or has too little for one host; or the actor that shares
             out the work died.
     """
-    records, problems = ledger.read_all()
-    if problems:
-        raise LedgerError("\n".join(problems))
-    saved = Saved(ledger.storage)
-    spending = Spending(
-        Budget() if budget is None else budget, saved.storage, records, expect or (lambda run: None)
-    )
-    keeper = Keeper(ledger.record, saved.drop_of, patience_seconds)
-    study = Study(
-        plan, ledger, records, on_record, on_progress, saved, spending, keeper, failures, rates
-    )
-    clear_workplaces(folder)
-    try:
-        if study.has_work and spending.may_begin():
-            # Ray says on stdout, unasked, what its machines are at; stdout is for answers.
-            quiet, catching = redirect_stdout(sys.stderr), catch_interrupt(study.stop)
-            alone = only_run(saved.storage, say or (lambda sentence: None))
-            with alone, quiet, catching as catch, make_workplace(folder) as workplace, spending:
-                _run_tune(
-                    study, open_pool, data, resources or Resources(), scheduler, workplace, catch
-                )
-    finally:
-        keeper.close(study.show)
-        study.tell_kept()
-        saved.tidy(study.finished)
-        clear_workplaces(folder)  # of one that was killed meanwhile
+    with ExitStack() as alone:
+        is_alone = False
+        while True:
+            records, problems = ledger.read_all()
+            if problems:
+                raise LedgerError("\n".join(problems))
+            saved = Saved(ledger.storage)
+            spending = Spending(
+                Budget() if budget is None else budget,
+                saved.storage,
+                records,
+                expect or (lambda run: None),
+            )
+            keeper = Keeper(ledger.record, saved.drop_of, patience_seconds)
+            study = Study(
+                plan, ledger, records, on_record, on_progress, saved, spending, keeper, failures,
+                rates,
+            )  # fmt: skip
+            clear_workplaces(folder)
+            try:
+                if study.has_work and spending.may_begin():
+                    if not is_alone:
+                        only = only_run(saved.storage, say or (lambda sentence: None))
+                        waited, is_alone = alone.enter_context(only), True
+                        if waited:  # another run may have gone on until just now
+                            continue
+                    # Ray says on stdout, unasked, what its machines are at; stdout is for answers.
+                    quiet, catching = redirect_stdout(sys.stderr), catch_interrupt(study.stop)
+                    with quiet, catching as catch, make_workplace(folder) as workplace, spending:
+                        _run_tune(
+                            study, open_pool, data, resources or Resources(), scheduler, workplace,
+                            catch,
+                        )  # fmt: skip
+                break
+            finally:
+                keeper.close(study.show)
+                study.tell_kept()
+                saved.tidy(study.finished)
+                clear_workplaces(folder)  # of one that was killed meanwhile
     study.show(now=True)
     if study.error is not None:
         raise study.error

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from raymrc.errors import LedgerError
+from raymrc.errors import LedgerError, StudyError
 from raymrc.study.budget import Account, Budget, Journal, Need, Spent, overhead, unfinished
 from raymrc.study.configuration import FoldRun
 from raymrc.study.record import Record
 from raymrc.sweep.reception import Closing
+from raymrc.sweep.workplace import WHAT_TO_DO, at_work, this_process
 
 
 class Spending:
@@ -36,9 +37,13 @@ class Spending:
         self.stopped = ""
         self.spent: Spent | None = None
         self.device_seconds = 0.0
+        self._storage = storage
         self._journal = Journal(storage)
         entries = self._journal.entries()
-        self.account = Account(budget, entries, time.time(), time.monotonic())
+        self.account = Account(
+            budget, entries, time.time(), time.monotonic(), process=this_process()
+        )
+        self._earlier = {entry.driver for entry in entries}
         self.unfinished = unfinished(entries)
         held = sum(entry.device_seconds for entry in entries)
         self.overhead = overhead(held, sum(record.device_seconds for record in records))
@@ -58,11 +63,29 @@ class Spending:
         return False
 
     def __enter__(self) -> None:
-        """Wall time counts from here on."""
+        """Wall time counts from here on.
+
+        Raises:
+            LedgerError: it cannot be written down.
+            StudyError: see `look_around`.
+        """
         moment = time.monotonic()
         lease = self.account.lease(time.time(), moment, 0.0)
         self._journal.write(lease)
         self.account.paid(lease, moment, 0.0)
+        self.look_around()
+
+    def look_around(self) -> None:
+        """Both write before they look, so of two that begin at once at least one sees the other.
+
+        Raises:
+            StudyError: another run has begun just now, that saw no lock.
+        """
+        for entry in self._journal.entries():
+            is_new = entry.driver not in self._earlier and entry.driver != self.account.driver
+            if is_new and not entry.has_ended:
+                self.__exit__()
+                raise StudyError(f"{at_work(self._storage, entry.process)}; {WHAT_TO_DO}")
 
     def share(self) -> Account:
         """For the reception, which from now on writes what is spent."""

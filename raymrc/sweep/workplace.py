@@ -22,7 +22,7 @@ from typing import Any
 
 import raymrc
 from raymrc.errors import RaymrcError, StudyError
-from raymrc.study.budget import ROOM
+from raymrc.study.budget import ROOM, Journal
 from raymrc.study.files import Folder, open_files
 
 # isort: split
@@ -32,6 +32,9 @@ from raymrc.sweep.metrics import check_port
 
 LOST_SECONDS, LOOK_SECONDS = 120.0, 0.5
 """NFS keeps the lock of a machine that is gone for 90 seconds, where nothing else was set."""
+
+WATCH_SECONDS = 30.0
+"""A run that trains writes every three seconds what it has spent; one that has not for so long is gone."""
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Holds the notes and what hosts report; Ray's default of 30 % of memory is for data sets."""
@@ -141,17 +144,34 @@ def _shut_down() -> None:
             gc.enable()
 
 
+def this_process() -> str:
+    return f"process {os.getpid()} on {platform.node()}"
+
+
+def at_work(storage: str, process: str) -> str:
+    """The sentence for a second run."""
+    who = f" ({process})" if process else ""
+    return f"{storage}: another run of this study is at work{who}"
+
+
+WHAT_TO_DO = "wait for it, or stop it and run this again"
+
+
 @contextmanager
-def only_run(storage: str, say: Callable[[str], None]) -> Iterator[None]:
+def only_run(storage: str, say: Callable[[str], None]) -> Iterator[bool]:
     """The one run of a study that trains: two would train the same fold-runs twice.
 
-    It holds a lock that goes with its process, in the storage, or on this machine where that is a URL. Where
-    no lock is to be had, and beside a run that does not see it, the ledger keeps the first record of each.
+    It holds a lock that goes with its process, in the storage, or on this machine where that is a URL. Not
+    all machines see it, and some storages have none, so it is also watched who still writes what it spends.
 
     Args:
         say: told what it waits for: file systems keep the lock of a machine that was lost for a while.
 
+    Gives:
+        Whether it had to wait; meanwhile another run may have gone on.
+
     Raises:
+        LedgerError: what runs have spent cannot be read or written.
         StudyError: another run has it.
     """
     files = open_files(storage, ROOM)
@@ -161,35 +181,71 @@ def only_run(storage: str, say: Callable[[str], None]) -> Iterator[None]:
         name = hashlib.sha256(storage.encode()).hexdigest()[:16]
         place = Path(tempfile.gettempdir(), f"raymrc-{os.getuid()}-{name}.lock")
     with ExitStack() as stack:
+        is_locked = waited = False
         with suppress(OSError):  # no such folder, a full disk, a file system without locks
             place.parent.mkdir(parents=True, exist_ok=True)
             # In a folder that others may write to, too: not through a link of theirs.
             lock = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             stack.callback(os.close, lock)
-            _wait_for_lock(lock, storage, say)
+            waited = _wait_for_lock(lock, storage, say)
+            is_locked = True
             os.ftruncate(lock, 0)
-            os.pwrite(lock, f" (process {os.getpid()} on {platform.node()})".encode(), 0)
-        yield
+            os.pwrite(lock, this_process().encode(), 0)
+        waited |= _see_off_others(storage, say, is_locked=is_locked)
+        yield waited
 
 
-def _wait_for_lock(lock: int, storage: str, say: Callable[[str], None]) -> None:
+def _wait_for_lock(lock: int, storage: str, say: Callable[[str], None]) -> bool:
     until = time.monotonic() + LOST_SECONDS
     is_said = False
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return is_said
         except BlockingIOError:
             holder = os.pread(lock, 1000, 0).decode()
-        sentence = f"{storage}: another run of this study is at work{holder}"
-        if holder.endswith(f" on {platform.node()})") or time.monotonic() >= until:
-            raise StudyError(f"{sentence}; wait for it, or stop it and run this again")
+        sentence = at_work(storage, holder)
+        if _is_here(holder) or time.monotonic() >= until:
+            raise StudyError(f"{sentence}; {WHAT_TO_DO}")
         if not is_said:
             say(
                 f"{sentence}, or its machine was lost; waiting for {LOST_SECONDS:.0f} seconds at most"
             )
             is_said = True
         time.sleep(LOOK_SECONDS)
+
+
+def _is_here(process: str) -> bool:
+    return process.endswith(f" on {platform.node()}")
+
+
+def _see_off_others(storage: str, say: Callable[[str], None], *, is_locked: bool) -> bool:
+    """Of runs that have not said that they ended: whether one is at work is told by its writing, and by no
+    clock. Those that are gone are buried.
+
+    Args:
+        is_locked: so that no other one is at work on this machine.
+    """
+    journal = Journal(storage)
+    gone = {entry.driver: entry for entry in journal.entries() if not entry.has_ended}
+    unsure = [entry for entry in gone.values() if not (is_locked and _is_here(entry.process))]
+    if unsure:
+        latest = max(unsure, key=lambda entry: entry.written_at)
+        say(
+            f"{at_work(storage, latest.process)}, or has ended without a word; watching for "
+            f"{WATCH_SECONDS:.0f} seconds whether it writes"
+        )
+        until = time.monotonic() + WATCH_SECONDS
+        while time.monotonic() < until:
+            time.sleep(LOOK_SECONDS)
+            for entry in journal.entries():
+                if entry.has_ended:
+                    gone.pop(entry.driver, None)
+                elif entry != gone.get(entry.driver):
+                    raise StudyError(f"{at_work(storage, entry.process)}; {WHAT_TO_DO}")
+    for entry in gone.values():
+        journal.bury(entry)
+    return bool(unsure)
 
 
 @contextmanager

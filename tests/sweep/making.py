@@ -1,13 +1,16 @@
 """Plans and a training that is over at once, for the tests of the sweep.
 
-python -m tests.sweep.making FOLDER NAP [DEVICE_SECONDS] [race] [apart]
+python -m tests.sweep.making FOLDER NAP [DEVICE_SECONDS] [race] [apart] [elsewhere]
 
-runs a small study in a process of its own; "apart" as on a machine that does not see others' locks.
+runs a small study in a process of its own; "elsewhere" as on a machine that does not see others' locks,
+"apart" as one that sees no others at all.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import platform
 import random
 import sys
 import time
@@ -299,13 +302,18 @@ if __name__ == "__main__":
     from raymrc.study.budget import Budget
     from raymrc.sweep import driver
     from raymrc.sweep.driver import run_study
+    from raymrc.sweep.spending import Spending
     from raymrc.sweep.workplace import Resources
 
     folder, nap = Path(sys.argv[1]), float(sys.argv[2])
     raced = "race" in sys.argv
-    given = [word for word in sys.argv[3:] if word not in ("race", "apart")]
-    if "apart" in sys.argv:
-        driver.only_run = lambda storage, say: nullcontext()  # type: ignore[assignment]
+    given = [word for word in sys.argv[3:] if word not in ("race", "apart", "elsewhere")]
+    if "apart" in sys.argv:  # it sees no other
+        driver.only_run = lambda storage, say: nullcontext(False)  # type: ignore[assignment]
+        Spending.look_around = lambda self: None  # type: ignore[method-assign]
+    if "elsewhere" in sys.argv:  # on a machine that sees no lock, as with a bucket
+        platform.node = lambda: "elsewhere"
+        fcntl.flock = lambda lock, what: None  # type: ignore[assignment]
     hours = float(given[0]) / 3600 if given else None
     script = Script(folder / "trained", nap, raced=raced)
     script.folder.mkdir(parents=True, exist_ok=True)

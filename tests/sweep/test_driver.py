@@ -595,8 +595,13 @@ def test_a_race_whose_machine_is_lost_goes_on_from_its_rungs(cluster, tmp_path, 
 def test_of_two_drivers_one_is_refused_and_one_that_cannot_be_leaves_the_ledger_whole(
     tmp_path, script
 ):
-    """Two on the same machine, and one that sees no lock."""
-    drivers = [Process(tmp_path, 0.3, *more) for more in ((), (), ("apart",))]
+    """Two on the same machine, and one that sees no others."""
+    drivers = [Process(tmp_path, 1.0) for _ in range(2)]
+    until = time.monotonic() + 120
+    while not list((tmp_path / "ledger").rglob("*.json")):
+        assert time.monotonic() < until, "the study does not get on"
+        time.sleep(0.05)
+    drivers.append(Process(tmp_path, 1.0, "apart"))  # who begins before them would be seen by them
     said = [one.process.communicate(timeout=240) for one in drivers]
     codes = [one.process.returncode for one in drivers]
     assert sorted(codes) == [0, 0, 2], said
@@ -615,3 +620,16 @@ def test_of_two_drivers_one_is_refused_and_one_that_cannot_be_leaves_the_ledger_
     assert sorted(files) == sorted(f"{r.key}.json" for r in fold_runs(plan)), "nothing half-written"
     begun = Counter(script.trained())
     assert set(begun.values()) <= {1, 2}, "by each driver once at most"
+
+
+@pytest.mark.chaos
+def test_a_driver_that_sees_no_lock_is_refused_by_what_the_first_one_writes(tmp_path, script):
+    first = Process(tmp_path, 1.0)
+    first.wait_for_records(1)
+    second = Process(tmp_path, 1.0, "elsewhere")
+    told, _ = second.process.communicate(timeout=120)
+    assert second.process.returncode == 2
+    assert f"another run of this study is at work (process {first.process.pid} on " in told
+    assert first.process.communicate(timeout=240)[0] == "in the ledger 12\n"
+    assert [one.left_behind() for one in (first, second)] == [[], []]
+    assert set(Counter(script.trained()).values()) == {1}

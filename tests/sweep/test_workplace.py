@@ -8,14 +8,17 @@ import platform
 import re
 import tempfile
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 
 import pytest
+import ray
 
 from raymrc.errors import StudyError
-from raymrc.study.budget import Entry, Journal
+from raymrc.study.budget import Budget, Entry, Journal
 from raymrc.study.ledger import Ledger
 from raymrc.sweep import workplace
 from raymrc.sweep.driver import run_study
+from raymrc.sweep.spending import Spending
 from raymrc.sweep.workplace import only_run
 from tests.sweep.making import fold_runs, make_plan, make_record, open_pool
 
@@ -70,9 +73,92 @@ def test_the_lock_is_no_run_that_has_spent_anything(tmp_path):
 
 
 def test_a_storage_that_takes_no_lock_keeps_nobody_from_training(tmp_path):
-    (tmp_path / "spend").write_text("no folder")
-    with only_run(str(tmp_path), print), only_run(str(tmp_path), print):
+    (tmp_path / "spend" / ".lock").mkdir(parents=True)
+    with only_run(str(tmp_path), print) as waited, only_run(str(tmp_path), print):
+        assert not waited
+
+
+# --- runs that have not said that they ended -------------------------------------------------------
+
+
+KILLED = Entry(
+    "killed", 1e9, 10.0, 20.0, 30.0, 60.0, 30.0, running=4, committed=500.0, process="process 7 on gone"
+)  # fmt: skip
+"""Its clock was years behind ours."""
+
+
+@pytest.fixture
+def brief(monkeypatch) -> None:
+    monkeypatch.setattr(workplace, "WATCH_SECONDS", 1.0)
+    monkeypatch.setattr(workplace, "LOOK_SECONDS", 0.05)
+
+
+def test_a_run_that_was_lost_is_waited_for_once_and_nothing_is_reserved_for_it(tmp_path, brief):
+    storage = str(tmp_path)
+    journal, said = Journal(storage), list[str]()
+    journal.write(KILLED)
+    assert KILLED.reserved == 440.0
+    for expected in (True, False):
+        with only_run(storage, said.append) as waited:
+            assert waited is expected
+    (sentence,) = said
+    assert "(process 7 on gone), or has ended without a word" in sentence
+    (buried,) = Journal(storage).entries()
+    assert (buried.charged, buried.interval) == (KILLED.charged, KILLED.interval)
+    assert buried.reserved == 0 and buried.has_ended
+
+
+def test_a_run_of_this_machine_that_has_no_lock_any_more_is_gone(tmp_path, monkeypatch):
+    storage = str(tmp_path)
+    monkeypatch.setattr(workplace, "WATCH_SECONDS", 60.0)
+    Journal(storage).write(replace(KILLED, process=f"process 7 on {platform.node()}"))
+    with only_run(storage, print) as waited:
+        assert not waited
+    assert all(entry.has_ended for entry in Journal(storage).entries())
+
+
+@pytest.mark.parametrize("change", [{"seconds": 13.0}, {"lease": 0.0, "ahead": 0.0}])
+def test_a_run_elsewhere_is_at_work_while_it_writes(change, tmp_path, brief):
+    """Whatever its clock says; one that ends meanwhile has ended."""
+    storage = str(tmp_path)
+    journal = Journal(storage)
+    journal.write(KILLED)
+
+    def say(sentence: str) -> None:
+        journal.write(replace(KILLED, **change))
+
+    at_work = pytest.raises(StudyError, match=r"at work \(process 7 on gone\); wait for it")
+    with at_work if "seconds" in change else nullcontext():
+        with only_run(storage, say) as waited:
+            assert waited
+    (entry,) = journal.entries()
+    assert entry == replace(KILLED, **change), "it was not buried"
+
+
+def test_where_two_begin_at_once_one_sees_the_other(tmp_path):
+    first, second = (Spending(Budget(), str(tmp_path), [], lambda run: None) for _ in range(2))
+    with first:
+        told = rf"at work \(process {os.getpid()} on "
+        with pytest.raises(StudyError, match=told), second:
+            pass
+        running = [e for e in Journal(str(tmp_path)).entries() if not e.has_ended]
+        assert [entry.driver for entry in running] == [first.account.driver]
+    with Spending(Budget(), str(tmp_path), [], lambda run: None):
         pass
+
+
+def test_what_another_run_did_while_it_was_waited_for_is_not_done_again(tmp_path, brief):
+    """The ledger is read again; here all was trained meanwhile."""
+    plan, ledger = make_plan(), Ledger(str(tmp_path))
+    Journal(str(tmp_path)).write(KILLED)
+
+    def say(sentence: str) -> None:
+        for run in fold_runs(plan):
+            ledger.record(make_record(run))
+
+    outcome = run_study(plan, ledger, open_pool, None, folder=tmp_path, say=say)
+    assert (outcome.reused, outcome.done) == (12, 0)
+    assert not ray.is_initialized()
 
 
 def test_nothing_is_written_through_a_link(tmp_path):
