@@ -81,7 +81,9 @@ class Spending:
         Raises:
             StudyError: another run has begun just now, that saw no lock.
         """
-        for entry in self._journal.entries():
+        entries = self._journal.entries()
+        self.account.hear(entries)  # of those that were buried nothing is reserved any more
+        for entry in entries:
             is_new = entry.driver not in self._earlier and entry.driver != self.account.driver
             if is_new and not entry.has_ended:
                 self.__exit__()

@@ -22,7 +22,7 @@ from typing import Any
 
 import raymrc
 from raymrc.errors import RaymrcError, StudyError
-from raymrc.study.budget import ROOM, Journal
+from raymrc.study.budget import ROOM, Entry, Journal
 from raymrc.study.files import Folder, open_files
 
 # isort: split
@@ -228,24 +228,28 @@ def _see_off_others(storage: str, say: Callable[[str], None], *, is_locked: bool
     """
     journal = Journal(storage)
     gone = {entry.driver: entry for entry in journal.entries() if not entry.has_ended}
-    unsure = [entry for entry in gone.values() if not (is_locked and _is_here(entry.process))]
-    if unsure:
-        latest = max(unsure, key=lambda entry: entry.written_at)
+
+    def unsure() -> list[Entry]:
+        return [entry for entry in gone.values() if not (is_locked and _is_here(entry.process))]
+
+    waits = bool(unsure())
+    if waits:
+        latest = max(unsure(), key=lambda entry: entry.written_at)
         say(
             f"{at_work(storage, latest.process)}, or has ended without a word; watching for "
             f"{WATCH_SECONDS:.0f} seconds whether it writes"
         )
-        until = time.monotonic() + WATCH_SECONDS
-        while time.monotonic() < until:
-            time.sleep(LOOK_SECONDS)
-            for entry in journal.entries():
-                if entry.has_ended:
-                    gone.pop(entry.driver, None)
-                elif entry != gone.get(entry.driver):
-                    raise StudyError(f"{at_work(storage, entry.process)}; {WHAT_TO_DO}")
+    until = time.monotonic() + WATCH_SECONDS
+    while unsure() and time.monotonic() < until:
+        time.sleep(LOOK_SECONDS)
+        before = gone
+        gone = {entry.driver: entry for entry in journal.entries() if not entry.has_ended}
+        for entry in unsure():
+            if entry != before.get(entry.driver):
+                raise StudyError(f"{at_work(storage, entry.process)}; {WHAT_TO_DO}")
     for entry in gone.values():
         journal.bury(entry)
-    return bool(unsure)
+    return waits
 
 
 @contextmanager

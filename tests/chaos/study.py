@@ -201,7 +201,9 @@ def drive(folder: Path, number: int) -> int:
     from tests.training.test_lane import make_data, make_notes
 
     terms = Terms.read(folder)
-    if number % 2 and "://" in terms.storage:  # a machine of its own, which sees no lock of the first
+    if (
+        number % 2 and "://" in terms.storage
+    ):  # a machine of its own, which sees no lock of the first
         tempfile.tempdir = tempfile.mkdtemp(dir=folder)
         platform.node = lambda: "elsewhere"
     first, later = terms.clock[number % len(terms.clock)]

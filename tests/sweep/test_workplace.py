@@ -112,9 +112,11 @@ def test_a_run_of_this_machine_that_has_no_lock_any_more_is_gone(tmp_path, monke
     storage = str(tmp_path)
     monkeypatch.setattr(workplace, "WATCH_SECONDS", 60.0)
     Journal(storage).write(replace(KILLED, process=f"process 7 on {platform.node()}"))
-    with only_run(storage, print) as waited:
+    spending = Spending(Budget(device_hours=1.0), storage, [], lambda run: None)
+    assert spending.account.reserved == 440.0
+    with only_run(storage, print) as waited, spending:
         assert not waited
-    assert all(entry.has_ended for entry in Journal(storage).entries())
+        assert spending.account.reserved == 0.0, "else it would stop so far below its budget"
 
 
 @pytest.mark.parametrize("change", [{"seconds": 13.0}, {"lease": 0.0, "ahead": 0.0}])
