@@ -117,6 +117,7 @@ class Study:
         self._deaths: dict[str, int] = {}
         self._trained: set[str] = set()
         self._failed: dict[str, str] = {}
+        self._stopped: set[str] = set()
         self._paused = {r.key: r for r in records if r.status == "paused"}
         self._keeper = keeper
         self._terms = failures or FailureTerms()
@@ -144,8 +145,8 @@ class Study:
 
     @property
     def finished(self) -> Collection[str]:
-        """Keys of what is done, whoever has trained it."""
-        return self._search.done.keys()
+        """Keys of what is done or was stopped by its race, whoever has trained it."""
+        return self._search.done.keys() | self._stopped
 
     @property
     def num_in_flight(self) -> int:
@@ -295,17 +296,15 @@ class Study:
         """What was trained of those that races have stopped is kept with the reason."""
         for stop in self._search.take_stops():
             runs = self._search.fold_runs(stop.configuration)
+            self._stopped |= runs.keys()
             paused = {key: self._paused[key] for key in runs if key in self._paused}
             if not paused:
                 # All that it had begun is done. That it was stopped stands with a fold that it never began:
                 # else these would be to do for good.
                 key = next(key for key in runs if key not in self._search.done)
                 paused = {key: empty_record(runs[key])}
-            for key in runs:
-                if key in paused:
-                    self._keep(replace(paused[key], status="stopped", reason=stop.reason))
-                elif key in self.saved.left:  # by a driver that died before it heard of it
-                    self.saved.drop(key)
+            for record in paused.values():
+                self._keep(replace(record, status="stopped", reason=stop.reason))
 
     def _finish_stops(self, records: Sequence[Record]) -> None:
         """A driver that was killed may have kept a stop with some of a configuration's fold-runs alone."""
@@ -317,6 +316,7 @@ class Study:
             if record.status == "stopped"
             for key in self._search.fold_runs(record.fold_run.configuration)
         }
+        self._stopped |= reasons.keys()
         for key in self._paused.keys() & reasons.keys():
             self._keep(replace(self._paused[key], status="stopped", reason=reasons[key]))
 

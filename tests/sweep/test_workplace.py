@@ -16,9 +16,13 @@ import ray
 from raymrc.errors import StudyError
 from raymrc.study.budget import Budget, Entry, Journal
 from raymrc.study.ledger import Ledger
+from raymrc.study.racing import Racing
 from raymrc.sweep import workplace
 from raymrc.sweep.driver import run_study
+from raymrc.sweep.keeping import Keeper
+from raymrc.sweep.saved import Saved
 from raymrc.sweep.spending import Spending
+from raymrc.sweep.state import Study
 from raymrc.sweep.workplace import only_run
 from tests.sweep.making import fold_runs, make_plan, make_record, open_pool
 
@@ -185,3 +189,30 @@ def test_what_a_killed_run_has_left_goes_also_where_nothing_is_left_to_train(tmp
         assert (outcome.reused, outcome.done) == (12, 0)
         assert not killed.exists()
         assert alive.exists()
+
+
+@pytest.mark.parametrize("raced", [True, False])
+def test_what_hosts_had_saved_of_a_configuration_that_was_stopped_goes_too(raced, tmp_path):
+    """Its driver was killed between the record and the removal, or before it heard of what was saved."""
+    plan = make_plan([0.1, 0.2], ["fine_tune"], folds=2)
+    plan = replace(plan, racing=Racing()) if raced else plan
+    best, beaten = fold_runs(plan)[:2], fold_runs(plan)[2:]
+    ledger = Ledger(str(tmp_path))
+    for run in best:
+        ledger.record(make_record(run))
+    ledger.record(replace(make_record(beaten[0]), status="stopped", reason="9 points below"))
+    states = [tmp_path / "saved" / run.key / "000002" for run in beaten]
+    for state in states:
+        state.mkdir(parents=True)
+        (state / "lane").touch()
+    if raced:
+        run_study(plan, ledger, open_pool, None, folder=tmp_path)
+        assert not any(state.exists() for state in states)
+    else:  # the grid is completed from them
+        spending = Spending(Budget(), str(tmp_path), [], lambda run: None)
+        keeper = Keeper(ledger.record, lambda record: None)
+        saved = Saved(str(tmp_path))
+        study = Study(plan, ledger, ledger.records(), None, None, saved, spending, keeper)
+        keeper.close()
+        saved.tidy(study.finished)
+        assert all(state.exists() for state in states)
