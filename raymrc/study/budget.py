@@ -172,7 +172,7 @@ class Entry:
         unfinished: of fold-runs that it left saved, by key, the share that is still to do, 0 to 1; at
             its end.
         written_at: Unix time, for people and to see whether the lease is fresh.
-        process: of the driver, for people: "process 12 on node-a".
+        process: of the driver, "process 12 on node-a": for people, and to know those of this machine.
     """
 
     driver: str
