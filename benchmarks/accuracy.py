@@ -34,21 +34,21 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import RESULTS, Options, json_line
+from raymrc.analysis.summary import summarise
+from raymrc.configuration import Configuration, hash_values
 from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import Folds
+from raymrc.ledger.ledger import Ledger
 from raymrc.model.backbones import find, read_shape
 from raymrc.model.strategies import STRATEGIES
+from raymrc.planning.plan import plan_study
 from raymrc.reading.answers import assemble, decode_tags
 from raymrc.reading.relations import Mention, assemble_relations, find_asked, mentions_of
 from raymrc.reading.windows import Window, build_windows, read_pieces
 from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.n2c2_2018 import score_note, score_relations
-from raymrc.study.configuration import Configuration, hash_values
-from raymrc.study.ledger import Ledger
 from raymrc.study.notes import build_study_folds, read_study_corpus
-from raymrc.study.plan import plan_study
 from raymrc.study.spec import Spec, load_spec
-from raymrc.study.verdict import summarise
 from raymrc.training.batching import Row, RowBuilder
 
 IGNORED = -100

@@ -37,10 +37,10 @@ from benchmarks.placement import (
     make_data,
     make_loaded,
 )
+from raymrc.configuration import FoldRun
 from raymrc.model.strategies import count_parameters
-from raymrc.study.configuration import FoldRun
-from raymrc.study.cost import training_flops
-from raymrc.study.placement import GIB
+from raymrc.planning.arithmetic import training_flops
+from raymrc.planning.placement import GIB
 from raymrc.training.pool import Pool
 
 SHARE_GOAL = 0.4

@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import Options, json_line, read_options, start
+from raymrc.configuration import Configuration, FoldRun
+from raymrc.ledger.record import Record
 from raymrc.model.backbones import load
+from raymrc.planning.plan import plan_study
 from raymrc.reading.questions import build_questions
-from raymrc.study.configuration import Configuration, FoldRun
 from raymrc.study.notes import build_study_folds, read_study_corpus
-from raymrc.study.plan import plan_study
-from raymrc.study.record import Record
 from raymrc.study.spec import load_spec
 from raymrc.training.batching import StudyData
 from raymrc.training.pool import Pool

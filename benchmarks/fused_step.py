@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.common import Options, json_line, read_options, start, time_in_turn
+from raymrc.configuration import Backbone, Cell, Configuration
 from raymrc.model.backbones import Loaded
 from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs, SpanTargets
 from raymrc.model.network import Model
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import build
-from raymrc.study.configuration import Backbone, Cell, Configuration
 from raymrc.training.fused import (
     Part,
     backward_together,

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.common import json_line, read_options, start
 from benchmarks.fused_step import make_backbone, make_lanes, step_together
-from raymrc.study.cost import lane_bytes
+from raymrc.planning.arithmetic import lane_bytes
 from raymrc.training.meter import Meter
 from raymrc.training.pool import keep_freed_memory
 

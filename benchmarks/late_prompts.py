@@ -28,16 +28,16 @@ import torch
 
 from benchmarks.common import Options, json_line, read_options, start
 from benchmarks.fused_step import make_backbone
+from raymrc.configuration import Cell, Configuration, FoldRun
+from raymrc.ledger.record import Record
 from raymrc.model.backbones import Loaded, load
 from raymrc.model.inputs import Inputs, SpanTargets
 from raymrc.model.network import Model
 from raymrc.model.shapes import Shape
 from raymrc.model.strategies import build
+from raymrc.planning.plan import plan_study
 from raymrc.reading.questions import build_questions
-from raymrc.study.configuration import Cell, Configuration, FoldRun
 from raymrc.study.notes import build_study_folds, read_study_corpus
-from raymrc.study.plan import plan_study
-from raymrc.study.record import Record
 from raymrc.study.spec import load_spec
 from raymrc.training.activations import Activations
 from raymrc.training.batching import StudyData

@@ -40,11 +40,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Options, json_line, read_options, run_together, start
+from raymrc.configuration import Backbone, Cell, FoldRun
+from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.record import Epoch, NoteCounts, Record
+from raymrc.planning.plan import CellPlan, Fingerprints, Plan, build_configuration, fold_run
 from raymrc.scoring.counts import Counts
-from raymrc.study.configuration import Backbone, Cell, FoldRun
-from raymrc.study.ledger import Ledger
-from raymrc.study.plan import CellPlan, Fingerprints, Plan, build_configuration, fold_run
-from raymrc.study.record import Epoch, NoteCounts, Record
 from raymrc.study.space import Fixed, Grid, build_space
 from tests.s3_server import ACCESS, HAS_MOTO, s3_server
 
@@ -196,8 +196,8 @@ def write_ours(storage: str, num_records: int, first: int = 0) -> dict[str, Any]
 def use_ours(storage: str, num_records: int) -> dict[str, Any]:
     from rich.console import Console
 
-    from raymrc.study.verdict import render, summarise, to_json
-    from raymrc.sweep.search import StudySearch
+    from raymrc.analysis.summary import render, summarise, to_json
+    from raymrc.scheduling.search import StudySearch
 
     seconds: dict[str, Any] = {"empty_bytes": peak_bytes()}
     ledger, plan = Ledger(storage, write=False), make_plan(num_records)
@@ -276,7 +276,7 @@ def use_sqlite(path: str, num_records: int) -> dict[str, Any]:
 
 def ask_plainly(storage: str, num_requests: int) -> dict[str, Any]:
     """Bare requests of pyarrow, one after another: seconds for so many of each kind."""
-    from raymrc.study.files import ObjectStore, open_files
+    from raymrc.ledger.storage import ObjectStore, open_files
 
     files, seconds = open_files(storage, "plain"), dict[str, Any]()
     assert isinstance(files, ObjectStore)

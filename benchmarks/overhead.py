@@ -26,15 +26,15 @@ import raymrc.sweep  # noqa: F401  # sets Ray's switches before ray is imported
 import ray
 
 from benchmarks.common import Options, json_line, read_options, start
+from raymrc.configuration import Backbone, Cell, FoldRun
+from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.record import Epoch, Event, NoteCounts, Record
+from raymrc.planning.plan import CellPlan, Fingerprints, Plan, build_configuration
+from raymrc.scheduling.state import StudyOutcome
 from raymrc.scoring.counts import Counts
-from raymrc.study.configuration import Backbone, Cell, FoldRun
-from raymrc.study.ledger import Ledger
-from raymrc.study.plan import CellPlan, Fingerprints, Plan, build_configuration
-from raymrc.study.record import Epoch, Event, NoteCounts, Record
 from raymrc.study.space import Grid, build_space
 from raymrc.sweep.driver import run_study
-from raymrc.sweep.state import StudyOutcome
-from raymrc.sweep.workplace import Resources, cluster
+from raymrc.sweep.session import Resources, cluster
 from raymrc.tracking import MlflowRecorder, Place
 
 GOAL_MS = 50.0

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raymrc.configuration import Backbone, Configuration, hash_values
 from raymrc.corpora.note import Note
 from raymrc.model.backbones import find, load_tokenizer, read_shape
 from raymrc.model.heads import SpanHeads
@@ -35,7 +36,6 @@ from raymrc.reading.answers import assemble
 from raymrc.reading.relations import Asked
 from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.n2c2_2018 import score_note
-from raymrc.study.configuration import Backbone, Configuration, hash_values
 from raymrc.training.batching import Row, RowBuilder, StudyData, collate, collate_targets
 
 if TYPE_CHECKING:

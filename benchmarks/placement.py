@@ -39,17 +39,17 @@ from torch import Tensor, nn
 
 from benchmarks.common import json_line, read_options, run_together, start
 from benchmarks.sharded import private_bytes
+from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import make_folds
+from raymrc.ledger.record import Epoch
 from raymrc.model.backbones import Loaded, write_weights
 from raymrc.model.encoder import Encoder, weight_names
 from raymrc.model.heads import SpanHeads
 from raymrc.model.precision import precision
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES
-from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
-from raymrc.study.placement import PASS_PIECES, QUESTION_PIECES, peak_bytes, row_pieces
-from raymrc.study.record import Epoch
+from raymrc.planning.placement import PASS_PIECES, QUESTION_PIECES, peak_bytes, row_pieces
 from raymrc.training.batching import StudyData
 from raymrc.training.pool import Pool
 

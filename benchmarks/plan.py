@@ -27,16 +27,16 @@ from typing import Any
 import torch
 
 from benchmarks.common import Options, json_line, read_options, start
+from raymrc.configuration import Backbone, FoldRun
+from raymrc.costs.forecast import build_workload, choose_probed, forecast
+from raymrc.costs.rates import Estimate, Job, Measured
+from raymrc.costs.workload import Workload
+from raymrc.ledger.record import Record
 from raymrc.model.backbones import find
+from raymrc.planning.plan import Plan, plan_study
 from raymrc.reading.light_tokenizers import read_tokenizer
-from raymrc.study.configuration import Backbone, FoldRun
-from raymrc.study.estimate import Estimate, Job, Measured
-from raymrc.study.forecast import build_workload, choose_probed, forecast
 from raymrc.study.notes import read_study_corpus
-from raymrc.study.plan import Plan, plan_study
-from raymrc.study.record import Record
 from raymrc.study.spec import Spec, load_spec
-from raymrc.study.workload import Workload
 from raymrc.training.batching import StudyData
 from raymrc.training.probe import Probe, run_probes
 from raymrc.training.trainer import Trainer

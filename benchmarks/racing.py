@@ -40,10 +40,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import Options, json_line, read_options, start
-from raymrc.study.earlier import fit_rates
-from raymrc.study.ledger import Ledger
-from raymrc.study.racing import Racing
-from raymrc.study.simulate import (
+from raymrc.ledger.ledger import Ledger
+from raymrc.racing.prior import fit_rates
+from raymrc.racing.racing import Racing
+from raymrc.racing.simulate import (
     WORLDS,
     Table,
     generate,

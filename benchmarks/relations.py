@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from benchmarks.common import json_line, read_options, start, time_in_turn
 from benchmarks.peft_peer import HEADS, collate_peer
 from benchmarks.throughput import load_sides
+from raymrc.configuration import Cell, Configuration
 from raymrc.corpora.note import Corpus
 from raymrc.corpora.synthetic import synthesize
 from raymrc.model.backbones import Loaded
@@ -36,7 +37,6 @@ from raymrc.model.strategies import STRATEGIES, build
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import find_asked, mentions_of
 from raymrc.reading.windows import read_pieces
-from raymrc.study.configuration import Cell, Configuration
 from raymrc.training.batching import (
     Row,
     RowBuilder,

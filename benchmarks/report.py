@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 
 from benchmarks.common import Options, json_line, read_options, start
+from raymrc.analysis.findings import find
+from raymrc.ledger.ledger import ENDINGS, Ledger
 from raymrc.report import write
-from raymrc.study.findings import find
-from raymrc.study.ledger import ENDINGS, Ledger
 from tests.browser import CHROMIUM, Visit, browser
 from tests.report.making import STUDY, make_records
 

@@ -27,13 +27,13 @@ import torch
 
 from benchmarks.common import Options, json_line, read_options, run_together, start
 from benchmarks.throughput import hugging_face_config, make_tokenizer
+from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.corpora.splits import make_folds
 from raymrc.corpora.synthetic import synthesize
 from raymrc.model.backbones import load, load_tokenizer, write_weights
 from raymrc.model.encoder import Encoder, weight_names
 from raymrc.model.shapes import SHAPES
 from raymrc.reading.questions import build_questions
-from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.training.batching import StudyData
 from raymrc.training.pool import Pool
 

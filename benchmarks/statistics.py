@@ -2,7 +2,7 @@
 
     python -m benchmarks.statistics [--quick]
 
-20,000 made-up studies a case, through the functions that verdicts use (`raymrc.study.statistics`).
+20,000 made-up studies a case, through the functions that verdicts use (`raymrc.analysis.statistics`).
 
     false wins, coverage
         Gaussian differences over folds, each two correlated as stated. `ours` is what verdicts assume,
@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import Options, json_line, read_options, start, time_in_turn
-from raymrc.study.statistics import (
+from raymrc.analysis.statistics import (
     best_fold_bias,
     bootstrap,
     bootstrap_best,

@@ -33,16 +33,16 @@ from ray import tune
 
 from benchmarks.common import Options, json_line, read_options, start
 from benchmarks.peft_peer import HEADS, PREFIX, PeerRun, run_trial
+from raymrc.configuration import Configuration
+from raymrc.ledger.ledger import Ledger
 from raymrc.model.backbones import find, weights_fingerprint
+from raymrc.planning.plan import Plan, plan_study
 from raymrc.reading.questions import build_questions
 from raymrc.scoring.counts import Counts, pool
-from raymrc.study.configuration import Configuration
-from raymrc.study.ledger import Ledger
 from raymrc.study.notes import build_study_folds, read_study_corpus
-from raymrc.study.plan import Plan, plan_study
 from raymrc.study.spec import load_spec
 from raymrc.sweep.driver import run_study
-from raymrc.sweep.workplace import Resources, cluster
+from raymrc.sweep.session import Resources, cluster
 from raymrc.training.batching import StudyData
 from raymrc.training.trainer import Trainer
 

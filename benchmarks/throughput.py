@@ -35,6 +35,7 @@ from torch import Tensor
 from benchmarks.common import Options, json_line, read_options, start, time_in_turn
 from benchmarks.fused_step import step_together
 from benchmarks.peft_peer import HEADS, PREFIX, PeerModel, collate_peer
+from raymrc.configuration import Backbone, Cell, Configuration
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Corpus
 from raymrc.corpora.splits import take_subset
@@ -48,7 +49,6 @@ from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES, build
 from raymrc.reading.relations import Asked
 from raymrc.reading.windows import build_windows
-from raymrc.study.configuration import Backbone, Cell, Configuration
 from raymrc.training.batching import Row, RowBuilder, collate, collate_targets, training_batches
 from raymrc.training.fused import Part
 from raymrc.training.pool import keep_freed_memory, share_passes

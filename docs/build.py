@@ -18,7 +18,7 @@ import typer.main
 from pydantic import BaseModel
 
 from raymrc.cli import app, main
-from raymrc.study.plan import plan_study
+from raymrc.planning.plan import plan_study
 from raymrc.study.spec import Spec, load_spec
 
 DOCS = Path(__file__).resolve().parent

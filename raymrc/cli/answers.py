@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymrc.cli.app import print_table
-from raymrc.cli.at_hand import known_at_hand, load, read_ledger
+from raymrc.cli.local import known_at_hand, load, read_ledger
 
 if TYPE_CHECKING:
-    from raymrc.study.findings import Findings
+    from raymrc.analysis.findings import Findings
 
 
 def read_findings(study: Path, changes: list[str] | None) -> tuple[Findings, bool]:
@@ -21,8 +21,8 @@ def read_findings(study: Path, changes: list[str] | None) -> tuple[Findings, boo
 
 def print_cells(findings: Findings) -> None:
     """Each cell's winner, and how sure that is."""
-    from raymrc.study.conclusions import render as render_conclusions
-    from raymrc.study.verdict import render
+    from raymrc.analysis.conclusions import render as render_conclusions
+    from raymrc.analysis.summary import render
 
     print_table(render(findings.summaries))
     if findings.conclusions.winners:
@@ -31,7 +31,7 @@ def print_cells(findings: Findings) -> None:
 
 def print_final(findings: Findings) -> None:
     """The final test's scores, where there are any."""
-    from raymrc.study.final import render_final
+    from raymrc.analysis.final import render_final
 
     if findings.finals:
         validated = {s.cell: s.winner.strict.mean if s.winner else None for s in findings.summaries}

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raymrc.cli.app import MUST_CHANGE, AsJson, Changes, Study, answer_json, app, print_table, say
-from raymrc.cli.at_hand import find_measured, load, plan_at_hand, read_ledger
+from raymrc.cli.local import find_measured, load, plan_at_hand, read_ledger
 
 if TYPE_CHECKING:
-    from raymrc.study.budget import Spent
-    from raymrc.study.estimate import Measured
-    from raymrc.study.plan import Plan
+    from raymrc.costs.budget import Spent
+    from raymrc.costs.rates import Measured
+    from raymrc.costs.workload import Workload
+    from raymrc.planning.plan import Plan
     from raymrc.study.spec import Spec
-    from raymrc.study.workload import Workload
 
 
 @app.command()
@@ -26,7 +26,7 @@ def plan(
     as_json: AsJson = False,
     prices: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Your own price table, as raymrc/study/prices.yaml."),
+        typer.Option(metavar="FILE", help="Your own price table, as raymrc/costs/prices.yaml."),
     ] = None,
     instances: Annotated[
         list[str] | None,
@@ -38,13 +38,13 @@ def plan(
     changes: Changes = None,
 ) -> None:
     """Say what a study will train and what it will cost, before anything starts."""
+    from raymrc.costs.budget import Budget
+    from raymrc.costs.forecast import forecast, read_progress, write_probe
+    from raymrc.costs.prices import read_cluster, read_prices
+    from raymrc.costs.status import exceeds
     from raymrc.errors import CorpusError
     from raymrc.model.backbones import find
-    from raymrc.study.budget import Budget
-    from raymrc.study.forecast import forecast, read_progress, write_probe
-    from raymrc.study.plan import render
-    from raymrc.study.prices import read_cluster, read_prices
-    from raymrc.study.status import exceeds
+    from raymrc.planning.plan import render
 
     spec = load(study, changes)
     table = read_prices(prices)
@@ -75,7 +75,7 @@ def plan(
 
 def _spent(spec: Spec) -> Spent:
     """By all runs of a study until now."""
-    from raymrc.study.budget import Journal, spent_by
+    from raymrc.costs.budget import Journal, spent_by
 
     entries = Journal(spec.storage).entries()
     return spent_by(entries, spec.prices.device_hour_usd, time.time())
@@ -87,8 +87,8 @@ def _run_probes(spec: Spec, planned: Plan, workload: Workload) -> list[Measured]
     Raises:
         StudyError: nothing could be measured.
     """
+    from raymrc.costs.forecast import SECONDS_OF_PROBE, choose_probed
     from raymrc.errors import StudyError
-    from raymrc.study.forecast import SECONDS_OF_PROBE, choose_probed
     from raymrc.training.probe import Probe, run_probes
     from raymrc.training.trainer import Trainer
 
@@ -118,10 +118,10 @@ def _run_probes(spec: Spec, planned: Plan, workload: Workload) -> list[Measured]
 @app.command()
 def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> None:
     """Say how far a study is, what it has spent, and when it will end."""
-    from raymrc.study.budget import Budget, Journal
-    from raymrc.study.forecast import forecast, read_progress
-    from raymrc.study.prices import read_prices
-    from raymrc.study.status import read_status, render
+    from raymrc.costs.budget import Budget, Journal
+    from raymrc.costs.forecast import forecast, read_progress
+    from raymrc.costs.prices import read_prices
+    from raymrc.costs.status import read_status, render
 
     spec = load(study, changes)
     records, unreadable = read_ledger(spec)

@@ -9,10 +9,10 @@ import typer
 
 from raymrc.cli.answers import print_cells, print_final, read_findings
 from raymrc.cli.app import MUST_CHANGE, AsJson, Changes, Study, answer_json, app, print_table, say
-from raymrc.cli.at_hand import load
+from raymrc.cli.local import load
 
 if TYPE_CHECKING:
-    from raymrc.study.simulate import Table
+    from raymrc.racing.simulate import Table
     from raymrc.study.spec import Spec
 
 
@@ -50,8 +50,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Set two studies' winners against each other, cell by cell."""
-    from raymrc.study.comparison import compare as set_against
-    from raymrc.study.comparison import render
+    from raymrc.analysis.comparison import compare as set_against
+    from raymrc.analysis.comparison import render
 
     (one, some), (other, others) = read_findings(first, None), read_findings(second, None)
     found = set_against(one, other)
@@ -110,8 +110,8 @@ def simulate(
 ) -> None:  # fmt: skip
     """Replay a ledger's full grids, or made-up ones: what racing saves, and whom it chooses."""
     from raymrc.errors import LedgerError
-    from raymrc.study.ledger import Ledger
-    from raymrc.study.simulate import read_tables, render, reorder, replay_all
+    from raymrc.ledger.ledger import Ledger
+    from raymrc.racing.simulate import read_tables, render, reorder, replay_all
 
     spec = load(source, None) if made_up or source.is_file() else None
     problems: tuple[str, ...] = ()
@@ -143,8 +143,8 @@ def simulate(
 
 def _make_up(spec: Spec, of_each: int) -> list[tuple[str, list[Table]]]:
     """Grids like those of a study's cells, with their names. No notes and no weights are asked."""
-    from raymrc.study.plan import plan_study, representatives
-    from raymrc.study.simulate import make_up
+    from raymrc.planning.plan import plan_study, representatives
+    from raymrc.racing.simulate import make_up
 
     planned = plan_study(spec, places=False)
     return [

@@ -22,21 +22,21 @@ from raymrc.cli.app import (
     print_table,
     say,
 )
-from raymrc.cli.at_hand import find_measured, find_workload, load
+from raymrc.cli.local import find_measured, find_workload, load
 from raymrc.cli.track import register_models, write_page
 
 if TYPE_CHECKING:
+    from raymrc.analysis.findings import Findings
+    from raymrc.configuration import Cell
     from raymrc.corpora.note import Corpus
-    from raymrc.study.budget import Spent
-    from raymrc.study.configuration import Cell
-    from raymrc.study.earlier import RatePrior
-    from raymrc.study.findings import Findings
-    from raymrc.study.forecast import Expectations
-    from raymrc.study.ledger import Ledger
-    from raymrc.study.plan import Plan
-    from raymrc.study.record import Record
+    from raymrc.costs.budget import Spent
+    from raymrc.costs.forecast import Expectations
+    from raymrc.ledger.ledger import Ledger
+    from raymrc.ledger.record import Record
+    from raymrc.planning.plan import Plan
+    from raymrc.racing.prior import RatePrior
+    from raymrc.scheduling.state import StudyOutcome
     from raymrc.study.spec import Spec
-    from raymrc.sweep.state import StudyOutcome
     from raymrc.tracking.datasets import Dataset
     from raymrc.training.batching import StudyData
 
@@ -65,8 +65,8 @@ def run(study: Study, changes: Changes = None, metrics_port: MetricsPort = None)
 @app.command("test")
 def final_test(study: Study, changes: Changes = None, metrics_port: MetricsPort = None) -> None:
     """Train each cell's winner on all notes, and score the held-out notes once."""
+    from raymrc.analysis.final import plan_final_test, write_predictions
     from raymrc.errors import SpecError
-    from raymrc.study.final import plan_final_test, write_predictions
 
     job = _prepare(study, changes, races=False)
     if job.data.test is None:
@@ -103,7 +103,7 @@ class _Job:
 
 
 def _findings(job: _Job, records: Sequence[Record]) -> Findings:
-    from raymrc.study.findings import find
+    from raymrc.analysis.findings import find
 
     return find(job.spec, job.plan, records, job.data.corpus, job.data.transfer, job.data.test)
 
@@ -115,11 +115,12 @@ def _prepare(study: Path, changes: list[str] | None, *, races: bool) -> _Job:
         races: whether what earlier ledgers say may be asked for; a final test has no use for it.
     """
     from raymrc.corpora.splits import check_folds
+    from raymrc.ledger.ledger import Ledger
     from raymrc.model.adapters import read_prompt
     from raymrc.model.backbones import check_weights, find, weights_fingerprint
+    from raymrc.planning.plan import plan_study
     from raymrc.reading.questions import build_questions
     from raymrc.reading.relations import find_asked
-    from raymrc.study.ledger import Ledger
     from raymrc.study.notes import (
         build_study_folds,
         check_held_out,
@@ -129,7 +130,6 @@ def _prepare(study: Path, changes: list[str] | None, *, races: bool) -> _Job:
         read_test,
         read_transfer,
     )
-    from raymrc.study.plan import plan_study
 
     spec = load(study, changes)
     adapter = read_initial_prompt(spec)
@@ -164,9 +164,9 @@ def _prepare(study: Path, changes: list[str] | None, *, races: bool) -> _Job:
 
 def _train(job: _Job, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcome, bool]:
     """What the ledger lacks of a plan; and whether MLflow has all of it."""
-    from raymrc.study.budget import Budget
-    from raymrc.study.files import absolute
-    from raymrc.study.plan import render
+    from raymrc.costs.budget import Budget
+    from raymrc.ledger.storage import absolute
+    from raymrc.planning.plan import render
     from raymrc.training.trainer import Trainer
 
     spec, ledger = job.spec, job.ledger
@@ -177,10 +177,10 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcom
     expect = _expectations(job, plan).of if spec.budget is not None else None
 
     # And seconds more.
+    from raymrc.scheduling.failures import FailureTerms
+    from raymrc.scheduling.progress import Progress
     from raymrc.sweep.driver import run_study
-    from raymrc.sweep.failures import FailureTerms
-    from raymrc.sweep.progress import Progress
-    from raymrc.sweep.workplace import Resources
+    from raymrc.sweep.session import Resources
     from raymrc.tracking import MlflowRecorder, Place
 
     with (
@@ -244,8 +244,8 @@ def _earlier_rates(
     if spec.racing is None or plan.racing is None or not spec.racing.warm_start:
         return {}
     from raymrc.corpora.problems import first_few
-    from raymrc.study.earlier import learn_rates, scored_earlier
-    from raymrc.study.ledger import Ledger
+    from raymrc.ledger.ledger import Ledger
+    from raymrc.racing.prior import learn_rates, scored_earlier
 
     untouched = list(transfer.items())
     if test is not None and spec.final_test is not None:
@@ -282,7 +282,7 @@ def _earlier_rates(
 
 def _expectations(job: _Job, plan: Plan) -> Expectations:
     """What a plan's fold-runs are expected to cost."""
-    from raymrc.study.forecast import Expectations
+    from raymrc.costs.forecast import Expectations
 
     workload = find_workload(job.spec, plan, job.data.corpus, job.data.transfer)
     measured = find_measured(job.spec, job.plan, workload, job.ledger.records())
@@ -321,7 +321,7 @@ def tell(spec: Spec, outcome: StudyOutcome) -> None:
 
 def _spending(spec: Spec, spent: Spent, device_seconds: float) -> str:
     """What a run has cost, and the study with it."""
-    from raymrc.study.budget import Budget
+    from raymrc.costs.budget import Budget
 
     budget = Budget.of(spec)
     word = "GPU-seconds" if spec.resources.gpus_per_host else "core-seconds"

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from raymrc.cli.app import DONE, MUST_CHANGE, Changes, Study, app, say
-from raymrc.cli.at_hand import known_at_hand, load, read_ledger, test_at_hand
+from raymrc.cli.local import known_at_hand, load, read_ledger, test_at_hand
 from raymrc.errors import RaymrcError
 
 if TYPE_CHECKING:
+    from raymrc.analysis.findings import Findings
     from raymrc.corpora.note import Corpus
-    from raymrc.study.findings import Findings
-    from raymrc.study.record import Record
+    from raymrc.ledger.record import Record
     from raymrc.study.spec import Spec
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from raymrc.configuration import Backbone
     from raymrc.model.encoder import Encoder
-    from raymrc.study.configuration import Backbone
 
 
 @dataclass(frozen=True, slots=True)

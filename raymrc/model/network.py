@@ -25,7 +25,7 @@ from raymrc.model.prompts import SoftPrompt, Start, word_ids
 from raymrc.model.strategies import STRATEGIES
 
 if TYPE_CHECKING:
-    from raymrc.study.configuration import Configuration
+    from raymrc.configuration import Configuration
 
 OWNERS = {"encoder.": "backbone", "prompt.": "prompt", "heads.": "heads"}
 """Who claims a parameter, by how its name begins."""

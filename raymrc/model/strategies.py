@@ -17,10 +17,10 @@ from raymrc.model.shapes import (
 )
 
 if TYPE_CHECKING:
+    from raymrc.configuration import Configuration
     from raymrc.model.backbones import Loaded
     from raymrc.model.network import Model
     from raymrc.model.prompts import Start
-    from raymrc.study.configuration import Configuration
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from raymrc.study.quantities import short_count
-from raymrc.study.statistics import Interval, SizeFit
+from raymrc.analysis.statistics import Interval, SizeFit
+from raymrc.quantities import short_count
 
 LOOKS = {
     "fine_tune": ("#0072B2", "circle"),

@@ -11,9 +11,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from raymrc.analysis.findings import Findings
 from raymrc.errors import StudyError
 from raymrc.report.files import put
-from raymrc.study.findings import Findings
 
 
 def write(findings: Findings, folder: Path) -> Path:
@@ -53,8 +53,8 @@ def build(findings: Findings) -> str:
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
+    from raymrc.analysis.conclusions import sentences
     from raymrc.report.sections import build_facts, build_sections
-    from raymrc.study.conclusions import sentences
 
     environment = Environment(
         loader=PackageLoader("raymrc.report", "look"),

@@ -16,11 +16,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from raymrc.analysis.findings import Findings
+from raymrc.configuration import Cell, Configuration, FoldRun
+from raymrc.ledger.record import MODES, Record
 from raymrc.report.files import put
 from raymrc.scoring.counts import Counts
-from raymrc.study.configuration import Cell, Configuration, FoldRun
-from raymrc.study.findings import Findings
-from raymrc.study.record import MODES, Record
 
 KINDS = ("csv", "parquet")
 

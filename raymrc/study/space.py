@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, fields
 from itertools import product
 from typing import Any
 
-from raymrc.study.configuration import Configuration
+from raymrc.configuration import Configuration
 
 DEFAULTS: dict[str, Any] = {
     f.name: f.default for f in fields(Configuration) if f.default is not MISSING

@@ -25,16 +25,16 @@ from pydantic import (
     model_validator,
 )
 
+from raymrc.configuration import Backbone
 from raymrc.corpora.formats import READERS
 from raymrc.errors import SpecError
+from raymrc.ledger.storage import hide_password
 from raymrc.model.backbones import BACKBONES
 from raymrc.model.shapes import MAX_PROMPT_LENGTH, SHAPES
 from raymrc.model.strategies import STRATEGIES
+from raymrc.racing.racing import Racing
 from raymrc.reading.relations import TASKS
 from raymrc.study.checks import Problem, across, no_effect
-from raymrc.study.configuration import Backbone
-from raymrc.study.files import hide_password
-from raymrc.study.racing import Racing
 from raymrc.study.source import Position, Source, Steps, nearest, read_source
 from raymrc.study.space import Setting
 from raymrc.study.values import (

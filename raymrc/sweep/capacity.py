@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raymrc.errors import RaymrcError
-from raymrc.sweep.board import Crew
+from raymrc.scheduling.work_queue import Crew
 
 if TYPE_CHECKING:
     from raymrc.sweep.hosts import HostTerms

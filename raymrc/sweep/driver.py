@@ -16,17 +16,17 @@ from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
+from raymrc.configuration import Cell, FoldRun
+from raymrc.costs.budget import Budget, Need
 from raymrc.errors import LedgerError, RaymrcError
+from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.record import Record
 from raymrc.model.strategies import STRATEGIES
-from raymrc.study.budget import Budget, Need
-from raymrc.study.configuration import Cell, FoldRun
-from raymrc.study.earlier import RatePrior
-from raymrc.study.ledger import Ledger
-from raymrc.study.placement import LANES
-from raymrc.study.plan import CellPlan, Plan
-from raymrc.study.record import Record
-from raymrc.sweep.progress import Snapshot
-from raymrc.sweep.search import Work
+from raymrc.planning.placement import LANES
+from raymrc.planning.plan import CellPlan, Plan
+from raymrc.racing.prior import RatePrior
+from raymrc.scheduling.progress import Snapshot
+from raymrc.scheduling.search import Work
 
 # isort: split
 import ray
@@ -35,19 +35,18 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raymrc.sweep.allowance import Allowance
-from raymrc.sweep.board import SOLO, Crew
+from raymrc.scheduling.allowance import Allowance
+from raymrc.scheduling.checkpoints import Saved
+from raymrc.scheduling.failures import FailureTerms
+from raymrc.scheduling.record_writer import PATIENCE_SECONDS, Keeper
+from raymrc.scheduling.spending import Spending
+from raymrc.scheduling.state import Room, Study, StudyOutcome
+from raymrc.scheduling.work_queue import SOLO, Crew
 from raymrc.sweep.capacity import can_grow, check_crew, count_devices
-from raymrc.sweep.failures import FailureTerms
+from raymrc.sweep.coordinator import Stopped, open_reception
 from raymrc.sweep.hosts import HostTerms, OpenPool
-from raymrc.sweep.keeping import PATIENCE_SECONDS, Keeper
 from raymrc.sweep.metrics import Meters
-from raymrc.sweep.reception import Stopped, open_reception
-from raymrc.sweep.saved import Saved
-from raymrc.sweep.spending import Spending
-from raymrc.sweep.state import Room, Study, StudyOutcome
-from raymrc.sweep.trial import run_trial
-from raymrc.sweep.workplace import (
+from raymrc.sweep.session import (
     Resources,
     catch_interrupt,
     clear_workplaces,
@@ -56,6 +55,7 @@ from raymrc.sweep.workplace import (
     make_workplace,
     only_run,
 )
+from raymrc.sweep.trial import run_trial
 
 FILL = {"cpu": 1, "gpu": 8}
 """Fold-runs that are worth one more host: a core has nothing better to do, a GPU costs money."""

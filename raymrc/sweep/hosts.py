@@ -17,11 +17,11 @@ from typing import Any, Protocol, TypeAlias
 
 import ray
 
-from raymrc.study.configuration import Backbone, FoldRun
-from raymrc.study.files import open_files
-from raymrc.study.record import Epoch, Event, Record
-from raymrc.sweep.board import SOLO, Crew, Order, Report
-from raymrc.sweep.failures import record_error
+from raymrc.configuration import Backbone, FoldRun
+from raymrc.ledger.record import Epoch, Event, Record
+from raymrc.ledger.storage import open_files
+from raymrc.scheduling.failures import record_error
+from raymrc.scheduling.work_queue import SOLO, Crew, Order, Report
 from raymrc.sweep.metrics import LaneMeters, Meters
 
 SLICE_SECONDS = 0.5

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 from raymrc.errors import RaymrcError
 
 if TYPE_CHECKING:
-    from raymrc.study.budget import Budget, Spent
-    from raymrc.study.configuration import Cell, FoldRun
-    from raymrc.study.plan import CellPlan
-    from raymrc.study.record import Record
-    from raymrc.sweep.progress import CellProgress
+    from raymrc.configuration import Cell, FoldRun
+    from raymrc.costs.budget import Budget, Spent
+    from raymrc.ledger.record import Record
+    from raymrc.planning.plan import CellPlan
+    from raymrc.scheduling.progress import CellProgress
 
 TELL_SECONDS = 2.0
 """So often gauges are set: Ray drops one that was not for two of its reporting intervals of 10 s."""
@@ -236,7 +236,7 @@ def tell_cells(meters: Meters, plans: Sequence[CellPlan], shown: Sequence[CellPr
 
 def tell_end(meters: Meters, record: Record, device_hour_usd: float, *, tries_again: bool) -> None:
     """What a fold-run has come to; by the driver."""
-    from raymrc.study.cost import price
+    from raymrc.planning.arithmetic import price
 
     cell = record.fold_run.configuration.cell
     meters.tell(ENDED, 1, cell, status=record.status)

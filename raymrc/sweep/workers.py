@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from raymrc.configuration import Backbone
 from raymrc.errors import RaymrcError
-from raymrc.study.configuration import Backbone
-from raymrc.study.record import Epoch, Event
-from raymrc.sweep.board import Order, Report
+from raymrc.ledger.record import Epoch, Event
+from raymrc.scheduling.work_queue import Order, Report
 from raymrc.sweep.hosts import Host, HostTerms, LanePool, OpenPool, Shared
 from raymrc.sweep.metrics import LaneMeters, Meters
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raymrc.errors import RaymrcError
+from raymrc.ledger.storage import hide_password
 from raymrc.model.backbones import file_digest
-from raymrc.study.files import hide_password
 from raymrc.tracking.drawings import Study
 from raymrc.tracking.writers import (
     DELETED,

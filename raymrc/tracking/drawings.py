@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 
+from raymrc.analysis.summary import rank
+from raymrc.configuration import Backbone, Cell, Configuration, hash_values
+from raymrc.ledger.record import BOTH_FOUND, MODES, Record
 from raymrc.model.strategies import STRATEGIES
 from raymrc.scoring.counts import pool
-from raymrc.study.configuration import Backbone, Cell, Configuration, hash_values
-from raymrc.study.record import BOTH_FOUND, MODES, Record
-from raymrc.study.verdict import rank
 from raymrc.tracking.datasets import Dataset
 
 SHOWN_ELSEWHERE = ("key", "status", "reason")

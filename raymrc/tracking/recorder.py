@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from raymrc.configuration import Configuration
 from raymrc.errors import RaymrcError
-from raymrc.study.configuration import Configuration
-from raymrc.study.files import hide_password
-from raymrc.study.record import Record
+from raymrc.ledger.record import Record
+from raymrc.ledger.storage import hide_password
 from raymrc.tracking.datasets import Dataset
 from raymrc.tracking.drawings import Figures, Study, draw, read_figures
 from raymrc.tracking.writers import (

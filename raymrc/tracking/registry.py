@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import raymrc
+from raymrc.analysis.final import final_records
+from raymrc.configuration import Cell, FoldRun
 from raymrc.corpora.note import Corpus
 from raymrc.errors import RaymrcError
+from raymrc.ledger.record import Record
+from raymrc.ledger.storage import Files, hide_password, open_files
 from raymrc.model.adapters import ADAPTER_FILE
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.questions import build_questions, questions_fingerprint
 from raymrc.reading.relations import Asked, find_asked
-from raymrc.study.configuration import Cell, FoldRun
-from raymrc.study.files import Files, hide_password, open_files
-from raymrc.study.final import final_records
-from raymrc.study.record import Record
 from raymrc.study.spec import Spec
 from raymrc.tracking.serving import ASKED_FILE, FOUND, SPANS, TEXT
 from raymrc.tracking.writers import (

@@ -95,9 +95,9 @@ def _load_pyfunc(data_path: str) -> Served:
     """
     import torch
 
+    from raymrc.configuration import Configuration
     from raymrc.model.adapters import read_adapter
     from raymrc.model.backbones import load
-    from raymrc.study.configuration import Configuration
     from raymrc.training.predictor import Predictor
 
     folder = Path(data_path)

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from raymrc.configuration import hash_values
 from raymrc.errors import RaymrcError
-from raymrc.study.configuration import hash_values
-from raymrc.study.files import absolute, hide_password
+from raymrc.ledger.storage import absolute, hide_password
 from raymrc.study.spec import Spec
 from raymrc.tracking.datasets import Dataset
 from raymrc.tracking.drawings import Drawing

@@ -43,9 +43,9 @@ from raymrc.reading.windows import Pieces, Window, cut_windows, read_pieces
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from raymrc.configuration import Configuration, FoldRun
     from raymrc.model.shapes import Shape
-    from raymrc.study.configuration import Configuration, FoldRun
-from raymrc.study.workload import BUCKET_BATCHES
+from raymrc.costs.workload import BUCKET_BATCHES
 
 _Parts = TypeVar("_Parts", bound=tuple[object, ...])
 

@@ -22,19 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raymrc.configuration import FoldRun, hash_values
 from raymrc.corpora.note import Note
 from raymrc.corpora.splits import note_marks
 from raymrc.errors import TrainingError
+from raymrc.ledger.record import Epoch, Found, NoteCounts, Record
 from raymrc.model.adapters import write_adapter
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs, SpanTargets, Targets
 from raymrc.model.strategies import STRATEGIES, build
+from raymrc.planning.arithmetic import head_parameters, price, training_flops
 from raymrc.reading.examples import Unreachable, unreachable, unreachable_apart, untaggable
 from raymrc.reading.relations import mentions_of, unreachable_relations
 from raymrc.scoring.counts import Counts, pool
-from raymrc.study.configuration import FoldRun, hash_values
-from raymrc.study.cost import head_parameters, price, training_flops
-from raymrc.study.record import Epoch, Found, NoteCounts, Record
 from raymrc.training.activations import Activations
 from raymrc.training.batching import (
     Row,
@@ -46,7 +46,7 @@ from raymrc.training.batching import (
     steps_per_epoch,
     training_batches,
 )
-from raymrc.training.exam import Answer, Exam
+from raymrc.training.evaluation import Answer, Exam
 from raymrc.training.fused import Part
 from raymrc.training.meter import Spent, device_name, hardware, versions
 

@@ -20,15 +20,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from raymrc.configuration import Cell, Configuration, FoldRun
 from raymrc.errors import MemoryShortage, TrainingError
+from raymrc.ledger.record import Event, Record
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
-from raymrc.study import placement
-from raymrc.study.configuration import Cell, Configuration, FoldRun
-from raymrc.study.cost import lane_bytes, pass_bytes
-from raymrc.study.placement import ACTIVATIONS_SHARE, MEMORY_SHARE, SPECIAL_PIECES, machine_bytes
-from raymrc.study.record import Event, Record
+from raymrc.planning import placement
+from raymrc.planning.arithmetic import lane_bytes, pass_bytes
+from raymrc.planning.placement import ACTIVATIONS_SHARE, MEMORY_SHARE, SPECIAL_PIECES, machine_bytes
 from raymrc.training.activations import Activations
 from raymrc.training.batching import StudyData
 from raymrc.training.fused import (

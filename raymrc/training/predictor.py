@@ -13,13 +13,13 @@ from pathlib import Path
 
 from raymrc.corpora.note import Note
 from raymrc.errors import AdapterError
+from raymrc.ledger.record import Found
 from raymrc.model.backbones import Loaded
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.relations import Asked, mentions_of
 from raymrc.reading.windows import cut_windows, read_pieces
-from raymrc.study.record import Found
 from raymrc.training.batching import Row, RowBuilder, collate, evaluation_batches
-from raymrc.training.exam import Exam
+from raymrc.training.evaluation import Exam
 from raymrc.training.lane import Answers
 from raymrc.training.pool import PASS_PIECES
 from raymrc.training.trainer import load_adapter

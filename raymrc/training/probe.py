@@ -15,17 +15,17 @@ from multiprocessing import get_context
 
 import torch
 
+from raymrc.configuration import Configuration, FoldRun
 from raymrc.corpora.note import Corpus
 from raymrc.corpora.splits import make_folds, take_subset
+from raymrc.costs.rates import Job, Measured
+from raymrc.costs.workload import Workload, shortened
 from raymrc.errors import CorpusError, RaymrcError
+from raymrc.ledger.record import Record
 from raymrc.model.backbones import find
 from raymrc.model.shapes import Shape
 from raymrc.reading.light_tokenizers import read_tokenizer
 from raymrc.reading.relations import find_asked
-from raymrc.study.configuration import Configuration, FoldRun
-from raymrc.study.estimate import Job, Measured
-from raymrc.study.record import Record
-from raymrc.study.workload import Workload, shortened
 from raymrc.training.batching import StudyData
 from raymrc.training.pool import Pool
 from raymrc.training.trainer import Trainer

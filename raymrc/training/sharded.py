@@ -40,6 +40,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from raymrc.configuration import Backbone, Cell, FoldRun
 from raymrc.errors import BackboneError, TrainingError
 from raymrc.model.backbones import (
     Loaded,
@@ -55,8 +56,7 @@ from raymrc.model.encoder import Encoder, stored_parts, weight_names
 from raymrc.model.network import own_part
 from raymrc.model.precision import precision
 from raymrc.model.strategies import STRATEGIES
-from raymrc.study.configuration import Backbone, Cell, FoldRun
-from raymrc.study.cost import lane_bytes
+from raymrc.planning.arithmetic import lane_bytes
 from raymrc.training.batching import Row, StudyData, collate, collate_targets
 from raymrc.training.lane import Answers, Batch, Lane
 from raymrc.training.meter import Meter

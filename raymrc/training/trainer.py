@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.errors import AdapterError, BackboneError, TrainingError
+from raymrc.ledger.record import Epoch, Record
+from raymrc.ledger.storage import open_files
 from raymrc.model.adapters import Adapter, read_adapter, read_state
 from raymrc.model.backbones import Loaded, find, load, load_tokenizer, read_shape
 from raymrc.model.network import Model
 from raymrc.model.strategies import STRATEGIES, build
 from raymrc.reading.relations import Asked
-from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
-from raymrc.study.files import open_files
-from raymrc.study.record import Epoch, Record
 from raymrc.training.batching import RowBuilder, StudyData
 from raymrc.training.lane import Lane
 from raymrc.training.pool import Pool
 
 if TYPE_CHECKING:
-    from raymrc.study.plan import Plan
+    from raymrc.planning.plan import Plan
     from raymrc.training.sharded import Ranks
 
 

@@ -26,10 +26,10 @@ from typing import Any
 
 import psutil
 
-from raymrc.study.budget import Entry, Journal, add_up
-from raymrc.study.files import open_files
-from raymrc.study.ledger import ENDINGS, Ledger
-from raymrc.study.record import Record
+from raymrc.costs.budget import Entry, Journal, add_up
+from raymrc.ledger.ledger import ENDINGS, Ledger
+from raymrc.ledger.record import Record
+from raymrc.ledger.storage import open_files
 from tests.chaos.study import ANSWER, EPOCHS, RATES, Terms, script, true_time
 from tests.paths import ROOT
 from tests.s3_server import HAS_MOTO, S3Server

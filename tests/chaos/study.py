@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raymrc.study.budget import Budget, Need
-from raymrc.study.configuration import Backbone, FoldRun
-from raymrc.study.ledger import Ledger
-from raymrc.study.plan import Plan
-from raymrc.study.racing import Racing
-from raymrc.study.record import Epoch, Event, Record
+from raymrc.configuration import Backbone, FoldRun
+from raymrc.costs.budget import Budget, Need
+from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.record import Epoch, Event, Record
+from raymrc.planning.plan import Plan
+from raymrc.racing.racing import Racing
 from tests.sweep.making import Script, ScriptPool, make_plan
 
 EPOCHS = 4
@@ -197,7 +197,7 @@ def drive(folder: Path, number: int) -> int:
     """One driver; the code is that of `raymrc run`."""
     from raymrc.errors import RaymrcError
     from raymrc.sweep.driver import run_study
-    from raymrc.sweep.workplace import Resources
+    from raymrc.sweep.session import Resources
     from tests.training.test_lane import make_data, make_notes
 
     terms = Terms.read(folder)

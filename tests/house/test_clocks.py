@@ -16,20 +16,20 @@ SET_BY_OTHERS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow",
 
 FOR_PEOPLE = {
     ("training/lane.py", "datetime.now", "started_at"),
-    ("sweep/failures.py", "datetime.now", "started_at"),
+    ("scheduling/failures.py", "datetime.now", "started_at"),
 }
 OF_THE_JOURNAL = {
     ("cli/plan.py", "time.time", "spent_by"),
     ("cli/plan.py", "time.time", "read_status"),
-    ("sweep/spending.py", "time.time", "Account"),
-    ("sweep/spending.py", "time.time", "lease"),
-    ("sweep/spending.py", "time.time", "last"),
-    ("sweep/reception.py", "time.time", "Account"),
-    ("sweep/reception.py", "time.time", "lease"),
-    ("sweep/reception.py", "time.time", "last"),
+    ("scheduling/spending.py", "time.time", "Account"),
+    ("scheduling/spending.py", "time.time", "lease"),
+    ("scheduling/spending.py", "time.time", "last"),
+    ("sweep/coordinator.py", "time.time", "Account"),
+    ("sweep/coordinator.py", "time.time", "lease"),
+    ("sweep/coordinator.py", "time.time", "last"),
 }
 """Where the calendar is asked, and what for. The journal of a budget needs a time that drivers on several
-machines share, to place their runs beside each other; `tests/study/test_budget.py` sets it wrong."""
+machines share, to place their runs beside each other; `tests/costs/test_budget.py` sets it wrong."""
 
 
 def asked_of_the_calendar() -> set[tuple[str, str, str]]:

@@ -13,6 +13,7 @@ from raymrc.corpora.formats import write_corpus
 from raymrc.corpora.synthetic import synthesize
 from raymrc.model.shapes import SHAPES
 from raymrc.model.strategies import STRATEGIES
+from raymrc.planning.plan import plan_study
 from raymrc.study.notes import (
     build_study_folds,
     read_study_corpus,
@@ -21,7 +22,6 @@ from raymrc.study.notes import (
     study_labels,
     study_questions,
 )
-from raymrc.study.plan import plan_study
 from raymrc.study.spec import load_spec
 from tests.paths import ROOT, SHARED, needs_shared
 

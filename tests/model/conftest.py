@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from raymrc.configuration import Backbone
 from raymrc.model import backbones
 from raymrc.model.backbones import Loaded
-from raymrc.study.configuration import Backbone
 from tests.model.tiny import KINDS, tiny_loaded
 
 

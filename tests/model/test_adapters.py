@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import raymrc
+from raymrc.configuration import Configuration
 from raymrc.errors import AdapterError, BackboneError
 from raymrc.model import adapters
 from raymrc.model.adapters import ADAPTER_FILE, read_adapter, read_state, write_adapter
 from raymrc.model.backbones import Loaded
 from raymrc.model.strategies import STRATEGIES, build
-from raymrc.study.configuration import Configuration
 from tests.model.test_strategies import batch, train
 from tests.model.tiny import tiny_configuration
 from tests.paths import ROOT

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from raymrc.configuration import Backbone
 from raymrc.errors import BackboneError
 from raymrc.model.backbones import BACKBONES, find, load, read_shape, shape_of, weights_fingerprint
 from raymrc.model.shapes import SHAPES
-from raymrc.study.configuration import Backbone
 from tests.model.tiny import KINDS, random_inputs, tiny_backbone, tiny_checkpoint
 from tests.paths import ROOT
 
@@ -169,7 +169,7 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_sentence(tmp_path):
     """In an interpreter of its own, as the hub's client reads its settings when it is imported."""
     program = (
         "from raymrc.model.backbones import find\n"
-        "from raymrc.study.configuration import Backbone\n"
+        "from raymrc.configuration import Backbone\n"
         "from raymrc.errors import BackboneError\n"
         "try: find(Backbone('mine', 'nobody/no-such-model'))\n"
         "except BackboneError as error: print(error)\n"
@@ -194,7 +194,7 @@ def test_finding_and_measuring_a_backbone_needs_no_torch(checkpoint):
         "import sys\n"
         "from pathlib import Path\n"
         "from raymrc.model import backbones, shapes, strategies\n"
-        "from raymrc.study.configuration import Backbone\n"
+        "from raymrc.configuration import Backbone\n"
         f"folder = backbones.find(Backbone('tiny', {str(checkpoint)!r}))\n"
         "backbones.read_shape(folder), backbones.weights_fingerprint(folder)\n"
         "heavy = {'torch', 'transformers', 'numpy', 'safetensors'} & set(sys.modules)\n"

@@ -10,13 +10,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from raymrc.configuration import Backbone
 from raymrc.errors import BackboneError, PromptError
 from raymrc.model import backbones
 from raymrc.model.backbones import Loaded
 from raymrc.model.encoder import Encoder, from_hugging_face
 from raymrc.model.inputs import Inputs
 from raymrc.model.prompts import SoftPrompt
-from raymrc.study.configuration import Backbone
 from tests.model.tiny import (
     KINDS,
     random_inputs,

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from raymrc.configuration import Backbone, Cell, Configuration
 from raymrc.model import backbones
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs, SpanTargets, TagTargets
-from raymrc.study.configuration import Backbone, Cell, Configuration
 
 KINDS = ("bert", "roberta", "megatron-bert")
 

@@ -13,12 +13,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from raymrc.analysis.findings import Findings, find
+from raymrc.configuration import Backbone, Configuration, FoldRun
+from raymrc.ledger.record import Epoch, NoteCounts, Record
 from raymrc.model.shapes import SHAPES
+from raymrc.planning.plan import Plan, plan_study
 from raymrc.scoring.counts import Counts
-from raymrc.study.configuration import Backbone, Configuration, FoldRun
-from raymrc.study.findings import Findings, find
-from raymrc.study.plan import Plan, plan_study
-from raymrc.study.record import Epoch, NoteCounts, Record
 from raymrc.study.spec import Spec, load_spec
 
 STUDY = """\

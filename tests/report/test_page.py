@@ -18,20 +18,20 @@ from pathlib import Path
 
 import pytest
 
+from raymrc.analysis.conclusions import ends
+from raymrc.analysis.findings import Findings
+from raymrc.analysis.judging import conclude
+from raymrc.analysis.summary import summarise
 from raymrc.cli import main
 from raymrc.cli.track import write_page
 from raymrc.errors import StudyError
+from raymrc.ledger.record import BOTH_FOUND, NoteCounts, Record
+from raymrc.planning.plan import fold_run, plan_study
 from raymrc.report import write, write_plots
 from raymrc.report.page import build, data
 from raymrc.report.sections import build_facts, build_sections
 from raymrc.scoring.counts import Counts
-from raymrc.study.conclusions import ends
-from raymrc.study.findings import Findings
-from raymrc.study.judging import conclude
-from raymrc.study.plan import fold_run, plan_study
-from raymrc.study.record import BOTH_FOUND, NoteCounts, Record
 from raymrc.study.spec import load_spec
-from raymrc.study.verdict import summarise
 from tests.browser import Visit, browser, needs_chromium
 from tests.commands import raymrc, write_notes
 from tests.model.tiny import WORDS, tiny_checkpoint

@@ -11,9 +11,9 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from raymrc.analysis.summary import summarise
 from raymrc.report import write_tables
 from raymrc.report.tables import SETTINGS
-from raymrc.study.verdict import summarise
 from tests.report.making import STUDY, make_findings
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.errors import SpecError
+from raymrc.ledger.record import NoteCounts, Record
 from raymrc.scoring.counts import Counts
-from raymrc.study.configuration import Backbone, Cell, Configuration, FoldRun
-from raymrc.study.record import NoteCounts, Record
 from raymrc.study.spec import Spec, load_spec
 
 STUDY = """\

@@ -10,9 +10,9 @@ from dataclasses import fields
 
 import pytest
 
+from raymrc.configuration import Backbone, Configuration
 from raymrc.model.strategies import STRATEGIES
-from raymrc.study.configuration import Backbone, Configuration
-from raymrc.study.racing import Racing
+from raymrc.racing.racing import Racing
 from raymrc.study.space import Distribution, Fixed, Grid
 from raymrc.study.spec import Settings, Spec, Strategies
 from tests.study.making import STUDY, problems_of, spec_of

@@ -22,13 +22,13 @@ from typing import Any
 
 import psutil
 
+from raymrc.configuration import Backbone, Cell, FoldRun
 from raymrc.errors import BackboneError, TrainingError
+from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.record import Epoch, Event, NoteCounts, Record
+from raymrc.planning.plan import CellPlan, Fingerprints, Plan, build_configuration
+from raymrc.racing.racing import Racing
 from raymrc.scoring.counts import Counts
-from raymrc.study.configuration import Backbone, Cell, FoldRun
-from raymrc.study.ledger import Ledger
-from raymrc.study.plan import CellPlan, Fingerprints, Plan, build_configuration
-from raymrc.study.racing import Racing
-from raymrc.study.record import Epoch, Event, NoteCounts, Record
 from raymrc.study.space import Distribution, Fixed, Grid, Setting, build_space
 
 BACKBONE = Backbone("tiny", "nowhere")
@@ -81,7 +81,7 @@ def make_race(num: int = 5) -> Plan:
 
 
 def fold_runs(plan: Plan) -> list[FoldRun]:
-    from raymrc.sweep.search import StudySearch
+    from raymrc.scheduling.search import StudySearch
 
     search = StudySearch(plan)
     return [
@@ -298,12 +298,12 @@ def open_pool(backbone: Backbone, data: Script, ranks: Any = None) -> ScriptPool
 
 
 if __name__ == "__main__":
+    from raymrc.costs.budget import Budget
     from raymrc.errors import StudyError
-    from raymrc.study.budget import Budget
+    from raymrc.scheduling.spending import Spending
     from raymrc.sweep import driver
     from raymrc.sweep.driver import run_study
-    from raymrc.sweep.spending import Spending
-    from raymrc.sweep.workplace import Resources
+    from raymrc.sweep.session import Resources
 
     folder, nap = Path(sys.argv[1]), float(sys.argv[2])
     raced = "race" in sys.argv

@@ -28,11 +28,11 @@ from typing import Any
 
 import psutil
 
-from raymrc.study.configuration import Backbone
-from raymrc.study.ledger import Ledger
-from raymrc.study.placement import Placement
-from raymrc.study.plan import Plan
-from raymrc.study.record import Epoch, Event, Record
+from raymrc.configuration import Backbone
+from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.record import Epoch, Event, Record
+from raymrc.planning.placement import Placement
+from raymrc.planning.plan import Plan
 from tests.paths import ROOT
 from tests.sweep.making import actors, make_plan
 
@@ -292,7 +292,7 @@ def drive(folder: Path) -> int:
     """One driver of the study, in a process of its own; RAY_ADDRESS says where."""
     from raymrc.errors import RaymrcError
     from raymrc.sweep.driver import run_study
-    from raymrc.sweep.workplace import Resources
+    from raymrc.sweep.session import Resources
     from tests.model.tiny import tiny_backbone
     from tests.training.test_lane import make_data, make_notes
 

@@ -20,17 +20,18 @@ from typing import Any
 
 import pytest
 
+from raymrc.configuration import FoldRun
+from raymrc.costs.budget import LEAST_LEASE, Account, Budget, Entry, Journal, Need, add_up
 from raymrc.errors import LedgerError
-from raymrc.study.budget import LEAST_LEASE, Account, Budget, Entry, Journal, Need, add_up
-from raymrc.study.configuration import FoldRun
-from raymrc.study.ledger import Ledger
-from raymrc.sweep import reception, workplace
-from raymrc.sweep.allowance import Allowance
-from raymrc.sweep.board import SOLO, Report
+from raymrc.ledger.ledger import Ledger
+from raymrc.scheduling.allowance import Allowance
+from raymrc.scheduling.state import StudyOutcome
+from raymrc.scheduling.work_queue import SOLO, Report
+from raymrc.sweep import coordinator as reception
+from raymrc.sweep import session as workplace
 from raymrc.sweep.driver import run_study
 from raymrc.sweep.hosts import HostTerms, process_age
-from raymrc.sweep.state import StudyOutcome
-from raymrc.sweep.workplace import Resources
+from raymrc.sweep.session import Resources
 from tests.paths import ROOT
 from tests.sweep.making import Script, actors, fold_runs, make_plan, make_record, open_pool
 
@@ -157,9 +158,9 @@ def test_a_study_ends_where_what_is_left_is_too_little_for_a_host(tmp_path, monk
 
 
 def test_a_storage_that_refuses_ends_hosts_only_when_the_lease_does(tmp_path, monkeypatch):
-    monkeypatch.setattr("raymrc.study.budget.LEAST_LEASE", 4.0)
-    monkeypatch.setattr("raymrc.study.budget.MOST_LEASE", 4.0)
-    monkeypatch.setattr("raymrc.study.budget.WRITE_SECONDS", 0.4)
+    monkeypatch.setattr("raymrc.costs.budget.LEAST_LEASE", 4.0)
+    monkeypatch.setattr("raymrc.costs.budget.MOST_LEASE", 4.0)
+    monkeypatch.setattr("raymrc.costs.budget.WRITE_SECONDS", 0.4)
     monkeypatch.setattr(reception, "WRITE_SECONDS", 0.4)
 
     async def study() -> None:

@@ -24,19 +24,20 @@ import psutil
 import pytest
 
 from raymrc.errors import LedgerError, RaymrcError
-from raymrc.study.files import Folder
-from raymrc.study.ledger import Ledger
-from raymrc.study.placement import Placement
-from raymrc.study.plan import Plan
-from raymrc.study.record import Record
-from raymrc.sweep import driver, workplace
+from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.record import Record
+from raymrc.ledger.storage import Folder
+from raymrc.planning.placement import Placement
+from raymrc.planning.plan import Plan
+from raymrc.scheduling.failures import FailureTerms
+from raymrc.scheduling.progress import Snapshot
+from raymrc.scheduling.state import StudyOutcome
+from raymrc.sweep import driver
+from raymrc.sweep import session as workplace
+from raymrc.sweep.coordinator import open_reception
 from raymrc.sweep.driver import run_study
-from raymrc.sweep.failures import FailureTerms
 from raymrc.sweep.hosts import HostTerms
-from raymrc.sweep.progress import Snapshot
-from raymrc.sweep.reception import open_reception
-from raymrc.sweep.state import StudyOutcome
-from raymrc.sweep.workplace import Resources
+from raymrc.sweep.session import Resources
 from tests.paths import ROOT
 from tests.sweep.making import (
     DEVICE_SECONDS,

@@ -18,14 +18,14 @@ from typing import Any
 import psutil
 import pytest
 
-from raymrc.study.ledger import Ledger
-from raymrc.study.record import Record
-from raymrc.sweep.board import DEATHS, SOLO, Crew
+from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.record import Record
+from raymrc.scheduling.work_queue import DEATHS, SOLO, Crew
 from raymrc.sweep.capacity import had_process
+from raymrc.sweep.coordinator import _Asked
 from raymrc.sweep.driver import run_study
 from raymrc.sweep.hosts import HostTerms
-from raymrc.sweep.reception import _Asked
-from raymrc.sweep.workplace import Resources
+from raymrc.sweep.session import Resources
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
 from tests.sweep.making import (
     Script,
@@ -58,7 +58,7 @@ def asked(name: str, ended: list[str] | None = None) -> _Asked:
 def test_hosts_that_cannot_start_are_not_started_for_ever(monkeypatch: Any) -> None:
     from ray.exceptions import ActorDiedError
 
-    from raymrc.sweep.reception import STILLBORN, Reception
+    from raymrc.sweep.coordinator import STILLBORN, Reception
 
     reception = Reception({"lanes": 2, "max_devices": 2}, [], TERMS)
     monkeypatch.setattr(reception, "_scale", lambda: None)
@@ -82,7 +82,7 @@ def test_hosts_that_cannot_start_are_not_started_for_ever(monkeypatch: Any) -> N
 
 
 def test_a_host_that_dies_while_it_waits_takes_no_work_with_it(monkeypatch: Any) -> None:
-    from raymrc.sweep.reception import Reception
+    from raymrc.sweep.coordinator import Reception
 
     reception = Reception({"lanes": 4, "max_devices": 1}, [], TERMS)
     monkeypatch.setattr(reception, "_scale", lambda: None)
@@ -110,8 +110,8 @@ def test_hosts_and_groups_that_are_lost_or_taken_away_are_counted(monkeypatch: A
     import ray
     from ray.exceptions import ActorDiedError
 
+    from raymrc.sweep.coordinator import Reception
     from raymrc.sweep.metrics import EVICTIONS, HOST_DEATHS
-    from raymrc.sweep.reception import Reception
 
     reception = Reception({"lanes": 4, "max_devices": 4}, [], TERMS)
     monkeypatch.setattr(reception, "_scale", lambda: None)
@@ -151,7 +151,7 @@ def test_hosts_and_groups_that_are_lost_or_taken_away_are_counted(monkeypatch: A
 def test_a_host_that_has_not_started_is_called_off_only_where_work_stays_away(
     monkeypatch: Any,
 ) -> None:
-    from raymrc.sweep.reception import Reception
+    from raymrc.sweep.coordinator import Reception
 
     board = {"lanes": 1, "max_devices": 2, "idle_seconds": 0.2}
     reception = Reception(board, [], TERMS)
@@ -204,7 +204,7 @@ def cluster() -> Iterator[Any]:
 def test_a_host_that_has_left_does_not_hold_its_device_any_longer(cluster: Any) -> None:
     import ray
 
-    from raymrc.sweep.reception import run_to_its_end
+    from raymrc.sweep.coordinator import run_to_its_end
 
     @ray.remote(num_cpus=1)
     class Host:
@@ -225,8 +225,8 @@ def test_who_is_ended_before_the_first_word_is_charged_where_there_was_a_process
 ) -> None:
     import ray
 
-    from raymrc.study.budget import Account, Budget
-    from raymrc.sweep.reception import Reception, run_to_its_end
+    from raymrc.costs.budget import Account, Budget
+    from raymrc.sweep.coordinator import Reception, run_to_its_end
 
     @ray.remote(num_cpus=1)
     class Host:

@@ -28,10 +28,10 @@ from typing import Any
 
 import pytest
 
+from raymrc.costs.budget import Budget
 from raymrc.errors import RaymrcError
-from raymrc.study.budget import Budget
-from raymrc.study.ledger import Ledger
-from raymrc.study.record import Record
+from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.record import Record
 from raymrc.sweep.hosts import HostTerms
 from raymrc.sweep.metrics import METRICS, LaneMeters, Meters, check_port
 from tests.paths import ROOT
@@ -50,7 +50,7 @@ def run_a_study(folder: Path, port: int) -> None:
     """Eighteen fold-runs of two cells; of the first three of each one fails at its first try, and the host of
     another dies. The others come after: what is told in a run's last second may not be fetched any more."""
     from raymrc.sweep.driver import run_study
-    from raymrc.sweep.workplace import Resources
+    from raymrc.sweep.session import Resources
 
     script = Script(folder / "trained", 0.6, raises_once=(0.1, 0), dies_once=(0.1, 2))
     script.folder.mkdir()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from raymrc.study.ledger import Ledger
+from raymrc.ledger.ledger import Ledger
 from tests.sweep.making import actors
 from tests.sweep.rehearsal import (
     Battle,

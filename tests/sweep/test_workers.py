@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from raymrc.study.budget import Budget, Journal
-from raymrc.study.ledger import Ledger
-from raymrc.study.placement import Placement
-from raymrc.study.plan import Plan
-from raymrc.study.record import Record
+from raymrc.costs.budget import Budget, Journal
+from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.record import Record
+from raymrc.planning.placement import Placement
+from raymrc.planning.plan import Plan
 from raymrc.sweep.driver import run_study
-from raymrc.sweep.workplace import Resources
+from raymrc.sweep.session import Resources
 from raymrc.training.trainer import Trainer
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
 from tests.sweep.making import actors, make_plan

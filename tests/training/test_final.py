@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raymrc.configuration import FoldRun
 from raymrc.corpora.labels import common_labels
 from raymrc.corpora.note import Corpus, Note
 from raymrc.errors import AdapterError
+from raymrc.ledger.record import Record
 from raymrc.model.backbones import Loaded
 from raymrc.reading.relations import Asked
 from raymrc.scoring.counts import pool
 from raymrc.scoring.n2c2_2018 import score_note, score_relations
-from raymrc.study.configuration import FoldRun
-from raymrc.study.record import Record
 from raymrc.training.batching import StudyData
-from raymrc.training.exam import Exam
+from raymrc.training.evaluation import Exam
 from raymrc.training.lane import Lane
 from raymrc.training.pool import Pool
 from raymrc.training.predictor import Predictor

@@ -20,16 +20,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from raymrc.configuration import Configuration, FoldRun
 from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import make_folds, note_marks
 from raymrc.errors import AdapterError, BackboneError, PromptError, TrainingError
+from raymrc.ledger.record import Record
 from raymrc.model.adapters import ADAPTER_FILE, read_adapter, read_prompt
 from raymrc.model.backbones import Loaded
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.questions import build_questions
 from raymrc.scoring.counts import Counts, pool
-from raymrc.study.configuration import Configuration, FoldRun
-from raymrc.study.record import Record
 from raymrc.training.batching import StudyData
 from raymrc.training.lane import DONE, SCORING, Answers, Batch, Lane
 from raymrc.training.meter import Meter

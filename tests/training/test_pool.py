@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from raymrc.configuration import FoldRun
 from raymrc.errors import TrainingError
+from raymrc.ledger.record import Epoch, Record
 from raymrc.model.backbones import Loaded
 from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs
 from raymrc.scoring.counts import pool as pool_counts
-from raymrc.study.configuration import FoldRun
-from raymrc.study.record import Epoch, Record
 from raymrc.training import pool as pool_module
 from raymrc.training.batching import StudyData
 from raymrc.training.fused import Part

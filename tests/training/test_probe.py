@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import pytest
 
+from raymrc.configuration import Backbone, Cell, Configuration
 from raymrc.corpora.synthetic import synthesize
+from raymrc.costs.rates import fit_rates
 from raymrc.errors import BackboneError
 from raymrc.model.backbones import read_shape
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import find_asked
-from raymrc.study.configuration import Backbone, Cell, Configuration
-from raymrc.study.estimate import fit_rates
 from raymrc.training import probe as rooms
 from raymrc.training.probe import SHARES, Probe, measure, run_probes
 from raymrc.training.trainer import Trainer

@@ -15,20 +15,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from raymrc.configuration import Backbone, FoldRun
 from raymrc.corpora.brat import write_brat
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Corpus, Note, Relation, Span
 from raymrc.corpora.splits import make_folds, take_subset
 from raymrc.corpora.synthetic import synthesize
+from raymrc.ledger.record import BOTH_FOUND, Record, sum_notes
 from raymrc.model.backbones import Loaded, load
 from raymrc.model.strategies import STRATEGIES, count_parameters
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import find_asked, mentions_of
 from raymrc.scoring.counts import Counts
-from raymrc.study.configuration import Backbone, FoldRun
-from raymrc.study.record import BOTH_FOUND, Record, sum_notes
 from raymrc.training.batching import Row, StudyData, collate, collate_targets
-from raymrc.training.exam import Exam
+from raymrc.training.evaluation import Exam
 from raymrc.training.lane import TRAINING, VALIDATION, Lane
 from raymrc.training.pool import Pool
 from raymrc.training.trainer import train_fold_run

@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 import torch
 
+from raymrc.configuration import FoldRun
 from raymrc.errors import BackboneError
 from raymrc.model.backbones import Weights, check_weights, load, weight_files, write_weights
 from raymrc.model.inputs import Inputs
 from raymrc.model.network import own_part
 from raymrc.model.strategies import STRATEGIES
-from raymrc.study.configuration import FoldRun
 from raymrc.training.batching import StudyData, collate, collate_targets
 from raymrc.training.lane import Batch
 from raymrc.training.pool import Pool

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from raymrc.analysis.findings import Findings
 from raymrc.report.parts import Section
-from raymrc.report.sections import compared, searched, told
+from raymrc.report.sections import (
+    compared,
+    searched,
+)
+from raymrc.report.sections import (
+    details as told,
+)
 from raymrc.report.sections.facts import build_facts
-from raymrc.study.findings import Findings
 
 __all__ = ["build_facts", "build_sections"]
 

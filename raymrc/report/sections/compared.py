@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from raymrc.analysis.conclusions import (
+    UNKNOWN,
+    BySize,
+    Conclusion,
+    chance,
+    ends,
+    price_of_point,
+)
+from raymrc.analysis.findings import Findings
+from raymrc.analysis.summary import CellSummary, backbone_sizes
+from raymrc.costs.prices import UTILISATION
+from raymrc.quantities import percent, points, short_count, size_of
 from raymrc.report import figures
 from raymrc.report.figures import Mark, in_points
 from raymrc.report.parts import Plot, Section, Table
@@ -25,18 +37,6 @@ from raymrc.report.sections.naming import (
     without_corpus,
     won,
 )
-from raymrc.study.conclusions import (
-    UNKNOWN,
-    BySize,
-    Conclusion,
-    chance,
-    ends,
-    price_of_point,
-)
-from raymrc.study.findings import Findings
-from raymrc.study.prices import UTILISATION
-from raymrc.study.quantities import percent, points, short_count, size_of
-from raymrc.study.verdict import CellSummary, backbone_sizes
 
 
 def winners(findings: Findings) -> Section | None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+from raymrc.analysis.conclusions import Overall, ends
+from raymrc.analysis.findings import Findings
+from raymrc.analysis.statistics import Interval
+from raymrc.quantities import points
 from raymrc.report.parts import Fact
 from raymrc.report.sections.naming import (
     FREEZE,
@@ -16,10 +20,6 @@ from raymrc.report.sections.naming import (
     winner_of,
     won,
 )
-from raymrc.study.conclusions import Overall, ends
-from raymrc.study.findings import Findings
-from raymrc.study.quantities import points
-from raymrc.study.statistics import Interval
 
 
 def build_facts(findings: Findings) -> tuple[Fact, ...]:

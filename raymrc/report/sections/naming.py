@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from raymrc.model.strategies import STRATEGIES
-from raymrc.report.figures import Mark, in_points
-from raymrc.study.conclusions import (
+from raymrc.analysis.conclusions import (
     AHEAD,
     BEHIND,
     EQUIVALENT,
@@ -16,12 +14,14 @@ from raymrc.study.conclusions import (
     Judgement,
     ends,
 )
-from raymrc.study.configuration import Cell
-from raymrc.study.findings import Findings
-from raymrc.study.judging import over_folds
-from raymrc.study.quantities import points
-from raymrc.study.statistics import Interval, TooFewError
-from raymrc.study.verdict import CellSummary, ConfigurationSummary, describe
+from raymrc.analysis.findings import Findings
+from raymrc.analysis.judging import over_folds
+from raymrc.analysis.statistics import Interval, TooFewError
+from raymrc.analysis.summary import CellSummary, ConfigurationSummary, describe
+from raymrc.configuration import Cell
+from raymrc.model.strategies import STRATEGIES
+from raymrc.quantities import points
+from raymrc.report.figures import Mark, in_points
 
 T = TypeVar("T")
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raymrc.analysis.findings import Findings
+from raymrc.analysis.summary import CellSummary, ConfigurationSummary, differing, say_settings
+from raymrc.quantities import points
 from raymrc.report import figures
 from raymrc.report.figures import Mark
 from raymrc.report.parts import Plot, Section, Table
@@ -20,9 +23,6 @@ from raymrc.report.sections.naming import (
     plus_minus,
     without_corpus,
 )
-from raymrc.study.findings import Findings
-from raymrc.study.quantities import points
-from raymrc.study.verdict import CellSummary, ConfigurationSummary, differing, say_settings
 
 MOST_CONFIGURATIONS = 20
 """Of a cell that are listed; the export has all."""

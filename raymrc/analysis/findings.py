@@ -1,0 +1,120 @@
+"""All that a study's ledger says, as one value: terminal, page, comparison and export are drawn from it.
+
+spec, plan, records -> the records that count -> cells -> conclusions, final tests
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raymrc.analysis.conclusions import Conclusions
+from raymrc.analysis.final import FinalGap, FinalScore, final_gaps, final_scores
+from raymrc.analysis.judging import conclude
+from raymrc.analysis.summary import CellSummary, choose_records, count_failing, summarise, to_json
+from raymrc.corpora.note import Corpus
+from raymrc.ledger.record import Record
+from raymrc.planning.plan import Plan, fold_run
+from raymrc.study.spec import Spec
+
+
+@dataclass(frozen=True)
+class Findings:
+    """
+    Args:
+        fold_runs: the records that count: of the planned cells, on the notes, folds and weights of now,
+            whatever their status; those of final tests last.
+        summaries: in the plan's order of cells.
+        closed: of each cell that was given up, its name and how many of its fold-runs were not begun.
+    """
+
+    spec: Spec
+    plan: Plan
+    fold_runs: tuple[Record, ...] = field(repr=False)
+    summaries: tuple[CellSummary, ...]
+    conclusions: Conclusions
+    finals: tuple[FinalScore, ...] = ()
+    final_gaps: tuple[FinalGap, ...] = ()
+    closed: tuple[tuple[str, int], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `raymrc report --json`."""
+        return {
+            **to_json(self.summaries),
+            "conclusions": self.conclusions.to_json(),
+            "final_test": [score.to_json() for score in self.finals],
+            "final_gaps": [gap.to_json() for gap in self.final_gaps],
+        }
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What failed and what was given up, a sentence each."""
+        failed = [
+            f"{summary.cell.name}: {times} fold-runs failed: {reason}"
+            for summary in self.summaries
+            for reason, times in summary.reasons
+        ]
+        most = self.spec.failures.close_cell_after
+        closed = [
+            f"{name}: closed, as {most} configurations in a row failed (failures.close_cell_after); "
+            f"{left} of its fold-runs were not begun, and 'raymrc run' tries it again"
+            for name, left in self.closed
+        ]
+        return (*failed, *closed)
+
+
+def find(
+    spec: Spec,
+    plan: Plan,
+    records: Sequence[Record],
+    corpus: Corpus | None = None,
+    transfer: Mapping[str, Corpus] | None = None,
+    test: Corpus | None = None,
+) -> Findings:
+    """
+    Args:
+        records: all of the study's ledger.
+        corpus, transfer, test: notes of a patient or article count as one where the notes are at hand, and by
+            themselves where not.
+    """
+    cells = [cell_plan.cell for cell_plan in plan.cells]
+    planned = [r for r in records if plan.holds(r.fold_run.configuration)]
+    same = None
+    if plan.fingerprints is not None:
+        # The ledger may also hold results on other notes or weights, from before a change.
+        same = [
+            fold_run(r.fold_run.configuration, r.fold_run.fold, plan.fingerprints) for r in planned
+        ]
+    kept = [r for of in choose_records(planned, cells, same).values() for r in of]
+    summaries = summarise(kept, spec.num_folds, cells)
+    sites = {"": corpus} if corpus is not None else {}
+    groups = {
+        name: {note.id: note.group or note.id for note in of_site.notes}
+        for name, of_site in (sites | dict(transfer or {})).items()
+    }
+    held_out = {note.id: note.group or note.id for note in test.notes} if test is not None else {}
+    tests = [r for r in records if r.fold_run.is_test and r.fold_run.configuration.cell in cells]
+    return Findings(
+        spec=spec,
+        plan=plan,
+        fold_runs=(*kept, *tests),
+        summaries=summaries,
+        conclusions=conclude(summaries, spec.equivalence_points / 100, groups),
+        finals=final_scores(records, cells, held_out),
+        final_gaps=final_gaps(records, summaries, held_out),
+        closed=_closed(spec, plan, records, summaries),
+    )
+
+
+def _closed(
+    spec: Spec, plan: Plan, records: Sequence[Record], summaries: Sequence[CellSummary]
+) -> tuple[tuple[str, int], ...]:
+    failing, most = count_failing(records), spec.failures.close_cell_after
+    found = []
+    for summary, cell_plan in zip(summaries, plan.cells, strict=True):
+        left = cell_plan.num_fold_runs - summary.num_done - summary.num_failed
+        left -= summary.num_spared
+        if most is not None and failing.get(summary.cell, 0) >= most and left > 0:
+            found.append((summary.cell.name, left))
+    return tuple(found)

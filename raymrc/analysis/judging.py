@@ -1,0 +1,493 @@
+"""How sure each frozen gap, winner and drop is, and what is concluded of it.
+
+    winners of a frozen and a trained cell -> differences on folds and notes -> Holm over all -> a conclusion
+
+Where the folds do not tell, the conclusion is "not enough data" and never the likelier side. The decision
+and its figures: docs/decisions/0024.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymrc.analysis.conclusions import (
+    AHEAD,
+    BEHIND,
+    EQUIVALENT,
+    UNKNOWN,
+    UNSURE,
+    BySize,
+    Conclusion,
+    Conclusions,
+    Judgement,
+    Overall,
+    SiteScore,
+    StillLearning,
+    WinnerScore,
+)
+from raymrc.analysis.statistics import (
+    LEVEL,
+    Bootstrap,
+    Comparison,
+    Interval,
+    Selection,
+    SizeFit,
+    TooFewError,
+    bootstrap,
+    compare_folds,
+    compare_on_shared_notes,
+    cost_per_point,
+    fit_sizes,
+    holm,
+    leave_fold_out,
+    micro_f1,
+    pareto,
+    parity_size,
+    published_correlation,
+)
+from raymrc.analysis.summary import (
+    CellSummary,
+    ConfigurationSummary,
+    FrozenGap,
+    backbone_sizes,
+    best_pairs,
+    frozen_gap,
+    frozen_pairs,
+)
+from raymrc.configuration import Cell
+from raymrc.ledger.record import NoteCounts, Record
+from raymrc.scoring.counts import Counts, pool
+
+Array = NDArray[np.float64]
+
+SEED = 20261125
+"""Of resamples: the same ledger gives the same report."""
+
+Groups = Mapping[str, Mapping[str, str]]
+"""By name of a site, "" for the study's own notes: note id -> patient or article. A note that is not there is
+its own group."""
+
+
+def conclude(
+    summaries: Sequence[CellSummary], margin: float, groups: Groups | None = None
+) -> Conclusions:
+    """All that can be said of a study's frozen gaps and winners.
+
+    Args:
+        margin: of practical equivalence, F1 from 0 to 1.
+        groups: what was annotated of one patient or article is drawn together; each note by itself where not
+            known.
+    """
+    known = groups or {}
+    of_backbones = frozen_pairs(summaries)
+    best = best_pairs(summaries)
+    # Where the best frozen and the best trained one are of one backbone they are compared once.
+    by_cells = {(f.cell, u.cell): (f, u) for f, u in of_backbones}
+    by_cells |= {(f.cell, u.cell): (f, u) for f, u in best}
+    pairs = list(by_cells.values())
+    compared: dict[tuple[int, str], Comparison | str] = {}
+    for place, pair in enumerate(pairs):
+        frozen, unfrozen = (_winner(of) for of in pair)
+        compared[place, ""] = _at_home(frozen, unfrozen)
+        for site in sorted({*frozen.transfer} & {*unfrozen.transfer}):
+            compared[place, site] = _at_site(frozen, unfrozen, site, known.get(site, {}))
+    judged = _judge(compared, margin)
+    scores, gap_intervals = _resample(summaries, pairs, known.get("", {}))
+    conclusions = []
+    for place, (frozen_cell, unfrozen_cell) in enumerate(pairs):
+        frozen, unfrozen = _winner(frozen_cell), _winner(unfrozen_cell)
+        away = {site: of for (at, site), of in judged.items() if at == place and site}
+        usd = unfrozen.cost_usd - frozen.cost_usd
+        seconds = unfrozen.device_seconds - frozen.device_seconds
+        home, extra = judged[place, ""], usd if usd else seconds
+        per_point = None
+        if extra > 0 and home.comparison is not None and home.comparison.has_spread:
+            per_point = cost_per_point(extra, home.interval, home.comparison.difference)
+        conclusions.append(
+            Conclusion(
+                gap=frozen_gap(frozen_cell, unfrozen_cell),
+                home=home,
+                away=away,
+                pooled=gap_intervals[place],
+                extra_usd=usd,
+                extra_device_seconds=seconds,
+                per_point=per_point,
+                still_learning=tuple(_still_learning((frozen_cell, unfrozen_cell), margin)),
+            )
+        )
+    gaps = conclusions[: len(of_backbones)]
+    by_pair = dict(zip(by_cells, conclusions, strict=True))
+    return Conclusions(
+        margin=margin,
+        num_compared=sum(
+            isinstance(one, Comparison) and one.has_spread for one in compared.values()
+        ),
+        gaps=tuple(gaps),
+        winners=scores,
+        by_size=_by_size([conclusion.gap for conclusion in gaps], margin, summaries),
+        frontier=_frontier(summaries),
+        overall=tuple(
+            Overall(
+                num_backbones=len(
+                    {
+                        s.cell.backbone.name
+                        for s in summaries
+                        if s.winner is not None and _same(s.cell) == _same(f.cell)
+                    }
+                ),
+                frozen=f.cell.backbone.name,
+                unfrozen=u.cell.backbone.name,
+                conclusion=by_pair[f.cell, u.cell],
+                usd=(_winner(f).cost_usd, _winner(u).cost_usd),
+                device_seconds=(_winner(f).device_seconds, _winner(u).device_seconds),
+            )
+            for f, u in best
+        ),
+        sites=tuple(_at_sites(summaries, known)),
+    )
+
+
+# --- compared -------------------------------------------------------------------------------------
+
+
+def _same(cell: Cell) -> tuple[str, str, int | None, str]:
+    """What must be equal for cells to be set against each other."""
+    return cell.task, cell.corpus, cell.shots, cell.shots_of
+
+
+def _winner(summary: CellSummary) -> ConfigurationSummary:
+    assert summary.winner is not None
+    return summary.winner
+
+
+def _by_fold(fold_runs: Sequence[Record], values: Sequence[float]) -> Array:
+    """The mean of each fold's: few notes are drawn several times for the same scored ones."""
+    folds: dict[frozenset[str], list[float]] = {}
+    for record, value in zip(fold_runs, values, strict=True):
+        folds.setdefault(frozenset(record.notes), []).append(value)
+    return np.array([math.fsum(of_fold) / len(of_fold) for of_fold in folds.values()])
+
+
+def over_folds(fold_runs: Sequence[Record], values: Sequence[float]) -> Comparison:
+    """A mean over folds and how sure it is: of differences, or of F1 itself, where 0 is none.
+
+    Args:
+        fold_runs: who scored which notes.
+        values: of each.
+
+    Raises:
+        TooFewError: fewer than two folds.
+    """
+    return compare_folds(_by_fold(fold_runs, values))
+
+
+def over_notes(fold_runs: Sequence[Record], others: Sequence[Record]) -> Interval:
+    """Of pooled F1 less that of others on the same notes, were other notes drawn; models as trained.
+
+    Raises:
+        TooFewError: fewer than two notes.
+    """
+    sides = [_pooled_notes(fold_runs), _pooled_notes(others)]
+    return _bootstrap(sides, sorted(sides[0]), {}).interval([1.0, -1.0])
+
+
+def over_held_out_notes(
+    runs: Sequence[Record],
+    others: Sequence[Record] = (),
+    groups: Mapping[str, str] | None = None,
+) -> Interval:
+    """Of mean F1 over runs that scored the same notes, less that of others, were other notes drawn; models as
+    trained.
+
+    Args:
+        groups: see `Groups`, of these notes.
+
+    Raises:
+        TooFewError: fewer than two notes, patients or articles.
+    """
+    drawn, weights = _of_one_set(runs, others, groups or {})
+    return drawn.interval(weights)
+
+
+def _of_one_set(
+    runs: Sequence[Record], others: Sequence[Record], groups: Mapping[str, str], site: str = ""
+) -> tuple[Bootstrap, list[float]]:
+    """Draws of notes that all of these scored, and the weights of `runs`' mean less `others`'.
+
+    Args:
+        site: whose notes; "": those that the records score.
+    """
+    systems = [
+        _note_counts(record.transfer[site] if site else record.notes) for record in (*runs, *others)
+    ]
+    weights = [1 / len(runs) for _ in runs] + [-1 / len(others) for _ in others]
+    return _bootstrap(systems, sorted(systems[0]), groups), weights
+
+
+def _still_learning(cells: Iterable[CellSummary], margin: float) -> Iterable[StillLearning]:
+    for summary in cells:
+        winner = _winner(summary)
+        gain = winner.late_gain
+        if gain is not None and gain > margin:
+            yield StillLearning(summary.cell.strategy, winner.configuration.epochs, gain)
+
+
+def _at_sites(summaries: Sequence[CellSummary], groups: Groups) -> Iterable[SiteScore]:
+    for summary in summaries:
+        if summary.winner is None:
+            continue
+        runs = summary.winner.fold_runs
+        for site, of in summary.winner.transfer.items():
+            interval = drop_interval = UNKNOWN
+            with suppress(TooFewError):
+                drawn, weights = _of_one_set(runs, (), groups.get(site, {}), site)
+                interval = drawn.interval(weights)
+                # All folds' models read the same notes there: their luck is in every fold's drop alike.
+                drop_interval = compare_on_shared_notes(
+                    _by_fold(runs, of.fold_drops), drawn.variance(weights), drawn.num_groups
+                ).interval()
+            yield SiteScore(
+                cell=summary.cell.name,
+                site=site,
+                f1=of.away.mean or 0.0,
+                interval=interval,
+                drop=of.drop.mean or 0.0,
+                drop_interval=drop_interval,
+            )
+
+
+def _at_home(frozen: ConfigurationSummary, unfrozen: ConfigurationSummary) -> Comparison | str:
+    differences = [u - f for u, f in zip(unfrozen.fold_f1, frozen.fold_f1, strict=True)]
+    try:
+        return over_folds(unfrozen.fold_runs, differences)
+    except TooFewError as error:
+        return str(error)
+
+
+def _at_site(
+    frozen: ConfigurationSummary,
+    unfrozen: ConfigurationSummary,
+    site: str,
+    groups: Mapping[str, str],
+) -> Comparison | str:
+    """Every fold-run of both has scored all of the site's notes."""
+    f1 = [
+        [pool(_note_counts(record.transfer[site]).values()).f1 for record in one.fold_runs]
+        for one in (unfrozen, frozen)
+    ]
+    differences = [u - f for u, f in zip(*f1, strict=True)]
+    try:
+        drawn, weights = _of_one_set(unfrozen.fold_runs, frozen.fold_runs, groups, site)
+        by_fold = _by_fold(unfrozen.fold_runs, differences)
+        return compare_on_shared_notes(by_fold, drawn.variance(weights), drawn.num_groups)
+    except TooFewError as error:
+        return str(error)
+
+
+def _judge(
+    compared: Mapping[tuple[int, str], Comparison | str], margin: float
+) -> dict[tuple[int, str], Judgement]:
+    """Holm over all that can be compared; "no gap" and "not within the margin" cannot both be true of one."""
+    tested = {
+        key: one for key, one in compared.items() if isinstance(one, Comparison) and one.has_spread
+    }
+    p_values = [one.p_difference for one in tested.values()]
+    p_values += [one.p_equivalence(margin) for one in tested.values()]
+    adjusted = holm(p_values, len(tested))
+    of_difference = dict(zip(tested, adjusted[: len(tested)], strict=True))
+    of_equivalence = dict(zip(tested, adjusted[len(tested) :], strict=True))
+    judged = {}
+    for key, one in compared.items():
+        if isinstance(one, str):
+            judged[key] = Judgement(None, why=one)
+        elif not one.has_spread:
+            judged[key] = Judgement(one, why="all folds gave the same difference")
+        else:
+            outcome = UNSURE
+            if of_equivalence[key] <= 1 - LEVEL:
+                outcome = EQUIVALENT
+            elif of_difference[key] <= 1 - LEVEL:
+                outcome = BEHIND if one.difference > 0 else AHEAD
+            judged[key] = Judgement(
+                one,
+                outcome,
+                interval=one.interval(),
+                probabilities=one.probabilities(margin),
+                p_difference=of_difference[key],
+                p_equivalence=of_equivalence[key],
+                published=None if key[1] else _published(one),
+            )
+    return judged
+
+
+def _published(one: Comparison) -> tuple[float, Interval]:
+    folds = round(one.degrees) + 1
+    there, here = (
+        math.sqrt(1 / folds + r / (1 - r)) for r in (published_correlation(folds), one.correlation)
+    )
+    published = Comparison(
+        one.difference, one.scale * there / here, one.degrees, published_correlation(folds)
+    )
+    return published.p_difference, published.interval()
+
+
+def _note_counts(notes: Mapping[str, NoteCounts]) -> dict[str, Counts]:
+    return {note: pool(counts.strict.values()) for note, counts in notes.items()}
+
+
+def _pooled_notes(fold_runs: Iterable[Record]) -> dict[str, Counts]:
+    """Of all folds; where a note was scored in several draws, all of them together."""
+    found: dict[str, Counts] = {}
+    for record in fold_runs:
+        for note, counts in _note_counts(record.notes).items():
+            found[note] = found.get(note, Counts()) + counts
+    return found
+
+
+def _bootstrap(
+    systems: Sequence[Mapping[str, Counts]], ids: Sequence[str], groups: Mapping[str, str]
+) -> Bootstrap:
+    nothing = Counts()
+    counts = [
+        [(c.tp, c.fp, c.fn) for c in (system.get(note, nothing) for note in ids)]
+        for system in systems
+    ]
+    shaped = np.array(counts, dtype=np.float64).reshape(len(systems), len(ids), 3)
+    # A note's own id may be some other note's group.
+    of_note = [("group", groups[note]) if note in groups else ("note", note) for note in ids]
+    return bootstrap(shaped, of_note, generator=np.random.default_rng(SEED))
+
+
+def _resample(
+    summaries: Sequence[CellSummary],
+    pairs: Sequence[tuple[CellSummary, CellSummary]],
+    groups: Mapping[str, str],
+) -> tuple[tuple[WinnerScore, ...], list[Interval]]:
+    """Winners on the same notes share their resamples, so that their differences are paired."""
+    cells = [summary for summary in summaries if summary.winner is not None]
+    notes = {summary.cell: _pooled_notes(_winner(summary).fold_runs) for summary in cells}
+    together: dict[tuple[str, ...], list[CellSummary]] = {}
+    for summary in cells:
+        together.setdefault(tuple(sorted(notes[summary.cell])), []).append(summary)
+    intervals = dict.fromkeys((summary.cell for summary in cells), UNKNOWN)
+    of_pairs = [UNKNOWN] * len(pairs)
+    num_groups = {summary.cell: len(notes[summary.cell]) for summary in cells}
+    for ids, members in together.items():
+        try:
+            drawn = _bootstrap([notes[summary.cell] for summary in members], ids, groups)
+        except TooFewError:
+            continue
+        unit = {
+            summary.cell: row for summary, row in zip(members, np.eye(len(members)), strict=True)
+        }
+        for cell, weights in unit.items():
+            intervals[cell] = drawn.interval(weights)
+            num_groups[cell] = drawn.num_groups
+        for place, (frozen, unfrozen) in enumerate(pairs):
+            if frozen.cell in unit and unfrozen.cell in unit:
+                of_pairs[place] = drawn.interval(unit[unfrozen.cell] - unit[frozen.cell])
+    scores = tuple(
+        WinnerScore(
+            cell=summary.cell.name,
+            f1=_winner(summary).pooled_strict.f1,
+            interval=intervals[summary.cell],
+            num_groups=num_groups[summary.cell],
+            selection=_selection(summary),
+        )
+        for summary in cells
+    )
+    return scores, of_pairs
+
+
+def _selection(summary: CellSummary) -> Selection | None:
+    """Among complete configurations, best on validation first, as the cell has them."""
+    complete = [one for one in summary.configurations if one.is_complete]
+    if len(complete) < 2:
+        return None
+    choosing = [
+        _by_fold(one.fold_runs, [record.validation_f1 for record in one.fold_runs])
+        for one in complete
+    ]
+    scored = [_by_fold(one.fold_runs, one.fold_f1) for one in complete]
+    elsewhere = None
+    if all(record.validation for one in complete for record in one.fold_runs):
+        elsewhere = np.stack([_validated_elsewhere(one.fold_runs) for one in complete])
+    try:
+        return leave_fold_out(np.stack(choosing), np.stack(scored), elsewhere)
+    except TooFewError:
+        return None
+
+
+def _validated_elsewhere(fold_runs: Sequence[Record]) -> Array:
+    """Validation F1 of each fold's fold-runs on the notes that the second fold does not score, (F, F)."""
+    folds = dict.fromkeys(frozenset(record.notes) for record in fold_runs)
+    values = np.empty((len(folds), len(fold_runs)))
+    for place, record in enumerate(fold_runs):
+        counts = np.array([(c.tp, c.fp, c.fn) for c in record.validation.values()])
+        kept = [[note not in scored for note in record.validation] for scored in folds]
+        values[:, place] = micro_f1(np.array(kept, dtype=np.float64) @ counts)
+    return np.stack([_by_fold(fold_runs, of_fold.tolist()) for of_fold in values], axis=1)
+
+
+def _by_size(
+    gaps: Sequence[FrozenGap], margin: float, summaries: Sequence[CellSummary]
+) -> tuple[BySize, ...]:
+    together: dict[tuple[str, str, int | None, str], list[FrozenGap]] = {}
+    size_of = backbone_sizes(summaries)
+    for gap in gaps:
+        together.setdefault((gap.task, gap.corpus, gap.shots, gap.shots_of), []).append(gap)
+    found = []
+    for (task, corpus, shots, shots_of), members in together.items():
+        if len(members) < 2:
+            continue
+        f1: dict[str, list[tuple[int, float]]] = {}
+        for summary in summaries:
+            cell = summary.cell
+            if summary.winner is not None and _same(cell) == (task, corpus, shots, shots_of):
+                known = size_of[cell.backbone.name], summary.winner.strict.mean or 0.0
+                f1.setdefault(cell.strategy, []).append(known)
+        fits = {strategy: _fit(known) for strategy, known in f1.items()}
+        of_f1 = {strategy: fit for strategy, fit in fits.items() if fit is not None}
+        where = corpus + (f"/{shots} {shots_of}" if shots else "")
+        sizes = [gap.backbone_parameters for gap in members]
+        try:
+            fit = fit_sizes(sizes, [gap.gap for gap in members])
+        except ValueError as error:
+            found.append(BySize(where, len(set(sizes)), None, None, str(error)))
+        else:
+            parity = parity_size(fit, margin)
+            found.append(BySize(where, len(set(sizes)), fit, parity, f1=of_f1))
+    return tuple(found)
+
+
+def _fit(known: Sequence[tuple[int, float]]) -> SizeFit | None:
+    """Of F1 against parameters; None where they are too few."""
+    try:
+        return fit_sizes([size for size, _ in known], [f1 for _, f1 in known])
+    except ValueError:
+        return None
+
+
+def _frontier(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
+    together: dict[tuple[str, str, int | None, str], list[CellSummary]] = {}
+    for summary in summaries:
+        if summary.winner is not None:
+            together.setdefault(_same(summary.cell), []).append(summary)
+    found = []
+    for members in together.values():
+        winners = [_winner(summary) for summary in members]
+        costs = [
+            (w.cost_usd, w.device_seconds, w.energy_kwh, w.peak_bytes, w.adapter_bytes)
+            for w in winners
+        ]
+        # What one of them is not known to cost, it must not win by.
+        known = [of_all for of_all in zip(*costs, strict=True) if all(of_all)]
+        of_each = list(zip(*known, strict=True)) or [()] * len(winners)
+        best = pareto([winner.strict.mean or 0.0 for winner in winners], of_each)
+        found += [members[place].cell.name for place in best]
+    return tuple(found)

@@ -1,0 +1,615 @@
+"""Where the fold-runs of a cell train, by what memory allows.
+
+    configurations, shape -> peak_bytes of each way to train them -> Placement, or why there is none
+
+Memory is arithmetic, written down from what `training` does and held to it by
+`benchmarks/placement.py`. Nothing is loaded for it.
+"""
+
+# T pieces of a pass, B rows, S pieces of a row, P prompt positions, D hidden, F feed-forward, W match width
+
+from __future__ import annotations
+
+import math
+import os
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raymrc.configuration import Configuration
+from raymrc.model.shapes import MAX_CANDIDATES, PAIRS_AT_ONCE, Shape
+from raymrc.model.strategies import STRATEGIES, count_parameters
+from raymrc.planning.arithmetic import lane_bytes, layer_bytes, pair_bytes
+
+if TYPE_CHECKING:
+    from raymrc.study.spec import Resources
+
+GIB = 2**30
+
+LANES = {"cpu": 4, "gpu": 32}
+"""Frozen fold-runs open on one host at once where the study does not say. A core gains little from
+more: see docs/performance.md."""
+
+PASS_PIECES = {"cpu": 1024, "gpu": 16384}
+"""Padded pieces of one pass, at most; a lane's training batch may be larger by itself. On a CPU more
+are no faster: matrix products are at their best from 128 rows on, and padding grows."""
+
+ACTIVATIONS_SHARE = 0.25
+"""Of what lanes may count on of a device's memory, what may be kept of layers below late prompts, for one
+first layer."""
+
+SPECIAL_PIECES = 2
+"""One before the window, one after it."""
+
+QUESTION_PIECES = 40
+"""A question in words with what parts it from the window, roughly; only a tokenizer knows."""
+
+MARK_PIECES = 10
+"""Around a given mention and another one, with their labels, at most about so many."""
+
+MOST_DEVICES = 64
+"""That one model is cut over, where the study does not say."""
+
+GPU_GIB = 80.0
+"""Of a GPU where the study does not say: an A100's or an H100's."""
+
+MEMORY_SHARE = 0.8
+"""Of a machine's or a device's memory, what lanes may count on."""
+
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+FILLED = {"cpu": 0.7, "gpu": 0.9}
+"""Share of a device's memory that predictions may fill. On a GPU the rest is CUDA's own (half a GiB), the
+libraries' workspaces, and gaps between blocks; on a CPU malloc leaves gaps of a tenth to a half, and more
+where every row of a frozen lane is full of answers, which is rarer than what is predicted for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the fold-runs of a cell train.
+
+    Args:
+        mode: "lanes" (frozen fold-runs side by side on one device), "device" (one, with a copy of the
+            backbone) or "group" (one model over several devices).
+        workers: (least, most) devices that train one model together; (1, 1) unless a group.
+        lanes: frozen fold-runs on one device at once; 1 unless "lanes".
+        checkpoints: whether layers compute again what a gradient needs, instead of keeping it.
+        peak_bytes: predicted, of one device, for the largest configuration, with all lanes open.
+    """
+
+    mode: str
+    workers: tuple[int, int] = (1, 1)
+    lanes: int = 1
+    checkpoints: bool = False
+    peak_bytes: float = 0.0
+
+    def __str__(self) -> str:
+        """As a table shows it: "4 lanes", "1 device, recomputes", "group of 2 to 8"."""
+        if self.mode == "lanes":
+            said = "1 lane" if self.lanes == 1 else f"{self.lanes} lanes"
+        elif self.mode == "device":
+            said = "1 device"
+        else:
+            least, most = self.workers
+            said = f"group of {least}" if least == most else f"group of {least} to {most}"
+        return f"{said}, recomputes" if self.checkpoints else said
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What one fold-run, or one part of a model, can have for itself.
+
+    Args:
+        kind: "cpu" or "gpu".
+        total_bytes: of its memory.
+    """
+
+    kind: str
+    total_bytes: float
+
+    @property
+    def usable_bytes(self) -> float:
+        return FILLED[self.kind] * self.total_bytes
+
+
+class DoesNotFit(Exception):
+    """Why a cell has no place, a sentence with the number that would give it one."""
+
+
+# --- what there is --------------------------------------------------------------------------------
+
+
+def device_of(resources: Resources) -> Device:
+    """A device as a study describes it: a GPU or a host's share of one, or a host's cores."""
+    kind = "gpu" if resources.gpus_per_host else "cpu"
+    if resources.device_memory is not None:
+        total = resources.device_memory * GIB
+    elif kind == "gpu":
+        total = GPU_GIB * GIB
+    else:
+        return Device(kind, MEMORY_SHARE * machine_bytes() / _hosts_at_once(resources))
+    return Device(kind, total * (min(resources.gpus_per_host, 1.0) if kind == "gpu" else 1.0))
+
+
+def _hosts_at_once(resources: Resources) -> float:
+    """On this machine, by its cores."""
+    return max(1.0, (os.cpu_count() or 1) / max(resources.cpus_per_host, 1.0))
+
+
+def machine_bytes() -> float:
+    """Memory of this machine, or of the container that this runs in."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = CONTAINER_LIMIT.read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+# --- what it takes --------------------------------------------------------------------------------
+
+
+def peak_bytes(
+    configuration: Configuration,
+    shape: Shape,
+    num_labels: int,
+    kind: str = "cpu",
+    *,
+    mode: str = "lanes",
+    lanes: int = 1,
+    devices: int = 1,
+    checkpoints: bool = False,
+    sharing: int | None = None,
+    pass_pieces: int | None = None,
+) -> float:
+    """The most memory of one device that training a configuration takes, backbone included.
+
+    What stays is counted number by number; a training pass, one that asks for answers, and saving come on
+    top, whichever takes most. Of a pass there are a few moments at which it may be largest; see
+    `_Way.training_bytes`. Rows are taken to be as long as a window, and the match head to be shown as
+    many pairs as it ever uses, as an early model that predicts answers everywhere does.
+
+    Args:
+        kind: of device: "cpu" or "gpu".
+        mode, lanes, checkpoints: as in `Placement`.
+        devices: over which a group cuts its model.
+        sharing: lanes whose batches are in one pass; None: all of them, in as many pieces as a pass
+            has, as where rows are far shorter than a window.
+        pass_pieces: padded pieces of a pass, at most; None: `PASS_PIECES`.
+    """
+    way = _Way(
+        configuration, shape, num_labels, kind, mode, lanes, devices, checkpoints,
+        lanes if sharing is None else sharing, pass_pieces or PASS_PIECES[kind], sharing is None,
+    )  # fmt: skip
+    return way.kept_bytes() + way.peak_beside_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way to train one configuration; arguments as in `peak_bytes`."""
+
+    configuration: Configuration
+    shape: Shape
+    num_labels: int
+    kind: str
+    mode: str
+    lanes: int
+    devices: int
+    checkpoints: bool
+    sharing: int
+    pass_pieces: int
+    fills_pass: bool
+
+    # --- sizes ------------------------------------------------------------------------------------
+
+    @property
+    def trains_backbone(self) -> bool:
+        return STRATEGIES[self.configuration.cell.strategy].trains_backbone
+
+    @property
+    def computed_in(self) -> int:
+        """Bytes of a number that layers compute with."""
+        return 2 if self.kind == "gpu" else 4
+
+    @property
+    def summed_in(self) -> int:
+        """Bytes of a number of the sum that layers add to."""
+        return 4 if self.trains_backbone else self.computed_in
+
+    @property
+    def row(self) -> int:
+        """Pieces of the longest row."""
+        return row_pieces(self.configuration, self.shape)
+
+    @property
+    def rows(self) -> float:
+        """Of one training pass on one device."""
+        size = self.configuration.batch_size
+        if self.mode == "group":
+            own = math.ceil(size / self.devices)
+            return min(own, max(1.0, self.pass_pieces / self.row))
+        if self.fills_pass and self.mode == "lanes" and self.lanes > 1:
+            return max(size, self.pass_pieces / self.row)
+        return size * self.sharing
+
+    # --- what stays -------------------------------------------------------------------------------
+
+    def kept_bytes(self) -> float:
+        """Between passes: weights, moments and best epochs."""
+        shape = self.shape
+        counts = count_parameters(self.configuration, shape, self.num_labels)
+        small = counts.prompt + counts.heads
+        # Gradients are of the pass: there are none while answers are asked for.
+        each = lane_bytes(1, self.kind) - 4
+        if self.mode == "lanes":
+            return counts.backbone * self.computed_in + self.lanes * small * each
+        own = each * (small + (counts.backbone / self.devices if self.trains_backbone else 0))
+        if self.mode == "device":
+            # The pretrained numbers are kept for the next fold-run.
+            return own + counts.backbone * self.computed_in
+        if not self.trains_backbone:
+            own += counts.backbone * self.computed_in / self.devices
+        return own
+
+    def saving_bytes(self) -> float:
+        """Of one lane's state while it is saved, which is made in the CPU's memory.
+
+        What is trained, its moments and the best epoch as one stretch of bytes, and what is trained
+        once more on its way there. A group copies its parts, and trains on while they are written.
+        """
+        if self.kind == "gpu":
+            return 0.0
+        counts = count_parameters(self.configuration, self.shape, self.num_labels)
+        if self.mode == "group":
+            backbone = counts.backbone if self.trains_backbone else 0
+            return 4.0 * 4 * (counts.prompt + counts.heads + backbone / self.devices)
+        return 5.0 * 4 * counts.trained
+
+    def peak_beside_bytes(self) -> float:
+        """What comes on top of what stays, at its most."""
+        passing = max(self.training_bytes(), self.asking_bytes())
+        if self.mode == "group":
+            return passing + self.saving_bytes()
+        return max(passing, self.saving_bytes())
+
+    # --- one pass ---------------------------------------------------------------------------------
+
+    def training_bytes(self) -> float:
+        """Of one training pass, at the worst of its moments.
+
+        It fills up layer by layer, then the heads come on top, then what layers kept is let go
+        while gradients take its place, evenly: so a moment at which both are half there is never
+        the worst one. The moments: the last layer is run; heads have answered; the last layer's gradient
+        is taken; the first layer's; all are there.
+        """
+        configuration, shape = self.configuration, self.shape
+        hidden, ffn = shape.hidden, shape.ffn
+        c, rows = self.computed_in, self.rows
+        pieces = rows * self.row
+        prompted = shape.num_layers - configuration.first_layer
+        length = configuration.prompt_length
+        deep = length if configuration.prompt_depth == "deep" else 0
+        passing = pieces + (rows * length if configuration.prompt_depth == "input" else 0)
+        positions = rows * deep
+        is_dropped = configuration.dropout > 0
+        kept = layer_bytes(
+            shape, passing, positions if deep else None, c,
+            trains_backbone=self.trains_backbone, drops=is_dropped, kind=self.kind,
+        )  # fmt: skip
+        below = 0.0
+        if self.trains_backbone and configuration.first_layer:
+            below = layer_bytes(
+                shape, pieces, None, c, trains_backbone=True, drops=is_dropped, kind=self.kind
+            )
+        entry = passing * hidden * self.summed_in
+        num_below = configuration.first_layer if self.trains_backbone else 0
+        if self.checkpoints:
+            activations = (prompted + num_below) * entry
+        else:
+            activations = prompted * kept + num_below * below
+        again = kept if self.checkpoints else 0.0
+        # The prompts of all rows, for all layers; stacked lanes make them twice.
+        prompts = positions * 2 * prompted * hidden * 4 * (2 if self.sharing > 1 else 1)
+        edge = self.summed_in * passing * hidden * (2 if self.trains_backbone else 1)
+        top = pieces * hidden * 4 * (4 if is_dropped else 2)
+        wide = passing * (ffn + 2 * hidden) * c
+        # A layer that computes again keeps its prompt for it.
+        waiting = prompts if self.checkpoints else 0.0
+        # Each layer's part of the joined keys' gradient is kept for the prompt's.
+        joined = (pieces + positions if c == 4 else 2 * positions) * 2 * hidden * c * prompted
+        if not deep:
+            joined = 0.0
+        # A network's vectors for all labels: they and their gradient, the latter once more rearranged.
+        made = 0.0
+        if configuration.reparametrisation != "none":
+            made = 3.0 * 4 * self.num_labels * deep * 2 * prompted * hidden * self.sharing
+        filled = activations + edge
+        casts = self._cast_bytes()
+        saved = waiting + (0.0 if self.checkpoints else casts)
+        last = kept + passing * (ffn + hidden) * c if self.trains_backbone else 0.0
+        parts, gradients = self._parts_bytes(), self._gradient_bytes()
+        return self._stack_bytes() + max(
+            filled + casts + prompts + wide + parts.forward,
+            filled + saved + top + self._head_bytes(rows),
+            filled + saved + top + max(again + wide + parts.turning, parts.gathering),
+            gradients + joined + edge + waiting + prompts + made + last + parts.backward,
+            gradients + parts.ending,
+        )
+
+    def asking_bytes(self) -> float:
+        """Of one pass that asks for answers; nothing is kept in it."""
+        configuration, shape = self.configuration, self.shape
+        c = self.computed_in
+        pieces = max(self.pass_pieces, self.row) / (self.devices if self.mode == "group" else 1)
+        rows = max(1.0, pieces / self.row)
+        positions = rows * configuration.prompt_length
+        prompted = shape.num_layers - configuration.first_layer
+        layer = (pieces + positions) * (2 * shape.ffn + 4 * shape.hidden) * c
+        prompts = positions * 2 * prompted * shape.hidden * 4
+        if configuration.prompt_depth != "deep":
+            prompts = 0.0
+        heads = 0.0
+        if self._has_pairs:
+            pairs = min(PAIRS_AT_ONCE, rows * self.row * (self.row + 1) / 2)
+            heads = pair_bytes(pairs, configuration.match_width, asks=True)
+        layers = self._cast_bytes() + self._parts_bytes().forward + prompts + layer
+        return max(layers, heads)
+
+    # --- parts of it ------------------------------------------------------------------------------
+
+    @property
+    def _has_pairs(self) -> bool:
+        return STRATEGIES[self.configuration.cell.strategy].answers == "spans"
+
+    def _head_bytes(self, rows: float) -> float:
+        configuration = self.configuration
+        if not self._has_pairs:
+            return rows * self.row * self.num_labels * (3 * 4 * 3 + 8)
+        pairs = rows * min(MAX_CANDIDATES, self.row * (self.row + 1) / 2)
+        chosen = pair_bytes(
+            pairs, configuration.match_width,
+            drops=configuration.dropout > 0, is_stacked=self.sharing > 1,
+        )  # fmt: skip
+        # Every pair of pieces, while candidates are looked for.
+        return max(chosen, 14.0 * rows * self.row**2)
+
+    def _gradient_bytes(self) -> float:
+        """All that there are at the end of a backward pass."""
+        counts = count_parameters(self.configuration, self.shape, self.num_labels)
+        small = counts.prompt + counts.heads
+        if self.mode == "lanes":
+            return 4.0 * self.sharing * small
+        backbone = counts.backbone / self.devices if self.trains_backbone else 0
+        return 4.0 * (backbone + small)
+
+    def _stack_bytes(self) -> float:
+        """What lanes of one pass train, side by side."""
+        if self.mode != "lanes" or self.sharing < 2:
+            return 0.0
+        counts = count_parameters(self.configuration, self.shape, self.num_labels)
+        return 4.0 * self.sharing * (counts.prompt + counts.heads)
+
+    def _cast_bytes(self) -> float:
+        """Trained weights once more, in what a GPU computes in."""
+        if self.kind == "cpu" or not self.trains_backbone or self.mode == "group":
+            return 0.0
+        return 2.0 * self.shape.num_layers * self.shape.layer_parameters
+
+    def _parts_bytes(self) -> _Parts:
+        """Weights of a group's model that are put together, and their gradients before they are cut.
+
+        While a layer is computed the embeddings are there, it and the one before (or, going back,
+        the next); then its gradients, and the sum of another layer's that is on its way.
+        """
+        if self.mode != "group":
+            return _Parts()
+        layer = self.shape.layer_parameters
+        rest = self.shape.num_parameters - self.shape.num_layers * layer
+        c = self.computed_in
+        both = float(c * (rest + 2 * layer))
+        # A norm behind the last layer belongs to the rest, which is then there before any layer is.
+        gathering = 2.0 * c * (rest + (0 if self.shape.pre_norm else layer))
+        # Gradients of what all of the group has are added up in one piece, out of place.
+        counts = count_parameters(self.configuration, self.shape, self.num_labels)
+        adding = 8.0 * (counts.prompt + counts.heads)
+        if not self.trains_backbone:
+            return _Parts(both, gathering, both, both, adding)
+        return _Parts(
+            both, gathering, both + c * layer, both + (c + 4) * layer,
+            max(adding, 2 * c * rest + 4 * layer),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Bytes of what is put together of a group's model, by moment."""
+
+    forward: float = 0.0
+    gathering: float = 0.0
+    turning: float = 0.0
+    backward: float = 0.0
+    ending: float = 0.0
+
+
+def row_pieces(configuration: Configuration, shape: Shape) -> int:
+    """Pieces of the longest row that a configuration makes."""
+    asked = QUESTION_PIECES if STRATEGIES[configuration.cell.strategy].asks == "words" else 0
+    marks = MARK_PIECES if configuration.context_sentences is not None else 0
+    return min(shape.max_pieces, configuration.window + SPECIAL_PIECES + asked + marks)
+
+
+# --- what is decided ------------------------------------------------------------------------------
+
+
+def place(
+    configurations: Iterable[Configuration],
+    shape: Shape,
+    num_labels: int,
+    device: Device,
+    *,
+    lanes: int | None = None,
+    workers: tuple[int, int] | None = None,
+) -> Placement:
+    """Where the fold-runs of one cell train.
+
+    Frozen ones side by side on one device, where the backbone, one of them and a pass fit it. One that
+    trains the backbone on one device, recomputing if it must. What does not fit, on the fewest devices
+    that hold it together.
+
+    Args:
+        configurations: of one cell, the largest among them.
+        lanes: frozen fold-runs on one device at once, at most; None: `LANES`.
+        workers: (least, most) devices that train one model together, as the study asks for it;
+            None: as few as do.
+
+    Raises:
+        DoesNotFit: there is no such place, with what would make one.
+    """
+    cell = _Cell(_sizes(configurations), shape, num_labels, device)
+    wanted = (lanes or LANES[device.kind]) if not cell.trains_backbone else 0
+    if wanted:
+        found = cell.lanes(wanted)
+        if found is not None:
+            return found
+    if workers is None or workers == (1, 1):
+        if cell.trains_backbone:
+            for checkpoints in (False, True):
+                peak = cell.peak("device", checkpoints=checkpoints)
+                if peak <= device.usable_bytes:
+                    return Placement("device", checkpoints=checkpoints, peak_bytes=peak)
+        if workers is not None:
+            raise cell.does_not_fit(1)
+        least = cell.fewest(2, MOST_DEVICES)
+        if least is None:
+            raise cell.does_not_fit(MOST_DEVICES, is_asked=False)
+        return cell.group(least, least)
+    least = cell.fewest(*workers)
+    if least is None:
+        raise cell.does_not_fit(workers[1])
+    return cell.group(least, workers[1])
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What the ways to train a cell take of a device."""
+
+    configurations: tuple[Configuration, ...]
+    shape: Shape
+    num_labels: int
+    device: Device
+
+    @property
+    def trains_backbone(self) -> bool:
+        return STRATEGIES[self.configurations[0].cell.strategy].trains_backbone
+
+    def peak(
+        self,
+        mode: str,
+        *,
+        lanes: int = 1,
+        devices: int = 1,
+        checkpoints: bool = False,
+        is_small: bool = False,
+    ) -> float:
+        """Of the largest configuration.
+
+        Args:
+            is_small: passes are of one lane's batch.
+        """
+        return max(
+            peak_bytes(
+                configuration, self.shape, self.num_labels, self.device.kind,
+                mode=mode, lanes=lanes, devices=devices, checkpoints=checkpoints,
+                sharing=1 if is_small else None, pass_pieces=1 if is_small else None,
+            )
+            for configuration in self.configurations
+        )  # fmt: skip
+
+    def lanes(self, wanted: int) -> Placement | None:
+        """As many as fit; None where not even one does."""
+        usable = self.device.usable_bytes
+        if any(configuration.first_layer for configuration in self.configurations):
+            usable *= 1 - ACTIVATIONS_SHARE
+        # Where passes of the usual size leave room for fewer, they are of one lane's batch.
+        best: Placement | None = None
+        for is_small in (False, True):
+            peak = partial(self.peak, "lanes", is_small=is_small)
+            count = bisect_right(range(1, wanted + 1), usable, key=lambda n: peak(lanes=n))
+            if count > (best.lanes if best else 0):
+                best = Placement("lanes", lanes=count, peak_bytes=peak(lanes=count))
+        return best
+
+    def fewest(self, least: int, most: int) -> int | None:
+        """Devices that hold one model together; None where so many do not."""
+        usable = self.device.usable_bytes
+        return next(
+            (
+                devices
+                for devices in range(least, most + 1)
+                if self.peak("group", devices=devices, checkpoints=True) <= usable
+            ),
+            None,
+        )
+
+    def group(self, least: int, most: int) -> Placement:
+        """Of devices that are known to hold it; they recompute only where they must."""
+        for checkpoints in (False, True):
+            peak = self.peak("group", devices=least, checkpoints=checkpoints)
+            if peak <= self.device.usable_bytes:
+                break
+        return Placement("group", (least, most), checkpoints=checkpoints, peak_bytes=peak)
+
+    def does_not_fit(self, devices: int, *, is_asked: bool = True) -> DoesNotFit:
+        """
+        Args:
+            devices: the most that were tried.
+            is_asked: by the study.
+        """
+        cell = self.configurations[0].cell
+        peak = self.peak("group", devices=devices, checkpoints=True)
+        if devices == 1:
+            mode = "device" if self.trains_backbone else "lanes"
+            peak = self.peak(mode, checkpoints=self.trains_backbone)
+        total, usable = self.device.total_bytes, self.device.usable_bytes
+        has = f"a device has {_gib(total)}"
+        if usable < total:
+            has += f", of which {_gib(usable)} can be filled"
+        each = f"on each of {devices} devices" if devices > 1 else "on one device"
+        needs = (
+            f"{cell.backbone.name}/{cell.strategy} needs {_gib(peak, up=True)} GiB {each} and {has}"
+        )
+        more = self.fewest(devices + 1, max(MOST_DEVICES, devices)) if is_asked else None
+        if more is not None:
+            return DoesNotFit(f"{needs}; set resources.workers to {more} or more")
+        most = max(MOST_DEVICES, devices)
+        least = self.peak("group", devices=most, checkpoints=True)
+        enough = math.ceil(least / FILLED[self.device.kind] / GIB)
+        return DoesNotFit(
+            f"{needs}; {most} devices of {enough} GiB each would do: set batch_size or window to less, or "
+            "resources.device_memory to what you have"
+        )
+
+
+def _sizes(configurations: Iterable[Configuration]) -> tuple[Configuration, ...]:
+    """Those that differ in what memory depends on, once each."""
+    return tuple(
+        dict.fromkeys(
+            replace(
+                configuration, learning_rate=0.0, prompt_learning_rate=None,
+                head_learning_rate=None, epochs=1, weight_decay=0.0, clip_norm=1.0, overlap=0,
+                negative_rate=1.0, loss_weights=(1.0, 1.0, 1.0), seed=0,
+                dropout=float(configuration.dropout > 0),
+            )
+            for configuration in configurations
+        )
+    )  # fmt: skip
+
+
+def _gib(size: float, *, up: bool = False) -> str:
+    """Whole GiB, or two digits of less than ten; `up`: never less than it is."""
+    gib = size / GIB
+    step = 1.0 if gib >= 10 else 0.1
+    return f"{(math.ceil if up else math.floor)(round(gib / step, 6)) * step:.3g}"

@@ -1,0 +1,794 @@
+"""What a study will do, before anything starts: cells, configurations, fold-runs, counts.
+
+    Spec (+ corpus, + weights, + ledger) -> Plan
+
+Planning needs neither torch nor Ray, and neither the corpus nor the weights: what cannot be
+known without them is left open, and the plan says so.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
+from raymrc.corpora.note import Corpus
+from raymrc.corpora.splits import Folds
+from raymrc.ledger.ledger import Ledger
+from raymrc.model.adapters import Adapter
+from raymrc.model.backbones import read_shape
+from raymrc.model.shapes import SHAPES, Shape
+from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
+from raymrc.planning.arithmetic import adapter_bytes
+from raymrc.planning.placement import (
+    GIB,
+    GPU_GIB,
+    SPECIAL_PIECES,
+    DoesNotFit,
+    Placement,
+    device_of,
+    place,
+)
+from raymrc.quantities import in_time, in_usd, short_count
+from raymrc.racing.racing import Racing
+from raymrc.reading.questions import build_questions, questions_fingerprint
+from raymrc.reading.relations import Asked, find_asked
+from raymrc.study.checks import without_effect
+from raymrc.study.notes import build_study_folds, check_shots, study_labels, study_questions
+from raymrc.study.source import Steps
+from raymrc.study.space import DEFAULTS, Fixed, Grid, SearchSpace, Setting, build_space
+from raymrc.study.spec import BackboneSpec, Spec
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from raymrc.costs.forecast import CellForecast, Forecast
+
+DEFAULT_PROMPT_LENGTH = 32
+"""Where a soft prompt's length is not given: the reference study prefers 32 to 64."""
+
+DEFAULT_CONTEXT_SENTENCES = 1
+"""On each side of a given mention's own, where relations are asked for."""
+
+DEFAULT_RELATION_ANSWERS = "mentions"
+"""Needs no boundaries to be learnt once more; see docs/decisions/0016."""
+
+DEFAULT_OVERLAPPING_ANSWERS = "surest"
+"""Where labels' spans are looked for; see docs/decisions/0028."""
+
+DRAWS_IN_VAIN = 10_000
+"""After so many draws in a row that were drawn before, a search space is used up."""
+
+COUNTED = ("prompt_length", "prompt_depth", "first_layer", "reparametrisation", "match_width")
+"""Settings that change how many numbers a model has."""
+
+WEIGHED = (*COUNTED, "batch_size", "window", "dropout")
+"""Settings that change how much memory its training takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprints:
+    """What decides a result beside the configuration, as hashes.
+
+    Args:
+        corpus: `Corpus.fingerprint`.
+        folds: `Folds.fingerprint`.
+        questions: of the wording; it enters a key only where a strategy asks in words, or a soft
+            prompt starts from them.
+        weights: by name of the backbone, `backbones.weights_fingerprint`.
+        transfer: of each corpus of another site, `Corpus.fingerprint`, with its name before it.
+        test: of held-out notes, in a final test; "" in cross-validation.
+        initial_prompt: of the adapter's file; it enters a key only where a soft prompt starts from it.
+    """
+
+    corpus: str
+    folds: str
+    questions: str
+    weights: Mapping[str, str]
+    transfer: tuple[str, ...] = ()
+    test: str = ""
+    initial_prompt: str = ""
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """One cell: its search space and what it will take.
+
+    Args:
+        num_configurations: how many will be tried.
+        num_fold_runs: configurations times folds.
+        configurations: all of them for grid and random; None for tpe, which proposes as it goes.
+        shape: of the backbone; None where it is not known yet.
+        num_questions: of the task; None where they are not known before the corpus is read.
+        parameters: of the largest configuration; None where shape or labels are not known.
+        done: fold-runs that the ledger has; None where it cannot be known yet.
+        placement: where its fold-runs train; None where shape or labels are not known.
+    """
+
+    cell: Cell
+    space: SearchSpace
+    num_configurations: int
+    num_fold_runs: int
+    configurations: tuple[Configuration, ...] | None
+    shape: Shape | None = None
+    num_questions: int | None = None
+    parameters: ParameterCounts | None = None
+    done: int | None = None
+    placement: Placement | None = None
+
+    def holds(self, configuration: Configuration) -> bool:
+        """Is this one of those that are tried, or one that tpe might propose?
+
+        A ledger also holds what an earlier form of the study tried in the same cell.
+        """
+        if self.configurations is not None:
+            return configuration in self._planned
+        space = self.space
+        values = {
+            name: getattr(configuration, name) for name in (*space.grids, *space.distributions)
+        }
+        return (
+            all(values[name] in options for name, options in space.grids.items())
+            and all(space.distributions[name].holds(values[name]) for name in space.distributions)
+            and build_configuration(self, values) == configuration
+        )
+
+    @property
+    def starts_from_adapter(self) -> bool:
+        """Whether soft prompts of its configurations start from `initial_prompt`."""
+        return "adapter" in _ends(self.space, "prompt_initialisation")
+
+    @property
+    def longest_window(self) -> int:
+        """Pieces."""
+        return int(max(_ends(self.space, "window")))
+
+    @cached_property
+    def _planned(self) -> frozenset[Configuration]:
+        return frozenset(self.configurations or ())
+
+    @property
+    def trained_parameters(self) -> int | None:
+        return self.parameters.trained if self.parameters else None
+
+    @property
+    def total_parameters(self) -> int | None:
+        return self.parameters.total if self.parameters else None
+
+    @property
+    def trained_share(self) -> float | None:
+        return self.parameters.share if self.parameters else None
+
+    @property
+    def adapter_bytes(self) -> int | None:
+        return adapter_bytes(self.parameters.trained) if self.parameters else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study, worked out.
+
+    Args:
+        folds: how many.
+        labels: None where they depend on a corpus that is not there.
+        num_notes: None where the corpus is not there.
+        fingerprints: None until corpus and weights are there.
+        remarks: what is still open, a sentence each.
+        racing: how configurations of a cell are raced; None: all are trained.
+    """
+
+    study: str
+    task: str
+    corpus: str
+    folds: int
+    algorithm: str
+    seed: int
+    cells: tuple[CellPlan, ...]
+    labels: tuple[str, ...] | None = None
+    num_notes: int | None = None
+    fingerprints: Fingerprints | None = None
+    remarks: tuple[str, ...] = ()
+    racing: Racing | None = None
+
+    @property
+    def num_configurations(self) -> int:
+        return sum(cell.num_configurations for cell in self.cells)
+
+    @property
+    def num_fold_runs(self) -> int:
+        return sum(cell.num_fold_runs for cell in self.cells)
+
+    @property
+    def done(self) -> int | None:
+        """Fold-runs that the ledger has already; None where it cannot be known yet."""
+        counts = [cell.done for cell in self.cells]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    def holds(self, configuration: Configuration) -> bool:
+        """Does one of the cells hold it (`CellPlan.holds`)?"""
+        return _hold(self.cells, configuration)
+
+    def to_json(self, forecast: Forecast | None = None) -> dict[str, Any]:
+        """Plain values for `raymrc plan --json`.
+
+        Args:
+            forecast: what it will cost; None: those figures are null.
+        """
+        costs = forecast.cells if forecast is not None else (None,) * len(self.cells)
+        cells = [_cell_json(c) | cost_json(f) for c, f in zip(self.cells, costs, strict=True)]
+        remarks = (*self.remarks, *(forecast.remarks if forecast is not None else ()))
+        return {
+            "study": self.study,
+            "task": self.task,
+            "corpus": self.corpus,
+            "labels": list(self.labels) if self.labels is not None else None,
+            "notes": self.num_notes,
+            "folds": self.folds,
+            "algorithm": self.algorithm,
+            "configurations": self.num_configurations,
+            "fold_runs": self.num_fold_runs,
+            "fold_runs_done": self.done,
+            "done": self.done,
+            "remarks": list(remarks),
+            **cost_json(forecast),
+            "cells": cells,
+        }
+
+
+UNKNOWN = ("device_seconds", "usd", "peak_memory_bytes")
+"""Figures that are null where there is no forecast."""
+
+
+def cost_json(forecast: Forecast | CellForecast | None) -> dict[str, Any]:
+    return dict.fromkeys(UNKNOWN) if forecast is None else forecast.to_json()
+
+
+def _hold(cells: Sequence[CellPlan], configuration: Configuration) -> bool:
+    return any(c.cell == configuration.cell and c.holds(configuration) for c in cells)
+
+
+def plan_study(
+    spec: Spec,
+    corpus: Corpus | None = None,
+    weights: Mapping[str, str] | None = None,
+    ledger: Ledger | None = None,
+    *,
+    transfer: Mapping[str, Corpus] | None = None,
+    initial_prompt: Adapter | None = None,
+    places: bool = True,
+) -> Plan:
+    """Work out a study's cells, configurations and fold-runs.
+
+    Args:
+        corpus: as `read_study_corpus` gives it; None where the files are not at hand.
+        weights: by name of the backbone, `weights_fingerprint` of what its source holds.
+        ledger: counts what is done already; needs corpus and weights, and what transfer is scored on.
+        transfer: as `read_transfer` gives it; None where the files are not at hand.
+        initial_prompt: as `read_initial_prompt` gives it; None where the file is not at hand.
+        places: False: where fold-runs would train is left open, as for a report on another machine.
+
+    Raises:
+        CorpusError: notes that cannot fill the folds.
+        SpecError: a first layer that the backbone does not have, a window that does not fit it,
+            a question for a label that the corpus does not have, an initial prompt of another form
+            or of other labels alone, a cell that no number of devices holds or more of them than the
+            study allows.
+        BackboneError: a backbone's folder whose config cannot be read, or not the one that the initial
+            prompt was trained on.
+    """
+    labels = corpus.labels if corpus is not None else study_labels(spec)
+    asked = study_questions(spec, corpus)
+    if asked is not None:
+        build_questions(asked.labels, spec.questions, asked.relations)
+    fingerprints = None
+    if corpus is not None:
+        folds = build_study_folds(spec, corpus)  # whether they can be made is told in any case
+        check_shots(spec, corpus, folds)
+        if weights is not None and (transfer is not None or not spec.transfer):
+            fingerprints = build_fingerprints(
+                spec, corpus, folds, weights, transfer or {}, initial_prompt
+            )
+    remarks: list[str] = []
+    if corpus is None:
+        unknown = "" if asked is not None else "; labels and trained shares are not known before"
+        remarks.append(f"the corpus was not read{unknown}")
+    cells = []
+    for index, entry in enumerate(spec.backbones):
+        shape = find_shape(entry.backbone)
+        if shape is None:
+            remarks.append(
+                f"the shape of {entry.backbone.name} is not known before its weights are here"
+            )
+        few: tuple[int | None, ...] = spec.few_shot.shots if spec.few_shot else (None,)
+        for strategy, shots in product(spec.strategies.named(), few):
+            planned = _plan_cell(spec, index, entry, strategy, shots, shape, asked)
+            if initial_prompt is not None and planned.starts_from_adapter:
+                _check_initial_prompt(spec, index, planned, initial_prompt, weights or {})
+            cells.append(_placed(spec, index, planned) if places else planned)
+    if spec.final_test is not None:
+        number = len(cells) * len(spec.final_test.seeds)
+        remarks.append(f"raymrc test will train {number} more, one a cell and seed, on all notes")
+    if spec.racing is not None:
+        raced = any(cell.num_configurations > 1 for cell in cells)
+        remarks.append(
+            "the table has the most that is trained: with racing, who can no longer win is stopped"
+            if raced
+            else "racing has no effect: no cell has more than one configuration"
+        )
+    if any(cell.starts_from_adapter for cell in cells):
+        remarks += _about_initial_prompt(spec, initial_prompt, asked)
+        if initial_prompt is None:
+            fingerprints = None
+    resources = spec.resources
+    if (
+        resources.gpus_per_host
+        and resources.device_memory is None
+        and any(cell.placement for cell in cells)
+    ):
+        remarks.append(
+            f"GPUs are taken to have {GPU_GIB:g} GiB; set resources.device_memory if they do not"
+        )
+    if fingerprints is not None and ledger is not None:
+        cells = _count_done(cells, spec, fingerprints, ledger)
+    return Plan(
+        study=spec.study,
+        task=spec.task,
+        corpus=spec.corpus.display_name,
+        folds=spec.num_folds,
+        algorithm=spec.search.algorithm,
+        seed=spec.search.seed,
+        cells=tuple(cells),
+        labels=labels,
+        num_notes=len(corpus.notes) if corpus is not None else None,
+        fingerprints=fingerprints,
+        remarks=tuple(remarks),
+        racing=spec.racing.racing if spec.racing else None,
+    )
+
+
+def build_fingerprints(
+    spec: Spec,
+    corpus: Corpus,
+    folds: Folds,
+    weights: Mapping[str, str],
+    transfer: Mapping[str, Corpus] = MappingProxyType({}),
+    initial_prompt: Adapter | None = None,
+) -> Fingerprints:
+    asked = find_asked(spec.task, corpus)
+    questions = build_questions(asked.labels, spec.questions, asked.relations)
+    named = tuple(f"{name} {other.fingerprint}" for name, other in transfer.items())
+    return Fingerprints(
+        corpus=corpus.fingerprint,
+        folds=folds.fingerprint,
+        questions=questions_fingerprint(questions),
+        weights=dict(weights),
+        transfer=named,
+        initial_prompt=initial_prompt.fingerprint if initial_prompt is not None else "",
+    )
+
+
+def fold_run(configuration: Configuration, fold: int, fingerprints: Fingerprints) -> FoldRun:
+    """The fold-run, whose `.key` names its record.
+
+    The wording of questions enters the key only of strategies that ask in words and of prompts that
+    start from them: rewording one trains nothing else again. So it is with an initial prompt.
+    """
+    cell = configuration.cell
+    start = configuration.prompt_initialisation
+    in_words = STRATEGIES[cell.strategy].asks == "words" or start == "question"
+    return FoldRun(
+        configuration=configuration,
+        fold=fold,
+        corpus_fingerprint=fingerprints.corpus,
+        folds_fingerprint=fingerprints.folds,
+        questions_fingerprint=fingerprints.questions if in_words else "",
+        weights_fingerprint=fingerprints.weights[cell.backbone.name],
+        transfer_fingerprints=() if fingerprints.test else fingerprints.transfer,
+        test_fingerprint=fingerprints.test,
+        initial_prompt_fingerprint=fingerprints.initial_prompt if start == "adapter" else "",
+    )
+
+
+# --- one cell -------------------------------------------------------------------------------------
+
+
+def build_configuration(cell_plan: CellPlan, values: Mapping[str, Any]) -> Configuration:
+    """One point of a cell's search space.
+
+    Args:
+        values: by field name, one for every grid and distribution of the cell; drawn numbers
+            are rounded to four significant digits, so that equal ones have equal keys.
+    """
+    return _configuration(cell_plan.cell, cell_plan.space, values)
+
+
+def _configuration(cell: Cell, space: SearchSpace, values: Mapping[str, Any]) -> Configuration:
+    open_fields = {*space.grids, *space.distributions}
+    assert set(values) == open_fields, f"wanted {sorted(open_fields)}, got {sorted(values)}"
+    tidied = {
+        name: space.distributions[name].tidy(value) if name in space.distributions else value
+        for name, value in values.items()
+    }
+    return Configuration(cell=cell, **space.fixed, **tidied)
+
+
+def find_shape(backbone: Backbone) -> Shape | None:
+    """Layers, hidden size and the rest, where our table or a folder knows them; nothing is fetched."""
+    if backbone.source not in SHAPES and (Path(backbone.source) / "config.json").is_file():
+        return read_shape(Path(backbone.source), backbone.layers)
+    base = backbone.name.removesuffix(f"-l{backbone.layers}")
+    known = SHAPES.get(backbone.source, SHAPES.get(base))
+    return known.first(backbone.layers) if known is not None else None
+
+
+def _plan_cell(
+    spec: Spec,
+    index: int,
+    entry: BackboneSpec,
+    strategy: str,
+    shots: int | None,
+    shape: Shape | None,
+    asked: Asked | None,
+) -> CellPlan:
+    counted = spec.few_shot.shots_of if spec.few_shot else "notes"
+    cell = Cell(spec.task, spec.corpus.display_name, entry.backbone, strategy, shots, counted)
+    space = build_space(_effective(spec, entry, strategy))
+    if shape is not None:
+        _check_fit(spec, index, strategy, space, shape)
+    configurations = _configurations(spec, cell, space)
+    count = len(configurations) if configurations is not None else _how_many(spec, space)
+    parameters = None
+    if shape is not None and asked is not None:
+        parameters = max(
+            (
+                count_parameters(c, shape, len(asked.labels), len(asked.relations))
+                for c in configurations or _corners(cell, space, COUNTED)
+            ),
+            key=lambda p: p.trained,
+        )
+    return CellPlan(
+        cell=cell,
+        space=space,
+        num_configurations=count,
+        num_fold_runs=count * spec.num_folds,
+        configurations=configurations,
+        shape=shape,
+        num_questions=len(asked) if asked is not None else None,
+        parameters=parameters,
+    )
+
+
+def _placed(spec: Spec, index: int, plan: CellPlan) -> CellPlan:
+    """With a placement, where enough is known for one."""
+    if plan.shape is None or plan.num_questions is None:
+        return plan
+    resources = spec.resources
+    try:
+        placement = place(
+            plan.configurations or _corners(plan.cell, plan.space, WEIGHED),
+            plan.shape,
+            plan.num_questions,
+            device_of(resources),
+            lanes=resources.lanes_per_host,
+            workers=(resources.workers.min, resources.workers.max) if resources.workers else None,
+        )
+    except DoesNotFit as reason:
+        given = [name for name in ("workers", "device_memory") if getattr(resources, name)]
+        at: Steps = ("resources", given[0]) if given else ("backbones", index)
+        raise spec.error(at, str(reason)) from None
+    return replace(plan, placement=placement)
+
+
+def _effective(spec: Spec, entry: BackboneSpec, strategy: str) -> dict[str, Setting]:
+    """The cell's settings without those that change nothing: they would only multiply its grid."""
+    idle = without_effect(strategy, spec.task)
+    settings = {k: v for k, v in spec.settings(entry, strategy).items() if k not in idle}
+    if STRATEGIES[strategy].asks == "vectors":
+        settings.setdefault("prompt_length", Fixed(DEFAULT_PROMPT_LENGTH))
+    if STRATEGIES[strategy].answers != "tags" and spec.task != "relations":
+        settings.setdefault("overlapping_answers", Fixed(DEFAULT_OVERLAPPING_ANSWERS))
+    if spec.task != "concepts":
+        settings.setdefault("context_sentences", Fixed(DEFAULT_CONTEXT_SENTENCES))
+        settings.setdefault("relation_answers", Fixed(DEFAULT_RELATION_ANSWERS))
+    return settings
+
+
+def _check_initial_prompt(
+    spec: Spec, index: int, plan: CellPlan, adapter: Adapter, weights: Mapping[str, str]
+) -> None:
+    """Refuse prompts of another form than those of a cell that is to start from them."""
+    given = adapter.configuration
+    trained_by = STRATEGIES.get(adapter.strategy)
+    if trained_by is None or trained_by.asks != "vectors":
+        raise spec.error(
+            ("initial_prompt",),
+            f"initial_prompt: {adapter.place} was trained by {adapter.strategy}, which has no soft "
+            "prompt; give an adapter of soft_prompt or frozen_soft_prompt",
+        )
+    for name in ("prompt_length", "prompt_depth", "first_layer"):
+        for wanted in _ends(plan.space, name):
+            if wanted != given[name]:
+                raise spec.error(
+                    _place(spec, index, plan.cell.strategy, name),
+                    f"{name}: {wanted} is not that of the initial prompt {adapter.place}, "
+                    f"{given[name]}",
+                )
+    backbone = plan.cell.backbone
+    layers = given["cell"]["backbone"]["layers"]
+    if layers != backbone.layers:
+        shown = ["all" if number is None else str(number) for number in (layers, backbone.layers)]
+        raise spec.error(
+            ("backbones", index),
+            f"the initial prompt {adapter.place} was trained on {shown[0]} layers of "
+            f"{adapter.backbone}, and {backbone.name} has {shown[1]}",
+        )
+    if backbone.name in weights:
+        adapter.check_backbone(weights[backbone.name])
+
+
+def _about_initial_prompt(
+    spec: Spec, adapter: Adapter | None, asked: Asked | None
+) -> Iterator[str]:
+    """What whoever starts from a trained prompt should know."""
+    if adapter is None:
+        yield f"initial_prompt {spec.initial_prompt} is not here; whether it fits was not looked at"
+        return
+    if asked is not None:
+        absent = [name for name in asked.names if name not in adapter.names]
+        if len(absent) == len(asked):
+            raise spec.error(
+                ("initial_prompt",),
+                f"initial_prompt: {adapter.place} has prompts for {', '.join(adapter.names)}, and "
+                f"the study asks for {', '.join(absent)}; none would start from it",
+            )
+        if absent:
+            yield f"the initial prompt lacks {', '.join(absent)}, which start at random"
+
+
+REPRESENTATIVES = 12
+"""Configurations that stand for those that tpe will propose."""
+
+
+def representatives(plan: CellPlan, seed: int) -> tuple[Configuration, ...]:
+    """All configurations of a cell; where tpe proposes them, some drawn at random.
+
+    Args:
+        seed: of the search.
+    """
+    if plan.configurations is not None:
+        return plan.configurations
+    generator = random.Random(f"{seed}/{plan.cell.name}")
+    return tuple(
+        _configuration(plan.cell, plan.space, plan.space.draw(generator))
+        for _ in range(REPRESENTATIVES)
+    )
+
+
+def _how_many(spec: Spec, space: SearchSpace) -> int:
+    size = space.size
+    return spec.search.configurations if size is None else min(spec.search.configurations, size)
+
+
+def _configurations(spec: Spec, cell: Cell, space: SearchSpace) -> tuple[Configuration, ...] | None:
+    if spec.search.algorithm == "grid":
+        return tuple(_configuration(cell, space, values) for values in space.grid())
+    if spec.search.algorithm == "tpe":
+        return None
+    # Seeded by the cell's name: a new backbone or a larger search leaves the earlier draws alone.
+    generator = random.Random(f"{spec.search.seed}/{cell.name}")
+    drawn: dict[Configuration, None] = {}
+    wanted, in_vain = _how_many(spec, space), 0
+    # A narrow range has fewer different values than it seems, once they are rounded.
+    while len(drawn) < wanted and in_vain < DRAWS_IN_VAIN:
+        before = len(drawn)
+        drawn.setdefault(_configuration(cell, space, space.draw(generator)))
+        in_vain = 0 if len(drawn) > before else in_vain + 1
+    return tuple(drawn)
+
+
+def _corners(cell: Cell, space: SearchSpace, sized: Sequence[str]) -> Iterator[Configuration]:
+    """Configurations at the ends of the ranges, among them the largest one.
+
+    Args:
+        sized: settings that it is large by.
+    """
+    # Only what changes a count is combined; the rest stays at its first value.
+    ends = {
+        name: _ends(space, name) if name in sized else _ends(space, name)[:1]
+        for name in (*space.grids, *space.distributions)
+    }
+    for values in build_space({name: Grid(options) for name, options in ends.items()}).grid():
+        yield _configuration(cell, space, values)
+
+
+def _check_fit(spec: Spec, index: int, strategy: str, space: SearchSpace, shape: Shape) -> None:
+    """Refuse what the backbone cannot hold. How long worded questions are, only its tokenizer knows."""
+    name = spec.backbones[index].backbone.name
+    window = max(_ends(space, "window"))
+    if window + SPECIAL_PIECES > shape.max_pieces:
+        most = shape.max_pieces - SPECIAL_PIECES
+        raise spec.error(
+            _place(spec, index, strategy, "window"),
+            f"a window of {window} pieces does not fit {name}, which reads {shape.max_pieces}; "
+            f"set window to {most} or less",
+        )
+    first_layer = max(_ends(space, "first_layer"))
+    if first_layer >= shape.num_layers:
+        raise spec.error(
+            _place(spec, index, strategy, "first_layer"),
+            f"{name} has no layer {first_layer}; its layers are 0 to {shape.num_layers - 1}",
+        )
+
+
+def _ends(space: SearchSpace, name: str) -> tuple[Any, ...]:
+    """The values that a setting may take, or the ends of its range."""
+    if name in space.grids:
+        return space.grids[name]
+    if name in space.distributions:
+        return space.distributions[name].values
+    return (space.fixed.get(name, DEFAULTS[name]),)
+
+
+def _place(spec: Spec, index: int, strategy: str, name: str) -> Steps:
+    """Where a cell's setting was written down: the nearest of the three places."""
+    own = spec.backbones[index].strategies.named().get(strategy)
+    if own is not None and name in own.given():
+        return ("backbones", index, "strategies", strategy, name)
+    if name in spec.strategies.named()[strategy].given():
+        return ("strategies", strategy, name)
+    return ("training", name) if name in spec.training.given() else ("backbones", index)
+
+
+# --- against the ledger ---------------------------------------------------------------------------
+
+
+def _count_done(
+    cells: list[CellPlan], spec: Spec, fingerprints: Fingerprints, ledger: Ledger
+) -> list[CellPlan]:
+    """How many of each cell's fold-runs the ledger has.
+
+    Grid and random know their keys. What tpe will propose is not known, so all that it finished in
+    the cell on the same notes, folds and weights counts.
+    """
+    keys = ledger.keys()
+    finished: dict[Cell, int] = {}
+    if any(cell.configurations is None for cell in cells):
+        for record in ledger.records():
+            run = record.fold_run
+            cell = run.configuration.cell
+            if (
+                record.status == "done"
+                and _hold(cells, run.configuration)
+                and run == fold_run(run.configuration, run.fold, fingerprints)
+            ):
+                finished[cell] = finished.get(cell, 0) + 1
+    counted = []
+    for plan in cells:
+        if plan.configurations is None:
+            done = min(finished.get(plan.cell, 0), plan.num_fold_runs)
+        else:
+            done = sum(
+                fold_run(configuration, fold, fingerprints).key in keys
+                for configuration in plan.configurations
+                for fold in range(spec.num_folds)
+            )
+        counted.append(replace(plan, done=done))
+    return counted
+
+
+# --- shown ----------------------------------------------------------------------------------------
+
+
+def _cell_json(plan: CellPlan) -> dict[str, Any]:
+    cell = plan.cell
+    return {
+        "cell": cell.name,
+        "task": cell.task,
+        "corpus": cell.corpus,
+        "backbone": asdict(cell.backbone),
+        "strategy": cell.strategy,
+        "configurations": plan.num_configurations,
+        "fold_runs": plan.num_fold_runs,
+        "fold_runs_done": plan.done,
+        "done": plan.done,
+        "trained_parameters": plan.trained_parameters,
+        "total_parameters": plan.total_parameters,
+        "trained_share": plan.trained_share,
+        "adapter_bytes": plan.adapter_bytes,
+        "placement": asdict(plan.placement) if plan.placement else None,
+        "space": {
+            "fixed": dict(plan.space.fixed),
+            "grids": {name: list(values) for name, values in plan.space.grids.items()},
+            "distributions": {
+                name: {d.kind: list(d.values)} for name, d in plan.space.distributions.items()
+            },
+        },
+        "configuration_ids": (
+            None if plan.configurations is None else [c.id for c in plan.configurations]
+        ),
+    }
+
+
+def render(plan: Plan, forecast: Forecast | None = None) -> RenderableType:
+    """The plan as a table for the terminal.
+
+    Args:
+        forecast: what it will cost; each figure has its 90 % interval below.
+    """
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    remarks = (*plan.remarks, *(forecast.said if forecast is not None else ()))
+    table = Table(
+        title=f"{plan.study}: {plan.task}, {plan.folds} folds, {plan.algorithm} search",
+        caption="; ".join(remarks) or None,
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("corpus / backbone / strategy", overflow="fold")
+    if forecast is not None:
+        return _with_costs(table, plan, forecast)
+    for heading in ("fold-runs", "done", "trained", "saved"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("where", max_width=16)
+    table.add_column("memory", justify="right", no_wrap=True)
+    for cell in plan.cells:
+        known, placement = cell.parameters, cell.placement
+        table.add_row(
+            cell.cell.name,
+            f"{cell.num_configurations} x {plan.folds}",
+            "-" if cell.done is None else str(cell.done),
+            f"{short_count(known.trained)}, {100 * known.share:.3g} %" if known else "?",
+            f"{short_count(cell.adapter_bytes or 0)}B" if known else "?",
+            str(placement) if placement else "?",
+            f"{placement.peak_bytes / GIB:.1f} GiB" if placement else "?",
+        )
+    table.add_section()
+    table.add_row(
+        "in total",
+        str(plan.num_fold_runs),
+        "-" if plan.done is None else str(plan.done),
+        *[""] * 4,
+    )
+    return table
+
+
+def _with_costs(table: Table, plan: Plan, forecast: Forecast) -> Table:
+    """Two lines a cell, so that intervals have room beside names."""
+    for heading in ("fold-\nruns", "trained", "where", "memory", "device\ntime", "USD"):
+        if heading == "where":
+            table.add_column(heading, max_width=11)
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
+    for cell, cost in zip(plan.cells, forecast.cells, strict=True):
+        known, placement = cell.parameters, cell.placement
+        table.add_row(
+            cell.cell.name,
+            f"{cell.num_configurations} x {plan.folds}{_done(cell.done)}",
+            f"{short_count(known.trained)}\n{100 * known.share:.3g} %" if known else "?",
+            str(placement) if placement else "?",
+            f"{placement.peak_bytes / GIB:.1f} GiB" if placement else "?",
+            *_cost_columns(cost),
+        )
+    table.add_section()
+    total = f"{plan.num_fold_runs}{_done(plan.done)}"
+    table.add_row("in total", total, "", "", "", *_cost_columns(forecast))
+    return table
+
+
+def _done(number: int | None) -> str:
+    return f"\n{number} done" if number else ""
+
+
+def _cost_columns(cost: CellForecast | Forecast | None) -> tuple[str, str]:
+    """Device time and dollars, each with its interval on a line of its own."""
+    if cost is None:
+        return "?", "?"
+    return cost.shown("device_seconds", in_time), cost.shown("usd", in_usd)

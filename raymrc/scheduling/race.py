@@ -1,0 +1,281 @@
+"""The race of one cell: which configuration trains on which fold next, until which epoch. No Ray here.
+
+    proposer -> contenders -> racing.decide -> legs -> (trained elsewhere) -> courses -> racing.decide ...
+
+`racing/racing.py` decides and keeps nothing; this is what is kept between two decisions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from raymrc.configuration import Configuration
+from raymrc.racing.prior import RatePrior
+from raymrc.racing.racing import Contender, Racing, Run, decide
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A configuration in the race.
+
+    Args:
+        courses: by fold, validation F1 of the epochs that are done.
+        running: by fold, until which epoch it was handed out.
+        failed: folds; with any it is out of the race.
+    """
+
+    configuration: Configuration
+    courses: list[Sequence[float]]
+    running: dict[int, int] = field(default_factory=dict)
+    stopped: bool = False
+    failed: set[int] = field(default_factory=set)
+    trained_parameters: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        return all(len(course) >= self.configuration.epochs for course in self.courses)
+
+
+@dataclass(frozen=True, slots=True)
+class Legs:
+    """What one trial trains: fold-runs of a configuration, each until an epoch.
+
+    Args:
+        until: by fold.
+    """
+
+    configuration: Configuration
+    until: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A configuration that leaves the race.
+
+    Args:
+        reason: a sentence for the record.
+        epochs: that it was trained for, all folds together.
+        reached: mean over the folds that it began of the best validation F1, 0 to 1.
+    """
+
+    configuration: Configuration
+    reason: str
+    epochs: int
+    reached: float
+
+
+class Race:
+    """
+    Args:
+        propose: the next configuration; None when there are no more.
+        starters: so many enter at once, the others when nothing is left to run for those that are in.
+        rates: what earlier studies say of learning rates.
+    """
+
+    def __init__(
+        self,
+        racing: Racing,
+        num_folds: int,
+        propose: Callable[[], Configuration | None],
+        *,
+        starters: float = math.inf,
+        rates: RatePrior | None = None,
+    ) -> None:
+        self._racing = racing
+        self._num_folds = num_folds
+        self._propose = propose
+        self._starters = starters
+        self._rates = rates
+        self._entries: dict[str, _Entry] = {}
+        self._queue: deque[Run] = deque()
+        self._has_news = True
+        self._has_more = True
+        self._stops: list[Stop] = []
+        self.winner: Configuration | None = None
+
+    # --- what comes in ----------------------------------------------------------------------------
+
+    def enter(self, configuration: Configuration) -> None:
+        """One more contender; one that is in stays as it is."""
+        if configuration.id not in self._entries:
+            courses: list[Sequence[float]] = [()] * self._num_folds
+            self._entries[configuration.id] = _Entry(configuration, courses)
+            self._has_news = True
+
+    def holds(self, configuration: Configuration) -> bool:
+        return configuration.id in self._entries
+
+    def learn(
+        self,
+        configuration: Configuration,
+        fold: int,
+        course: Iterable[float],
+        *,
+        trained_parameters: int = 0,
+        stopped: bool = False,
+    ) -> None:
+        """How far a fold-run has got. What is known already to be further is kept.
+
+        Args:
+            course: validation F1 of its epochs so far.
+            stopped: an earlier decision has stopped its configuration.
+        """
+        entry = self._entries[configuration.id]
+        course = tuple(course)
+        if len(course) >= len(entry.courses[fold]):
+            entry.courses[fold] = course
+        if len(course) >= entry.running.get(fold, 0):
+            entry.running.pop(fold, None)
+        entry.trained_parameters = trained_parameters or entry.trained_parameters
+        entry.stopped |= stopped
+        self._has_news = True
+
+    def fail(self, configuration: Configuration, fold: int) -> None:
+        """A fold-run failed; its configuration cannot win, and says nothing about the others."""
+        entry = self._entries[configuration.id]
+        entry.running.pop(fold, None)
+        entry.failed.add(fold)
+        self._has_news = True
+
+    # --- what goes out ----------------------------------------------------------------------------
+
+    def next(self, slots: int) -> Legs | None:
+        """What is to be trained next; None when nothing is, for the time being or for good.
+
+        Args:
+            slots: fold-runs that could start now, this one included.
+        """
+        if self._has_news:
+            self._decide(slots)
+        if not self._queue:
+            return None
+        first = self._queue[0].configuration
+        mine = [run for run in self._queue if run.configuration == first]
+        self._queue = deque(run for run in self._queue if run.configuration != first)
+        entry = self._entries[first]
+        for run in mine:
+            entry.running[run.fold] = run.until
+        return Legs(entry.configuration, {run.fold: run.until for run in mine})
+
+    def take_stops(self) -> list[Stop]:
+        """Who has been stopped since this was last asked."""
+        stops, self._stops = self._stops, []
+        return stops
+
+    def has_reached(self, configuration: Configuration, fold: int, epoch: int) -> bool:
+        return len(self._entries[configuration.id].courses[fold]) >= epoch
+
+    def has_failed(self, configuration: Configuration) -> bool:
+        return bool(self._entries[configuration.id].failed)
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing is left to run, and nothing runs."""
+        return not (self._has_news or self._queue or self._has_more or self._running)
+
+    @property
+    def stopped(self) -> list[Stop]:
+        """All that have been."""
+        return [_as_stop(entry, "") for entry in self._entries.values() if entry.stopped]
+
+    @property
+    def share(self) -> float:
+        """Of the contenders' epochs on all folds, those that are done or were handed out, 0 to 1."""
+        given = total = 0
+        for entry in self._entries.values():
+            total += entry.configuration.epochs * self._num_folds
+            for fold, course in enumerate(entry.courses):
+                given += max(len(course), entry.running.get(fold, 0))
+        return given / max(1, total)
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """Those that are done, and those that are at most to come for whoever is in the race."""
+        done, left, is_over = 0, 0, self.is_over
+        for entry in self._entries.values():
+            done += sum(map(len, entry.courses))
+            if not (entry.stopped or entry.failed or is_over):
+                left += sum(entry.configuration.epochs - len(course) for course in entry.courses)
+        return done, left
+
+    @property
+    def num_spared(self) -> int:
+        """Fold-runs that will not be trained to their end; not those that failed."""
+        is_over = self.is_over
+        left_out = [
+            entry
+            for entry in self._entries.values()
+            if entry.stopped or entry.failed or (is_over and not entry.is_complete)
+        ]
+        return sum(
+            len(course) < entry.configuration.epochs and fold not in entry.failed
+            for entry in left_out
+            for fold, course in enumerate(entry.courses)
+        )
+
+    @property
+    def _running(self) -> list[Run]:
+        return [
+            Run(name, fold, until)
+            for name, entry in self._entries.items()
+            if not entry.failed
+            for fold, until in entry.running.items()
+        ]
+
+    def _decide(self, slots: int) -> None:
+        self._has_news = False
+        self._queue.clear()
+        while len(self._entries) < self._starters and self._admit():
+            pass
+        while True:
+            contenders = [
+                Contender(
+                    name,
+                    entry.configuration.epochs,
+                    tuple(entry.courses),
+                    entry.stopped,
+                    entry.trained_parameters,
+                    self._expected(entry.configuration),
+                )
+                for name, entry in self._entries.items()
+                if not entry.failed
+            ]
+            running = self._running
+            if contenders:
+                decision = decide(contenders, self._racing, slots, running)
+                for stopped in decision.stopped:
+                    self._stop(stopped.configuration, stopped.reason)
+                winner = decision.winner
+                self.winner = self._entries[winner].configuration if winner else None
+                self._queue.extend(decision.run)
+            # One more enters when nobody who is in is worth what is free.
+            if self._queue or not self._admit():
+                return
+
+    def _expected(self, configuration: Configuration) -> tuple[float, ...]:
+        return () if self._rates is None else self._rates.standings(configuration.learning_rate)
+
+    def _admit(self) -> bool:
+        if not self._has_more:
+            return False
+        configuration = self._propose()
+        if configuration is None:
+            self._has_more = False
+            return False
+        self.enter(configuration)
+        self._has_news = False
+        return True
+
+    def _stop(self, name: str, reason: str) -> None:
+        entry = self._entries[name]
+        entry.stopped = True
+        self._stops.append(_as_stop(entry, reason))
+
+
+def _as_stop(entry: _Entry, reason: str) -> Stop:
+    begun = [course for course in entry.courses if course]
+    reached = sum(max(course) for course in begun) / max(1, len(begun))
+    return Stop(entry.configuration, reason, sum(map(len, begun)), reached)

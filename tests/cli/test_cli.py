@@ -1,0 +1,580 @@
+"""Promise: what a user got wrong is told in one sentence a problem, with exit code 2 and nothing
+half-written. It would break without anyone noticing: nobody tests with broken input every day."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer
+
+from raymrc.cli import describe_bug, main
+from raymrc.configuration import Backbone
+from raymrc.corpora.formats import read_corpus
+from raymrc.corpora.splits import make_folds, note_marks
+from raymrc.corpora.synthetic import synthesize
+from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.record import Epoch, NoteCounts, Record
+from raymrc.model.backbones import weights_fingerprint
+from raymrc.planning.plan import fold_run, plan_study
+from raymrc.study.notes import read_study_corpus
+from raymrc.study.spec import load_spec
+from tests.commands import STUDY, raymrc, write_notes
+from tests.model.tiny import tiny_checkpoint
+from tests.paths import ROOT
+from tests.planning.test_plan import write_prompt
+from tests.study.making import record
+
+TEXT = "Took aspirin 10 mg daily for pain. No nausea after warfarin.\n"
+WARFARIN = f"{TEXT.index('warfarin')} {TEXT.index('warfarin') + len('warfarin')}"
+NOTES = {
+    f"note{number}": (
+        TEXT.replace("10", f"{number}0"),
+        f"T1\tDrug 5 12\taspirin\nT2\tDrug {WARFARIN}\twarfarin\n",
+    )
+    for number in range(1, 7)
+}
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with notes, a backbone's config and a study of them."""
+    write_notes(tmp_path / "notes", NOTES)
+    (tmp_path / "study.yaml").write_text(STUDY)
+    (tmp_path / "backbone").mkdir()
+    (tmp_path / "backbone" / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "bert",
+                "num_hidden_layers": 2,
+                "hidden_size": 16,
+                "num_attention_heads": 2,
+                "intermediate_size": 32,
+                "vocab_size": 60,
+                "max_position_embeddings": 64,
+            }
+        )
+    )
+    return tmp_path
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
+
+
+def refused(folder: Path, *arguments: str | Path) -> list[str]:
+    """The sentences of a command that must be refused, having written nothing."""
+    before = tree(folder)
+    run = raymrc(*arguments, folder=folder)
+    assert run.returncode == 2, run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.stdout == ""
+    assert tree(folder) == before
+    return run.stderr.splitlines()
+
+
+def one_sentence(folder: Path, *arguments: str | Path) -> str:
+    sentences = refused(folder, *arguments)
+    assert len(sentences) == 1, sentences
+    return sentences[0]
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+# --- what the issue names, each with its sentence -------------------------------------------------
+
+
+def test_a_missing_corpus_is_named(place):
+    change(place / "study.yaml", "path: notes", "path: not/there")
+    assert one_sentence(place, "run", "study.yaml").startswith("not/there: is not there")
+
+
+def test_offsets_past_the_text_are_named_with_file_and_line(place):
+    change(place / "notes" / "note3.ann", f"Drug {WARFARIN}", "Drug 51 162")
+    for command in (["run", "study.yaml"], ["plan", "study.yaml"]):
+        sentence = one_sentence(place, *command)
+        assert sentence.startswith("notes/note3.ann:2: T2 Drug 51-162 reaches past the note's end")
+    assert sentence in raymrc("validate", "notes", "--reader", "brat", folder=place).stderr
+
+
+def test_an_unknown_label_is_named_in_notes_and_in_a_study(place):
+    change(place / "notes" / "note3.ann", "T2\tDrug", "T2\tDrg")
+    change(place / "study.yaml", "reader: brat", "reader: n2c2-2018")
+    sentence = one_sentence(place, "run", "study.yaml")
+    assert sentence.startswith("notes/note3.ann:2: T2 has the unknown label Drg")
+    assert "'Drug'" in sentence
+    sentence = one_sentence(place, "run", "study.yaml", "--set", "corpus.labels=[Drog]")
+    assert "'Drug'" in sentence
+
+
+def test_a_mistyped_field_is_named_with_its_place_and_the_nearest_right_one(place):
+    change(place / "study.yaml", "learning_rate:", "learning_rates:")
+    for command in ("plan", "run", "report", "sync"):
+        sentences = refused(place, command, "study.yaml")
+        assert sentences[0].startswith("study.yaml:9:24: unknown field 'learning_rates'")
+        assert "did you mean 'learning_rate'?" in sentences[0]
+
+
+def test_a_note_id_given_twice_is_named(place):
+    lines = "1|t|Took aspirin.\n1|a|No pain.\n\n"
+    (place / "twice.txt").write_text(lines * 2)
+    change(
+        place / "study.yaml", "{reader: brat, path: notes}", "{reader: pubtator, path: twice.txt}"
+    )
+    assert "note id 1 is already at" in one_sentence(place, "run", "study.yaml")
+
+
+@pytest.mark.parametrize("length", ["0", "513", "many"])
+def test_a_prompt_length_that_cannot_be_is_named(place, length):
+    change(place / "study.yaml", "prompt_length: 4", f"prompt_length: {length}")
+    for command in ("plan", "run"):
+        sentence = one_sentence(place, command, "study.yaml")
+        assert sentence.startswith("study.yaml:9:")
+        assert "is not a whole number from 1 to 512" in sentence
+
+
+def test_a_backbone_without_weights_is_named(place):
+    sentence = one_sentence(place, "run", "study.yaml")
+    assert "backbone" in sentence and "has no weights" in sentence
+
+
+def test_weights_that_are_cut_off_or_of_another_shape_are_named_before_ray_starts(place):
+    tiny_checkpoint("bert", place / "backbone")
+    config = place / "backbone" / "config.json"
+    whole = config.read_text()
+    config.write_text(json.dumps(json.loads(whole) | {"intermediate_size": 40}))
+    sentence = one_sentence(place, "run", "study.yaml")
+    assert sentence.startswith("backbone folder backbone: ") and "does not fit the" in sentence
+    config.write_text(whole)
+    weights = place / "backbone" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "not a readable safetensors file" in one_sentence(place, "run", "study.yaml")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    weights.rename(place / "backbone" / "model-00002-of-00002.safetensors")
+    (place / "backbone" / "model.safetensors.index.json").write_text(json.dumps(index))
+    sentence = one_sentence(place, "run", "study.yaml")
+    assert "its shard model-00001-of-00002.safetensors is missing" in sentence
+
+
+def test_a_storage_that_cannot_be_written_is_named(place):
+    (place / "runs").write_text("a file where a folder is wanted")
+    tiny_checkpoint("bert", place / "backbone")
+    assert "cannot be written to" in one_sentence(place, "run", "study.yaml")
+
+
+def test_a_ledger_record_cut_in_half_is_named_and_left_as_it_is(place):
+    key = "ab" * 32
+    record = place / "runs" / "tiny" / "ledger" / "ab" / f"{key}.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(f'{{"adapter_bytes": 1234, "key": "{key[:20]}')
+    tiny_checkpoint("bert", place / "backbone")
+    sentence = one_sentence(place, "run", "study.yaml")
+    assert f"{key}.json: is not a whole record" in sentence and "remove it" in sentence
+    run = raymrc("report", "study.yaml", "--json", folder=place)
+    assert (run.returncode, run.stderr.strip()) == (2, sentence)
+    assert json.loads(run.stdout)["done"] == 0
+
+
+def test_a_question_too_long_for_the_window_is_named_before_ray_starts(place):
+    tiny_checkpoint("bert", place / "backbone")  # 64 positions
+    change(place / "study.yaml", "frozen_soft_prompt", "hard_prompt")
+    change(place / "study.yaml", ", prompt_length: 4", "")
+    change(place / "study.yaml", "window: 32", "window: 60")
+    sentence = one_sentence(place, "run", "study.yaml")
+    assert sentence.startswith("brat/tiny/hard_prompt: a window of 60 pieces, a question of")
+    assert "set window to" in sentence
+
+
+def test_folds_that_leak_stop_a_run_before_it_starts(place, monkeypatch, capsys):
+    """Whoever made them: here a maker of folds that lets a scored note choose the epoch."""
+    tiny_checkpoint("bert", place / "backbone")
+
+    def leaking(*arguments):
+        folds = make_folds(*arguments)
+        scored = folds.split(0).scored[0]
+        return replace(folds, validation=((*folds.validation[0], scored), *folds.validation[1:]))
+
+    monkeypatch.setattr("raymrc.study.notes.make_folds", leaking)
+    monkeypatch.chdir(place)
+    before = tree(place)
+    assert main(["run", "study.yaml"]) == 2
+    assert "is in validation and scored of fold 0" in capsys.readouterr().err
+    assert tree(place) == before
+
+
+def test_too_many_folds_are_named_by_plan_and_run(place):
+    for command in ("plan", "run"):
+        (place / "backbone" / "model.safetensors").write_bytes(b"")
+        sentence = one_sentence(place, command, "study.yaml", "--set", "folds.count=9")
+        assert "cannot fill 9 folds" in sentence
+
+
+# --- command by command ---------------------------------------------------------------------------
+
+
+def test_validate_counts_on_stdout_and_complains_on_stderr(place):
+    run = raymrc("validate", "notes", "--reader", "brat", folder=place)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "spans  12" in run.stdout
+    change(place / "notes" / "note1.ann", "T2\tDrug", "T1\tDrug")
+    run = raymrc("validate", "notes", "--reader", "brat", "--json", folder=place)
+    assert (run.returncode, run.stderr) == (2, "")
+    answer = json.loads(run.stdout)
+    assert (answer["notes"], answer["spans"]) == (6, 11)
+    assert [problem["line"] for problem in answer["problems"]] == [2]
+
+
+def test_synthesize_writes_the_same_notes_again_and_validate_accepts_them(place):
+    for scheme in ("n2c2-2018", "n2c2-2022"):
+        for out in ("one", "two"):
+            run = raymrc("synthesize", scheme, f"{scheme}/{out}", "--notes", "5", folder=place)
+            assert run.returncode == 0, run.stderr
+        assert tree(place / scheme / "one") == tree(place / scheme / "two")
+        run = raymrc("validate", f"{scheme}/one", "--reader", scheme, "--json", folder=place)
+        assert json.loads(run.stdout)["problems"] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("n2c2-2018", "notes"),  # a folder that holds something
+        ("n2c2-2018", "study.yaml"),
+        ("n2c2-2018", "study.yaml/out"),
+        ("n2c2-2019", "out"),
+        ("n2c2-2018", "out", "--notes", "0"),
+        ("n2c2-2018", "out", "--site", "c"),
+    ],
+)
+def test_synthesize_refuses_what_it_cannot_do_in_one_sentence(place, arguments):
+    one_sentence(place, "synthesize", *arguments)
+
+
+def test_a_plan_says_the_same_as_a_table_and_as_json(place):
+    table = raymrc("plan", "study.yaml", folder=place)
+    assert table.returncode == 0, table.stderr
+    assert "brat/tiny/frozen_soft_prompt" in table.stdout
+    answer = json.loads(raymrc("plan", "study.yaml", "--json", folder=place).stdout)
+    assert (answer["configurations"], answer["fold_runs"], answer["notes"]) == (1, 2, 6)
+    assert not (place / "runs").exists()
+
+
+def test_a_plan_says_what_a_study_costs_from_the_notes_at_hand(place):
+    answer = json.loads(raymrc("plan", "study.yaml", "--json", folder=place).stdout)
+    for part in (answer, *answer["cells"]):
+        for name in ("device_seconds", "usd", "peak_memory_bytes"):
+            low, high = part[f"{name}_interval"]
+            assert 0 < low < part[name] < high
+    assert answer["fold_runs_done"] is None
+    machines = ("--instances", "c7i.4xlarge=2")
+    answer = json.loads(raymrc("plan", "study.yaml", "--json", *machines, folder=place).stdout)
+    assert answer["on_cluster"]["cluster"] == "2 x c7i.4xlarge"
+    assert answer["on_cluster"]["usd_spot"] < answer["on_cluster"]["usd_on_demand"]
+
+
+def test_machines_and_prices_that_are_not_there_are_named(place):
+    sentence = one_sentence(place, "plan", "study.yaml", "--instances", "g5.xlage=2")
+    assert "no instance type 'g5.xlage'; did you mean 'g5.xlarge'?" in sentence
+    sentence = one_sentence(place, "plan", "study.yaml", "--instances", "g5.xlarge=2")
+    assert "the study asks for no GPU" in sentence
+    sentence = one_sentence(place, "plan", "study.yaml", "--prices", "mine.yaml")
+    assert sentence.startswith("mine.yaml: there is no such file")
+
+
+def test_a_probe_needs_notes_and_weights(place):
+    assert "has no weights" in one_sentence(place, "plan", "study.yaml", "--probe")
+    tiny_checkpoint("bert", place / "backbone")
+    change(place / "study.yaml", "path: notes", "path: not/there")
+    assert "--probe trains on" in one_sentence(place, "plan", "study.yaml", "--probe")
+
+
+def test_a_status_looks_and_writes_nothing(place):
+    before = tree(place)
+    run = raymrc("status", "study.yaml", "--json", folder=place)
+    assert run.returncode == 0, run.stderr
+    answer = json.loads(run.stdout)
+    assert (answer["fold_runs"], answer["fold_runs_done"], answer["is_running"]) == (2, 0, False)
+    assert answer["budget"] is None and answer["spent"]["device_seconds"] == 0
+    run = raymrc("status", "study.yaml", "--set", "budget.wall_hours=2", folder=place)
+    assert run.returncode == 0 and "tiny: not started" in run.stdout and "2 h" in run.stdout
+    change(place / "study.yaml", "path: notes", "path: not/there")
+    run = raymrc("status", "study.yaml", folder=place)
+    assert run.returncode == 0 and "not known without the notes" in run.stdout
+    change(place / "study.yaml", "path: not/there", "path: notes")
+    assert tree(place) == before
+
+
+def test_a_budget_that_is_none_and_a_journal_that_is_cut_off_are_named(place):
+    sentence = one_sentence(place, "run", "study.yaml", "--set", "budget.usd=5")
+    assert "device time has no price; set prices.device_hour_usd" in sentence
+    sentence = one_sentence(place, "plan", "study.yaml", "--set", "budget.gpu_hours=-1")
+    assert "gpu_hours: -1 is not a number above 0" in sentence
+    spend = place / "runs" / "tiny" / "spend"
+    spend.mkdir(parents=True)
+    (spend / "ab.json").write_text('{"began": 3')
+    sentence = one_sentence(place, "status", "study.yaml")
+    assert "ab.json: does not say what a run has spent" in sentence
+
+
+def test_a_plan_says_that_it_costs_more_than_the_budget(place):
+    arguments = ("plan", "study.yaml", "--json", "--set")
+    enough = raymrc(*arguments, "budget.gpu_hours=9", folder=place)
+    assert "budget" not in " ".join(json.loads(enough.stdout)["remarks"])
+    little = raymrc(*arguments, "budget.gpu_hours=0.00001", folder=place)
+    assert json.loads(little.stdout)["remarks"][-1].endswith(" s is the budget")
+
+
+def test_report_asks_only_what_the_study_tries_now(place):
+    """What an earlier form of it tried in the same cell stays in the ledger and cannot win."""
+    tiny_checkpoint("bert", place / "backbone")
+    spec = load_spec(place / "study.yaml", [f"corpus.path={place / 'notes'}"])
+    backbone = Backbone("tiny", "backbone")
+    weights = {"tiny": weights_fingerprint(place / "backbone")}
+    plan = plan_study(spec, read_study_corpus(spec), weights)
+    ledger = Ledger(str(place / "runs" / "tiny"))
+    (cell,) = plan.cells
+    (now,) = cell.configurations
+    assert now.cell.backbone == backbone
+    for configuration, f1 in ((now, 0.4), (replace(now, epochs=50), 0.9)):
+        for fold in (0, 1):
+            run = fold_run(configuration, fold, plan.fingerprints)
+            ledger.record(Record(key=run.key, fold_run=run, validation_f1=f1))
+    answer = json.loads(raymrc("report", "study.yaml", "--json", folder=place).stdout)
+    assert answer["done"] == 2
+    assert answer["cells"][0]["winner"] == now.id
+    assert answer["conclusions"]["equivalence"] == 0.01
+    assert [winner["cell"] for winner in answer["conclusions"]["winners"]] == [cell.cell.name]
+
+
+def test_nothing_to_write_into_mlflow_writes_nothing(place):
+    before = tree(place)
+    run = raymrc("sync", "study.yaml", folder=place)
+    assert run.returncode == 0 and "holds no fold-run yet" in run.stderr
+    assert tree(place) == before
+
+
+def test_options_of_the_other_scheme_are_refused(place):
+    for option in (["--labeled-args", "Drug"], ["--criteria", "exact"]):
+        sentence = one_sentence(place, "score", "notes", "notes", "--scheme", "n2c2-2018", *option)
+        assert "are of n2c2-2022" in sentence
+
+
+def test_a_field_set_on_the_command_line_goes_before_the_file(place):
+    lengths = "strategies.frozen_soft_prompt.prompt_length=[4, 8, 16]"
+    run = raymrc("plan", "study.yaml", "--json", "--set", lengths, folder=place)
+    assert json.loads(run.stdout)["configurations"] == 3
+    sentence = one_sentence(place, "plan", "study.yaml", "--set", "folds.cuont=3")
+    assert sentence.startswith("--set folds.cuont=3: ") and "'count'" in sentence
+
+
+def test_a_run_whose_initial_prompt_is_not_there_ends_before_it_starts(place):
+    starts = "strategies.frozen_soft_prompt.prompt_initialisation=adapter"
+    sentence = one_sentence(
+        place, "run", "study.yaml", "--set", starts, "--set", "initial_prompt=not/there"
+    )
+    assert sentence == "not/there: there is no adapter"
+    assert not (place / "runs").exists()
+
+
+def test_a_run_whose_initial_prompt_has_seen_a_note_ends_before_it_starts(place):
+    tiny_checkpoint("bert", place / "backbone")
+    (note, *_) = read_corpus(place / "notes", "brat").notes
+    write_prompt(place / "prompt", notes=[*note_marks(note)])
+    starts = "strategies.frozen_soft_prompt.prompt_initialisation=adapter"
+    sentence = one_sentence(
+        place, "run", "study.yaml", "--set", starts, "--set", "initial_prompt=prompt"
+    )
+    assert (
+        f"was trained on 1 of the notes that are to be scored, by text or by group ({note.id})"
+        in sentence
+    )
+    assert not (place / "runs").exists()
+
+
+def test_a_run_whose_held_out_notes_are_a_sites_too_ends_before_it_starts(place):
+    tiny_checkpoint("bert", place / "backbone")
+    there = "{synthetic: {scheme: n2c2-2018, notes: 3}, name: there}"
+    changes = [f"transfer=[{there}]", f"final_test={{corpus: {there}}}", "corpus.labels=[Drug]"]
+    sentence = one_sentence(
+        place, "run", "study.yaml", *(part for c in changes for part in ("--set", c))
+    )
+    assert "3 notes of there are held out for the final test, too" in sentence
+    assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "seen_by"),
+    [("transfer", "corpus"), ("transfer", "initial prompt"), ("final_test", "initial prompt")],
+)
+def test_a_run_with_a_note_of_another_side_in_what_it_learns_from_ends_before_it_starts(
+    place, where, seen_by
+):
+    """By its text: another name and another annotator do not make it another note."""
+    tiny_checkpoint("bert", place / "backbone")
+    text, lines = NOTES["note2"]
+    if seen_by == "initial prompt":
+        text = f"Seen elsewhere. {text}"
+        (note,) = (replace(n, text=text) for n in read_corpus(place / "notes", "brat").notes[:1])
+        write_prompt(place / "prompt", notes=[*note_marks(note)])
+        lines = "T1\tDrug 21 28\taspirin\n"
+    write_notes(place / "there", {"other": (text, lines)})
+    there = "{reader: brat, path: there, name: there}"
+    changes = [f"transfer=[{there}]" if where == "transfer" else f"final_test={{corpus: {there}}}"]
+    if seen_by == "initial prompt":
+        changes += [
+            "strategies.frozen_soft_prompt.prompt_initialisation=adapter", "initial_prompt=prompt",
+        ]  # fmt: skip
+    sentence = one_sentence(
+        place, "run", "study.yaml", *(part for c in changes for part in ("--set", c))
+    )
+    said = {
+        "corpus": "1 notes of there are in the study's corpus, too, by text or by group (other)",
+        "initial prompt": "was trained on 1 of the notes that are to be scored, by text or by group (other)",
+    }
+    assert said[seen_by] in sentence
+    assert not (place / "runs").exists()
+
+
+def test_a_race_that_would_begin_with_what_held_out_notes_said_ends_before_it_starts(place):
+    tiny_checkpoint("bert", place / "backbone")
+    there = "{synthetic: {scheme: n2c2-2018, notes: 3}, name: there}"
+    ids = [note.id for note in synthesize("n2c2-2018", 3, "a", 13).notes]
+    earlier = Ledger(str(place / "earlier"))
+    scored = {note_id: NoteCounts({}, {}) for note_id in ids}
+    earlier.record(replace(record(0), notes=scored))
+    changes = [
+        f"final_test={{corpus: {there}}}", "corpus.labels=[Drug]",
+        "racing={warm_start: [earlier]}",
+    ]  # fmt: skip
+    sentence = one_sentence(
+        place, "run", "study.yaml", *(part for c in changes for part in ("--set", c))
+    )
+    assert "warm_start: earlier has scored 3 notes of there" in sentence
+    assert not (place / "runs").exists()
+
+
+def test_a_plan_needs_no_notes_and_says_what_it_does_not_know(place):
+    change(place / "study.yaml", "path: notes", "path: not/there")
+    run = raymrc("plan", "study.yaml", "--json", folder=place)
+    assert run.returncode == 0
+    assert json.loads(run.stdout)["remarks"][0].startswith("the corpus was not read")
+
+
+def test_a_command_that_does_not_exist_is_a_mistake_of_the_user(capsys):
+    assert main(["plann"]) == 2
+    assert "Did you mean 'plan'?" in capsys.readouterr().err
+    assert main(["plan"]) == 2
+
+
+def test_a_bug_of_ours_shows_where_it_is_and_no_values(capsys, monkeypatch):
+    def broken(path, overrides):
+        text = "MR SECRET TOOK ASPIRIN"
+        try:
+            raise KeyError(text)
+        except KeyError as error:
+            raise ValueError(f"could not read {text}") from error
+
+    monkeypatch.setattr("raymrc.study.spec.load_spec", broken)
+    assert main(["plan", "anything.yaml"]) == 1
+    told = capsys.readouterr().err
+    assert "SECRET" not in told and "ASPIRIN" not in told
+    assert "ValueError" in told and "KeyError" in told and "Please report" in told
+    assert "test_cli.py" in told
+
+
+def test_a_chain_of_errors_ends():
+    first, second = ValueError("a"), KeyError("b")
+    first.__context__, second.__context__ = second, None
+    assert describe_bug(first).count("raised through") == 2
+
+
+def test_an_interrupted_command_says_so_by_its_code(monkeypatch):
+    def interrupted(path, overrides):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("raymrc.study.spec.load_spec", interrupted)
+    assert main(["plan", "anything.yaml"]) == 130
+
+
+def test_python_m_raymrc_is_raymrc():
+    assert "Usage: raymrc" in raymrc("--help", folder=ROOT).stdout
+
+
+def test_simulate_replays_a_ledgers_grid_and_refuses_one_without(tmp_path, capsys):
+    assert main(["simulate", str(tmp_path)]) == 2
+    assert "nothing can be raced" in capsys.readouterr().err
+    ledger = Ledger(str(tmp_path))
+    for rate, value in ((1e-4, 0.3), (1e-3, 0.6)):
+        for fold in range(2):
+            done = record(fold, learning_rate=rate, validation_f1=value)
+            ledger.record(replace(done, epochs=(Epoch(1, 0.1, value, 1.0),)))
+    assert main(["simulate", str(tmp_path), "--json", "--orders", "2"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [line["same_winner"] for line in answer] == [1.0, 1.0, 1.0]
+    assert main(["simulate", str(tmp_path), "--orders", "2"]) == 0
+    assert "same winner" in capsys.readouterr().out
+
+
+def test_simulate_makes_grids_up_before_anything_is_trained(place, capsys):
+    assert main(["simulate", str(place / "study.yaml"), "--made-up", "1"]) == 2
+    assert "no cell has two configurations; nothing can be raced" in capsys.readouterr().err
+    text = (place / "study.yaml").read_text()
+    (place / "study.yaml").write_text(text.replace("2.0e-2", "[0.01, 0.02, 0.04]"))
+    assert main(["simulate", str(place / "study.yaml"), "--made-up", "2", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [line["error_rate"] for line in answer] == [0.01, 0.05, 0.2]
+    assert all((line["configurations"], line["replays"]) == (3, 8) for line in answer)
+    assert all(line["saving"] >= 1.0 for line in answer)
+    assert main(["simulate", str(place), "--made-up", "1"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_report_says_which_cell_was_closed_and_that_a_run_tries_it_again(place):
+    tiny_checkpoint("bert", place / "backbone")
+    rates = "strategies.frozen_soft_prompt.learning_rate=[0.01, 0.02, 0.03, 0.04]"
+    spec = load_spec(place / "study.yaml", [f"corpus.path={place / 'notes'}", rates])
+    weights = {"tiny": weights_fingerprint(place / "backbone")}
+    plan = plan_study(spec, read_study_corpus(spec), weights)
+    ledger = Ledger(str(place / "runs" / "tiny"))
+    for minute, configuration in enumerate(plan.cells[0].configurations[:3]):
+        run = fold_run(configuration, 0, plan.fingerprints)
+        at = f"2026-01-01T00:0{minute}:00+00:00"
+        ledger.record(
+            Record(key=run.key, fold_run=run, status="failed", reason="it is ill", started_at=at)
+        )
+    for most, said in (("3", True), ("4", False), ("null", False)):
+        options = ("--set", rates, "--set", f"failures.close_cell_after={most}")
+        told = raymrc("report", "study.yaml", *options, folder=place).stderr
+        assert "3 fold-runs failed: it is ill" in told
+        assert ("closed, as 3 configurations in a row failed" in told) is said
+        assert (
+            "5 of its fold-runs were not begun, and 'raymrc run' tries it again" in told
+        ) is said
+
+
+def test_a_run_ends_by_saying_which_cell_was_closed(place, capsys, monkeypatch):
+    from raymrc.cli.run import tell
+    from raymrc.scheduling.state import StudyOutcome
+
+    monkeypatch.setattr("raymrc.tracking.how_to_look", lambda *where: "there")
+    outcome = StudyOutcome(
+        40, 5, 0, 6, False, 9.0, (("it is ill", 6),), closed=(("notes/x/y", 29),)
+    )
+    with pytest.raises(typer.Exit) as ended:
+        tell(load_spec(place / "study.yaml"), outcome)
+    assert ended.value.exit_code == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "every run: there",
+        "6 of 40 fold-runs failed: it is ill",
+        "notes/x/y: closed, as 5 configurations in a row failed (failures.close_cell_after); 29 of its "
+        "fold-runs were not begun",
+        "the rest is in the ledger; the same command tries the failed ones again",
+    ]

@@ -1,0 +1,459 @@
+"""Promise: nothing that a study spends is forgotten, whoever is killed and whatever clocks say; and what is
+left is never said to be more than it is.
+
+It would break without anyone noticing: a bill comes at the end of the month.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raymrc.costs.budget import (
+    LEAST_LEASE,
+    MOST_LEASE,
+    START_SECONDS,
+    WRITE_SECONDS,
+    Account,
+    Budget,
+    Entry,
+    Journal,
+    Left,
+    Spent,
+    add_up,
+    overhead,
+    spent_by,
+    unfinished,
+    union,
+)
+from raymrc.errors import LedgerError
+from tests.study.making import STUDY, problems_of, spec_of
+
+NOW = 1_800_000_000.0
+HOUR = Budget(device_hours=1.0, device_hour_usd=2.0)
+
+
+def open_account(journal: Journal, budget: Budget, now: float, moment: float) -> Account:
+    """As a driver does: what it writes first holds no device yet."""
+    account = Account(budget, journal.entries(), now, moment)
+    write(journal, account, now, moment, 0.0)
+    return account
+
+
+def write(
+    journal: Journal, account: Account, now: float, moment: float, devices: float | None = None
+) -> None:
+    wanted = account.devices if devices is None else devices
+    entry = account.lease(now, moment, wanted)
+    journal.write(entry)
+    account.hear(journal.entries())
+    account.paid(entry, moment, wanted)
+
+
+class Memory:
+    """Files in memory: thousands of writes, none of which has to reach a disk."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+
+    def place(self, name: str) -> str:
+        return name
+
+    def names(self, below: str = "") -> list[str]:
+        return list(self.kept)
+
+    def read(self, name: str) -> bytes:
+        return self.kept[name]
+
+    def write(self, name: str, content: bytes, *, replace: bool) -> None:
+        self.kept[name] = content
+
+
+# --- arithmetic -----------------------------------------------------------------------------------
+
+
+def test_the_least_of_the_limits_holds_and_a_price_makes_dollars_of_device_time():
+    assert Budget(usd=4.0, device_hour_usd=2.0).device_seconds == 7200
+    assert Budget(usd=4.0, device_hours=1.0, device_hour_usd=2.0).device_seconds == 3600
+    assert Budget(wall_hours=2.0).left(Spent(1e9, 1e9, 3600)) == Left(math.inf, 3600)
+    assert Budget().left(Spent(1e9, 1e9, 1e9)) == Left() and not Budget()
+    assert HOUR.left(Spent(5400.0)).device_seconds == -1800
+
+
+def test_each_run_counts_at_its_own_price_and_one_without_at_the_present_one():
+    runs = [
+        Entry("a", NOW, device_seconds=3600, device_hour_usd=4.0),
+        Entry("b", NOW, device_seconds=3600, device_hour_usd=1.0),
+        Entry("c", NOW, device_seconds=3600),
+    ]
+    assert add_up(runs, 3.0).usd == 8.0
+
+
+def test_wall_time_is_counted_once_where_runs_overlap():
+    assert union([(0, 10), (5, 20), (30, 31), (6, 7)]) == 21
+    assert union([(0, 10), (5, 20)], until=8) == 8
+    assert union([]) == 0
+    draw = random.Random(3)
+    for _ in range(50):
+        whole = [(a := draw.randrange(60), a + draw.randrange(20)) for _ in range(6)]
+        seconds = {s for start, end in whole for s in range(start, end) if s < 50}
+        assert union(whole, 50) == len(seconds), "second by second"
+
+
+def test_overhead_is_never_less_than_what_was_recorded_nor_absurd():
+    assert (overhead(0, 0), overhead(10, 20), overhead(30, 20), overhead(900, 1)) == (1, 1, 1.5, 3)
+
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+def test_devices_are_charged_from_a_hosts_start_until_it_is_gone_idle_or_not():
+    account = Account(HOUR, (), NOW, 100.0)
+    account.start("a", 2.0, 110.0)
+    account.start("b", 1.0, 120.0)
+    account.start("b", 1.0, 125.0)  # a word that comes twice
+    account.end("a", 130.0)
+    account.end("a", 140.0)
+    account.end("never there", 150.0)
+    assert account.device_seconds(150.0) == 2 * 20 + 30
+    assert account.devices == 1
+    spent = account.spent(150.0)
+    assert spent == Spent(70.0, pytest.approx(70 / 3600 * 2), 50.0)
+
+
+def test_a_host_that_never_said_a_word_is_charged_where_it_had_a_process():
+    account = Account(HOUR, (), NOW, 0.0)
+    for host in ("queued", "starting", "late"):
+        account.ask(host, 2.0, 10.0)
+    account.end("queued", 13.0)
+    assert account.device_seconds(13.0) == 0
+    account.end("starting", 13.0, was_silent=True)
+    assert account.device_seconds(13.0) == 2 * 3
+    account.end("late", 1e6, was_silent=True)
+    assert account.device_seconds(1e6) == 2 * 3 + 2 * START_SECONDS, "as was kept free for it"
+    account.ask("heard", 2.0, 1e6)
+    account.start("heard", 2.0, 1e6 + 1)
+    assert account.awaits("heard") is False
+    account.end("heard", 1e6 + 2, was_silent=True)
+    assert account.device_seconds(2e6) == 2 * 3 + 2 * START_SECONDS + 2, "once"
+
+
+def test_what_is_held_may_stay_until_the_first_limit_or_the_end_of_the_lease(tmp_path):
+    journal = Journal(str(tmp_path))
+    account = open_account(journal, replace(HOUR, wall_hours=0.5), NOW, 0.0)
+    account.start("a", 4.0, 0.0)
+    write(journal, account, NOW, 0.0)
+    assert account.seconds_left(0.0) == LEAST_LEASE, "1 % of an hour, shared by four, is less"
+    write(journal, account, NOW + 890, 890.0)
+    assert account.seconds_left(890.0) == pytest.approx(10.0), "3600 / 4"
+    longer = open_account(Journal(str(tmp_path / "b")), Budget(wall_hours=0.01), NOW, 0.0)
+    assert longer.seconds_left(30.0) == 6.0, "without a host, too"
+    free = Account(Budget(), (), NOW, 0.0)
+    free.start("a", 4.0, 0.0)
+    assert free.seconds_left(1e9) == math.inf and free.covers(99, 1e9)
+
+
+def test_no_more_devices_than_a_lease_was_written_for(tmp_path):
+    journal = Journal(str(tmp_path))
+    account = open_account(journal, HOUR, NOW, 0.0)
+    assert not account.covers(1.0, 0.0)
+    write(journal, account, NOW, 0.0, devices=2.0)
+    assert account.covers(2.0, 1.0) and not account.covers(2.5, 1.0)
+    assert not account.covers(2.0, MOST_LEASE + 1), "an old lease covers nothing"
+
+
+def test_a_host_that_comes_up_slowly_is_closed_before_the_cap_although_nobody_has_heard_of_it(
+    tmp_path,
+):
+    """From its first word on it is charged for its start, which had been hidden until then."""
+    account = open_account(Journal(str(tmp_path)), Budget(device_hours=60 / 3600), NOW, 0.0)
+    account.ask("a", 2.0, 0.0)
+    assert account.device_seconds(14.0) == 0
+    assert account.limit_left(14.0) == pytest.approx((60 - 28) / 2)
+    account.start("a", 2.0, 0.0, took=14.0)
+    assert account.limit_left(14.0) == pytest.approx((60 - 28) / 2)
+    account.ask("waits for a machine", 1.0, 14.0)
+    account.ask("is called off", 1.0, 14.0)
+    account.end("is called off", 20.0)
+    assert account.limit_left(16.0) == pytest.approx((60 - 32 - 2) / 3)
+    account.end("a", 16.0)
+    assert account.limit_left(1e6) == pytest.approx(60 - 32 - START_SECONDS)
+    account.end("waits for a machine", 1e6)
+    assert account.limit_left(1e6) == math.inf
+    account.paid(Entry("d", NOW, lease=60.0, ahead_device_seconds=60.0), 1e6, 2.0)
+    assert account.covers(2.0, 1e6 + 1), "28 are left"
+    account.start("b", 1.0, 1e6, took=14.0)
+    account.end("b", 1e6 + 1)
+    assert not account.covers(2.0, 1e6 + 1), "two more would not have started before they had to go"
+    assert account.covers(1.0, 1e6 + 1)
+
+
+def test_a_lease_is_a_hundredth_of_the_budget_within_bounds():
+    def lease(hours: float | None, devices: float) -> float:
+        return Account(Budget(device_hours=hours), (), NOW, 0.0).lease(NOW, 0.0, devices).lease
+
+    assert lease(0.01, 2) == LEAST_LEASE
+    assert lease(2.0, 2) == 36.0  # 72 s of two
+    assert lease(1000.0, 2) == lease(None, 2) == lease(1.0, 0) == MOST_LEASE
+    assert LEAST_LEASE > 3 * WRITE_SECONDS, "one late write ends nothing"
+
+
+def test_what_is_charged_ahead_ends_at_the_cap(tmp_path):
+    """A driver that lives closes its hosts there; a journal beyond the cap would look like overspending."""
+    account = Account(HOUR, (), NOW, 0.0)
+    account.start("a", 2.0, 0.0)
+    entry = account.lease(NOW, 1795.0, 2.0)
+    assert entry.device_seconds == 3590 and entry.charged == 3600
+
+
+# --- kill -9, two drivers, storage outages ----------------------------------------------------------
+
+
+def test_a_killed_run_stays_charged_for_all_that_its_lease_covers(tmp_path):
+    journal = Journal(str(tmp_path))
+    account = open_account(journal, HOUR, NOW, 0.0)
+    account.start("a", 2.0, 4.0)
+    write(journal, account, NOW + 10, 10.0)
+    # killed here, and its hosts a little later
+    after = Journal(str(tmp_path))
+    spent = spent_by(after.entries(), 2.0, NOW + 1000)
+    ahead = account.lease(NOW, 10.0, 2.0).ahead_device_seconds
+    assert spent.device_seconds == 12 + ahead == 12 + 2 * LEAST_LEASE
+    assert spent.wall_seconds == 10 + LEAST_LEASE
+    account.end("a", 13.0)
+    journal.write(account.last(NOW + 13, 13.0))
+    ended = spent_by(after.entries(), 2.0, NOW + 1000)
+    assert (ended.device_seconds, ended.wall_seconds) == (18, 13), "in order it is what it was"
+    assert spent_by(Journal(str(tmp_path)).entries(), 2.0, NOW + 1000) == ended
+
+
+def test_a_host_that_may_not_be_gone_at_the_end_stays_on_a_lease():
+    account = Account(HOUR, (), NOW, 0.0)
+    account.start("a", 1.0, 0.0)
+    last = account.last(NOW, 10.0, {"k": 0.5})
+    assert not last.has_ended and last.charged > 10 and last.unfinished == {"k": 0.5}
+
+
+def test_two_drivers_never_spend_more_than_the_budget_together():
+    """Each closes its hosts as it sees it; leases are late, refused and out of step; drivers are killed."""
+    for seed in range(60):
+        draw = random.Random(seed)
+        files = Journal("", Memory())  # type: ignore[arg-type]
+        budget = Budget(device_hours=draw.uniform(0.02, 0.2), device_hour_usd=1.0)
+        true, drivers, clocks = 0.0, {}, {}
+        for moment in range(400):
+            outage = moment % 200 > 160 and seed % 2
+            for name in "ab":
+                account = drivers.get(name)
+                if account is None:
+                    if draw.random() < 0.05 and not outage:
+                        clocks[name] = draw.uniform(-5000, 5000)  # of another machine, or set anew
+                        account = open_account(files, budget, NOW + moment + clocks[name], moment)
+                        drivers[name] = account
+                    continue
+                now = NOW + moment + clocks[name]
+                left = account.seconds_left(moment)
+                wanted = draw.choice((1.0, 2.0, 4.0))
+                if draw.random() < 0.5 and not outage:
+                    write(files, account, now, moment, max(wanted, account.devices))
+                if left <= 1.0:
+                    for host in list(account._held):
+                        account.end(host, moment)
+                elif draw.random() < 0.1 and account.covers(account.devices + 1, moment):
+                    account.start(f"h{moment}", 1.0, moment)
+                luck = draw.random()
+                if luck < 0.01:  # kill -9: its hosts are gone with it
+                    true -= account.devices * 0.0
+                    del drivers[name]
+                elif luck < 0.02 and not outage:
+                    for host in list(account._held):
+                        account.end(host, moment)
+                    files.write(account.last(now, moment))
+                    del drivers[name]
+            true += sum(account.devices for account in drivers.values())
+            counted = add_up(files.entries(), 1.0).device_seconds
+            assert true <= counted + 1e-6, (seed, moment, "something is forgotten")
+        assert true <= budget.device_seconds + 1e-6, seed
+
+
+def test_where_the_storage_refuses_hosts_may_stay_as_long_as_the_lease(tmp_path):
+    journal = Journal(str(tmp_path))
+    account = open_account(journal, HOUR, NOW, 0.0)
+    account.start("a", 1.0, 0.0)
+    write(journal, account, NOW, 5.0)
+    assert account.seconds_left(5.0) == 36.0
+    assert account.seconds_left(40.0) == 1.0 and account.is_counted(41.0)
+    assert not account.is_counted(42.0)
+    write(journal, account, NOW, 40.0)  # it is back
+    assert account.seconds_left(41.0) == 35.0
+
+
+def test_a_store_that_refuses_gets_a_sentence(tmp_path):
+    class Refuses:
+        def place(self, name: str) -> str:
+            return f"s3://b/spend/{name}"
+
+        def names(self, below: str = "") -> list[str]:
+            raise OSError("slow down")
+
+        def write(self, name: str, content: bytes, *, replace: bool) -> None:
+            raise OSError("slow down")
+
+    journal = Journal("", Refuses())  # type: ignore[arg-type]
+    with pytest.raises(LedgerError, match=r"^s3://b/spend/: the store refuses \(slow down\)$"):
+        journal.entries()
+    with pytest.raises(LedgerError, match=r"^s3://b/spend/d\.json: the store refuses"):
+        journal.write(Entry("d", NOW))
+
+
+# --- clocks ---------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_was_set_back_between_runs_hides_no_wall_time(tmp_path):
+    journal = Journal(str(tmp_path))
+    first = open_account(journal, Budget(wall_hours=1.0), NOW, 0.0)
+    journal.write(first.last(NOW + 1200, 1200.0))
+    second = open_account(journal, Budget(wall_hours=1.0), NOW - 86400 + 600, 0.0)
+    assert second.left(600.0).wall_seconds == 3600 - 1200 - 600
+    journal.write(second.last(NOW - 86400, 600.0))
+    third = open_account(journal, Budget(wall_hours=1.0), NOW + 1e7, 50.0)
+    assert third.left(150.0).wall_seconds == 3600 - 1900, (
+        "nor does one that was set forward add any"
+    )
+    assert spent_by(journal.entries(), 0.0, NOW - 1e6).wall_seconds >= 1800
+
+
+def test_a_clock_that_jumps_while_a_run_goes_on_changes_nothing(tmp_path):
+    steady, jumping = (Journal(str(tmp_path / name)) for name in "ab")
+    for journal, jumps in ((steady, (0, 0, 0)), (jumping, (7200, -7200, 1e6))):
+        account = open_account(journal, HOUR, NOW, 0.0)
+        account.start("a", 1.0, 1.0)
+        for step, jump in enumerate(jumps):
+            write(journal, account, NOW + 5 * step + jump, 5.0 * step)
+    of_steady, of_jumping = (
+        replace(j.entries()[0], driver="", written_at=0.0) for j in (steady, jumping)
+    )
+    assert of_steady == of_jumping
+
+
+def test_two_that_run_at_once_count_as_one_in_wall_time_and_as_two_in_device_time(tmp_path):
+    journal = Journal(str(tmp_path))
+    one = open_account(journal, HOUR, NOW, 0.0)
+    two = open_account(journal, HOUR, NOW + 100, 100.0)
+    for account in (one, two):
+        account.start("h", 1.0, 100.0)
+        write(journal, account, NOW + 200, 200.0)
+    one.hear(journal.entries())
+    assert one.spent(200.0).wall_seconds == two.spent(200.0).wall_seconds == 200
+    for account in (one, two):
+        account.end("h", 200.0)
+        journal.write(account.last(NOW + 200, 200.0))
+    assert spent_by(journal.entries(), 2.0, NOW + 999) == Spent(200, pytest.approx(400 / 3600), 200)
+
+
+def test_a_lease_is_fresh_for_as_long_as_it_lasts_also_by_a_clock_that_is_a_little_off():
+    entry = Entry("a", NOW, lease=30.0, written_at=NOW)
+    assert entry.is_alive(NOW + 29) and entry.is_alive(NOW - 29)
+    assert not entry.is_alive(NOW + 31) and not entry.is_alive(NOW - 1e6)
+    assert not replace(entry, lease=0.0).is_alive(NOW)
+
+
+# --- the journal ----------------------------------------------------------------------------------
+
+
+def test_what_the_journal_holds_comes_back(tmp_path):
+    journal = Journal(str(tmp_path))
+    entry = Entry("d1", NOW, 10.0, 20.0, 15.0, 30.0, 15.0, 0.04, 3, 40.0, {"key": 0.25}, NOW + 1)
+    journal.write(entry)
+    assert Journal(str(tmp_path)).entries() == (entry,)
+    assert (tmp_path / "spend" / "d1.json").is_file()
+    assert Journal(str(tmp_path / "not-there")).entries() == ()
+    assert not (tmp_path / "not-there").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"began": 1, "seconds": -5}', '{"began": 1, "seconds": "x"}']
+)
+def test_an_entry_that_cannot_be_read_is_not_taken_for_nothing(tmp_path, text):
+    (tmp_path / "spend").mkdir()
+    (tmp_path / "spend" / "d1.json").write_text(text)
+    with pytest.raises(LedgerError, match=r"d1\.json: does not say what a run has spent"):
+        Journal(str(tmp_path)).entries()
+
+
+def test_an_ended_run_is_read_once_and_one_that_goes_on_every_time(tmp_path):
+    journal = Journal(str(tmp_path))
+    journal.write(Entry("gone", NOW, device_seconds=5.0))
+    journal.write(Entry("here", NOW, device_seconds=5.0, lease=30.0))
+    assert sum(e.device_seconds for e in journal.entries()) == 10
+    for name in ("gone", "here"):
+        path = tmp_path / "spend" / f"{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "device_seconds": 7.0}))
+    assert sum(e.device_seconds for e in journal.entries()) == 12
+
+
+def test_the_latest_run_says_what_is_left_of_a_saved_fold_run():
+    entries = [
+        Entry("b", NOW + 9, unfinished={"x": 0.2}),
+        Entry("a", NOW, unfinished={"x": 0.8, "y": 0.5}),
+    ]
+    assert unfinished(entries) == {"x": 0.2, "y": 0.5}
+
+
+# --- the study file -------------------------------------------------------------------------------
+
+
+PRICED = STUDY + "prices: {device_hour_usd: 0.5}\n"
+
+
+def test_a_study_says_what_it_may_spend(tmp_path):
+    text = PRICED + "budget: {usd: 2.5, gpu_hours: 8, wall_hours: 1.5}\n"
+    assert Budget.of(spec_of(tmp_path, text)) == Budget(2.5, 8.0, 1.5, 0.5)
+    same = spec_of(tmp_path, PRICED + "budget: {device_hours: 8}\n")
+    assert Budget.of(same) == Budget(device_hours=8.0, device_hour_usd=0.5)
+    for none in ("", "budget:\n"):
+        assert not Budget.of(spec_of(tmp_path, PRICED + none))
+    assert Budget.of(spec_of(tmp_path, PRICED, ["budget.usd=3"])).usd == 3.0
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ("{usd: 0}", "budget: usd: 0 is not a number above 0"),
+        ("{usd: -1}", "usd: -1 is not a number above 0"),
+        ("{gpu_hours: many}", "gpu_hours: 'many' is not a number above 0"),
+        ("{wall_hours: .inf}", "wall_hours: inf is not a number above 0"),
+        ("{wall_hours: '3'}", "wall_hours: '3' is text because of its quotes"),
+        ("{}", "budget: say what is limited: usd, gpu_hours or wall_hours"),
+        ("{usd: }", "budget: say what is limited: usd, gpu_hours or wall_hours"),
+        ("5", "budget: 5 is not a mapping of fields"),
+        ("{gpu_hours: 1, device_hours: 2}", "gpu_hours and device_hours are one limit; remove"),
+        ("{hours: 2}", "unknown field 'hours' in budget; did you mean"),
+    ],
+)
+def test_a_wrong_budget_gets_one_sentence(tmp_path, budget, said):
+    (problem,) = problems_of(tmp_path, PRICED + f"budget: {budget}\n")
+    assert said.removeprefix("budget: ") in problem
+
+
+def test_dollars_want_a_price(tmp_path):
+    (problem,) = problems_of(tmp_path, STUDY + "budget: {usd: 3}\n")
+    assert problem == (
+        "study.yaml:12:10: usd: device time has no price; set prices.device_hour_usd, or limit gpu_hours"
+    )
+
+
+def test_a_budget_changes_no_key(tmp_path):
+    from raymrc.planning.plan import plan_study
+    from raymrc.study.notes import read_study_corpus
+
+    plans = []
+    for text in (PRICED, PRICED + "budget: {usd: 2.5}\n"):
+        spec = spec_of(Path(tmp_path), text)
+        plans.append(plan_study(spec, read_study_corpus(spec), {"minilm": "w"}))
+    assert plans[0] == plans[1]

@@ -1,0 +1,373 @@
+"""Promise: a plan's costs are those of its cells, counted from its notes and from what the ledger has.
+
+It would break without anyone noticing: nobody adds up a study's bill by hand.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+
+from raymrc.costs.budget import Budget, Spent
+from raymrc.costs.forecast import (
+    FIGURES,
+    PROBE,
+    Forecast,
+    Progress,
+    build_workload,
+    choose_probed,
+    forecast,
+    read_history,
+    read_probe,
+    read_progress,
+    shown,
+    write_probe,
+)
+from raymrc.costs.prices import read_cluster, read_prices
+from raymrc.costs.rates import Measured
+from raymrc.costs.status import exceeds
+from raymrc.errors import LedgerError, SpecError
+from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.record import Epoch, Record
+from raymrc.planning.plan import fold_run, plan_study, render
+from raymrc.quantities import in_time
+from raymrc.racing.racing import Racing
+from raymrc.racing.simulate import expected_share
+from raymrc.reading.light_tokenizers import RoughTokenizer
+from raymrc.study.notes import read_study_corpus
+from raymrc.study.spec import load_spec
+from tests.paths import ROOT
+from tests.study.making import STUDY, spec_of
+
+WEIGHTS = {"minilm": "w"}
+HERE = "EPYC, 2 cores, 1 threads"
+
+
+class Cost:
+    """The tiny study, worked out."""
+
+    def __init__(self, folder, overrides=(), text=STUDY, ledger=None):
+        self.spec = spec_of(folder, text, overrides)
+        self.corpus = read_study_corpus(self.spec)
+        self.plan = plan_study(self.spec, self.corpus, WEIGHTS, ledger)
+        tokenizers = {e.backbone.source: RoughTokenizer() for e in self.spec.backbones}
+        self.workload = build_workload(self.spec, self.plan, self.corpus, {}, tokenizers)
+
+    def forecast(self, *measured, **fields) -> Forecast:
+        fields.setdefault("table", read_prices())
+        return forecast(self.spec, self.plan, self.workload, measured, **fields)
+
+    def records(self, seconds: float = 40.0, folds=(0, 1)) -> list[Record]:
+        """Of every configuration."""
+        return [
+            Record(run.key, run, device_seconds=seconds, hardware=HERE, peak_bytes=3 * 2**30)
+            for cell in self.plan.cells
+            for configuration in cell.configurations
+            for fold in folds
+            for run in [fold_run(configuration, fold, self.plan.fingerprints)]
+        ]
+
+
+def test_the_total_is_the_sum_of_the_cells_and_memory_the_largest(tmp_path):
+    found = Cost(tmp_path).forecast()
+    for name in FIGURES:
+        values = [getattr(cell, name).value for cell in found.cells]
+        wanted = max(values) if name == "peak_memory" else sum(values)
+        assert found.total(name).value == pytest.approx(wanted)
+        assert all(
+            getattr(c, name).low <= getattr(c, name).value <= getattr(c, name).high
+            for c in found.cells
+        )
+    assert all(value > 0 for value in values)
+
+
+def test_twice_the_folds_epochs_or_configurations_cost_about_twice(tmp_path):
+    once = Cost(tmp_path).forecast().total("device_seconds").value
+    epochs = Cost(tmp_path, ["training.epochs=40"]).forecast().total("device_seconds").value
+    assert epochs == pytest.approx(2 * once, rel=0.1)
+    both = ["strategies.fine_tune.learning_rate=[1.0e-5, 2.0e-5, 3.0e-5, 4.0e-5]"]
+    cells = Cost(tmp_path, both).forecast().cells
+    assert cells[0].device_seconds.value == pytest.approx(
+        2 * Cost(tmp_path).forecast().cells[0].device_seconds.value
+    )
+
+
+def test_the_ledger_s_own_history_goes_before_the_guess(tmp_path):
+    cost = Cost(tmp_path)
+    guessed = cost.forecast()
+    history = read_history(cost.plan, cost.workload, cost.records())
+    assert len(history) == 8
+    found = cost.forecast(*history)
+    # All took the same, whatever they are: no more than roughly can be met by all at once.
+    assert found.total("device_seconds").value == pytest.approx(8 * 40, rel=0.1)
+    for cell, before in zip(found.cells, guessed.cells, strict=True):
+        wide, narrow = (c.device_seconds.high / c.device_seconds.low for c in (before, cell))
+        assert narrow < wide
+        assert cell.device_seconds.low <= 4 * 40 <= cell.device_seconds.high
+        assert (cell.rates.source, cell.rates.measured) == ("ledger", 4)
+        assert cell.peak_memory.value == 3 * 2**30
+    assert found.hardware == HERE and f"times as measured on {HERE}" in found.remarks
+
+
+def test_fold_runs_on_other_notes_or_in_a_final_test_are_no_history(tmp_path):
+    cost = Cost(tmp_path)
+    records = cost.records()
+    for changes in ({"corpus_fingerprint": "other"}, {"test_fingerprint": "t"}):
+        others = [replace(r, fold_run=replace(r.fold_run, **changes)) for r in records]
+        assert read_history(cost.plan, cost.workload, others) == []
+    assert (
+        read_history(cost.plan, cost.workload, [replace(r, status="failed") for r in records]) == []
+    )
+
+
+def test_what_is_done_is_not_to_do(tmp_path):
+    ledger = Ledger(str(tmp_path / "runs"))
+    for record in Cost(tmp_path).records(folds=(0,)):
+        ledger.record(record)
+    cost = Cost(tmp_path, ledger=ledger)
+    found = cost.forecast(progress=read_progress(cost.plan, ledger.records()))
+    assert cost.plan.done == 4
+    assert found.total("left").value == pytest.approx(
+        found.total("device_seconds").value / 2, rel=0.2
+    )
+    for record in cost.records():
+        ledger.record(record)
+    nothing = cost.forecast(progress=read_progress(cost.plan, ledger.records()))
+    assert nothing.total("left").value == nothing.wall.value == 0
+
+
+def test_what_a_race_has_stopped_is_not_to_do_while_it_races(tmp_path):
+    cost = Cost(tmp_path)
+    first = cost.records(folds=(0,))[0]
+    epochs = first.fold_run.configuration.epochs
+    half = tuple(Epoch(e, 1.0, 0.1, 1.0) for e in range(1, epochs // 2 + 1))
+    assert 0 < len(half) < epochs
+    paused = replace(first, status="paused", epochs=half)
+    key = first.key
+    share = len(half) / epochs
+    assert read_progress(cost.plan, [paused]) == {key: Progress(share, 1 - share)}
+    stopped = replace(paused, status="stopped", reason="2 points below")
+    assert read_progress(cost.plan, [stopped]) == {}, "a full grid trains it, from its beginning"
+    racing = replace(cost.plan, racing=Racing())
+    both = {
+        r.key for r in cost.records() if r.fold_run.configuration == first.fold_run.configuration
+    }
+    progress = read_progress(racing, [stopped])
+    assert progress == {k: Progress(share if k == key else 0.0, 0.0) for k in both}
+    assert len(both) == 2
+    assert read_progress(racing, [stopped, *others_of(cost, key)])[key] == Progress(share, 0.0)
+    whole = cost.forecast().cells[0]
+    left = cost.forecast(progress=read_progress(racing, [stopped])).cells[0].left.value
+    assert left == pytest.approx(
+        whole.left.value - whole.device_seconds.value / len(cost.plan.cells[0].configurations),
+        rel=0.2,
+    )
+
+
+def test_a_race_is_expected_to_train_less_than_all(tmp_path):
+    cost = Cost(tmp_path, ["strategies.fine_tune.learning_rate=1.0e-4", "prices.device_hour_usd=1"])
+    cost_of_all = cost.forecast()
+    assert "a race" not in " ".join(cost_of_all.said)
+    cost.plan = replace(cost.plan, racing=Racing())
+    alone, pair = (found := cost.forecast()).cells
+    assert alone.raced == alone.device_seconds, "one configuration has nobody to race against"
+    assert found.races and not cost_of_all.races
+    share = expected_share(2, 2, 20, Racing())
+    assert 0 < share.low < share.value < share.high <= 1
+    assert pair.raced.value == pytest.approx(share.value * pair.device_seconds.value)
+    assert pair.raced.high / pair.raced.value > pair.device_seconds.high / pair.device_seconds.value
+    assert pair.raced_usd.value == pytest.approx(share.value * pair.usd.value)
+    left = found.total("raced_left").value
+    assert left == pytest.approx(alone.left.value + share.value * pair.left.value)
+    assert found.wall.value < cost_of_all.wall.value
+    budget = Budget(device_hours=(left + cost_of_all.total("left").value) / 2 / 3600)
+    assert exceeds(budget, Spent(), cost_of_all) and not exceeds(budget, Spent(), found)
+    said = " ".join(found.said)
+    assert f"a race is expected to train {shown(found.total('raced'), in_time, ' ')}" in said
+    assert found.to_json()["device_seconds_raced"] == found.total("raced").value
+
+
+def test_what_a_race_has_left_is_what_is_expected_less_what_is_trained(tmp_path):
+    cost = Cost(tmp_path)
+    cost.plan = replace(cost.plan, racing=Racing())
+    whole = cost.forecast().cells[0]
+    key, other = (r.key for r in cost.records() if r.fold_run.fold == 0 and of_first_cell(r))
+    some = cost.forecast(progress={key: Progress(0.1, 0.9)}).cells[0]
+    trained = whole.device_seconds.value - some.left.value
+    assert trained == pytest.approx(whole.left.value - some.left.value) and trained > 0
+    assert some.raced_left.value == pytest.approx(whole.raced.value - trained)
+    # Who is stopped leaves nothing; what is expected is no more than there is.
+    stopped = cost.forecast(progress={key: Progress(0.1, 0.0)}).cells[0]
+    assert stopped.left.value < some.left.value
+    least = min(stopped.left.value, some.raced_left.value)
+    assert stopped.raced_left.value == pytest.approx(least)
+    # A race that outlives its expectation.
+    late = cost.forecast(progress={key: Progress(1.0, 0.0), other: Progress(0.9, 0.1)}).cells[0]
+    assert 0 < late.raced_left.value < late.left.value
+    assert late.raced_left.low <= late.raced_left.value <= late.raced_left.high
+
+
+def of_first_cell(record: Record) -> bool:
+    return record.fold_run.configuration.cell.strategy == "fine_tune"
+
+
+def others_of(cost: Cost, key: str) -> list[Record]:
+    """Records of the same configuration, stopped before they began."""
+    mine = next(r.fold_run.configuration for r in cost.records() if r.key == key)
+    return [
+        replace(r, status="stopped", reason="2 points below")
+        for r in cost.records()
+        if r.fold_run.configuration == mine and r.key != key
+    ]
+
+
+def test_tpe_s_proposals_are_reckoned_with_before_they_are_made(tmp_path):
+    search = ["search={algorithm: tpe, configurations: 4}",
+              "strategies.fine_tune.learning_rate={log_uniform: [1.0e-5, 1.0e-3]}"]  # fmt: skip
+    cost = Cost(tmp_path, search)
+    assert cost.plan.cells[0].configurations is None
+    one = Cost(tmp_path).forecast().cells[0].device_seconds.value
+    assert cost.forecast().cells[0].device_seconds.value == pytest.approx(2 * one)
+
+
+def test_dollars_are_the_study_s_own_price_or_else_the_table_s(tmp_path):
+    given = Cost(tmp_path, ["prices.device_hour_usd=3.6"]).forecast()
+    assert given.total("usd").value == pytest.approx(given.total("device_seconds").value / 1000)
+    assert "the study's own" in given.prices
+    table = read_prices()
+    found = Cost(tmp_path).forecast()
+    hour = table.instances["c7i.4xlarge"].on_demand / 8
+    assert found.total("usd").value == pytest.approx(
+        found.total("device_seconds").value * hour / 3600
+    )
+    assert table.date in found.prices and "c7i.4xlarge" in found.prices
+
+
+def test_a_cluster_has_a_wall_time_and_two_prices(tmp_path):
+    table = read_prices()
+    one, four = (
+        Cost(tmp_path).forecast(cluster=read_cluster([f"c7i.4xlarge={n}"], table)) for n in (1, 4)
+    )
+    assert (one.devices, four.devices) == (8, 32)
+    assert four.wall.value <= one.wall.value
+    on_demand, spot = one.cluster_usd
+    hours = one.wall.value / 3600
+    assert on_demand.value == pytest.approx(hours * 0.714) and spot.value < on_demand.value
+    values = one.to_json()["on_cluster"]
+    assert values["usd_on_demand"] == on_demand.value and values["cluster"] == "1 x c7i.4xlarge"
+
+
+@pytest.mark.parametrize(("gpus", "machine"), [(0, "g5.xlarge"), (1, "c7i.4xlarge")])
+def test_machines_without_the_device_that_a_study_wants_are_refused(tmp_path, gpus, machine):
+    table = read_prices()
+    cost = Cost(tmp_path, [f"resources.gpus_per_host={gpus}"])
+    with pytest.raises(SpecError, match=r"resources\.gpus_per_host") as caught:
+        cost.forecast(cluster=read_cluster([machine], table))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_faster_gpu_takes_less_time(tmp_path):
+    table = read_prices()
+    cost = Cost(tmp_path, ["resources.gpus_per_host=1"])
+    slow, fast = (
+        cost.forecast(cluster=read_cluster([name], table)).total("device_seconds").value
+        for name in ("g4dn.xlarge", "p5.48xlarge")
+    )
+    assert fast < slow
+
+
+def test_the_json_holds_each_figure_per_cell_and_in_total_with_its_interval(tmp_path):
+    cost = Cost(tmp_path)
+    values = json.loads(json.dumps(cost.plan.to_json(cost.forecast())))
+    names = ("device_seconds", "usd", "peak_memory_bytes", "storage_bytes", "energy_kwh")
+    for part in (values, *values["cells"]):
+        assert {"configurations", "fold_runs", "fold_runs_done"} <= set(part)
+        for name in names:
+            low, high = part[f"{name}_interval"]
+            assert low < part[name] < high
+    assert values["fold_runs"] == 8 and values["wall_seconds"] > 0
+    assert [cell["estimated_from"] for cell in values["cells"]] == ["guess", "guess"]
+
+
+def test_without_a_forecast_the_json_says_that_nothing_is_known(tmp_path):
+    values = plan_study(spec_of(tmp_path)).to_json()
+    for part in (values, *values["cells"]):
+        assert part["device_seconds"] is part["usd"] is part["peak_memory_bytes"] is None
+
+
+@pytest.mark.parametrize("name", ["demo"])
+def test_the_table_with_costs_fits_120_columns_without_folding_a_name(name):
+    from rich.console import Console
+
+    spec = load_spec(ROOT / "studies" / f"{name}.yaml")
+    corpus = read_study_corpus(spec)
+    plan = plan_study(spec, corpus)
+    workload = build_workload(spec, plan, corpus, {}, {"minilm": RoughTokenizer()})
+    costs = forecast(spec, plan, workload, table=read_prices())
+    console = Console(width=119, record=True, file=io.StringIO())
+    console.print(render(plan, costs))
+    lines = console.export_text()
+    assert all(cell.cell.name in lines for cell in plan.cells)
+    assert "USD" in lines
+    assert "…" not in lines
+
+
+def test_figures_are_shown_in_one_unit_with_two_digits():
+    from raymrc.costs.rates import Estimate
+
+    assert shown(Estimate(6000, 3000, 20000), in_time) == "1.7 h\n(0.83-5.6)"
+    assert shown(Estimate(30, 20, 45), in_time, " ") == "30 s (20-45)"
+    assert shown(Estimate(), in_time) == "0 s"
+
+
+# --- probes ---------------------------------------------------------------------------------------
+
+
+def probed(cost: Cost, seconds: float, hardware: str = HERE) -> list[Measured]:
+    history = read_history(cost.plan, cost.workload, cost.records())
+    return [replace(m, source="probe", device_seconds=seconds, hardware=hardware) for m in history]
+
+
+def test_a_probe_is_kept_by_hardware_and_a_later_one_replaces_its_cells(tmp_path):
+    cost, place = Cost(tmp_path), str(tmp_path / "kept")
+    assert read_probe(place) == []
+    first, there = probed(cost, 10.0), probed(cost, 30.0, "there")
+    assert write_probe(place, first) == f"{place}/{PROBE}"
+    write_probe(place, there)
+    again = [m for m in probed(cost, 20.0) if m.like == ("minilm", "fine_tune")]
+    write_probe(place, again)
+    found = read_probe(place)
+    assert {m.source for m in found} == {"probe"}
+    assert sorted({(m.hardware, *m.like, m.device_seconds) for m in found}) == [
+        (HERE, "minilm", "fine_tune", 20.0),
+        (HERE, "minilm", "frozen_soft_prompt", 10.0),
+        ("there", "minilm", "fine_tune", 30.0),
+        ("there", "minilm", "frozen_soft_prompt", 30.0),
+    ]
+    assert cost.forecast(*found).cells[0].rates.source == "probe"
+
+
+def test_a_broken_probe_is_told_in_one_sentence(tmp_path):
+    (tmp_path / PROBE).write_text('{"hardware": {"x": [{}]}}')
+    with pytest.raises(LedgerError, match="remove it, and probe again"):
+        read_probe(str(tmp_path))
+
+
+def test_each_backbone_and_strategy_is_probed_once_on_all_notes(tmp_path):
+    text = STUDY.replace("folds:", "few_shot: {notes: [1, 2], draws: 2}\nfolds:")
+    cost = Cost(tmp_path, text=text)
+    chosen, left_out = choose_probed(cost.plan)
+    assert [one.cell.strategy for one in chosen] == ["fine_tune", "frozen_soft_prompt"]
+    assert {one.cell.shots for one in chosen} == {None} and left_out == []
+    first, last = chosen[1].configurations
+    assert (first.prompt_length, last.prompt_length) == (8, 32)
+
+
+def test_a_cell_of_several_devices_is_not_probed(tmp_path):
+    cost = Cost(tmp_path, ["backbones=[gatortron-8.9b]", "resources.gpus_per_host=1"])
+    chosen, left_out = choose_probed(cost.plan)
+    assert [one.cell.strategy for one in chosen] == ["frozen_soft_prompt"]
+    assert left_out == [f"{cost.plan.cells[0].cell.name} wants several devices and is not measured"]

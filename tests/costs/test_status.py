@@ -1,0 +1,218 @@
+"""Promise: a status says what the ledger and the journal say, also of a study that has not started, or that
+runs elsewhere. It would break without anyone noticing: people look at it to decide whether to wait.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from raymrc.configuration import FoldRun
+from raymrc.costs.budget import Budget, Entry, Spent
+from raymrc.costs.forecast import (
+    START_SECONDS,
+    Expectations,
+    Forecast,
+    build_workload,
+    forecast,
+    read_history,
+    read_progress,
+)
+from raymrc.costs.rates import Measured
+from raymrc.costs.status import Status, exceeds, read_status, render
+from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.record import Record
+from raymrc.planning.plan import fold_run, plan_study
+from raymrc.reading.light_tokenizers import RoughTokenizer
+from raymrc.study.notes import read_study_corpus
+from tests.study.making import STUDY, spec_of
+
+WEIGHTS = {"minilm": "w"}
+NOW = 1_800_000_000.0
+BUDGET = Budget(usd=1.0, device_hours=2.0, device_hour_usd=1.0)
+
+
+class Study:
+    """The tiny study, with a ledger."""
+
+    def __init__(self, folder, text=STUDY):
+        self.spec = spec_of(folder, text)
+        self.corpus = read_study_corpus(self.spec)
+        self.ledger = Ledger(str(folder / "storage"))
+        self.plan = plan_study(self.spec, self.corpus, WEIGHTS)
+        tokenizers = {e.backbone.source: RoughTokenizer() for e in self.spec.backbones}
+        self.workload = build_workload(self.spec, self.plan, self.corpus, {}, tokenizers)
+
+    @property
+    def runs(self) -> list[FoldRun]:
+        return [
+            fold_run(configuration, fold, self.plan.fingerprints)
+            for cell in self.plan.cells
+            for configuration in cell.configurations
+            for fold in range(2)
+        ]
+
+    def record(self, run: FoldRun, status: str = "done", seconds: float = 40.0) -> Record:
+        record = Record(
+            run.key, run, status=status, reason="" if status == "done" else "died",
+            device_seconds=seconds, hardware="EPYC",
+        )  # fmt: skip
+        self.ledger.record(record)
+        return record
+
+    def forecast(self) -> Forecast:
+        measured = read_history(self.plan, self.workload, self.ledger.records())
+        done = read_progress(self.plan, self.ledger.records())
+        return forecast(self.spec, self.plan, self.workload, measured, done)
+
+    def status(
+        self, *entries: Entry, budget: Budget = BUDGET, costs: Forecast | None = None
+    ) -> Status:
+        plan = plan_study(self.spec, self.corpus, WEIGHTS, self.ledger)
+        return read_status(plan, self.ledger.records(), entries, budget, costs, NOW)
+
+
+def shown(status: Status) -> str:
+    text = io.StringIO()
+    Console(file=text, width=160).print(render(status))
+    return text.getvalue()
+
+
+def test_a_study_that_has_not_started_has_spent_nothing_and_has_it_all_before_it(tmp_path):
+    study = Study(tmp_path)
+    costs = study.forecast()
+    status = study.status(costs=costs)
+    assert (status.total, status.done, status.failed, status.to_do) == (8, 0, 0, 8)
+    assert status.spent == Spent() and status.drivers == ()
+    assert status.rest == costs.total("device_seconds") and status.wall == costs.wall
+    assert "tiny: not started" in shown(status)
+    assert "if it were run now" in shown(status)
+
+
+def test_what_is_done_failed_spent_and_committed_is_what_was_written(tmp_path):
+    study = Study(tmp_path)
+    for run in study.runs[:3]:
+        study.record(run)
+    study.record(study.runs[3], "failed")
+    entries = [
+        Entry("a", NOW - 5000, 600.0, 900.0, device_hour_usd=1.0),
+        Entry(
+            "b", NOW - 100, 90.0, 180.0, 30.0, 60.0, 30.0, 1.0,
+            running=2, committed=100.0, written_at=NOW - 10,
+        ),
+    ]  # fmt: skip
+    status = study.status(*entries, costs=study.forecast())
+    assert (status.done, status.failed, status.to_do, status.running) == (3, 1, 5, 2)
+    assert status.spent.device_seconds == 900 + 180 + 60
+    assert status.spent.wall_seconds == 600 + 100, "until now, not until the lease ends"
+    assert status.left.device_seconds == pytest.approx(3600 - 1140), "dollars are the nearer limit"
+    assert status.rest.value == pytest.approx(study.forecast().total("left").value * 3.0)
+    assert status.wall.value == pytest.approx(study.forecast().wall.value * 3.0 - START_SECONDS)
+    text = shown(status)
+    assert "tiny: runs, 2 fold-runs train" in text and "expected end 20" in text
+    answer = json.loads(json.dumps(status.to_json()))
+    assert answer["is_running"] and answer["fold_runs_left"] == 5
+    assert answer["committed"] == {"device_seconds": 100.0, "usd": pytest.approx(100 / 3600)}
+    assert answer["budget"] == {"usd": 1.0, "gpu_hours": 2.0, "wall_hours": None}
+    assert answer["left"]["usd"] == pytest.approx(1 - 1140 / 3600)
+    assert answer["left"]["wall_seconds"] is None
+    later = read_status(study.plan, (), entries, BUDGET, None, NOW + 1000)
+    assert later.drivers == () and "not running" in shown(later)
+    assert later.spent.wall_seconds == 600 + 120, "a driver that was killed is charged its lease"
+
+
+def test_a_study_without_a_budget_and_without_notes_has_a_status_too(tmp_path):
+    study = Study(tmp_path)
+    study.record(study.runs[0])
+    status = study.status(Entry("a", NOW - 50, 50.0, 80.0), budget=Budget())
+    text = shown(status)
+    assert "budget" not in text and "is not known without the notes" in text and "80 s" in text
+    answer = status.to_json()
+    assert answer["budget"] is None and answer["expected_end"] is None
+    assert answer["rest"]["device_seconds"] is None and answer["spent"]["device_seconds"] == 80
+
+
+def test_records_of_an_earlier_form_of_the_study_are_not_its_own(tmp_path):
+    study = Study(tmp_path)
+    study.record(study.runs[0])
+    other = replace(study.runs[0], configuration=replace(study.runs[0].configuration, epochs=99))
+    study.record(other)
+    assert study.status().done == 1
+    assert read_status(study.plan, study.ledger.records(), (), BUDGET, None, NOW).done == 1
+
+
+def test_a_finished_study_wants_nothing(tmp_path):
+    study = Study(tmp_path)
+    for run in study.runs:
+        study.record(run)
+    status = study.status(costs=study.forecast())
+    assert status.to_do == 0 and status.rest.value == 0 and status.affordable is None
+    assert "tiny: done" in shown(status) and "expected end" not in shown(status)
+
+
+def test_what_the_budget_is_enough_for_is_the_nearer_of_its_limits(tmp_path):
+    study = Study(tmp_path)
+    costs = study.forecast()
+    rest, wall = costs.total("left").value, costs.wall.value
+    half = Budget(device_hours=rest / 2 / 3600)
+    assert study.status(budget=half, costs=costs).affordable == pytest.approx(0.5)
+    tenth = replace(half, wall_hours=wall / 10 / 3600)
+    assert study.status(budget=tenth, costs=costs).affordable == pytest.approx(0.1)
+    assert "enough for 10 % of what is to do" in shown(study.status(budget=tenth, costs=costs))
+
+
+def test_a_plan_that_is_above_its_budget_says_so_in_the_budgets_unit(tmp_path):
+    study = Study(tmp_path)
+    costs = study.forecast()
+    seconds = costs.total("left").value
+    assert exceeds(Budget(), Spent(), costs) == ""
+    enough = Budget(usd=2 * seconds / 3600, device_hour_usd=1.0)
+    assert exceeds(enough, Spent(), costs) == ""
+    said = exceeds(enough, Spent(seconds * 1.5, seconds * 1.5 / 3600), costs)
+    assert said.startswith("what is to do is expected to cost ") and said.endswith(
+        " USD is left of the budget"
+    )
+    said = exceeds(Budget(device_hours=0.001), Spent(), costs)
+    assert "is expected to take" in said and said.endswith("3.6 s is the budget")
+    said = exceeds(Budget(wall_hours=0.001), Spent(), costs)
+    assert said.endswith("3.6 s is the budget")
+
+
+def test_each_fold_run_is_expected_to_cost_what_the_plan_says_of_all(tmp_path):
+    study = Study(tmp_path)
+    expect = Expectations(study.spec, study.plan, study.workload)
+    needs = [expect.of(run) for run in study.runs]
+    assert all(need.is_guess and need.low < need.value < need.high for need in needs)
+    assert sum(need.value for need in needs) == pytest.approx(
+        study.forecast().total("device_seconds").value
+    )
+    measured = read_history(
+        study.plan, study.workload, [study.record(run) for run in study.runs[:2]]
+    )
+    assert all(isinstance(one, Measured) for one in measured)
+    known = Expectations(study.spec, study.plan, study.workload, measured)
+    assert not known.of(study.runs[0]).is_guess
+    assert known.of(study.runs[0]).value == pytest.approx(40, rel=0.1)
+    saving = [known.of(run).saving_seconds for run in study.runs]
+    assert saving[0] > 3 > saving[-1], "a trained backbone is a whole model to save"
+    final = replace(study.runs[0], fold=0, test_fingerprint="t")
+    assert known.of(final).value == pytest.approx(2 * known.of(study.runs[0]).value), "no fold out"
+    elsewhere = replace(
+        study.runs[0].configuration, cell=replace(study.runs[0].configuration.cell, corpus="x")
+    )
+    assert known.of(replace(study.runs[0], configuration=elsewhere)) is None
+
+
+def test_what_a_race_spared_is_not_to_do(tmp_path):
+    study = Study(tmp_path)
+    first, second, *rest = study.runs
+    study.record(first, "stopped")
+    for run in rest:
+        study.record(run)
+    status = study.status()
+    assert status.total == len(study.runs) - 2 and status.to_do == 0
+    assert second.configuration == first.configuration

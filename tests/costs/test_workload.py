@@ -1,0 +1,232 @@
+"""Promise: a plan counts the rows, pieces and steps that training makes.
+
+It would break without anyone noticing: costs would be predicted for work that nobody does.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
+from raymrc.corpora.note import Corpus, Note
+from raymrc.corpora.splits import make_folds
+from raymrc.corpora.synthetic import synthesize
+from raymrc.costs.workload import (
+    Passes,
+    Workload,
+    evaluation_passes,
+    join_rows,
+    shortened,
+    training_passes,
+)
+from raymrc.errors import BackboneError
+from raymrc.model.backbones import load_tokenizer, read_shape
+from raymrc.model.strategies import STRATEGIES
+from raymrc.reading.light_tokenizers import RoughTokenizer, read_light_tokenizer
+from raymrc.reading.questions import build_questions
+from raymrc.reading.relations import TASKS, find_asked
+from raymrc.training.batching import (
+    StudyData,
+    evaluation_batches,
+    steps_per_epoch,
+    training_batches,
+)
+from tests.model.tiny import tiny_checkpoint
+
+SCHEMES = ("n2c2-2018", "n2c2-2022")
+
+
+@pytest.fixture(scope="module", params=["bert", "roberta"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_checkpoint(request.param, folder)
+    return folder
+
+
+def both(folder: Path, scheme: str, task: str, **fields):
+    """What counts, what trains, and a configuration of each strategy."""
+    corpus = synthesize(scheme, 6, "a", 3)
+    transfer = {"there": synthesize(scheme, 2, "b", 4)}
+    folds = make_folds(corpus, 2, 1, 0.2)
+    asked = find_asked(task, corpus)
+    questions = build_questions(asked.labels, {}, asked.relations)
+    source = str(folder)
+    workload = Workload(
+        corpus, folds, asked, questions, transfer, {source: read_light_tokenizer(folder)},
+        {source: read_shape(folder)},
+    )  # fmt: skip
+    data = StudyData(corpus, folds, questions, transfer)
+    settings = {"learning_rate": 1e-3, "window": 20, "overlap": 4, "batch_size": 3, "epochs": 2}
+    if task != "concepts":
+        settings |= {"context_sentences": 1, "relation_answers": "mentions"}
+    configurations = [
+        Configuration(
+            Cell(task, "made-up", Backbone("tiny", source), strategy), **{**settings, **fields}
+        )
+        for strategy in STRATEGIES
+    ]
+    return workload, data, configurations
+
+
+def made(data: StudyData, folder: Path, configuration: Configuration, site: str | None = None):
+    of = data if site is None else data.site(site, configuration.cell.task)
+    # A tiny backbone's positions are fewer than a question in words has.
+    shape = replace(read_shape(folder), positions=600)
+    return of.rows(load_tokenizer(folder), shape, configuration)
+
+
+WAYS = [
+    ("concepts", {}),
+    *((task, {"relation_answers": a}) for task in TASKS[1:] for a in ("mentions", "spans")),
+]
+
+
+@pytest.mark.parametrize(("task", "fields"), WAYS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_rows_are_as_many_and_as_long_as_training_makes_them(folder, scheme, task, fields):
+    workload, data, configurations = both(folder, scheme, task, **fields)
+    for configuration in configurations:
+        for site in (None, "there"):
+            counted = workload._rows_of(configuration, site)
+            for note_id, rows in made(data, folder, configuration, site).items():
+                one = counted[note_id]
+                assert one.lengths.tolist() == [len(row.ids) for row in rows]
+                assert (one.answers > 0).tolist() == [row.has_answer for row in rows]
+                assert one.pairs.tolist() == [row.is_asked == "pairs" for row in rows]
+                assert one.about.tolist() == [row.context is not None for row in rows]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_steps_and_passes_are_those_that_training_takes(folder, task):
+    workload, data, configurations = both(folder, "n2c2-2018", task)
+    for configuration in configurations:
+        rows = made(data, folder, configuration)
+        split = data.split(FoldRun(configuration, 1, "", "", "", ""))
+        train = [row for note_id in split.train for row in rows[note_id]]
+        counted = join_rows([workload._rows_of(configuration, None)[n] for n in split.train])
+        for rate in (1.0, 0.5, 0.0):
+            passes = training_passes(counted, 3, rate, random.Random(0))
+            assert passes.passes == steps_per_epoch(train, 3, rate)
+        passes = training_passes(counted, 3, 1.0, random.Random(0))
+        batches = list(training_batches(train, 3, 1.0, random.Random(0)))
+        assert passes.passes == len(batches)
+        assert passes.rows == len(train)
+        assert passes.pieces == sum(len(row.ids) for row in train)
+        assert passes.answers == sum(len(row.spans) or row.kind > 0 for row in train) or (
+            configuration.cell.strategy == "fine_tune"
+        )
+        padded = sum(len(batch) * max(len(row.ids) for row in batch) for batch in batches)
+        # Another order is drawn, and with it other rows share a batch.
+        assert passes.padded == pytest.approx(padded, rel=0.05)
+
+        asked = [row for row in train if row.context is None] or train
+        about = [len(row.ids) for row in train if row.context is not None]
+        own = counted.chosen(~counted.about) if about and len(about) < len(train) else counted
+        batches = list(evaluation_batches(asked, 100))
+        passes = evaluation_passes(own, 100)
+        assert passes.passes == len(batches)
+        assert passes.padded == sum(len(b) * len(b[0].ids) for b in batches)
+        assert passes.longest == max(len(row.ids) for row in asked)
+
+
+def test_a_fold_run_validates_every_epoch_and_is_scored_once_and_at_each_site(folder):
+    workload, data, configurations = both(folder, "n2c2-2018", "end_to_end")
+    configuration = configurations[-1]
+    split = data.split(FoldRun(configuration, 1, "", "", "", ""))
+    rows = made(data, folder, configuration)
+    there = made(data, folder, configuration, "there")
+    work = workload.of(configuration, 1)
+    sizes = {note_id: len(of_note) for note_id, of_note in rows.items()}
+    assert work.training.rows == 2 * sum(sizes[note_id] for note_id in split.train)
+    assert work.evaluation.rows == (
+        2 * sum(sizes[note_id] for note_id in split.validation)
+        + sum(sizes[note_id] for note_id in split.scored)
+        + sum(map(len, there.values()))
+    )
+
+
+def test_work_is_counted_in_the_operations_that_a_record_holds(folder):
+    """As `Lane` counts them: without the match head, on real pieces."""
+    from raymrc.planning.arithmetic import training_flops
+
+    workload, _, configurations = both(folder, "n2c2-2018", "concepts")
+    shape = read_shape(folder)
+    configuration = configurations[0]
+    work = workload.of(configuration, 0)
+    trained, asked = work.flops(configuration, shape, 3)
+    assert trained == training_flops(
+        shape, tokens=int(work.training.pieces),
+        row_length=work.training.pieces / work.training.rows, trains_backbone=True,
+        head_parameters=9 * shape.hidden,
+    )  # fmt: skip
+    assert 0 < asked < trained
+    assert work.flops(configuration, shape, 3, computed="cpu") >= (trained, asked)
+
+
+def test_padding_and_what_is_kept_below_a_late_prompt_change_what_is_computed(folder):
+    workload, _, configurations = both(folder, "n2c2-2018", "concepts", prompt_length=2)
+    frozen = configurations[-1]
+    shape = replace(read_shape(folder), num_layers=4)
+    work = workload.of(frozen, 0)
+    early = work.flops(frozen, shape, 3, computed="gpu")
+    late = work.flops(replace(frozen, first_layer=2), shape, 3, computed="gpu")
+    needed = work.flops(replace(frozen, first_layer=2), shape, 3)
+    assert all(kept < whole for kept, whole in zip(late, early, strict=True))
+    assert all(kept < whole for kept, whole in zip(late, needed, strict=True))
+
+
+def test_passes_add_up():
+    one, two = Passes(1, 2, 3, 4, 5, 6), Passes(1, 1, 1, 1, 1, 9)
+    assert one + two == Passes(2, 3, 4, 5, 6, 9)
+    assert one.times(3) == Passes(3, 6, 9, 12, 15, 6)
+
+
+def test_few_shots_train_on_fewer_rows(folder):
+    workload, _, configurations = both(folder, "n2c2-2018", "concepts")
+    whole = configurations[0]
+    few = replace(whole, cell=replace(whole.cell, shots=1))
+    assert workload.of(few, 0).training.rows < workload.of(whole, 0).training.rows
+
+
+def test_the_light_tokenizer_reads_as_the_backbone_s_own(folder):
+    own, light = load_tokenizer(folder), read_light_tokenizer(folder)
+    for note in synthesize("n2c2-2022", 4, "a", 1).notes:
+        wanted = own(note.text, add_special_tokens=False, return_offsets_mapping=True)
+        found = light(note.text)
+        assert found["input_ids"] == wanted["input_ids"]
+        assert found["offset_mapping"] == wanted["offset_mapping"]
+
+
+def test_a_folder_without_a_tokenizer_gives_none_and_a_broken_one_is_told(tmp_path):
+    assert read_light_tokenizer(tmp_path) is None
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(BackboneError, match="not a readable tokenizer"):
+        read_light_tokenizer(tmp_path)
+
+
+def test_without_a_tokenizer_pieces_are_guessed_within_a_tenth():
+    from raymrc.model.backbones import BACKBONES, find
+
+    try:
+        exact = read_light_tokenizer(find(Backbone("minilm", "minilm")))
+    except BackboneError:
+        pytest.skip(f"{BACKBONES['minilm'].package} is not installed")
+    rough = RoughTokenizer()
+    texts = [note.text for s in SCHEMES for note in synthesize(s, 10, "a", 1).notes]
+    pieces = [sum(len(t(text)["input_ids"]) for text in texts) for t in (exact, rough)]
+    assert pieces[1] == pytest.approx(pieces[0], rel=0.1)
+
+
+def test_a_shortened_corpus_keeps_what_lies_wholly_in_it():
+    corpus = synthesize("n2c2-2018", 3, "a", 1)
+    short = shortened(corpus, 300)
+    assert isinstance(short, Corpus)
+    for before, after in zip(corpus.notes, short.notes, strict=True):
+        assert isinstance(after, Note) and after.text == before.text[:300]
+        assert {s.id for s in after.spans} == {s.id for s in before.spans if s.end <= 300}
+        ids = {s.id for s in after.spans}
+        assert all({r.head, r.tail} <= ids for r in after.relations)

@@ -1,0 +1,239 @@
+"""Promise: what a run comes to adds up, whatever fails in which order. The driver's state, played by
+hand: no Ray is started."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymrc.analysis.summary import summarise
+from raymrc.configuration import FoldRun
+from raymrc.costs.budget import Budget
+from raymrc.errors import LedgerError, RaymrcError
+from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.record import Epoch, Record
+from raymrc.planning.plan import Plan
+from raymrc.racing.racing import Racing
+from raymrc.scheduling.checkpoints import Saved
+from raymrc.scheduling.failures import FailureTerms, failed_record
+from raymrc.scheduling.record_writer import Keeper
+from raymrc.scheduling.spending import Spending
+from raymrc.scheduling.state import Room, Study
+from raymrc.sweep import session as workplace
+from raymrc.sweep.session import Resources
+from tests.scheduling.test_race import grids
+from tests.sweep.making import fold_runs, make_plan, make_record
+
+
+class Played:
+    """A run of which a test says what every fold-run comes to."""
+
+    def __init__(self, folder: Path, plan: Plan, terms: FailureTerms) -> None:
+        self.ledger = Ledger(str(folder))
+        self.told: list[Record] = []
+        self.keeper = Keeper(self.ledger.record, lambda record: None)
+        spending = Spending(Budget(), str(folder), [], lambda run: None)
+        self.study = Study(
+            plan, self.ledger, self.ledger.records(), self.told.append, None,
+            Saved(str(folder)), spending, self.keeper, terms,
+        )  # fmt: skip
+        self.trials = 0
+
+    def take(self) -> tuple[str, tuple[FoldRun, ...]] | None:
+        self.trials += 1
+        work = self.study.take(str(self.trials))
+        return None if work is None else (str(self.trials), work.fold_runs)
+
+    def tell(self, trial: str, record: Record) -> None:
+        self.study.receive(trial, {"record": record.to_json(), "fold": record.fold_run.fold})
+
+    def close(self) -> dict[str, Record]:
+        self.keeper.close()
+        self.study.tell_kept()
+        return {record.key: record for record in self.ledger.records()}
+
+
+@pytest.fixture
+def play(tmp_path) -> Iterator[Any]:
+    played: list[Played] = []
+
+    def begin(plan: Plan, **terms: Any) -> Played:
+        played.append(Played(tmp_path, plan, FailureTerms(**terms)))
+        return played[-1]
+
+    yield begin
+    for one in played:
+        one.keeper.close()
+
+
+def test_a_machine_too_busy_to_start_ray_gets_a_sentence(monkeypatch, tmp_path):
+    def time_out(**options: Any) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.setattr(workplace.ray, "init", time_out)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(RaymrcError, match="Ray cannot be started on this machine"):
+        with workplace.cluster(Resources(), tmp_path):
+            pass
+
+
+def test_where_a_cell_is_closed_what_was_to_be_tried_again_counts_as_failed(play):
+    plan = make_plan([0.1, 0.2, 0.3, 0.4], ["fine_tune"], folds=2)
+    run = play(plan, close_cell_after=2)
+    trial, (one, two) = run.take()
+    run.tell(trial, failed_record(one, "passing", 2.0, may_pass=True))
+    run.tell(trial, make_record(two))
+    other, (three, _) = run.take()
+    run.tell(other, failed_record(three, "final"))
+    again, (five, _) = run.take()
+    run.tell(again, failed_record(five, "final"))
+    assert run.study.newly_closed() == [plan.cells[0].cell]
+    for ended in (trial, other, again):
+        run.study.end(ended)
+    assert run.take() is None, "nothing more of it, not even what failed once"
+    records = run.close()
+    outcome = run.study.outcome()
+    assert (outcome.done, outcome.failed) == (1, 3)
+    assert outcome.closed == ((plan.cells[0].cell.name, 4),)
+    assert records[one.key].reason == "passing"
+    assert sorted(r.key for r in run.told) == sorted(r.key for r in (one, two, three, five))
+
+
+def test_a_fold_run_that_is_done_in_between_keeps_a_cell_open(play):
+    run = play(make_plan([0.1, 0.2, 0.3], ["fine_tune"], folds=2), close_cell_after=2)
+    for _ in range(3):
+        trial, (bad, good) = run.take()
+        run.tell(trial, failed_record(bad, "final"))
+        run.tell(trial, make_record(good))
+        run.study.end(trial)
+    assert run.study.newly_closed() == [] and run.study.outcome().closed == ()
+
+
+def test_one_configuration_that_fails_on_every_fold_is_one_failure(play):
+    run = play(make_plan([0.1, 0.2], ["fine_tune"], folds=5), close_cell_after=2)
+    trial, folds = run.take()
+    for bad in folds:
+        run.tell(trial, failed_record(bad, "final"))
+    assert run.study.newly_closed() == []
+
+
+def test_the_cost_of_every_try_is_kept_even_if_the_driver_dies_before_the_next(play):
+    plan = make_plan([0.1], ["fine_tune"], folds=2)
+    run = play(plan)
+    trial, (one, _) = run.take()
+    run.tell(trial, failed_record(one, "passing", 2.0, may_pass=True))
+    assert run.close()[one.key].device_seconds == 2.0, "as if killed here"
+
+    run = play(plan)
+    trial, (one, two) = run.take()
+    run.tell(trial, failed_record(one, "passing", 3.0, may_pass=True))
+    run.tell(trial, make_record(two))
+    run.study.end(trial)
+    trial, (again,) = run.take()
+    assert again == one
+    run.tell(trial, make_record(one))
+    run.study.end(trial)
+    assert run.take() is None
+    record = run.close()[one.key]
+    assert record == replace(make_record(one), failed_device_seconds=5.0)
+    assert run.study.outcome().failed == 0
+
+
+def test_a_storage_that_cannot_be_asked_hands_out_what_it_may_have_and_is_left_alone_a_while(
+    play, monkeypatch
+):
+    run = play(make_plan([0.1, 0.2], ["fine_tune"], folds=2))
+    asked = []
+
+    def refuse(key: str) -> bool:
+        asked.append(key)
+        raise LedgerError("the store refuses (no route)")
+
+    monkeypatch.setattr(run.ledger, "has", refuse)
+    first, second = run.take(), run.take()
+    assert first is not None and second is not None and run.study.error is None
+    assert len(asked) <= 1, "each answer may take minutes not to come"
+
+
+@pytest.mark.parametrize("seed", [6, 9])
+def test_of_races_no_more_is_handed_out_than_there_is_room_for(play, seed):
+    """What waits behind others was decided before they reported: it trains who is beaten by then."""
+    (grid,) = grids(1, seed)
+    study, draw = play(grid.plan).study, random.Random(3)
+    study.room = Room(40, {grid.plan.cells[0].cell: 2})
+    under_way: dict[str, tuple[str, FoldRun, int]] = {}
+    trials = most_of_one = 0
+    while True:
+        while (work := study.take(str(trials))) is not None:
+            for run in work.fold_runs:
+                assert run.key not in under_way
+                under_way[run.key] = (str(trials), run, work.until[run.key])
+            trials += 1
+            most_of_one = max(most_of_one, len(work.fold_runs))
+            assert len(under_way) <= 20
+        if not under_way:
+            break
+        trial, run, until = under_way.pop(draw.choice(sorted(under_way)))
+        study.receive(
+            trial,
+            {
+                "record": grid.record(run, until).to_json(),
+                "fold": run.fold,
+                "is_idle": all(of != trial for of, _, _ in under_way.values()),
+            },
+        )
+    assert study.outcome().spared > 0 and study.outcome().failed == 0
+    assert most_of_one > 1, "trials and fold-runs are not the same"
+
+
+@pytest.mark.parametrize("raced", [True, False])
+def test_a_stop_that_a_killed_driver_kept_with_one_fold_is_kept_with_all(play, raced, tmp_path):
+    plan = make_plan([0.1, 0.2], ["fine_tune"], folds=2)
+    best, beaten = fold_runs(plan)[:2], fold_runs(plan)[2:]
+    ledger = Ledger(str(tmp_path))
+    for run in best:
+        ledger.record(make_record(run))
+    paused = [replace(make_record(run), status="paused") for run in beaten]
+    ledger.record(replace(paused[0], status="stopped", reason="9 points below"))
+    ledger.record(paused[1])
+    run = play(replace(plan, racing=Racing()) if raced else plan)
+    assert run.study.has_work is not raced, "without racing the grid is completed"
+    other = run.close()[beaten[1].key]
+    assert (other.status, other.reason) == (
+        ("stopped", "9 points below") if raced else ("paused", "")
+    )
+
+
+def test_who_was_stopped_between_two_folds_is_known_to_the_ledger(play):
+    """Of its folds one is done and none waits: without a record of the stop the others stay to do."""
+    plan = make_plan([0.1, 0.2], ["fine_tune"], folds=3)
+    plan = replace(plan, racing=Racing(rungs=(1.0,), error_rate=0.2))
+    worth = {0.1: 0.9, 0.2: 0.1}
+
+    def done(run: FoldRun) -> Record:
+        value = worth[run.configuration.learning_rate]
+        epochs = tuple(Epoch(e, 1.0, value, 1.0) for e in range(1, run.configuration.epochs + 1))
+        return replace(make_record(run), validation_f1=value, epochs=epochs)
+
+    run = play(plan)
+    while (taken := run.take()) is not None:
+        for fold_run in taken[1]:
+            run.tell(taken[0], done(fold_run))
+        run.study.end(taken[0])
+    records = run.close()
+    stopped = [r for r in records.values() if r.status == "stopped"]
+    assert [r.epochs for r in stopped] == [()] and stopped[0].reason
+    begun = [r for r in records.values() if r.fold_run.configuration.learning_rate == 0.2]
+    assert Counter(r.status for r in begun) == {"done": 1, "stopped": 1}
+    summary = summarise(records.values(), 3, [plan.cells[0].cell])[0]
+    assert (summary.num_done, summary.num_spared) == (4, 2)
+    again = play(plan)
+    assert not again.study.has_work and again.study.outcome().spared == 2
+    whole = play(replace(plan, racing=None))
+    assert whole.take() is not None, "without racing the grid is completed"
