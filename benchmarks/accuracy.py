@@ -39,7 +39,7 @@ from raymrc.configuration import Configuration, hash_values
 from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import Folds
 from raymrc.ledger.ledger import Ledger
-from raymrc.model.backbones import find, read_shape
+from raymrc.model.backbones import find_backbone, read_shape
 from raymrc.model.strategies import STRATEGIES
 from raymrc.planning.plan import plan_study
 from raymrc.reading.answers import assemble, decode_tags
@@ -47,8 +47,9 @@ from raymrc.reading.relations import Mention, assemble_relations, find_asked, me
 from raymrc.reading.windows import Window, build_windows, read_pieces
 from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.n2c2_2018 import score_note, score_relations
+from raymrc.study.load import load_spec
 from raymrc.study.notes import build_study_folds, read_study_corpus
-from raymrc.study.spec import Spec, load_spec
+from raymrc.study.spec import Spec
 from raymrc.training.batching import Row, RowBuilder
 
 IGNORED = -100
@@ -118,7 +119,7 @@ def train_peer(
     logging.disable_progress_bar()
     torch.set_num_threads(threads)
     began = time.process_time()
-    tokenizer: Any = AutoTokenizer.from_pretrained(find(configuration.cell.backbone))
+    tokenizer: Any = AutoTokenizer.from_pretrained(find_backbone(configuration.cell.backbone))
     split = folds.split(fold)
     notes = {note.id: note for note in corpus.notes}
     parts = [[notes[i] for i in ids] for ids in (split.train, split.validation, split.scored)]
@@ -218,7 +219,7 @@ class Tagger:
         from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
         model = AutoModelForTokenClassification.from_pretrained(
-            find(self.configuration.cell.backbone), num_labels=1 + 2 * len(self.labels)
+            find_backbone(self.configuration.cell.backbone), num_labels=1 + 2 * len(self.labels)
         )
 
         def f1(logits: np.ndarray) -> float:
@@ -273,7 +274,7 @@ class PairClassifier:
 
     def __post_init__(self) -> None:
         c = self.configuration
-        shape = read_shape(find(c.cell.backbone), c.cell.backbone.layers)
+        shape = read_shape(find_backbone(c.cell.backbone), c.cell.backbone.layers)
         asked = find_asked("relations", self.corpus)
         self.builder = RowBuilder(
             self.tokenizer, shape, asked, {}, STRATEGIES["fine_tune"], c.window,
@@ -296,7 +297,7 @@ class PairClassifier:
         from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
         model = AutoModelForSequenceClassification.from_pretrained(
-            find(self.configuration.cell.backbone),
+            find_backbone(self.configuration.cell.backbone),
             num_labels=1 + len(self.builder.asked.relations),
         )
         rows = self._rows(validation, spans)

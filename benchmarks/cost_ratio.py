@@ -21,11 +21,11 @@ import torch
 from benchmarks.common import Options, json_line, read_options, start
 from raymrc.configuration import Configuration, FoldRun
 from raymrc.ledger.record import Record
-from raymrc.model.backbones import load
+from raymrc.model.backbones import load_backbone
 from raymrc.planning.plan import plan_study
 from raymrc.reading.questions import build_questions
+from raymrc.study.load import load_spec
 from raymrc.study.notes import build_study_folds, read_study_corpus
-from raymrc.study.spec import load_spec
 from raymrc.training.batching import StudyData
 from raymrc.training.pool import Pool
 
@@ -51,7 +51,7 @@ def measure(options: Options, notes: int, epochs: int) -> None:
         first = replace(cell.configurations[0], epochs=epochs)
         by_strategy[cell.cell.strategy] = first
     frozen, trained = by_strategy["frozen_soft_prompt"], by_strategy["soft_prompt"]
-    loaded = load(frozen.cell.backbone, options.device)
+    loaded = load_backbone(frozen.cell.backbone, options.device)
 
     shares: dict[str, float] = {}
 

@@ -30,15 +30,14 @@ from benchmarks.common import Options, json_line, read_options, start
 from benchmarks.fused_step import make_backbone
 from raymrc.configuration import Cell, Configuration, FoldRun
 from raymrc.ledger.record import Record
-from raymrc.model.backbones import Loaded, load
+from raymrc.model.backbones import Loaded, load_backbone
 from raymrc.model.inputs import Inputs, SpanTargets
-from raymrc.model.network import Model
+from raymrc.model.network import Model, build_model
 from raymrc.model.shapes import Shape
-from raymrc.model.strategies import build
 from raymrc.planning.plan import plan_study
 from raymrc.reading.questions import build_questions
+from raymrc.study.load import load_spec
 from raymrc.study.notes import build_study_folds, read_study_corpus
-from raymrc.study.spec import load_spec
 from raymrc.training.activations import Activations
 from raymrc.training.batching import StudyData
 from raymrc.training.fused import Part, backward_together, clip_together
@@ -89,7 +88,7 @@ class Lanes:
                 first_layer=first_layer,
                 seed=seed,
             )
-            self.models.append(build(configuration, loaded, LABELS).train())
+            self.models.append(build_model(configuration, loaded, LABELS).train())
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         # A rate of zero: the same work, and what is predicted stays as it was.
         self.optimisers = [
@@ -243,7 +242,7 @@ def measure_f1(options: Options, changes: Sequence[str], folds: int) -> None:
     )
     assert cell.configurations is not None
     configuration = cell.configurations[0]
-    loaded = load(configuration.cell.backbone, options.device)
+    loaded = load_backbone(configuration.cell.backbone, options.device)
     num_layers = loaded.shape.num_layers
     if options.device == "cpu":
         torch.set_num_threads(1)  # core-seconds, as a study on cores counts them

@@ -43,7 +43,12 @@ from benchmarks.common import Options, json_line, read_options, run_together, st
 from raymrc.configuration import Backbone, Cell, FoldRun
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Epoch, NoteCounts, Record
-from raymrc.planning.plan import CellPlan, Fingerprints, Plan, build_configuration, fold_run
+from raymrc.planning.fold_runs import Fingerprints, fold_run
+from raymrc.planning.plan import (
+    CellPlan,
+    Plan,
+    build_configuration,
+)
 from raymrc.scoring.counts import Counts
 from raymrc.study.space import Fixed, Grid, build_space
 from tests.s3_server import ACCESS, HAS_MOTO, s3_server
@@ -196,7 +201,7 @@ def write_ours(storage: str, num_records: int, first: int = 0) -> dict[str, Any]
 def use_ours(storage: str, num_records: int) -> dict[str, Any]:
     from rich.console import Console
 
-    from raymrc.analysis.summary import render, summarise, to_json
+    from raymrc.analysis.summary import render_summaries, summarise, to_json
     from raymrc.scheduling.search import StudySearch
 
     seconds: dict[str, Any] = {"empty_bytes": peak_bytes()}
@@ -224,7 +229,7 @@ def use_ours(storage: str, num_records: int) -> dict[str, Any]:
         ]
         summaries = summarise(planned, FOLDS, cells, same)
         with Path(os.devnull).open("w") as nowhere:
-            Console(file=nowhere, width=160).print(render(summaries))
+            Console(file=nowhere, width=160).print(render_summaries(summaries))
             json.dump(to_json(summaries), nowhere)
         assert sum(summary.num_done for summary in summaries) == num_records
 
@@ -298,12 +303,12 @@ def ask_plainly(storage: str, num_requests: int) -> dict[str, Any]:
 
 def use_mlflow(folder: str, num_records: int) -> dict[str, Any]:
     """The same fold-runs as MLflow runs, read back by its own client."""
-    from raymrc.tracking import Place, sync
+    from raymrc.tracking import TrackingPlace, sync_study
     from raymrc.tracking.writers import open_experiment
 
-    place, seconds = Place(f"sqlite:///{folder}/mlflow.db", "made-up"), dict[str, Any]()
+    place, seconds = TrackingPlace(f"sqlite:///{folder}/mlflow.db", "made-up"), dict[str, Any]()
     records = [record for _, _, record in made_records(num_records)]
-    measure(seconds, "write", lambda: sync(records, place))
+    measure(seconds, "write", lambda: sync_study(records, place))
     client, experiment = open_experiment(place)
 
     def read() -> int:

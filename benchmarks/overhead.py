@@ -28,14 +28,19 @@ import ray
 from benchmarks.common import Options, json_line, read_options, start
 from raymrc.configuration import Backbone, Cell, FoldRun
 from raymrc.ledger.ledger import Ledger
-from raymrc.ledger.record import Epoch, Event, NoteCounts, Record
-from raymrc.planning.plan import CellPlan, Fingerprints, Plan, build_configuration
+from raymrc.ledger.record import Epoch, LaneEvent, NoteCounts, Record
+from raymrc.planning.fold_runs import Fingerprints
+from raymrc.planning.plan import (
+    CellPlan,
+    Plan,
+    build_configuration,
+)
 from raymrc.scheduling.state import StudyOutcome
 from raymrc.scoring.counts import Counts
 from raymrc.study.space import Grid, build_space
 from raymrc.sweep.driver import run_study
-from raymrc.sweep.session import Resources, cluster
-from raymrc.tracking import MlflowRecorder, Place
+from raymrc.sweep.session import HostResources, cluster
+from raymrc.tracking import MlflowRecorder, TrackingPlace
 
 GOAL_MS = 50.0
 FOLDS = 5
@@ -75,15 +80,15 @@ class IdlePool:
     def close(self, key: str) -> None:
         self.opened = [run for run in self.opened if run.key != key]
 
-    def step(self) -> list[Event]:
+    def step(self) -> list[LaneEvent]:
         records, self.opened = [make_record(run) for run in self.opened], []
         return [event for r in records for event in _course(r)]
 
 
-def _course(record: Record) -> Iterator[Event]:
+def _course(record: Record) -> Iterator[LaneEvent]:
     for epoch in record.epochs:
-        yield Event(record.key, epoch)
-    yield Event(record.key, record)
+        yield LaneEvent(record.key, epoch)
+    yield LaneEvent(record.key, record)
 
 
 def open_idle(backbone: Backbone, data: object, ranks: object = None) -> IdlePool:
@@ -158,10 +163,10 @@ def time_study(plan: Plan, folder: Path) -> tuple[float, float, int]:
     ledger = Ledger(str(folder))
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     began, began_cpu = time.perf_counter(), time.process_time()
-    with MlflowRecorder(Place(uri, plan.study), say=_fail) as recorder:
+    with MlflowRecorder(TrackingPlace(uri, plan.study), say=_fail) as recorder:
         outcome: StudyOutcome = run_study(
             plan, ledger, open_idle, None,
-            folder=folder, resources=Resources(), on_record=recorder.record,
+            folder=folder, resources=HostResources(), on_record=recorder.record,
         )  # fmt: skip
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
     assert outcome.done == plan.num_fold_runs == len(ledger.keys()), outcome
@@ -179,7 +184,7 @@ def measure(options: Options) -> None:
     with tempfile.TemporaryDirectory(prefix="raymrc-overhead-") as place:
         # The first of a process pays the imports of ray.tune and mlflow: cold is what users see.
         cold = time_study(plan, Path(place, "cold"))
-        with cluster(Resources(), _made(Path(place, "cluster"))):
+        with cluster(HostResources(), _made(Path(place, "cluster"))):
             time_study(make_plan(4), Path(place, "first"))
             warm = time_study(plan, Path(place, "warm"))
     assert not ray.is_initialized()

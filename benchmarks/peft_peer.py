@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from raymrc.configuration import Backbone, Configuration, hash_values
 from raymrc.corpora.note import Note
-from raymrc.model.backbones import find, load_tokenizer, read_shape
+from raymrc.model.backbones import find_backbone, load_tokenizer, read_shape
 from raymrc.model.heads import SpanHeads
 from raymrc.model.inputs import SpanTargets
 from raymrc.model.network import Model
@@ -348,7 +348,7 @@ def keep_loaded(backbone: Backbone) -> tuple[Any, Any, Shape]:
     if backbone not in _kept:
         from transformers import AutoModel
 
-        folder = find(backbone)
+        folder = find_backbone(backbone)
         model = AutoModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
         _kept[backbone] = model, load_tokenizer(folder), read_shape(folder, backbone.layers)
     return _kept[backbone]

@@ -28,15 +28,18 @@ import torch
 
 from benchmarks.common import Options, json_line, read_options, start
 from raymrc.configuration import Backbone, FoldRun
-from raymrc.costs.forecast import build_workload, choose_probed, forecast
-from raymrc.costs.rates import Estimate, Job, Measured
+from raymrc.costs.forecast import build_workload, forecast
+from raymrc.costs.probe import choose_probed
+from raymrc.costs.rates import Job, Measured
 from raymrc.costs.workload import Workload
 from raymrc.ledger.record import Record
-from raymrc.model.backbones import find
+from raymrc.model.backbones import find_backbone
 from raymrc.planning.plan import Plan, plan_study
+from raymrc.quantities import Estimate
 from raymrc.reading.light_tokenizers import read_tokenizer
+from raymrc.study.load import load_spec
 from raymrc.study.notes import read_study_corpus
-from raymrc.study.spec import Spec, load_spec
+from raymrc.study.spec import Spec
 from raymrc.training.batching import StudyData
 from raymrc.training.probe import Probe, run_probes
 from raymrc.training.trainer import Trainer
@@ -141,7 +144,7 @@ class Planned:
             spec = case.spec(Path(folder), phee)
         corpus = read_study_corpus(spec)
         plan = plan_study(spec, corpus)
-        tokenizers = {"minilm": read_tokenizer(find(Backbone("minilm", "minilm")))}
+        tokenizers = {"minilm": read_tokenizer(find_backbone(Backbone("minilm", "minilm")))}
         return cls(case, spec, plan, build_workload(spec, plan, corpus, {}, tokenizers))
 
     def predicted(self, measured: Sequence[Measured]) -> tuple[Estimate, Estimate, str]:

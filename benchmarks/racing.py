@@ -41,11 +41,11 @@ from numpy.typing import NDArray
 
 from benchmarks.common import Options, json_line, read_options, start
 from raymrc.ledger.ledger import Ledger
-from raymrc.racing.prior import fit_rates
+from raymrc.racing.prior import fit_prior
 from raymrc.racing.racing import Racing
 from raymrc.racing.simulate import (
     WORLDS,
-    Table,
+    Curves,
     generate,
     generate_related,
     read_tables,
@@ -95,7 +95,7 @@ class Steps:
     folds: Array
 
 
-def steps_of(table: Table, resource: str) -> Steps:
+def steps_of(table: Curves, resource: str) -> Steps:
     scores = np.array(table.courses)
     best = np.maximum.accumulate(scores, axis=2)
     num, num_folds, epochs = scores.shape
@@ -167,7 +167,7 @@ PEERS: dict[str, tuple[str, Callable[[Steps, float], Rule], Sequence[float]]] = 
 """What a step is, the rule, and its settings."""
 
 
-def run_peer(table: Table, method: str, setting: float) -> Outcome:
+def run_peer(table: Curves, method: str, setting: float) -> Outcome:
     """Trials side by side, a step at a time; a slot that gets free takes the next configuration."""
     resource, make, _ = PEERS[method]
     steps = steps_of(table, resource)
@@ -190,7 +190,7 @@ def run_peer(table: Table, method: str, setting: float) -> Outcome:
     return Outcome(table.fold_epochs, sum(done) * steps.cost, regret, regret == 0)
 
 
-def run_ours(table: Table, method: str, setting: float) -> Outcome:
+def run_ours(table: Curves, method: str, setting: float) -> Outcome:
     racing = Racing("none") if method == "none" else Racing(error_rate=setting)
     result = replay(table, racing, SLOTS)
     return Outcome(result.grid_fold_epochs, result.fold_epochs, 100 * result.regret, result.is_same)
@@ -205,12 +205,12 @@ def interval(values: Array, weights: Array | None = None) -> list[float]:
     return [float(f"{value:.4g}") for value in np.quantile(means, (0.025, 0.975))]
 
 
-def recorded(orders: int) -> dict[str, list[Table]]:
+def recorded(orders: int) -> dict[str, list[Curves]]:
     """Full grids of real studies, each replayed with its folds in other orders."""
-    found: dict[str, list[Table]] = {}
+    found: dict[str, list[Curves]] = {}
     for path in sorted(RECORDED.glob("*.json")):
         values = json.loads(path.read_text())
-        table = Table(
+        table = Curves(
             path.stem,
             tuple(values["configurations"]),
             tuple(tuple(map(tuple, folds)) for folds in values["courses"]),
@@ -232,10 +232,10 @@ def keep_grids(storage: str, name: str) -> None:
         print(f"{path}: {len(table.configurations)} configurations", file=sys.stderr)
 
 
-def run_related(pair: tuple[Table, Table], setting: float, *, warm: bool) -> Outcome:
+def run_related(pair: tuple[Curves, Curves], setting: float, *, warm: bool) -> Outcome:
     earlier, now = pair
     racing = Racing(error_rate=setting)
-    rates = fit_rates([standings_of(earlier, racing)]) if warm else None
+    rates = fit_prior([standings_of(earlier, racing)]) if warm else None
     result = replay(now, racing, SLOTS, rates=rates)
     return Outcome(result.grid_fold_epochs, result.fold_epochs, 100 * result.regret, result.is_same)
 
@@ -268,7 +268,7 @@ def measure(outcomes: Sequence[Outcome]) -> Measured:
 UNIT = "grid's fold-epochs / trained"
 
 
-def race(options: Options, name: str, tables: Sequence[Table], pool: ProcessPoolExecutor) -> None:
+def race(options: Options, name: str, tables: Sequence[Curves], pool: ProcessPoolExecutor) -> None:
     """Every method and setting on the same tables, and the best of each side."""
     ours = [("full grid", run_ours, 0.0)] + [("paired", run_ours, rate) for rate in ERROR_RATES]
     peers = [(peer, run_peer, s) for peer, (_, _, settings) in PEERS.items() for s in settings]
@@ -300,7 +300,7 @@ def race(options: Options, name: str, tables: Sequence[Table], pool: ProcessPool
     )
 
 
-def time_replays(options: Options, name: str, tables: Sequence[Table]) -> None:
+def time_replays(options: Options, name: str, tables: Sequence[Curves]) -> None:
     """How many a core gets through: the median of three times the same ones."""
     times = []
     for _ in range(3):

@@ -30,10 +30,11 @@ from benchmarks.peft_peer import HEADS, collate_peer
 from benchmarks.throughput import load_sides
 from raymrc.configuration import Cell, Configuration
 from raymrc.corpora.note import Corpus
-from raymrc.corpora.synthetic import synthesize
+from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import SpanTargets
-from raymrc.model.strategies import STRATEGIES, build
+from raymrc.model.network import build_model
+from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import find_asked, mentions_of
 from raymrc.reading.windows import read_pieces
@@ -128,7 +129,7 @@ def run_ours(
         Cell("relations", "made-up", loaded.backbone, strategy),
         learning_rate=1e-5, prompt_length=16 if strategy == "soft_prompt" else 0,
     )  # fmt: skip
-    model = build(configuration, loaded, 0, num_questions).train()
+    model = build_model(configuration, loaded, 0, num_questions).train()
     optimiser = torch.optim.AdamW(model.parameter_groups(), fused=True)
     trained = [p for p in model.parameters() if p.requires_grad]
     pad = loaded.shape.pad_id
@@ -159,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if device == "cpu":
         keep_freed_memory()  # for both sides
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    corpus = synthesize("n2c2-2018", 12, "a", 13)
+    corpus = synthesize_corpus("n2c2-2018", 12, "a", 13)
     loaded, encoder = load_sides("minilm", device, [corpus])
     asked = find_asked("relations", corpus)
     published = [row for of in make_rows(corpus, loaded, "hard_prompt", False) for row in of]

@@ -29,8 +29,8 @@ from benchmarks.common import Options, json_line, read_options, run_together, st
 from benchmarks.throughput import hugging_face_config, make_tokenizer
 from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.corpora.splits import make_folds
-from raymrc.corpora.synthetic import synthesize
-from raymrc.model.backbones import load, load_tokenizer, write_weights
+from raymrc.corpora.synthetic import synthesize_corpus
+from raymrc.model.backbones import load_backbone, load_tokenizer, write_weights
 from raymrc.model.encoder import Encoder, weight_names
 from raymrc.model.shapes import SHAPES
 from raymrc.reading.questions import build_questions
@@ -67,7 +67,7 @@ def private_bytes() -> int:
 
 
 def make_data() -> StudyData:
-    corpus = synthesize("n2c2-2018", 6, "a", 13)
+    corpus = synthesize_corpus("n2c2-2018", 6, "a", 13)
     folds = make_folds(corpus, 2, seed=13)
     return StudyData(corpus, folds, build_questions(corpus.labels, {}))
 
@@ -113,7 +113,7 @@ def be_one(folder: Path, size: int) -> None:
         sampler.lap()
         pool = ShardedPool(load_sharded(backbone, ranks), data, ranks)
     else:
-        pool = Pool(load(backbone), data, "cpu")
+        pool = Pool(load_backbone(backbone), data, "cpu")
     loading = time.perf_counter() - began
     loading_bytes = sampler.lap() - began_with
     configuration = Configuration(

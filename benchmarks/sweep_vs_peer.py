@@ -35,14 +35,14 @@ from benchmarks.common import Options, json_line, read_options, start
 from benchmarks.peft_peer import HEADS, PREFIX, PeerRun, run_trial
 from raymrc.configuration import Configuration
 from raymrc.ledger.ledger import Ledger
-from raymrc.model.backbones import find, weights_fingerprint
+from raymrc.model.backbones import find_backbone, weights_fingerprint
 from raymrc.planning.plan import Plan, plan_study
 from raymrc.reading.questions import build_questions
 from raymrc.scoring.counts import Counts, pool
+from raymrc.study.load import load_spec
 from raymrc.study.notes import build_study_folds, read_study_corpus
-from raymrc.study.spec import load_spec
 from raymrc.sweep.driver import run_study
-from raymrc.sweep.session import Resources, cluster
+from raymrc.sweep.session import HostResources, cluster
 from raymrc.training.batching import StudyData
 from raymrc.training.trainer import Trainer
 
@@ -126,7 +126,9 @@ def plan_case(case: Case, corpus_path: str, folder: Path) -> tuple[Plan, StudyDa
     )
     corpus = read_study_corpus(spec)
     backbones = [entry.backbone for entry in spec.backbones]
-    plan = plan_study(spec, corpus, {b.name: weights_fingerprint(find(b)) for b in backbones})
+    plan = plan_study(
+        spec, corpus, {b.name: weights_fingerprint(find_backbone(b)) for b in backbones}
+    )
     questions = build_questions(corpus.labels, spec.questions)
     return plan, StudyData(corpus, build_study_folds(spec, corpus), questions)
 
@@ -139,7 +141,7 @@ def run_ours(plan: Plan, data: StudyData, folder: Path) -> Side:
     ledger = Ledger(str(folder))
     began = time.perf_counter()
     outcome = run_study(
-        plan, ledger, Trainer().open_pool, data, folder=folder, resources=Resources()
+        plan, ledger, Trainer().open_pool, data, folder=folder, resources=HostResources()
     )
     seconds = time.perf_counter() - began
     assert outcome.done == plan.num_fold_runs, outcome.reasons
@@ -159,7 +161,7 @@ def run_ours(plan: Plan, data: StudyData, folder: Path) -> Side:
 def run_peer(plan: Plan, data: StudyData, folder: Path, head: str) -> Side:
     configurations = configurations_of(plan)
     began = time.perf_counter()
-    with cluster(Resources(), folder):
+    with cluster(HostResources(), folder):
         trainable = tune.with_resources(
             tune.with_parameters(run_trial, shared=[ray.put((data, configurations))], head=head),
             {"cpu": 1},

@@ -39,14 +39,15 @@ from raymrc.configuration import Backbone, Cell, Configuration
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Corpus
 from raymrc.corpora.splits import take_subset
-from raymrc.corpora.synthetic import synthesize
+from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.errors import BackboneError
-from raymrc.model.backbones import Loaded, find, load
+from raymrc.model.backbones import Loaded, find_backbone, load_backbone
 from raymrc.model.encoder import from_hugging_face
 from raymrc.model.inputs import SpanTargets
+from raymrc.model.network import build_model
 from raymrc.model.precision import precision
 from raymrc.model.shapes import SHAPES, Shape
-from raymrc.model.strategies import STRATEGIES, build
+from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.relations import Asked
 from raymrc.reading.windows import build_windows
 from raymrc.training.batching import Row, RowBuilder, collate, collate_targets, training_batches
@@ -160,7 +161,7 @@ def run_alone(
     device: str,
 ) -> Callable[[], None]:
     """Ours: one fold-run, a step as a user would write it."""
-    model = build(make_configuration(loaded.backbone, strategy), loaded, num_labels).train()
+    model = build_model(make_configuration(loaded.backbone, strategy), loaded, num_labels).train()
     optimiser = torch.optim.AdamW(model.parameter_groups(), fused=True)
     trained = [p for p in model.parameters() if p.requires_grad]
 
@@ -187,7 +188,7 @@ def run_together(
     models, optimisers, generators = [], [], []
     for seed in range(len(lanes)):
         configuration = make_configuration(loaded.backbone, "frozen_soft_prompt", seed)
-        models.append(build(configuration, loaded, num_labels).train())
+        models.append(build_model(configuration, loaded, num_labels).train())
         optimisers.append(torch.optim.AdamW(models[-1].parameter_groups(), fused=True))
         generators.append(torch.Generator(device).manual_seed(seed))
 
@@ -244,14 +245,14 @@ def load_sides(name: str, device: str, corpora: Sequence[Corpus]) -> tuple[Loade
     no_dropout = {"attention_probs_dropout_prob": 0.0}
     if name == "minilm":
         try:
-            folder = find(backbone)
+            folder = find_backbone(backbone)
         except BackboneError:
             pass
         else:
             hugging_face = AutoModel.from_pretrained(
                 folder, add_pooling_layer=False, local_files_only=True, **no_dropout
             )
-            return load(backbone, device, dtype=torch.float32), hugging_face.to(device)
+            return load_backbone(backbone, device, dtype=torch.float32), hugging_face.to(device)
     shape = SHAPES[name]
     torch.manual_seed(0)
     hugging_face = AutoModel.from_config(
@@ -410,7 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.corpus is not None:
         labels = ["Drug", "Effect", "Treat-Disorder", "Dosage", "Route"]
         corpora[PHEE] = take_subset(read_corpus(options.corpus, "phee", labels), 200, 13)
-    corpora[SUMMARIES] = synthesize("n2c2-2018", 40, "a", 13)
+    corpora[SUMMARIES] = synthesize_corpus("n2c2-2018", 40, "a", 13)
     names = ("minilm", "gatortron-345m") if options.device == "cuda" else ("minilm",)
     for name in names:
         sides = load_sides(name, options.device, tuple(corpora.values()))

@@ -19,7 +19,8 @@ from pydantic import BaseModel
 
 from raymrc.cli import app, main
 from raymrc.planning.plan import plan_study
-from raymrc.study.spec import Spec, load_spec
+from raymrc.study.load import load_spec
+from raymrc.study.spec import Spec
 
 DOCS = Path(__file__).resolve().parent
 

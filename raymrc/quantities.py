@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 
 def in_time(seconds: float) -> tuple[float, str]:
     """The unit that a time is best told in: so many seconds, and its name."""
@@ -34,3 +37,43 @@ def percent(share: float | None) -> str:
 
 def size_of(size: int) -> str:
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
+
+
+QUANTILE = 1.645
+"""Of a normal distribution: 90 % lie within so many standard deviations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its 90 % interval."""
+
+    value: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+
+    @classmethod
+    def of(cls, value: float, spread: float) -> Estimate:
+        """
+        Args:
+            spread: standard deviation of the logarithm.
+        """
+        factor = math.exp(QUANTILE * spread)
+        return cls(value, value / factor, value * factor)
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """As if both were wrong in the same direction, which overstates the interval."""
+        return Estimate(self.value + other.value, self.low + other.low, self.high + other.high)
+
+    def times(self, number: float) -> Estimate:
+        return Estimate(self.value * number, self.low * number, self.high * number)
+
+    def by(self, other: Estimate) -> Estimate:
+        """The product, where neither tells how far the other is off. No bound is below 0."""
+        if not self.value or not other.value:
+            return Estimate()
+        down, up = (
+            math.exp(math.hypot(math.log(a / self.value), math.log(b / other.value)))
+            for a, b in ((self.low, other.low), (self.high, other.high))
+        )
+        value = self.value * other.value
+        return Estimate(value, value / down, value * up)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from raymrc.analysis.conclusions import UNKNOWN
+from raymrc.analysis.conclusions import UNKNOWN_INTERVAL
 from raymrc.analysis.findings import Findings
 from raymrc.analysis.judging import over_folds, over_notes
 from raymrc.analysis.statistics import LEVEL, Comparison, Interval, TooFewError, holm
@@ -47,7 +47,7 @@ class CellComparison:
     second: ConfigurationSummary | None
     paired: str = ""
     difference: float | None = None
-    interval: Interval = UNKNOWN
+    interval: Interval = UNKNOWN_INTERVAL
     p_value: float | None = None
 
     @property
@@ -95,7 +95,7 @@ class StudyComparison:
         }
 
 
-def compare(first: Findings, second: Findings) -> StudyComparison:
+def compare_studies(first: Findings, second: Findings) -> StudyComparison:
     """A and B, in the order of A's cells."""
     ours = {summary.cell: summary for summary in first.summaries}
     theirs = {summary.cell: summary for summary in second.summaries}
@@ -190,7 +190,7 @@ def _listed(values: Sequence[Any]) -> str:
 # --- shown ----------------------------------------------------------------------------------------
 
 
-def render(found: StudyComparison) -> RenderableType:
+def render_comparison(found: StudyComparison) -> RenderableType:
     """As tables for the terminal."""
     from rich.console import Group
     from rich.table import Table

@@ -21,7 +21,7 @@ from raymrc.quantities import points, short_count
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-UNKNOWN = Interval(None, None)
+UNKNOWN_INTERVAL = Interval(None, None)
 
 EQUIVALENT, BEHIND, AHEAD, UNSURE = "equivalent", "behind", "ahead", "not enough data"
 
@@ -43,7 +43,7 @@ class Judgement:
     comparison: Comparison | None
     outcome: str = UNSURE
     why: str = ""
-    interval: Interval = UNKNOWN
+    interval: Interval = UNKNOWN_INTERVAL
     probabilities: Probabilities | None = None
     p_difference: float = 1.0
     p_equivalence: float = 1.0
@@ -459,7 +459,7 @@ def _of_size(one: BySize, margin: float) -> str:
     )
 
 
-def render(conclusions: Conclusions) -> RenderableType:
+def render_conclusions(conclusions: Conclusions) -> RenderableType:
     """Winners and gaps with their intervals as tables, and under them what to do in words."""
     from rich.console import Group
     from rich.table import Table

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymrc.analysis.conclusions import UNKNOWN, ends
+from raymrc.analysis.conclusions import UNKNOWN_INTERVAL, ends
 from raymrc.analysis.judging import over_held_out_notes
 from raymrc.analysis.statistics import Interval, TooFewError
 from raymrc.analysis.summary import (
@@ -23,7 +23,7 @@ from raymrc.analysis.summary import (
     Spread,
     best_pairs,
     frozen_pairs,
-    gap_name,
+    name_gap,
     say_lost,
     spread,
 )
@@ -33,7 +33,8 @@ from raymrc.corpora.folders import new_folder
 from raymrc.corpora.note import Corpus
 from raymrc.errors import StudyError
 from raymrc.ledger.record import Record
-from raymrc.planning.plan import Plan, fold_run
+from raymrc.planning.fold_runs import fold_run
+from raymrc.planning.plan import Plan
 from raymrc.quantities import points
 from raymrc.scoring.counts import Counts
 from raymrc.study.spec import Spec
@@ -140,7 +141,7 @@ class FinalScore:
     unreachable: int
     unreachable_reasons: Mapping[str, int]
     counts: Counts
-    interval: Interval = UNKNOWN
+    interval: Interval = UNKNOWN_INTERVAL
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. F1 runs from 0 to 1."""
@@ -213,7 +214,7 @@ def final_gaps(
         f1 = [spread([r.strict.f1 for r in side]).mean or 0.0 for side in (trained, froze)]
         found.append(
             FinalGap(
-                gap_name(frozen, unfrozen),
+                name_gap(frozen, unfrozen),
                 frozen.cell.strategy,
                 unfrozen.cell.strategy,
                 f1[0] - f1[1],
@@ -229,7 +230,7 @@ def _interval(
     try:
         return over_held_out_notes(runs, others, groups)
     except TooFewError:
-        return UNKNOWN
+        return UNKNOWN_INTERVAL
 
 
 def final_records(records: Iterable[Record]) -> dict[Cell, list[Record]]:

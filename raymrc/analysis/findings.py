@@ -15,7 +15,8 @@ from raymrc.analysis.judging import conclude
 from raymrc.analysis.summary import CellSummary, choose_records, count_failing, summarise, to_json
 from raymrc.corpora.note import Corpus
 from raymrc.ledger.record import Record
-from raymrc.planning.plan import Plan, fold_run
+from raymrc.planning.fold_runs import fold_run
+from raymrc.planning.plan import Plan
 from raymrc.study.spec import Spec
 
 
@@ -64,7 +65,7 @@ class Findings:
         return (*failed, *closed)
 
 
-def find(
+def build_findings(
     spec: Spec,
     plan: Plan,
     records: Sequence[Record],

@@ -19,7 +19,7 @@ from raymrc.analysis.conclusions import (
     AHEAD,
     BEHIND,
     EQUIVALENT,
-    UNKNOWN,
+    UNKNOWN_INTERVAL,
     UNSURE,
     BySize,
     Conclusion,
@@ -65,7 +65,7 @@ from raymrc.scoring.counts import Counts, pool
 
 Array = NDArray[np.float64]
 
-SEED = 20261125
+RESAMPLING_SEED = 20261125
 """Of resamples: the same ledger gives the same report."""
 
 Groups = Mapping[str, Mapping[str, str]]
@@ -243,7 +243,7 @@ def _at_sites(summaries: Sequence[CellSummary], groups: Groups) -> Iterable[Site
             continue
         runs = summary.winner.fold_runs
         for site, of in summary.winner.transfer.items():
-            interval = drop_interval = UNKNOWN
+            interval = drop_interval = UNKNOWN_INTERVAL
             with suppress(TooFewError):
                 drawn, weights = _of_one_set(runs, (), groups.get(site, {}), site)
                 interval = drawn.interval(weights)
@@ -360,7 +360,7 @@ def _bootstrap(
     shaped = np.array(counts, dtype=np.float64).reshape(len(systems), len(ids), 3)
     # A note's own id may be some other note's group.
     of_note = [("group", groups[note]) if note in groups else ("note", note) for note in ids]
-    return bootstrap(shaped, of_note, generator=np.random.default_rng(SEED))
+    return bootstrap(shaped, of_note, generator=np.random.default_rng(RESAMPLING_SEED))
 
 
 def _resample(
@@ -374,8 +374,8 @@ def _resample(
     together: dict[tuple[str, ...], list[CellSummary]] = {}
     for summary in cells:
         together.setdefault(tuple(sorted(notes[summary.cell])), []).append(summary)
-    intervals = dict.fromkeys((summary.cell for summary in cells), UNKNOWN)
-    of_pairs = [UNKNOWN] * len(pairs)
+    intervals = dict.fromkeys((summary.cell for summary in cells), UNKNOWN_INTERVAL)
+    of_pairs = [UNKNOWN_INTERVAL] * len(pairs)
     num_groups = {summary.cell: len(notes[summary.cell]) for summary in cells}
     for ids, members in together.items():
         try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymrc.configuration import Cell, Configuration, FoldRun
 from raymrc.costs.prices import energy_kwh, watts_of
+from raymrc.ledger.rank import count_reasons, rank
 from raymrc.ledger.record import BOTH_FOUND, Record
 from raymrc.model.strategies import STRATEGIES
 from raymrc.quantities import percent, points, short_count, size_of
@@ -424,7 +425,7 @@ def frozen_gap(frozen: CellSummary, unfrozen: CellSummary) -> FrozenGap:
     )
 
 
-def gap_name(frozen: CellSummary, unfrozen: CellSummary) -> str:
+def name_gap(frozen: CellSummary, unfrozen: CellSummary) -> str:
     """What a gap is called, within a backbone or between two."""
     gap, there = frozen_gap(frozen, unfrozen), unfrozen.cell.backbone.name
     if gap.backbone == there:
@@ -479,11 +480,6 @@ def count_failing(records: Iterable[Record]) -> dict[Cell, int]:
     }
 
 
-def count_reasons(reasons: Iterable[str]) -> tuple[tuple[str, int], ...]:
-    """Each with how often, the commonest first."""
-    return tuple(sorted(Counter(reasons).items(), key=lambda item: (-item[1], item[0])))
-
-
 def _of_one_start(
     records: Sequence[Record], wanted: Mapping[Configuration, tuple[str, ...]]
 ) -> list[Record]:
@@ -519,18 +515,6 @@ def _summarise_cell(cell: Cell, records: Sequence[Record], num_folds: int) -> Ce
         grouped.setdefault(record.fold_run.configuration, []).append(record)
     configurations = [_summarise_configuration(c, runs, num_folds) for c, runs in grouped.items()]
     return CellSummary(cell, tuple(sorted(configurations, key=_rank)))
-
-
-def rank(
-    num_done: int, validation_f1: float | None, trained_parameters: float, configuration: str
-) -> tuple[float, float, float, str]:
-    """The smallest wins: most folds done, then best on validation; equals by size, then by id."""
-    return (
-        -num_done,
-        1.0 if validation_f1 is None else -validation_f1,
-        trained_parameters,
-        configuration,
-    )
 
 
 def _rank(summary: ConfigurationSummary) -> tuple[float, float, float, str]:
@@ -638,7 +622,7 @@ def _pooled(of_records: Iterable[Mapping[str, Counts]]) -> dict[str, Counts]:
 # --- shown ----------------------------------------------------------------------------------------
 
 
-def render(summaries: Sequence[CellSummary]) -> RenderableType:
+def render_summaries(summaries: Sequence[CellSummary]) -> RenderableType:
     """Cells with their winners, and under them what freezing costs, as tables for the terminal."""
     from rich.console import Group
     from rich.table import Table
@@ -878,7 +862,7 @@ def _row(summary: CellSummary) -> list[str]:
     failed = f", {summary.num_failed} failed" if summary.num_failed else ""
     if leader is None:
         return ["-"] * 7 + [f"0{failed}", "nothing done yet"]
-    chosen = describe(leader.configuration, summary.configurations)
+    chosen = describe_configuration(leader.configuration, summary.configurations)
     return [
         points(leader.strict.mean),
         points(leader.strict.sd),
@@ -892,7 +876,7 @@ def _row(summary: CellSummary) -> list[str]:
     ]
 
 
-def describe(
+def describe_configuration(
     configuration: Configuration, among: Sequence[ConfigurationSummary] | None = None
 ) -> str:
     """The settings that tell a configuration from others of its cell, such as "learning_rate 0.02".

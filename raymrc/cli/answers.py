@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymrc.cli.app import print_table
-from raymrc.cli.local import known_at_hand, load, read_ledger
+from raymrc.cli.local import known_at_hand, load_study, read_ledger
 
 if TYPE_CHECKING:
     from raymrc.analysis.findings import Findings
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 def read_findings(study: Path, changes: list[str] | None) -> tuple[Findings, bool]:
     """A study's findings, and whether there are records that cannot be read; those are said."""
-    spec = load(study, changes)
+    spec = load_study(study, changes)
     records, unreadable = read_ledger(spec)
     return known_at_hand(spec).find(spec, records), unreadable
 
 
 def print_cells(findings: Findings) -> None:
     """Each cell's winner, and how sure that is."""
-    from raymrc.analysis.conclusions import render as render_conclusions
-    from raymrc.analysis.summary import render
+    from raymrc.analysis.conclusions import render_conclusions as render_conclusions
+    from raymrc.analysis.summary import render_summaries
 
-    print_table(render(findings.summaries))
+    print_table(render_summaries(findings.summaries))
     if findings.conclusions.winners:
         print_table(render_conclusions(findings.conclusions))
 

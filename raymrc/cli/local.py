@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from raymrc.study.spec import Spec
 
 
-def load(study: Path, changes: list[str] | None) -> Spec:
+def load_study(study: Path, changes: list[str] | None) -> Spec:
     """The study, its warnings said."""
-    from raymrc.study.spec import load_spec
+    from raymrc.study.load import load_spec
 
     spec = load_spec(study, changes or ())
     for warning in spec.warnings:
@@ -57,11 +57,11 @@ class Known:
 
     def find(self, spec: Spec, records: Sequence[Record]) -> Findings:
         """What the records say."""
-        from raymrc.analysis.findings import find
+        from raymrc.analysis.findings import build_findings
 
         is_tested = any(record.fold_run.is_test for record in records)
         test = test_at_hand(spec, self.corpus) if is_tested else None
-        return find(spec, self.plan, records, self.corpus, self.transfer, test)
+        return build_findings(spec, self.plan, records, self.corpus, self.transfer, test)
 
 
 def known_at_hand(spec: Spec) -> Known:
@@ -111,7 +111,8 @@ def find_measured(
     spec: Spec, planned: Plan, workload: Workload, records: Sequence[Record]
 ) -> list[Measured]:
     """What is known of its cost: by the ledger and a probe, if there was one."""
-    from raymrc.costs.forecast import read_history, read_probe
+    from raymrc.costs.forecast import read_history
+    from raymrc.costs.probe import read_probe
 
     return [*read_history(planned, workload, records), *read_probe(spec.storage)]
 
@@ -165,11 +166,13 @@ def weights_at_hand(spec: Spec) -> dict[str, str] | None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # whoever only looks, fetches nothing
 
     from raymrc.errors import BackboneError
-    from raymrc.model.backbones import find, weights_fingerprint
+    from raymrc.model.backbones import find_backbone, weights_fingerprint
 
     backbones = [entry.backbone for entry in spec.backbones]
     try:
-        return {backbone.name: weights_fingerprint(find(backbone)) for backbone in backbones}
+        return {
+            backbone.name: weights_fingerprint(find_backbone(backbone)) for backbone in backbones
+        }
     except BackboneError:
         return None
 
@@ -179,13 +182,13 @@ def _tokenizers_at_hand(spec: Spec) -> dict[str, FileTokenizer | RoughTokenizer]
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
     from raymrc.errors import BackboneError
-    from raymrc.model.backbones import find
+    from raymrc.model.backbones import find_backbone
     from raymrc.reading.light_tokenizers import read_tokenizer
 
     found = {}
     for entry in spec.backbones:
         try:
-            folder = find(entry.backbone, weights=False)
+            folder = find_backbone(entry.backbone, weights=False)
         except BackboneError:
             folder = None
         found[entry.backbone.source] = read_tokenizer(folder)

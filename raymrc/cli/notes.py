@@ -19,7 +19,7 @@ def validate(
 ) -> None:
     """Check notes before anything is trained on them."""
     from raymrc.corpora.problems import WARNING
-    from raymrc.corpora.validate import validate as check
+    from raymrc.corpora.validate import validate_corpus as check
 
     validation = check(path, reader)
     if as_json:
@@ -46,7 +46,7 @@ def synthesize(
     """Write made-up notes with exact annotations."""
     from raymrc.corpora.folders import new_folder
     from raymrc.corpora.formats import write_corpus
-    from raymrc.corpora.synthetic import synthesize as make
+    from raymrc.corpora.synthetic import synthesize_corpus as make
 
     corpus = make(scheme, notes, site, seed)  # type: ignore[arg-type]  # it refuses what it lacks
     with new_folder(out) as folder:
@@ -83,12 +83,12 @@ def score(
     if scheme == "n2c2-2018" and (labeled or criteria != "challenge"):
         raise CorpusError("--criteria and --labeled-args are of n2c2-2022; leave them out")
     if scheme == "n2c2-2018":
-        drugs = n2c2_2018.score_folders(gold, system)
-        answer, text = drugs.to_json(), n2c2_2018.render(drugs)
+        drugs = n2c2_2018.score_2018_folders(gold, system)
+        answer, text = drugs.to_json(), n2c2_2018.render_2018_scores(drugs)
     elif scheme == "n2c2-2022":
         chosen = (*labeled, *context.args) if labeled_args else n2c2_2022.LABELED_ARGUMENTS
-        social = n2c2_2022.score_folders(gold, system, criteria, chosen)
-        answer, text = social.to_json(), n2c2_2022.render(social)
+        social = n2c2_2022.score_2022_folders(gold, system, criteria, chosen)
+        answer, text = social.to_json(), n2c2_2022.render_2022_scores(social)
     else:
         raise CorpusError(f"there is no scheme '{scheme}'; choose n2c2-2018 or n2c2-2022")
     if as_json:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raymrc.cli.app import MUST_CHANGE, AsJson, Changes, Study, answer_json, app, print_table, say
-from raymrc.cli.local import find_measured, load, plan_at_hand, read_ledger
+from raymrc.cli.local import find_measured, load_study, plan_at_hand, read_ledger
 
 if TYPE_CHECKING:
     from raymrc.costs.budget import Spent
@@ -39,18 +39,19 @@ def plan(
 ) -> None:
     """Say what a study will train and what it will cost, before anything starts."""
     from raymrc.costs.budget import Budget
-    from raymrc.costs.forecast import forecast, read_progress, write_probe
+    from raymrc.costs.forecast import forecast, read_progress
     from raymrc.costs.prices import read_cluster, read_prices
+    from raymrc.costs.probe import write_probe
     from raymrc.costs.status import exceeds
     from raymrc.errors import CorpusError
-    from raymrc.model.backbones import find
-    from raymrc.planning.plan import render
+    from raymrc.model.backbones import find_backbone
+    from raymrc.planning.plan import render_plan
 
-    spec = load(study, changes)
+    spec = load_study(study, changes)
     table = read_prices(prices)
     cluster = read_cluster(instances, table) if instances else None
     for entry in spec.backbones if probe else ():
-        find(entry.backbone)  # fetched where it must be: all else only looks
+        find_backbone(entry.backbone)  # fetched where it must be: all else only looks
     planned, workload, ledger = plan_at_hand(spec)
     costs = None
     if workload is not None:
@@ -70,12 +71,13 @@ def plan(
     if as_json:
         answer_json(planned.to_json(costs))
     else:
-        print_table(render(planned, costs))
+        print_table(render_plan(planned, costs))
 
 
 def _spent(spec: Spec) -> Spent:
     """By all runs of a study until now."""
-    from raymrc.costs.budget import Journal, spent_by
+    from raymrc.costs.budget import spent_by
+    from raymrc.costs.journal import Journal
 
     entries = Journal(spec.storage).entries()
     return spent_by(entries, spec.prices.device_hour_usd, time.time())
@@ -87,7 +89,7 @@ def _run_probes(spec: Spec, planned: Plan, workload: Workload) -> list[Measured]
     Raises:
         StudyError: nothing could be measured.
     """
-    from raymrc.costs.forecast import SECONDS_OF_PROBE, choose_probed
+    from raymrc.costs.probe import SECONDS_OF_PROBE, choose_probed
     from raymrc.errors import StudyError
     from raymrc.training.probe import Probe, run_probes
     from raymrc.training.trainer import Trainer
@@ -118,12 +120,13 @@ def _run_probes(spec: Spec, planned: Plan, workload: Workload) -> list[Measured]
 @app.command()
 def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> None:
     """Say how far a study is, what it has spent, and when it will end."""
-    from raymrc.costs.budget import Budget, Journal
+    from raymrc.costs.budget import Budget
     from raymrc.costs.forecast import forecast, read_progress
+    from raymrc.costs.journal import Journal
     from raymrc.costs.prices import read_prices
-    from raymrc.costs.status import read_status, render
+    from raymrc.costs.status import read_status, render_status
 
-    spec = load(study, changes)
+    spec = load_study(study, changes)
     records, unreadable = read_ledger(spec)
     planned, workload, _ = plan_at_hand(spec)
     costs = None
@@ -137,6 +140,6 @@ def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
     if as_json:
         answer_json(found.to_json())
     else:
-        print_table(render(found))
+        print_table(render_status(found))
     if unreadable:
         raise typer.Exit(MUST_CHANGE)

@@ -9,10 +9,10 @@ import typer
 
 from raymrc.cli.answers import print_cells, print_final, read_findings
 from raymrc.cli.app import MUST_CHANGE, AsJson, Changes, Study, answer_json, app, print_table, say
-from raymrc.cli.local import load
+from raymrc.cli.local import load_study
 
 if TYPE_CHECKING:
-    from raymrc.racing.simulate import Table
+    from raymrc.racing.simulate import Curves
     from raymrc.study.spec import Spec
 
 
@@ -50,15 +50,15 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Set two studies' winners against each other, cell by cell."""
-    from raymrc.analysis.comparison import compare as set_against
-    from raymrc.analysis.comparison import render
+    from raymrc.analysis.comparison import compare_studies as set_against
+    from raymrc.analysis.comparison import render_comparison
 
     (one, some), (other, others) = read_findings(first, None), read_findings(second, None)
     found = set_against(one, other)
     if as_json:
         answer_json(found.to_json())
     else:
-        print_table(render(found))
+        print_table(render_comparison(found))
     if some or others:
         raise typer.Exit(MUST_CHANGE)
 
@@ -111,9 +111,9 @@ def simulate(
     """Replay a ledger's full grids, or made-up ones: what racing saves, and whom it chooses."""
     from raymrc.errors import LedgerError
     from raymrc.ledger.ledger import Ledger
-    from raymrc.racing.simulate import read_tables, render, reorder, replay_all
+    from raymrc.racing.simulate import read_tables, render_replays, reorder, replay_all
 
-    spec = load(source, None) if made_up or source.is_file() else None
+    spec = load_study(source, None) if made_up or source.is_file() else None
     problems: tuple[str, ...] = ()
     if made_up:
         assert spec is not None
@@ -136,12 +136,12 @@ def simulate(
     if as_json:
         answer_json(outcomes)
     else:
-        print_table(render(outcomes))
+        print_table(render_replays(outcomes))
     if problems:
         raise typer.Exit(MUST_CHANGE)
 
 
-def _make_up(spec: Spec, of_each: int) -> list[tuple[str, list[Table]]]:
+def _make_up(spec: Spec, of_each: int) -> list[tuple[str, list[Curves]]]:
     """Grids like those of a study's cells, with their names. No notes and no weights are asked."""
     from raymrc.planning.plan import plan_study, representatives
     from raymrc.racing.simulate import make_up

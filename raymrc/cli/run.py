@@ -22,7 +22,7 @@ from raymrc.cli.app import (
     print_table,
     say,
 )
-from raymrc.cli.local import find_measured, find_workload, load
+from raymrc.cli.local import find_measured, find_workload, load_study
 from raymrc.cli.track import register_models, write_page
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from raymrc.configuration import Cell
     from raymrc.corpora.note import Corpus
     from raymrc.costs.budget import Spent
-    from raymrc.costs.forecast import Expectations
+    from raymrc.costs.expectations import Expectations
     from raymrc.ledger.ledger import Ledger
     from raymrc.ledger.record import Record
     from raymrc.planning.plan import Plan
@@ -103,9 +103,11 @@ class _Job:
 
 
 def _findings(job: _Job, records: Sequence[Record]) -> Findings:
-    from raymrc.analysis.findings import find
+    from raymrc.analysis.findings import build_findings
 
-    return find(job.spec, job.plan, records, job.data.corpus, job.data.transfer, job.data.test)
+    return build_findings(
+        job.spec, job.plan, records, job.data.corpus, job.data.transfer, job.data.test
+    )
 
 
 def _prepare(study: Path, changes: list[str] | None, *, races: bool) -> _Job:
@@ -117,7 +119,7 @@ def _prepare(study: Path, changes: list[str] | None, *, races: bool) -> _Job:
     from raymrc.corpora.splits import check_folds
     from raymrc.ledger.ledger import Ledger
     from raymrc.model.adapters import read_prompt
-    from raymrc.model.backbones import check_weights, find, weights_fingerprint
+    from raymrc.model.backbones import check_weights, find_backbone, weights_fingerprint
     from raymrc.planning.plan import plan_study
     from raymrc.reading.questions import build_questions
     from raymrc.reading.relations import find_asked
@@ -131,11 +133,13 @@ def _prepare(study: Path, changes: list[str] | None, *, races: bool) -> _Job:
         read_transfer,
     )
 
-    spec = load(study, changes)
+    spec = load_study(study, changes)
     adapter = read_initial_prompt(spec)
     corpus = read_study_corpus(spec)
     backbones = [entry.backbone for entry in spec.backbones]
-    weights = {backbone.name: weights_fingerprint(find(backbone)) for backbone in backbones}
+    weights = {
+        backbone.name: weights_fingerprint(find_backbone(backbone)) for backbone in backbones
+    }
     transfer, test = read_transfer(spec, corpus), read_test(spec, corpus)
     check_held_out(spec, test, transfer)
     check_unseen(spec, adapter, corpus, *transfer.values(), test)
@@ -166,32 +170,32 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcom
     """What the ledger lacks of a plan; and whether MLflow has all of it."""
     from raymrc.costs.budget import Budget
     from raymrc.ledger.storage import absolute
-    from raymrc.planning.plan import render
+    from raymrc.planning.plan import render_plan
     from raymrc.training.trainer import Trainer
 
     spec, ledger = job.spec, job.ledger
     if metrics_port is not None and os.environ.get("RAY_ADDRESS"):
         say("--metrics-port has no effect on a cluster that is there: it exports metrics by itself")
-    print_table(render(plan), sys.stderr)  # what each cell trains, and its share
+    print_table(render_plan(plan), sys.stderr)  # what each cell trains, and its share
 
     expect = _expectations(job, plan).of if spec.budget is not None else None
 
     # And seconds more.
     from raymrc.scheduling.failures import FailureTerms
-    from raymrc.scheduling.progress import Progress
+    from raymrc.scheduling.progress import ProgressDisplay
     from raymrc.sweep.driver import run_study
-    from raymrc.sweep.session import Resources
-    from raymrc.tracking import MlflowRecorder, Place
+    from raymrc.sweep.session import HostResources
+    from raymrc.tracking import MlflowRecorder, TrackingPlace
 
     with (
         MlflowRecorder(
-            Place.of(spec),
+            TrackingPlace.of(spec),
             records=ledger.records(),
             say=say,
             may_win=job.plan.holds,
             datasets=job.datasets,
         ) as recorder,
-        Progress() as show,
+        ProgressDisplay() as show,
     ):
         outcome = run_study(
             plan,
@@ -209,7 +213,7 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcom
             ).open_pool,
             job.data,
             folder=spec.folder,
-            resources=Resources(
+            resources=HostResources(
                 spec.resources.cpus_per_host,
                 spec.resources.gpus_per_host,
                 spec.resources.max_hosts,
@@ -282,7 +286,7 @@ def _earlier_rates(
 
 def _expectations(job: _Job, plan: Plan) -> Expectations:
     """What a plan's fold-runs are expected to cost."""
-    from raymrc.costs.forecast import Expectations
+    from raymrc.costs.expectations import Expectations
 
     workload = find_workload(job.spec, plan, job.data.corpus, job.data.transfer)
     measured = find_measured(job.spec, job.plan, workload, job.ledger.records())
@@ -291,9 +295,9 @@ def _expectations(job: _Job, plan: Plan) -> Expectations:
 
 def tell(spec: Spec, outcome: StudyOutcome) -> None:
     """Where to look, and what is not done."""
-    from raymrc.tracking import Place, how_to_look
+    from raymrc.tracking import TrackingPlace, how_to_look
 
-    say(f"every run: {how_to_look(Place.of(spec))}")
+    say(f"every run: {how_to_look(TrackingPlace.of(spec))}")
     if outcome.spared:
         say(
             f"racing spared {outcome.spared} of {outcome.total} fold-runs; "

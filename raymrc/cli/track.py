@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from raymrc.cli.app import DONE, MUST_CHANGE, Changes, Study, app, say
-from raymrc.cli.local import known_at_hand, load, read_ledger, test_at_hand
+from raymrc.cli.local import known_at_hand, load_study, read_ledger, test_at_hand
 from raymrc.errors import RaymrcError
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 @app.command()
 def sync(study: Study, changes: Changes = None) -> None:
     """Write into MLflow what it lacks of the study's ledger."""
-    from raymrc.tracking import Place, describe_datasets, how_to_look
-    from raymrc.tracking import sync as catch_up
+    from raymrc.tracking import TrackingPlace, describe_datasets, how_to_look
+    from raymrc.tracking import sync_study as catch_up
 
-    spec = load(study, changes)
+    spec = load_study(study, changes)
     records, unreadable = read_ledger(spec)
     if not records:
         say(f"the ledger in {spec.storage} holds no fold-run yet; 'raymrc run' comes first")
@@ -32,11 +32,11 @@ def sync(study: Study, changes: Changes = None) -> None:
     known = known_at_hand(spec)
     held_out = test_at_hand(spec, known.corpus)
     datasets = describe_datasets(spec, known.corpus, known.transfer, held_out)
-    written = catch_up(records, Place.of(spec), known.plan.holds, datasets)
+    written = catch_up(records, TrackingPlace.of(spec), known.plan.holds, datasets)
     say(f"{written} MLflow runs written or changed, of {len(records)} fold-runs in the ledger")
     write_page(known.find(spec, records), attaches=True)
     register_models(spec, records, known.corpus)
-    say(how_to_look(Place.of(spec)))
+    say(how_to_look(TrackingPlace.of(spec)))
     if unreadable:
         raise typer.Exit(MUST_CHANGE)
 
@@ -49,14 +49,14 @@ def write_page(findings: Findings, *, attaches: bool) -> None:
             for in vain.
     """
     from raymrc.report import write, write_plots
-    from raymrc.tracking import Place, attach
+    from raymrc.tracking import TrackingPlace, attach
 
     folder = findings.spec.folder / "report"
     try:
         page = write(findings, folder)
         say(f"the report as a page: {page}")
         if attaches:
-            attach([page, write_plots(findings, folder)], Place.of(findings.spec))
+            attach([page, write_plots(findings, folder)], TrackingPlace.of(findings.spec))
     except RaymrcError as error:
         say(str(error))
 

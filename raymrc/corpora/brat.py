@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 
 from raymrc.corpora.note import Note, Relation, Span
 from raymrc.corpora.problems import (
-    Place,
+    NotePlace,
     Problems,
     Reading,
     nearest,
@@ -43,7 +43,7 @@ EVENT_ARGUMENT = re.compile(r"(E\d\S*)\.(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Scheme:
+class BratScheme:
     """What a brat folder may hold.
 
     Args:
@@ -63,10 +63,10 @@ class Scheme:
     attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-ANYTHING = Scheme()
+ANYTHING = BratScheme()
 
 
-def read_brat(folder: Path, scheme: Scheme = ANYTHING) -> Reading:
+def read_brat(folder: Path, scheme: BratScheme = ANYTHING) -> Reading:
     """All notes below a folder, in the order of their paths.
 
     Hidden files are passed over. A .txt without an .ann and an .ann without a .txt are errors: a
@@ -101,7 +101,7 @@ def read_brat(folder: Path, scheme: Scheme = ANYTHING) -> Reading:
         note_id = stem if scheme.paths_are_ids else path.name
         site = path.parent.name if scheme.paths_are_ids else ""
         note = Note(note_id, text, spans, relations, note_id, site)
-        reading.add(note, Place(text_path), annotation_path)
+        reading.add(note, NotePlace(text_path), annotation_path)
     groups = read_table(folder / "groups.tsv", "group", reading)
     sites = read_table(folder / "sites.tsv", "site", reading)
     reading.notes = [
@@ -149,7 +149,7 @@ def parse_annotations(
     lines: Iterable[str],
     text: str | None,
     path: Path,
-    scheme: Scheme,
+    scheme: BratScheme,
     problems: Problems,
 ) -> tuple[tuple[Span, ...], tuple[Relation, ...]]:
     """Spans and relations of one .ann; what cannot be used is left out and reported.
@@ -201,7 +201,7 @@ def _parse_span(
     rest: str,
     line: int,
     text: str | None,
-    scheme: Scheme,
+    scheme: BratScheme,
     path: Path,
     problems: Problems,
 ) -> None:
@@ -277,7 +277,7 @@ def _parse_attribute(parsed: _Lines, name: str, rest: str, line: int) -> None:
 
 
 def _resolve(
-    parsed: _Lines, ids: Mapping[str, int], path: Path, scheme: Scheme, problems: Problems
+    parsed: _Lines, ids: Mapping[str, int], path: Path, scheme: BratScheme, problems: Problems
 ) -> tuple[tuple[Span, ...], tuple[Relation, ...]]:
     """Ids become spans: an event's id stands for its trigger."""
 

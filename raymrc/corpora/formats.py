@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from raymrc.corpora import phee
-from raymrc.corpora.brat import Scheme, read_brat, write_brat
+from raymrc.corpora.brat import BratScheme, read_brat, write_brat
 from raymrc.corpora.labels import Labels, apply_labels, target_labels
 from raymrc.corpora.note import Corpus, Join, Note, value_attribute
 from raymrc.corpora.problems import ERROR, Reading, nearest
@@ -31,13 +31,13 @@ N2C2_2018_LABELS = (
     "Reason",
     "ADE",
 )
-N2C2_2018 = Scheme(
+N2C2_2018_SCHEME = BratScheme(
     labels=N2C2_2018_LABELS,
     relation_labels=tuple(f"{label}-Drug" for label in N2C2_2018_LABELS[1:]),
 )
 
 SHAC_TRIGGERS = ("Employment", "LivingStatus", "Alcohol", "Drug", "Tobacco")
-SHAC_ARGUMENTS = (
+SHAC_ARGUMENT_LABELS = (
     "StatusTime",
     "StatusEmploy",
     "TypeLiving",
@@ -48,7 +48,7 @@ SHAC_ARGUMENTS = (
     "Duration",
     "History",
 )
-SHAC_VALUES = {
+SHAC_VALUE_ATTRIBUTES = {
     "StatusTimeVal": ("none", "current", "past", "future"),
     "StatusEmployVal": (
         "employed",
@@ -71,17 +71,17 @@ SHAC_JOINS = tuple(
         **dict.fromkeys(("Alcohol", "Drug", "Tobacco"), _SUBSTANCE),
     }.items()
     for argument in arguments
-    for value in SHAC_VALUES.get(value_attribute(argument), ("",))
+    for value in SHAC_VALUE_ATTRIBUTES.get(value_attribute(argument), ("",))
 )
 """Which event has which argument, 29 in all, and with which values."""
 
-N2C2_2022 = Scheme(
-    labels=SHAC_TRIGGERS + SHAC_ARGUMENTS,
-    relation_labels=SHAC_ARGUMENTS,
+N2C2_2022 = BratScheme(
+    labels=SHAC_TRIGGERS + SHAC_ARGUMENT_LABELS,
+    relation_labels=SHAC_ARGUMENT_LABELS,
     triggers=frozenset(SHAC_TRIGGERS),
     types_decide=True,
     paths_are_ids=True,
-    attributes=SHAC_VALUES,
+    attributes=SHAC_VALUE_ATTRIBUTES,
 )
 
 
@@ -117,9 +117,9 @@ READERS = {
         Reader("brat", read_brat, None, None, "folders of .txt and .ann, any labels"),
         Reader(
             "n2c2-2018",
-            partial(read_brat, scheme=N2C2_2018),
-            N2C2_2018.labels,
-            N2C2_2018.relation_labels,
+            partial(read_brat, scheme=N2C2_2018_SCHEME),
+            N2C2_2018_SCHEME.labels,
+            N2C2_2018_SCHEME.relation_labels,
             "2018 n2c2 track 2, drugs and adverse events: brat with 9 labels and 8 relations",
             joins=tuple(Join(f"{label}-Drug", label, "Drug") for label in N2C2_2018_LABELS[1:]),
         ),

@@ -17,11 +17,11 @@ from raymrc.corpora.problems import nearest
 from raymrc.errors import CorpusError
 
 Labels = str | Sequence[str] | Mapping[str, str] | None
-Pair = tuple[str, str]
+LabelPair = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class LabelRule:
     """Spans with the label `source` get the label `target`.
 
     Args:
@@ -45,16 +45,16 @@ class BuiltIn:
         links: ids of (attribute, drug) span pairs, from a note as read.
     """
 
-    rules: tuple[Rule, ...]
-    links: Callable[[Note], Iterable[Pair]]
+    rules: tuple[LabelRule, ...]
+    links: Callable[[Note], Iterable[LabelPair]]
 
 
-def _as_given(note: Note) -> Iterator[Pair]:
+def _as_given(note: Note) -> Iterator[LabelPair]:
     """2018 n2c2: a relation runs from the attribute to the drug already."""
     return ((relation.head, relation.tail) for relation in note.relations)
 
 
-def _modified_or_caused(note: Note) -> Iterator[Pair]:
+def _modified_or_caused(note: Note) -> Iterator[LabelPair]:
     """MACCROBAT: X MODIFY Medication; Medication CAUSE sign, which is turned round."""
     for relation in note.relations:
         if relation.label == "MODIFY":
@@ -63,7 +63,7 @@ def _modified_or_caused(note: Note) -> Iterator[Pair]:
             yield relation.tail, relation.head
 
 
-def _under_one_treatment(note: Note) -> Iterator[Pair]:
+def _under_one_treatment(note: Note) -> Iterator[LabelPair]:
     """PHEE: every X with every Drug of its treatment, every Effect with every Drug of its event.
 
     Where a treatment holds several drugs and one dosage, whose dosage it is was not annotated.
@@ -90,42 +90,42 @@ def _under_one_treatment(note: Note) -> Iterator[Pair]:
 DRUG_ADE_LABELS = ("Drug", "Dosage", "Route", "Frequency", "Duration", "ADE", "Reason")
 """The common set; a relation is "X-Drug" from X to the drug. Dosage covers strength."""
 
-BUILT_IN: dict[str, dict[str, BuiltIn]] = {
+BUILT_IN_LABEL_MAPS: dict[str, dict[str, BuiltIn]] = {
     "drug-ade": {
         "n2c2-2018": BuiltIn(
             (
-                Rule("Drug", "Drug"),
-                Rule("Dosage", "Dosage"),
-                Rule("Strength", "Dosage"),
-                Rule("Route", "Route"),
-                Rule("Frequency", "Frequency"),
-                Rule("Duration", "Duration"),
-                Rule("ADE", "ADE"),
-                Rule("Reason", "Reason"),
+                LabelRule("Drug", "Drug"),
+                LabelRule("Dosage", "Dosage"),
+                LabelRule("Strength", "Dosage"),
+                LabelRule("Route", "Route"),
+                LabelRule("Frequency", "Frequency"),
+                LabelRule("Duration", "Duration"),
+                LabelRule("ADE", "ADE"),
+                LabelRule("Reason", "Reason"),
             ),
             _as_given,
         ),
         "maccrobat": BuiltIn(
             (
-                Rule("Medication", "Drug"),
-                Rule("Dosage", "Dosage"),
-                Rule("Administration", "Route"),
-                Rule("Frequency", "Frequency"),
-                Rule("Duration", "Duration", as_end="head", of="MODIFY", other="Medication"),
-                Rule("Sign_symptom", "ADE", as_end="tail", of="CAUSE", other="Medication"),
-                Rule("Disease_disorder", "ADE", as_end="tail", of="CAUSE", other="Medication"),
+                LabelRule("Medication", "Drug"),
+                LabelRule("Dosage", "Dosage"),
+                LabelRule("Administration", "Route"),
+                LabelRule("Frequency", "Frequency"),
+                LabelRule("Duration", "Duration", as_end="head", of="MODIFY", other="Medication"),
+                LabelRule("Sign_symptom", "ADE", as_end="tail", of="CAUSE", other="Medication"),
+                LabelRule("Disease_disorder", "ADE", as_end="tail", of="CAUSE", other="Medication"),
             ),
             _modified_or_caused,
         ),
         "phee": BuiltIn(
             (
-                Rule("Drug", "Drug"),
-                Rule("Dosage", "Dosage"),
-                Rule("Route", "Route"),
-                Rule("Freq", "Frequency"),
-                Rule("Duration", "Duration"),
-                Rule("Effect", "ADE", as_end="tail", of="Effect", other="Adverse_event"),
-                Rule("Treat-Disorder", "Reason"),
+                LabelRule("Drug", "Drug"),
+                LabelRule("Dosage", "Dosage"),
+                LabelRule("Route", "Route"),
+                LabelRule("Freq", "Frequency"),
+                LabelRule("Duration", "Duration"),
+                LabelRule("Effect", "ADE", as_end="tail", of="Effect", other="Adverse_event"),
+                LabelRule("Treat-Disorder", "Reason"),
             ),
             _under_one_treatment,
         ),
@@ -135,9 +135,11 @@ BUILT_IN: dict[str, dict[str, BuiltIn]] = {
 
 def find_built_in(name: str, reader: str) -> BuiltIn:
     """Raises CorpusError where there is no such map, or none for this reader."""
-    if name not in BUILT_IN:
-        raise CorpusError(f"labels: there is no label map {name!r}; {nearest(name, BUILT_IN)}")
-    maps = BUILT_IN[name]
+    if name not in BUILT_IN_LABEL_MAPS:
+        raise CorpusError(
+            f"labels: there is no label map {name!r}; {nearest(name, BUILT_IN_LABEL_MAPS)}"
+        )
+    maps = BUILT_IN_LABEL_MAPS[name]
     if reader not in maps:
         raise CorpusError(
             f"labels: the map {name!r} has no rules for reader {reader}, only for "

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raymrc.corpora.note import Note, Relation, Span
-from raymrc.corpora.problems import Place, Problems, Reading, nearest, read_lines, read_table
+from raymrc.corpora.problems import NotePlace, Problems, Reading, nearest, read_lines, read_table
 
 TRIGGERS = ("Adverse_event", "Potential_therapeutic_event", "Combination")
 
@@ -88,7 +88,7 @@ def read_phee(folder: Path) -> Reading:
                 continue
             note = _read_document(document, path, number, problems)
             if note is not None:
-                reading.add(note, Place(path, number))
+                reading.add(note, NotePlace(path, number))
     sites = read_table(folder / "sites.tsv", "site", reading)
     reading.notes = [replace(note, site=sites.get(note.id, "")) for note in reading.notes]
     return reading

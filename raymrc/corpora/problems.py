@@ -17,7 +17,7 @@ WARNING = "warning"
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class CorpusProblem:
     """One breach of the data contract.
 
     Args:
@@ -41,17 +41,17 @@ class Problem:
 class Problems:
     """Collects what a reader finds, in the order of the files."""
 
-    found: list[Problem] = field(default_factory=list)
+    found: list[CorpusProblem] = field(default_factory=list)
 
     def error(self, path: Path, line: int | None, message: str) -> None:
-        self.found.append(Problem(ERROR, str(path), line, message))
+        self.found.append(CorpusProblem(ERROR, str(path), line, message))
 
     def warn(self, path: Path, line: int | None, message: str) -> None:
-        self.found.append(Problem(WARNING, str(path), line, message))
+        self.found.append(CorpusProblem(WARNING, str(path), line, message))
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class NotePlace:
     """Where a note begins: its file, and its line where a file holds many."""
 
     path: Path
@@ -69,10 +69,10 @@ class Reading:
     """
 
     notes: list[Note] = field(default_factory=list, repr=False)
-    places: dict[str, Place] = field(default_factory=dict, repr=False)
+    places: dict[str, NotePlace] = field(default_factory=dict, repr=False)
     problems: Problems = field(default_factory=Problems)
 
-    def add(self, note: Note, place: Place, annotations: Path | None = None) -> None:
+    def add(self, note: Note, place: NotePlace, annotations: Path | None = None) -> None:
         """Takes a note in, unless its id is taken: that is an error.
 
         Args:

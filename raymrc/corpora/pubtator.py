@@ -15,19 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raymrc.corpora.note import Note, Span
-from raymrc.corpora.problems import Place, Problems, Reading, read_lines
+from raymrc.corpora.problems import NotePlace, Problems, Reading, read_lines
 
-ENDINGS = ("*.PubTator.txt", "*.PubTator", "*.pubtator")
+FILE_PATTERNS = ("*.PubTator.txt", "*.PubTator", "*.pubtator")
 
 
 def read_pubtator(path: Path) -> Reading:
-    """A file, or all files of a folder with one of `ENDINGS`; a blank line ends a document."""
+    """A file, or all files of a folder with one of `FILE_PATTERNS`; a blank line ends a document."""
     reading = Reading()
     files = [path]
     if path.is_dir():
-        files = sorted({file for ending in ENDINGS for file in path.glob(ending)})
+        files = sorted({file for ending in FILE_PATTERNS for file in path.glob(ending)})
         if not files:
-            reading.problems.error(path, None, f"holds no file named {' or '.join(ENDINGS)}")
+            reading.problems.error(path, None, f"holds no file named {' or '.join(FILE_PATTERNS)}")
     for file in files:
         document: _Document | None = None
         for number, line in enumerate(read_lines(file, reading.problems) or (), start=1):
@@ -83,7 +83,9 @@ def _finish(document: _Document | None, path: Path, reading: Reading) -> None:
             span = _read_mention(cells, f"T{len(spans) + 1}", text, path, number, problems)
             if span is not None:
                 spans.append(span)
-    reading.add(Note(note_id, text, tuple(spans), group=note_id), Place(path, document.first_line))
+    reading.add(
+        Note(note_id, text, tuple(spans), group=note_id), NotePlace(path, document.first_line)
+    )
 
 
 def _read_mention(

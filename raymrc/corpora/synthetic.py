@@ -23,14 +23,14 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from raymrc.corpora import synthetic_texts as texts
-from raymrc.corpora.brat import Scheme as BratScheme
-from raymrc.corpora.formats import N2C2_2018, N2C2_2022, SHAC_TRIGGERS
+from raymrc.corpora.brat import BratScheme
+from raymrc.corpora.formats import N2C2_2018_SCHEME, N2C2_2022, SHAC_TRIGGERS
 from raymrc.corpora.note import Corpus, Note, Relation, Span
 from raymrc.errors import CorpusError
 
-Scheme = Literal["n2c2-2018", "n2c2-2022"]
+SyntheticScheme = Literal["n2c2-2018", "n2c2-2022"]
 Site = Literal["a", "b"]
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 # The value of a labelled argument stands in an attribute of its span.
 VALUE_ATTRIBUTES = {
@@ -42,7 +42,7 @@ VALUE_ATTRIBUTES = {
 SHORTEST, LONGEST = 800, 2500  # characters of a note
 
 
-def synthesize(scheme: Scheme, notes: int, site: Site, seed: int) -> Corpus:
+def synthesize_corpus(scheme: SyntheticScheme, notes: int, site: Site, seed: int) -> Corpus:
     """A corpus of made-up notes; the same arguments give the same bytes on any machine.
 
     Patients come one after the other and a third of them has two notes, which share a
@@ -96,7 +96,7 @@ class _Dice:
     def whole(self, low: int, high: int) -> int:
         return low + int(self._random.random() * (high - low + 1))
 
-    def pick(self, items: Sequence[Item]) -> Item:
+    def pick(self, items: Sequence[_Item]) -> _Item:
         return items[int(self._random.random() * len(items))]
 
     def weighted(self, weights: Mapping[str, float]) -> str:
@@ -107,7 +107,7 @@ class _Dice:
                 return name
         return name
 
-    def shuffled(self, items: Sequence[Item]) -> list[Item]:
+    def shuffled(self, items: Sequence[_Item]) -> list[_Item]:
         rest = list(items)
         return [rest.pop(self.whole(0, len(rest) - 1)) for _ in range(len(items))]
 
@@ -568,7 +568,7 @@ class _Kind:
 
 _SCHEMES: Mapping[str, _Kind] = {
     "n2c2-2018": _Kind(
-        scheme=N2C2_2018,
+        scheme=N2C2_2018_SCHEME,
         hubs=("Drug",),
         write=_write_summary,
         name_relations=_drug_relations,

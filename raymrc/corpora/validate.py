@@ -2,7 +2,7 @@
 
     path -> reader -> notes, problems -> counts
 
-The problems are the reader's own, so `validate` and `read_corpus` cannot disagree: an error stops
+The problems are the reader's own, so `validate_corpus` and `read_corpus` cannot disagree: an error stops
 reading, a warning does not.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from raymrc.corpora.formats import read_notes
 from raymrc.corpora.note import Note
-from raymrc.corpora.problems import ERROR, Problem
+from raymrc.corpora.problems import ERROR, CorpusProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +57,19 @@ class ValidationCounts:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What `validate` found; `ok` where `read_corpus` would give a corpus."""
+    """What `validate_corpus` found; `ok` where `read_corpus` would give a corpus."""
 
     path: str
     reader: str
     counts: ValidationCounts
-    problems: tuple[Problem, ...]
+    problems: tuple[CorpusProblem, ...]
 
     @property
-    def errors(self) -> tuple[Problem, ...]:
+    def errors(self) -> tuple[CorpusProblem, ...]:
         return tuple(problem for problem in self.problems if problem.severity == ERROR)
 
     @property
-    def warnings(self) -> tuple[Problem, ...]:
+    def warnings(self) -> tuple[CorpusProblem, ...]:
         return tuple(problem for problem in self.problems if problem.severity != ERROR)
 
     @property
@@ -93,7 +93,7 @@ class Validation:
         )
 
 
-def validate(path: Path, reader: str) -> Validation:
+def validate_corpus(path: Path, reader: str) -> Validation:
     """Reads all there is and says what is wrong with it, without raising for that.
 
     Notes and spans that could not be read are in the problems, not in the counts.

@@ -7,7 +7,6 @@ Nothing is loaded and nothing is started for it. Without the notes there is no f
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
@@ -17,13 +16,11 @@ from functools import partial, reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
 
-from raymrc.configuration import Cell, Configuration, FoldRun
+from raymrc.configuration import Configuration
 from raymrc.corpora.note import Corpus
-from raymrc.costs.budget import Need
-from raymrc.costs.prices import Cluster, DeviceType, PriceTable, energy_kwh, read_prices
+from raymrc.costs.prices import Cluster, DeviceType, PriceTable, energy_kwh
 from raymrc.costs.rates import (
     SPREADS,
-    Estimate,
     Job,
     Measured,
     Rates,
@@ -31,13 +28,16 @@ from raymrc.costs.rates import (
     fit_rates,
 )
 from raymrc.costs.workload import Workload
-from raymrc.errors import LedgerError
-from raymrc.ledger.storage import not_writable, open_files, said
 from raymrc.model.strategies import count_parameters
 from raymrc.planning.arithmetic import adapter_bytes, price
+from raymrc.planning.fold_runs import fold_run
 from raymrc.planning.placement import FILLED, GIB, device_of, peak_bytes, row_pieces
-from raymrc.planning.plan import CellPlan, Plan, fold_run, representatives
-from raymrc.quantities import in_time, in_usd
+from raymrc.planning.plan import (
+    CellPlan,
+    Plan,
+    representatives,
+)
+from raymrc.quantities import Estimate, in_time, in_usd
 from raymrc.racing.simulate import MOST_CONFIGURATIONS, expected_share
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import find_asked
@@ -62,7 +62,7 @@ GROWS = 1.1
 """A process on a CPU comes to so many times what it had in a probe's seconds: fuller batches, and what malloc
 keeps. Set on every other case of `benchmarks/plan.py`; a later run of all was off by 5 % in the median."""
 
-START_SECONDS = 60.0
+FIRST_TRAINING_SECONDS = 60.0
 """Until the first fold-runs train: Ray, hosts, backbones. Machines that a cloud has to bring up take minutes
 more."""
 
@@ -297,34 +297,34 @@ def read_history(plan: Plan, workload: Workload, records: Iterable[Record]) -> l
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class FoldRunProgress:
     """Of a fold-run's epochs the share that is trained, and the share that is still needed; 0 to 1."""
 
     trained: float = 0.0
     left: float = 1.0
 
 
-def read_progress(plan: Plan, records: Iterable[Record]) -> dict[str, Progress]:
+def read_progress(plan: Plan, records: Iterable[Record]) -> dict[str, FoldRunProgress]:
     """How far each fold-run is, by key; those of which nothing is known are left out.
 
     A race that goes on trains nothing more of a configuration that it has stopped.
     """
     if plan.fingerprints is None:
         return {}
-    found: dict[str, Progress] = {}
+    found: dict[str, FoldRunProgress] = {}
     for record in records:
         run = record.fold_run
         if record.status == "done":
-            found[record.key] = Progress(1.0, 0.0)
+            found[record.key] = FoldRunProgress(1.0, 0.0)
             continue
         trained = len(record.epochs) / run.configuration.epochs
         if record.status == "paused":
-            found[record.key] = Progress(trained, 1.0 - trained)
+            found[record.key] = FoldRunProgress(trained, 1.0 - trained)
         elif record.status == "stopped" and plan.racing is not None:
             for fold in range(plan.folds):
                 key = fold_run(run.configuration, fold, plan.fingerprints).key
-                found.setdefault(key, Progress(0.0, 0.0))
-            found[record.key] = Progress(trained, 0.0)
+                found.setdefault(key, FoldRunProgress(0.0, 0.0))
+            found[record.key] = FoldRunProgress(trained, 0.0)
     return found
 
 
@@ -333,7 +333,7 @@ def forecast(
     plan: Plan,
     workload: Workload,
     measured: Sequence[Measured] = (),
-    progress: Mapping[str, Progress] | None = None,
+    progress: Mapping[str, FoldRunProgress] | None = None,
     table: PriceTable | None = None,
     cluster: Cluster | None = None,
 ) -> Forecast:
@@ -442,7 +442,9 @@ def _wall(left: Estimate, longest: Estimate, devices: float, per_host: float) ->
         return Estimate()
 
     def seconds(total: float, one: float, busy: float) -> float:
-        return START_SECONDS + max(total / max(devices, 1e-9) / busy, one / max(per_host, 1.0))
+        return FIRST_TRAINING_SECONDS + max(
+            total / max(devices, 1e-9) / busy, one / max(per_host, 1.0)
+        )
 
     return Estimate(
         seconds(left.value, longest.value, BUSY),
@@ -453,156 +455,8 @@ def _wall(left: Estimate, longest: Estimate, devices: float, per_host: float) ->
 
 # --- single fold-runs -----------------------------------------------------------------------------
 
-MOST_FITTED = 60
-"""Fold-runs of a cell that its rates are fitted to, where single fold-runs are to be told."""
-
-SAVING_RATE = 1e8
-"""Bytes a second that a lane is taken to be saved at, before one was."""
-
-
-class Expectations:
-    """What each of a study's fold-runs is expected to cost.
-
-    Args:
-        measured: fold-runs that are finished, of a ledger (`read_history`) or a probe.
-    """
-
-    def __init__(
-        self, spec: Spec, plan: Plan, workload: Workload, measured: Sequence[Measured] = ()
-    ) -> None:
-        kind = workload.kind
-        self._plan, self._workload = plan, workload
-        self._cells = {cell.cell: cell for cell in plan.cells}
-        here: dict[tuple[str, str], list[Measured]] = {}
-        for one in choose_hardware(measured, kind):
-            here.setdefault(one.like, []).append(one)
-        self._measured = [one for of in here.values() for one in of[-MOST_FITTED:]]
-        device = _terms(spec, kind, read_prices(), None).device
-        is_known = kind == "gpu" and device is not None
-        self._peak_flops = device.peak_tflops * 1e12 if is_known and device else None
-        self._rates: dict[tuple[str, str], Rates] = {}
-
-    def of(self, run: FoldRun) -> Need | None:
-        """None where its cell's shape or tokenizer is not known."""
-        configuration = run.configuration
-        cell = self._cells.get(configuration.cell)
-        if cell is None or cell.shape is None or not self._workload.counts(configuration):
-            return None
-        kind, folds = self._workload.kind, self._workload.folds.count
-        # A final test trains on all notes, of which a fold leaves one part out.
-        fold, share = (0, folds / (folds - 1)) if run.is_test else (run.fold, 1.0)
-        job = _job(self._workload, cell, configuration, fold, cell.shape)
-        like = (configuration.cell.backbone.name, configuration.cell.strategy)
-        if like not in self._rates:
-            self._rates[like] = fit_rates(like, self._measured, kind, self._peak_flops)
-        rates = self._rates[like]
-        rough = 0.0 if _is_exact(self._workload, cell) else ROUGH_SPREAD
-        estimate = Estimate.of(
-            share * rates.seconds(job.parts(kind, self._peak_flops)),
-            math.hypot(rates.spread, rough),
-        )
-        # Four numbers for each that is trained: itself, its moments, the best epoch's.
-        saved = 4 * adapter_bytes(cell.trained_parameters or 0)
-        return Need(
-            estimate.value, estimate.low, estimate.high, rates.source == "guess",
-            0.5 + saved / SAVING_RATE,
-        )  # fmt: skip
-
 
 # --- probes --------------------------------------------------------------------------
-
-PROBE = "probe.json"
-"""In the study's storage."""
-
-SECONDS_OF_PROBE = 40.0
-"""That all cells' probes may take together, the start of their processes aside."""
-
-
-@dataclass(frozen=True)
-class Probed:
-    """A cell that a probe measures: the first of a backbone and strategy.
-
-    Args:
-        configurations: two of them, which may be the same.
-        lanes: side by side, as it is placed.
-    """
-
-    cell: Cell
-    configurations: tuple[Configuration, Configuration]
-    shape: Shape
-    lanes: int
-    recomputes: bool
-
-
-def choose_probed(plan: Plan) -> tuple[list[Probed], list[str]]:
-    """What to measure, and a sentence for each cell that one device cannot."""
-    chosen: dict[tuple[str, str], Probed] = {}
-    left_out = []
-    for cell in plan.cells:
-        like = (cell.cell.backbone.name, cell.cell.strategy)
-        if like in chosen or cell.shape is None or cell.placement is None:
-            continue
-        if cell.placement.mode == "group":
-            left_out.append(f"{cell.cell.name} wants several devices and is not measured")
-            continue
-        both = representatives(cell, plan.seed)
-        first, last = (
-            # All notes, whatever a cell of few shots has; and no adapter, which may not be here.
-            replace(
-                configuration,
-                cell=replace(cell.cell, shots=None, shots_of="notes"),
-                prompt_initialisation="random",
-            )
-            for configuration in (both[0], both[-1])
-        )
-        lanes = min(cell.placement.lanes, cell.num_fold_runs)
-        chosen[like] = Probed(
-            first.cell, (first, last), cell.shape, lanes, cell.placement.checkpoints
-        )
-    return list(chosen.values()), left_out
-
-
-def read_probe(storage: str) -> list[Measured]:
-    """What probes have measured, on any hardware; nothing where there was none.
-
-    Raises:
-        LedgerError: there is one and it cannot be read.
-    """
-    files = open_files(storage, "")
-    try:
-        if not files.exists(PROBE):
-            return []
-        values = json.loads(files.read(PROBE))
-        return [Measured.from_values(one) for of in values["hardware"].values() for one in of]
-    except OSError as error:
-        raise LedgerError(f"{files.place(PROBE)}: cannot be read ({said(error)})") from None
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise LedgerError(
-            f"{files.place(PROBE)}: is not a probe of this version of raymrc; remove it, and probe again"
-        ) from None
-
-
-def write_probe(storage: str, measured: Sequence[Measured]) -> str:
-    """Keep what a probe has measured; of other cells and other hardware what is there stays.
-
-    Returns:
-        Where.
-
-    Raises:
-        LedgerError: the storage cannot be read or written.
-    """
-    again = {(one.hardware, one.like) for one in measured}
-    kept = [one for one in read_probe(storage) if (one.hardware, one.like) not in again]
-    by_hardware: dict[str, list[dict[str, Any]]] = {}
-    for one in (*kept, *measured):
-        by_hardware.setdefault(one.hardware, []).append(one.to_values())
-    files = open_files(storage, "")
-    content = json.dumps({"hardware": by_hardware}, indent=1).encode()
-    try:
-        files.write(PROBE, content, replace=True)
-    except OSError as error:
-        raise not_writable(files, error) from None
-    return files.place(PROBE)
 
 
 # --- one cell -------------------------------------------------------------------------------------
@@ -631,7 +485,7 @@ def _forecast_cell(
     plan: Plan,
     workload: Workload,
     measured: Sequence[Measured],
-    progress: Mapping[str, Progress],
+    progress: Mapping[str, FoldRunProgress],
     terms: _Terms,
 ) -> CellForecast:
     kind = workload.kind
@@ -712,11 +566,11 @@ def _progress(
     cell: CellPlan,
     configuration: Configuration,
     fold: int,
-    progress: Mapping[str, Progress],
-) -> Progress:
+    progress: Mapping[str, FoldRunProgress],
+) -> FoldRunProgress:
     if not progress or plan.fingerprints is None or cell.configurations is None:
-        return Progress()
-    return progress.get(fold_run(configuration, fold, plan.fingerprints).key, Progress())
+        return FoldRunProgress()
+    return progress.get(fold_run(configuration, fold, plan.fingerprints).key, FoldRunProgress())
 
 
 def _arithmetic(cell: CellPlan, job: Job, kind: str, *, pairs: bool = True) -> float:

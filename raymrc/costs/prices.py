@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from raymrc.errors import SpecError
-from raymrc.study.source import nearest, read_source
+from raymrc.study.source import nearest_name, read_source
 
-BUILT_IN = Path(__file__).with_name("prices.yaml")
+BUILT_IN_PRICES = Path(__file__).with_name("prices.yaml")
 
 UTILISATION = 0.7
 """Of a device's watts, while it trains; an assumption."""
@@ -114,7 +114,7 @@ def read_prices(path: Path | None = None) -> PriceTable:
     Raises:
         SpecError: it cannot be read, or an entry is not one, in one sentence.
     """
-    place = path or BUILT_IN
+    place = path or BUILT_IN_PRICES
     source = read_source(place)
     if source.problems:
         raise source.error(source.problems)
@@ -125,7 +125,7 @@ def read_prices(path: Path | None = None) -> PriceTable:
 
     for name in ("devices", "instances"):
         if not isinstance(values.get(name), dict) or not values[name]:
-            raise wrong(f"a price table has '{name}', a mapping of names; see {BUILT_IN}")
+            raise wrong(f"a price table has '{name}', a mapping of names; see {BUILT_IN_PRICES}")
     devices = {n: _entry(DeviceType, n, v, wrong) for n, v in values["devices"].items()}
     instances = {n: _entry(Instance, n, v, wrong) for n, v in values["instances"].items()}
     for name, device in devices.items():
@@ -133,7 +133,7 @@ def read_prices(path: Path | None = None) -> PriceTable:
             raise wrong(f"{name}: kind is cpu or gpu, not {device.kind!r}")
     for name, instance in instances.items():
         if instance.device not in devices:
-            near = nearest(str(instance.device), devices)
+            near = nearest_name(str(instance.device), devices)
             raise wrong(f"{name}: there is no device '{instance.device}'{near}")
     date = str(values.get("date") or "an unknown day")
     return PriceTable(
@@ -191,7 +191,7 @@ def read_cluster(given: Sequence[str], table: PriceTable) -> Cluster:
         if name not in table.instances:
             raise SpecError(
                 f"--instances {text}: {table.name} has no instance type "
-                f"'{name}'{nearest(name, table.instances)}"
+                f"'{name}'{nearest_name(name, table.instances)}"
             )
         if equals and not (number.isdigit() and int(number) > 0):
             raise SpecError(f"--instances {text}: give TYPE=N with a whole number from 1 on")

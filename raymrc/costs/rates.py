@@ -18,49 +18,9 @@ from typing import Any
 import numpy as np
 
 from raymrc.configuration import Configuration
-from raymrc.costs.workload import Passes, Work
+from raymrc.costs.workload import FoldRunWork, Passes
 from raymrc.model.shapes import Shape
 from raymrc.model.strategies import STRATEGIES, count_parameters
-
-QUANTILE = 1.645
-"""Of a normal distribution: 90 % lie within so many standard deviations."""
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A number with its 90 % interval."""
-
-    value: float = 0.0
-    low: float = 0.0
-    high: float = 0.0
-
-    @classmethod
-    def of(cls, value: float, spread: float) -> Estimate:
-        """
-        Args:
-            spread: standard deviation of the logarithm.
-        """
-        factor = math.exp(QUANTILE * spread)
-        return cls(value, value / factor, value * factor)
-
-    def __add__(self, other: Estimate) -> Estimate:
-        """As if both were wrong in the same direction, which overstates the interval."""
-        return Estimate(self.value + other.value, self.low + other.low, self.high + other.high)
-
-    def times(self, number: float) -> Estimate:
-        return Estimate(self.value * number, self.low * number, self.high * number)
-
-    def by(self, other: Estimate) -> Estimate:
-        """The product, where neither tells how far the other is off. No bound is below 0."""
-        if not self.value or not other.value:
-            return Estimate()
-        down, up = (
-            math.exp(math.hypot(math.log(a / self.value), math.log(b / other.value)))
-            for a, b in ((self.low, other.low), (self.high, other.high))
-        )
-        value = self.value * other.value
-        return Estimate(value, value / down, value * up)
-
 
 # --- a first guess --------------------------------------------------------------------------------
 
@@ -114,7 +74,7 @@ class Job:
     """
 
     configuration: Configuration
-    work: Work
+    work: FoldRunWork
     shape: Shape
     num_labels: int
     num_relations: int = 0
@@ -204,7 +164,9 @@ class Measured:
         """Of a probe. Raises KeyError, TypeError or ValueError where they are not such values."""
         job = dict(values["job"])
         job["configuration"] = Configuration.from_values(job["configuration"])
-        job["work"] = Work(**{name: Passes(**passes) for name, passes in job["work"].items()})
+        job["work"] = FoldRunWork(
+            **{name: Passes(**passes) for name, passes in job["work"].items()}
+        )
         job["shape"] = Shape(**job["shape"])
         return cls(**{**values, "job": Job(**job)}, source="probe")
 

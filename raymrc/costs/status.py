@@ -12,12 +12,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from raymrc.costs.budget import Budget, Entry, Left, Spent, overhead, spent_by, values_of
-from raymrc.costs.forecast import START_SECONDS, Forecast, shown
-from raymrc.costs.rates import Estimate
+from raymrc.costs.forecast import FIRST_TRAINING_SECONDS, Forecast, shown
 from raymrc.ledger.record import Record
 from raymrc.planning.arithmetic import price
 from raymrc.planning.plan import Plan
-from raymrc.quantities import in_time, in_usd
+from raymrc.quantities import Estimate, in_time, in_usd
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -186,7 +185,9 @@ def read_status(
         wall = forecast.wall.times(held_for)
     alive = tuple(entry for entry in entries if entry.is_alive(now))
     if wall is not None and alive and to_do:  # it has started already
-        wall = Estimate(*(max(0.0, n - START_SECONDS) for n in (wall.value, wall.low, wall.high)))
+        wall = Estimate(
+            *(max(0.0, n - FIRST_TRAINING_SECONDS) for n in (wall.value, wall.low, wall.high))
+        )
     spent = spent_by(entries, budget.device_hour_usd, now)
     return Status(plan.study, tuple(cells), alive, spent, budget, rest, wall, now)
 
@@ -201,7 +202,7 @@ def _num_spared(records: Sequence[Record], num_folds: int) -> int:
 # --- shown ----------------------------------------------------------------------------------------
 
 
-def render(status: Status) -> RenderableType:
+def render_status(status: Status) -> RenderableType:
     """The status as two tables for the terminal: what is done, and what it costs."""
     from rich.box import SIMPLE
     from rich.console import Group

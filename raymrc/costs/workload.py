@@ -80,7 +80,7 @@ class Passes:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class FoldRunWork:
     """One fold-run.
 
     Args:
@@ -264,13 +264,13 @@ class Workload:
     kind: str = "cpu"
     _pieces: dict[Any, dict[str, Pieces]] = field(default_factory=dict, repr=False)
     _rows: dict[Any, dict[str, NoteRows]] = field(default_factory=dict, repr=False)
-    _work: dict[Any, Work] = field(default_factory=dict, repr=False)
+    _work: dict[Any, FoldRunWork] = field(default_factory=dict, repr=False)
 
     def counts(self, configuration: Configuration) -> bool:
         """Whether the backbone's tokenizer is at hand, its own or a rough one."""
         return configuration.cell.backbone.source in self.tokenizers
 
-    def of(self, configuration: Configuration, fold: int) -> Work:
+    def of(self, configuration: Configuration, fold: int) -> FoldRunWork:
         """The work of one fold-run.
 
         Args:
@@ -283,7 +283,7 @@ class Workload:
             self._work[key] = self._count(configuration, fold)
         return self._work[key]
 
-    def _count(self, configuration: Configuration, fold: int) -> Work:
+    def _count(self, configuration: Configuration, fold: int) -> FoldRunWork:
         c = configuration
         cell, rows = c.cell, self._rows_of(c, None)
         split = choose_split(self.folds, self.corpus.notes, fold, cell.shots, cell.shots_of)
@@ -293,7 +293,7 @@ class Workload:
         asked += self._asked_of(c, rows, split.scored)
         for name, site in self.transfer.items():
             asked += self._asked_of(c, self._rows_of(c, name), [note.id for note in site.notes])
-        return Work(epoch.times(c.epochs), asked)
+        return FoldRunWork(epoch.times(c.epochs), asked)
 
     def _asked_of(
         self, configuration: Configuration, rows: Mapping[str, NoteRows], notes: Iterable[str]

@@ -19,7 +19,7 @@ from raymrc.ledger.record import Record
 from raymrc.ledger.storage import Files, not_writable, open_files, said
 
 DONE, FAILED, PAUSED = ".json", ".failed.json", ".paused.json"
-ENDINGS = {"done": DONE, "failed": FAILED, "paused": PAUSED, "stopped": PAUSED}
+RANKED_STATUS = {"done": DONE, "failed": FAILED, "paused": PAUSED, "stopped": PAUSED}
 """By a record's status."""
 LAST_WORD = (PAUSED, FAILED, DONE)
 """Of several that a key has the later one in this order counts."""
@@ -72,7 +72,7 @@ class Ledger:
             LedgerError: the store refuses.
         """
         assert record.key == record.fold_run.key, "a record is kept under its fold-run's key"
-        own = ENDINGS[record.status]
+        own = RANKED_STATUS[record.status]
         done = own == DONE
         if not done and self.has(record.key):
             return
@@ -158,7 +158,7 @@ class Ledger:
             raise LedgerError(
                 f"{place}: is not a record of this version of raymrc; {again}"
             ) from None
-        if _name(record.key, ENDINGS.get(record.status, "")) != name:
+        if _name(record.key, RANKED_STATUS.get(record.status, "")) != name:
             raise LedgerError(f"{place}: holds another record than its name says; {again}")
         if record.key != record.fold_run.key:
             raise LedgerError(

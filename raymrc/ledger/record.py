@@ -15,13 +15,13 @@ from raymrc.scoring.counts import Counts, pool
 
 LabelCounts = Mapping[str, Counts]
 
-MODES = ("strict", "lenient", "events")
+COUNT_SCHEMES = ("strict", "lenient", "events")
 """Schemes that a note's labels are counted by."""
 
 BOTH_FOUND = "both of a relation"
 """Among counts of mentions: gold relations both of whose mentions were found, and the others as missed."""
 
-KINDS = (*MODES, "subsets", "mentions")
+COUNT_KINDS = (*COUNT_SCHEMES, "subsets", "mentions")
 """A note's counts. All but the first two are left out of records that have none."""
 
 ALWAYS = ("strict", "lenient")
@@ -163,7 +163,7 @@ class Record:
         """Counts pooled over notes, per label.
 
         Args:
-            mode: one of `MODES`.
+            mode: one of `COUNT_SCHEMES`.
             site: a name in `transfer`; "" for the scored fold.
         """
         return sum_notes(self.transfer[site] if site else self.notes, mode)
@@ -299,7 +299,7 @@ class SummedNotes(Mapping[str, NoteCounts]):
         )
 
     def sums(self, kind: str) -> dict[str, Counts]:
-        """Over all notes, by name; `kind` is one of `KINDS`."""
+        """Over all notes, by name; `kind` is one of `COUNT_KINDS`."""
         return {
             name: _counts(tp, fp, fn)
             for name, tp, fp, fn in next((of for k, of in self._sums if k == kind), ())
@@ -390,7 +390,7 @@ def _write_notes(notes: Mapping[str, NoteCounts]) -> dict[str, Any]:
     return {
         note_id: {
             kind: {name: [c.tp, c.fp, c.fn] for name, c in getattr(counts, kind).items()}
-            for kind in KINDS
+            for kind in COUNT_KINDS
             if kind in ALWAYS or getattr(counts, kind)
         }
         for note_id, counts in notes.items()
@@ -402,7 +402,7 @@ def _read_notes(values: Mapping[str, Any]) -> dict[str, NoteCounts]:
         note_id: NoteCounts(
             **{
                 kind: {name: _counts(*c) for name, c in counts[kind].items()}
-                for kind in KINDS
+                for kind in COUNT_KINDS
                 if kind in counts
             }
         )
@@ -411,7 +411,7 @@ def _read_notes(values: Mapping[str, Any]) -> dict[str, NoteCounts]:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class LaneEvent:
     """Something that a lane came to.
 
     Args:

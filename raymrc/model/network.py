@@ -26,6 +26,11 @@ from raymrc.model.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from raymrc.configuration import Configuration
+    from raymrc.model.backbones import Loaded
+    from raymrc.model.prompts import Start
+
+if TYPE_CHECKING:
+    from raymrc.configuration import Configuration
 
 OWNERS = {"encoder.": "backbone", "prompt.": "prompt", "heads.": "heads"}
 """Who claims a parameter, by how its name begins."""
@@ -337,3 +342,27 @@ def _safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
         }  # fmt: skip
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + math.ceil(length / 8) * 8 + end
+
+
+def build_model(
+    configuration: Configuration,
+    loaded: Loaded,
+    num_labels: int,
+    num_relations: int = 0,
+    start: Start | None = None,
+) -> Model:
+    """The model of a configuration, initialised by its seed, on the backbone's device.
+
+    A frozen strategy uses the loaded encoder in place; a trained one works on a copy, so that the
+    pretrained weights stay as they are for the next model.
+
+    Args:
+        num_labels: that are asked for in the task.
+        num_relations: questions about a given mention, likewise.
+        start: what its prompt starts from, where that is not `random`.
+
+    Raises:
+        PromptError: the configuration's prompt does not fit the backbone.
+    """
+
+    return Model(configuration, loaded, num_labels, num_relations, start)

@@ -18,9 +18,6 @@ from raymrc.model.shapes import (
 
 if TYPE_CHECKING:
     from raymrc.configuration import Configuration
-    from raymrc.model.backbones import Loaded
-    from raymrc.model.network import Model
-    from raymrc.model.prompts import Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,28 +86,3 @@ def count_parameters(
     backbone = shape.num_parameters
     trained = prompt + heads + (backbone if strategy.trains_backbone else 0)
     return ParameterCounts(backbone, prompt, heads, trained)
-
-
-def build(
-    configuration: Configuration,
-    loaded: Loaded,
-    num_labels: int,
-    num_relations: int = 0,
-    start: Start | None = None,
-) -> Model:
-    """The model of a configuration, initialised by its seed, on the backbone's device.
-
-    A frozen strategy uses the loaded encoder in place; a trained one works on a copy, so that the
-    pretrained weights stay as they are for the next model.
-
-    Args:
-        num_labels: that are asked for in the task.
-        num_relations: questions about a given mention, likewise.
-        start: what its prompt starts from, where that is not `random`.
-
-    Raises:
-        PromptError: the configuration's prompt does not fit the backbone.
-    """
-    from raymrc.model.network import Model
-
-    return Model(configuration, loaded, num_labels, num_relations, start)

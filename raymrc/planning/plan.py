@@ -14,18 +14,17 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
+from raymrc.configuration import Backbone, Cell, Configuration
 from raymrc.corpora.note import Corpus
-from raymrc.corpora.splits import Folds
 from raymrc.ledger.ledger import Ledger
 from raymrc.model.adapters import Adapter
 from raymrc.model.backbones import read_shape
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
 from raymrc.planning.arithmetic import adapter_bytes
+from raymrc.planning.fold_runs import Fingerprints, build_fingerprints, fold_run
 from raymrc.planning.placement import (
     GIB,
     GPU_GIB,
@@ -37,8 +36,8 @@ from raymrc.planning.placement import (
 )
 from raymrc.quantities import in_time, in_usd, short_count
 from raymrc.racing.racing import Racing
-from raymrc.reading.questions import build_questions, questions_fingerprint
-from raymrc.reading.relations import Asked, find_asked
+from raymrc.reading.questions import build_questions
+from raymrc.reading.relations import Asked
 from raymrc.study.checks import without_effect
 from raymrc.study.notes import build_study_folds, check_shots, study_labels, study_questions
 from raymrc.study.source import Steps
@@ -66,35 +65,11 @@ DEFAULT_OVERLAPPING_ANSWERS = "surest"
 DRAWS_IN_VAIN = 10_000
 """After so many draws in a row that were drawn before, a search space is used up."""
 
-COUNTED = ("prompt_length", "prompt_depth", "first_layer", "reparametrisation", "match_width")
+SIZE_SETTINGS = ("prompt_length", "prompt_depth", "first_layer", "reparametrisation", "match_width")
 """Settings that change how many numbers a model has."""
 
-WEIGHED = (*COUNTED, "batch_size", "window", "dropout")
+MEMORY_SETTINGS = (*SIZE_SETTINGS, "batch_size", "window", "dropout")
 """Settings that change how much memory its training takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fingerprints:
-    """What decides a result beside the configuration, as hashes.
-
-    Args:
-        corpus: `Corpus.fingerprint`.
-        folds: `Folds.fingerprint`.
-        questions: of the wording; it enters a key only where a strategy asks in words, or a soft
-            prompt starts from them.
-        weights: by name of the backbone, `backbones.weights_fingerprint`.
-        transfer: of each corpus of another site, `Corpus.fingerprint`, with its name before it.
-        test: of held-out notes, in a final test; "" in cross-validation.
-        initial_prompt: of the adapter's file; it enters a key only where a soft prompt starts from it.
-    """
-
-    corpus: str
-    folds: str
-    questions: str
-    weights: Mapping[str, str]
-    transfer: tuple[str, ...] = ()
-    test: str = ""
-    initial_prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -242,12 +217,12 @@ class Plan:
         }
 
 
-UNKNOWN = ("device_seconds", "usd", "peak_memory_bytes")
+UNKNOWN_COSTS = ("device_seconds", "usd", "peak_memory_bytes")
 """Figures that are null where there is no forecast."""
 
 
 def cost_json(forecast: Forecast | CellForecast | None) -> dict[str, Any]:
-    return dict.fromkeys(UNKNOWN) if forecast is None else forecast.to_json()
+    return dict.fromkeys(UNKNOWN_COSTS) if forecast is None else forecast.to_json()
 
 
 def _hold(cells: Sequence[CellPlan], configuration: Configuration) -> bool:
@@ -353,49 +328,6 @@ def plan_study(
     )
 
 
-def build_fingerprints(
-    spec: Spec,
-    corpus: Corpus,
-    folds: Folds,
-    weights: Mapping[str, str],
-    transfer: Mapping[str, Corpus] = MappingProxyType({}),
-    initial_prompt: Adapter | None = None,
-) -> Fingerprints:
-    asked = find_asked(spec.task, corpus)
-    questions = build_questions(asked.labels, spec.questions, asked.relations)
-    named = tuple(f"{name} {other.fingerprint}" for name, other in transfer.items())
-    return Fingerprints(
-        corpus=corpus.fingerprint,
-        folds=folds.fingerprint,
-        questions=questions_fingerprint(questions),
-        weights=dict(weights),
-        transfer=named,
-        initial_prompt=initial_prompt.fingerprint if initial_prompt is not None else "",
-    )
-
-
-def fold_run(configuration: Configuration, fold: int, fingerprints: Fingerprints) -> FoldRun:
-    """The fold-run, whose `.key` names its record.
-
-    The wording of questions enters the key only of strategies that ask in words and of prompts that
-    start from them: rewording one trains nothing else again. So it is with an initial prompt.
-    """
-    cell = configuration.cell
-    start = configuration.prompt_initialisation
-    in_words = STRATEGIES[cell.strategy].asks == "words" or start == "question"
-    return FoldRun(
-        configuration=configuration,
-        fold=fold,
-        corpus_fingerprint=fingerprints.corpus,
-        folds_fingerprint=fingerprints.folds,
-        questions_fingerprint=fingerprints.questions if in_words else "",
-        weights_fingerprint=fingerprints.weights[cell.backbone.name],
-        transfer_fingerprints=() if fingerprints.test else fingerprints.transfer,
-        test_fingerprint=fingerprints.test,
-        initial_prompt_fingerprint=fingerprints.initial_prompt if start == "adapter" else "",
-    )
-
-
 # --- one cell -------------------------------------------------------------------------------------
 
 
@@ -449,7 +381,7 @@ def _plan_cell(
         parameters = max(
             (
                 count_parameters(c, shape, len(asked.labels), len(asked.relations))
-                for c in configurations or _corners(cell, space, COUNTED)
+                for c in configurations or _corners(cell, space, SIZE_SETTINGS)
             ),
             key=lambda p: p.trained,
         )
@@ -472,7 +404,7 @@ def _placed(spec: Spec, index: int, plan: CellPlan) -> CellPlan:
     resources = spec.resources
     try:
         placement = place(
-            plan.configurations or _corners(plan.cell, plan.space, WEIGHED),
+            plan.configurations or _corners(plan.cell, plan.space, MEMORY_SETTINGS),
             plan.shape,
             plan.num_questions,
             device_of(resources),
@@ -716,7 +648,7 @@ def _cell_json(plan: CellPlan) -> dict[str, Any]:
     }
 
 
-def render(plan: Plan, forecast: Forecast | None = None) -> RenderableType:
+def render_plan(plan: Plan, forecast: Forecast | None = None) -> RenderableType:
     """The plan as a table for the terminal.
 
     Args:

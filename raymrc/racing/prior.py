@@ -74,7 +74,7 @@ class RatePrior:
         return tuple(s * x + b * x * x for s, b in zip(self.slopes, self.bends, strict=True))
 
 
-def fit_rates(cells: Sequence[Standings]) -> RatePrior | None:
+def fit_prior(cells: Sequence[Standings]) -> RatePrior | None:
     """By weighted least squares, each cell with a level of its own; None where too few rates were tried."""
     cells = [cell for cell in cells if len(set(cell.rates.tolist())) >= LEAST_RATES]
     if not cells:
@@ -126,7 +126,7 @@ def learn_rates(
         rates = [folds[0].fold_run.configuration.learning_rate for folds in whole]
         courses = [[course_of(record) for record in folds] for folds in whole]
         cells.append(stand(rates, courses, racing, math.exp(-0.5 * apart**2)))
-    return fit_rates(cells)
+    return fit_prior(cells)
 
 
 def scored_earlier(records: Iterable[Record], name: str, corpus: Corpus) -> list[str]:

@@ -30,7 +30,7 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from raymrc.analysis.summary import rank
+from raymrc.ledger.rank import rank
 
 # C configurations, F folds, R rungs, L levels: the pairs of fold and rung
 
@@ -145,7 +145,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Stopped:
+class StoppedContender:
     """
     Args:
         probability: that it would have won against the leader, when it was stopped.
@@ -167,7 +167,7 @@ class Decision:
     """
 
     run: tuple[Run, ...] = ()
-    stopped: tuple[Stopped, ...] = ()
+    stopped: tuple[StoppedContender, ...] = ()
     winner: str | None = None
 
 
@@ -350,13 +350,13 @@ class _Race:
             under_way[c] += 1
         return runs
 
-    def _stop(self, c: int, leader: int, probability: float, fit: _Fit) -> Stopped:
+    def _stop(self, c: int, leader: int, probability: float, fit: _Fit) -> StoppedContender:
         epochs = sum(
             min(len(course), self.contenders[c].epochs) for course in self.contenders[c].courses
         )
         folds = int((self.depth[c] > 0).sum())
         gap = 100 * (fit.worth[leader] - fit.worth[c])
-        return Stopped(
+        return StoppedContender(
             self.contenders[c].configuration,
             float(probability),
             f"after {epochs} epochs on {folds} of {self.depth.shape[1]} folds it is expected to end "

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymrc.analysis.summary import rank
-from raymrc.costs.rates import Estimate
+from raymrc.ledger.rank import rank
 from raymrc.ledger.record import Record
+from raymrc.quantities import Estimate
 from raymrc.racing.prior import RatePrior, Standings, course_of, full_grids, stand
 from raymrc.racing.racing import Contender, Prior, Racing, Run, decide
 
@@ -33,7 +33,7 @@ ERROR_RATES = (0.01, 0.05, 0.2)
 """That `raymrc simulate` shows."""
 
 
-SEED = 20261127
+MADE_UP_SEED = 20261127
 """Of grids that are made up."""
 
 TABLES, MOST_CONFIGURATIONS = 3, 40
@@ -42,7 +42,7 @@ second. Of more of them a race trains a smaller share."""
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class Curves:
     """Validation F1 of every epoch of a cell's full grid.
 
     Args:
@@ -107,7 +107,7 @@ class Replay:
 
 
 def replay(
-    table: Table,
+    table: Curves,
     racing: Racing,
     slots: int = 8,
     prior: Prior | None = None,
@@ -249,7 +249,7 @@ WORLDS = {
 30 and fewer are assumed here."""
 
 
-def generate(world: World, count: int, seed: int) -> Iterator[Table]:
+def generate(world: World, count: int, seed: int) -> Iterator[Curves]:
     """So many tables; equal seeds give equal ones."""
     for index in range(count):
         yield _generate(world, index, np.random.default_rng([seed, index]))
@@ -257,7 +257,7 @@ def generate(world: World, count: int, seed: int) -> Iterator[Table]:
 
 def generate_related(
     world: World, count: int, seed: int, apart: float
-) -> Iterator[tuple[Table, Table]]:
+) -> Iterator[tuple[Curves, Curves]]:
     """So many pairs: an earlier study and another one.
 
     Args:
@@ -274,14 +274,14 @@ def generate_related(
         )
 
 
-def standings_of(table: Table, racing: Racing) -> Standings:
+def standings_of(table: Curves, racing: Racing) -> Standings:
     """A table as an earlier study."""
     return stand(table.rates, table.courses, racing)
 
 
 def _generate(
     world: World, index: int, generator: np.random.Generator, best: float | None = None
-) -> Table:
+) -> Curves:
     """
     Args:
         best: the best learning rate, in decades above the lowest; drawn where not given.
@@ -325,7 +325,7 @@ def _generate(
     lost = diverges[..., None] & (np.arange(epochs) >= falls[..., None])
     scores = np.where(lost, generator.uniform(0, 5, scores.shape), scores)
     scores = np.clip(scores, 0, 100) / 100
-    return Table(
+    return Curves(
         f"{world.name}-{index}",
         tuple(f"{c:03d}" for c in range(num)),
         tuple(tuple(map(tuple, of)) for of in scores.tolist()),
@@ -333,7 +333,7 @@ def _generate(
     )
 
 
-def make_up(num_configurations: int, folds: int, epochs: int, of_each: int) -> list[Table]:
+def make_up(num_configurations: int, folds: int, epochs: int, of_each: int) -> list[Curves]:
     """Grids of a study's size, so many of each of `WORLDS`: nobody knows beforehand how far apart a study's
     configurations are."""
     size = (num_configurations, num_configurations)
@@ -341,7 +341,7 @@ def make_up(num_configurations: int, folds: int, epochs: int, of_each: int) -> l
         replace(world, configurations=size, epochs=(epochs, epochs), folds=folds)
         for world in WORLDS.values()
     )
-    return [table for world in worlds for table in generate(world, of_each, SEED)]
+    return [table for world in worlds for table in generate(world, of_each, MADE_UP_SEED)]
 
 
 @lru_cache
@@ -355,7 +355,7 @@ def expected_share(num_configurations: int, folds: int, epochs: int, racing: Rac
     return Estimate(value, low, high)
 
 
-def read_tables(records: Iterable[Record], num_folds: int | None = None) -> tuple[Table, ...]:
+def read_tables(records: Iterable[Record], num_folds: int | None = None) -> tuple[Curves, ...]:
     """A table for each cell of a ledger, of the configurations with all folds done; at least two.
 
     Of a cell on other notes, folds or weights there is one table more: those are not mixed.
@@ -364,7 +364,7 @@ def read_tables(records: Iterable[Record], num_folds: int | None = None) -> tupl
         num_folds: as many as the records have where not given.
     """
     return tuple(
-        Table(
+        Curves(
             cell.name,
             tuple(folds[0].fold_run.configuration.id for folds in whole),
             tuple(tuple(course_of(record) for record in folds) for folds in whole),
@@ -376,7 +376,7 @@ def read_tables(records: Iterable[Record], num_folds: int | None = None) -> tupl
     )
 
 
-def reorder(table: Table, orders: int) -> list[Table]:
+def reorder(table: Curves, orders: int) -> list[Curves]:
     """With the folds in so many orders, drawn by the table's name."""
     generator = random.Random(table.name)
     shuffled = []
@@ -388,7 +388,7 @@ def reorder(table: Table, orders: int) -> list[Table]:
 
 
 def replay_all(
-    cell: str, tables: Sequence[Table], slots: int, racing: Racing | None = None
+    cell: str, tables: Sequence[Curves], slots: int, racing: Racing | None = None
 ) -> list[dict[str, Any]]:
     """For each of `ERROR_RATES`, means over replays of a cell's tables.
 
@@ -422,7 +422,7 @@ def summarise_replays(replays: Sequence[Replay]) -> dict[str, float]:
     }
 
 
-def render(outcomes: Iterable[dict[str, Any]]) -> RenderableType:
+def render_replays(outcomes: Iterable[dict[str, Any]]) -> RenderableType:
     """`replay_all` of some cells as a table for the terminal."""
     from rich.table import Table as Shown
 

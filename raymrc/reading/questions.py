@@ -16,7 +16,7 @@ from raymrc.corpora.problems import nearest
 from raymrc.errors import SpecError
 from raymrc.reading.relations import RelationQuestion
 
-N2C2_2018 = {
+N2C2_2018_QUESTIONS = {
     "Drug": "Which medications, by generic, brand or class name, are mentioned?",
     "Strength": "What is the strength of a medication, the amount of drug in one unit of it?",
     "Form": "In which form, such as tablet, capsule or solution, is a medication given?",
@@ -137,7 +137,7 @@ DRUG_ADE = {
 
 TABLES: dict[str, dict[str, str]] = {
     "drug-ade": DRUG_ADE,
-    "n2c2-2018": N2C2_2018,
+    "n2c2-2018": N2C2_2018_QUESTIONS,
     "n2c2-2022": SHAC,
     "phee": PHEE,
     "maccrobat": MACCROBAT,
@@ -157,7 +157,7 @@ def _substance(name: str, ways: str, kinds: str) -> dict[str, str]:
     }
 
 
-SHAC_ARGUMENTS: dict[tuple[str, str], str] = {
+SHAC_ARGUMENT_QUESTIONS: dict[tuple[str, str], str] = {
     (trigger, argument): question
     for trigger, questions in {
         "Alcohol": _substance("alcohol", "drinking", "beer, wine or liquor"),
@@ -184,7 +184,7 @@ SHAC_ARGUMENTS: dict[tuple[str, str], str] = {
 
 _SUBSTANCES = {"Alcohol": "alcohol", "Drug": "drugs", "Tobacco": "tobacco"}
 
-SHAC_VALUES: dict[tuple[str, str, str], str] = {
+SHAC_VALUE_QUESTIONS: dict[tuple[str, str, str], str] = {
     (trigger, argument, value): f"Which words say that the patient {what}?"
     for (trigger, argument), values in {
         **{
@@ -277,11 +277,11 @@ def build_questions(
 
 def _relation_question(question: RelationQuestion) -> str:
     """The given mention is marked in the text, and called so."""
-    known = [SHAC_ARGUMENTS.get((given, question.relation)) for given in question.given]
+    known = [SHAC_ARGUMENT_QUESTIONS.get((given, question.relation)) for given in question.given]
     if question.value:
         valued = (question.given[0], question.relation, question.value)
-        if valued in SHAC_VALUES:
-            return SHAC_VALUES[valued]
+        if valued in SHAC_VALUE_QUESTIONS:
+            return SHAC_VALUE_QUESTIONS[valued]
     elif known[0] is not None and len(known) == 1:
         return known[0]
     given = " or ".join(in_plain_words(label) for label in question.given[:3])

@@ -237,7 +237,7 @@ def field(
     return _plain(figure)
 
 
-def by_size(
+def size_figure(
     marks: Sequence[Mark], fit: SizeFit | None, margin: float, x: str, y: str
 ) -> dict[str, Any]:
     """Gaps in points against parameters, with the fitted line and its interval.

@@ -22,7 +22,7 @@ def write(findings: Findings, folder: Path) -> Path:
     Raises:
         StudyError: it cannot be written.
     """
-    return _put(folder / f"{findings.spec.study}.html", build(findings))
+    return _put(folder / f"{findings.spec.study}.html", build_page(findings))
 
 
 def write_plots(findings: Findings, folder: Path) -> Path:
@@ -47,7 +47,7 @@ def write_plots(findings: Findings, folder: Path) -> Path:
     return folder
 
 
-def build(findings: Findings) -> str:
+def build_page(findings: Findings) -> str:
     """The page's text; see `write`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup

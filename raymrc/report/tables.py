@@ -18,13 +18,13 @@ import pyarrow as pa
 
 from raymrc.analysis.findings import Findings
 from raymrc.configuration import Cell, Configuration, FoldRun
-from raymrc.ledger.record import MODES, Record
+from raymrc.ledger.record import COUNT_SCHEMES, Record
 from raymrc.report.files import put
 from raymrc.scoring.counts import Counts
 
-KINDS = ("csv", "parquet")
+FILE_FORMATS = ("csv", "parquet")
 
-SETTINGS = {f.name: str(f.type) for f in fields(Configuration) if f.name != "cell"}
+SETTING_TYPES = {f.name: str(f.type) for f in fields(Configuration) if f.name != "cell"}
 """By name, with the type as it is written."""
 
 COSTS = (
@@ -37,7 +37,7 @@ COSTS = (
 
 
 def write_tables(findings: Findings, folder: Path, kind: str) -> tuple[Path, ...]:
-    """`fold_runs` and `labels` as files of a kind, one of `KINDS`.
+    """`fold_runs` and `labels` as files of a kind, one of `FILE_FORMATS`.
 
     Raises:
         StudyError: they cannot be written.
@@ -85,7 +85,7 @@ def label_table(findings: Findings) -> pa.Table:
         for record in findings.fold_runs
         if record.status == "done"
         for site in ("", *record.transfer)
-        for mode in MODES
+        for mode in COUNT_SCHEMES
         for label, counts in record.per_label(mode, site).items()
     )
     return _table(rows, row(_any_record(findings), "", "", "", Counts()))
@@ -122,7 +122,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 
 def _settings(configuration: Configuration) -> dict[str, Any]:
-    values = {name: getattr(configuration, name) for name in SETTINGS}
+    values = {name: getattr(configuration, name) for name in SETTING_TYPES}
     return {
         name: " ".join(map(str, value)) if isinstance(value, tuple) else value
         for name, value in values.items()
@@ -132,7 +132,7 @@ def _settings(configuration: Configuration) -> dict[str, Any]:
 def _scores(record: Record) -> dict[str, Any]:
     done = record.status == "done"
     columns: dict[str, Any] = {"validation_f1": record.validation_f1 if done else None}
-    for mode in MODES:
+    for mode in COUNT_SCHEMES:
         counts: Counts = getattr(record, mode)
         # The scheme of events is of tasks that ask for them.
         scored = done and (mode != "events" or counts != Counts())
@@ -159,8 +159,8 @@ def _table(rows: Iterable[Mapping[str, Any]], sample: Mapping[str, Any]) -> pa.T
 
 def _type_of(name: str) -> pa.DataType | None:
     """Where a whole column may be empty, it is of the type that it would have; else as its values are."""
-    if name in SETTINGS:
-        written = SETTINGS[name].removesuffix(" | None")
+    if name in SETTING_TYPES:
+        written = SETTING_TYPES[name].removesuffix(" | None")
         return {"float": pa.float64(), "int": pa.int64()}.get(written, pa.string())
     if name.endswith(("_f1", "_precision", "_recall")) or name == "num_devices":
         return pa.float64()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from raymrc.configuration import Cell, FoldRun
 from raymrc.costs.budget import Need
 
-OVERDUE = 0.1
+OVERDUE_FACTOR = 0.1
 """A fold-run that has had all that it was expected to want is taken to want this share of it more."""
 
 REMEMBERED = 20
@@ -151,7 +151,7 @@ class Allowance:
             return 0.0
         whole = self._whole(course, trust)
         mine = max(0.0, whole * course.left - course.had)
-        return max(mine, OVERDUE * whole) if course.had else mine
+        return max(mine, OVERDUE_FACTOR * whole) if course.had else mine
 
     def _whole(self, course: _Course, trust: str) -> float:
         """Of it, from its beginning."""

@@ -9,11 +9,10 @@ from functools import cached_property
 
 from raymrc.errors import LedgerError
 from raymrc.ledger.record import Record
-from raymrc.ledger.storage import Files, absolute, not_writable, open_files, said
-from raymrc.sweep.hosts import SAVED
+from raymrc.ledger.storage import SAVED, Files, absolute, not_writable, open_files, said
 
 
-class Saved:
+class Checkpoints:
     """What hosts have saved of fold-runs that are not finished, in the study's storage.
 
     Raises:

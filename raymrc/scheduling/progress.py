@@ -85,7 +85,7 @@ class Snapshot:
         return f"{'at most ' if self.raced is not None else ''}{duration(self.seconds_left)} left"
 
 
-class Progress:
+class ProgressDisplay:
     """Shows snapshots on stderr: live on a terminal, else a line now and then.
 
     with Progress() as show:
@@ -102,7 +102,7 @@ class Progress:
         self._shown: Snapshot | None = None
         self._latest: Snapshot | None = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressDisplay:
         if self.console.is_terminal:
             self._live = Live(console=self.console, refresh_per_second=4)
             self._live.start()
@@ -122,7 +122,7 @@ class Progress:
     def __call__(self, snapshot: Snapshot) -> None:
         self._latest = snapshot
         if self._live is not None:
-            self._live.update(render(snapshot))
+            self._live.update(render_progress(snapshot))
         elif self._clock() - self._last_line >= LINE_SECONDS:
             self._last_line = self._clock()
             self._shown = snapshot
@@ -145,7 +145,7 @@ def line(snapshot: Snapshot) -> str:
     if known:
         best = max(known, key=lambda cell: cell.best_f1 or 0.0)
         parts.append(
-            f"best on validation {percent(best.best_f1)}: {best.name} {best.best}".rstrip()
+            f"best on validation {percent_cell(best.best_f1)}: {best.name} {best.best}".rstrip()
         )
     return ", ".join(parts)
 
@@ -161,7 +161,7 @@ def _troubles(snapshot: Snapshot) -> list[str]:
     return said
 
 
-def render(snapshot: Snapshot) -> RenderableType:
+def render_progress(snapshot: Snapshot) -> RenderableType:
     """The live table."""
     table = Table(box=None, pad_edge=False)
     table.add_column("cell", overflow="fold")
@@ -175,7 +175,7 @@ def render(snapshot: Snapshot) -> RenderableType:
             cell.name,
             f"{cell.done}/{cell.total}{failed}",
             ProgressBar(total=max(cell.total, 1), completed=cell.done, width=16),
-            percent(cell.best_f1),
+            percent_cell(cell.best_f1),
             cell.best,
         )
     summary = f"{snapshot.done}/{snapshot.total} fold-runs in {duration(snapshot.wall_seconds)}"
@@ -194,7 +194,7 @@ def render(snapshot: Snapshot) -> RenderableType:
     )
 
 
-def percent(share: float | None) -> str:
+def percent_cell(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from raymrc.errors import LedgerError
 from raymrc.ledger.record import Record
 
-PATIENCE_SECONDS = 600.0
+OUTAGE_PATIENCE_SECONDS = 600.0
 """A storage may refuse for so long: a full disk takes a person some minutes, and so does what clouds call a
 short outage. Fold-runs take minutes each, so what waits meanwhile is little memory."""
 
@@ -35,7 +35,7 @@ class Trouble:
     reason: str
 
 
-class Keeper:
+class RecordWriter:
     """Writes records in the order in which they came; none is dropped while there is patience.
 
     Args:
@@ -49,7 +49,7 @@ class Keeper:
         self,
         record: Callable[[Record, str | None], None],
         kept: Callable[[Record], None],
-        patience_seconds: float = PATIENCE_SECONDS,
+        patience_seconds: float = OUTAGE_PATIENCE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] = time.sleep,
     ) -> None:

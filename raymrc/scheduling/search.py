@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from raymrc.configuration import Cell, Configuration, FoldRun, hash_values
 from raymrc.ledger.record import Record
-from raymrc.planning.plan import CellPlan, Plan, build_configuration, fold_run
+from raymrc.planning.fold_runs import fold_run
+from raymrc.planning.plan import (
+    CellPlan,
+    Plan,
+    build_configuration,
+)
 from raymrc.racing.prior import RatePrior
 from raymrc.racing.racing import Racing
 from raymrc.scheduling.race import Race, Stop
@@ -35,7 +40,7 @@ SAME_AGAIN = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class WorkItem:
     """What a trial is handed at a time: fold-runs of a configuration that the ledger lacks.
 
     Args:
@@ -265,7 +270,7 @@ class StudySearch:
         self._fold_runs: dict[Configuration, dict[str, FoldRun]] = {}
         self._look = look or (lambda key: None)
         self._rates = rates or {}
-        self._again: deque[Work] = deque()
+        self._again: deque[WorkItem] = deque()
         self._races: list[Race | None] = [None] * len(plan.cells)
         self._cells = {cell.cell: index for index, cell in enumerate(plan.cells)}
         seen = sorted(records, key=lambda record: record.started_at)
@@ -362,7 +367,9 @@ class StudySearch:
             self.done[record.key] = record.validation_f1
         self._tell_race(record)
 
-    def next(self, lanes: int = 1, takes: Mapping[Cell, int] = MappingProxyType({})) -> Work | None:
+    def next(
+        self, lanes: int = 1, takes: Mapping[Cell, int] = MappingProxyType({})
+    ) -> WorkItem | None:
         """The next trial; None when nothing is left to hand out, or in races nothing for now.
 
         Args:
@@ -387,13 +394,13 @@ class StudySearch:
                 self._exhausted[cell] = True
                 continue
             self._started[cell] += 1
-            work = Work(cell, configuration, tuple(self._missing(configuration)))
+            work = WorkItem(cell, configuration, tuple(self._missing(configuration)))
             if work.fold_runs:
                 return work
             self.settle(work)
         return None
 
-    def _next_legs(self, cell: int, race: Race, slots: int) -> Work | None:
+    def _next_legs(self, cell: int, race: Race, slots: int) -> WorkItem | None:
         while (legs := race.next(slots)) is not None:
             runs = [
                 run
@@ -402,7 +409,7 @@ class StudySearch:
             ]
             if runs:
                 until = {run.key: legs.until[run.fold] for run in runs}
-                return Work(cell, legs.configuration, tuple(runs), until)
+                return WorkItem(cell, legs.configuration, tuple(runs), until)
         return None
 
     def _missing(
@@ -441,7 +448,7 @@ class StudySearch:
             return self._started[index] / max(cell.num_configurations, 1)
         return race.share
 
-    def is_settled(self, work: Work, run: FoldRun) -> bool:
+    def is_settled(self, work: WorkItem, run: FoldRun) -> bool:
         """Whether a fold-run of a trial has come as far as it was to."""
         race = self._races[work.cell]
         until = work.until.get(run.key)
@@ -449,7 +456,7 @@ class StudySearch:
             return run.key in self.done
         return race.has_reached(work.configuration, run.fold, until)
 
-    def settle(self, work: Work) -> None:
+    def settle(self, work: WorkItem) -> None:
         """All fold-runs of a trial have a record: done, failed or, in a race, paused."""
         value = self.value(work.configuration)
         race = self._races[work.cell]
@@ -486,6 +493,6 @@ class StudySearch:
         self._exhausted[cell] = True
         self._again = deque(work for work in self._again if work.cell != cell)
 
-    def give_back(self, work: Work) -> None:
+    def give_back(self, work: WorkItem) -> None:
         """Hand this out again, before anything new."""
         self._again.append(work)

@@ -5,13 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from raymrc.configuration import FoldRun
-from raymrc.costs.budget import Account, Budget, Journal, Need, Spent, overhead, unfinished
+from raymrc.costs.account import Account
+from raymrc.costs.budget import (
+    Budget,
+    Need,
+    Spent,
+    overhead,
+    unfinished,
+)
+from raymrc.costs.journal import Journal
 from raymrc.errors import LedgerError, StudyError
 from raymrc.ledger.record import Record
-from raymrc.sweep.coordinator import Closing
-from raymrc.sweep.session import WHAT_TO_DO, at_work, this_process
+from raymrc.scheduling.only_run import (
+    WHAT_TO_DO,
+    at_work,
+    this_process,
+)
 
 
 class Spending:
@@ -111,3 +123,29 @@ class Spending:
             return {}
         found = {run.key: self.expect(run) for run in fold_runs}
         return {key: need for key, need in found.items() if need is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Why a run ends before its work does.
+
+    Args:
+        by_budget: whether a larger budget is what it wants.
+    """
+
+    sentence: str
+    by_budget: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """
+    Args:
+        spent: by the study, in all.
+        device_seconds: that hosts of this run held.
+        stopped: what ended it; None where it came to its end.
+    """
+
+    spent: Spent
+    device_seconds: float
+    stopped: Stopped | None

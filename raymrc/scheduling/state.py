@@ -13,23 +13,23 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from raymrc.analysis.summary import count_reasons
 from raymrc.configuration import Cell, Configuration, FoldRun
 from raymrc.costs.budget import Spent
 from raymrc.errors import LedgerError, RaymrcError
 from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.rank import count_reasons
 from raymrc.ledger.record import Record
 from raymrc.planning.plan import CellPlan, Plan
 from raymrc.racing.prior import RatePrior
-from raymrc.scheduling.checkpoints import Saved
+from raymrc.scheduling.checkpoints import Checkpoints
 from raymrc.scheduling.failures import FailureTerms, empty_record, failed_record
 from raymrc.scheduling.progress import CellProgress, Snapshot
-from raymrc.scheduling.record_writer import Keeper
-from raymrc.scheduling.search import StudySearch, Work
+from raymrc.scheduling.record_writer import RecordWriter
+from raymrc.scheduling.search import StudySearch, WorkItem
 from raymrc.scheduling.spending import Spending
-from raymrc.sweep.metrics import Meters, tell_cells, tell_end
+from raymrc.sweep.metrics import Meters, publish_cells, publish_end
 
-DEATHS = 2
+MAX_TRIAL_DEATHS = 2
 """So many trials' processes may die under one fold-run before it counts as failed."""
 
 SNAPSHOT_SECONDS = 0.5
@@ -83,7 +83,7 @@ class Room:
     takes: Mapping[Cell, int] = field(default_factory=dict)
 
 
-class Study:
+class StudyRun:
     """Of one run; the arguments are `driver.run_study`'s and what it has opened."""
 
     def __init__(
@@ -93,9 +93,9 @@ class Study:
         records: Sequence[Record],
         on_record: Callable[[Record], None] | None,
         on_progress: Callable[[Snapshot], None] | None,
-        saved: Saved,
+        saved: Checkpoints,
         spending: Spending,
-        keeper: Keeper,
+        keeper: RecordWriter,
         failures: FailureTerms | None = None,
         rates: Mapping[Cell, RatePrior] | None = None,
     ) -> None:
@@ -111,7 +111,7 @@ class Study:
         self._on_progress = on_progress
         self._search = StudySearch(plan, records, self._look, rates)
         self._tally = _Tally(plan, self._search, records)
-        self._in_flight: dict[str, Work] = {}
+        self._in_flight: dict[str, WorkItem] = {}
         self._idle: set[str] = set()
         self._now: dict[str, str] = {}
         self._deaths: dict[str, int] = {}
@@ -171,7 +171,7 @@ class Study:
             self._tally.enter(record)
         return record
 
-    def take(self, trial_id: str) -> Work | None:
+    def take(self, trial_id: str) -> WorkItem | None:
         """Work for a new trial; None when there is none now."""
         if self.stopping.is_set():
             return None
@@ -224,7 +224,7 @@ class Study:
             record, text = replace(record, failed_device_seconds=spent), None
         tries_again = record.status == "failed" and self._tries_again(record)
         price = self.spending.budget.device_hour_usd
-        tell_end(self.meters, record, price, tries_again=tries_again)
+        publish_end(self.meters, record, price, tries_again=tries_again)
         # A failed try is kept too, until the next one takes its place: its cost is not forgotten. So is a
         # pause, which is no end either.
         self._keeper.put(record, text, quietly=tries_again or record.status == "paused")
@@ -334,7 +334,7 @@ class Study:
         if left and died:
             key = left[0].key
             self._deaths[key] = self._deaths.get(key, 0) + 1
-            if self._deaths[key] >= DEATHS:
+            if self._deaths[key] >= MAX_TRIAL_DEATHS:
                 self._keep(
                     failed_record(left[0], "its trial's process died, as for want of memory")
                 )
@@ -344,7 +344,7 @@ class Study:
         else:
             self._search.settle(work)
 
-    def _unsettled(self, work: Work) -> tuple[FoldRun, ...]:
+    def _unsettled(self, work: WorkItem) -> tuple[FoldRun, ...]:
         return tuple(
             run
             for run in work.fold_runs
@@ -384,7 +384,7 @@ class Study:
     def tell(self, *, now: bool = False) -> None:
         """For dashboards."""
         if self.meters.is_due or now:
-            tell_cells(self.meters, self.plan.cells, self._cells())
+            publish_cells(self.meters, self.plan.cells, self._cells())
 
     def _cells(self) -> tuple[CellProgress, ...]:
         return tuple(

@@ -23,7 +23,7 @@ from raymrc.ledger.record import Epoch, Record
 from raymrc.model.strategies import STRATEGIES
 from raymrc.scheduling.allowance import Allowance
 
-DEATHS = 3
+MAX_HOST_DEATHS = 3
 """So many hosts may die under one fold-run, the last of them with nobody else on it, before it
 counts as failed."""
 
@@ -36,18 +36,18 @@ SETTLING_SECONDS = 10.0
 WAITING_SECONDS = 2.0
 """A host has had nothing for so long before it is handed lanes: for a moment it is so between two trials."""
 
-KEEPING_SECONDS = 300.0
+CHECKPOINT_SECONDS = 300.0
 """A host that could not save what it was asked for keeps it, and is not asked again for so long."""
 
 
-Crew = tuple[int, int]
+WorkerRange = tuple[int, int]
 """The least and the most devices that a host is of."""
 
-SOLO: Crew = (1, 1)
+SINGLE_DEVICE: WorkerRange = (1, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class HostReport:
     """What a host says of a fold-run: an epoch, that its lane was saved, or its end; `refused` if its
     lane had no room beside the others.
 
@@ -100,7 +100,7 @@ class _Wish:
 
     fold_run: FoldRun
     trial: str
-    crew: Crew
+    crew: WorkerRange
     until: int | None = None
     turn: int = 0
     deaths: int = 0
@@ -119,12 +119,16 @@ class _Wish:
     def is_alone(self) -> bool:
         """Whether it wants a host of its own: it trains the backbone, or hosts die of it."""
         strategy = STRATEGIES[self.fold_run.configuration.cell.strategy]
-        return self.crew != SOLO or strategy.trains_backbone or self.deaths >= DEATHS - 1
+        return (
+            self.crew != SINGLE_DEVICE
+            or strategy.trains_backbone
+            or self.deaths >= MAX_HOST_DEATHS - 1
+        )
 
 
 @dataclass(eq=False)
 class _Host:
-    crew: Crew = SOLO
+    crew: WorkerRange = SINGLE_DEVICE
     backbone: Backbone | None = None
     wishes: dict[str, _Wish] = field(default_factory=dict)
     closing: set[str] = field(default_factory=set)
@@ -137,7 +141,9 @@ class _Host:
     @property
     def shares(self) -> bool:
         """Whether it has lanes beside each other, or may have."""
-        return self.crew == SOLO and not any(wish.is_alone for wish in self.wishes.values())
+        return self.crew == SINGLE_DEVICE and not any(
+            wish.is_alone for wish in self.wishes.values()
+        )
 
 
 @dataclass(eq=False, slots=True)
@@ -173,7 +179,7 @@ class _Paying:
         self.is_first = False
 
 
-class Board:
+class WorkQueue:
     """
     Args:
         lanes: open on one host at once, at most.
@@ -192,7 +198,7 @@ class Board:
         max_devices: int,
         fill: int = 1,
         idle_seconds: float = 5.0,
-        crews: Mapping[Cell, Crew] | None = None,
+        crews: Mapping[Cell, WorkerRange] | None = None,
         saved: Mapping[str, str] | None = None,
         allowance: Allowance | None = None,
     ) -> None:
@@ -240,7 +246,7 @@ class Board:
             self._staying.add(trial)
         first = next((i for i, w in enumerate(self._queue) if w.turn > turn), len(self._queue))
         for place, run in enumerate(fold_runs, first):
-            crew = self.crews.get(run.configuration.cell, SOLO)
+            crew = self.crews.get(run.configuration.cell, SINGLE_DEVICE)
             wish = _Wish(run, trial, crew, (until or {}).get(run.key), turn)
             self._wishes[run.key] = wish
             self._queue.insert(place, wish)
@@ -295,7 +301,7 @@ class Board:
 
     # --- hosts ------------------------------------------------------------------------------------
 
-    def wanted(self, there: Mapping[Crew, int]) -> Counter[Crew]:
+    def wanted(self, there: Mapping[WorkerRange, int]) -> Counter[WorkerRange]:
         """How many hosts of each crew what is wanted and not settled makes worth it.
 
         Those that are there keep their devices until they go. What is free goes to whoever is first in
@@ -308,7 +314,7 @@ class Board:
         queue = self._affordable()
         wishes = [*self._open.values(), *queue]
         needs = Counter(wish.crew for wish in wishes if wish.is_alone)
-        needs[SOLO] += math.ceil(sum(not wish.is_alone for wish in wishes) / self.fill)
+        needs[SINGLE_DEVICE] += math.ceil(sum(not wish.is_alone for wish in wishes) / self.fill)
         wanted = Counter({crew: min(need, there.get(crew, 0)) for crew, need in needs.items()})
         free = self.max_devices - sum(crew[1] * number for crew, number in there.items())
         # For what is between two hosts there is one that waits for it.
@@ -331,7 +337,11 @@ class Board:
         return tuple(wish.fold_run for wish in self._open.values())
 
     def exchange(
-        self, host: str, reports: Sequence[Report], now: float, crew: Crew = SOLO
+        self,
+        host: str,
+        reports: Sequence[HostReport],
+        now: float,
+        crew: WorkerRange = SINGLE_DEVICE,
     ) -> Order:
         """A host says what came of its lanes, and hears what to do.
 
@@ -341,7 +351,7 @@ class Board:
         mine = self._hosts.setdefault(host, _Host(crew))
         self.hear(host, reports, now)
         if kept := [key for key in mine.asked_for if key in mine.wishes]:
-            mine.keeps_until = now + KEEPING_SECONDS
+            mine.keeps_until = now + CHECKPOINT_SECONDS
             self._moving.difference_update(kept)
         mine.asked_for = ()
         close = tuple(mine.closing)
@@ -372,7 +382,7 @@ class Board:
         leave = (
             mine.idle_since is not None
             and now - mine.idle_since >= self.idle_seconds
-            and not (mine.crew == SOLO and self._moving)
+            and not (mine.crew == SINGLE_DEVICE and self._moving)
             and not any(wish.crew == mine.crew for wish in self._affordable())
         )
         if leave:
@@ -382,12 +392,12 @@ class Board:
     def is_idle(self, host: str) -> bool:
         return host in self._hosts and not self._hosts[host].wishes
 
-    def release(self, host: str, reports: Sequence[Report], now: float) -> None:
+    def release(self, host: str, reports: Sequence[HostReport], now: float) -> None:
         """A host hands over what it has open, and goes; that is nobody's fault."""
         self.hear(host, reports, now)
         self.lost(host, counts=False)
 
-    def hear(self, host: str, reports: Sequence[Report], now: float) -> None:
+    def hear(self, host: str, reports: Sequence[HostReport], now: float) -> None:
         """What came of a host's lanes, by itself."""
         mine = self._hosts.get(host)
         if mine is None:
@@ -401,7 +411,7 @@ class Board:
             if wish is not None:  # else it was withdrawn meanwhile
                 self._receive(mine, wish, report, now)
 
-    def _receive(self, host: _Host, wish: _Wish, report: Report, now: float) -> None:
+    def _receive(self, host: _Host, wish: _Wish, report: HostReport, now: float) -> None:
         key = report.key
         if report.refused:
             del host.wishes[key]
@@ -464,7 +474,7 @@ class Board:
         taken = sum(
             h.crew[1]
             for h in self._hosts.values()
-            if h.crew != SOLO or any(w.is_alone for w in h.wishes.values())
+            if h.crew != SINGLE_DEVICE or any(w.is_alone for w in h.wishes.values())
         )
         hosts = min(self.max_devices - taken, math.ceil(shared / self.fill))
         share = math.ceil(shared / max(1, hosts)) + sum(wish.is_back for wish in self._queue)
@@ -592,7 +602,7 @@ class Board:
         for wish in reversed(gone.wishes.values()):
             wish.deaths += counts
             self._queue.insert(0, wish)
-            if wish.deaths >= DEATHS:
+            if wish.deaths >= MAX_HOST_DEATHS:
                 hopeless.append(wish.fold_run)
         return hopeless
 

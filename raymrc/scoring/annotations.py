@@ -9,7 +9,7 @@ from pathlib import Path
 
 from raymrc.corpora.brat import ANYTHING, parse_annotations
 from raymrc.corpora.note import Relation, Span
-from raymrc.corpora.problems import ERROR, Problem, Problems, first_few, read_lines
+from raymrc.corpora.problems import ERROR, CorpusProblem, Problems, first_few, read_lines
 from raymrc.errors import CorpusError
 
 _EVENT_ATTRIBUTE = re.compile(r"A\S*\s+\S+\s+E\d")
@@ -25,7 +25,7 @@ class Annotations:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class NotePair:
     """One note's two sides; a side that is missing holds nothing."""
 
     note_id: str
@@ -42,7 +42,7 @@ class Pairs:
         unjudged: system files without gold; they are not in `pairs`.
     """
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[NotePair, ...]
     missing: tuple[str, ...]
     unjudged: tuple[str, ...]
 
@@ -64,7 +64,7 @@ def pair_folders(gold: Path, system: Path, kinds: str, judged: str) -> Pairs:
             f"{system}: no .ann file here has the name of one in {gold}; give the gold folder "
             "first, then the system's folder for the same notes"
         )
-    problems: list[Problem] = []
+    problems: list[CorpusProblem] = []
 
     def read(files: dict[str, Path], note_id: str) -> Annotations:
         if note_id not in files:
@@ -72,7 +72,7 @@ def pair_folders(gold: Path, system: Path, kinds: str, judged: str) -> Pairs:
         return _read(files[note_id], kinds, judged, problems)
 
     pairs = tuple(
-        Pair(note_id, read(gold_files, note_id), read(system_files, note_id))
+        NotePair(note_id, read(gold_files, note_id), read(system_files, note_id))
         for note_id in sorted(gold_files)
     )
     if problems:
@@ -110,7 +110,7 @@ def _annotation_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _read(path: Path, kinds: str, judged: str, problems: list[Problem]) -> Annotations:
+def _read(path: Path, kinds: str, judged: str, problems: list[CorpusProblem]) -> Annotations:
     found = Problems()
     lines = read_lines(path, found) or []
     # A line of another kind is blanked, not removed, so that line numbers stay true.

@@ -15,7 +15,7 @@ from raymrc.scoring.annotations import pair_folders, say_unpaired
 from raymrc.scoring.counts import Counts, pool
 
 Mode = Literal["strict", "lenient"]
-Item = TypeVar("Item", Span, Relation)
+_Item = TypeVar("_Item", Span, Relation)
 
 MODES: tuple[Mode, ...] = ("strict", "lenient")
 
@@ -92,7 +92,7 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ScoreReport2018:
     """Scores of a system's folder.
 
     Args:
@@ -128,7 +128,7 @@ class Report:
         }
 
 
-def score_folders(gold: Path, system: Path) -> Report:
+def score_2018_folders(gold: Path, system: Path) -> ScoreReport2018:
     """Scores the .ann files of two folders, paired by name, in both modes.
 
     Only T and R lines count, as officially. A relation whose argument is an event's id means
@@ -151,10 +151,10 @@ def score_folders(gold: Path, system: Path) -> Report:
                 )
             )
         tallies[mode] = {"entities": Tally(tuple(entities)), "relations": Tally(tuple(relations))}
-    return Report(tallies, paired.missing, paired.unjudged)
+    return ScoreReport2018(tallies, paired.missing, paired.unjudged)
 
 
-def render(report: Report) -> str:
+def render_2018_scores(report: ScoreReport2018) -> str:
     """The report as a text table; shares are in per cent."""
     lines = [f"{'':<32}{'TP':>7}{'FP':>7}{'FN':>7}{'P':>8}{'R':>8}{'F1':>8}"]
     for mode, kinds in report.tallies.items():
@@ -188,26 +188,26 @@ _SAME_PLACE: Mapping[str, Callable[[Span, Span], bool]] = {
 
 
 def _count_by_label(
-    gold: Sequence[Item], system: Sequence[Item], same: Callable[[Item, Item], bool]
+    gold: Sequence[_Item], system: Sequence[_Item], same: Callable[[_Item, _Item], bool]
 ) -> dict[str, Counts]:
     # Items of different labels never equal each other, so each label can be counted alone.
-    gold_by_label: dict[str, list[Item]] = _by_label(gold)
-    system_by_label: dict[str, list[Item]] = _by_label(system)
+    gold_by_label: dict[str, list[_Item]] = _by_label(gold)
+    system_by_label: dict[str, list[_Item]] = _by_label(system)
     return {
         label: _count(gold_by_label.get(label, []), system_by_label.get(label, []), same)
         for label in sorted({*gold_by_label, *system_by_label})
     }
 
 
-def _by_label(items: Iterable[Item]) -> dict[str, list[Item]]:
-    groups: dict[str, list[Item]] = {}
+def _by_label(items: Iterable[_Item]) -> dict[str, list[_Item]]:
+    groups: dict[str, list[_Item]] = {}
     for item in items:
         groups.setdefault(item.label, []).append(item)
     return groups
 
 
 def _count(
-    gold: Sequence[Item], system: Sequence[Item], same: Callable[[Item, Item], bool]
+    gold: Sequence[_Item], system: Sequence[_Item], same: Callable[[_Item, _Item], bool]
 ) -> Counts:
     """The official counting, where a system item that meets a marked gold item is thrown out.
 

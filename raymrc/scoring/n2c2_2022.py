@@ -22,8 +22,8 @@ NO_VALUE = "N/A"
 TRIGGER = "Trigger"
 
 Key = tuple[str, str, str]  # event, argument, subtype: what a row is about
-Item = TypeVar("Item")
-Rule = Literal["exact", "overlap", "label"]
+_Item = TypeVar("_Item")
+MatchRule = Literal["exact", "overlap", "label"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class Criterion:
         labeled: the same, or "label" for anywhere in the event; and always the same value.
     """
 
-    trigger: Rule
-    span: Rule
-    labeled: Rule
+    trigger: MatchRule
+    span: MatchRule
+    labeled: MatchRule
 
 
 CRITERIA: Mapping[str, Criterion] = {
@@ -48,7 +48,7 @@ CRITERIA: Mapping[str, Criterion] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class SocialEvent:
     """A trigger and its arguments, in the order of the event line."""
 
     trigger: Span
@@ -56,7 +56,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ScoreRow:
     """How often an event's trigger or argument was there, was predicted, was both.
 
     Args:
@@ -85,7 +85,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ScoreReport2022:
     """Scores of a system's folder under one criterion.
 
     Args:
@@ -96,18 +96,18 @@ class Report:
 
     criterion: str
     labeled: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ScoreRow, ...]
     missing: tuple[str, ...]
     unjudged: tuple[str, ...]
 
     @property
-    def overall(self) -> Row:
+    def overall(self) -> ScoreRow:
         """The micro figure over triggers and arguments."""
         gold, system, matched = (
             sum(getattr(row, column) for row in self.rows)
             for column in ("gold", "system", "matched")
         )
-        return Row("OVERALL", "OVERALL", "OVERALL", gold, system, matched)
+        return ScoreRow("OVERALL", "OVERALL", "OVERALL", gold, system, matched)
 
     def to_json(self) -> dict[str, Any]:
         """`{"rows": [{"event", "argument", "subtype", "gold", "system", "matched"}], "overall"}`.
@@ -133,12 +133,12 @@ class Report:
         }
 
 
-def score_folders(
+def score_2022_folders(
     gold: Path,
     system: Path,
     criterion: str = "challenge",
     labeled: Sequence[str] = LABELED_ARGUMENTS,
-) -> Report:
+) -> ScoreReport2022:
     """Scores the events in the .ann files of two folders, paired by name.
 
     Args:
@@ -161,13 +161,13 @@ def score_folders(
         in_system += _count_items(system_events)
         in_both += match_events(gold_events, system_events, CRITERIA[criterion], labeled)
     rows = tuple(
-        Row(*key, in_gold[key], in_system[key], in_both[key])
+        ScoreRow(*key, in_gold[key], in_system[key], in_both[key])
         for key in sorted({*in_gold, *in_system})
     )
-    return Report(criterion, tuple(labeled), rows, paired.missing, paired.unjudged)
+    return ScoreReport2022(criterion, tuple(labeled), rows, paired.missing, paired.unjudged)
 
 
-def read_events(annotations: Annotations) -> list[Event]:
+def read_events(annotations: Annotations) -> list[SocialEvent]:
     """Events in file order. Types of the spans decide, not the roles on the event line.
 
     Relations do not serve here: an event without arguments has none. An argument that
@@ -183,7 +183,7 @@ def read_events(annotations: Annotations) -> list[Event]:
     events = []
     for trigger, *arguments in named.values():
         items = tuple(spans[trigger_of.get(name, name)] for name in arguments)
-        events.append(Event(spans[trigger_of.get(trigger, trigger)], items))
+        events.append(SocialEvent(spans[trigger_of.get(trigger, trigger)], items))
     return events
 
 
@@ -215,7 +215,7 @@ def score_events(
 
 def _build_events(
     spans: Sequence[Span], relations: Sequence[Relation], triggers: Collection[str]
-) -> list[Event]:
+) -> list[SocialEvent]:
     """By event where relations were read off event lines (`E1.2`), else by head; then those without an
     argument."""
     by_id = {span.id: span for span in spans}
@@ -227,13 +227,13 @@ def _build_events(
         arguments.append(by_id[relation.tail])
     heads = {relation.head for relation in relations}
     alone = [span for span in spans if span.label in triggers and span.id not in heads]
-    events = [Event(trigger, tuple(arguments)) for trigger, arguments in named.values()]
-    return events + [Event(span) for span in alone]
+    events = [SocialEvent(trigger, tuple(arguments)) for trigger, arguments in named.values()]
+    return events + [SocialEvent(span) for span in alone]
 
 
 def match_events(
-    gold: Sequence[Event],
-    system: Sequence[Event],
+    gold: Sequence[SocialEvent],
+    system: Sequence[SocialEvent],
     criterion: Criterion,
     labeled: Collection[str],
 ) -> Counter[Key]:
@@ -262,7 +262,7 @@ def match_events(
     return matched
 
 
-def render(report: Report) -> str:
+def render_2022_scores(report: ScoreReport2022) -> str:
     """The report as a text table; shares are in per cent."""
     lines = [
         f"{'event':<28}{'argument':<16}{'subtype':<14}"
@@ -286,8 +286,8 @@ _RULES: Mapping[str, Callable[[Span, Span], bool]] = {
 
 
 def _pair_greedily(
-    gold: Sequence[Item], system: Sequence[Item], same: Callable[[Item, Item], bool]
-) -> list[tuple[Item, Item]]:
+    gold: Sequence[_Item], system: Sequence[_Item], same: Callable[[_Item, _Item], bool]
+) -> list[tuple[_Item, _Item]]:
     """Each gold item takes the first free system item that equals it."""
     free = list(system)
     pairs = []
@@ -305,15 +305,15 @@ def _value(span: Span) -> str:
     return (span.attributes[-1][1] or NO_VALUE) if span.attributes else NO_VALUE
 
 
-def _trigger_key(event: Event) -> Key:
+def _trigger_key(event: SocialEvent) -> Key:
     return event.trigger.label, TRIGGER, _value(event.trigger)
 
 
-def _argument_key(event: Event, argument: Span) -> Key:
+def _argument_key(event: SocialEvent, argument: Span) -> Key:
     return event.trigger.label, argument.label, _value(argument)
 
 
-def _count_items(events: Sequence[Event]) -> Counter[Key]:
+def _count_items(events: Sequence[SocialEvent]) -> Counter[Key]:
     counts: Counter[Key] = Counter()
     for event in events:
         counts[_trigger_key(event)] += 1

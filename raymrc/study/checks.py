@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from raymrc.corpora.formats import known_labels
 from raymrc.errors import CorpusError
 from raymrc.model.strategies import STRATEGIES
-from raymrc.study.source import Steps, nearest
+from raymrc.study.source import Steps, nearest_name
 from raymrc.study.space import DEFAULTS, Distribution, Fixed, Setting
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
 
 
-class Problem(NamedTuple):
+class StudyFileProblem(NamedTuple):
     """A sentence about a place of the study file: the field's name, or its value."""
 
     path: Steps
@@ -59,7 +59,7 @@ def without_effect(strategy: str, task: str) -> dict[str, str]:
     return reasons
 
 
-def across(sections: Mapping[str, Any]) -> Iterator[Problem]:
+def across(sections: Mapping[str, Any]) -> Iterator[StudyFileProblem]:
     """What only shows when sections are seen together. A section with problems is left out."""
     backbones: Sequence[BackboneSpec] | None = sections.get("backbones")
     strategies: Strategies | None = sections.get("strategies")
@@ -68,13 +68,13 @@ def across(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _enough_backbones(backbones)
     if strategies is not None and not strategies.named():
         names = ", ".join(STRATEGIES)
-        yield Problem(("strategies",), f"strategies: name at least one of {names}")
+        yield StudyFileProblem(("strategies",), f"strategies: name at least one of {names}")
     if strategies is not None and backbones is not None and training is not None:
         yield from _merged(backbones, strategies, training)
         if "initial_prompt" in sections and sections["initial_prompt"] is None:
             for path, setting in _all_settings(training, strategies, backbones):
                 if path[-1] == "prompt_initialisation" and "adapter" in options(setting):
-                    yield Problem(
+                    yield StudyFileProblem(
                         path,
                         "prompt_initialisation: adapter needs a trained prompt; give its file as "
                         "initial_prompt",
@@ -83,19 +83,19 @@ def across(sections: Mapping[str, Any]) -> Iterator[Problem]:
     if search is not None and search.algorithm == "grid":
         for path, setting in _all_settings(training, strategies, backbones or ()):
             if isinstance(setting, Distribution):
-                yield Problem(
+                yield StudyFileProblem(
                     path,
                     f"{path[-1]}: {setting.kind} is a range and a grid has points; give a list, "
                     "or set search.algorithm to random or tpe",
                 )
     if sections.get("final_test") and sections.get("few_shot"):
         sentence = "a final test trains on all notes, and few_shot on few; take one of them out"
-        yield Problem(("final_test",), sentence, True)
+        yield StudyFileProblem(("final_test",), sentence, True)
     budget: BudgetSpec | None = sections.get("budget")
     prices: Prices | None = sections.get("prices")
     if budget and budget.usd is not None and prices is not None and not prices.device_hour_usd:
         sentence = "usd: device time has no price; set prices.device_hour_usd, or limit gpu_hours"
-        yield Problem(("budget", "usd"), sentence, True)
+        yield StudyFileProblem(("budget", "usd"), sentence, True)
     corpus: CorpusSpec | None = sections.get("corpus")
     if corpus is not None:
         # How relations' questions are called, only the corpus can tell.
@@ -103,32 +103,36 @@ def across(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _labels(corpus, (sections.get("questions") or {}) if is_known else {})
 
 
-def no_effect(spec: Spec) -> Iterator[Problem]:
+def no_effect(spec: Spec) -> Iterator[StudyFileProblem]:
     """Settings that change nothing: said, not swallowed."""
     named = spec.strategies.named()
     for path, _ in _all_settings(spec.training, spec.strategies, spec.backbones):
         name = str(path[-1])
         if path[0] == "training":
             if all(name in without_effect(strategy, spec.task) for strategy in named):
-                yield Problem(path, f"{name} has no effect under any strategy of this study", True)
+                yield StudyFileProblem(
+                    path, f"{name} has no effect under any strategy of this study", True
+                )
             elif all(name in settings.given() for settings in named.values()):
-                yield Problem(path, f"{name} has no effect: every strategy sets its own", True)
+                yield StudyFileProblem(
+                    path, f"{name} has no effect: every strategy sets its own", True
+                )
         elif (strategy := str(path[-2])) not in named:
-            yield Problem(path[:-1], f"strategy {strategy} is not run by this study", True)
+            yield StudyFileProblem(path[:-1], f"strategy {strategy} is not run by this study", True)
         elif reason := without_effect(strategy, spec.task).get(name):
-            yield Problem(path, f"{name} has no effect under {strategy}: {reason}", True)
+            yield StudyFileProblem(path, f"{name} has no effect under {strategy}: {reason}", True)
     if spec.search.algorithm == "grid" and "configurations" in spec.search.model_fields_set:
         sentence = "configurations has no effect: a grid tries every combination"
-        yield Problem(("search", "configurations"), sentence, True)
+        yield StudyFileProblem(("search", "configurations"), sentence, True)
     starts = _initialisations(spec)
     if spec.questions and "hard_prompt" not in named and "question" not in starts:
-        yield Problem(
+        yield StudyFileProblem(
             ("questions",),
             "questions have no effect: only hard_prompt asks in words, and no prompt starts from them",
             True,
         )
     if spec.initial_prompt is not None and "adapter" not in starts:
-        yield Problem(
+        yield StudyFileProblem(
             ("initial_prompt",),
             "initial_prompt has no effect: no prompt_initialisation is adapter",
             True,
@@ -148,14 +152,14 @@ def _initialisations(spec: Spec) -> set[Any]:
     }
 
 
-def _enough_backbones(backbones: Sequence[BackboneSpec]) -> Iterator[Problem]:
+def _enough_backbones(backbones: Sequence[BackboneSpec]) -> Iterator[StudyFileProblem]:
     if not backbones:
-        yield Problem(("backbones",), "backbones: give at least one, such as minilm")
+        yield StudyFileProblem(("backbones",), "backbones: give at least one, such as minilm")
     seen: set[str] = set()
     for index, entry in enumerate(backbones):
         name = entry.backbone.name
         if name in seen:
-            yield Problem(
+            yield StudyFileProblem(
                 ("backbones", index),
                 f"backbone '{name}' is there twice; remove one, or give it a name and its source",
             )
@@ -164,7 +168,7 @@ def _enough_backbones(backbones: Sequence[BackboneSpec]) -> Iterator[Problem]:
 
 def _merged(
     backbones: Sequence[BackboneSpec], strategies: Strategies, training: Settings
-) -> Iterator[Problem]:
+) -> Iterator[StudyFileProblem]:
     """Settings that a cell lacks, or that contradict each other once merged."""
     for index, backbone in enumerate(backbones):
         own = backbone.strategies.named()
@@ -177,7 +181,7 @@ def _merged(
                 places.append((("backbones", index, "strategies", strategy), own[strategy].given()))
             merged = {name: value for _, given in places for name, value in given.items()}
             if "learning_rate" not in merged:
-                yield Problem(
+                yield StudyFileProblem(
                     ("strategies", strategy),
                     f"strategy {strategy} has no learning_rate; give one here or under training",
                     True,
@@ -188,7 +192,7 @@ def _merged(
             overlap = max(_ends(merged, "overlap", DEFAULTS["overlap"]))
             if overlap >= window:
                 nearest_place = _nearest(places, "overlap", "window")
-                yield Problem(
+                yield StudyFileProblem(
                     nearest_place,
                     f"{nearest_place[-1]}: an overlap of {overlap} pieces is not below a window of {window}; "
                     "give less overlap or a wider window",
@@ -197,7 +201,7 @@ def _merged(
 
 def _starts(
     merged: Mapping[str, Setting], places: Sequence[tuple[Steps, dict[str, Setting]]]
-) -> Iterator[Problem]:
+) -> Iterator[StudyFileProblem]:
     """A prompt that is computed by a network has no vectors to be given."""
     starts = [
         option
@@ -210,7 +214,7 @@ def _starts(
         if option != "none"
     ]
     if starts and computed:
-        yield Problem(
+        yield StudyFileProblem(
             _nearest(places, "prompt_initialisation", "reparametrisation"),
             f"prompt_initialisation: {starts[0]} gives a prompt its vectors, and reparametrisation "
             f"{computed[0]} computes them; leave one of the two out",
@@ -250,7 +254,7 @@ def _all_settings(
                 yield (*path, strategy, name), setting
 
 
-def _labels(corpus: CorpusSpec, questions: Mapping[str, str]) -> Iterator[Problem]:
+def _labels(corpus: CorpusSpec, questions: Mapping[str, str]) -> Iterator[StudyFileProblem]:
     """Labels and questions that the reader's label set does not have, where it is known unread."""
     labels: Any = corpus.labels
     try:
@@ -262,10 +266,12 @@ def _labels(corpus: CorpusSpec, questions: Mapping[str, str]) -> Iterator[Proble
                 enumerate(labels) if isinstance(labels, tuple) else zip(labels, labels, strict=True)
             )
             at = [step for step, label in steps if f"labels: {label!r} " in problem]
-            yield Problem(("corpus", "labels", *at[:1]), problem, at_name=isinstance(labels, dict))
+            yield StudyFileProblem(
+                ("corpus", "labels", *at[:1]), problem, at_name=isinstance(labels, dict)
+            )
         return
     for label in questions:
         if known is not None and label not in known:
-            near = nearest(label, known)
+            near = nearest_name(label, known)
             sentence = f"a question for '{label}', which is not a label of this corpus{near}"
-            yield Problem(("questions", label), sentence, True)
+            yield StudyFileProblem(("questions", label), sentence, True)

@@ -24,7 +24,7 @@ from raymrc.corpora.splits import (
     shared_notes,
     take_subset,
 )
-from raymrc.corpora.synthetic import synthesize
+from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.model.adapters import Adapter, read_adapter
 from raymrc.reading.relations import (
     Asked,
@@ -156,7 +156,7 @@ def _read_described(described: CorpusSpec) -> Corpus:
     labels: Any = described.labels
     if described.synthetic is not None:
         made: Any = described.synthetic
-        corpus = synthesize(made.scheme, made.notes, made.site, made.seed)
+        corpus = synthesize_corpus(made.scheme, made.notes, made.site, made.seed)
         if labels is not None:
             corpus = _relabelled(corpus, labels, made.scheme)
     else:

@@ -51,7 +51,7 @@ class Position:
 
 
 @dataclass(slots=True)
-class Source:
+class StudyFile:
     """The values of a study file, and where each of them was given.
 
     Args:
@@ -95,7 +95,7 @@ class Source:
         return SpecError([self.sentence(*problem) for problem in ordered])
 
 
-def read_source(path: Path, overrides: Sequence[str] = ()) -> Source:
+def read_source(path: Path, overrides: Sequence[str] = ()) -> StudyFile:
     """Read a YAML file and lay `key.path=value` overrides over it.
 
     Raises:
@@ -127,13 +127,13 @@ def read_source(path: Path, overrides: Sequence[str] = ()) -> Source:
         raise SpecError(
             f"{name}:1:1: a study file is a mapping such as 'study: name', not a list or text"
         )
-    source = Source(name, values, problems, root)
+    source = StudyFile(name, values, problems, root)
     for override in overrides:
         _lay_over(source, override)
     return source
 
 
-def nearest(word: str, known: Iterable[str], *, limit: int = 12) -> str:
+def nearest_name(word: str, known: Iterable[str], *, limit: int = 12) -> str:
     """The end of a sentence about an unknown name: the nearest known one, or the list of a few."""
     names = sorted(set(known))
     lowered = {name.lower(): name for name in names}
@@ -246,7 +246,7 @@ def _child(node: yaml.Node, step: str | int) -> tuple[yaml.Node | None, yaml.Nod
     return None
 
 
-def _lay_over(source: Source, override: str) -> None:
+def _lay_over(source: StudyFile, override: str) -> None:
     """Set one value by its dotted path; parents that are missing are made, and checked later."""
     name, equals, text = override.partition("=")
     steps = name.strip().split(".")
@@ -299,4 +299,4 @@ def _neighbours(path: Path) -> str:
     """The study files beside a missing one, so that a mistyped name is seen."""
     folder = path.parent if path.parent.is_dir() else Path("studies")
     names = [str(p) for p in sorted(folder.glob("*.y*ml"))] if folder.is_dir() else []
-    return nearest(str(path), names) if names else ""
+    return nearest_name(str(path), names) if names else ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +21,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     PrivateAttr,
-    ValidationError,
     model_validator,
 )
 
@@ -34,8 +33,7 @@ from raymrc.model.shapes import MAX_PROMPT_LENGTH, SHAPES
 from raymrc.model.strategies import STRATEGIES
 from raymrc.racing.racing import Racing
 from raymrc.reading.relations import TASKS
-from raymrc.study.checks import Problem, across, no_effect
-from raymrc.study.source import Position, Source, Steps, nearest, read_source
+from raymrc.study.source import Steps, StudyFile, nearest_name
 from raymrc.study.space import Setting
 from raymrc.study.values import (
     Leaf,
@@ -61,7 +59,7 @@ PLAIN_NAME = text(
 Name = Annotated[str, checked(PLAIN_NAME)]
 Text = Annotated[str, checked(text())]
 Seed = Annotated[int, checked(whole(0))]
-Place = Annotated[str | None, checked(or_none(folder))]
+_Place = Annotated[str | None, checked(or_none(folder))]
 
 
 # --- sections -------------------------------------------------------------------------------------
@@ -192,10 +190,10 @@ class Subset(_Section):
     """Which ones."""
 
 
-Labels = str | tuple[str, ...] | dict[str, str] | None
+LabelSpec = str | tuple[str, ...] | dict[str, str] | None
 
 
-def _labels(value: Any) -> Labels:
+def _labels(value: Any) -> LabelSpec:
     """A built-in map's name, a list to keep, or a mapping source: target."""
     read = text().read
     if isinstance(value, list) and value:
@@ -238,7 +236,7 @@ def _numbers(low: int, what: str) -> Callable[[Any], tuple[int, ...]]:
 def _reader(value: Any) -> str:
     name = text().read(value)
     if name not in READERS:
-        raise Wrong(f"there is no reader '{name}'{nearest(name, READERS)}")
+        raise Wrong(f"there is no reader '{name}'{nearest_name(name, READERS)}")
     return name
 
 
@@ -253,7 +251,7 @@ class CorpusSpec(_Section):
     """Where the files lie, from the current folder; `~` and environment variables are filled in."""
     synthetic: Synthetic | None = None
     """Instead of reader and path: notes that raymrc writes."""
-    labels: Annotated[Labels, checked(or_none(Leaf(_labels)))] = None
+    labels: Annotated[LabelSpec, checked(or_none(Leaf(_labels)))] = None
     """A built-in map by name (`drug-ade`), a list of labels to keep, or a mapping source: target that
     renames and keeps only what it names; the reader's own labels where not given."""
     sites: Annotated[tuple[str, ...] | None, checked(or_none(Leaf(_names)))] = None
@@ -290,7 +288,7 @@ class CorpusSpec(_Section):
         return self.reader or f"synthetic-{self.label_reader}"
 
 
-class Folds(_Section):
+class FoldSpec(_Section):
     """Cross-validation. Whole groups stay together, and all configurations share the folds."""
 
     count: Annotated[int, checked(whole(2, 100))] = 5
@@ -385,7 +383,7 @@ class BackboneSpec(_Section):
             source = os.path.expandvars(os.path.expanduser(self.name))
             if "/" not in source and not Path(source).is_dir():
                 problem = (
-                    f"unknown backbone '{self.name}'{nearest(self.name, BACKBONES)} "
+                    f"unknown backbone '{self.name}'{nearest_name(self.name, BACKBONES)} "
                     "(or give its source: a folder or a Hugging Face id)"
                 )
         shape = SHAPES.get(source, SHAPES.get(self.name))
@@ -601,7 +599,7 @@ class Spec(_Section):
     transfer: tuple[CorpusSpec, ...] = ()
     """Notes of other sites, which every fold-run is scored on, too, when it is done. None of them is trained
     on or chooses anything. Labels are brought together by each corpus's own `labels`."""
-    folds: Annotated[Folds, BeforeValidator(_empty_is_default)] = Folds()
+    folds: Annotated[FoldSpec, BeforeValidator(_empty_is_default)] = FoldSpec()
     """Cross-validation."""
     few_shot: FewShot | None = None
     """Training on few notes or mentions instead of all of the training folds'."""
@@ -622,7 +620,7 @@ class Spec(_Section):
     questions: Annotated[dict[str, Text], BeforeValidator(_empty_is_default)] = {}
     """Label: the question that hard prompts ask, and that soft prompts may start from, instead of the
     built-in one."""
-    initial_prompt: Place = None
+    initial_prompt: _Place = None
     """A trained adapter, its file or folder, whose prompts those with `prompt_initialisation: adapter` start
     from, by label. It has to be of the same backbone, and its prompts as long and at the same layers."""
     resources: Annotated[Resources, BeforeValidator(_empty_is_default)] = Resources()
@@ -641,7 +639,7 @@ class Spec(_Section):
     mlflow: Annotated[MlflowSpec, BeforeValidator(_empty_is_default)] = MlflowSpec()
     """Where runs are shown."""
 
-    _read_from: Source = PrivateAttr()
+    _read_from: StudyFile = PrivateAttr()
     _warnings: tuple[str, ...] = PrivateAttr(default=())
 
     @property
@@ -694,166 +692,3 @@ class Spec(_Section):
 
 
 # --- reading --------------------------------------------------------------------------------------
-
-
-def load_spec(path: Path | str, overrides: Sequence[str] = ()) -> Spec:
-    """Read and check a study file.
-
-    Args:
-        path: the YAML file.
-        overrides: `field.field=value`, the value in YAML, laid over the file in order.
-
-    Raises:
-        SpecError: everything that is wrong, in file order.
-    """
-    source = read_source(Path(path), overrides)
-    found = list(source.problems)
-    sections: dict[str, Any] = {}
-    try:
-        spec = Spec.model_validate(source.values)
-        sections = {name: getattr(spec, name) for name in Spec.model_fields}
-    except ValidationError as error:
-        items = error.errors(include_url=False)
-        for item in items:
-            if not _is_misspelt(item, items):
-                found.extend(_sentences(source, item))
-        sections = _good_sections(source.values, {item["loc"][0] for item in items})
-    found.extend(_placed(source, across(sections)))
-    if found:
-        raise source.error(found)
-    spec._read_from = source
-    warnings = sorted(dict.fromkeys(_placed(source, no_effect(spec))), key=lambda found: found[0])
-    spec._warnings = tuple(source.sentence(*warning) for warning in warnings)
-    return spec
-
-
-def _placed(source: Source, problems: Iterable[Problem]) -> list[tuple[Position, str]]:
-    return [(source.position(p.path, of_key=p.at_name), p.sentence) for p in problems]
-
-
-def _is_misspelt(missing: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> bool:
-    """A field that is missing only because it was written a little differently: one problem, not two."""
-    *parent, name = missing["loc"]
-    return missing["type"] == "missing" and any(
-        item["type"] == "extra_forbidden"
-        and list(item["loc"][:-1]) == parent
-        and f"'{name}'" in nearest(str(item["loc"][-1]), _fields_at(tuple(parent)))
-        for item in items
-    )
-
-
-def _good_sections(values: Mapping[str, Any], bad: set[Any]) -> dict[str, Any]:
-    """The sections without problems of their own, for the checks across sections."""
-    stand_ins: dict[str, Any] = {
-        "study": "x",
-        "task": "concepts",
-        "corpus": {"synthetic": {"scheme": "n2c2-2018", "notes": 1}},
-        "backbones": [],
-        "strategies": {},
-        "storage": "x",
-    }
-    kept = {k: v for k, v in values.items() if k in Spec.model_fields and k not in bad}
-    spec = Spec.model_validate(stand_ins | kept)
-    return {
-        k: getattr(spec, k)
-        for k in Spec.model_fields
-        if k in kept or (k not in bad and k not in stand_ins)
-    }
-
-
-_PLAIN = {
-    "list_type": "is not a list",
-    "tuple_type": "is not a list",
-    "dict_type": "is not a mapping",
-    "model_type": "is not a mapping of fields",
-    "model_attributes_type": "is not a mapping of fields",
-    "string_type": "is not text",
-}
-
-
-def _sentences(source: Source, item: Mapping[str, Any]) -> Iterator[tuple[Position, str]]:
-    """Pydantic's error as sentences of ours, with their places."""
-    steps: Steps = tuple(item["loc"])
-    if item["type"] == "extra_forbidden":
-        known = _fields_at(steps[:-1])
-        kind = "strategy" if steps[:-1] and steps[-2] == "strategies" else "field"
-        where = _where(source, steps[:-1])
-        place = f" in {where}" if where and kind == "field" else ""
-        sentence = f"unknown {kind} '{steps[-1]}'{place}{nearest(str(steps[-1]), known)}"
-        yield source.position(steps, of_key=True), sentence
-    elif item["type"] == "missing":
-        where = _where(source, steps[:-1]) or "the study"
-        field = _field(steps)
-        about = f": {_first_sentence(field.description)}" if field and field.description else ""
-        yield source.position(steps[:-1], of_key=True), f"{where} has no '{steps[-1]}'{about}"
-    elif item["type"] == "raymrc":
-        for below, sentence in item["ctx"]["found"]:
-            at_name = bool(below) and isinstance(below[-1], str)
-            yield (
-                source.position((*steps, *below), of_key=at_name),
-                f"{_named(steps)}{sentence}",
-            )
-    else:
-        said = _PLAIN.get(item["type"], item["msg"][:1].lower() + item["msg"][1:])
-        yield source.position(steps), f"{_named(steps)}{show(item['input'])} {said}"
-
-
-def _named(steps: Steps) -> str:
-    """The field's name before what is wrong with it; a list's item is named by its list."""
-    names = [step for step in steps if isinstance(step, str)]
-    return f"{names[-1]}: " if names else ""
-
-
-def _where(source: Source, steps: Steps) -> str:
-    """A section as the user would call it."""
-    if not steps:
-        return ""
-    if len(steps) > 1 and steps[-2] == "strategies":
-        return f"strategy {steps[-1]}"
-    if steps[0] == "backbones" and len(steps) == 2:
-        entry = source.values["backbones"][steps[1]]
-        name = entry.get("name") if isinstance(entry, dict) else None
-        return f"backbone {name}" if name else f"backbone {int(steps[1]) + 1}"
-    return ".".join(str(step) for step in steps)
-
-
-_SECTIONS: dict[str, type[_Section]] = {
-    "corpus": CorpusSpec,
-    "synthetic": Synthetic,
-    "subset": Subset,
-    "folds": Folds,
-    "training": Settings,
-    "strategies": Strategies,
-    "search": Search,
-    "racing": RacingSpec,
-    "few_shot": FewShot,
-    "final_test": FinalTest,
-    "resources": Resources,
-    "workers": Workers,
-    "failures": Failures,
-    "prices": Prices,
-    "budget": BudgetSpec,
-    "mlflow": MlflowSpec,
-}
-
-
-def _section_at(steps: Steps) -> type[_Section]:
-    """The class of a section by its path."""
-    if not steps:
-        return Spec
-    last = steps[-1]
-    if isinstance(last, int):
-        return CorpusSpec if steps[0] == "transfer" else BackboneSpec
-    return _SECTIONS.get(last, Settings)
-
-
-def _fields_at(steps: Steps) -> list[str]:
-    return list(_section_at(steps).model_fields)
-
-
-def _field(steps: Steps) -> Any:
-    return _section_at(steps[:-1]).model_fields.get(str(steps[-1]))
-
-
-def _first_sentence(text: str) -> str:
-    return " ".join(text.split()).split(". ")[0].rstrip(".")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raymrc.errors import RaymrcError
-from raymrc.scheduling.work_queue import Crew
+from raymrc.scheduling.work_queue import WorkerRange
 
 if TYPE_CHECKING:
     from raymrc.sweep.hosts import HostTerms
@@ -100,7 +100,7 @@ def count_devices(nodes: Collection[Mapping[str, float]], wanted: Mapping[str, f
     )
 
 
-def check_crew(crew: Crew, terms: HostTerms, room: int) -> None:
+def check_crew(crew: WorkerRange, terms: HostTerms, room: int) -> None:
     """
     Raises:
         RaymrcError: a host or a group of this crew has no room, and there is no autoscaler to make some.

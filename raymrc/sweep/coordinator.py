@@ -21,52 +21,61 @@ import ray
 from ray.exceptions import RayError
 
 from raymrc.configuration import Cell, FoldRun
-from raymrc.costs.budget import WRITE_SECONDS, Account, Budget, Entry, Journal, Need, Spent
+from raymrc.costs.account import Account
+from raymrc.costs.budget import (
+    WRITE_SECONDS,
+    Budget,
+    Entry,
+    Need,
+    Spent,
+)
+from raymrc.costs.journal import Journal
 from raymrc.errors import LedgerError
 from raymrc.scheduling.failures import explain, failed_record
-from raymrc.scheduling.work_queue import SOLO, Board, Crew, Order, Report
+from raymrc.scheduling.spending import Closing, Stopped
+from raymrc.scheduling.work_queue import SINGLE_DEVICE, HostReport, Order, WorkerRange, WorkQueue
 from raymrc.sweep.capacity import count_devices, draining_nodes, had_process, why_never
 from raymrc.sweep.hosts import SLICE_SECONDS, Host, HostTerms, OpenPool, Shared
 from raymrc.sweep.metrics import (
     EVICTIONS,
     HOST_DEATHS,
-    TELL_SECONDS,
+    PUBLISH_SECONDS,
     Meters,
-    tell_hosts,
-    tell_spending,
-    tell_work,
+    publish_hosts,
+    publish_spending,
+    publish_work,
 )
 from raymrc.sweep.workers import end_group, on_this_node, start_group
 
-PATIENCE_SECONDS = 1.0
+IDLE_POLL_SECONDS = 1.0
 """A host without work asks again so often."""
 
-STILLBORN = 10
+MAX_FAILED_STARTS = 10
 """After so many hosts in a row that died before they said a word, none will start."""
 
-SURVEY_SECONDS = 1.0
+NODE_POLL_SECONDS = 1.0
 """So often it is looked which machines will be taken away, and whether what waits can ever start."""
 
 REFUSALS = 5
 """So many surveys in a row have to find that what waits can never start; one may come in a bad moment."""
 
-MOST_WAITING_GROUPS = 2
+MAX_WAITING_GROUPS = 2
 """So many groups of a size are asked for at once; the next when one has started."""
 
 
-GUARD_SECONDS = 0.2
+BUDGET_POLL_SECONDS = 0.2
 """So often it is looked what is left of the budget."""
 
 KILL_SECONDS, KILL_GROUP_SECONDS = 1.0, 3.0
 """Before the cap: a host, or a group, that is still there then is ended as it is. Ray takes part of it."""
 
-FADING = 0.9
+SILENCE_DECAY = 0.9
 """Of how long a host was ever silent, at each of its words."""
 
 SAVING_MARGIN = 1.5
 """Lanes are given so many times what saving them took before."""
 
-MOST_SHELVED = 16
+MAX_DEFERRED_TRIALS = 16
 """So many trials in a row of which nothing fits in what is left of the budget; then none is expected to."""
 
 GONE_SECONDS, LAST_WRITE_SECONDS = 1.5, 1.5
@@ -86,7 +95,7 @@ class _Asked:
         slowest: seconds that it was silent otherwise, at most, of late.
     """
 
-    crew: Crew
+    crew: WorkerRange
     end: Callable[[], None]
     since: float = field(default_factory=time.monotonic)
     nodes: tuple[str, ...] = ()
@@ -97,40 +106,14 @@ class _Asked:
 
     @property
     def kind(self) -> str:
-        return "host" if self.crew == SOLO else "group"
+        return "host" if self.crew == SINGLE_DEVICE else "group"
 
 
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """Why a run ends before its work does.
-
-    Args:
-        by_budget: whether a larger budget is what it wants.
-    """
-
-    sentence: str
-    by_budget: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Closing:
-    """
-    Args:
-        spent: by the study, in all.
-        device_seconds: that hosts of this run held.
-        stopped: what ended it; None where it came to its end.
-    """
-
-    spent: Spent
-    device_seconds: float
-    stopped: Stopped | None
-
-
-class Reception:
+class Coordinator:
     """The board as an actor, and who starts and ends hosts and worker groups.
 
     Args:
-        board: the terms of `Board`.
+        board: the terms of `WorkQueue`.
         terms: of each host.
         account: of this run of the driver; None where nobody counts.
     """
@@ -142,7 +125,7 @@ class Reception:
         terms: HostTerms,
         account: Account | None = None,
     ) -> None:
-        self._board = Board(**board)
+        self._board = WorkQueue(**board)
         self._shared = shared
         self._terms = terms
         self._hosts: dict[str, _Asked] = {}
@@ -151,7 +134,7 @@ class Reception:
         self._closed = False
         self._verdict = ""
         self._draining: set[str] = set()
-        self._started: set[Crew] = set()
+        self._started: set[WorkerRange] = set()
         self._calling_off: asyncio.TimerHandle | None = None
         self._news = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,7 +159,7 @@ class Reception:
         stays: bool = False,
         turn: int = 0,
     ) -> None:
-        """See `Board.submit`."""
+        """See `WorkQueue.submit`."""
         if not self._tasks:
             if self._journal is not None:
                 self._keep_task(self._keep_journal(self._journal), "journal")
@@ -189,7 +172,7 @@ class Reception:
         await self._changed()
 
     async def listen(self, trial: str) -> tuple[list[dict[str, Any]], bool]:
-        """Waits for something new of a trial; see `Board.collect`."""
+        """Waits for something new of a trial; see `WorkQueue.collect`."""
         async with self._news:
             while True:
                 results, is_over = self._board.collect(trial)
@@ -214,13 +197,15 @@ class Reception:
             self._account.start(host, asked.devices, since, now - since)
 
     async def close_cell(self, cell: Cell) -> None:
-        """See `Board.close_cell`."""
+        """See `WorkQueue.close_cell`."""
         self._board.close_cell(cell)
         await self._changed()
 
-    async def exchange(self, host: str, nodes: tuple[str, ...], reports: Sequence[Report]) -> Order:
-        """See `Board.exchange`; a host that has nothing to do waits here."""
-        until = time.monotonic() + PATIENCE_SECONDS
+    async def exchange(
+        self, host: str, nodes: tuple[str, ...], reports: Sequence[HostReport]
+    ) -> Order:
+        """See `WorkQueue.exchange`; a host that has nothing to do waits here."""
+        until = time.monotonic() + IDLE_POLL_SECONDS
         while host in self._hosts and not self._closed:  # else this is the last that is heard of it
             asked = self._hosts[host]
             self._started.add(asked.crew)
@@ -232,7 +217,9 @@ class Reception:
             now = time.monotonic()
             if asked.answered_at is not None:
                 # A first step reads and sorts the notes: what is long ago counts less and less.
-                asked.slowest = max(FADING * asked.slowest, now - asked.answered_at, SLICE_SECONDS)
+                asked.slowest = max(
+                    SILENCE_DECAY * asked.slowest, now - asked.answered_at, SLICE_SECONDS
+                )
                 asked.answered_at = None
             is_evicted = not self._draining.isdisjoint(nodes)
             if is_evicted or self._capped:
@@ -252,8 +239,8 @@ class Reception:
             await self._wait_for_news(until - time.monotonic())
         return Order(leave=True)
 
-    async def release(self, host: str, reports: Sequence[Report]) -> None:
-        """See `Board.release`."""
+    async def release(self, host: str, reports: Sequence[HostReport]) -> None:
+        """See `WorkQueue.release`."""
         self._board.release(host, reports, time.monotonic())
         self._hosts.pop(host, None)
         await self._changed()
@@ -290,7 +277,7 @@ class Reception:
         may leave its claim on devices behind."""
         self._closed = True
         for asked in self._hosts.values():
-            if asked.crew == SOLO or not asked.nodes:
+            if asked.crew == SINGLE_DEVICE or not asked.nodes:
                 asked.end()
         await self._changed()
         leaving = [task for task in self._tasks if task.get_name() == "group"]
@@ -321,9 +308,9 @@ class Reception:
         wanted = self._board.wanted(there)
         for crew, number in wanted.items():
             missing = number - there[crew]
-            if crew != SOLO:  # one that waits is already two processes on the head
+            if crew != SINGLE_DEVICE:  # one that waits is already two processes on the head
                 waiting = sum(a.crew == crew and not a.nodes for a in self._hosts.values())
-                missing = min(missing, MOST_WAITING_GROUPS - waiting)
+                missing = min(missing, MAX_WAITING_GROUPS - waiting)
             for number in range(missing):
                 if not self._may_start(crew, missing - number):
                     break
@@ -337,17 +324,17 @@ class Reception:
             loop = asyncio.get_running_loop()
             self._calling_off = loop.call_later(self._board.idle_seconds, self._call_off)
 
-    def _start(self, crew: Crew, size: int | None = None) -> None:
+    def _start(self, crew: WorkerRange, size: int | None = None) -> None:
         """
         Args:
             size: of a group; None: the most devices.
         """
         self._number += 1
-        kind = "host" if crew == SOLO else "group"
+        kind = "host" if crew == SINGLE_DEVICE else "group"
         name = f"{kind}-{self._number}"
         here = ray.get_runtime_context().current_actor
         actor = ""
-        if crew == SOLO:
+        if crew == SINGLE_DEVICE:
             # Its process is new, and so are the threads that it may use.
             handle: Any = (
                 ray.remote(Host)
@@ -399,7 +386,7 @@ class Reception:
             # One that was called off has left the list.
             if name in self._hosts and not self._hosts[name].nodes:
                 self._stillborn += 1
-                if self._stillborn >= STILLBORN:
+                if self._stillborn >= MAX_FAILED_STARTS:
                     self._fail(self._board.queued, f"no host can be started ({explain(error)})")
         asked, moment = self._hosts.pop(name, None), time.monotonic()
         is_silent = bool(actor) and self._account.awaits(name)
@@ -440,11 +427,13 @@ class Reception:
     async def _tell(self) -> None:
         """For dashboards."""
         while not self._closed:
-            tell_work(self._meters, self._board.crews, self._board.training, self._board.queued)
+            publish_work(self._meters, self._board.crews, self._board.training, self._board.queued)
             hosts = [(a.kind, "there" if a.nodes else "asked for") for a in self._hosts.values()]
-            tell_hosts(self._meters, hosts, self._account.devices)
-            tell_spending(self._meters, self._account.spent(time.monotonic()), self._account.budget)
-            await asyncio.sleep(TELL_SECONDS)
+            publish_hosts(self._meters, hosts, self._account.devices)
+            publish_spending(
+                self._meters, self._account.spent(time.monotonic()), self._account.budget
+            )
+            await asyncio.sleep(PUBLISH_SECONDS)
 
     # --- what is spent ----------------------------------------------------------------------------
 
@@ -455,7 +444,7 @@ class Reception:
             self._hosts
         )
 
-    def _may_start(self, crew: Crew, number: int) -> bool:
+    def _may_start(self, crew: WorkerRange, number: int) -> bool:
         """Whether what one more host may spend is written down already; if not, it is asked for so many."""
         each, there = self._terms.devices(crew, crew[1]), self._devices
         if self._account.covers(there + each, time.monotonic()):
@@ -519,7 +508,7 @@ class Reception:
                 self._write_now.set()  # closing may just take longer than it did
             else:
                 await self._shelve()
-            await asyncio.sleep(GUARD_SECONDS)
+            await asyncio.sleep(BUDGET_POLL_SECONDS)
 
     def _is_too_late(self, moment: float) -> bool:
         """Whether something would fit, and no host is there for it or worth starting."""
@@ -538,7 +527,7 @@ class Reception:
             return
         self._cheapest = min(self._cheapest, least)
         self._shelved += self._board.shelve()
-        if self._shelved >= MOST_SHELVED:
+        if self._shelved >= MAX_DEFERRED_TRIALS:
             await self._cap(self._too_little())
         else:
             await self._changed()
@@ -546,7 +535,10 @@ class Reception:
     def _too_little(self) -> Stopped:
         left = self._account.left(time.monotonic())
         return Stopped(
-            self._account.budget.too_little(left, self._cheapest, self._terms.devices(SOLO)), True
+            self._account.budget.too_little(
+                left, self._cheapest, self._terms.devices(SINGLE_DEVICE)
+            ),
+            True,
         )
 
     def _cannot_count(self) -> str:
@@ -623,11 +615,11 @@ class Reception:
             refusals = refusals + 1 if sentence else 0
             if refusals >= REFUSALS:
                 await self._give_up(sentence)
-            await asyncio.sleep(SURVEY_SECONDS)
+            await asyncio.sleep(NODE_POLL_SECONDS)
 
 
 def _kill_seconds(asked: _Asked) -> float:
-    return KILL_SECONDS if asked.crew == SOLO else KILL_GROUP_SECONDS
+    return KILL_SECONDS if asked.crew == SINGLE_DEVICE else KILL_GROUP_SECONDS
 
 
 async def run_to_its_end(handle: Any, running: Any) -> None:
@@ -645,7 +637,7 @@ def _write_and_read(journal: Journal, entry: Entry) -> tuple[Entry, ...]:
     return journal.entries()
 
 
-def open_reception(
+def open_coordinator(
     open_pool: OpenPool,
     data: Any,
     terms: HostTerms,
@@ -655,10 +647,10 @@ def open_reception(
     """The actor, on this machine, whose monotonic clock is the account's.
 
     Args:
-        board: terms of `Board`.
+        board: terms of `WorkQueue`.
     """
     return (
-        ray.remote(Reception)
+        ray.remote(Coordinator)
         .options(**on_this_node(), max_concurrency=1000)
         .remote(board, [ray.put((open_pool, data))], terms, account)
     )

@@ -26,7 +26,7 @@ from raymrc.planning.placement import LANES
 from raymrc.planning.plan import CellPlan, Plan
 from raymrc.racing.prior import RatePrior
 from raymrc.scheduling.progress import Snapshot
-from raymrc.scheduling.search import Work
+from raymrc.scheduling.search import WorkItem
 
 # isort: split
 import ray
@@ -36,24 +36,24 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raymrc.scheduling.allowance import Allowance
-from raymrc.scheduling.checkpoints import Saved
+from raymrc.scheduling.checkpoints import Checkpoints
 from raymrc.scheduling.failures import FailureTerms
-from raymrc.scheduling.record_writer import PATIENCE_SECONDS, Keeper
-from raymrc.scheduling.spending import Spending
-from raymrc.scheduling.state import Room, Study, StudyOutcome
-from raymrc.scheduling.work_queue import SOLO, Crew
+from raymrc.scheduling.only_run import only_run
+from raymrc.scheduling.record_writer import OUTAGE_PATIENCE_SECONDS, RecordWriter
+from raymrc.scheduling.spending import Spending, Stopped
+from raymrc.scheduling.state import Room, StudyOutcome, StudyRun
+from raymrc.scheduling.work_queue import SINGLE_DEVICE, WorkerRange
 from raymrc.sweep.capacity import can_grow, check_crew, count_devices
-from raymrc.sweep.coordinator import Stopped, open_reception
+from raymrc.sweep.coordinator import open_coordinator
 from raymrc.sweep.hosts import HostTerms, OpenPool
 from raymrc.sweep.metrics import Meters
 from raymrc.sweep.session import (
-    Resources,
+    HostResources,
     catch_interrupt,
-    clear_workplaces,
+    clear_session_folders,
     cluster,
     environment,
-    make_workplace,
-    only_run,
+    make_session_folder,
 )
 from raymrc.sweep.trial import run_trial
 
@@ -83,7 +83,7 @@ def run_study(
     data: Any = None,
     *,
     folder: Path,
-    resources: Resources | None = None,
+    resources: HostResources | None = None,
     scheduler: TrialScheduler | None = None,
     rates: Mapping[Cell, RatePrior] | None = None,
     on_record: Callable[[Record], None] | None = None,
@@ -92,7 +92,7 @@ def run_study(
     expect: Callable[[FoldRun], Need | None] | None = None,
     failures: FailureTerms | None = None,
     say: Callable[[str], None] | None = None,
-    patience_seconds: float = PATIENCE_SECONDS,
+    patience_seconds: float = OUTAGE_PATIENCE_SECONDS,
 ) -> StudyOutcome:
     """Train what the ledger lacks of a plan.
 
@@ -130,19 +130,19 @@ def run_study(
             records, problems = ledger.read_all()
             if problems:
                 raise LedgerError("\n".join(problems))
-            saved = Saved(ledger.storage)
+            saved = Checkpoints(ledger.storage)
             spending = Spending(
                 Budget() if budget is None else budget,
                 saved.storage,
                 records,
                 expect or (lambda run: None),
             )
-            keeper = Keeper(ledger.record, saved.drop_of, patience_seconds)
-            study = Study(
+            keeper = RecordWriter(ledger.record, saved.drop_of, patience_seconds)
+            study = StudyRun(
                 plan, ledger, records, on_record, on_progress, saved, spending, keeper, failures,
                 rates,
             )  # fmt: skip
-            clear_workplaces(folder)
+            clear_session_folders(folder)
             try:
                 if study.has_work and spending.may_begin():
                     if not is_alone:
@@ -152,9 +152,14 @@ def run_study(
                             continue
                     # Ray says on stdout, unasked, what its machines are at; stdout is for answers.
                     quiet, catching = redirect_stdout(sys.stderr), catch_interrupt(study.stop)
-                    with quiet, catching as catch, make_workplace(folder) as workplace, spending:
+                    with (
+                        quiet,
+                        catching as catch,
+                        make_session_folder(folder) as workplace,
+                        spending,
+                    ):
                         _run_tune(
-                            study, open_pool, data, resources or Resources(), scheduler, workplace,
+                            study, open_pool, data, resources or HostResources(), scheduler, workplace,
                             catch,
                         )  # fmt: skip
                 break
@@ -162,7 +167,7 @@ def run_study(
                 keeper.close(study.show)
                 study.tell_kept()
                 saved.tidy(study.finished)
-                clear_workplaces(folder)  # of one that was killed meanwhile
+                clear_session_folders(folder)  # of one that was killed meanwhile
     study.show(now=True)
     if study.error is not None:
         raise study.error
@@ -188,7 +193,7 @@ class _Search(_NotKept, Searcher):
             comes of it, and withdrawn when a trial is over, whoever ended it.
     """
 
-    def __init__(self, study: Study, most: int, reception: Any) -> None:
+    def __init__(self, study: StudyRun, most: int, reception: Any) -> None:
         super().__init__()
         self._study = study
         self._most = most
@@ -212,7 +217,7 @@ class _Search(_NotKept, Searcher):
                 self._reception.withdraw.remote(trial_id)
                 self._study.end(trial_id)
 
-    def _hand_out(self, trial_id: str) -> Work | None:
+    def _hand_out(self, trial_id: str) -> WorkItem | None:
         work = self._study.take(trial_id)
         if work is not None:
             needs = self._study.spending.needs(work.fold_runs)
@@ -257,7 +262,7 @@ class _InOrder(_NotKept, FIFOScheduler):
 class _Receiver(_NotKept, tune.Callback):
     """Tune hands over here what trials report."""
 
-    def __init__(self, study: Study, search: _Search, reception: Any) -> None:
+    def __init__(self, study: StudyRun, search: _Search, reception: Any) -> None:
         self._study = study
         self._search = search
         self._reception = reception
@@ -304,7 +309,7 @@ class _Receiver(_NotKept, tune.Callback):
 
 
 class _Stopper(_NotKept, tune.Stopper):
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: StudyRun) -> None:
         self._study = study
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -315,10 +320,10 @@ class _Stopper(_NotKept, tune.Stopper):
 
 
 def _run_tune(
-    study: Study,
+    study: StudyRun,
     open_pool: OpenPool,
     data: Any,
-    resources: Resources,
+    resources: HostResources,
     scheduler: TrialScheduler | None,
     workplace: Path,
     catch: Callable[[], None],
@@ -352,7 +357,7 @@ def _run_tune(
         lanes = 1
         if any(not STRATEGIES[cell.cell.strategy].trains_backbone for cell in study.plan.cells):
             lanes = resources.lanes or LANES[resources.kind]
-        reception = open_reception(
+        reception = open_coordinator(
             open_pool,
             data,
             terms,
@@ -410,7 +415,7 @@ def _run_tune(
 def _allowance(spending: Spending, terms: HostTerms) -> Allowance | None:
     if not spending.budget:
         return None
-    return Allowance(terms.devices(SOLO), spending.overhead, spending.unfinished)
+    return Allowance(terms.devices(SINGLE_DEVICE), spending.overhead, spending.unfinished)
 
 
 def _room(plan: Plan, devices: int, lanes: int) -> Room:
@@ -422,18 +427,18 @@ def _room(plan: Plan, devices: int, lanes: int) -> Room:
         {
             cell.cell: whole * _crew(cell)[0]
             for cell in plan.cells
-            if STRATEGIES[cell.cell.strategy].trains_backbone or _crew(cell) != SOLO
+            if STRATEGIES[cell.cell.strategy].trains_backbone or _crew(cell) != SINGLE_DEVICE
         },
     )
 
 
-def _crew(plan: CellPlan) -> Crew:
+def _crew(plan: CellPlan) -> WorkerRange:
     placement = plan.placement
-    return placement.workers if placement and placement.mode == "group" else SOLO
+    return placement.workers if placement and placement.mode == "group" else SINGLE_DEVICE
 
 
 def count_slots(
-    resources: Resources, terms: HostTerms, crews: Collection[Crew], *, grows: bool
+    resources: HostResources, terms: HostTerms, crews: Collection[WorkerRange], *, grows: bool
 ) -> int:
     """How many devices there are for hosts.
 
@@ -456,5 +461,5 @@ def count_slots(
     if grows:
         return max(1, slots)
     for crew in crews:
-        check_crew(crew, terms, slots if crew == SOLO else groups)
+        check_crew(crew, terms, slots if crew == SINGLE_DEVICE else groups)
     return min(slots, most or slots)

@@ -18,10 +18,10 @@ from typing import Any, Protocol, TypeAlias
 import ray
 
 from raymrc.configuration import Backbone, FoldRun
-from raymrc.ledger.record import Epoch, Event, Record
-from raymrc.ledger.storage import open_files
+from raymrc.ledger.record import Epoch, LaneEvent, Record
+from raymrc.ledger.storage import SAVED, open_files
 from raymrc.scheduling.failures import record_error
-from raymrc.scheduling.work_queue import SOLO, Crew, Order, Report
+from raymrc.scheduling.work_queue import SINGLE_DEVICE, HostReport, Order, WorkerRange
 from raymrc.sweep.metrics import LaneMeters, Meters
 
 SLICE_SECONDS = 0.5
@@ -29,9 +29,6 @@ SLICE_SECONDS = 0.5
 
 SAVING_SHARE = 0.05
 """Of a host's time, what may go into saving its lanes at epochs' ends."""
-
-SAVED = "saved"
-"""The room of a study's storage where lanes are saved, each below its key."""
 
 
 class LanePool(Protocol):
@@ -45,7 +42,7 @@ class LanePool(Protocol):
     def tokens(self, key: str) -> int: ...
     def pause(self, key: str) -> Record: ...
     def close(self, key: str) -> None: ...
-    def step(self) -> Sequence[Event]: ...
+    def step(self) -> Sequence[LaneEvent]: ...
 
 
 class OpenPool(Protocol):
@@ -99,9 +96,9 @@ class HostTerms:
         wanted = {"CPU": self.cpus, "GPU": math.ceil(self.gpus)}
         return {name: amount for name, amount in wanted.items() if amount}
 
-    def devices(self, crew: Crew, size: int = 1) -> float:
+    def devices(self, crew: WorkerRange, size: int = 1) -> float:
         """That a host, or a group of so many, is charged for: GPUs, else a CPU's cores."""
-        if crew == SOLO:
+        if crew == SINGLE_DEVICE:
             return self.gpus or self.cpus or 1.0
         return size * (math.ceil(self.gpus) or self.cpus or 1.0)
 
@@ -144,7 +141,7 @@ class Host:
             if self._leads:
                 ray.get(reception.blind.remote(name, ray.util.get_node_ip_address()))
             return
-        reports: list[Report] = []
+        reports: list[HostReport] = []
         while True:
             order = self._ask(reception, me, reports)
             if order.leave:
@@ -165,14 +162,14 @@ class Host:
         """Where it is."""
         return (ray.get_runtime_context().get_node_id(),)
 
-    def _ask(self, reception: Any, me: tuple[Any, ...], reports: Sequence[Report]) -> Order:
+    def _ask(self, reception: Any, me: tuple[Any, ...], reports: Sequence[HostReport]) -> Order:
         order: Order = ray.get(reception.exchange.remote(*me, reports))
         return order
 
-    def _goes_on(self, reports: Sequence[Report], until: float) -> bool:
+    def _goes_on(self, reports: Sequence[HostReport], until: float) -> bool:
         return bool(self._runs) and not reports and time.monotonic() < until
 
-    def _obey(self, order: Order) -> list[Report]:
+    def _obey(self, order: Order) -> list[HostReport]:
         for key in order.close:
             if self._pool is not None:
                 self._pool.close(key)
@@ -183,12 +180,12 @@ class Host:
             try:
                 pool = self._pool_of(fold_run.configuration.cell.backbone)
                 if len(pool) and not pool.fits(fold_run):
-                    reports.append(Report(key, refused=True))
+                    reports.append(HostReport(key, refused=True))
                     continue
                 self._open(pool, fold_run, saved)
             except Exception as error:
                 failed = record_error(fold_run, error)
-                reports.append(Report(key, record=failed.to_json()))
+                reports.append(HostReport(key, record=failed.to_json()))
             else:
                 self._runs[key] = fold_run
                 self._lanes.open(fold_run, pool.tokens(key))
@@ -222,7 +219,7 @@ class Host:
     def _load(self, open_pool: OpenPool, data: Any, backbone: Backbone) -> LanePool:
         return open_pool(backbone, data)
 
-    def _report(self, event: Event) -> Report:
+    def _report(self, event: LaneEvent) -> HostReport:
         key, what = event.key, event.what
         if isinstance(what, Epoch):
             self._lanes.learn(key, what.loss)
@@ -230,16 +227,16 @@ class Host:
                 return self._pause(key)
             saved = self._save(key)
             took = self._saving_took.get(key, 0.0) if saved else 0.0
-            return Report(key, epoch=what, saved=saved, saving_seconds=took)
+            return HostReport(key, epoch=what, saved=saved, saving_seconds=took)
         fold_run = self._runs[key]
         if isinstance(what, Record):
             self._lanes.train(key, what.tokens)
         self._forget(key)
         if not isinstance(what, Record):
             what = record_error(fold_run, what, event.device_seconds)
-        return Report(key, record=what.to_json())
+        return HostReport(key, record=what.to_json())
 
-    def _pause(self, key: str) -> Report:
+    def _pause(self, key: str) -> HostReport:
         """Saved and closed. Where it cannot be written, going on begins where it was saved before."""
         assert self._pool is not None
         saved, began = None, time.monotonic()
@@ -249,7 +246,9 @@ class Host:
         record = self._pool.pause(key)
         self._lanes.train(key, record.tokens)
         self._forget(key)
-        return Report(key, saved=saved, record=record.to_json(), pauses=True, saving_seconds=took)
+        return HostReport(
+            key, saved=saved, record=record.to_json(), pauses=True, saving_seconds=took
+        )
 
     # --- saving -----------------------------------------------------------------------------------
 
@@ -304,7 +303,7 @@ class Host:
     def _drop(self, saved: str) -> None:
         self._files.remove(saved)
 
-    def _hand_on(self, key: str) -> Report | None:
+    def _hand_on(self, key: str) -> HostReport | None:
         """One lane, for another host to go on with. Where it cannot be written it stays."""
         assert self._pool is not None
         began = time.monotonic()
@@ -316,14 +315,14 @@ class Host:
         self._lanes.train(key, self._pool.tokens(key))
         self._pool.close(key)
         self._forget(key)
-        return Report(key, saved=saved, hands_over=True, saving_seconds=took)
+        return HostReport(key, saved=saved, hands_over=True, saving_seconds=took)
 
     def _hand_over(self, reception: Any, name: str) -> None:
         """Saves all that is open, within an epoch too, for others to go on with."""
         reports = []
         for key in self._runs:
             with suppress(OSError):
-                reports.append(Report(key, saved=self._write(key)))
+                reports.append(HostReport(key, saved=self._write(key)))
         if self._leads:
             ray.get(reception.release.remote(name, reports))
 

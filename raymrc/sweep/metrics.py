@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from raymrc.planning.plan import CellPlan
     from raymrc.scheduling.progress import CellProgress
 
-TELL_SECONDS = 2.0
+PUBLISH_SECONDS = 2.0
 """So often gauges are set: Ray drops one that was not for two of its reporting intervals of 10 s."""
 
 STUDY = ("study",)
-CELL = ("study", "cell", "backbone", "strategy")
+CELL_LABELS = ("study", "cell", "backbone", "strategy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,31 +59,31 @@ class Metric:
 # --- by the driver -----------------------------------------------------------------------------------
 
 FOLD_RUNS = Metric(
-    "raymrc_fold_runs", "gauge", "short", (*CELL, "state"),
+    "raymrc_fold_runs", "gauge", "short", (*CELL_LABELS, "state"),
     "Fold-runs of the plan: done, failed, left, closed (their cell was given up), spared (by racing).",
 )  # fmt: skip
 BEST_F1 = Metric(
-    "raymrc_best_f1", "gauge", "percentunit", CELL,
+    "raymrc_best_f1", "gauge", "percentunit", CELL_LABELS,
     "Mean validation F1 of the best configuration whose folds are all done, 0 to 1.",
 )  # fmt: skip
 ENDED = Metric(
-    "raymrc_fold_runs_ended", "counter", "short", (*CELL, "status"),
+    "raymrc_fold_runs_ended", "counter", "short", (*CELL_LABELS, "status"),
     "Tries of fold-runs that came to an end in this run: done, failed, paused or stopped (by a race).",
 )  # fmt: skip
 RETRIES = Metric(
-    "raymrc_retries", "counter", "short", CELL,
+    "raymrc_retries", "counter", "short", CELL_LABELS,
     "Fold-runs that failed and are tried again.",
 )  # fmt: skip
 DEVICE_SECONDS = Metric(
-    "raymrc_device_seconds", "counter", "s", CELL,
+    "raymrc_device_seconds", "counter", "s", CELL_LABELS,
     "Device-seconds that finished fold-runs used, failed and stopped ones too; hosts are held for longer.",
 )  # fmt: skip
 COST_USD = Metric(
-    "raymrc_cost_usd", "counter", "currencyUSD", CELL,
+    "raymrc_cost_usd", "counter", "currencyUSD", CELL_LABELS,
     "The same at the study's price.",
 )  # fmt: skip
 FOLD_RUN_SECONDS = Metric(
-    "raymrc_fold_run_seconds", "histogram", "s", CELL,
+    "raymrc_fold_run_seconds", "histogram", "s", CELL_LABELS,
     "Seconds by the clock from a fold-run's start to its end, of those that are done.",
     (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5),
 )  # fmt: skip
@@ -91,10 +91,11 @@ FOLD_RUN_SECONDS = Metric(
 # --- by the reception ----------------------------------------------------------------------------------
 
 LANES_OPEN = Metric(
-    "raymrc_lanes_open", "gauge", "short", CELL, "Fold-runs that hosts are training now.",
+    "raymrc_lanes_open", "gauge", "short", CELL_LABELS, "Fold-runs that hosts are training now.",
 )  # fmt: skip
 QUEUE = Metric(
-    "raymrc_queue", "gauge", "short", CELL, "Fold-runs that wait for a host, of those that are handed in.",
+    "raymrc_queue", "gauge", "short", CELL_LABELS,
+    "Fold-runs that wait for a host, of those that are handed in.",
 )  # fmt: skip
 HOSTS = Metric(
     "raymrc_hosts", "gauge", "short", (*STUDY, "kind", "state"),
@@ -139,11 +140,11 @@ BUDGET_WALL_SECONDS = Metric(
 # --- by hosts ------------------------------------------------------------------------------------------
 
 TOKENS = Metric(
-    "raymrc_tokens", "counter", "short", CELL,
+    "raymrc_tokens", "counter", "short", CELL_LABELS,
     "Real pieces that training passed through the encoder, questions included.",
 )  # fmt: skip
 TRAINING_LOSS = Metric(
-    "raymrc_training_loss", "gauge", "short", CELL,
+    "raymrc_training_loss", "gauge", "short", CELL_LABELS,
     "Mean training loss of the latest epoch of the fold-runs that a host has open.",
 )  # fmt: skip
 GPU_RESERVED_BYTES = Metric(
@@ -174,9 +175,9 @@ class Meters:
 
     @property
     def is_due(self) -> bool:
-        """Whether gauges are to be set now; once in `TELL_SECONDS`."""
+        """Whether gauges are to be set now; once in `PUBLISH_SECONDS`."""
         now = time.monotonic()
-        if not self or now - self._told_at < TELL_SECONDS:
+        if not self or now - self._told_at < PUBLISH_SECONDS:
             return False
         self._told_at = now
         return True
@@ -213,7 +214,7 @@ def _labels(cell: Cell) -> dict[str, str]:
 # --- who tells what ------------------------------------------------------------------------------------
 
 
-def tell_cells(meters: Meters, plans: Sequence[CellPlan], shown: Sequence[CellProgress]) -> None:
+def publish_cells(meters: Meters, plans: Sequence[CellPlan], shown: Sequence[CellProgress]) -> None:
     """How far the cells of a plan are; by the driver."""
     for plan, progress in zip(plans, shown, strict=True):
         left = max(0, progress.total - progress.done - progress.failed)
@@ -234,7 +235,9 @@ def tell_cells(meters: Meters, plans: Sequence[CellPlan], shown: Sequence[CellPr
             meters.tell(counter, 0, plan.cell)
 
 
-def tell_end(meters: Meters, record: Record, device_hour_usd: float, *, tries_again: bool) -> None:
+def publish_end(
+    meters: Meters, record: Record, device_hour_usd: float, *, tries_again: bool
+) -> None:
     """What a fold-run has come to; by the driver."""
     from raymrc.planning.arithmetic import price
 
@@ -249,7 +252,7 @@ def tell_end(meters: Meters, record: Record, device_hour_usd: float, *, tries_ag
         meters.tell(FOLD_RUN_SECONDS, record.wall_seconds, cell)
 
 
-def tell_work(
+def publish_work(
     meters: Meters,
     cells: Iterable[Cell],
     training: Iterable[FoldRun],
@@ -263,7 +266,7 @@ def tell_work(
         meters.tell(QUEUE, waiting[cell], cell)
 
 
-def tell_hosts(meters: Meters, hosts: Iterable[tuple[str, str]], devices: float) -> None:
+def publish_hosts(meters: Meters, hosts: Iterable[tuple[str, str]], devices: float) -> None:
     """
     Args:
         hosts: kind and state of each; see `HOSTS`.
@@ -278,7 +281,7 @@ def tell_hosts(meters: Meters, hosts: Iterable[tuple[str, str]], devices: float)
     meters.tell(DEVICES_HELD, devices)
 
 
-def tell_spending(meters: Meters, spent: Spent, budget: Budget) -> None:
+def publish_spending(meters: Meters, spent: Spent, budget: Budget) -> None:
     """What is spent and what may be; by the reception."""
     meters.tell(SPENT_USD, spent.usd)
     meters.tell(SPENT_DEVICE_SECONDS, spent.device_seconds)

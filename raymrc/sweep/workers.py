@@ -23,8 +23,8 @@ import ray
 
 from raymrc.configuration import Backbone
 from raymrc.errors import RaymrcError
-from raymrc.ledger.record import Epoch, Event
-from raymrc.scheduling.work_queue import Order, Report
+from raymrc.ledger.record import Epoch, LaneEvent
+from raymrc.scheduling.work_queue import HostReport, Order
 from raymrc.sweep.hosts import Host, HostTerms, LanePool, OpenPool, Shared
 from raymrc.sweep.metrics import LaneMeters, Meters
 
@@ -140,7 +140,7 @@ class Member(Host):
     def _sees_storage(self) -> bool:
         return all(self._ranks.gather(super()._sees_storage()))
 
-    def _ask(self, reception: Any, me: tuple[Any, ...], reports: Sequence[Report]) -> Order:
+    def _ask(self, reception: Any, me: tuple[Any, ...], reports: Sequence[HostReport]) -> Order:
         order = None
         if self._leads:
             reports = [*reports, *self._written()]
@@ -148,14 +148,14 @@ class Member(Host):
         answer: Order = self._ranks.hear(order)
         return answer
 
-    def _goes_on(self, reports: Sequence[Report], until: float) -> bool:
+    def _goes_on(self, reports: Sequence[HostReport], until: float) -> bool:
         answer: bool = self._ranks.hear(super()._goes_on(reports, until))
         return answer
 
     def _load(self, open_pool: OpenPool, data: Any, backbone: Backbone) -> LanePool:
         return open_pool(backbone, data, self._ranks)
 
-    def _report(self, event: Event) -> Report:
+    def _report(self, event: LaneEvent) -> HostReport:
         if not isinstance(event.what, Epoch):
             self._finish_writing()
         return super()._report(event)
@@ -186,13 +186,13 @@ class Member(Host):
         self._saved_at[key] = time.monotonic()
         self._saving_took[key] = self._saved_at[key] - began
 
-    def _written(self) -> list[Report]:
+    def _written(self) -> list[HostReport]:
         """What is whole by now."""
         if self._writing is None or not self._writing[2].is_done:
             return []
         key = self._writing[0]
         name = self._finish_writing()
-        return [] if name is None else [Report(key, saved=name)]
+        return [] if name is None else [HostReport(key, saved=name)]
 
     def _finish_writing(self) -> str | None:
         """Waits until all processes have written, and says under which name; None where there is nothing

@@ -22,16 +22,16 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from raymrc.tracking.artifacts import attach
 from raymrc.tracking.datasets import describe_datasets
-from raymrc.tracking.recorder import MlflowRecorder, sync
+from raymrc.tracking.recorder import MlflowRecorder, sync_study
 from raymrc.tracking.registry import register
-from raymrc.tracking.writers import Place, how_to_look
+from raymrc.tracking.writers import TrackingPlace, how_to_look
 
 __all__ = [
     "MlflowRecorder",
-    "Place",
+    "TrackingPlace",
     "attach",
     "describe_datasets",
     "how_to_look",
     "register",
-    "sync",
+    "sync_study",
 ]

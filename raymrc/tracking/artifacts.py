@@ -10,12 +10,12 @@ from typing import Any
 from raymrc.errors import RaymrcError
 from raymrc.ledger.storage import hide_password
 from raymrc.model.backbones import file_digest
-from raymrc.tracking.drawings import Study
+from raymrc.tracking.drawings import StudyHeader
 from raymrc.tracking.writers import (
     DELETED,
     KEY_TAG,
     ClientWriter,
-    Place,
+    TrackingPlace,
     open_experiment,
     quiet_loggers,
 )
@@ -24,7 +24,7 @@ ATTACHED_TAG = "raymrc.attached"
 """Which files are there, and what they hold: name -> the first digits of their SHA-256, as JSON."""
 
 
-def attach(paths: Iterable[Path | str], place: Place) -> int:
+def attach(paths: Iterable[Path | str], place: TrackingPlace) -> int:
     """Give files to the study's run, which must be there. What is there already is not sent again.
 
     Args:
@@ -70,7 +70,7 @@ def attach(paths: Iterable[Path | str], place: Place) -> int:
 
 def study_run(client: Any, experiment_id: str, name: str) -> Any:
     """The run above all others; None where there is none."""
-    key = Study(name).key
+    key = StudyHeader(name).key
     found = ClientWriter(client, experiment_id).standing(f"tags.`{KEY_TAG}` = '{key}'").get(key)
     return None if found is None or found.digest == DELETED else client.get_run(found.run_id)
 

@@ -10,7 +10,7 @@ from raymrc.corpora.note import Corpus
 from raymrc.corpora.validate import count_notes
 from raymrc.study.spec import CorpusSpec, Spec
 
-COUNTED = "notes groups spans relations nested overlapping discontinuous".split()
+COUNTED_FIGURES = "notes groups spans relations nested overlapping discontinuous".split()
 
 
 class Dataset(NamedTuple):
@@ -50,19 +50,21 @@ def describe_datasets(
     sites = {described.display_name: described for described in spec.transfer}
     found = []
     if corpus is not None:
-        found.append(describe(spec.corpus, spec.corpus.display_name, "training", corpus))
+        found.append(describe_dataset(spec.corpus, spec.corpus.display_name, "training", corpus))
     for name, there in (transfer or {}).items():
-        found.append(describe(sites[name], name, "transfer", there))
+        found.append(describe_dataset(sites[name], name, "transfer", there))
     if test is not None and spec.final_test is not None:
         described = spec.final_test.corpus or spec.corpus
-        found.append(describe(described, f"{described.display_name} held out", "final test", test))
+        found.append(
+            describe_dataset(described, f"{described.display_name} held out", "final test", test)
+        )
     return tuple(found)
 
 
-def describe(described: CorpusSpec, name: str, context: str, corpus: Corpus) -> Dataset:
+def describe_dataset(described: CorpusSpec, name: str, context: str, corpus: Corpus) -> Dataset:
     """One corpus; `described` says where it is from."""
     counts = count_notes(corpus.notes)
-    profile: dict[str, int] = {word: getattr(counts, word) for word in COUNTED}
+    profile: dict[str, int] = {word: getattr(counts, word) for word in COUNTED_FIGURES}
     profile |= {f"spans: {label}": times for label, times in counts.labels}
     profile |= {f"relations: {label}": times for label, times in counts.relation_labels}
     if described.synthetic is not None:

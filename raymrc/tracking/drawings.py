@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 
-from raymrc.analysis.summary import rank
 from raymrc.configuration import Backbone, Cell, Configuration, hash_values
-from raymrc.ledger.record import BOTH_FOUND, MODES, Record
+from raymrc.ledger.rank import rank
+from raymrc.ledger.record import BOTH_FOUND, COUNT_SCHEMES, Record
 from raymrc.model.strategies import STRATEGIES
 from raymrc.scoring.counts import pool
 from raymrc.tracking.datasets import Dataset
@@ -80,7 +80,7 @@ def read_figures(record: Record) -> Figures:
     numbers["trained_share"] = record.trained_share
     course: list[tuple[str, int, float, int]] = []
     if record.status == "done":
-        for mode in MODES:
+        for mode in COUNT_SCHEMES:
             by_label = record.per_label(mode)
             if mode == "events" and not by_label:
                 continue
@@ -140,7 +140,7 @@ def _tidy(label: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class StudyHeader:
     """The run above all others.
 
     Args:
@@ -159,7 +159,7 @@ class Study:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
+class RunSnapshot:
     """An MLflow run as it should stand.
 
     Args:
@@ -188,12 +188,12 @@ class Drawing:
         return hash_values([getattr(self, field.name) for field in fields(self)])[:16]
 
 
-def draw(
+def build_snapshots(
     all_figures: Sequence[Figures],
     touched: Iterable[str] | None = None,
     may_win: Callable[[Configuration], bool] | None = None,
-    study: Study | None = None,
-) -> list[Drawing]:
+    study: StudyHeader | None = None,
+) -> list[RunSnapshot]:
     """The runs of a study, parents before children.
 
     Args:
@@ -291,7 +291,7 @@ def _system(numbers: Mapping[str, float]) -> dict[str, float]:
     return {f"system/{name}": value for name, value in shown.items()}
 
 
-def _draw_fold_run(figures: Figures, parent: str, name: str) -> Drawing:
+def _draw_fold_run(figures: Figures, parent: str, name: str) -> RunSnapshot:
     tags = {
         "level": "fold-run",
         "fold": str(figures.fold),
@@ -305,7 +305,7 @@ def _draw_fold_run(figures: Figures, parent: str, name: str) -> Drawing:
     numbers = {**figures.numbers, **_system(figures.numbers)}
     metrics = [(name, value, 0, figures.end_ms) for name, value in numbers.items()]
     metrics += [(name, value, epoch, ms) for name, epoch, value, ms in figures.course]
-    return Drawing(
+    return RunSnapshot(
         key=figures.key,
         parent=parent,
         name=f"seed {figures.configuration.seed}"
@@ -320,7 +320,7 @@ def _draw_fold_run(figures: Figures, parent: str, name: str) -> Drawing:
     )
 
 
-def _draw_configuration(key: str, parent: str, name: str, folds: Sequence[Figures]) -> Drawing:
+def _draw_configuration(key: str, parent: str, name: str, folds: Sequence[Figures]) -> RunSnapshot:
     configuration = folds[0].configuration
     params = _describe(configuration)
     if folds[0].is_test:
@@ -345,8 +345,8 @@ def _draw_cell(
     configurations: Mapping[str, Sequence[Figures]],
     names: Mapping[str, str],
     may_win: Callable[[Configuration], bool] | None,
-    study: Study | None,
-) -> Drawing:
+    study: StudyHeader | None,
+) -> RunSnapshot:
     """A cell shows its winner's figures and settings, so that cells can be compared row by row."""
     asked = {
         name: folds
@@ -384,7 +384,9 @@ def _draw_cell(
     )
 
 
-def _draw_study(study: Study, cells: Mapping[str, Mapping[str, Sequence[Figures]]]) -> Drawing:
+def _draw_study(
+    study: StudyHeader, cells: Mapping[str, Mapping[str, Sequence[Figures]]]
+) -> RunSnapshot:
     """What all of it has come to and cost; its course is that of the fold-runs as they ended."""
     configurations = [folds for of_cell in cells.values() for folds in of_cell.values()]
     everything = [figures for folds in configurations for figures in folds]
@@ -436,12 +438,12 @@ def _draw_group(
     numbers: Mapping[str, float],
     datasets: tuple[Dataset, ...] = (),
     runs: bool = False,
-) -> Drawing:
+) -> RunSnapshot:
     numbers = {**numbers, **_system(numbers)}
     failed = all(f.status == "failed" for f in members)
     end_ms = max(f.end_ms for f in members)
     step = len(members) + sum(f.status == "done" for f in members)
-    return Drawing(
+    return RunSnapshot(
         key=key,
         parent=parent,
         name=name,

@@ -15,11 +15,11 @@ from raymrc.errors import RaymrcError
 from raymrc.ledger.record import Record
 from raymrc.ledger.storage import hide_password
 from raymrc.tracking.datasets import Dataset
-from raymrc.tracking.drawings import Figures, Study, draw, read_figures
+from raymrc.tracking.drawings import Figures, StudyHeader, build_snapshots, read_figures
 from raymrc.tracking.writers import (
     DELETED,
-    Place,
-    Standing,
+    ExistingRun,
+    TrackingPlace,
     Writer,
     open_writer,
     quiet_loggers,
@@ -35,7 +35,7 @@ RETRY_SECONDS = 30.0
 class MlflowRecorder:
     """Draws records into MLflow from a thread of the driver, which never waits for it.
 
-        with MlflowRecorder(Place.of(spec), records=ledger.records()) as recorder:
+        with MlflowRecorder(TrackingPlace.of(spec), records=ledger.records()) as recorder:
             recorder.record(record)
 
     Args:
@@ -49,7 +49,7 @@ class MlflowRecorder:
 
     def __init__(
         self,
-        place: Place,
+        place: TrackingPlace,
         *,
         records: Iterable[Record] = (),
         say: Callable[[str], None] | None = None,
@@ -63,7 +63,7 @@ class MlflowRecorder:
         import mlflow.tracking  # noqa: F401
 
         self.place = place
-        self.study = Study(place.study_name, tuple(datasets), live)
+        self.study = StudyHeader(place.study_name, tuple(datasets), live)
         self.behind = False
         """MLflow lacks something that the ledger has; `raymrc sync` catches up."""
         self.error: Exception | None = None
@@ -77,7 +77,7 @@ class MlflowRecorder:
         self._records = {record.key: record for record in records if record.status != "paused"}
         self._figures: dict[str, Figures] = {}
         self._writer: Writer | None = None
-        self._standing: dict[str, Standing] = {}
+        self._standing: dict[str, ExistingRun] = {}
         self._monitor: Any = None
         self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -144,7 +144,9 @@ class MlflowRecorder:
             self._standing = self._writer.standing()
         drawings = [
             drawing
-            for drawing in draw(list(self._figures.values()), touched, self._may_win, self.study)
+            for drawing in build_snapshots(
+                list(self._figures.values()), touched, self._may_win, self.study
+            )
             if (known := self._standing.get(drawing.key)) is None
             or known.digest not in (drawing.digest, DELETED)
         ]
@@ -183,9 +185,9 @@ class MlflowRecorder:
             )
 
 
-def sync(
+def sync_study(
     records: Iterable[Record],
-    place: Place,
+    place: TrackingPlace,
     may_win: Callable[[Configuration], bool] | None = None,
     datasets: Sequence[Dataset] = (),
 ) -> int:

@@ -34,7 +34,7 @@ from raymrc.tracking.writers import (
     DELETED,
     KEY_TAG,
     ClientWriter,
-    Place,
+    TrackingPlace,
     open_experiment,
     quiet_loggers,
 )
@@ -63,7 +63,7 @@ def register(records: Iterable[Record], spec: Spec, corpus: Corpus) -> list[str]
     Raises:
         RaymrcError: MLflow cannot be written.
     """
-    place, files = Place.of(spec), open_files(spec.storage, ADAPTERS)
+    place, files = TrackingPlace.of(spec), open_files(spec.storage, ADAPTERS)
     asked = find_asked(spec.task, corpus)
     questions = build_questions(asked.labels, spec.questions, asked.relations)
     registered = []

@@ -97,7 +97,7 @@ def _load_pyfunc(data_path: str) -> Served:
 
     from raymrc.configuration import Configuration
     from raymrc.model.adapters import read_adapter
-    from raymrc.model.backbones import load
+    from raymrc.model.backbones import load_backbone
     from raymrc.training.predictor import Predictor
 
     folder = Path(data_path)
@@ -111,5 +111,5 @@ def _load_pyfunc(data_path: str) -> Served:
     asked = Asked(tuple(said["labels"]), tuple(relations))
     configuration = Configuration.from_values(read_adapter(folder).configuration)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load(configuration.cell.backbone, device)
+    loaded = load_backbone(configuration.cell.backbone, device)
     return Served(Predictor(folder, loaded, asked, said["questions"]))

@@ -24,7 +24,7 @@ from raymrc.errors import RaymrcError
 from raymrc.ledger.storage import absolute, hide_password
 from raymrc.study.spec import Spec
 from raymrc.tracking.datasets import Dataset
-from raymrc.tracking.drawings import Drawing
+from raymrc.tracking.drawings import RunSnapshot
 
 KEY_TAG = "raymrc.key"
 DRAWN_TAG = "raymrc.drawn"
@@ -65,7 +65,7 @@ KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TrackingPlace:
     """Where a study is shown.
 
     Args:
@@ -82,7 +82,7 @@ class Place:
     artifacts: str = ""
 
     @classmethod
-    def of(cls, spec: Spec) -> Place:
+    def of(cls, spec: Spec) -> TrackingPlace:
         artifacts = f"{absolute(spec.storage)}/mlflow-artifacts"
         return cls(spec.tracking_uri, spec.experiment, spec.study, artifacts)
 
@@ -98,7 +98,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ExistingRun:
     """A run that MLflow has: its id and the digest of the drawing it was made from."""
 
     run_id: str
@@ -108,11 +108,11 @@ class Standing:
 class Writer(Protocol):
     """Writes drawings into one experiment."""
 
-    def standing(self) -> dict[str, Standing]:
+    def standing(self) -> dict[str, ExistingRun]:
         """All our runs of the experiment by key, those that the user deleted included."""
         ...
 
-    def write(self, drawings: Sequence[Drawing], standing: dict[str, Standing]) -> None:
+    def write(self, drawings: Sequence[RunSnapshot], standing: dict[str, ExistingRun]) -> None:
         """Write in the given order, entering every run into `standing`."""
         ...
 
@@ -130,11 +130,11 @@ class ClientWriter:
         """By run id: those that this writer has written. They never change, and the runs that have
         them change all the time."""
 
-    def standing(self, which: str = f"tags.`{KEY_TAG}` != ''") -> dict[str, Standing]:
+    def standing(self, which: str = f"tags.`{KEY_TAG}` != ''") -> dict[str, ExistingRun]:
         """Our runs by key; `which` picks some in MLflow's search language."""
         from mlflow.entities import ViewType
 
-        found: dict[str, Standing] = {}
+        found: dict[str, ExistingRun] = {}
         token: str | None = None
         while True:
             page = self.client.search_runs(
@@ -148,12 +148,12 @@ class ClientWriter:
                 tags = run.data.tags
                 gone = run.info.lifecycle_stage == "deleted"
                 digest = DELETED if gone else tags.get(DRAWN_TAG, "")
-                found[tags[KEY_TAG]] = Standing(run.info.run_id, digest)
+                found[tags[KEY_TAG]] = ExistingRun(run.info.run_id, digest)
             token = page.token
             if not token:
                 return found
 
-    def write(self, drawings: Sequence[Drawing], standing: dict[str, Standing]) -> None:
+    def write(self, drawings: Sequence[RunSnapshot], standing: dict[str, ExistingRun]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
         for drawing in drawings:
@@ -168,7 +168,7 @@ class ClientWriter:
                     tags=tags,
                     run_name=drawing.name,
                 )
-                known = standing[drawing.key] = Standing(run.info.run_id, "")
+                known = standing[drawing.key] = ExistingRun(run.info.run_id, "")
                 late_tags = {}
             else:
                 self.client.update_run(known.run_id, name=drawing.name)
@@ -188,7 +188,7 @@ class ClientWriter:
                 self.client.update_run(known.run_id, status=drawing.status)
             else:
                 self.client.set_terminated(known.run_id, drawing.status, end_time=drawing.end_ms)
-            standing[drawing.key] = Standing(known.run_id, drawing.digest)
+            standing[drawing.key] = ExistingRun(known.run_id, drawing.digest)
 
 
 def _dataset_inputs(datasets: Sequence[Dataset]) -> list[Any]:
@@ -255,7 +255,7 @@ class DatabaseWriter:
                 raise LookupError(f"table {name} has other columns")
         self.tables = metadata.tables
 
-    def standing(self) -> dict[str, Standing]:
+    def standing(self) -> dict[str, ExistingRun]:
         import sqlalchemy
 
         runs, tags = self.tables["runs"], self.tables["tags"]
@@ -271,12 +271,12 @@ class DatabaseWriter:
                 found = by_run.setdefault(run_id, {})
                 found[key] = DELETED if (key, stage) == (DRAWN_TAG, "deleted") else value
         return {
-            found[KEY_TAG]: Standing(run_id, found.get(DRAWN_TAG, ""))
+            found[KEY_TAG]: ExistingRun(run_id, found.get(DRAWN_TAG, ""))
             for run_id, found in by_run.items()
             if KEY_TAG in found
         }
 
-    def write(self, drawings: Sequence[Drawing], standing: dict[str, Standing]) -> None:
+    def write(self, drawings: Sequence[RunSnapshot], standing: dict[str, ExistingRun]) -> None:
         entered = dict(standing)
         rows: dict[str, list[dict[str, Any]]] = {
             name: [] for name in ("runs", "tags", "params", "metrics", "latest_metrics")
@@ -284,7 +284,7 @@ class DatabaseWriter:
         for drawing in drawings:
             known = entered.get(drawing.key)
             run_id = known.run_id if known else hash_values([self.experiment_id, drawing.key])[:32]
-            entered[drawing.key] = Standing(run_id, drawing.digest)
+            entered[drawing.key] = ExistingRun(run_id, drawing.digest)
             rows["runs"].append(
                 {
                     "run_uuid": run_id,
@@ -397,11 +397,11 @@ class DatabaseWriter:
         )
 
 
-def _finite(drawing: Drawing) -> Iterator[tuple[str, float, int, int]]:
+def _finite(drawing: RunSnapshot) -> Iterator[tuple[str, float, int, int]]:
     return (metric for metric in drawing.metrics if math.isfinite(metric[1]))
 
 
-def open_writer(place: Place) -> Writer:
+def open_writer(place: TrackingPlace) -> Writer:
     """The quickest writer that this MLflow can be written with; finds or makes the experiment."""
     with quiet_loggers():
         client, found = open_experiment(place)
@@ -412,7 +412,7 @@ def open_writer(place: Place) -> Writer:
     return ClientWriter(client, found.experiment_id)
 
 
-def open_experiment(place: Place) -> tuple[Any, Any]:
+def open_experiment(place: TrackingPlace) -> tuple[Any, Any]:
     """Client and experiment. A SQLite store is created here, before anybody else opens it.
 
     Raises:
@@ -458,7 +458,7 @@ def sqlite_path(tracking_uri: str) -> Path | None:
     return Path(tracking_uri[len(prefix) :]) if tracking_uri.startswith(prefix) else None
 
 
-def how_to_look(place: Place) -> str:
+def how_to_look(place: TrackingPlace) -> str:
     """What the user types and opens to see a row a cell, sorted by F1, with what it cost."""
     with quiet_loggers():
         try:

@@ -30,7 +30,8 @@ from raymrc.ledger.record import Epoch, Found, NoteCounts, Record
 from raymrc.model.adapters import write_adapter
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs, SpanTargets, Targets
-from raymrc.model.strategies import STRATEGIES, build
+from raymrc.model.network import build_model
+from raymrc.model.strategies import STRATEGIES
 from raymrc.planning.arithmetic import head_parameters, price, training_flops
 from raymrc.reading.examples import Unreachable, unreachable, unreachable_apart, untaggable
 from raymrc.reading.relations import mentions_of, unreachable_relations
@@ -48,7 +49,7 @@ from raymrc.training.batching import (
 )
 from raymrc.training.evaluation import Answer, Exam
 from raymrc.training.fused import Part
-from raymrc.training.meter import Spent, device_name, hardware, versions
+from raymrc.training.meter import FoldRunUsage, device_name, hardware, versions
 
 Answers = Sequence[Answer]
 """What a model says to the rows of a batch, one after the other."""
@@ -152,7 +153,7 @@ class Lane:
                 "relations are asked for, no two mentions within context_sentences that they could join"
             )
 
-        self.model = build(
+        self.model = build_model(
             configuration,
             loaded,
             len(self.asked.labels),
@@ -176,7 +177,7 @@ class Lane:
         self.best_f1, self.best_epoch = -math.inf, 0
         self.best_state: dict[str, Tensor] | None = None
         self.validation: dict[str, Counts] = {}
-        self.spent = Spent()
+        self.spent = FoldRunUsage()
         self.halvings = 0
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._epoch_began = 0.0
@@ -404,7 +405,7 @@ class Lane:
         self.order.setstate(self._order_before)
         self.steps, self.tokens = position["steps"], position["tokens"]
         self.num_rows = position["num_rows"]
-        self.spent = Spent(**position["spent"])
+        self.spent = FoldRunUsage(**position["spent"])
         self._learnt, self._loss = position["learnt"], position["loss"]
         self._losses = [torch.tensor(loss, device=self.device) for loss in position["losses"]]
         self._epoch_began = self.spent.wall - position["epoch_wall"]

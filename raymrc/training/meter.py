@@ -15,7 +15,7 @@ PACKAGES = ("raymrc", "torch", "transformers", "tokenizers", "safetensors", "num
 
 
 @dataclass(slots=True)
-class Spent:
+class FoldRunUsage:
     """What a fold-run has used of its process: its share, where several run side by side.
 
     Args:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from raymrc.configuration import Cell, Configuration, FoldRun
 from raymrc.errors import MemoryShortage, TrainingError
-from raymrc.ledger.record import Event, Record
+from raymrc.ledger.record import LaneEvent, Record
 from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
@@ -117,7 +117,7 @@ class Pool:
         self.on_done = on_done or (lambda lane: None)
         self._seats: dict[str, _Seat] = {}
         self._activations: dict[int, Activations] = {}
-        self._events: list[Event] = []
+        self._events: list[LaneEvent] = []
 
     def _set_malloc(self) -> None:
         keep_freed_memory()
@@ -188,7 +188,7 @@ class Pool:
         """Drop a lane; what it has learnt is lost."""
         self._seats.pop(key, None)
 
-    def step(self) -> list[Event]:
+    def step(self) -> list[LaneEvent]:
         """One batch of every lane. A lane that fails ends, the others go on."""
         self.meter.lap()
         batches: list[Batch] = []
@@ -282,13 +282,13 @@ class Pool:
         """What the lane has come to since it was last asked."""
         key = lane.fold_run.key
         seat = self._seats[key]
-        self._events += [Event(key, epoch) for epoch in lane.epochs[seat.told :]]
+        self._events += [LaneEvent(key, epoch) for epoch in lane.epochs[seat.told :]]
         seat.told = len(lane.epochs)
         if lane.stage == DONE:
             record = self._record(seat)
             self.on_done(lane)
             self.close(key)
-            self._events.append(Event(key, record))
+            self._events.append(LaneEvent(key, record))
 
     def _record(self, seat: _Seat) -> Record:
         return seat.lane.record(
@@ -300,7 +300,7 @@ class Pool:
 
     def _fail(self, lane: Lane, error: Exception) -> None:
         self.close(lane.fold_run.key)
-        self._events.append(Event(lane.fold_run.key, error, lane.spent.device))
+        self._events.append(LaneEvent(lane.fold_run.key, error, lane.spent.device))
 
     def _part(
         self, group: Sequence[Batch], error: Exception, run: Callable[[Sequence[Batch]], None]

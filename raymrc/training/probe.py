@@ -22,7 +22,7 @@ from raymrc.costs.rates import Job, Measured
 from raymrc.costs.workload import Workload, shortened
 from raymrc.errors import CorpusError, RaymrcError
 from raymrc.ledger.record import Record
-from raymrc.model.backbones import find
+from raymrc.model.backbones import find_backbone
 from raymrc.model.shapes import Shape
 from raymrc.reading.light_tokenizers import read_tokenizer
 from raymrc.reading.relations import find_asked
@@ -175,7 +175,7 @@ class _Sized:
         self.asked = find_asked(probe.configurations[0].cell.task, probe.corpus)
         self.workload = Workload(
             self.corpus, self.folds, self.asked, probe.questions, {},
-            {backbone.source: read_tokenizer(find(backbone))}, {backbone.source: probe.shape},
+            {backbone.source: read_tokenizer(find_backbone(backbone))}, {backbone.source: probe.shape},
             probe.kind,
         )  # fmt: skip
 

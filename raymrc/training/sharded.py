@@ -45,7 +45,7 @@ from raymrc.errors import BackboneError, TrainingError
 from raymrc.model.backbones import (
     Loaded,
     Weights,
-    find,
+    find_backbone,
     load_tokenizer,
     read_shape,
     weight_files,
@@ -141,9 +141,9 @@ def load_sharded(backbone: Backbone, ranks: Ranks, *, trains: bool = True) -> Sh
             Layers are put together in what `precision` says; gradients are added up in fp32.
 
     Raises:
-        BackboneError: see `backbones.load`.
+        BackboneError: see `backbones.load_backbone`.
     """
-    folder = find(backbone)
+    folder = find_backbone(backbone)
     shape = read_shape(folder, backbone.layers)
     computes_in = precision(ranks.device)
     with torch.device("meta"):
@@ -440,10 +440,10 @@ class Saving:
             ) from None
 
 
-T = TypeVar("T", FileSystemWriter, FileSystemReader)
+_T = TypeVar("_T", FileSystemWriter, FileSystemReader)
 
 
-def _through(storage: T, place: str) -> T:
+def _through(storage: _T, place: str) -> _T:
     """Where the place is a URL, torch's reader or writer goes through pyarrow, as the ledger does."""
     if "://" in place:
         files: Any = _ArrowFiles()
@@ -480,7 +480,7 @@ def _tensors(lane: Lane) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def export(encoder: Encoder, ranks: Ranks, folder: Path) -> None:
+def export_checkpoint(encoder: Encoder, ranks: Ranks, folder: Path) -> None:
     """The whole encoder's weights as Hugging Face has them, one put together at a time.
 
     The first process writes safetensors and their index; config and tokenizer are its caller's.

@@ -15,9 +15,9 @@ from raymrc.errors import AdapterError, BackboneError, TrainingError
 from raymrc.ledger.record import Epoch, Record
 from raymrc.ledger.storage import open_files
 from raymrc.model.adapters import Adapter, read_adapter, read_state
-from raymrc.model.backbones import Loaded, find, load, load_tokenizer, read_shape
-from raymrc.model.network import Model
-from raymrc.model.strategies import STRATEGIES, build
+from raymrc.model.backbones import Loaded, find_backbone, load_backbone, load_tokenizer, read_shape
+from raymrc.model.network import Model, build_model
+from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.relations import Asked
 from raymrc.training.batching import RowBuilder, StudyData
 from raymrc.training.lane import Lane
@@ -64,7 +64,7 @@ class Trainer:
         if ranks is not None:
             return self._open_sharded(backbone, data, ranks)
         return Pool(
-            load(backbone, self.device),
+            load_backbone(backbone, self.device),
             data,
             self.device,
             device_hour_usd=self.device_hour_usd,
@@ -150,7 +150,7 @@ def load_adapter(place: Path | str, loaded: Loaded) -> tuple[Model, Adapter]:
         ) from None
     # What its prompt once started from has been trained over.
     fresh = replace(configuration, prompt_initialisation="random")
-    model = build(fresh, loaded, len(adapter.labels), len(adapter.relations))
+    model = build_model(fresh, loaded, len(adapter.labels), len(adapter.relations))
     model.configuration = configuration
     try:
         model.load_trained_state(read_state(adapter.place))
@@ -169,7 +169,7 @@ def check_questions_fit(plan: Plan, asked: Asked, questions: Mapping[str, str]) 
     for cell in plan.cells:
         strategy = STRATEGIES[cell.cell.strategy]
         if strategy.asks == "words" or asked.relations:
-            folder = find(cell.cell.backbone)
+            folder = find_backbone(cell.cell.backbone)
             shape = read_shape(folder, cell.cell.backbone.layers)
             tokenizer = load_tokenizer(folder)
             try:

@@ -17,8 +17,8 @@ from raymrc.analysis.comparison import (
     OTHER_NOTES,
     SAME_FOLDS,
     SAME_NOTES,
-    compare,
-    render,
+    compare_studies,
+    render_comparison,
 )
 from raymrc.analysis.findings import Findings
 from raymrc.analysis.judging import conclude
@@ -45,20 +45,20 @@ def study(folder, f1, *, name="a", notes="fold", of=None, order=range(5), overri
 
 
 def test_on_the_same_folds_the_difference_is_tested_fold_by_fold(tmp_path):
-    (one,) = compare(study(tmp_path, LEVEL), study(tmp_path, BETTER, name="b")).both
+    (one,) = compare_studies(study(tmp_path, LEVEL), study(tmp_path, BETTER, name="b")).both
     by_hand = compare_folds([b - a for a, b in zip(LEVEL, BETTER, strict=True)])
     assert one.paired == SAME_FOLDS and one.is_sure
     assert one.difference == pytest.approx(by_hand.difference, abs=1e-3)
     assert one.p_value == pytest.approx(by_hand.p_difference, rel=0.05)
     assert one.interval.low > 0
-    (back,) = compare(study(tmp_path, BETTER), study(tmp_path, LEVEL, name="b")).both
+    (back,) = compare_studies(study(tmp_path, BETTER), study(tmp_path, LEVEL, name="b")).both
     assert back.difference == pytest.approx(-one.difference)
 
 
 def test_the_same_notes_in_other_folds_are_resampled_and_no_claim_is_made(tmp_path):
     """Of five folds of equal notes, one study's first is the other one's second."""
     there = study(tmp_path, BETTER, name="b", order=[1, 2, 3, 4, 0])
-    (one,) = compare(study(tmp_path, LEVEL), there).both
+    (one,) = compare_studies(study(tmp_path, LEVEL), there).both
     assert one.paired == SAME_NOTES and one.p_value is None and not one.is_sure
     assert one.interval.low < one.difference < one.interval.high
     a, b = (sum(values) / 5 for values in (LEVEL, BETTER))
@@ -66,7 +66,7 @@ def test_the_same_notes_in_other_folds_are_resampled_and_no_claim_is_made(tmp_pa
 
 
 def test_on_other_notes_nothing_is_claimed(tmp_path):
-    (one,) = compare(study(tmp_path, LEVEL), study(tmp_path, BETTER, notes="other")).both
+    (one,) = compare_studies(study(tmp_path, LEVEL), study(tmp_path, BETTER, notes="other")).both
     assert one.paired == OTHER_NOTES
     assert one.interval.low is None and one.p_value is None
     assert one.difference == pytest.approx(0.082, abs=1e-3)
@@ -79,8 +79,8 @@ def test_p_values_are_adjusted_over_all_cells_of_both(tmp_path):
         )
         return replace(first, summaries=(*first.summaries, *second.summaries))
 
-    found = compare(two(LEVEL, "a"), two(BETTER, "b"))
-    alone = compare(study(tmp_path, LEVEL), study(tmp_path, BETTER))
+    found = compare_studies(two(LEVEL, "a"), two(BETTER, "b"))
+    alone = compare_studies(study(tmp_path, LEVEL), study(tmp_path, BETTER))
     assert [one.p_value for one in found.both] == pytest.approx([2 * alone.both[0].p_value] * 2)
 
 
@@ -92,7 +92,7 @@ def test_cells_of_one_study_alone_and_settings_that_differ_are_named(tmp_path):
         of=cell("soft_prompt"),
         overrides=["folds.count=3", "backbones=[bert-large]"],
     )
-    found = compare(study(tmp_path, LEVEL), other)
+    found = compare_studies(study(tmp_path, LEVEL), other)
     assert found.both == ()
     assert [c.strategy for c in (*found.only_first, *found.only_second)] == [
         "fine_tune",
@@ -110,21 +110,21 @@ def test_cells_of_one_study_alone_and_settings_that_differ_are_named(tmp_path):
 def test_a_cell_without_a_winner_is_told_and_not_compared(tmp_path):
     done = study(tmp_path, LEVEL)
     begun = replace(done, summaries=summarise(done.fold_runs[:2], 5))
-    found = compare(done, begun)
+    found = compare_studies(done, begun)
     assert found.both[0].difference is None
     assert "no winner yet" in shown(found)
     assert found.to_json()["both"][0]["b"] is None
 
 
 def test_a_study_against_itself_differs_in_nothing(tmp_path):
-    found = compare(study(tmp_path, LEVEL), study(tmp_path, LEVEL))
+    found = compare_studies(study(tmp_path, LEVEL), study(tmp_path, LEVEL))
     assert found.settings == () and found.both[0].difference == 0
     assert found.both[0].p_value is None, "folds that all say the same tell nothing"
 
 
 def shown(found) -> str:
     console = Console(width=240, record=True, file=io.StringIO())
-    console.print(render(found))
+    console.print(render_comparison(found))
     return console.export_text()
 
 
@@ -132,7 +132,7 @@ def test_a_grid_and_a_range_are_told_as_a_study_file_writes_them(tmp_path):
     text = STUDY.replace("learning_rate: 2.0e-2", "learning_rate: {log_uniform: [1.0e-2, 1.0e-1]}")
     drawn = study(tmp_path, LEVEL, overrides=["search={algorithm: random}"])
     ranged = replace(drawn, spec=spec_of(tmp_path, text, ["search={algorithm: random}"]))
-    settings = {field: (a, b) for field, a, b in compare(drawn, ranged).settings}
+    settings = {field: (a, b) for field, a, b in compare_studies(drawn, ranged).settings}
     assert settings["strategies.frozen_soft_prompt.learning_rate"] == (
         "0.02",
         "log_uniform [0.01, 0.1]",

@@ -18,7 +18,7 @@ from raymrc.analysis.conclusions import (
     BEHIND,
     EQUIVALENT,
     UNSURE,
-    render,
+    render_conclusions,
     sentences,
 )
 from raymrc.analysis.judging import conclude
@@ -464,7 +464,7 @@ def test_the_tables_show_intervals_and_the_advice_stands_under_them():
     from rich.console import Console
 
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(render(concluded(ledger(LEVEL, FAR, away=(FAR, LEVEL)))))
+    console.print(render_conclusions(concluded(ledger(LEVEL, FAR, away=(FAR, LEVEL)))))
     text = console.export_text()
     assert "notes/minilm at there" in text and "over 99 %" in text
     assert text.index("How sure the gaps are") < text.index("train the backbone (soft_prompt)")

@@ -24,11 +24,12 @@ from raymrc.corpora.brat import write_brat
 from raymrc.corpora.note import Note, Relation, Span
 from raymrc.errors import SpecError, StudyError
 from raymrc.ledger.record import Found, NoteCounts, Record
-from raymrc.planning.plan import fold_run, plan_study
+from raymrc.planning.fold_runs import fold_run
+from raymrc.planning.plan import plan_study
 from raymrc.scheduling.search import StudySearch
 from raymrc.scoring.counts import Counts
-from raymrc.scoring.n2c2_2018 import score_folders
-from raymrc.scoring.n2c2_2022 import score_folders as score_event_folders
+from raymrc.scoring.n2c2_2018 import score_2018_folders
+from raymrc.scoring.n2c2_2022 import score_2022_folders as score_event_folders
 from raymrc.study.notes import read_study_corpus, read_test
 from tests.study.making import STUDY, problems_of, spec_of
 
@@ -221,7 +222,7 @@ def test_predictions_are_brat_that_the_scorers_read(tmp_path, study):
     assert folder == tmp_path / run.place
     write_brat(corpus.notes, tmp_path / "gold", triggers)
     assert score_event_folders(tmp_path / "gold", folder).overall.f1 == 1.0
-    assert score_folders(tmp_path / "gold", folder).tallies["strict"]["entities"].micro.tp == 3
+    assert score_2018_folders(tmp_path / "gold", folder).tallies["strict"]["entities"].micro.tp == 3
     # Asked for again, they are left as they are.
     assert write_predictions([record], corpus, tmp_path, triggers) == [folder]
 

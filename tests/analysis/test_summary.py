@@ -15,10 +15,10 @@ import pytest
 
 from raymrc.analysis.summary import (
     count_failing,
-    describe,
+    describe_configuration,
     frozen_gaps,
     out_of_reach,
-    render,
+    render_summaries,
     summarise,
     to_json,
 )
@@ -34,7 +34,7 @@ def shown(summaries) -> str:
     from rich.console import Console
 
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(render(summaries))
+    console.print(render_summaries(summaries))
     return console.export_text()
 
 
@@ -168,7 +168,7 @@ def test_gaps_are_told_from_the_smallest_backbone_to_the_largest():
     ]
     assert [g.gap for g in gaps] == pytest.approx([0.4, 0.0])
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(render(summarise(records, 2, order)))
+    console.print(render_summaries(summarise(records, 2, order)))
     shown = console.export_text().split("against the best trained one")[1]
     assert shown.index("22.6M") < shown.index("350M")
 
@@ -217,10 +217,13 @@ def test_the_tables_show_winners_gaps_and_what_is_not_done():
 def test_a_configuration_is_described_by_what_it_does_not_share():
     (summary,) = summarise([record(learning_rate=rate) for rate in (1e-4, 2e-4)], 1)
     chosen = summary.configurations[0]
-    assert describe(chosen.configuration, summary.configurations) == (
+    assert describe_configuration(chosen.configuration, summary.configurations) == (
         f"learning_rate {chosen.configuration.learning_rate:g}"
     )
-    assert describe(chosen.configuration) == f"learning_rate {chosen.configuration.learning_rate:g}"
+    assert (
+        describe_configuration(chosen.configuration)
+        == f"learning_rate {chosen.configuration.learning_rate:g}"
+    )
 
 
 def test_why_fold_runs_failed_is_told_with_how_often():

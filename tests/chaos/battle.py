@@ -26,8 +26,9 @@ from typing import Any
 
 import psutil
 
-from raymrc.costs.budget import Entry, Journal, add_up
-from raymrc.ledger.ledger import ENDINGS, Ledger
+from raymrc.costs.budget import Entry, add_up
+from raymrc.costs.journal import Journal
+from raymrc.ledger.ledger import RANKED_STATUS, Ledger
 from raymrc.ledger.record import Record
 from raymrc.ledger.storage import open_files
 from tests.chaos.study import ANSWER, EPOCHS, RATES, Terms, script, true_time
@@ -646,7 +647,7 @@ class Battle:
         if is_whole:
             self._check_whole([record for record in by_key.values() if record is not None])
         names = [*ledger.files.names()]
-        endings = tuple(ENDINGS.values())
+        endings = tuple(RANKED_STATUS.values())
         self.wrong += [
             f"in the ledger lies {name}"
             for name in names

@@ -22,7 +22,7 @@ from typing import Any
 from raymrc.configuration import Backbone, FoldRun
 from raymrc.costs.budget import Budget, Need
 from raymrc.ledger.ledger import Ledger
-from raymrc.ledger.record import Epoch, Event, Record
+from raymrc.ledger.record import Epoch, LaneEvent, Record
 from raymrc.planning.plan import Plan
 from raymrc.racing.racing import Racing
 from tests.sweep.making import Script, ScriptPool, make_plan
@@ -165,9 +165,9 @@ class LoggedPool:
         self._spent.pop(key, None)
         return record
 
-    def step(self) -> Sequence[Event]:
+    def step(self) -> Sequence[LaneEvent]:
         began = time.monotonic()
-        events: Sequence[Event] = self._pool.step()
+        events: Sequence[LaneEvent] = self._pool.step()
         if self._seconds:
             ended = sum(isinstance(event.what, Epoch) for event in events)
             time.sleep(ended * self._seconds / EPOCHS)
@@ -197,7 +197,7 @@ def drive(folder: Path, number: int) -> int:
     """One driver; the code is that of `raymrc run`."""
     from raymrc.errors import RaymrcError
     from raymrc.sweep.driver import run_study
-    from raymrc.sweep.session import Resources
+    from raymrc.sweep.session import HostResources
     from tests.training.test_lane import make_data, make_notes
 
     terms = Terms.read(folder)
@@ -220,7 +220,7 @@ def drive(folder: Path, number: int) -> int:
             make_data(make_notes(), plan.folds) if terms.tiny else script(folder, terms.seconds),
             folder=folder / "study",
             # Lanes that share passes learn alike, but not to the last digit.
-            resources=Resources(
+            resources=HostResources(
                 max_hosts=2, lanes=1 if terms.tiny else 2, save_seconds=terms.save_seconds
             ),
             budget=Budget(device_hours=hours, device_hour_usd=1.0),

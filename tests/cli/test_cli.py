@@ -14,13 +14,14 @@ from raymrc.cli import describe_bug, main
 from raymrc.configuration import Backbone
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.splits import make_folds, note_marks
-from raymrc.corpora.synthetic import synthesize
+from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Epoch, NoteCounts, Record
 from raymrc.model.backbones import weights_fingerprint
-from raymrc.planning.plan import fold_run, plan_study
+from raymrc.planning.fold_runs import fold_run
+from raymrc.planning.plan import plan_study
+from raymrc.study.load import load_spec
 from raymrc.study.notes import read_study_corpus
-from raymrc.study.spec import load_spec
 from tests.commands import STUDY, raymrc, write_notes
 from tests.model.tiny import tiny_checkpoint
 from tests.paths import ROOT
@@ -446,7 +447,7 @@ def test_a_run_with_a_note_of_another_side_in_what_it_learns_from_ends_before_it
 def test_a_race_that_would_begin_with_what_held_out_notes_said_ends_before_it_starts(place):
     tiny_checkpoint("bert", place / "backbone")
     there = "{synthetic: {scheme: n2c2-2018, notes: 3}, name: there}"
-    ids = [note.id for note in synthesize("n2c2-2018", 3, "a", 13).notes]
+    ids = [note.id for note in synthesize_corpus("n2c2-2018", 3, "a", 13).notes]
     earlier = Ledger(str(place / "earlier"))
     scored = {note_id: NoteCounts({}, {}) for note_id in ids}
     earlier.record(replace(record(0), notes=scored))
@@ -482,7 +483,7 @@ def test_a_bug_of_ours_shows_where_it_is_and_no_values(capsys, monkeypatch):
         except KeyError as error:
             raise ValueError(f"could not read {text}") from error
 
-    monkeypatch.setattr("raymrc.study.spec.load_spec", broken)
+    monkeypatch.setattr("raymrc.study.load.load_spec", broken)
     assert main(["plan", "anything.yaml"]) == 1
     told = capsys.readouterr().err
     assert "SECRET" not in told and "ASPIRIN" not in told
@@ -500,7 +501,7 @@ def test_an_interrupted_command_says_so_by_its_code(monkeypatch):
     def interrupted(path, overrides):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("raymrc.study.spec.load_spec", interrupted)
+    monkeypatch.setattr("raymrc.study.load.load_spec", interrupted)
     assert main(["plan", "anything.yaml"]) == 130
 
 

@@ -24,7 +24,7 @@ from raymrc.corpora.splits import (
     shared_notes,
     take_subset,
 )
-from raymrc.corpora.synthetic import synthesize
+from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.errors import CorpusError
 from tests.paths import SHARED, needs_shared
 
@@ -235,7 +235,7 @@ def test_phee_s_folds_do_not_depend_on_the_order_of_its_lines():
 
 
 def test_few_notes_are_nested_within_a_draw_and_come_from_the_training_folds_alone():
-    corpus = synthesize("n2c2-2018", 40, "a", 13)
+    corpus = synthesize_corpus("n2c2-2018", 40, "a", 13)
     folds = make_folds(corpus, 4, seed=1, validation_share=0.2)
     for fold in range(4):
         whole = folds.split(fold)
@@ -280,7 +280,7 @@ def test_few_mentions_are_the_fewest_notes_of_a_draw_that_hold_them(held, data):
 
 
 def test_draws_of_few_mentions_differ():
-    corpus = synthesize("n2c2-2018", 40, "a", 13)
+    corpus = synthesize_corpus("n2c2-2018", 40, "a", 13)
     folds = make_folds(corpus, 4, seed=1, validation_share=0.2)
     mentions = count_mentions(corpus.notes)
     assert len({folds.few_shot(4 * draw, 100, mentions).train for draw in range(3)}) == 3

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from raymrc.corpora.formats import read_corpus, write_corpus
 from raymrc.corpora.note import Corpus, Note
-from raymrc.corpora.synthetic import LONGEST, SHORTEST, _mark_up, _wrap, synthesize
+from raymrc.corpora.synthetic import LONGEST, SHORTEST, _mark_up, _wrap, synthesize_corpus
 from raymrc.errors import CorpusError
 from raymrc.scoring.counts import pool
-from raymrc.scoring.n2c2_2018 import MODES, score_folders, score_note
-from raymrc.scoring.n2c2_2022 import score_folders as score_events
+from raymrc.scoring.n2c2_2018 import MODES, score_2018_folders, score_note
+from raymrc.scoring.n2c2_2022 import score_2022_folders as score_events
 
 SCHEMES = ("n2c2-2018", "n2c2-2022")
 EACH = [(scheme, site) for scheme in SCHEMES for site in "ab"]
@@ -29,7 +29,7 @@ EACH = [(scheme, site) for scheme in SCHEMES for site in "ab"]
 
 @pytest.fixture(scope="module")
 def corpora() -> dict[tuple[str, str], Corpus]:
-    return {(scheme, site): synthesize(scheme, 40, site, 7) for scheme, site in EACH}
+    return {(scheme, site): synthesize_corpus(scheme, 40, site, 7) for scheme, site in EACH}
 
 
 def label_shares(corpus: Corpus) -> dict[str, float]:
@@ -140,12 +140,18 @@ def test_some_patients_have_two_notes_and_share_a_group(corpora):
 
 
 def test_a_longer_corpus_begins_with_the_shorter_one():
-    short, long = synthesize("n2c2-2018", 5, "a", 3), synthesize("n2c2-2018", 9, "a", 3)
+    short, long = (
+        synthesize_corpus("n2c2-2018", 5, "a", 3),
+        synthesize_corpus("n2c2-2018", 9, "a", 3),
+    )
     assert long.notes[:5] == short.notes
 
 
 def test_another_seed_writes_other_notes():
-    assert synthesize("n2c2-2022", 1, "b", 1).notes != synthesize("n2c2-2022", 1, "b", 2).notes
+    assert (
+        synthesize_corpus("n2c2-2022", 1, "b", 1).notes
+        != synthesize_corpus("n2c2-2022", 1, "b", 2).notes
+    )
 
 
 def test_a_fresh_interpreter_with_another_hash_seed_writes_the_same_bytes():
@@ -153,7 +159,7 @@ def test_a_fresh_interpreter_with_another_hash_seed_writes_the_same_bytes():
         "from raymrc.corpora.synthetic import synthesize\n"
         f"print(*(synthesize(x, 6, y, 11).fingerprint for x, y in {EACH!r}))"
     )
-    here = [synthesize(scheme, 6, site, 11).fingerprint for scheme, site in EACH]  # type: ignore[arg-type]
+    here = [synthesize_corpus(scheme, 6, site, 11).fingerprint for scheme, site in EACH]  # type: ignore[arg-type]
     for hash_seed in ("0", "4242"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         done = subprocess.run(
@@ -174,7 +180,7 @@ def test_gold_against_gold_is_perfect(corpora, site, tmp_path):
     for mode in MODES:
         assert pool(pool(score_note(n.spans, n.spans, mode).values()) for n in corpus.notes).f1 == 1
     write_corpus(corpus, tmp_path / "drugs", "n2c2-2018")
-    tallies = score_folders(tmp_path / "drugs", tmp_path / "drugs").tallies
+    tallies = score_2018_folders(tmp_path / "drugs", tmp_path / "drugs").tallies
     assert all(tally.micro.f1 == 1 for kinds in tallies.values() for tally in kinds.values())
     write_corpus(corpora["n2c2-2022", site], tmp_path / "social", "n2c2-2022")
     assert score_events(tmp_path / "social", tmp_path / "social").overall.f1 == 1
@@ -190,4 +196,4 @@ def test_gold_against_gold_is_perfect(corpora, site, tmp_path):
 )
 def test_what_cannot_be_made_is_refused(scheme, notes, site, message):
     with pytest.raises(CorpusError, match=message):
-        synthesize(scheme, notes, site, 1)
+        synthesize_corpus(scheme, notes, site, 1)

@@ -1,4 +1,4 @@
-"""Promise: `validate` reports what would stop reading, and what would not but should be known.
+"""Promise: `validate_corpus` reports what would stop reading, and what would not but should be known.
 
 It could break unnoticed if it had its own idea of what is wrong: so it is held against
 `read_corpus` here.
@@ -11,7 +11,7 @@ import json
 import pytest
 
 from raymrc.corpora.formats import read_corpus
-from raymrc.corpora.validate import validate
+from raymrc.corpora.validate import validate_corpus
 from raymrc.errors import CorpusError
 from tests.paths import SHARED, needs_shared
 
@@ -31,7 +31,7 @@ def test_counts_tell_nested_crossing_equal_and_discontinuous_spans_apart(tmp_pat
         "R1\tOf Arg1:T1 Arg2:T2\n",
     )
     write_pair(tmp_path, "2", "pain", "")
-    counts = validate(tmp_path, "brat").counts
+    counts = validate_corpus(tmp_path, "brat").counts
     assert (counts.notes, counts.spans, counts.relations) == (2, 6, 1)
     # T2, T3 and T5 in T1, T5 and T6 in T4
     assert counts.nested == 4
@@ -49,14 +49,14 @@ def test_what_stops_reading_is_an_error_and_the_rest_a_warning(tmp_path):
     write_pair(tmp_path, "2", "", "")
     write_pair(tmp_path, "3", " aspirin\n", "")
     write_pair(tmp_path, "4", "aspirin", "")
-    found = validate(tmp_path, "n2c2-2018")
+    found = validate_corpus(tmp_path, "n2c2-2018")
     assert found.ok
     assert [p.severity for p in found.problems] == ["warning", "warning"]
     assert len(read_corpus(tmp_path, "n2c2-2018").notes) == 4
     assert (found.counts.duplicate_spans, found.counts.empty_notes) == (1, 1)
     assert found.counts.duplicate_texts == 2
     write_pair(tmp_path, "3", "aspirin", "T1\tDrug 0 8\taspirin\n")
-    broken = validate(tmp_path, "n2c2-2018")
+    broken = validate_corpus(tmp_path, "n2c2-2018")
     assert not broken.ok
     with pytest.raises(CorpusError) as raised:
         read_corpus(tmp_path, "n2c2-2018")
@@ -66,7 +66,7 @@ def test_what_stops_reading_is_an_error_and_the_rest_a_warning(tmp_path):
 
 def test_json_has_every_count_and_every_problem(tmp_path):
     write_pair(tmp_path, "1", "aspirin", "T1\tDrugs 0 7\taspirin\n")
-    values = json.loads(validate(tmp_path, "n2c2-2018").to_json())
+    values = json.loads(validate_corpus(tmp_path, "n2c2-2018").to_json())
     assert {name: values[name] for name in ("notes", "spans", "relations", "nested")} == {
         "notes": 1,
         "spans": 1,
@@ -85,11 +85,11 @@ def test_json_has_every_count_and_every_problem(tmp_path):
 
 
 def test_a_missing_corpus_is_a_problem_like_others(tmp_path):
-    found = validate(tmp_path / "nowhere", "phee")
+    found = validate_corpus(tmp_path / "nowhere", "phee")
     assert found.counts.notes == 0
     assert [p.severity for p in found.problems] == ["error"]
     with pytest.raises(CorpusError, match="there is no reader 'bratt'"):
-        validate(tmp_path, "bratt")
+        validate_corpus(tmp_path, "bratt")
 
 
 @needs_shared
@@ -102,7 +102,7 @@ def test_a_missing_corpus_is_a_problem_like_others(tmp_path):
     ],
 )
 def test_real_corpora_are_valid(reader, folder, notes, spans, discontinuous, warnings):
-    found = validate(SHARED / "corpora" / folder, reader)
+    found = validate_corpus(SHARED / "corpora" / folder, reader)
     assert found.ok
     counts = found.counts
     assert (counts.notes, counts.spans, counts.discontinuous) == (notes, spans, discontinuous)
@@ -111,5 +111,5 @@ def test_real_corpora_are_valid(reader, folder, notes, spans, discontinuous, war
 
 @needs_shared
 def test_the_case_reports_are_nested_as_their_readme_says():
-    counts = validate(SHARED / "corpora" / "maccrobat2020", "maccrobat").counts
+    counts = validate_corpus(SHARED / "corpora" / "maccrobat2020", "maccrobat").counts
     assert (counts.nested, counts.same_extent) == (265, 91)

@@ -14,15 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from raymrc.costs.account import Account
 from raymrc.costs.budget import (
+    HOST_START_SECONDS,
     LEAST_LEASE,
     MOST_LEASE,
-    START_SECONDS,
     WRITE_SECONDS,
-    Account,
     Budget,
     Entry,
-    Journal,
     Left,
     Spent,
     add_up,
@@ -31,6 +30,7 @@ from raymrc.costs.budget import (
     unfinished,
     union,
 )
+from raymrc.costs.journal import Journal
 from raymrc.errors import LedgerError
 from tests.study.making import STUDY, problems_of, spec_of
 
@@ -135,12 +135,12 @@ def test_a_host_that_never_said_a_word_is_charged_where_it_had_a_process():
     account.end("starting", 13.0, was_silent=True)
     assert account.device_seconds(13.0) == 2 * 3
     account.end("late", 1e6, was_silent=True)
-    assert account.device_seconds(1e6) == 2 * 3 + 2 * START_SECONDS, "as was kept free for it"
+    assert account.device_seconds(1e6) == 2 * 3 + 2 * HOST_START_SECONDS, "as was kept free for it"
     account.ask("heard", 2.0, 1e6)
     account.start("heard", 2.0, 1e6 + 1)
     assert account.awaits("heard") is False
     account.end("heard", 1e6 + 2, was_silent=True)
-    assert account.device_seconds(2e6) == 2 * 3 + 2 * START_SECONDS + 2, "once"
+    assert account.device_seconds(2e6) == 2 * 3 + 2 * HOST_START_SECONDS + 2, "once"
 
 
 def test_what_is_held_may_stay_until_the_first_limit_or_the_end_of_the_lease(tmp_path):
@@ -182,7 +182,7 @@ def test_a_host_that_comes_up_slowly_is_closed_before_the_cap_although_nobody_ha
     account.end("is called off", 20.0)
     assert account.limit_left(16.0) == pytest.approx((60 - 32 - 2) / 3)
     account.end("a", 16.0)
-    assert account.limit_left(1e6) == pytest.approx(60 - 32 - START_SECONDS)
+    assert account.limit_left(1e6) == pytest.approx(60 - 32 - HOST_START_SECONDS)
     account.end("waits for a machine", 1e6)
     assert account.limit_left(1e6) == math.inf
     account.paid(Entry("d", NOW, lease=60.0, ahead_device_seconds=60.0), 1e6, 2.0)

@@ -14,31 +14,34 @@ import pytest
 from raymrc.costs.budget import Budget, Spent
 from raymrc.costs.forecast import (
     FIGURES,
-    PROBE,
+    FoldRunProgress,
     Forecast,
-    Progress,
     build_workload,
-    choose_probed,
     forecast,
     read_history,
-    read_probe,
     read_progress,
     shown,
-    write_probe,
 )
 from raymrc.costs.prices import read_cluster, read_prices
+from raymrc.costs.probe import (
+    PROBE,
+    choose_probed,
+    read_probe,
+    write_probe,
+)
 from raymrc.costs.rates import Measured
 from raymrc.costs.status import exceeds
 from raymrc.errors import LedgerError, SpecError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Epoch, Record
-from raymrc.planning.plan import fold_run, plan_study, render
+from raymrc.planning.fold_runs import fold_run
+from raymrc.planning.plan import plan_study, render_plan
 from raymrc.quantities import in_time
 from raymrc.racing.racing import Racing
 from raymrc.racing.simulate import expected_share
 from raymrc.reading.light_tokenizers import RoughTokenizer
+from raymrc.study.load import load_spec
 from raymrc.study.notes import read_study_corpus
-from raymrc.study.spec import load_spec
 from tests.paths import ROOT
 from tests.study.making import STUDY, spec_of
 
@@ -148,7 +151,7 @@ def test_what_a_race_has_stopped_is_not_to_do_while_it_races(tmp_path):
     paused = replace(first, status="paused", epochs=half)
     key = first.key
     share = len(half) / epochs
-    assert read_progress(cost.plan, [paused]) == {key: Progress(share, 1 - share)}
+    assert read_progress(cost.plan, [paused]) == {key: FoldRunProgress(share, 1 - share)}
     stopped = replace(paused, status="stopped", reason="2 points below")
     assert read_progress(cost.plan, [stopped]) == {}, "a full grid trains it, from its beginning"
     racing = replace(cost.plan, racing=Racing())
@@ -156,9 +159,11 @@ def test_what_a_race_has_stopped_is_not_to_do_while_it_races(tmp_path):
         r.key for r in cost.records() if r.fold_run.configuration == first.fold_run.configuration
     }
     progress = read_progress(racing, [stopped])
-    assert progress == {k: Progress(share if k == key else 0.0, 0.0) for k in both}
+    assert progress == {k: FoldRunProgress(share if k == key else 0.0, 0.0) for k in both}
     assert len(both) == 2
-    assert read_progress(racing, [stopped, *others_of(cost, key)])[key] == Progress(share, 0.0)
+    assert read_progress(racing, [stopped, *others_of(cost, key)])[key] == FoldRunProgress(
+        share, 0.0
+    )
     whole = cost.forecast().cells[0]
     left = cost.forecast(progress=read_progress(racing, [stopped])).cells[0].left.value
     assert left == pytest.approx(
@@ -195,17 +200,19 @@ def test_what_a_race_has_left_is_what_is_expected_less_what_is_trained(tmp_path)
     cost.plan = replace(cost.plan, racing=Racing())
     whole = cost.forecast().cells[0]
     key, other = (r.key for r in cost.records() if r.fold_run.fold == 0 and of_first_cell(r))
-    some = cost.forecast(progress={key: Progress(0.1, 0.9)}).cells[0]
+    some = cost.forecast(progress={key: FoldRunProgress(0.1, 0.9)}).cells[0]
     trained = whole.device_seconds.value - some.left.value
     assert trained == pytest.approx(whole.left.value - some.left.value) and trained > 0
     assert some.raced_left.value == pytest.approx(whole.raced.value - trained)
     # Who is stopped leaves nothing; what is expected is no more than there is.
-    stopped = cost.forecast(progress={key: Progress(0.1, 0.0)}).cells[0]
+    stopped = cost.forecast(progress={key: FoldRunProgress(0.1, 0.0)}).cells[0]
     assert stopped.left.value < some.left.value
     least = min(stopped.left.value, some.raced_left.value)
     assert stopped.raced_left.value == pytest.approx(least)
     # A race that outlives its expectation.
-    late = cost.forecast(progress={key: Progress(1.0, 0.0), other: Progress(0.9, 0.1)}).cells[0]
+    late = cost.forecast(
+        progress={key: FoldRunProgress(1.0, 0.0), other: FoldRunProgress(0.9, 0.1)}
+    ).cells[0]
     assert 0 < late.raced_left.value < late.left.value
     assert late.raced_left.low <= late.raced_left.value <= late.raced_left.high
 
@@ -308,7 +315,7 @@ def test_the_table_with_costs_fits_120_columns_without_folding_a_name(name):
     workload = build_workload(spec, plan, corpus, {}, {"minilm": RoughTokenizer()})
     costs = forecast(spec, plan, workload, table=read_prices())
     console = Console(width=119, record=True, file=io.StringIO())
-    console.print(render(plan, costs))
+    console.print(render_plan(plan, costs))
     lines = console.export_text()
     assert all(cell.cell.name in lines for cell in plan.cells)
     assert "USD" in lines
@@ -316,7 +323,7 @@ def test_the_table_with_costs_fits_120_columns_without_folding_a_name(name):
 
 
 def test_figures_are_shown_in_one_unit_with_two_digits():
-    from raymrc.costs.rates import Estimate
+    from raymrc.quantities import Estimate
 
     assert shown(Estimate(6000, 3000, 20000), in_time) == "1.7 h\n(0.83-5.6)"
     assert shown(Estimate(30, 20, 45), in_time, " ") == "30 s (20-45)"

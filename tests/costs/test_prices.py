@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raymrc.costs.prices import BUILT_IN, energy_kwh, read_cluster, read_prices, watts_of
+from raymrc.costs.prices import BUILT_IN_PRICES, energy_kwh, read_cluster, read_prices, watts_of
 from raymrc.errors import SpecError
 
 OWN = """\
@@ -33,7 +33,7 @@ def test_our_table_is_dated_has_gpus_and_cpus_and_tells_to_check_it():
     assert date.fromisoformat(table.date)
     assert {table.devices[i.device].kind for i in table.instances.values()} == {"cpu", "gpu"}
     assert all(0 < i.spot < i.on_demand for i in table.instances.values())
-    assert "Check it before you rely on it" in BUILT_IN.read_text(encoding="utf-8")
+    assert "Check it before you rely on it" in BUILT_IN_PRICES.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

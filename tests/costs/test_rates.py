@@ -15,14 +15,14 @@ from raymrc.configuration import Configuration
 from raymrc.costs.rates import (
     PARTS,
     SPREADS,
-    Estimate,
     Job,
     Measured,
     choose_hardware,
     fit_rates,
 )
-from raymrc.costs.workload import Passes, Work
+from raymrc.costs.workload import FoldRunWork, Passes
 from raymrc.model.shapes import SHAPES
+from raymrc.quantities import Estimate
 from tests.study.making import cell
 
 MINILM = SHAPES["minilm"]
@@ -37,7 +37,7 @@ def job(strategy: str = "fine_tune", rows: int = 400, epochs: int = 3, **fields)
 
     return Job(
         Configuration(cell(strategy), 1e-4, epochs=epochs, **fields),
-        Work(passes(rows * epochs, 16), passes(rows * epochs / 3, 10)),
+        FoldRunWork(passes(rows * epochs, 16), passes(rows * epochs / 3, 10)),
         MINILM,
         num_labels=3,
     )

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from raymrc.configuration import FoldRun
 from raymrc.costs.budget import Budget, Entry, Spent
+from raymrc.costs.expectations import Expectations
 from raymrc.costs.forecast import (
-    START_SECONDS,
-    Expectations,
+    FIRST_TRAINING_SECONDS,
     Forecast,
     build_workload,
     forecast,
@@ -23,10 +23,11 @@ from raymrc.costs.forecast import (
     read_progress,
 )
 from raymrc.costs.rates import Measured
-from raymrc.costs.status import Status, exceeds, read_status, render
+from raymrc.costs.status import Status, exceeds, read_status, render_status
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Record
-from raymrc.planning.plan import fold_run, plan_study
+from raymrc.planning.fold_runs import fold_run
+from raymrc.planning.plan import plan_study
 from raymrc.reading.light_tokenizers import RoughTokenizer
 from raymrc.study.notes import read_study_corpus
 from tests.study.making import STUDY, spec_of
@@ -78,7 +79,7 @@ class Study:
 
 def shown(status: Status) -> str:
     text = io.StringIO()
-    Console(file=text, width=160).print(render(status))
+    Console(file=text, width=160).print(render_status(status))
     return text.getvalue()
 
 
@@ -111,7 +112,9 @@ def test_what_is_done_failed_spent_and_committed_is_what_was_written(tmp_path):
     assert status.spent.wall_seconds == 600 + 100, "until now, not until the lease ends"
     assert status.left.device_seconds == pytest.approx(3600 - 1140), "dollars are the nearer limit"
     assert status.rest.value == pytest.approx(study.forecast().total("left").value * 3.0)
-    assert status.wall.value == pytest.approx(study.forecast().wall.value * 3.0 - START_SECONDS)
+    assert status.wall.value == pytest.approx(
+        study.forecast().wall.value * 3.0 - FIRST_TRAINING_SECONDS
+    )
     text = shown(status)
     assert "tiny: runs, 2 fold-runs train" in text and "expected end 20" in text
     answer = json.loads(json.dumps(status.to_json()))

@@ -14,7 +14,7 @@ import pytest
 from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.corpora.note import Corpus, Note
 from raymrc.corpora.splits import make_folds
-from raymrc.corpora.synthetic import synthesize
+from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.costs.workload import (
     Passes,
     Workload,
@@ -49,8 +49,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def both(folder: Path, scheme: str, task: str, **fields):
     """What counts, what trains, and a configuration of each strategy."""
-    corpus = synthesize(scheme, 6, "a", 3)
-    transfer = {"there": synthesize(scheme, 2, "b", 4)}
+    corpus = synthesize_corpus(scheme, 6, "a", 3)
+    transfer = {"there": synthesize_corpus(scheme, 2, "b", 4)}
     folds = make_folds(corpus, 2, 1, 0.2)
     asked = find_asked(task, corpus)
     questions = build_questions(asked.labels, {}, asked.relations)
@@ -194,7 +194,7 @@ def test_few_shots_train_on_fewer_rows(folder):
 
 def test_the_light_tokenizer_reads_as_the_backbone_s_own(folder):
     own, light = load_tokenizer(folder), read_light_tokenizer(folder)
-    for note in synthesize("n2c2-2022", 4, "a", 1).notes:
+    for note in synthesize_corpus("n2c2-2022", 4, "a", 1).notes:
         wanted = own(note.text, add_special_tokens=False, return_offsets_mapping=True)
         found = light(note.text)
         assert found["input_ids"] == wanted["input_ids"]
@@ -209,20 +209,20 @@ def test_a_folder_without_a_tokenizer_gives_none_and_a_broken_one_is_told(tmp_pa
 
 
 def test_without_a_tokenizer_pieces_are_guessed_within_a_tenth():
-    from raymrc.model.backbones import BACKBONES, find
+    from raymrc.model.backbones import BACKBONES, find_backbone
 
     try:
-        exact = read_light_tokenizer(find(Backbone("minilm", "minilm")))
+        exact = read_light_tokenizer(find_backbone(Backbone("minilm", "minilm")))
     except BackboneError:
         pytest.skip(f"{BACKBONES['minilm'].package} is not installed")
     rough = RoughTokenizer()
-    texts = [note.text for s in SCHEMES for note in synthesize(s, 10, "a", 1).notes]
+    texts = [note.text for s in SCHEMES for note in synthesize_corpus(s, 10, "a", 1).notes]
     pieces = [sum(len(t(text)["input_ids"]) for text in texts) for t in (exact, rough)]
     assert pieces[1] == pytest.approx(pieces[0], rel=0.1)
 
 
 def test_a_shortened_corpus_keeps_what_lies_wholly_in_it():
-    corpus = synthesize("n2c2-2018", 3, "a", 1)
+    corpus = synthesize_corpus("n2c2-2018", 3, "a", 1)
     short = shortened(corpus, 300)
     assert isinstance(short, Corpus)
     for before, after in zip(corpus.notes, short.notes, strict=True):

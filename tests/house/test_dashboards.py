@@ -20,7 +20,7 @@ import jsonschema
 import pytest
 import yaml
 
-from raymrc.sweep.metrics import CELL, METRICS
+from raymrc.sweep.metrics import CELL_LABELS, METRICS
 from tests.paths import ROOT
 
 BOARDS = ROOT / "dashboards"
@@ -138,7 +138,9 @@ def test_every_query_asks_the_source_that_was_chosen_of_the_studies_that_were(bo
     for panel in panels_of(board):
         assert panel["datasource"] == source
         assert all(target["datasource"] == source for target in panel["targets"])
-    of_cells = {metric.exported for metric in METRICS if metric.labels[: len(CELL)] == CELL}
+    of_cells = {
+        metric.exported for metric in METRICS if metric.labels[: len(CELL_LABELS)] == CELL_LABELS
+    }
     for expression in expressions_of(board):
         for name, matchers in re.findall(r"(ray_raymrc\w+){([^}]*)}", expression):
             assert 'study=~"$study"' in matchers
@@ -167,7 +169,7 @@ def test_prometheus_keeps_what_is_asked_for(board):
 
 def test_names_and_labels_are_few_and_hold_no_text():
     labels = {label for metric in METRICS for label in metric.labels}
-    assert labels == {*CELL, "state", "status", "kind"}
+    assert labels == {*CELL_LABELS, "state", "status", "kind"}
     for metric in METRICS:
         assert re.fullmatch(r"raymrc_[a-z0-9_]+", metric.name)
         assert not metric.name.endswith("_total"), "Ray puts it there"

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from raymrc.corpora.formats import write_corpus
-from raymrc.corpora.synthetic import synthesize
+from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.model.shapes import SHAPES
 from raymrc.model.strategies import STRATEGIES
 from raymrc.planning.plan import plan_study
+from raymrc.study.load import load_spec
 from raymrc.study.notes import (
     build_study_folds,
     read_study_corpus,
@@ -22,7 +23,6 @@ from raymrc.study.notes import (
     study_labels,
     study_questions,
 )
-from raymrc.study.spec import load_spec
 from tests.paths import ROOT, SHARED, needs_shared
 
 STUDIES = sorted((ROOT / "studies").rglob("*.yaml"))
@@ -94,7 +94,7 @@ def made_up(tmp_path_factory):
         ("n2c2-2022", "n2c2-2022/uw", "b", 5), ("n2c2-2022", "n2c2-2022-test", "b", 99),
     ):  # fmt: skip
         count = 200 if seed == 13 else 8  # few-shot studies want a hundred training notes
-        write_corpus(synthesize(scheme, count, site, seed), folder / "corpora" / name)
+        write_corpus(synthesize_corpus(scheme, count, site, seed), folder / "corpora" / name)
     return folder
 
 

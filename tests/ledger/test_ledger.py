@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from raymrc.costs.budget import Journal
+from raymrc.costs.journal import Journal
 from raymrc.errors import LedgerError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.storage import Files, Folder, ObjectStore

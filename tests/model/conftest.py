@@ -34,4 +34,4 @@ def minilm_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def minilm(minilm_folder: Path) -> Loaded:
-    return backbones.load(Backbone("minilm", "minilm"), "cpu")
+    return backbones.load_backbone(Backbone("minilm", "minilm"), "cpu")

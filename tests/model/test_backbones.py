@@ -13,7 +13,14 @@ import torch
 
 from raymrc.configuration import Backbone
 from raymrc.errors import BackboneError
-from raymrc.model.backbones import BACKBONES, find, load, read_shape, shape_of, weights_fingerprint
+from raymrc.model.backbones import (
+    BACKBONES,
+    find_backbone,
+    load_backbone,
+    read_shape,
+    shape_of,
+    weights_fingerprint,
+)
 from raymrc.model.shapes import SHAPES
 from tests.model.tiny import KINDS, random_inputs, tiny_backbone, tiny_checkpoint
 from tests.paths import ROOT
@@ -38,7 +45,7 @@ def test_every_backbone_known_by_name_has_a_shape():
 def test_a_config_gives_the_shape_of_what_is_loaded(kind, tmp_path):
     folder = tiny_checkpoint(kind, tmp_path)
     shape = read_shape(folder)
-    loaded = load(tiny_backbone(folder))
+    loaded = load_backbone(tiny_backbone(folder))
     assert loaded.shape == shape and shape.kind == kind
     assert shape.max_pieces == 64
     assert shape.num_parameters == sum(p.numel() for p in loaded.encoder.parameters())
@@ -50,12 +57,12 @@ def test_our_table_agrees_with_minilms_own_config(minilm_folder):
 
 
 def test_pickled_weights_give_the_same_encoder_as_safetensors(checkpoint):
-    first = load(tiny_backbone(checkpoint))
+    first = load_backbone(tiny_backbone(checkpoint))
     from safetensors.torch import load_file
 
     torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
     (checkpoint / "model.safetensors").unlink()
-    second = load(tiny_backbone(checkpoint))
+    second = load_backbone(tiny_backbone(checkpoint))
     inputs = random_inputs(first.shape.vocab)
     assert torch.equal(first.encoder(inputs), second.encoder(inputs))
     assert first.fingerprint != second.fingerprint
@@ -65,11 +72,11 @@ def test_a_pickle_that_would_run_code_is_refused(checkpoint):
     (checkpoint / "model.safetensors").unlink()
     torch.save({"x": subprocess.Popen}, checkpoint / "pytorch_model.bin")
     with pytest.raises(BackboneError, match="not a readable checkpoint"):
-        load(tiny_backbone(checkpoint))
+        load_backbone(tiny_backbone(checkpoint))
 
 
 def test_a_sharded_checkpoint_gives_the_same_encoder(checkpoint):
-    first = load(tiny_backbone(checkpoint))
+    first = load_backbone(tiny_backbone(checkpoint))
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(checkpoint / "model.safetensors")
@@ -80,12 +87,12 @@ def test_a_sharded_checkpoint_gives_the_same_encoder(checkpoint):
     index = {"weight_map": {name: shard for shard, held in shards.items() for name in held}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     (checkpoint / "model.safetensors").unlink()
-    second = load(tiny_backbone(checkpoint))
+    second = load_backbone(tiny_backbone(checkpoint))
     inputs = random_inputs(first.shape.vocab)
     assert torch.equal(first.encoder(inputs), second.encoder(inputs))
     (checkpoint / "model-2.safetensors").unlink()
     with pytest.raises(BackboneError, match=r"shard model-2\.safetensors is missing"):
-        find(tiny_backbone(checkpoint))
+        find_backbone(tiny_backbone(checkpoint))
 
 
 def test_the_fingerprint_follows_weights_config_and_tokenizer(checkpoint, tmp_path):
@@ -104,7 +111,7 @@ def test_the_fingerprint_follows_weights_config_and_tokenizer(checkpoint, tmp_pa
 def test_a_folder_without_weights_is_one_clear_sentence(checkpoint):
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(BackboneError) as error:
-        load(tiny_backbone(checkpoint))
+        load_backbone(tiny_backbone(checkpoint))
     assert str(error.value) == (
         f"backbone folder {checkpoint} has no weights: "
         "neither model.safetensors nor pytorch_model.bin"
@@ -114,7 +121,7 @@ def test_a_folder_without_weights_is_one_clear_sentence(checkpoint):
 def test_a_folder_without_config_is_refused(checkpoint):
     (checkpoint / "config.json").unlink()
     with pytest.raises(BackboneError, match=r"backbone tiny: folder .* has no config\.json"):
-        load(tiny_backbone(checkpoint))
+        load_backbone(tiny_backbone(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +140,7 @@ def test_a_folder_without_config_is_refused(checkpoint):
 def test_a_config_that_does_not_fit_is_one_clear_sentence(checkpoint, change, message):
     change_config(checkpoint, **change)
     with pytest.raises(BackboneError, match=message) as error:
-        load(tiny_backbone(checkpoint))
+        load_backbone(tiny_backbone(checkpoint))
     assert str(checkpoint) in str(error.value)
 
 
@@ -141,28 +148,28 @@ def test_a_torn_config_or_weights_file_is_refused(checkpoint):
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(BackboneError, match="not a readable safetensors file"):
-        load(tiny_backbone(checkpoint))
+        load_backbone(tiny_backbone(checkpoint))
     (checkpoint / "config.json").write_text("{")
     with pytest.raises(BackboneError, match=r"config\.json: not a readable JSON file"):
-        load(tiny_backbone(checkpoint))
+        load_backbone(tiny_backbone(checkpoint))
 
 
 @pytest.mark.parametrize("layers", [0, 4])
 def test_more_layers_than_there_are_is_refused(checkpoint, layers):
     with pytest.raises(BackboneError, match=f"layers: {layers} is not from 1 to 3"):
-        load(tiny_backbone(checkpoint, layers=layers))
+        load_backbone(tiny_backbone(checkpoint, layers=layers))
     with pytest.raises(BackboneError, match="is not from 1 to 24"):
         shape_of(Backbone("b", "bert-large", layers=25))
 
 
 def test_a_backbone_that_was_never_released_asks_for_a_folder():
     with pytest.raises(BackboneError, match="never released; give the folder that holds yours"):
-        find(Backbone("bert-large-mimic", "bert-large-mimic"))
+        find_backbone(Backbone("bert-large-mimic", "bert-large-mimic"))
 
 
 def test_a_folder_that_is_not_there_is_not_looked_up_on_the_hub():
     with pytest.raises(BackboneError, match=r"there is no folder \./no-such-folder"):
-        find(Backbone("mine", "./no-such-folder"))
+        find_backbone(Backbone("mine", "./no-such-folder"))
 
 
 def test_a_hub_that_cannot_be_reached_is_one_clear_sentence(tmp_path):
@@ -195,7 +202,7 @@ def test_finding_and_measuring_a_backbone_needs_no_torch(checkpoint):
         "from pathlib import Path\n"
         "from raymrc.model import backbones, shapes, strategies\n"
         "from raymrc.configuration import Backbone\n"
-        f"folder = backbones.find(Backbone('tiny', {str(checkpoint)!r}))\n"
+        f"folder = backbones.find_backbone(Backbone('tiny', {str(checkpoint)!r}))\n"
         "backbones.read_shape(folder), backbones.weights_fingerprint(folder)\n"
         "heavy = {'torch', 'transformers', 'numpy', 'safetensors'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -207,7 +214,7 @@ def test_finding_and_measuring_a_backbone_needs_no_torch(checkpoint):
 def test_weights_are_mapped_from_their_file_so_that_processes_of_a_node_share_them(tmp_path):
     """All but queries, keys and values, which are stacked."""
     folder = tiny_checkpoint("bert", tmp_path)
-    loaded = load(tiny_backbone(folder))
+    loaded = load_backbone(tiny_backbone(folder))
     mapped = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         if line.endswith(str(folder / "model.safetensors")):

@@ -125,7 +125,7 @@ def test_real_minilm_weights_equal_hugging_face(minilm_folder, padded, layers):
 
     model = AutoModel.from_pretrained(minilm_folder, local_files_only=True).eval()
     inputs = random_inputs(30000, pieces=40, padded=padded)
-    encoder = backbones.load(Backbone("minilm", str(minilm_folder), layers=layers)).encoder
+    encoder = backbones.load_backbone(Backbone("minilm", str(minilm_folder), layers=layers)).encoder
     assert_equal_on_pieces(encoder(inputs), hugging_face_hidden(model, inputs)[layers], inputs)
 
 

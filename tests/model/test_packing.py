@@ -16,7 +16,8 @@ from raymrc.model.attention import Packing, make_packing
 from raymrc.model.backbones import Loaded
 from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs
-from raymrc.model.prompts import Prefix, SoftPrompt
+from raymrc.model.prefix import Prefix
+from raymrc.model.prompts import SoftPrompt
 from tests.model.tiny import random_inputs
 
 TOLERANCE = 1e-5

@@ -146,7 +146,7 @@ def tiny_backbone(folder: Path, *, layers: int | None = None) -> Backbone:
 
 def tiny_loaded(kind: str, folder: Path, **sizes: Any) -> Loaded:
     """A tiny checkpoint, saved and loaded."""
-    return backbones.load(tiny_backbone(tiny_checkpoint(kind, folder, **sizes)), "cpu")
+    return backbones.load_backbone(tiny_backbone(tiny_checkpoint(kind, folder, **sizes)), "cpu")
 
 
 def tiny_configuration(backbone: Backbone, strategy: str, **fields: Any) -> Configuration:

@@ -27,14 +27,14 @@ from raymrc.errors import AdapterError, BackboneError, CorpusError, SpecError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Record
 from raymrc.model.adapters import ADAPTER_FILE, HEADER, read_adapter
+from raymrc.planning.fold_runs import build_fingerprints, fold_run
 from raymrc.planning.plan import (
     Plan,
     build_configuration,
-    build_fingerprints,
-    fold_run,
     plan_study,
-    render,
+    render_plan,
 )
+from raymrc.study.load import load_spec
 from raymrc.study.notes import (
     build_study_folds,
     check_held_out,
@@ -45,7 +45,7 @@ from raymrc.study.notes import (
     read_transfer,
 )
 from raymrc.study.space import Distribution, Fixed, Grid, build_space
-from raymrc.study.spec import Spec, load_spec
+from raymrc.study.spec import Spec
 from tests.paths import ROOT
 from tests.study.making import STUDY, problems_of, spec_of
 
@@ -335,7 +335,7 @@ def test_the_plan_is_plain_json_and_a_readable_table(tmp_path):
     assert values["fold_runs"] == sum(cell["fold_runs"] for cell in values["cells"]) == 8
     assert values["cells"][1]["space"]["grids"] == {"prompt_length": [8, 32]}
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(render(plan))
+    console.print(render_plan(plan))
     shown = console.export_text()
     assert "minilm/frozen_soft_prompt" in shown
     assert "in total" in shown
@@ -370,7 +370,7 @@ def test_a_plan_says_where_each_cell_trains_and_with_how_much_memory(tmp_path):
     assert nine["mode"] == "group" and nine["workers"] == [2, 2] and nine["lanes"] == 1
     assert nine["checkpoints"] and 66 < nine["peak_bytes"] / 2**30 < 72
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(render(plan))
+    console.print(render_plan(plan))
     shown = console.export_text()
     assert "group of 2" in shown and "recomputes" in shown and "32 lanes" in shown
     assert f"{nine['peak_bytes'] / 2**30:.1f} GiB" in shown
@@ -382,7 +382,7 @@ def test_a_plan_s_table_fits_120_columns_without_folding_a_name(tmp_path, name):
 
     plan = plan_study(load_spec(ROOT / "studies" / f"{name}.yaml"))
     console = Console(width=119, record=True, file=io.StringIO())
-    console.print(render(plan))
+    console.print(render_plan(plan))
     shown = console.export_text()
     assert all(cell.cell.name in shown for cell in plan.cells)
 

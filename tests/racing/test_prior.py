@@ -16,7 +16,7 @@ from raymrc.racing.prior import (
     MOST_BELIEVED,
     RatePrior,
     Standings,
-    fit_rates,
+    fit_prior,
     learn_rates,
     scored_earlier,
 )
@@ -55,17 +55,17 @@ def test_ledgers_that_scored_notes_which_may_not_choose_are_known_by_them():
 
 def test_the_best_rate_of_an_earlier_study_is_expected_to_be_the_best():
     between = tuple(10.0**x for x in np.linspace(-4, -1, 31))
-    assert best_of(fit_rates([parabola(1e-3)]), between) == pytest.approx(1e-3)
-    assert best_of(fit_rates([parabola(1e-2)]), between) == pytest.approx(1e-2)
+    assert best_of(fit_prior([parabola(1e-3)]), between) == pytest.approx(1e-3)
+    assert best_of(fit_prior([parabola(1e-2)]), between) == pytest.approx(1e-2)
 
 
 def test_levels_of_studies_are_not_mixed():
     higher = parabola(1e-3)
     higher = replace(higher, reached=higher.reached + 0.15, rates=np.array(RATES) * 1.0)
     only_ends = Standings(np.array([1e-4, 1e-3, 1e-1]), parabola(1e-3).reached[[0, 1, 3]])
-    prior = fit_rates([higher, only_ends])
+    prior = fit_prior([higher, only_ends])
     assert best_of(prior) == 1e-3
-    alone = fit_rates([only_ends])
+    alone = fit_prior([only_ends])
     assert alone is not None and prior is not None
     half = [p.standings(1e-2)[0] - p.standings(1e-3)[0] for p in (alone, prior)]
     assert all(gap < 0 for gap in half)
@@ -74,7 +74,7 @@ def test_levels_of_studies_are_not_mixed():
 def test_more_is_believed_of_more_and_never_all():
     gaps = []
     for count in (1, 3, 200):
-        prior = fit_rates([parabola(1e-3)] * count)
+        prior = fit_prior([parabola(1e-3)] * count)
         assert prior is not None
         gaps.append(prior.standings(1e-3)[-1] - prior.standings(1e-1)[-1])
     true = 0.1 * 4
@@ -83,14 +83,14 @@ def test_more_is_believed_of_more_and_never_all():
 
 
 def test_beyond_what_was_tried_the_nearest_counts_and_nothing_opens_upwards():
-    prior = fit_rates([parabola(1e-3)])
+    prior = fit_prior([parabola(1e-3)])
     assert prior is not None
     assert prior.standings(1e-9) == prior.standings(1e-4)
     valley = parabola(1e-3)
     valley = replace(valley, reached=-valley.reached)
-    prior = fit_rates([valley])
+    prior = fit_prior([valley])
     assert prior is not None and not any(prior.bends)
-    assert fit_rates([parabola(1e-3, RATES[:2])]) is None, "two rates say nothing"
+    assert fit_prior([parabola(1e-3, RATES[:2])]) is None, "two rates say nothing"
 
 
 def trained(fold: int, rate: float, best: float, of: str, size: int) -> Record:
@@ -137,7 +137,7 @@ def test_an_expectation_that_is_the_same_for_all_changes_no_decision():
 def test_what_an_earlier_study_knew_saves_fold_epochs():
     cold = warm = 0
     for earlier, now in generate_related(WORLD, 12, 3, 0.1):
-        prior = fit_rates([standings_of(earlier, RACING)])
+        prior = fit_prior([standings_of(earlier, RACING)])
         cold += replay(now, RACING).fold_epochs
         warm += replay(now, RACING, rates=prior).fold_epochs
     assert warm < 0.97 * cold
@@ -147,6 +147,6 @@ def test_an_earlier_study_that_was_wrong_by_half_a_decade_does_not_break_the_err
     """24 studies at 10 %: 7 or more errors have a probability of 1 % if it holds; the seed is fixed."""
     racing, errors = Racing(error_rate=0.1), 0
     for earlier, now in generate_related(WORLD, 24, 7, 0.5):
-        prior = fit_rates([standings_of(earlier, racing)])
+        prior = fit_prior([standings_of(earlier, racing)])
         errors += not replay(now, racing, rates=prior).is_same
     assert errors <= 6

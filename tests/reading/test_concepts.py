@@ -20,7 +20,7 @@ from raymrc.corpora.brat import read_brat, write_brat
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Corpus, Note
 from raymrc.corpora.splits import take_subset
-from raymrc.corpora.synthetic import synthesize
+from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.reading.answers import assemble
 from raymrc.reading.examples import (
     Example,
@@ -134,7 +134,7 @@ MADE_UP = {"made-up 2018": "n2c2-2018", "made-up 2022": "n2c2-2022"}
 
 def corpus_of(name: str) -> Corpus:
     if name in MADE_UP:
-        return synthesize(MADE_UP[name], 40, "a", 13)
+        return synthesize_corpus(MADE_UP[name], 40, "a", 13)
     reader, folder, labels, _ = READ[name]
     return read_corpus(SHARED / "corpora" / folder, reader, labels)
 

@@ -6,7 +6,7 @@ from raymrc.corpora.formats import READERS, known_labels, read_corpus
 from raymrc.corpora.labels import DRUG_ADE_LABELS
 from raymrc.errors import RaymrcError
 from raymrc.reading.questions import (
-    SHAC_ARGUMENTS,
+    SHAC_ARGUMENT_QUESTIONS,
     TABLES,
     build_questions,
     default_questions,
@@ -52,8 +52,8 @@ def test_a_drug_is_a_medication_beside_doses_and_a_habit_beside_tobacco():
 
 
 def test_the_29_arguments_of_triggers_have_questions_that_all_differ():
-    assert len(SHAC_ARGUMENTS) == len(set(SHAC_ARGUMENTS.values())) == 29
-    assert {name for pair in SHAC_ARGUMENTS for name in pair} == set(TABLES["n2c2-2022"])
+    assert len(SHAC_ARGUMENT_QUESTIONS) == len(set(SHAC_ARGUMENT_QUESTIONS.values())) == 29
+    assert {name for pair in SHAC_ARGUMENT_QUESTIONS for name in pair} == set(TABLES["n2c2-2022"])
 
 
 @pytest.mark.parametrize(

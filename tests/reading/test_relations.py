@@ -19,9 +19,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from raymrc.corpora.formats import SHAC_JOINS, SHAC_TRIGGERS, read_corpus, write_corpus
 from raymrc.corpora.note import Corpus, Note, Relation, Span
 from raymrc.corpora.splits import take_subset
-from raymrc.corpora.synthetic import synthesize
+from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.errors import SpecError
-from raymrc.reading.questions import SHAC_ARGUMENTS, SHAC_VALUES, build_questions
+from raymrc.reading.questions import SHAC_ARGUMENT_QUESTIONS, SHAC_VALUE_QUESTIONS, build_questions
 from raymrc.reading.relations import (
     Context,
     Mention,
@@ -39,14 +39,14 @@ from raymrc.reading.relations import (
 from raymrc.reading.windows import context_bounds, read_pieces
 from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.n2c2_2018 import score_relations
-from raymrc.scoring.n2c2_2022 import LABELED_ARGUMENTS, score_events, score_folders
+from raymrc.scoring.n2c2_2022 import LABELED_ARGUMENTS, score_2022_folders, score_events
 from tests.paths import SHARED
 from tests.reading.conftest import find_minilm
 from tests.reading.notes import LABELS, notes, quickly, thoroughly
 
 
 def test_a_drug_is_asked_for_its_strength_and_not_the_other_way_round() -> None:
-    corpus = synthesize("n2c2-2018", 30, "a", 13)
+    corpus = synthesize_corpus("n2c2-2018", 30, "a", 13)
     questions = find_questions(corpus)
     assert [q.name for q in questions] == list(corpus.relation_labels)
     assert all(q.given == ("Drug",) and q.from_tail for q in questions)
@@ -58,23 +58,23 @@ def test_a_drug_is_asked_for_its_strength_and_not_the_other_way_round() -> None:
 
 
 def test_an_events_arguments_are_asked_of_each_trigger() -> None:
-    corpus = synthesize("n2c2-2022", 200, "a", 13)
+    corpus = synthesize_corpus("n2c2-2022", 200, "a", 13)
     questions = find_questions(corpus)
     asked = {(q.given[0], q.relation) for q in questions}
     plain = [q for q in questions if not q.value]
-    assert asked <= set(SHAC_ARGUMENTS) and len(asked) > len(plain) > 15
+    assert asked <= set(SHAC_ARGUMENT_QUESTIONS) and len(asked) > len(plain) > 15
     assert all(len(q.given) == 1 and not q.from_tail for q in questions)
     assert "Alcohol.Amount" in {q.name for q in questions}
-    assert {(join.head, join.relation) for join in SHAC_JOINS} == set(SHAC_ARGUMENTS)
+    assert {(join.head, join.relation) for join in SHAC_JOINS} == set(SHAC_ARGUMENT_QUESTIONS)
     words = build_questions((), {}, questions)
-    assert words["Tobacco.Amount"] == SHAC_ARGUMENTS["Tobacco", "Amount"]
+    assert words["Tobacco.Amount"] == SHAC_ARGUMENT_QUESTIONS["Tobacco", "Amount"]
 
 
 def test_a_labelled_argument_is_asked_for_value_by_value() -> None:
     valued = {(j.head, j.relation, j.value) for j in SHAC_JOINS if j.value}
-    assert valued == set(SHAC_VALUES) and len(valued) == 4 * 4 + 6 + 4
+    assert valued == set(SHAC_VALUE_QUESTIONS) and len(valued) == 4 * 4 + 6 + 4
     known = build_relation_questions(SHAC_JOINS, [j.relation for j in SHAC_JOINS])
-    questions = find_questions(synthesize("n2c2-2022", 200, "a", 13))
+    questions = find_questions(synthesize_corpus("n2c2-2022", 200, "a", 13))
     assert {q.name for q in questions} <= {q.name for q in known}
     assert {q.relation for q in questions if q.value} == set(LABELED_ARGUMENTS)
     assert all(q.value for q in known if q.relation in LABELED_ARGUMENTS)
@@ -110,7 +110,7 @@ def test_of_two_values_of_one_answer_the_surer_one_is_its_value() -> None:
 def test_gold_events_come_back_as_brat_that_the_2022_scheme_counts_in_full(
     site: str, minilm: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    corpus = synthesize("n2c2-2022", 60, site, 13)  # type: ignore[arg-type]
+    corpus = synthesize_corpus("n2c2-2022", 60, site, 13)  # type: ignore[arg-type]
     asked = find_asked("end_to_end", corpus)
     found, counts = [], []
     for note in corpus.notes:
@@ -126,7 +126,7 @@ def test_gold_events_come_back_as_brat_that_the_2022_scheme_counts_in_full(
     assert asked.triggers == set(SHAC_TRIGGERS)
     write_corpus(corpus, tmp_path / "gold", "n2c2-2022")
     write_corpus(replace(corpus, notes=tuple(found)), tmp_path / "found", "n2c2-2022")
-    overall = score_folders(tmp_path / "gold", tmp_path / "found").overall
+    overall = score_2022_folders(tmp_path / "gold", tmp_path / "found").overall
     total = pool(counts)
     assert (total.tp, total.fp, total.fn) == (
         overall.matched, overall.system - overall.matched, overall.gold - overall.matched,
@@ -135,11 +135,11 @@ def test_gold_events_come_back_as_brat_that_the_2022_scheme_counts_in_full(
     # A value that is not read would be seen.
     blind = [replace(n, spans=tuple(replace(s, attributes=()) for s in n.spans)) for n in found]
     write_corpus(replace(corpus, notes=tuple(blind)), tmp_path / "blind", "n2c2-2022")
-    assert score_folders(tmp_path / "gold", tmp_path / "blind").overall.f1 < 0.9
+    assert score_2022_folders(tmp_path / "gold", tmp_path / "blind").overall.f1 < 0.9
 
 
 def test_a_studys_own_words_go_before_ours_and_unknown_ones_are_named() -> None:
-    questions = find_questions(synthesize("n2c2-2018", 30, "a", 13))
+    questions = find_questions(synthesize_corpus("n2c2-2018", 30, "a", 13))
     words = build_questions(("Drug",), {"Route-Drug": "How does it get in?"}, questions)
     assert words["Route-Drug"] == "How does it get in?" and "Drug" in words
     with pytest.raises(SpecError, match=r"no label or relation 'Rute-Drug'.*Route-Drug"):
@@ -228,7 +228,7 @@ MADE_UP = {"made-up 2018": "n2c2-2018", "made-up 2022": "n2c2-2022"}
 
 def corpus_of(name: str) -> Corpus:
     if name in MADE_UP:
-        return synthesize(MADE_UP[name], 40, "a", 13)
+        return synthesize_corpus(MADE_UP[name], 40, "a", 13)
     reader, folder, labels, _ = CORPUS[name]
     return read_corpus(SHARED / "corpora" / folder, reader, labels)
 

@@ -13,13 +13,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from raymrc.analysis.findings import Findings, find
+from raymrc.analysis.findings import Findings, build_findings
 from raymrc.configuration import Backbone, Configuration, FoldRun
 from raymrc.ledger.record import Epoch, NoteCounts, Record
 from raymrc.model.shapes import SHAPES
 from raymrc.planning.plan import Plan, plan_study
 from raymrc.scoring.counts import Counts
-from raymrc.study.spec import Spec, load_spec
+from raymrc.study.load import load_spec
+from raymrc.study.spec import Spec
 
 STUDY = """\
 # Does a frozen clinical model keep up with a trained one, and from which size on?
@@ -68,7 +69,7 @@ WHY = "can no longer win: 0.031 behind on 2 folds, <p> = 0.01"
 
 def make_findings(folder: Path, text: str = STUDY, with_course: bool = True) -> Findings:
     """See `make_records`."""
-    return find(*make_records(folder, text, with_course))
+    return build_findings(*make_records(folder, text, with_course))
 
 
 def make_records(

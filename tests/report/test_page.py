@@ -26,12 +26,13 @@ from raymrc.cli import main
 from raymrc.cli.track import write_page
 from raymrc.errors import StudyError
 from raymrc.ledger.record import BOTH_FOUND, NoteCounts, Record
-from raymrc.planning.plan import fold_run, plan_study
+from raymrc.planning.fold_runs import fold_run
+from raymrc.planning.plan import plan_study
 from raymrc.report import write, write_plots
-from raymrc.report.page import build, data
+from raymrc.report.page import build_page, data
 from raymrc.report.sections import build_facts, build_sections
 from raymrc.scoring.counts import Counts
-from raymrc.study.spec import load_spec
+from raymrc.study.load import load_spec
 from tests.browser import Visit, browser, needs_chromium
 from tests.commands import raymrc, write_notes
 from tests.model.tiny import WORDS, tiny_checkpoint
@@ -92,7 +93,7 @@ class Outline(HTMLParser):
 
 def test_the_page_has_a_section_for_all_that_there_is_to_show(rich):
     assert list(sections_of(rich)) == ALL
-    text = build(rich)
+    text = build_page(rich)
     for sentence in rich.conclusions.to_json()["sentences"]:
         advice, _, evidence = sentence.replace(" %", "\u00a0%").partition(". ")
         assert html.escape(advice) in text and html.escape(evidence) in text
@@ -111,7 +112,7 @@ def test_the_command_that_repeats_a_study_has_what_was_set_beside_its_file(rich)
         "study.yaml --set mlflow.tracking_uri=http://there:5000 "
         "--set 'strategies.fine_tune.learning_rate=[1.0e-5, 3.0e-5]'"
     )
-    text = html.unescape(build(replace(rich, spec=spec)))
+    text = html.unescape(build_page(replace(rich, spec=spec)))
     assert f"raymrc run {spec.arguments}" in text
 
 
@@ -121,7 +122,7 @@ def test_sections_with_nothing_to_show_are_left_out(tmp_path):
     nothing = small(tmp_path, [record(0, status="failed")])
     assert list(sections_of(nothing)) == ["failures", "repeat"]
     assert build_facts(nothing)[0].value == "Nothing to compare yet"
-    assert "Nothing can be said yet" in build(nothing)
+    assert "Nothing can be said yet" in build_page(nothing)
 
 
 def test_the_final_test_has_intervals_over_notes_and_says_what_frozen_is_behind_by(rich):
@@ -447,7 +448,7 @@ def test_whatever_a_study_holds_is_shown_and_never_run(tmp_path):
         replace(record(f, counts=words, started_at="2026-01-01"), hardware=HOSTILE) for f in (0, 1)
     ]
     failed = replace(record(2, status="failed"), reason=HOSTILE)
-    text = build(small(tmp_path, [*done, failed]))
+    text = build_page(small(tmp_path, [*done, failed]))
     assert "<img" not in text.partition("<script>")[0]
     assert text.count("</script>") == text.count("<script"), "nothing has ended a script early"
     assert data(["</script>"]) == '["\\u003c/script>"]'
@@ -703,5 +704,5 @@ def test_counts_of_notes_are_in_no_page(tmp_path):
                           for i in range(500)})
         for f, r in enumerate(few)
     ]  # fmt: skip
-    sizes = [len(build(small(tmp_path, records))) for records in (few, many)]
+    sizes = [len(build_page(small(tmp_path, records))) for records in (few, many)]
     assert abs(sizes[0] - sizes[1]) < 200

@@ -13,7 +13,7 @@ import pytest
 
 from raymrc.analysis.summary import summarise
 from raymrc.report import write_tables
-from raymrc.report.tables import SETTINGS
+from raymrc.report.tables import SETTING_TYPES
 from tests.report.making import STUDY, make_findings
 
 
@@ -46,7 +46,7 @@ def test_a_row_a_fold_run_and_a_row_a_label_with_the_ledger_s_figures(findings, 
         assert row["device_seconds"] == pytest.approx(record.device_seconds)
         assert row["learning_rate"] == record.fold_run.configuration.learning_rate
         assert row["events_f1"] is None, "the task asks for no events"
-        assert row.keys() >= SETTINGS.keys()
+        assert row.keys() >= SETTING_TYPES.keys()
     for row in labels[:: len(labels) // 50]:
         counts = by_key[row["key"]].per_label(row["scheme"], row["site"] or "")[row["label"]]
         assert (row["tp"], row["fp"], row["fn"]) == (counts.tp, counts.fp, counts.fn)

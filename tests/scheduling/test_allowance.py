@@ -15,9 +15,9 @@ import pytest
 from raymrc.configuration import FoldRun
 from raymrc.costs.budget import Need
 from raymrc.ledger.record import Epoch
-from raymrc.scheduling.allowance import OVERDUE, Allowance
+from raymrc.scheduling.allowance import OVERDUE_FACTOR, Allowance
 from raymrc.scheduling.failures import failed_record
-from raymrc.scheduling.work_queue import SOLO, Board, Order, Report
+from raymrc.scheduling.work_queue import SINGLE_DEVICE, HostReport, Order, WorkQueue
 from tests.sweep.making import fold_runs, make_plan, make_record
 
 
@@ -37,13 +37,13 @@ def guess(value: float) -> Need:
     return Need(value, value / 4, value * 4, is_guess=True)
 
 
-def make_board(left: float = 1e9, wall: float = 1e9, **terms: Any) -> Board:
+def make_board(left: float = 1e9, wall: float = 1e9, **terms: Any) -> WorkQueue:
     allowance = terms.pop("allowance", None) or Allowance()
     allowance.allow(left, wall)
-    return Board(**{"lanes": 1, "max_devices": 2, "allowance": allowance, **terms})
+    return WorkQueue(**{"lanes": 1, "max_devices": 2, "allowance": allowance, **terms})
 
 
-def submit(board: Board, runs: Sequence[FoldRun], *needs: Need, trial: str = "t") -> None:
+def submit(board: WorkQueue, runs: Sequence[FoldRun], *needs: Need, trial: str = "t") -> None:
     each = needs if len(needs) > 1 else needs * len(runs)
     needs = {run.key: need for run, need in zip(runs, each, strict=True)}
     board.submit(trial, runs, needs=needs)
@@ -53,8 +53,8 @@ def keys(order: Order) -> list[str]:
     return [run.key for run, _ in order.open]
 
 
-def done(run: FoldRun) -> Report:
-    return Report(run.key, record=make_record(run).to_json())
+def done(run: FoldRun) -> HostReport:
+    return HostReport(run.key, record=make_record(run).to_json())
 
 
 # --- what is begun --------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def test_what_trains_counts_for_what_it_still_wants():
 def test_a_smaller_one_goes_before_one_that_does_not_fit():
     board, runs = make_board(10.0), trained()
     submit(board, runs, sure(50), sure(8), sure(30))
-    assert board.wanted({}) == {SOLO: 1}, "no host for what will not be begun"
+    assert board.wanted({}) == {SINGLE_DEVICE: 1}, "no host for what will not be begun"
     assert keys(board.exchange("a", (), 0)) == [runs[1].key]
     assert board.shortfall() is None, "something trains"
     board.exchange("a", [done(runs[1])], 8)
@@ -90,9 +90,9 @@ def test_a_smaller_one_goes_before_one_that_does_not_fit():
 def test_hosts_are_asked_for_as_far_as_all_of_them_can_be_paid():
     board, runs = make_board(25.0, max_devices=9), trained()
     submit(board, runs, sure(10))
-    assert board.wanted({}) == {SOLO: 2}
+    assert board.wanted({}) == {SINGLE_DEVICE: 2}
     board.allowance.allow(1e9, 1e9)
-    assert board.wanted({}) == {SOLO: 3}
+    assert board.wanted({}) == {SINGLE_DEVICE: 3}
 
 
 def test_wall_time_is_shared_by_the_lanes_of_a_host():
@@ -127,7 +127,7 @@ def test_what_is_not_known_at_all_is_begun_and_learnt_from():
 
 
 def test_without_a_budget_nothing_is_held_back():
-    board, runs = Board(lanes=1, max_devices=2), trained()
+    board, runs = WorkQueue(lanes=1, max_devices=2), trained()
     submit(board, runs, sure(1e12))
     assert keys(board.exchange("a", (), 0)) and board.shortfall() is None
     assert board.committed == 0 and board.left_saved == {}
@@ -158,7 +158,7 @@ def test_failed_and_resumed_ones_teach_nothing():
     submit(board, runs, sure(10))
     board.exchange("a", (), 0)
     failed = failed_record(runs[0], "died")
-    board.exchange("a", [Report(runs[0].key, record=failed.to_json())], 1)
+    board.exchange("a", [HostReport(runs[0].key, record=failed.to_json())], 1)
     assert board.allowance.wants(runs[2].key) == 10
     before = Allowance(unfinished={runs[0].key: 0.1})
     resumed = make_board(saved={runs[0].key: "x/000001"}, allowance=before)
@@ -194,7 +194,7 @@ def test_an_overdue_fold_run_is_not_taken_to_be_done():
     allowance, run = Allowance(), frozen()[0]
     allowance.expect(run, sure(10))
     allowance.accrue([run.key], 50.0)
-    assert allowance.wants(run.key) == OVERDUE * 10
+    assert allowance.wants(run.key) == OVERDUE_FACTOR * 10
 
 
 def test_lanes_of_a_host_share_what_it_is_held_for_and_idle_time_is_nobodys():
@@ -215,7 +215,9 @@ def test_what_is_saved_says_how_much_is_left_of_it():
     submit(board, runs, sure(100))
     board.exchange("a", (), 0)
     half = Epoch(epochs // 2, 1.0, 0.1, 1.0)
-    board.exchange("a", [Report(runs[0].key, epoch=half, saved="k/000001", saving_seconds=2.5)], 10)
+    board.exchange(
+        "a", [HostReport(runs[0].key, epoch=half, saved="k/000001", saving_seconds=2.5)], 10
+    )
     share = 1 - (epochs // 2) / epochs
     assert board.left_saved == {runs[0].key: pytest.approx(share)}
     assert board.saving_seconds("a") == 2.5
@@ -239,7 +241,7 @@ def test_saving_takes_as_long_as_it_did_or_as_is_guessed():
     submit(board, runs[:2], sure(10))
     board.exchange("a", (), 0)
     assert board.saving_seconds("a") == 1.0 and board.saving_seconds("b") == 0.0
-    board.exchange("a", [Report(runs[0].key, saved="k/000001", saving_seconds=4.0)], 1)
+    board.exchange("a", [HostReport(runs[0].key, saved="k/000001", saving_seconds=4.0)], 1)
     assert board.saving_seconds("a") == 4.5
 
 

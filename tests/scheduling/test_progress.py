@@ -9,7 +9,7 @@ from rich.console import Console
 from raymrc.scheduling.progress import (
     LINE_SECONDS,
     CellProgress,
-    Progress,
+    ProgressDisplay,
     Snapshot,
     duration,
     line,
@@ -59,7 +59,7 @@ def test_of_a_race_epochs_tell_how_long_it_may_take_at_most():
 def test_a_log_gets_a_line_now_and_then_and_always_the_last():
     now = 0.0
     out = io.StringIO()
-    with Progress(Console(file=out, width=200), clock=lambda: now) as show:
+    with ProgressDisplay(Console(file=out, width=200), clock=lambda: now) as show:
         for done in range(1, 8):
             show(snapshot(done))
             now += LINE_SECONDS / 3
@@ -71,7 +71,7 @@ def test_a_log_gets_a_line_now_and_then_and_always_the_last():
 def test_a_terminal_gets_a_table_of_cells():
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120, color_system=None)
-    with Progress(console) as show:
+    with ProgressDisplay(console) as show:
         show(snapshot(9, reused=2))
     shown = out.getvalue()
     for words in ("made-up/tiny/fine_tune", "9/20 (1 failed)", "61.0", "learning_rate=0.001"):
@@ -96,6 +96,8 @@ def test_it_is_said_what_waits_for_the_storage_and_what_was_closed():
     )
     assert told in line(ill)
     out = io.StringIO()
-    with Progress(Console(file=out, force_terminal=True, width=200, color_system=None)) as show:
+    with ProgressDisplay(
+        Console(file=out, force_terminal=True, width=200, color_system=None)
+    ) as show:
         show(ill)
     assert all(part in out.getvalue() for part in ("3 finished fold-runs wait", "closed after"))

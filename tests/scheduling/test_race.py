@@ -16,8 +16,8 @@ from raymrc.configuration import Configuration, FoldRun
 from raymrc.ledger.record import Epoch, Record
 from raymrc.planning.plan import Plan
 from raymrc.racing.racing import Racing
-from raymrc.racing.simulate import WORLDS, Table, generate
-from raymrc.scheduling.search import StudySearch, TpeSearch, Work
+from raymrc.racing.simulate import WORLDS, Curves, generate
+from raymrc.scheduling.search import StudySearch, TpeSearch, WorkItem
 from raymrc.study.space import Distribution
 from tests.sweep.making import make_plan, make_record
 
@@ -28,7 +28,7 @@ SMALL_GRID = replace(WORLDS["ordinary"], configurations=(12, 20), epochs=(EPOCHS
 class Grid:
     """A study of one cell whose every score is known."""
 
-    def __init__(self, table: Table, racing: Racing | None) -> None:
+    def __init__(self, table: Curves, racing: Racing | None) -> None:
         rates = [0.001 * (1 + c) for c in range(len(table.configurations))]
         plan = make_plan(rates, ["frozen_soft_prompt"], folds=table.num_folds, epochs=EPOCHS)
         self.plan = replace(plan, racing=racing)
@@ -60,7 +60,7 @@ class Drive:
         self.kept = kept if kept is not None else {}
         self.search = StudySearch(grid.plan, list(self.kept.values()))
         self.slots = slots
-        self.running: dict[str, tuple[Work, FoldRun, int]] = {}
+        self.running: dict[str, tuple[WorkItem, FoldRun, int]] = {}
         self.fold_epochs = 0
         self.legs: list[tuple[str, int]] = []
 

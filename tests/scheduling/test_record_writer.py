@@ -16,7 +16,7 @@ from raymrc.ledger.record import Record
 from raymrc.scheduling.record_writer import (
     FIRST_WAIT_SECONDS,
     LONGEST_WAIT_SECONDS,
-    Keeper,
+    RecordWriter,
     Trouble,
 )
 from tests.sweep.making import fold_runs, make_plan, make_record
@@ -46,8 +46,8 @@ class Outage:
         self.waited.append(seconds)
         self.now += seconds
 
-    def keeper(self, **terms: float) -> Keeper:
-        return Keeper(
+    def keeper(self, **terms: float) -> RecordWriter:
+        return RecordWriter(
             self.record, lambda record: None, clock=lambda: self.now, pause=self.pause, **terms
         )
 
@@ -92,7 +92,7 @@ def test_each_record_that_is_kept_gives_back_all_patience(tmp_path):
         refused.add(one.key)
         outage.record(one, text)
 
-    keeper = Keeper(record, print, 40.0, clock=lambda: outage.now, pause=outage.pause)
+    keeper = RecordWriter(record, print, 40.0, clock=lambda: outage.now, pause=outage.pause)
     for one in RECORDS:
         keeper.put(one)
     keeper.close()
@@ -108,7 +108,7 @@ def test_meanwhile_it_is_said_how_many_wait_and_why(tmp_path):
         refused.set()
         assert go_on.wait(60)
 
-    keeper = Keeper(outage.record, lambda record: None, pause=pause)
+    keeper = RecordWriter(outage.record, lambda record: None, pause=pause)
     for record in RECORDS[:5]:
         keeper.put(record)
     assert refused.wait(60)
@@ -132,7 +132,7 @@ def test_an_error_of_ours_is_not_waited_out(tmp_path):
     def broken(record: Record, text: str | None) -> None:
         raise AssertionError("a bug")
 
-    keeper = Keeper(broken, print, pause=pytest.fail)
+    keeper = RecordWriter(broken, print, pause=pytest.fail)
     keeper.put(RECORDS[0])
     keeper.close()
     assert isinstance(keeper.error, AssertionError)

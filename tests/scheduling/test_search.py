@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from raymrc.ledger.record import Record
-from raymrc.scheduling.search import StudySearch, TpeSearch, Work
+from raymrc.scheduling.search import StudySearch, TpeSearch, WorkItem
 from raymrc.study.space import Distribution, Grid
 from tests.sweep.making import fold_runs, make_plan, make_record
 
@@ -24,7 +24,7 @@ def worth(record: Record) -> Record:
     return replace(record, validation_f1=max(0.0, 0.9 - 0.2 * distance - 0.01 * run.fold))
 
 
-def drain(search: StudySearch, records: list[Record], until: int | None = None) -> list[Work]:
+def drain(search: StudySearch, records: list[Record], until: int | None = None) -> list[WorkItem]:
     """Train one trial after another in no time; stop after so many fold-runs."""
     works = []
     while (work := search.next()) is not None:

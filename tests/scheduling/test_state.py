@@ -20,13 +20,13 @@ from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Epoch, Record
 from raymrc.planning.plan import Plan
 from raymrc.racing.racing import Racing
-from raymrc.scheduling.checkpoints import Saved
+from raymrc.scheduling.checkpoints import Checkpoints
 from raymrc.scheduling.failures import FailureTerms, failed_record
-from raymrc.scheduling.record_writer import Keeper
+from raymrc.scheduling.record_writer import RecordWriter
 from raymrc.scheduling.spending import Spending
-from raymrc.scheduling.state import Room, Study
+from raymrc.scheduling.state import Room, StudyRun
 from raymrc.sweep import session as workplace
-from raymrc.sweep.session import Resources
+from raymrc.sweep.session import HostResources
 from tests.scheduling.test_race import grids
 from tests.sweep.making import fold_runs, make_plan, make_record
 
@@ -37,11 +37,11 @@ class Played:
     def __init__(self, folder: Path, plan: Plan, terms: FailureTerms) -> None:
         self.ledger = Ledger(str(folder))
         self.told: list[Record] = []
-        self.keeper = Keeper(self.ledger.record, lambda record: None)
+        self.keeper = RecordWriter(self.ledger.record, lambda record: None)
         spending = Spending(Budget(), str(folder), [], lambda run: None)
-        self.study = Study(
+        self.study = StudyRun(
             plan, self.ledger, self.ledger.records(), self.told.append, None,
-            Saved(str(folder)), spending, self.keeper, terms,
+            Checkpoints(str(folder)), spending, self.keeper, terms,
         )  # fmt: skip
         self.trials = 0
 
@@ -79,7 +79,7 @@ def test_a_machine_too_busy_to_start_ray_gets_a_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(workplace.ray, "init", time_out)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(RaymrcError, match="Ray cannot be started on this machine"):
-        with workplace.cluster(Resources(), tmp_path):
+        with workplace.cluster(HostResources(), tmp_path):
             pass
 
 

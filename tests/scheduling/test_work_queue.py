@@ -15,13 +15,13 @@ from raymrc.ledger.record import Epoch, Record
 from raymrc.scheduling.allowance import Allowance
 from raymrc.scheduling.failures import failed_record
 from raymrc.scheduling.work_queue import (
-    DEATHS,
+    MAX_HOST_DEATHS,
     SETTLING_SECONDS,
-    SOLO,
+    SINGLE_DEVICE,
     WAITING_SECONDS,
-    Board,
+    HostReport,
     Order,
-    Report,
+    WorkQueue,
 )
 from raymrc.sweep.hosts import Host, HostTerms
 from tests.sweep.making import BACKBONE, Script, ScriptPool, fold_runs, make_plan, make_record
@@ -41,16 +41,16 @@ def on_another(run: FoldRun) -> FoldRun:
     return replace(run, configuration=replace(configuration, cell=cell))
 
 
-def make_board(**terms: Any) -> Board:
-    return Board(**{"lanes": 4, "max_devices": 2, **terms})
+def make_board(**terms: Any) -> WorkQueue:
+    return WorkQueue(**{"lanes": 4, "max_devices": 2, **terms})
 
 
 def keys(order: Order) -> list[str]:
     return [run.key for run, _ in order.open]
 
 
-def done(run: FoldRun) -> Report:
-    return Report(run.key, record=make_record(run).to_json())
+def done(run: FoldRun) -> HostReport:
+    return HostReport(run.key, record=make_record(run).to_json())
 
 
 def test_hosts_share_what_there_is_and_a_freed_lane_is_filled() -> None:
@@ -151,7 +151,7 @@ def test_what_does_not_fit_waits_until_a_lane_closes() -> None:
     board, runs = make_board(lanes=3, max_devices=1), frozen(1)
     board.submit("t", runs)
     board.exchange("a", (), 0)
-    assert not board.exchange("a", [Report(runs[2].key, refused=True)], 0)
+    assert not board.exchange("a", [HostReport(runs[2].key, refused=True)], 0)
     assert keys(board.exchange("a", [done(runs[0])], 0)) == [runs[2].key]
 
 
@@ -160,7 +160,9 @@ def test_lanes_of_a_lost_host_go_on_where_they_were_saved() -> None:
     board = make_board(saved={runs[2].key: "c/000004"}, max_devices=1)
     board.submit("t", runs)
     board.exchange("a", (), 0)
-    board.exchange("a", [Report(runs[1].key, epoch=Epoch(1, 0.5, 0.1, 1.0), saved="b/000001")], 1)
+    board.exchange(
+        "a", [HostReport(runs[1].key, epoch=Epoch(1, 0.5, 0.1, 1.0), saved="b/000001")], 1
+    )
     assert board.lost("a") == []
     order = board.exchange("b", (), 2)
     assert order.open == ((runs[0], None), (runs[1], "b/000001"), (runs[2], "c/000004"))
@@ -172,7 +174,7 @@ def test_a_fold_run_that_pauses_is_settled_and_goes_on_where_it_was_saved() -> N
     order = board.exchange("a", (), 0)
     assert order.until == {run.key: 3}, "the other one is trained to its end"
     paused = replace(make_record(run), status="paused")
-    report = Report(run.key, saved=f"{run.key}/000003", record=paused.to_json(), pauses=True)
+    report = HostReport(run.key, saved=f"{run.key}/000003", record=paused.to_json(), pauses=True)
     board.exchange("a", [report], 1)
     (result,), is_over = board.collect("t")
     assert Record.from_json(result["record"]) == paused and not is_over
@@ -186,15 +188,15 @@ def test_a_fold_run_that_pauses_is_settled_and_goes_on_where_it_was_saved() -> N
     assert order.open == ((run, f"{run.key}/000003"),) and order.until == {run.key: 6}
 
 
-def handed_over(run: FoldRun) -> Report:
-    return Report(run.key, saved=f"{run.key}/000001", hands_over=True)
+def handed_over(run: FoldRun) -> HostReport:
+    return HostReport(run.key, saved=f"{run.key}/000001", hands_over=True)
 
 
-def two_hosts(**terms: Any) -> tuple[Board, list[FoldRun], float]:
+def two_hosts(**terms: Any) -> tuple[WorkQueue, list[FoldRun], float]:
     """Host b has four lanes, a is idle for long enough; and the time at which b may be asked for some."""
     board, (big, *_), shared = make_board(**terms), trained(), frozen(2)[:4]
     board.submit("t", [big, *shared], needs={run.key: Need(100.0, 100.0, 100.0) for run in shared})
-    crew = board.crews.get(big.configuration.cell, SOLO)
+    crew = board.crews.get(big.configuration.cell, SINGLE_DEVICE)
     assert keys(board.exchange("a", (), 0, crew)) == [big.key]
     assert len(keys(board.exchange("b", (), 0))) == 4
     assert not board.exchange("b", (), SETTLING_SECONDS).hand_over, "the other one is busy"
@@ -210,7 +212,9 @@ def test_a_host_with_nothing_to_do_is_handed_half_of_anothers_lanes() -> None:
     assert order.hand_over == (shared[2].key, shared[3].key) and order
     assert not board.exchange("a", (), now + 6).leave, "it is about to be handed some"
     assert not board.exchange("b", [handed_over(run) for run in shared[2:]], now + 7).open
-    assert board.wanted({SOLO: 2}) == {SOLO: 2}, "nobody is asked for: one waits for them"
+    assert board.wanted({SINGLE_DEVICE: 2}) == {SINGLE_DEVICE: 2}, (
+        "nobody is asked for: one waits for them"
+    )
     board.close_cell(shared[2].configuration.cell)
     moved = board.exchange("a", (), now + 7).open
     assert {(run.key, saved) for run, saved in moved} == {
@@ -265,7 +269,7 @@ def test_a_lane_that_finds_no_room_goes_back_to_where_it_was() -> None:
     board.exchange("b", (), now)
     board.exchange("b", [handed_over(run) for run in shared[2:]], now + 1)
     _, second = board.exchange("a", (), now + 1).open
-    assert not board.exchange("a", [Report(second[0].key, refused=True)], now + 2).open
+    assert not board.exchange("a", [HostReport(second[0].key, refused=True)], now + 2).open
     assert board.exchange("b", (), now + 2).open == (second,)
     assert len(board.training) == 4
 
@@ -275,7 +279,7 @@ def test_lanes_whose_new_host_is_lost_are_worth_another_one() -> None:
     board.exchange("b", (), now)
     board.exchange("b", [handed_over(run) for run in shared[2:]], now + 1)
     board.lost("a")
-    assert board.wanted({SOLO: 1}) == {SOLO: 2}
+    assert board.wanted({SINGLE_DEVICE: 1}) == {SINGLE_DEVICE: 2}
     assert len(board.exchange("c", (), now + 3).open) == 2
 
 
@@ -335,7 +339,7 @@ def test_a_suspect_is_tried_alone_and_then_given_up_and_its_neighbours_are_not()
                 board.fail(failed_record(run, "died") for run in hopeless)
                 break
             order = board.exchange(host, [done(run) for run, _ in order.open], number)
-    assert [run.key for run in given_up] == [bad] and alone and deaths == DEATHS
+    assert [run.key for run in given_up] == [bad] and alone and deaths == MAX_HOST_DEATHS
     results, is_over = board.collect("t")
     assert is_over
     status = {r["fold"]: Record.from_json(r["record"]).status for r in results}
@@ -345,18 +349,18 @@ def test_a_suspect_is_tried_alone_and_then_given_up_and_its_neighbours_are_not()
 def test_a_machine_that_goes_is_nobodys_fault() -> None:
     board, runs = make_board(max_devices=1), frozen(1)
     board.submit("t", runs)
-    for number in range(2 * DEATHS):
+    for number in range(2 * MAX_HOST_DEATHS):
         assert len(board.exchange(f"h{number}", (), number).open) == 3
         assert board.lost(f"h{number}", counts=False) == []
 
 
 def test_hosts_are_wanted_as_the_queue_is_long_and_leave_when_there_is_none() -> None:
     board, runs = make_board(max_devices=4, fill=2, idle_seconds=5.0), frozen(1)
-    assert board.wanted({})[SOLO] == 0
+    assert board.wanted({})[SINGLE_DEVICE] == 0
     board.submit("t", runs)
-    assert board.wanted({})[SOLO] == 2
+    assert board.wanted({})[SINGLE_DEVICE] == 2
     board.submit("u", frozen(6)[3:])
-    assert board.wanted({})[SOLO] == 4
+    assert board.wanted({})[SINGLE_DEVICE] == 4
     board.withdraw("u")
     board.exchange("a", (), 0)
     board.exchange("a", [done(run) for run in runs[:2]], 0)
@@ -368,7 +372,7 @@ def test_hosts_are_wanted_as_the_queue_is_long_and_leave_when_there_is_none() ->
 def test_each_that_trains_the_backbone_is_worth_a_host() -> None:
     board = make_board(lanes=8, max_devices=9, fill=8)
     board.submit("t", [*trained(), *frozen(2)])
-    assert board.wanted({})[SOLO] == 4
+    assert board.wanted({})[SINGLE_DEVICE] == 4
     for number in range(3):
         assert len(keys(board.exchange(f"h{number}", (), 0))) == 1
     assert len(keys(board.exchange("h3", (), 0))) == 6
@@ -380,7 +384,7 @@ def test_epochs_are_passed_on_no_more_often_than_the_driver_can_use() -> None:
     board.exchange("a", (), 0)
     for number in range(1, 9):
         epoch = Epoch(number, 1.0, 0.1 * number, 0.2)
-        board.exchange("a", [Report(runs[0].key, epoch=epoch)], 0.3 * number)
+        board.exchange("a", [HostReport(runs[0].key, epoch=epoch)], 0.3 * number)
     assert [r["epoch"] for r in board.collect("t")[0]] == [4, 8]
 
 
@@ -401,7 +405,11 @@ def test_nothing_is_lost_or_doubled_whatever_happens() -> None:
         handing: dict[str, tuple[str, ...]] = {}
         for now in range(2000):
             name = draw.choice("abcg")
-            crew = crews.get(grouped[0].configuration.cell, SOLO) if name == "g" else SOLO
+            crew = (
+                crews.get(grouped[0].configuration.cell, SINGLE_DEVICE)
+                if name == "g"
+                else SINGLE_DEVICE
+            )
             held = open_on.setdefault(name, {})
             reports = []
             for key, run in list(held.items()):
@@ -410,7 +418,7 @@ def test_nothing_is_lost_or_doubled_whatever_happens() -> None:
                     reports.append(done(run))
                     del held[key]
                 elif luck < 0.4:
-                    reports.append(Report(key, Epoch(1, 1.0, 0.0, 1.0), saved=f"{key}/000001"))
+                    reports.append(HostReport(key, Epoch(1, 1.0, 0.0, 1.0), saved=f"{key}/000001"))
             for key in handing.pop(name, ()):
                 if key in held and draw.random() < 0.8:
                     reports.append(handed_over(held.pop(key)))
@@ -427,7 +435,7 @@ def test_nothing_is_lost_or_doubled_whatever_happens() -> None:
             handing[name] = order.hand_over
             for run, saved in order.open:
                 assert saved in (None, f"{run.key}/000001")
-                assert crews.get(run.configuration.cell, SOLO) == crew
+                assert crews.get(run.configuration.cell, SINGLE_DEVICE) == crew
                 elsewhere = [h for h, keys in open_on.items() if run.key in keys]
                 assert not elsewhere, "one host at a time"
                 held[run.key] = run
@@ -450,9 +458,14 @@ def test_a_group_is_asked_for_where_it_has_room_and_keeps_nothing_from_others() 
     )
     assert board.wanted({group: 1}) == {group: 1}
     board.submit("u", runs)
-    assert board.wanted({group: 1}) == {group: 1, SOLO: 2}
-    assert board.wanted({SOLO: 3}) == {SOLO: 3}, "who is there stays; what is left is too little"
-    assert board.exchange("h", (), 0, SOLO).open[0][0].configuration.cell.strategy != "soft_prompt"
+    assert board.wanted({group: 1}) == {group: 1, SINGLE_DEVICE: 2}
+    assert board.wanted({SINGLE_DEVICE: 3}) == {SINGLE_DEVICE: 3}, (
+        "who is there stays; what is left is too little"
+    )
+    assert (
+        board.exchange("h", (), 0, SINGLE_DEVICE).open[0][0].configuration.cell.strategy
+        != "soft_prompt"
+    )
     assert keys(board.exchange("g", (), 0, group)) == [alone[0].key], "one at a time"
     assert not board.exchange("g", (), 1, group)
     for now in range(1, 4):
@@ -465,8 +478,8 @@ def test_a_released_host_hands_over_what_it_had_saved_to_the_moment() -> None:
     board, runs = make_board(), frozen(1)
     board.submit("t", runs)
     board.exchange("a", (), 0)
-    for _ in range(2 * DEATHS):
-        board.release("a", [Report(runs[0].key, saved="x/000009")], 1)
+    for _ in range(2 * MAX_HOST_DEATHS):
+        board.release("a", [HostReport(runs[0].key, saved="x/000009")], 1)
         assert board.exchange("a", (), 2).open[0] == (runs[0], "x/000009")
 
 

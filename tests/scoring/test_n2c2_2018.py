@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from raymrc.corpora.note import Relation, Span
 from raymrc.errors import CorpusError
 from raymrc.scoring.counts import Counts, pool
-from raymrc.scoring.n2c2_2018 import MODES, render, score_folders, score_note, score_relations
+from raymrc.scoring.n2c2_2018 import (
+    MODES,
+    render_2018_scores,
+    score_2018_folders,
+    score_note,
+    score_relations,
+)
 from tests.paths import SHARED, needs_shared
 
 CASES = SHARED / "scorer_cases" / "n2c2_2018"
@@ -42,7 +48,7 @@ def write(folder: Path, **notes: str) -> Path:
 @pytest.mark.parametrize("kind", ["entities", "relations"])
 def test_every_overall_figure_is_the_official_one(mode, kind):
     official = json.loads((CASES / "expected.json").read_text())["overall"][mode][kind]
-    ours = score_folders(CASES / "gold", CASES / "system").to_json()
+    ours = score_2018_folders(CASES / "gold", CASES / "system").to_json()
     counts = {name: official[name] for name in ("tp", "fp", "fn")}
     assert {name: ours[mode][kind][name] for name in counts} == counts
     # 1e-12: the same sums in another order.
@@ -54,7 +60,7 @@ def test_every_overall_figure_is_the_official_one(mode, kind):
 @needs_shared
 def test_every_count_per_type_is_the_official_one():
     official = json.loads((CASES / "expected.json").read_text())["per_entity_type"]
-    ours = score_folders(CASES / "gold", CASES / "system").to_json()["per_type"]
+    ours = score_2018_folders(CASES / "gold", CASES / "system").to_json()["per_type"]
     none = {"tp": 0, "fp": 0, "fn": 0}
     for label, modes in official.items():
         for mode, counts in modes.items():
@@ -66,7 +72,7 @@ def test_every_count_per_type_is_the_official_one():
 @needs_shared
 def test_relations_between_events_are_resolved_where_the_official_script_stops():
     gold = SHARED / "corpora" / "maccrobat2020" / "brat"
-    micro = score_folders(gold, gold).tallies["strict"]["relations"].micro
+    micro = score_2018_folders(gold, gold).tallies["strict"]["relations"].micro
     lines = [line for path in gold.glob("*.ann") for line in path.read_text().splitlines()]
     relations = sum(line.startswith("R") for line in lines)
     # Equal relations of one note are thrown out once found, so not all of them are true positives.
@@ -179,7 +185,7 @@ GOLD = "T1\tDrug 0 5\taspir\nT2\tADE 8 12\trash\nR1\tADE-Drug Arg1:T2 Arg2:T1\n"
 def test_a_gold_note_without_a_system_file_counts_as_missed_and_is_named(tmp_path):
     gold = write(tmp_path / "gold", one=GOLD, two=GOLD)
     system = write(tmp_path / "system", one=GOLD, three=GOLD)
-    report = score_folders(gold, system)
+    report = score_2018_folders(gold, system)
     assert (report.missing, report.unjudged) == (("two",), ("three",))
     answer = report.to_json()
     assert answer["strict"]["entities"] == {
@@ -193,7 +199,7 @@ def test_a_gold_note_without_a_system_file_counts_as_missed_and_is_named(tmp_pat
     assert answer["strict"]["relations"]["fn"] == 1
     assert answer["macro"]["strict"]["entities"]["f1"] == 0.5
     assert answer["missing"] == ["two"]
-    assert "1 gold notes have no system file and count as missed: two" in render(report)
+    assert "1 gold notes have no system file and count as missed: two" in render_2018_scores(report)
     json.dumps(answer)
 
 
@@ -203,14 +209,14 @@ def test_other_lines_and_the_text_column_do_not_count(tmp_path):
         GOLD.replace("aspir", "other") + "E1\tDrug:T1 Role:T99\nA1\tNegated T2\n#1\tNote T1\tx\n"
     )
     system = write(tmp_path / "system", one=noisy)
-    report = score_folders(gold, system)
+    report = score_2018_folders(gold, system)
     assert all(kinds["entities"].micro == Counts(2, 0, 0) for kinds in report.tallies.values())
 
 
 def test_the_last_line_of_an_id_counts_at_its_first_place(tmp_path):
     gold = write(tmp_path / "gold", one=GOLD)
     system = write(tmp_path / "system", one="T1\tForm 0 5\tx\n" + GOLD)
-    assert score_folders(gold, system).tallies["strict"]["entities"].micro == Counts(2, 0, 0)
+    assert score_2018_folders(gold, system).tallies["strict"]["entities"].micro == Counts(2, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +230,7 @@ def test_a_broken_line_is_named_and_its_text_is_not(tmp_path, lines, place):
     gold = write(tmp_path / "gold", one=GOLD)
     system = write(tmp_path / "system", one=lines)
     with pytest.raises(CorpusError) as raised:
-        score_folders(gold, system)
+        score_2018_folders(gold, system)
     assert place in str(raised.value)
     assert MARKER not in str(raised.value)
 
@@ -232,13 +238,13 @@ def test_a_broken_line_is_named_and_its_text_is_not(tmp_path, lines, place):
 def test_folders_that_share_no_name_are_refused(tmp_path):
     gold, system = write(tmp_path / "gold", one=GOLD), write(tmp_path / "system", two=GOLD)
     with pytest.raises(CorpusError, match=r"no \.ann file here has the name"):
-        score_folders(gold, system)
+        score_2018_folders(gold, system)
     with pytest.raises(CorpusError, match="is not a folder"):
-        score_folders(tmp_path / "nowhere", system)
+        score_2018_folders(tmp_path / "nowhere", system)
 
 
 def test_the_table_shows_both_modes(tmp_path):
     gold = write(tmp_path / "gold", one=GOLD)
-    table = render(score_folders(gold, gold))
+    table = render_2018_scores(score_2018_folders(gold, gold))
     for heading in ("strict entities", "strict relations", "lenient entities", "ADE-Drug", "macro"):
         assert heading in table

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from raymrc.errors import CorpusError
-from raymrc.scoring.n2c2_2022 import CRITERIA, render, score_folders
+from raymrc.scoring.n2c2_2022 import CRITERIA, render_2022_scores, score_2022_folders
 from tests.paths import SHARED, needs_shared
 
 CASES = SHARED / "scorer_cases" / "n2c2_2022"
@@ -30,7 +30,7 @@ def rows(folder: Path, gold: str, system: str, criterion: str = "challenge") -> 
     for name, lines in (("gold", gold), ("system", system)):
         (folder / name).mkdir()
         (folder / name / "one.ann").write_text(lines)
-    report = score_folders(folder / "gold", folder / "system", criterion)
+    report = score_2022_folders(folder / "gold", folder / "system", criterion)
     return {
         (row.event, row.argument, row.subtype): (row.gold, row.system, row.matched)
         for row in (*report.rows, report.overall)
@@ -45,7 +45,7 @@ OVERALL = ("OVERALL", "OVERALL", "OVERALL")
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_row_is_the_official_one(criterion):
     expected = json.loads((CASES / "expected.json").read_text())
-    report = score_folders(
+    report = score_2022_folders(
         CASES / "gold", CASES / "system", criterion, labeled=expected["labeled_args"]
     )
     official = {
@@ -71,7 +71,7 @@ def test_every_row_is_the_official_one(criterion):
 
 def test_the_answer_has_rows_and_an_overall(tmp_path):
     rows(tmp_path, GOLD, GOLD)
-    report = score_folders(tmp_path / "gold", tmp_path / "system")
+    report = score_2022_folders(tmp_path / "gold", tmp_path / "system")
     answer = report.to_json()
     assert answer["rows"] == [
         {
@@ -92,7 +92,7 @@ def test_the_answer_has_rows_and_an_overall(tmp_path):
         "recall": 1.0,
         "f1": 1.0,
     }
-    assert "StatusTime" in render(report)
+    assert "StatusTime" in render_2022_scores(report)
     json.dumps(answer)
 
 
@@ -158,11 +158,11 @@ def test_a_missing_system_file_counts_as_missed_and_is_named(tmp_path):
     rows(tmp_path, GOLD, GOLD)
     (tmp_path / "gold" / "site").mkdir()
     (tmp_path / "gold" / "site" / "two.ann").write_text(GOLD)
-    report = score_folders(tmp_path / "gold", tmp_path / "system")
+    report = score_2022_folders(tmp_path / "gold", tmp_path / "system")
     assert report.missing == ("site/two",)
     assert (report.overall.gold, report.overall.matched) == (6, 3)
 
 
 def test_an_unknown_criterion_is_told_the_nearest(tmp_path):
     with pytest.raises(CorpusError, match="did you mean 'overlap'"):
-        score_folders(tmp_path, tmp_path, "overlaps")
+        score_2022_folders(tmp_path, tmp_path, "overlaps")

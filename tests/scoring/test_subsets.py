@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Span
-from raymrc.corpora.synthetic import synthesize
+from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.n2c2_2018 import score_note
 from raymrc.scoring.subsets import SUBSETS, find_subsets, items_of, score_subsets
@@ -155,7 +155,7 @@ def test_single_stretches_never_find_a_discontinuous_span(gold, predicted):
 
 
 def test_made_up_notes_nest_and_their_line_ends_are_no_gaps():
-    notes = synthesize("n2c2-2018", 20, "a", 1).notes
+    notes = synthesize_corpus("n2c2-2018", 20, "a", 1).notes
     assert any(span.is_discontinuous for note in notes for span in note.spans)
     counts = [score_subsets(note.text, note.spans, note.spans) for note in notes]
     assert pool(of.get("nested", Counts()) for of in counts).tp > 20

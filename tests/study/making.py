@@ -11,7 +11,8 @@ from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.errors import SpecError
 from raymrc.ledger.record import NoteCounts, Record
 from raymrc.scoring.counts import Counts
-from raymrc.study.spec import Spec, load_spec
+from raymrc.study.load import load_spec
+from raymrc.study.spec import Spec
 
 STUDY = """\
 study: tiny

@@ -25,8 +25,13 @@ import psutil
 from raymrc.configuration import Backbone, Cell, FoldRun
 from raymrc.errors import BackboneError, TrainingError
 from raymrc.ledger.ledger import Ledger
-from raymrc.ledger.record import Epoch, Event, NoteCounts, Record
-from raymrc.planning.plan import CellPlan, Fingerprints, Plan, build_configuration
+from raymrc.ledger.record import Epoch, LaneEvent, NoteCounts, Record
+from raymrc.planning.fold_runs import Fingerprints
+from raymrc.planning.plan import (
+    CellPlan,
+    Plan,
+    build_configuration,
+)
 from raymrc.racing.racing import Racing
 from raymrc.scoring.counts import Counts
 from raymrc.study.space import Distribution, Fixed, Grid, Setting, build_space
@@ -263,17 +268,17 @@ class ScriptPool:
     def close(self, key: str) -> None:
         self.courses.pop(key, None)
 
-    def step(self) -> list[Event]:
+    def step(self) -> list[LaneEvent]:
         events = []
         for key, course in list(self.courses.items()):
             record = self.data.record(course.fold_run)
             if course.epoch < len(record.epochs):
                 time.sleep(self.data.nap / len(record.epochs))
-                events.append(Event(key, record.epochs[course.epoch]))
+                events.append(LaneEvent(key, record.epochs[course.epoch]))
                 course.epoch += 1
                 continue
             del self.courses[key]
-            events.append(Event(key, self._end(course, record), DEVICE_SECONDS))
+            events.append(LaneEvent(key, self._end(course, record), DEVICE_SECONDS))
         return events
 
     def _end(self, course: _Course, record: Record) -> Record | Exception:
@@ -303,7 +308,7 @@ if __name__ == "__main__":
     from raymrc.scheduling.spending import Spending
     from raymrc.sweep import driver
     from raymrc.sweep.driver import run_study
-    from raymrc.sweep.session import Resources
+    from raymrc.sweep.session import HostResources
 
     folder, nap = Path(sys.argv[1]), float(sys.argv[2])
     raced = "race" in sys.argv
@@ -321,7 +326,7 @@ if __name__ == "__main__":
     try:
         outcome = run_study(
             plan, Ledger(str(folder)), open_pool, script, folder=folder,
-            resources=Resources(lanes=1 if raced else None), budget=Budget(device_hours=hours),
+            resources=HostResources(lanes=1 if raced else None), budget=Budget(device_hours=hours),
         )  # fmt: skip
     except StudyError as error:
         print(error, flush=True)

@@ -30,7 +30,7 @@ import psutil
 
 from raymrc.configuration import Backbone
 from raymrc.ledger.ledger import Ledger
-from raymrc.ledger.record import Epoch, Event, Record
+from raymrc.ledger.record import Epoch, LaneEvent, Record
 from raymrc.planning.placement import Placement
 from raymrc.planning.plan import Plan
 from tests.paths import ROOT
@@ -219,8 +219,8 @@ class Logged:
             lane = pool._seats[fold_run.key].lane
             note("open", fold_run.key, len(lane.epochs), lane._learnt)
 
-        def step() -> Sequence[Event]:
-            events: Sequence[Event] = stepped()
+        def step() -> Sequence[LaneEvent]:
+            events: Sequence[LaneEvent] = stepped()
             time.sleep(0.05)  # so that an epoch lasts long enough to be struck within
             for event in events:
                 if isinstance(event.what, Epoch):
@@ -292,13 +292,13 @@ def drive(folder: Path) -> int:
     """One driver of the study, in a process of its own; RAY_ADDRESS says where."""
     from raymrc.errors import RaymrcError
     from raymrc.sweep.driver import run_study
-    from raymrc.sweep.session import Resources
+    from raymrc.sweep.session import HostResources
     from tests.model.tiny import tiny_backbone
     from tests.training.test_lane import make_data, make_notes
 
     terms = terms_of(folder)
     plan = study_plan(tiny_backbone(folder / "tiny"), **terms["study"])
-    resources = Resources(
+    resources = HostResources(
         gpus_per_host=1.0, max_hosts=terms["devices"], lanes=3, save_seconds=0.0, device="cpu",
         patience_seconds=15.0,
     )  # fmt: skip
@@ -444,13 +444,13 @@ def kill_all(process: psutil.Process) -> None:
 
 def train_alone(plan: Plan) -> list[Record]:
     """What undisturbed training in this process comes to, of every fold-run."""
-    from raymrc.model.backbones import load
+    from raymrc.model.backbones import load_backbone
     from raymrc.training.trainer import train_fold_run
     from tests.sweep.making import fold_runs
     from tests.training.test_lane import make_data, make_notes
 
     data = make_data(make_notes(), plan.folds)
-    loaded = load(plan.cells[0].cell.backbone)
+    loaded = load_backbone(plan.cells[0].cell.backbone)
     return [train_fold_run(run, data, loaded) for run in fold_runs(plan)]
 
 

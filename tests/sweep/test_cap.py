@@ -21,17 +21,25 @@ from typing import Any
 import pytest
 
 from raymrc.configuration import FoldRun
-from raymrc.costs.budget import LEAST_LEASE, Account, Budget, Entry, Journal, Need, add_up
+from raymrc.costs.account import Account
+from raymrc.costs.budget import (
+    LEAST_LEASE,
+    Budget,
+    Entry,
+    Need,
+    add_up,
+)
+from raymrc.costs.journal import Journal
 from raymrc.errors import LedgerError
 from raymrc.ledger.ledger import Ledger
 from raymrc.scheduling.allowance import Allowance
 from raymrc.scheduling.state import StudyOutcome
-from raymrc.scheduling.work_queue import SOLO, Report
+from raymrc.scheduling.work_queue import SINGLE_DEVICE, HostReport
 from raymrc.sweep import coordinator as reception
 from raymrc.sweep import session as workplace
 from raymrc.sweep.driver import run_study
 from raymrc.sweep.hosts import HostTerms, process_age
-from raymrc.sweep.session import Resources
+from raymrc.sweep.session import HostResources
 from tests.paths import ROOT
 from tests.sweep.making import Script, actors, fold_runs, make_plan, make_record, open_pool
 
@@ -73,9 +81,9 @@ class Guarded:
             self.ended.append(name)
             self.account.end(name, time.monotonic())
 
-        self.reception._hosts[name] = reception._Asked(SOLO, end)
+        self.reception._hosts[name] = reception._Asked(SINGLE_DEVICE, end)
 
-    async def ask(self, host: str, *reports: Report) -> Any:
+    async def ask(self, host: str, *reports: HostReport) -> Any:
         return await self.reception.exchange(host, ("node",), reports)
 
 
@@ -125,7 +133,7 @@ def test_at_the_cap_hosts_save_and_go_and_one_that_does_not_answer_is_ended(tmp_
             await asyncio.sleep(0.1)
             order = await guarded.ask("h0")
         key = next(iter(guarded.reception._board._hosts["h0"].wishes))
-        await guarded.reception.release("h0", [Report(key, saved=f"{key}/000001")])
+        await guarded.reception.release("h0", [HostReport(key, saved=f"{key}/000001")])
         guarded.account.end("h0", time.monotonic())  # as `_watch` says it
         why = await asyncio.wait_for(stopped, 20)  # h1 is silent
         assert why.by_budget and guarded.ended == ["h1"]
@@ -247,7 +255,7 @@ class Watch(threading.Thread):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with workplace.cluster(Resources(max_hosts=2), tmp_path_factory.mktemp("cluster")):
+    with workplace.cluster(HostResources(max_hosts=2), tmp_path_factory.mktemp("cluster")):
         yield
 
 
@@ -261,7 +269,7 @@ PLAN = make_plan([0.1, 0.2], ["frozen_soft_prompt"])
 
 
 def run(folder: Path, script: Script, budget: Budget, **options: Any) -> StudyOutcome:
-    options.setdefault("resources", Resources(max_hosts=2, save_seconds=0.0))
+    options.setdefault("resources", HostResources(max_hosts=2, save_seconds=0.0))
     return run_study(
         PLAN, Ledger(str(folder)), open_pool, script, folder=folder, budget=budget, **options
     )

@@ -34,10 +34,10 @@ from raymrc.scheduling.progress import Snapshot
 from raymrc.scheduling.state import StudyOutcome
 from raymrc.sweep import driver
 from raymrc.sweep import session as workplace
-from raymrc.sweep.coordinator import open_reception
+from raymrc.sweep.coordinator import open_coordinator
 from raymrc.sweep.driver import run_study
 from raymrc.sweep.hosts import HostTerms
-from raymrc.sweep.session import Resources
+from raymrc.sweep.session import HostResources
 from tests.paths import ROOT
 from tests.sweep.making import (
     DEVICE_SECONDS,
@@ -66,7 +66,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cluster of two cores; gives the folder of its logs."""
     import ray
 
-    with workplace.cluster(Resources(max_hosts=2), tmp_path_factory.mktemp("cluster")) as is_ours:
+    with workplace.cluster(
+        HostResources(max_hosts=2), tmp_path_factory.mktemp("cluster")
+    ) as is_ours:
         assert is_ours
         node = ray._private.worker._global_node
         assert node is not None
@@ -201,7 +203,7 @@ def test_a_race_goes_through_ray_and_is_not_held_again(cluster, tmp_path, script
     monkeypatch.setattr(driver._Search, "suggest", count)
     told: list[Record] = []
     shown: list[Snapshot] = []
-    few = Resources(lanes=1)  # with a lane for everybody nobody would wait
+    few = HostResources(lanes=1)  # with a lane for everybody nobody would wait
     outcome, records = run(
         plan, tmp_path, raced, on_record=told.append, on_progress=shown.append, resources=few
     )
@@ -224,7 +226,7 @@ def test_a_race_goes_through_ray_and_is_not_held_again(cluster, tmp_path, script
 
 def test_no_more_hosts_than_allowed(cluster, tmp_path, script):
     plan = make_plan([0.1, 0.2, 0.3, 0.4], ["fine_tune"], folds=2)
-    outcome, _ = run(plan, tmp_path, script, resources=Resources(max_hosts=1))
+    outcome, _ = run(plan, tmp_path, script, resources=HostResources(max_hosts=1))
     assert outcome.done == 8
     assert len(script.processes()) == 1
     assert script.most_beside() == 0, "one that trains the backbone has its host for itself"
@@ -232,7 +234,7 @@ def test_no_more_hosts_than_allowed(cluster, tmp_path, script):
 
 def test_frozen_fold_runs_share_a_host_as_far_as_they_fit(cluster, tmp_path, script):
     plan = make_plan([0.1, 0.2, 0.3, 0.4], ["frozen_soft_prompt"])
-    one = Resources(max_hosts=1, lanes=4)
+    one = HostResources(max_hosts=1, lanes=4)
     outcome, records = run(plan, tmp_path, replace(script, nap=0.3), resources=one)
     assert outcome.done == 12 and records == {r.key: make_record(r) for r in fold_runs(plan)}
     assert script.most_beside() == 3
@@ -277,7 +279,7 @@ def test_a_trial_that_tunes_scheduler_stops_is_closed_and_its_room_filled(
     plan = make_plan([0.1, 0.2, 0.3], ["frozen_soft_prompt"])
     outcome, records = run(
         plan, tmp_path, replace(script, nap=2.0),
-        scheduler=StopsOne(), resources=Resources(max_hosts=1, lanes=3),
+        scheduler=StopsOne(), resources=HostResources(max_hosts=1, lanes=3),
     )  # fmt: skip
     assert {r.fold_run.configuration.learning_rate for r in records.values()} == {0.2, 0.3}
     assert (outcome.done, outcome.failed, outcome.interrupted) == (6, 0, False)
@@ -291,7 +293,7 @@ def test_a_storage_that_hosts_do_not_see_gets_a_sentence(cluster, tmp_path, scri
     terms = HostTerms(
         cpus=1, gpus=0, num_threads=1, save_seconds=5.0, storage=str(tmp_path), marker=".not-there"
     )
-    reception = open_reception(open_pool, script, terms, lanes=1, max_devices=1)
+    reception = open_coordinator(open_pool, script, terms, lanes=1, max_devices=1)
     reception.submit.remote("t", fold_runs(make_plan([0.1])))
     sentence = ray.get(reception.verdict.remote(), timeout=60)
     ray.get(reception.close.remote())
@@ -432,7 +434,7 @@ def test_a_cell_in_which_all_fails_is_closed_and_the_others_go_on(cluster, tmp_p
     shown: list[Snapshot] = []
     outcome, records = run(
         replace(plan, cells=cells), tmp_path, replace(script, hopeless=0.2, nap=0.1),
-        failures=FailureTerms(close_cell_after=3), resources=Resources(max_hosts=1),
+        failures=FailureTerms(close_cell_after=3), resources=HostResources(max_hosts=1),
         on_progress=shown.append,
     )  # fmt: skip
     ((name, left),) = outcome.closed
@@ -452,7 +454,7 @@ def test_a_trial_that_wants_more_than_there_is_gets_a_sentence(cluster, tmp_path
     with pytest.raises(
         RaymrcError, match="a host wants 1 CPU and 1 GPU of this cluster: there is room for 0"
     ):
-        run(make_plan(), tmp_path, script, resources=Resources(gpus_per_host=1.0))
+        run(make_plan(), tmp_path, script, resources=HostResources(gpus_per_host=1.0))
 
 
 def test_a_group_of_more_than_there_is_gets_a_sentence_before_anything_starts(
@@ -585,7 +587,7 @@ def test_a_race_whose_machine_is_lost_goes_on_from_its_rungs(cluster, tmp_path, 
     assert paused
 
     raced = replace(script, raced=True)
-    _, records = run(make_race(3), tmp_path, raced, resources=Resources(lanes=1))
+    _, records = run(make_race(3), tmp_path, raced, resources=HostResources(lanes=1))
     check_race(raced, records, tmp_path)
     assert all(len(records[key].epochs) >= len(record.epochs) for key, record in kept.items())
     begun_anew = raced.begun_at().count(0)

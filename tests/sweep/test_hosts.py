@@ -20,12 +20,12 @@ import pytest
 
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Record
-from raymrc.scheduling.work_queue import DEATHS, SOLO, Crew
+from raymrc.scheduling.work_queue import MAX_HOST_DEATHS, SINGLE_DEVICE, WorkerRange
 from raymrc.sweep.capacity import had_process
 from raymrc.sweep.coordinator import _Asked
 from raymrc.sweep.driver import run_study
 from raymrc.sweep.hosts import HostTerms
-from raymrc.sweep.session import Resources
+from raymrc.sweep.session import HostResources
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
 from tests.sweep.making import (
     Script,
@@ -52,15 +52,15 @@ TERMS = HostTerms(cpus=1, gpus=0, num_threads=1, save_seconds=5.0, storage="nowh
 
 
 def asked(name: str, ended: list[str] | None = None) -> _Asked:
-    return _Asked(SOLO, lambda: (ended if ended is not None else []).append(name))
+    return _Asked(SINGLE_DEVICE, lambda: (ended if ended is not None else []).append(name))
 
 
 def test_hosts_that_cannot_start_are_not_started_for_ever(monkeypatch: Any) -> None:
     from ray.exceptions import ActorDiedError
 
-    from raymrc.sweep.coordinator import STILLBORN, Reception
+    from raymrc.sweep.coordinator import MAX_FAILED_STARTS, Coordinator
 
-    reception = Reception({"lanes": 2, "max_devices": 2}, [], TERMS)
+    reception = Coordinator({"lanes": 2, "max_devices": 2}, [], TERMS)
     monkeypatch.setattr(reception, "_scale", lambda: None)
     runs = fold_runs(make_plan([0.1], ["frozen_soft_prompt"]))
 
@@ -70,7 +70,7 @@ def test_hosts_that_cannot_start_are_not_started_for_ever(monkeypatch: Any) -> N
     async def study() -> tuple[list[dict[str, Any]], bool]:
         await reception.submit("t", runs)
         await reception._watch("called-off", die())
-        for number in range(STILLBORN):
+        for number in range(MAX_FAILED_STARTS):
             reception._hosts[f"h{number}"] = asked(f"h{number}")
             await reception._watch(f"h{number}", die())
         return await reception.listen("t")
@@ -82,9 +82,9 @@ def test_hosts_that_cannot_start_are_not_started_for_ever(monkeypatch: Any) -> N
 
 
 def test_a_host_that_dies_while_it_waits_takes_no_work_with_it(monkeypatch: Any) -> None:
-    from raymrc.sweep.coordinator import Reception
+    from raymrc.sweep.coordinator import Coordinator
 
-    reception = Reception({"lanes": 4, "max_devices": 1}, [], TERMS)
+    reception = Coordinator({"lanes": 4, "max_devices": 1}, [], TERMS)
     monkeypatch.setattr(reception, "_scale", lambda: None)
     runs = fold_runs(make_plan([0.1], ["frozen_soft_prompt"]))
 
@@ -110,10 +110,10 @@ def test_hosts_and_groups_that_are_lost_or_taken_away_are_counted(monkeypatch: A
     import ray
     from ray.exceptions import ActorDiedError
 
-    from raymrc.sweep.coordinator import Reception
+    from raymrc.sweep.coordinator import Coordinator
     from raymrc.sweep.metrics import EVICTIONS, HOST_DEATHS
 
-    reception = Reception({"lanes": 4, "max_devices": 4}, [], TERMS)
+    reception = Coordinator({"lanes": 4, "max_devices": 4}, [], TERMS)
     monkeypatch.setattr(reception, "_scale", lambda: None)
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "node", "Alive": True}])
     told: list[tuple[str, str]] = []
@@ -151,15 +151,15 @@ def test_hosts_and_groups_that_are_lost_or_taken_away_are_counted(monkeypatch: A
 def test_a_host_that_has_not_started_is_called_off_only_where_work_stays_away(
     monkeypatch: Any,
 ) -> None:
-    from raymrc.sweep.coordinator import Reception
+    from raymrc.sweep.coordinator import Coordinator
 
     board = {"lanes": 1, "max_devices": 2, "idle_seconds": 0.2}
-    reception = Reception(board, [], TERMS)
+    reception = Coordinator(board, [], TERMS)
     started: list[str] = []
     called_off: list[Any] = []
 
-    def start(crew: Crew) -> None:
-        assert crew == SOLO
+    def start(crew: WorkerRange) -> None:
+        assert crew == SINGLE_DEVICE
         started.append(f"h{len(started)}")
         reception._hosts[started[-1]] = asked(started[-1], called_off)
 
@@ -225,8 +225,9 @@ def test_who_is_ended_before_the_first_word_is_charged_where_there_was_a_process
 ) -> None:
     import ray
 
-    from raymrc.costs.budget import Account, Budget
-    from raymrc.sweep.coordinator import Reception, run_to_its_end
+    from raymrc.costs.account import Account
+    from raymrc.costs.budget import Budget
+    from raymrc.sweep.coordinator import Coordinator, run_to_its_end
 
     @ray.remote(num_cpus=1)
     class Host:
@@ -238,7 +239,7 @@ def test_who_is_ended_before_the_first_word_is_charged_where_there_was_a_process
     async def end_after(seconds: float, host: Any) -> float:
         """Device-seconds that are charged."""
         account = Account(Budget(), (), time.time(), time.monotonic())
-        reception = Reception({"lanes": 1, "max_devices": 9}, [], TERMS, account)
+        reception = Coordinator({"lanes": 1, "max_devices": 9}, [], TERMS, account)
         account.ask("h", 1.0, time.monotonic())
         running = run_to_its_end(host, host.run.remote())
         watch = asyncio.create_task(reception._watch("h", running, host._actor_id.hex()))
@@ -283,7 +284,7 @@ class Killer(threading.Thread):
 
 
 def test_killed_hosts_change_no_result(cluster: Any, tmp_path: Path) -> None:
-    from raymrc.model.backbones import load
+    from raymrc.model.backbones import load_backbone
     from raymrc.training.trainer import Trainer, train_fold_run
     from tests.training.test_lane import make_data, make_notes
 
@@ -293,18 +294,18 @@ def test_killed_hosts_change_no_result(cluster: Any, tmp_path: Path) -> None:
         [0.01, 0.02, 0.03], ["frozen_soft_prompt"], backbone=backbone,
         prompt_length=4, match_width=16, epochs=18, batch_size=4, window=20, overlap=4,
     )  # fmt: skip
-    killer = Killer(every=4.0, times=DEATHS - 1)  # more, and one of them may be given up
+    killer = Killer(every=4.0, times=MAX_HOST_DEATHS - 1)  # more, and one of them may be given up
     killer.start()
     ledger = Ledger(str(tmp_path))
     outcome = run_study(
         plan, ledger, Trainer().open_pool, data,
-        folder=tmp_path, resources=Resources(max_hosts=2, lanes=3, save_seconds=0.0),
+        folder=tmp_path, resources=HostResources(max_hosts=2, lanes=3, save_seconds=0.0),
     )  # fmt: skip
     killer.over.set()
     assert (outcome.done, outcome.failed) == (9, 0)
     assert killer.killed >= 2
     records = {record.key: record for record in ledger.records()}
-    loaded = load(backbone)
+    loaded = load_backbone(backbone)
     for run in fold_runs(plan)[::4]:
         mine, alone = records[run.key], train_fold_run(run, data, loaded)
         assert mine.notes == alone.notes
@@ -336,7 +337,7 @@ def test_lanes_of_a_lost_machine_go_on_on_another_from_their_last_epoch(
     thread.start()
     outcome = run_study(
         plan, ledger, open_pool, script,
-        folder=tmp_path, resources=Resources(max_hosts=2, lanes=3, save_seconds=0.0),
+        folder=tmp_path, resources=HostResources(max_hosts=2, lanes=3, save_seconds=0.0),
     )  # fmt: skip
     thread.join()
     cluster.add_node(num_cpus=1)
@@ -366,7 +367,7 @@ def test_a_machine_with_a_notice_saves_what_is_open_at_that_moment(
     thread.start()
     outcome = run_study(
         plan, ledger, open_pool, replace(script, nap=4.0),
-        folder=tmp_path, resources=Resources(max_hosts=2, lanes=3, save_seconds=1e9),
+        folder=tmp_path, resources=HostResources(max_hosts=2, lanes=3, save_seconds=1e9),
     )  # fmt: skip
     thread.join()
     cluster.add_node(num_cpus=1)

@@ -50,13 +50,13 @@ def run_a_study(folder: Path, port: int) -> None:
     """Eighteen fold-runs of two cells; of the first three of each one fails at its first try, and the host of
     another dies. The others come after: what is told in a run's last second may not be fetched any more."""
     from raymrc.sweep.driver import run_study
-    from raymrc.sweep.session import Resources
+    from raymrc.sweep.session import HostResources
 
     script = Script(folder / "trained", 0.6, raises_once=(0.1, 0), dies_once=(0.1, 2))
     script.folder.mkdir()
     run_study(
         PLAN, Ledger(str(folder)), open_pool, script, folder=folder, budget=BUDGET,
-        resources=Resources(max_hosts=2, lanes=2, metrics_port=port),
+        resources=HostResources(max_hosts=2, lanes=2, metrics_port=port),
     )  # fmt: skip
 
 

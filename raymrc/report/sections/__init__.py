@@ -23,7 +23,7 @@ __all__ = ["build_facts", "build_sections"]
 SECTIONS: tuple[Callable[[Findings], Section | None], ...] = (
     compared.winners,
     compared.gaps,
-    compared.by_size,
+    compared.size_section,
     compared.few_examples,
     compared.other_sites,
     searched.search,

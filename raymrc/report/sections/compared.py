@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raymrc.analysis.conclusions import (
-    UNKNOWN,
+    UNKNOWN_INTERVAL,
     BySize,
     Conclusion,
     chance,
@@ -21,7 +21,7 @@ from raymrc.report.figures import Mark, in_points
 from raymrc.report.parts import Plot, Section, Table
 from raymrc.report.sections.naming import (
     ABOUT_INTERVALS,
-    CELL,
+    CELL_COLUMN,
     advice_of,
     backbone_size,
     cell_names,
@@ -75,7 +75,7 @@ def winners(findings: Findings) -> Section | None:
                 names[summary.cell],
                 points(leader.strict.mean),
                 points(leader.strict.sd),
-                ends(intervals.get(summary.cell.name, UNKNOWN)),
+                ends(intervals.get(summary.cell.name, UNKNOWN_INTERVAL)),
                 points(leader.lenient.mean),
                 *([points(leader.events.mean)] if has_events(findings) else []),
                 f"{leader.device_seconds:,.0f}",
@@ -90,8 +90,8 @@ def winners(findings: Findings) -> Section | None:
     events = ["events F1"] if has_events(findings) else []
     table = Table(
         "Winners: F1 in points, mean over folds",
-        (CELL, "strict F1", "sd", "95 % interval, pooled", "lenient F1", *events, "device s", "USD", "kWh",
-         "peak memory", "folds", "on the frontier", "winning configuration"),
+        (CELL_COLUMN, "strict F1", "sd", "95 % interval, pooled", "lenient F1", *events, "device s", "USD",
+         "kWh", "peak memory", "folds", "on the frontier", "winning configuration"),
         "lrrrr" + "r" * len(events) + "rrrrrll",
         rows,
         "Winners are chosen on validation notes, never on the scored folds. The interval is of all folds "
@@ -184,7 +184,7 @@ def gaps(findings: Findings) -> Section | None:
     return Section("gaps", "Frozen against trained", (), (plot,) if names else (), (table, cost))
 
 
-def by_size(findings: Findings) -> Section | None:
+def size_section(findings: Findings) -> Section | None:
     found = findings.conclusions
     margin, plots, said = 100 * found.margin, [], []
     for fitted in found.by_size:
@@ -221,7 +221,7 @@ def by_size(findings: Findings) -> Section | None:
                 "What frozen is behind by, in points, against the backbone's parameters on a "
                 "logarithmic axis, with "
                 "each gap's 95 % interval, and the fitted line with its own where there are sizes enough.",
-                figures.by_size(
+                figures.size_figure(
                     marks, fitted.fit, margin, "parameters of the backbone", "points behind"
                 ),
                 400,
@@ -375,7 +375,7 @@ def other_sites(findings: Findings) -> Section | None:
                 Table(
                     f"Strict F1 at {site}, and what is lost on the way",
                     (
-                        CELL,
+                        CELL_COLUMN,
                         "at home",
                         "sd",
                         f"at {site}",

@@ -16,7 +16,7 @@ from raymrc.report import figures
 from raymrc.report.figures import Mark
 from raymrc.report.parts import Plot, Section, Table
 from raymrc.report.sections.naming import (
-    CELL,
+    CELL_COLUMN,
     cell_names,
     in_order,
 )
@@ -56,7 +56,7 @@ def by_label(findings: Findings) -> Section | None:
         (
             Table(
                 "By label, all folds together, in points",
-                ("label", CELL, "gold", "precision", "recall", "strict F1", "lenient F1"),
+                ("label", CELL_COLUMN, "gold", "precision", "recall", "strict F1", "lenient F1"),
                 "llrrrrr",
                 rows,
                 out_of_reach(findings.summaries) or "",
@@ -123,7 +123,7 @@ def events_and_subsets(findings: Findings) -> Section | None:
 def _counts_table(caption: str, of: str, rows: Iterable[tuple[str, Mapping[str, Counts]]]) -> Table:
     return Table(
         caption,
-        (CELL, of, "gold", "precision", "recall", "F1"),
+        (CELL_COLUMN, of, "gold", "precision", "recall", "F1"),
         "llrrrr",
         [
             (name, kind, *counts_row(c, is_share=kind == BOTH_FOUND))
@@ -178,7 +178,7 @@ def trained_and_kept(findings: Findings) -> Section | None:
     ]
     table = Table(
         "What is trained and what is kept",
-        (CELL, "trained", "parameters", "share", "kept per task", "peak memory", "tokens trained on",
+        (CELL_COLUMN, "trained", "parameters", "share", "kept per task", "peak memory", "tokens trained on",
          "FLOPs"),
         "lrrrrrrr",
         rows,
@@ -218,7 +218,7 @@ def final_test(findings: Findings) -> Section | None:
         Table(
             "Final test: F1 in points on held-out notes, mean over seeds",
             (
-                CELL,
+                CELL_COLUMN,
                 "strict F1",
                 "sd",
                 "95 % interval, notes",
@@ -276,13 +276,20 @@ def stopped_early(findings: Findings) -> Section | None:
         (
             Table(
                 "What racing left out",
-                (CELL, "configurations", "stopped", "fold-epochs", "of the full grid", "device s"),
+                (
+                    CELL_COLUMN,
+                    "configurations",
+                    "stopped",
+                    "fold-epochs",
+                    "of the full grid",
+                    "device s",
+                ),
                 "lrrrrr",
                 rows,
             ),
             Table(
                 "Who was stopped, and why",
-                (CELL, "configuration", "fold-epochs", "why"),
+                (CELL_COLUMN, "configuration", "fold-epochs", "why"),
                 "llrl",
                 stopped[:MOST_STOPPED],
                 f"{left} more are in the table of fold-runs: raymrc export." if left > 0 else "",
@@ -302,12 +309,12 @@ def failures(findings: Findings) -> Section | None:
         return None
     tables = []
     if rows:
-        tables.append(Table("Why fold-runs failed", (CELL, "fold-runs", "why"), "lrl", rows))
+        tables.append(Table("Why fold-runs failed", (CELL_COLUMN, "fold-runs", "why"), "lrl", rows))
     if findings.closed:
         tables.append(
             Table(
                 "Cells that were given up",
-                (CELL, "fold-runs not begun"),
+                (CELL_COLUMN, "fold-runs not begun"),
                 "lr",
                 [(name, str(left)) for name, left in findings.closed],
                 f"{findings.spec.failures.close_cell_after} configurations in a row failed "

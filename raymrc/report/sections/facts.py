@@ -15,8 +15,8 @@ from raymrc.report.sections.naming import (
     UNSURE,
     advice_of,
     cell_names,
-    gap_name,
     note_intervals,
+    shown_gap_name,
     winner_of,
     won,
 )
@@ -44,7 +44,11 @@ def build_facts(findings: Findings) -> tuple[Fact, ...]:
     best_of_all = _best_of_all(findings)
     if best_of_all is not None or gaps:
         one = gaps[-1] if best_of_all is None else best_of_all.conclusion
-        of = "best against best" if best_of_all is not None else _spaced(gap_name(one, findings))
+        of = (
+            "best against best"
+            if best_of_all is not None
+            else _spaced(shown_gap_name(one, findings))
+        )
         interval = _interval_words("95 % interval", one.home.interval)
         facts.append(Fact("Frozen behind by, points", points(one.gap.gap), f"{of}, {interval}"))
     seconds, usd = (
@@ -87,7 +91,7 @@ def _decision(findings: Findings) -> Fact:
     if len(said) == 1:
         (advice,) = said
         more = (
-            gap_name(gaps[0], findings)
+            shown_gap_name(gaps[0], findings)
             if len(gaps) == 1
             else f"on all {len(gaps)} that were compared"
         )

@@ -9,7 +9,7 @@ from raymrc.analysis.conclusions import (
     AHEAD,
     BEHIND,
     EQUIVALENT,
-    UNKNOWN,
+    UNKNOWN_INTERVAL,
     Conclusion,
     Judgement,
     ends,
@@ -17,15 +17,15 @@ from raymrc.analysis.conclusions import (
 from raymrc.analysis.findings import Findings
 from raymrc.analysis.judging import over_folds
 from raymrc.analysis.statistics import Interval, TooFewError
-from raymrc.analysis.summary import CellSummary, ConfigurationSummary, describe
+from raymrc.analysis.summary import CellSummary, ConfigurationSummary, describe_configuration
 from raymrc.configuration import Cell
 from raymrc.model.strategies import STRATEGIES
 from raymrc.quantities import points
 from raymrc.report.figures import Mark, in_points
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-CELL = "cell"
+CELL_COLUMN = "cell"
 """Heads the names of cells in tables."""
 
 FREEZE, TRAIN, UNSURE = "freeze", "train the backbone", "not enough data"
@@ -62,11 +62,11 @@ def fold_interval(one: ConfigurationSummary) -> Interval:
     try:
         return over_folds(one.fold_runs, one.fold_f1).interval()
     except TooFewError:
-        return UNKNOWN
+        return UNKNOWN_INTERVAL
 
 
 def settings_of(one: ConfigurationSummary, summary: CellSummary) -> str:
-    return describe(one.configuration, summary.configurations)
+    return describe_configuration(one.configuration, summary.configurations)
 
 
 def plus_minus(one: ConfigurationSummary) -> str:
@@ -80,7 +80,7 @@ def place_of(cell: Cell) -> str:
     return f"{cell.corpus}/{cell.backbone.name}{shots}"
 
 
-def gap_name(one: Conclusion, findings: Findings) -> str:
+def shown_gap_name(one: Conclusion, findings: Findings) -> str:
     return without_corpus(one.gap.name, one.gap.corpus, findings)
 
 
@@ -97,7 +97,7 @@ def without_corpus(name: str, corpus: str, findings: Findings) -> str:
     return name.removeprefix(f"{corpus}/") if alone else name
 
 
-def in_order(by_strategy: Mapping[str, T]) -> dict[str, T]:
+def in_order(by_strategy: Mapping[str, _T]) -> dict[str, _T]:
     """As the table of strategies has them, others last."""
     known = [name for name in STRATEGIES if name in by_strategy]
     return {name: by_strategy[name] for name in dict.fromkeys((*known, *by_strategy))}

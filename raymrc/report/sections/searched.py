@@ -13,7 +13,7 @@ from raymrc.report.figures import Mark
 from raymrc.report.parts import Plot, Section, Table
 from raymrc.report.sections.naming import (
     ABOUT_INTERVALS,
-    CELL,
+    CELL_COLUMN,
     cell_names,
     curve_mark,
     curve_row,
@@ -69,7 +69,7 @@ def _luck(findings: Findings) -> list[Table]:
     return [
         Table(
             "What the winners owe to having been chosen, in points",
-            (CELL, "configurations", "strict F1", "owed to luck", "F1 without it"),
+            (CELL_COLUMN, "configurations", "strict F1", "owed to luck", "F1 without it"),
             "lrrrr",
             rows,
             "Chosen on all folds but one, each in turn: what the chosen one is further ahead of all "
