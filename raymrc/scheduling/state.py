@@ -25,9 +25,9 @@ from raymrc.scheduling.checkpoints import Checkpoints
 from raymrc.scheduling.failures import FailureTerms, empty_record, failed_record
 from raymrc.scheduling.progress import CellProgress, Snapshot
 from raymrc.scheduling.record_writer import RecordWriter
+from raymrc.scheduling.run_metrics import RunMetrics
 from raymrc.scheduling.search import StudySearch, WorkItem
 from raymrc.scheduling.spending import Spending
-from raymrc.sweep.metrics import Meters, publish_cells, publish_end
 
 MAX_TRIAL_DEATHS = 2
 """So many trials' processes may die under one fold-run before it counts as failed."""
@@ -103,7 +103,7 @@ class StudyRun:
         self.ledger = ledger
         self.saved = saved
         self.spending = spending
-        self.meters = Meters()
+        self.metrics: RunMetrics | None = None
         self.room = Room()
         self.stopping = threading.Event()
         self.error: RaymrcError | None = None
@@ -224,7 +224,8 @@ class StudyRun:
             record, text = replace(record, failed_device_seconds=spent), None
         tries_again = record.status == "failed" and self._tries_again(record)
         price = self.spending.budget.device_hour_usd
-        publish_end(self.meters, record, price, tries_again=tries_again)
+        if self.metrics is not None:
+            self.metrics.publish_end(record, price, will_retry=tries_again)
         # A failed try is kept too, until the next one takes its place: its cost is not forgotten. So is a
         # pause, which is no end either.
         self._keeper.put(record, text, quietly=tries_again or record.status == "paused")
@@ -383,8 +384,8 @@ class StudyRun:
 
     def tell(self, *, now: bool = False) -> None:
         """For dashboards."""
-        if self.meters.is_due or now:
-            publish_cells(self.meters, self.plan.cells, self._cells())
+        if self.metrics is not None and (self.metrics.is_due or now):
+            self.metrics.publish_cells(self.plan.cells, self._cells())
 
     def _cells(self) -> tuple[CellProgress, ...]:
         return tuple(

@@ -40,10 +40,7 @@ from raymrc.sweep.metrics import (
     EVICTIONS,
     HOST_DEATHS,
     PUBLISH_SECONDS,
-    Meters,
-    publish_hosts,
-    publish_spending,
-    publish_work,
+    MetricPublisher,
 )
 from raymrc.sweep.workers import end_group, on_this_node, start_group
 
@@ -138,7 +135,7 @@ class Coordinator:
         self._calling_off: asyncio.TimerHandle | None = None
         self._news = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._meters = Meters(terms.told)
+        self._metrics = MetricPublisher(terms.told)
         self._account = account or Account(Budget(), (), time.time(), time.monotonic())
         self._journal = Journal(terms.storage) if account is not None else None
         self._write_now = asyncio.Event()
@@ -165,7 +162,7 @@ class Coordinator:
                 self._keep_task(self._keep_journal(self._journal), "journal")
             if self._account.budget:
                 self._keep_task(self._guard(), "guard")
-            if self._meters:
+            if self._metrics:
                 self._keep_task(self._tell(), "metrics")
         self._board.submit(trial, fold_runs, until, needs, stays=stays, turn=turn)
         self._allow()
@@ -224,7 +221,7 @@ class Coordinator:
             is_evicted = not self._draining.isdisjoint(nodes)
             if is_evicted or self._capped:
                 if is_evicted:
-                    self._meters.tell(EVICTIONS, 1, kind=asked.kind)
+                    self._metrics.publish(EVICTIONS, 1, kind=asked.kind)
                 self._board.hear(host, reports, now)
                 return Order(evacuate=True)
             self._allow()
@@ -394,7 +391,7 @@ class Coordinator:
         self._account.end(name, moment, was_silent=was_there)
         if asked is not None:
             if died and asked.nodes and not self._closed:
-                self._meters.tell(HOST_DEATHS, 1, kind=asked.kind)
+                self._metrics.publish(HOST_DEATHS, 1, kind=asked.kind)
             self._lose(name, asked, died=died)
         await self._changed()
 
@@ -427,11 +424,11 @@ class Coordinator:
     async def _tell(self) -> None:
         """For dashboards."""
         while not self._closed:
-            publish_work(self._meters, self._board.crews, self._board.training, self._board.queued)
+            self._metrics.publish_work(self._board.crews, self._board.training, self._board.queued)
             hosts = [(a.kind, "there" if a.nodes else "asked for") for a in self._hosts.values()]
-            publish_hosts(self._meters, hosts, self._account.devices)
-            publish_spending(
-                self._meters, self._account.spent(time.monotonic()), self._account.budget
+            self._metrics.publish_hosts(hosts, self._account.devices)
+            self._metrics.publish_spending(
+                self._account.spent(time.monotonic()), self._account.budget
             )
             await asyncio.sleep(PUBLISH_SECONDS)
 

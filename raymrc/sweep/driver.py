@@ -46,7 +46,7 @@ from raymrc.scheduling.work_queue import SINGLE_DEVICE, WorkerRange
 from raymrc.sweep.capacity import can_grow, check_crew, count_devices
 from raymrc.sweep.coordinator import open_coordinator
 from raymrc.sweep.hosts import HostTerms, OpenPool
-from raymrc.sweep.metrics import Meters
+from raymrc.sweep.metrics import MetricPublisher
 from raymrc.sweep.session import (
     HostResources,
     catch_interrupt,
@@ -335,7 +335,7 @@ def _run_tune(
     with cluster(resources, workplace) as is_ours, study.saved.marker() as marker:
         catch()
         told = study.plan.study if not is_ours or resources.metrics_port is not None else ""
-        study.meters = Meters(told)
+        study.metrics = MetricPublisher(told)
         terms = HostTerms(
             cpus=resources.cpus_per_host,
             gpus=resources.gpus_per_host,

@@ -22,7 +22,7 @@ from raymrc.ledger.record import Epoch, LaneEvent, Record
 from raymrc.ledger.storage import SAVED, open_files
 from raymrc.scheduling.failures import record_error
 from raymrc.scheduling.work_queue import SINGLE_DEVICE, HostReport, Order, WorkerRange
-from raymrc.sweep.metrics import LaneMeters, Meters
+from raymrc.sweep.metrics import LaneMetrics, MetricPublisher
 
 SLICE_SECONDS = 0.5
 """A host trains so long, or to the next event, before it asks what is new."""
@@ -125,7 +125,7 @@ class Host:
         self._saved: dict[str, str] = {}
         self._saved_at: dict[str, float] = {}
         self._saving_took: dict[str, float] = {}
-        self._lanes = LaneMeters(Meters(terms.told))
+        self._lane_metrics = LaneMetrics(MetricPublisher(terms.told))
 
     @property
     def _leads(self) -> bool:
@@ -156,7 +156,7 @@ class Host:
                 for event in self._pool.step():
                     reports.append(self._report(event))
             if self._pool is not None:
-                self._lanes.tell(self._pool.tokens)
+                self._lane_metrics.publish(self._pool.tokens)
 
     def _nodes(self) -> tuple[str, ...]:
         """Where it is."""
@@ -188,7 +188,7 @@ class Host:
                 reports.append(HostReport(key, record=failed.to_json()))
             else:
                 self._runs[key] = fold_run
-                self._lanes.open(fold_run, pool.tokens(key))
+                self._lane_metrics.open(fold_run, pool.tokens(key))
                 self._saved_at[key] = time.monotonic()
                 if key in order.until and order.until[key] < fold_run.configuration.epochs:
                     self._until[key] = order.until[key]
@@ -222,7 +222,7 @@ class Host:
     def _report(self, event: LaneEvent) -> HostReport:
         key, what = event.key, event.what
         if isinstance(what, Epoch):
-            self._lanes.learn(key, what.loss)
+            self._lane_metrics.set_loss(key, what.loss)
             if key in self._until and what.epoch >= self._until[key]:
                 return self._pause(key)
             saved = self._save(key)
@@ -230,7 +230,7 @@ class Host:
             return HostReport(key, epoch=what, saved=saved, saving_seconds=took)
         fold_run = self._runs[key]
         if isinstance(what, Record):
-            self._lanes.train(key, what.tokens)
+            self._lane_metrics.set_tokens(key, what.tokens)
         self._forget(key)
         if not isinstance(what, Record):
             what = record_error(fold_run, what, event.device_seconds)
@@ -244,7 +244,7 @@ class Host:
             saved = self._write(key)
         took = time.monotonic() - began
         record = self._pool.pause(key)
-        self._lanes.train(key, record.tokens)
+        self._lane_metrics.set_tokens(key, record.tokens)
         self._forget(key)
         return HostReport(
             key, saved=saved, record=record.to_json(), pauses=True, saving_seconds=took
@@ -312,7 +312,7 @@ class Host:
         except OSError:
             return None
         took = time.monotonic() - began
-        self._lanes.train(key, self._pool.tokens(key))
+        self._lane_metrics.set_tokens(key, self._pool.tokens(key))
         self._pool.close(key)
         self._forget(key)
         return HostReport(key, saved=saved, hands_over=True, saving_seconds=took)
@@ -329,7 +329,7 @@ class Host:
     def _forget(self, key: str) -> None:
         for of in (self._runs, self._until, self._saved, self._saved_at, self._saving_took):
             of.pop(key, None)  # type: ignore[attr-defined]
-        self._lanes.close(key)
+        self._lane_metrics.close(key)
 
 
 def process_age() -> float:

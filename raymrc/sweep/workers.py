@@ -26,7 +26,7 @@ from raymrc.errors import RaymrcError
 from raymrc.ledger.record import Epoch, LaneEvent
 from raymrc.scheduling.work_queue import HostReport, Order
 from raymrc.sweep.hosts import Host, HostTerms, LanePool, OpenPool, Shared
-from raymrc.sweep.metrics import LaneMeters, Meters
+from raymrc.sweep.metrics import LaneMetrics, MetricPublisher
 
 if TYPE_CHECKING:
     from raymrc.training.sharded import Ranks, Saving
@@ -127,7 +127,7 @@ class Member(Host):
         super().__init__(shared, terms)
         self._ranks = ranks
         if not self._leads:  # all of them train on the same
-            self._lanes = LaneMeters(Meters())
+            self._lane_metrics = LaneMetrics(MetricPublisher())
         self._writing: tuple[str, str, Saving] | None = None
 
     @property

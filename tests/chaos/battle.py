@@ -46,7 +46,7 @@ STRIKES = (
 SIGTERM and SIGINT; all machines and the driver; the storage for some seconds; a second driver beside the
 first."""
 
-OURS = {"trial": "ray::ImplicitFunc", "host": "ray::Host", "board": "ray::Reception"}
+OURS = {"trial": "ray::ImplicitFunc", "host": "ray::Host", "board": "ray::Coordinator"}
 """By what is struck, how Ray names its process."""
 
 DISK_BYTES = 8 * 2**20

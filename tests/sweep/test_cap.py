@@ -67,7 +67,7 @@ class Guarded:
         self.journal = Journal(str(folder))
         account = Account(budget, self.journal.entries(), time.time(), time.monotonic())
         board = {"lanes": 4, "max_devices": 2, "allowance": Allowance(), "idle_seconds": 1.0}
-        self.reception = reception.Reception(board, [], terms, account)
+        self.reception = reception.Coordinator(board, [], terms, account)
         self.account = account
         self.started: list[str] = []
         self.ended: list[str] = []
@@ -166,9 +166,9 @@ def test_a_study_ends_where_what_is_left_is_too_little_for_a_host(tmp_path, monk
 
 
 def test_a_storage_that_refuses_ends_hosts_only_when_the_lease_does(tmp_path, monkeypatch):
-    monkeypatch.setattr("raymrc.costs.budget.LEAST_LEASE", 4.0)
-    monkeypatch.setattr("raymrc.costs.budget.MOST_LEASE", 4.0)
-    monkeypatch.setattr("raymrc.costs.budget.WRITE_SECONDS", 0.4)
+    monkeypatch.setattr("raymrc.costs.account.LEAST_LEASE", 4.0)
+    monkeypatch.setattr("raymrc.costs.account.MOST_LEASE", 4.0)
+    monkeypatch.setattr("raymrc.costs.account.WRITE_SECONDS", 0.4)
     monkeypatch.setattr(reception, "WRITE_SECONDS", 0.4)
 
     async def study() -> None:
@@ -305,7 +305,7 @@ class TestOnRay:
 
         terms = HostTerms(cpus=1, gpus=0, num_threads=1, save_seconds=0.0, storage=str(tmp_path))
         account = Account(seconds(600), (), time.time(), time.monotonic())
-        desk = reception.open_reception(
+        desk = reception.open_coordinator(
             SlowToFetch(tmp_path),
             script,
             terms,

@@ -248,7 +248,7 @@ def test_without_the_board_a_study_ends_and_can_be_run_again(cluster, tmp_path, 
     plan = make_plan([0.1, 0.2, 0.3])
 
     def kill_board(record: Record) -> None:
-        for process in actors("Reception"):
+        for process in actors("Coordinator"):
             process.kill()
 
     with pytest.raises(RaymrcError, match="shares out fold-runs has died"):

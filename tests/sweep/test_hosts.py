@@ -121,7 +121,7 @@ def test_hosts_and_groups_that_are_lost_or_taken_away_are_counted(monkeypatch: A
     def tell(series: Any, value: float, *_: Any, kind: str = "", **__: Any) -> None:
         told.extend([(series.name, kind)] * int(value))
 
-    monkeypatch.setattr(reception._meters, "tell", tell)
+    monkeypatch.setattr(reception._metrics, "publish", tell)
 
     async def die() -> None:
         raise ActorDiedError

@@ -33,7 +33,7 @@ from raymrc.errors import RaymrcError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Record
 from raymrc.sweep.hosts import HostTerms
-from raymrc.sweep.metrics import METRICS, LaneMeters, Meters, check_port
+from raymrc.sweep.metrics import METRICS, LaneMetrics, MetricPublisher, check_port
 from tests.paths import ROOT
 from tests.sweep.making import MARKER, Script, fold_runs, make_plan, make_record, open_pool
 from tests.sweep.rehearsal import free_port
@@ -230,14 +230,14 @@ def test_nothing_is_told_unless_it_was_asked_for(monkeypatch):
     monkeypatch.setattr(ray.util.metrics, "Gauge", None)
     monkeypatch.setattr(ray.util.metrics, "Counter", None)
     assert HostTerms(1.0, 0.0, 1, 0.0, "").told == ""
-    meters = Meters()
-    assert not meters and not meters.is_due
-    lanes, run = LaneMeters(meters), fold_runs(PLAN)[0]
+    publisher = MetricPublisher()
+    assert not publisher and not publisher.is_due
+    lanes, run = LaneMetrics(publisher), fold_runs(PLAN)[0]
     lanes.open(run, 0)
-    lanes.train(run.key, 10)
-    lanes.tell(lambda key: 20)
+    lanes.set_tokens(run.key, 10)
+    lanes.publish(lambda key: 20)
     for metric in METRICS:
-        meters.tell(metric, 1.0, make_record(run).fold_run.configuration.cell)
+        publisher.publish(metric, 1.0, make_record(run).fold_run.configuration.cell)
 
 
 def test_a_port_that_somebody_has_gets_a_sentence():
@@ -247,7 +247,7 @@ def test_a_port_that_somebody_has_gets_a_sentence():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(RaymrcError, match=f"port {port} cannot be had .* --metrics-port"):
+        with pytest.raises(RaymrcError, match=f"port {port} is not free .* --metrics-port"):
             check_port(port)
 
 
