@@ -3,7 +3,7 @@
     python -m benchmarks.racing [--quick]
     python -m benchmarks.racing --keep STORAGE NAME     keeps a study's full grids for later runs
 
-Each method replays the same tables, 8 fold-runs at a time: tables from `study.simulate.WORLDS`, whose
+Each method replays the same tables, 8 fold-runs at a time: tables from `racing.simulate.WORLDS`, whose
 settings stand there; no rule or default was chosen by "held-out". A line a method, setting and world:
 `ours` is the full grid's fold-epochs / the method's (sums over studies), with the share of same
 winners, the mean regret in F1 points (full grid's winner less the method's, on the full grid), each
@@ -41,17 +41,14 @@ from numpy.typing import NDArray
 
 from benchmarks.common import Options, json_line, read_options, start
 from raymrc.ledger.ledger import Ledger
-from raymrc.racing.prior import fit_prior
 from raymrc.racing.racing import Racing
 from raymrc.racing.simulate import (
     WORLDS,
     Curves,
     generate,
-    generate_related,
     read_tables,
     reorder,
     replay,
-    standings_of,
 )
 
 STUDIES, QUICK_STUDIES = 125, 6
@@ -62,7 +59,6 @@ ETAS = (2, 3, 4)
 MOST_REGRET = 0.1
 ORDERS = 25
 """Of the folds of each recorded grid."""
-PAIRS, APART, WARM_RATE = 60, (0.0, 0.2, 0.5), 0.05
 RECORDED = Path(__file__).parent / "recorded"
 GOAL = 6.0
 TIMED, TIMED_RATE, REPLAYS_A_MINUTE = 20, 0.2, 1000.0
@@ -215,7 +211,6 @@ def recorded(orders: int) -> dict[str, list[Curves]]:
             tuple(values["configurations"]),
             tuple(tuple(map(tuple, folds)) for folds in values["courses"]),
             tuple(values["trained_parameters"]),
-            tuple(values["rates"]),
         )
         found[path.stem] = reorder(table, orders)
     return found
@@ -230,14 +225,6 @@ def keep_grids(storage: str, name: str) -> None:
         del values["name"]
         path.write_text(json.dumps(values) + "\n")
         print(f"{path}: {len(table.configurations)} configurations", file=sys.stderr)
-
-
-def run_related(pair: tuple[Curves, Curves], setting: float, *, warm: bool) -> Outcome:
-    earlier, now = pair
-    racing = Racing(error_rate=setting)
-    rates = fit_prior([standings_of(earlier, racing)]) if warm else None
-    result = replay(now, racing, SLOTS, rates=rates)
-    return Outcome(result.grid_fold_epochs, result.fold_epochs, 100 * result.regret, result.is_same)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,35 +306,6 @@ def time_replays(options: Options, name: str, tables: Sequence[Curves]) -> None:
     )  # fmt: skip
 
 
-def start_warm(options: Options, count: int, pool: ProcessPoolExecutor) -> None:
-    """With and without an earlier study; its best rate lies so many decades away."""
-    for name in ("ordinary", "held-out"):
-        for apart in APART:
-            pairs = list(generate_related(WORLDS[name], count, SEED, apart))
-            warm, cold = (
-                measure(
-                    list(
-                        pool.map(
-                            partial(run_related, setting=WARM_RATE, warm=warm), pairs, chunksize=5
-                        )
-                    )
-                )
-                for warm in (True, False)
-            )
-            json_line(
-                options,
-                f"{name}: warm start, best rates {apart:g} decades apart",
-                warm.saving,
-                cold.saving,
-                UNIT,
-                warm.saving / cold.saving,
-                1.0,
-                **warm.figures,
-                same_winner_cold=cold.figures["same_winner"],
-                error_rate=WARM_RATE,
-            )
-
-
 def main() -> None:
     if sys.argv[1:2] == ["--keep"]:
         keep_grids(*sys.argv[2:])
@@ -361,7 +319,6 @@ def main() -> None:
     with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         for name, tables in (worlds | recorded(QUICK_STUDIES if options.quick else ORDERS)).items():
             race(options, name, tables, pool)
-        start_warm(options, count if options.quick else PAIRS, pool)
 
 
 if __name__ == "__main__":

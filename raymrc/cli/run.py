@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,14 +27,11 @@ from raymrc.cli.track import register_models, write_page
 
 if TYPE_CHECKING:
     from raymrc.analysis.findings import Findings
-    from raymrc.configuration import Cell
-    from raymrc.corpora.note import Corpus
     from raymrc.costs.budget import Spent
     from raymrc.costs.expectations import Expectations
     from raymrc.ledger.ledger import Ledger
     from raymrc.ledger.record import Record
     from raymrc.planning.plan import Plan
-    from raymrc.racing.prior import RatePrior
     from raymrc.scheduling.state import StudyOutcome
     from raymrc.study.spec import Spec
     from raymrc.tracking.datasets import Dataset
@@ -52,7 +49,7 @@ MetricsPort = Annotated[
 @app.command()
 def run(study: Study, changes: Changes = None, metrics_port: MetricsPort = None) -> None:
     """Train what the study's ledger lacks, and print who won."""
-    job = _prepare(study, changes, races=True)
+    job = _prepare(study, changes)
     # Held-out notes were looked at for what is in both; no host needs to see them.
     job_of_folds = replace(job, data=replace(job.data, test=None))
     outcome, is_in_mlflow = _train(job_of_folds, job.plan, metrics_port)
@@ -68,7 +65,7 @@ def final_test(study: Study, changes: Changes = None, metrics_port: MetricsPort 
     from raymrc.analysis.final import plan_final_test, write_predictions
     from raymrc.errors import SpecError
 
-    job = _prepare(study, changes, races=False)
+    job = _prepare(study, changes)
     if job.data.test is None:
         raise SpecError(
             f"{study}: the study holds no notes out; give it a final_test, with a corpus or a share"
@@ -99,7 +96,6 @@ class _Job:
     data: StudyData
     ledger: Ledger
     datasets: tuple[Dataset, ...]
-    rates: Mapping[Cell, RatePrior]
 
 
 def _findings(job: _Job, records: Sequence[Record]) -> Findings:
@@ -110,12 +106,8 @@ def _findings(job: _Job, records: Sequence[Record]) -> Findings:
     )
 
 
-def _prepare(study: Path, changes: list[str] | None, *, races: bool) -> _Job:
-    """All that can be wrong is looked at before anything is written: the ledger comes last.
-
-    Args:
-        races: whether what earlier ledgers say may be asked for; a final test has no use for it.
-    """
+def _prepare(study: Path, changes: list[str] | None) -> _Job:
+    """All that can be wrong is looked at before anything is written: the ledger comes last."""
     from raymrc.corpora.splits import check_folds
     from raymrc.ledger.ledger import Ledger
     from raymrc.model.adapters import read_prompt
@@ -144,7 +136,6 @@ def _prepare(study: Path, changes: list[str] | None, *, races: bool) -> _Job:
     check_held_out(spec, test, transfer)
     check_unseen(spec, adapter, corpus, *transfer.values(), test)
     plan = plan_study(spec, corpus, weights, transfer=transfer, initial_prompt=adapter)
-    rates = _earlier_rates(spec, plan, transfer, test) if races else {}
     # Seconds of imports, which no mistake above should have to wait for.
     from raymrc.tracking import describe_datasets
     from raymrc.training.batching import StudyData
@@ -163,7 +154,7 @@ def _prepare(study: Path, changes: list[str] | None, *, races: bool) -> _Job:
     ledger.check()
     data = StudyData(corpus, folds, questions, transfer, test, initial_prompt)
     datasets = describe_datasets(spec, corpus, transfer, test)
-    return _Job(spec, plan, data, ledger, datasets, rates)
+    return _Job(spec, plan, data, ledger, datasets)
 
 
 def _train(job: _Job, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcome, bool]:
@@ -221,7 +212,6 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcom
                 together=spec.resources.same_machine,
                 metrics_port=metrics_port,
             ),
-            rates=job.rates,
             on_record=recorder.record,
             on_progress=show,
             budget=Budget.of(spec),
@@ -235,53 +225,6 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcom
             f"written again: raymrc sync {spec.arguments}"
         )
     return outcome, not recorder.behind
-
-
-def _earlier_rates(
-    spec: Spec, plan: Plan, transfer: Mapping[str, Corpus], test: Corpus | None
-) -> dict[Cell, RatePrior]:
-    """What the ledgers of `racing.warm_start` say of each cell's learning rates.
-
-    Args:
-        transfer, test: notes that nothing here may be chosen by.
-    """
-    if spec.racing is None or plan.racing is None or not spec.racing.warm_start:
-        return {}
-    from raymrc.corpora.problems import first_few
-    from raymrc.ledger.ledger import Ledger
-    from raymrc.racing.prior import learn_rates, scored_earlier
-
-    untouched = list(transfer.items())
-    if test is not None and spec.final_test is not None:
-        described = spec.final_test.corpus or spec.corpus
-        untouched.append((described.display_name, test))
-
-    records: list[Record] = []
-    for place in spec.racing.warm_start:
-        found = Ledger(place, write=False).records()
-        if not found:
-            raise spec.error(
-                ("racing", "warm_start"),
-                f"warm_start: {place} has no finished fold-run to learn from",
-            )
-        for name, corpus in untouched:
-            if scored := scored_earlier(found, name, corpus):
-                raise spec.error(
-                    ("racing", "warm_start"),
-                    f"warm_start: {place} has scored {len(scored)} notes of {name} that nothing of this "
-                    f"study may be chosen by ({first_few(scored)}); take it out",
-                )
-        records += found
-    learnt = {
-        cell.cell: learn_rates(records, cell.cell, cell.total_parameters or 0, plan.racing)
-        for cell in plan.cells
-    }
-    for cell, prior in learnt.items():
-        if prior is None:
-            say(
-                f"nothing is known of the learning rates of {cell.name}: warm_start has no such grid"
-            )
-    return {cell: prior for cell, prior in learnt.items() if prior is not None}
 
 
 def _expectations(job: _Job, plan: Plan) -> Expectations:

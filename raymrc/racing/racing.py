@@ -99,8 +99,6 @@ class Contender:
         courses: by fold, validation F1 after each finished epoch, 0 to 1.
         stopped: an earlier decision has stopped it; what it has reached still counts as evidence.
         trained_parameters: the smaller one wins a tie.
-        expected: F1 above or below the others', before anything was seen, by rung (`earlier.RatePrior`);
-            () for equally good.
     """
 
     configuration: str
@@ -108,7 +106,6 @@ class Contender:
     courses: tuple[Sequence[float], ...]
     stopped: bool = False
     trained_parameters: int = 0
-    expected: tuple[float, ...] = ()
 
     @cached_property
     def done(self) -> list[int]:
@@ -222,7 +219,7 @@ def decide(
     first = race.first_rungs(slots)
     if len(first) == slots or not race.has_evidence:
         return Decision(first)
-    fit = _fit(race.reached, race.depth, prior or Prior(), racing.rungs, race.expected)
+    fit = _fit(race.reached, race.depth, prior or Prior(), racing.rungs)
     return race.decide(fit, first, slots - len(first))
 
 
@@ -255,10 +252,8 @@ class _Race:
         self, contenders: Sequence[Contender], racing: Racing, running: Collection[Run]
     ) -> None:
         self.contenders, self.racing = contenders, racing
-        num_rungs = len(racing.rungs)
         ends = {epochs: racing.epochs_at(epochs) for epochs in {c.epochs for c in contenders}}
         self.epochs = np.array([ends[c.epochs] for c in contenders])
-        self.expected = np.array([c.expected or (0.0,) * num_rungs for c in contenders])
         self.is_stopped = np.array([c.stopped for c in contenders])
         done = np.array([c.done for c in contenders])
         self.depth = (done[..., None] >= self.epochs[:, None]).sum(2)
@@ -284,12 +279,11 @@ class _Race:
         return bool((self.depth[:, 0] > 0).any())
 
     def first_rungs(self, slots: int) -> tuple[Run, ...]:
-        """Everybody starts on the first fold, who is expected to be good first; nobody is judged unseen."""
-        order = np.argsort(-self.expected[:, -1], kind="stable")
+        """Everybody starts on the first fold; nobody is judged unseen."""
         waiting = (self.planned[:, 0] == 0) & ~self.is_stopped
         return tuple(
             Run(self.contenders[c].configuration, 0, int(self.epochs[c, 0]))
-            for c in order[waiting[order]][:slots]
+            for c in np.flatnonzero(waiting)[:slots]
         )
 
     def decide(self, fit: _Fit, first: tuple[Run, ...], slots: int) -> Decision:
@@ -495,20 +489,17 @@ def _fit(
     depth: NDArray[np.int64],
     prior: Prior,
     shares: tuple[float, ...],
-    expected: Array,
 ) -> _Fit:
     """Covariances from the prior's by a few steps of EM, then what they say of every worth.
 
     Args:
         reached: best validation F1 by each rung, (C, F, R); what lies beyond `depth` is not looked at.
         depth: rungs reached, (C, F).
-        expected: mean of each one's effect, (C, R). Covariances are fitted to what is left, so where
-            this is wrong they grow.
     """
     num, num_folds, num_rungs = reached.shape
     folds = np.arange(num_folds)
     seen = np.arange(num_rungs) < depth[:, :, None]
-    y_CFR = np.where(seen, without_far(reached, seen) - expected[:, None], 0.0)
+    y_CFR = without_far(reached, seen)
     of, on = np.nonzero(depth)  # fold-runs that have reached a rung, N
     # A level that nobody has reached is a block of its own, in which nothing is seen.
     nobody = np.diag((~seen.any(0)).reshape(-1).astype(float))
@@ -544,7 +535,7 @@ def _fit(
         squares += both + both.swapaxes(1, 2) + levels[folds, :, folds][on]
         rests = _of_squares(squares, depth[of, on], prior_rests.matrix, prior.rest_weight)
     ends = tables.weights[depth]  # C F R
-    worth = expected[:, -1] + (pull * effect).sum(1) + (ends * off).sum((1, 2)) / num_folds
+    worth = (pull * effect).sum(1) + (ends * off).sum((1, 2)) / num_folds
     slope = (pull[:, None] @ moves)[:, 0] - ends.reshape(num, -1) / num_folds
     degrees = prior.rest_weight + float(len(of) - len(np.unique(of)))
     return _Fit(worth, variance, slope, level_covariance, degrees, effects, tables)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raymrc.configuration import Cell
 from raymrc.ledger.rank import rank
 from raymrc.ledger.record import Record
 from raymrc.quantities import Estimate
-from raymrc.racing.prior import RatePrior, Standings, course_of, full_grids, stand
 from raymrc.racing.racing import Contender, Prior, Racing, Run, decide
 
 # C configurations, F folds, E epochs
@@ -50,14 +50,12 @@ class Curves:
         courses: by configuration and fold, a value an epoch, 0 to 1; epochs may differ between
             configurations, not between folds of one.
         trained_parameters: of each; the smaller one wins a tie.
-        rates: learning rate of each, where it is known.
     """
 
     name: str
     configurations: tuple[str, ...]
     courses: tuple[tuple[tuple[float, ...], ...], ...]
     trained_parameters: tuple[int, ...] = ()
-    rates: tuple[float, ...] = ()
 
     @property
     def num_folds(self) -> int:
@@ -106,19 +104,8 @@ class Replay:
         return self.winner == self.grid_winner
 
 
-def replay(
-    table: Curves,
-    racing: Racing,
-    slots: int = 8,
-    prior: Prior | None = None,
-    rates: RatePrior | None = None,
-) -> Replay:
-    """A race as a driver would hold it, with so many fold-runs at a time.
-
-    Args:
-        rates: what earlier studies say of the table's learning rates.
-    """
-    expected = [rates.standings(rate) for rate in table.rates] if rates is not None else []
+def replay(table: Curves, racing: Racing, slots: int = 8, prior: Prior | None = None) -> Replay:
+    """A race as a driver would hold it, with so many fold-runs at a time."""
     place = {name: c for c, name in enumerate(table.configurations)}
     sizes = table.trained_parameters or (0,) * len(place)
     done = [[0] * table.num_folds for _ in place]
@@ -132,7 +119,6 @@ def replay(
             tuple(course[:n] for course, n in zip(courses, done[c], strict=True)),
             name in stopped,
             sizes[c],
-            expected[c] if expected else (),
         )
 
     contenders = [look_at(c) for c in place.values()]
@@ -255,43 +241,13 @@ def generate(world: World, count: int, seed: int) -> Iterator[Curves]:
         yield _generate(world, index, np.random.default_rng([seed, index]))
 
 
-def generate_related(
-    world: World, count: int, seed: int, apart: float
-) -> Iterator[tuple[Curves, Curves]]:
-    """So many pairs: an earlier study and another one.
-
-    Args:
-        apart: decades between their best learning rates.
-    """
-    for index in range(count):
-        generator = np.random.default_rng([seed, index])
-        best_rate = float(generator.uniform(0.25, 0.75))
-        there = best_rate * world.rate_spread
-        here = there + apart * (1 if there < world.rate_spread / 2 else -1)
-        yield (
-            _generate(world, index, generator, there),
-            _generate(world, index, generator, here),
-        )
-
-
-def standings_of(table: Curves, racing: Racing) -> Standings:
-    """A table as an earlier study."""
-    return stand(table.rates, table.courses, racing)
-
-
-def _generate(
-    world: World, index: int, generator: np.random.Generator, best: float | None = None
-) -> Curves:
-    """
-    Args:
-        best: the best learning rate, in decades above the lowest; drawn where not given.
-    """
+def _generate(world: World, index: int, generator: np.random.Generator) -> Curves:
     num = int(generator.integers(world.configurations[0], world.configurations[1] + 1))
     epochs = int(generator.integers(world.epochs[0], world.epochs[1] + 1))
     folds = world.folds
     num_settings = int(generator.integers(2, 7))
     setting = generator.integers(num_settings, size=num)
-    best_rate = generator.uniform(0.25, 0.75) * world.rate_spread if best is None else best
+    best_rate = generator.uniform(0.25, 0.75) * world.rate_spread
     rate = generator.uniform(0, world.rate_spread, num) - best_rate
     worth = (
         world.top
@@ -329,7 +285,6 @@ def _generate(
         f"{world.name}-{index}",
         tuple(f"{c:03d}" for c in range(num)),
         tuple(tuple(map(tuple, of)) for of in scores.tolist()),
-        rates=tuple((1e-3 * 10 ** (rate + best_rate)).tolist()),
     )
 
 
@@ -367,13 +322,44 @@ def read_tables(records: Iterable[Record], num_folds: int | None = None) -> tupl
         Curves(
             cell.name,
             tuple(folds[0].fold_run.configuration.id for folds in whole),
-            tuple(tuple(course_of(record) for record in folds) for folds in whole),
+            tuple(
+                tuple(tuple(epoch.validation_f1 for epoch in record.epochs) for record in folds)
+                for folds in whole
+            ),
             tuple(folds[0].trained_parameters for folds in whole),
-            tuple(folds[0].fold_run.configuration.learning_rate for folds in whole),
         )
-        for cell, whole in full_grids(records, num_folds)
+        for cell, whole in _full_grids(records, num_folds)
         if len(whole) > 1
     )
+
+
+def _full_grids(
+    records: Iterable[Record], num_folds: int | None = None
+) -> list[tuple[Cell, list[list[Record]]]]:
+    """Of each cell the configurations with all folds done, by id, each with its records by fold.
+
+    A cell on other notes, folds or weights is another one: those are not mixed.
+
+    Args:
+        num_folds: as many as the records have where not given.
+    """
+    found: dict[tuple[Cell, tuple[str, ...]], dict[str, dict[int, Record]]] = {}
+    for record in records:
+        run = record.fold_run
+        if record.status == "done" and not run.is_test and record.epochs:
+            of_cell = found.setdefault((run.configuration.cell, run.basis), {})
+            of_cell.setdefault(run.configuration.id, {})[run.fold] = record
+    grids = []
+    for (cell, _), of_cell in sorted(found.items(), key=lambda item: (item[0][0].name, item[0][1])):
+        folds = num_folds or 1 + max(max(of) for of in of_cell.values())
+        whole = [
+            [of[fold] for fold in sorted(of)]
+            for _, of in sorted(of_cell.items())
+            if len(of) == folds
+        ]
+        if whole:
+            grids.append((cell, whole))
+    return grids
 
 
 def reorder(table: Curves, orders: int) -> list[Curves]:

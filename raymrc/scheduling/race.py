@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from raymrc.configuration import Configuration
-from raymrc.racing.prior import RatePrior
 from raymrc.racing.racing import Contender, Racing, Run, decide
 
 
@@ -72,7 +71,6 @@ class Race:
     Args:
         propose: the next configuration; None when there are no more.
         starters: so many enter at once, the others when nothing is left to run for those that are in.
-        rates: what earlier studies say of learning rates.
     """
 
     def __init__(
@@ -82,13 +80,11 @@ class Race:
         propose: Callable[[], Configuration | None],
         *,
         starters: float = math.inf,
-        rates: RatePrior | None = None,
     ) -> None:
         self._racing = racing
         self._num_folds = num_folds
         self._propose = propose
         self._starters = starters
-        self._rates = rates
         self._entries: dict[str, _Entry] = {}
         self._queue: deque[Run] = deque()
         self._has_news = True
@@ -238,7 +234,6 @@ class Race:
                     tuple(entry.courses),
                     entry.stopped,
                     entry.trained_parameters,
-                    self._expected(entry.configuration),
                 )
                 for name, entry in self._entries.items()
                 if not entry.failed
@@ -254,9 +249,6 @@ class Race:
             # One more enters when nobody who is in is worth what is free.
             if self._queue or not self._admit():
                 return
-
-    def _expected(self, configuration: Configuration) -> tuple[float, ...]:
-        return () if self._rates is None else self._rates.standings(configuration.learning_rate)
 
     def _admit(self) -> bool:
         if not self._has_more:

@@ -25,7 +25,6 @@ from raymrc.planning.plan import (
     Plan,
     build_configuration,
 )
-from raymrc.racing.prior import RatePrior
 from raymrc.racing.racing import Racing
 from raymrc.scheduling.race import Race, Stop
 
@@ -252,7 +251,6 @@ class StudySearch:
         records: of the ledger.
         look: the done record of a key, if there is one by now. Asked before a fold-run is handed
             out, so that what a second driver has done is not done again.
-        rates: by cell, what earlier studies say of learning rates; only races look at it.
     """
 
     def __init__(
@@ -260,7 +258,6 @@ class StudySearch:
         plan: Plan,
         records: Iterable[Record] = (),
         look: Callable[[str], Record | None] | None = None,
-        rates: Mapping[Cell, RatePrior] | None = None,
     ) -> None:
         assert plan.fingerprints is not None, "corpus and weights must be known before training"
         self.plan = plan
@@ -269,7 +266,6 @@ class StudySearch:
         self._fingerprints = plan.fingerprints
         self._fold_runs: dict[Configuration, dict[str, FoldRun]] = {}
         self._look = look or (lambda key: None)
-        self._rates = rates or {}
         self._again: deque[WorkItem] = deque()
         self._races: list[Race | None] = [None] * len(plan.cells)
         self._cells = {cell.cell: index for index, cell in enumerate(plan.cells)}
@@ -308,8 +304,7 @@ class StudySearch:
     def _build_race(self, index: int, racing: Racing, seen: Sequence[Record]) -> Race:
         proposer = self._proposers[index]
         starters = math.inf if isinstance(proposer, ListSearch) else STARTERS
-        rates = self._rates.get(self.plan.cells[index].cell)
-        race = Race(racing, self.plan.folds, proposer.propose, starters=starters, rates=rates)
+        race = Race(racing, self.plan.folds, proposer.propose, starters=starters)
         self._races[index] = race
         for record in seen:
             configuration = record.fold_run.configuration

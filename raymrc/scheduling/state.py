@@ -20,7 +20,6 @@ from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.rank import count_reasons
 from raymrc.ledger.record import Record
 from raymrc.planning.plan import CellPlan, Plan
-from raymrc.racing.prior import RatePrior
 from raymrc.scheduling.checkpoints import Checkpoints
 from raymrc.scheduling.failures import FailureTerms, empty_record, failed_record
 from raymrc.scheduling.progress import CellProgress, Snapshot
@@ -97,7 +96,6 @@ class StudyRun:
         spending: Spending,
         keeper: RecordWriter,
         failures: FailureTerms | None = None,
-        rates: Mapping[Cell, RatePrior] | None = None,
     ) -> None:
         self.plan = plan
         self.ledger = ledger
@@ -109,7 +107,7 @@ class StudyRun:
         self.error: RaymrcError | None = None
         self._on_record = on_record or (lambda record: None)
         self._on_progress = on_progress
-        self._search = StudySearch(plan, records, self._look, rates)
+        self._search = StudySearch(plan, records, self._look)
         self._tally = _Tally(plan, self._search, records)
         self._in_flight: dict[str, WorkItem] = {}
         self._idle: set[str] = set()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -443,11 +442,6 @@ class RacingSpec(_Section):
     """Shares of a fold-run's epochs at which it may pause, to see whether it is worth going on."""
     min_folds: Annotated[int, checked(whole(1))] = 1
     """No configuration is stopped before it has reached the first rung on so many folds."""
-
-    warm_start: Annotated[tuple[str, ...], BeforeValidator(partial(_each, leaf=storage_place))] = ()
-    """Storages of earlier studies, such as [runs/first-study]. How learning rates of the same strategy stood
-    to each other there says who is likely to be ahead, and backbones of like size count most. It is half
-    believed, and moves nobody's score."""
 
     @property
     def racing(self) -> Racing:

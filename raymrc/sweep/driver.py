@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-from raymrc.configuration import Cell, FoldRun
+from raymrc.configuration import FoldRun
 from raymrc.costs.budget import Budget, Need
 from raymrc.errors import LedgerError, RaymrcError
 from raymrc.ledger.ledger import Ledger
@@ -24,7 +24,6 @@ from raymrc.ledger.record import Record
 from raymrc.model.strategies import STRATEGIES
 from raymrc.planning.placement import LANES
 from raymrc.planning.plan import CellPlan, Plan
-from raymrc.racing.prior import RatePrior
 from raymrc.scheduling.progress import Snapshot
 from raymrc.scheduling.search import WorkItem
 
@@ -85,7 +84,6 @@ def run_study(
     folder: Path,
     resources: HostResources | None = None,
     scheduler: TrialScheduler | None = None,
-    rates: Mapping[Cell, RatePrior] | None = None,
     on_record: Callable[[Record], None] | None = None,
     on_progress: Callable[[Snapshot], None] | None = None,
     budget: Budget | None = None,
@@ -107,7 +105,6 @@ def run_study(
         scheduler: any of Tune's. A trial that it stops counts as settled with the fold-runs it has.
         folder: of the study, on this machine; all that spills to disk stays below it. What hosts save
             of running fold-runs lies in the ledger's storage, below "saved".
-        rates: by cell, what earlier studies say of learning rates; only races look at it.
         on_record: told of every new record, once it is in the ledger, failed ones too.
         on_progress: told now and then.
         budget: what the study may spend, this run and all others together; None: what is spent is only
@@ -140,7 +137,6 @@ def run_study(
             keeper = RecordWriter(ledger.record, saved.drop_of, patience_seconds)
             study = StudyRun(
                 plan, ledger, records, on_record, on_progress, saved, spending, keeper, failures,
-                rates,
             )  # fmt: skip
             clear_session_folders(folder)
             try:

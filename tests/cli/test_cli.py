@@ -14,9 +14,8 @@ from raymrc.cli import describe_bug, main
 from raymrc.configuration import Backbone
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.splits import make_folds, note_marks
-from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.ledger.ledger import Ledger
-from raymrc.ledger.record import Epoch, NoteCounts, Record
+from raymrc.ledger.record import Epoch, Record
 from raymrc.model.backbones import weights_fingerprint
 from raymrc.planning.fold_runs import fold_run
 from raymrc.planning.plan import plan_study
@@ -441,24 +440,6 @@ def test_a_run_with_a_note_of_another_side_in_what_it_learns_from_ends_before_it
         "initial prompt": "was trained on 1 of the notes that are to be scored, by text or by group (other)",
     }
     assert said[seen_by] in sentence
-    assert not (place / "runs").exists()
-
-
-def test_a_race_that_would_begin_with_what_held_out_notes_said_ends_before_it_starts(place):
-    tiny_checkpoint("bert", place / "backbone")
-    there = "{synthetic: {scheme: n2c2-2018, notes: 3}, name: there}"
-    ids = [note.id for note in synthesize_corpus("n2c2-2018", 3, "a", 13).notes]
-    earlier = Ledger(str(place / "earlier"))
-    scored = {note_id: NoteCounts({}, {}) for note_id in ids}
-    earlier.record(replace(record(0), notes=scored))
-    changes = [
-        f"final_test={{corpus: {there}}}", "corpus.labels=[Drug]",
-        "racing={warm_start: [earlier]}",
-    ]  # fmt: skip
-    sentence = one_sentence(
-        place, "run", "study.yaml", *(part for c in changes for part in ("--set", c))
-    )
-    assert "warm_start: earlier has scored 3 notes of there" in sentence
     assert not (place / "runs").exists()
 
 

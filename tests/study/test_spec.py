@@ -210,8 +210,6 @@ def test_racing_is_a_word_or_a_mapping(tmp_path):
     spec = spec_of(tmp_path, STUDY + "racing: {error_rate: 0.1, rungs: [0.5, 1], min_folds: 2}\n")
     assert spec.racing is not None
     assert spec.racing.racing == Racing("paired", 0.1, (0.5, 1.0), 2)
-    spec = spec_of(tmp_path, STUDY + "racing: {warm_start: [runs/first]}\n")
-    assert spec.racing is not None and spec.racing.warm_start == ("runs/first",)
     assert spec_of(tmp_path, STUDY + "racing: paired\n", ["racing=none"]).racing is None
 
 
@@ -226,7 +224,7 @@ def test_racing_is_a_word_or_a_mapping(tmp_path):
         ),
         ("{rungs: [0.5]}", "rungs: wants ascending shares of the epochs"),
         ("{rungs: [0, 1]}", "rungs: 0 is not"),
-        ("{warm_start: [ftp://x]}", "warm_start: 'ftp://' is not a store"),
+        ("{warm_start: [runs/first]}", "unknown field 'warm_start' in racing"),
         ("{rung: [1]}", "unknown field 'rung' in racing; did you mean 'rungs'?"),
     ],
 )
