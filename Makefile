@@ -1,19 +1,19 @@
-# make setup | demo | test | check | format | docs | clean
-# `make demo` and `make test` need nothing first: they set everything up, once.
+# make setup | demo | check | test | format | docs | clean
+# `make demo` and `make test` install everything that they need, once.
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# The first of these that is Python 3.11 to 3.13 makes the environment; PYTHON=... puts another in front.
+# The first of these that is Python 3.11 to 3.13 creates the environment; PYTHON=... adds one in front.
 PYTHONS := $(PYTHON) python3 python3.11 python3.12 python3.13
-# Said once, in constraints.txt. Installed first and alone, because a looser range may pull several
-# gigabytes of another build.
+# constraints.txt pins it. It is installed first and alone, because a looser range may pull several gigabytes
+# of another build.
 TORCH = $(shell grep '^torch==' constraints.txt)
 
-# pip compiles on one core, and that is half of its time.
+# pip would compile on one core, which is half of its time; compileall below uses all cores.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: setup tools ready demo test check format docs clean
+.PHONY: setup tools demo check test format docs clean
 
 setup: $(READY)
 
@@ -29,13 +29,13 @@ $(READY): pyproject.toml constraints.txt requirements-demo.txt
 	$(INSTALL) "$(TORCH)"
 	$(INSTALL) --constraint constraints.txt --editable ".[dev,benchmarks]"
 	$(INSTALL) --no-deps --require-hashes --requirement requirements-demo.txt
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # templates among them are no Python
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages hold templates that are not Python
 	@touch $(READY)
 
-# What tests drive beside Python, where this machine is Debian and we may install; elsewhere those tests skip.
+# Programs that tests drive beside Python. `tools` installs them on Debian as root; elsewhere those tests skip.
 TOOLS := chromium promtool pg_ctlcluster
 PACKAGES := chromium prometheus postgresql
-# Of PostgreSQL the programs alone: Debian's package would leave a server running.
+# Tests need PostgreSQL's programs only: Debian's package would start a server and leave it running.
 NO_CLUSTER := /etc/postgresql-common/createcluster.conf
 
 tools:
@@ -45,39 +45,31 @@ tools:
 	       && { test -e $(NO_CLUSTER) || echo "create_main_cluster = false" >$(NO_CLUSTER); } \
 	       && apt-get update -qq \
 	       && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(PACKAGES) >/dev/null; } \
-	  || echo "not all of $(TOOLS) are here: tests of pages, dashboards and PostgreSQL will skip" >&2
-
-# One waits for the network mostly, the other for a core.
-ready:
-	@$(MAKE) --no-print-directory -j 2 setup tools
+	  || echo "some of $(TOOLS) are missing: tests of pages, dashboards and PostgreSQL will skip" >&2
 
 demo: setup
 	$(BIN)/raymrc run studies/demo.yaml
 
-# Two at once. Those that start Ray come by themselves: they mostly wait. Last, one by one, those that hold
-# clocks against processes.
-define run_tests
+# Format, lint, imports between rooms, types: everything that needs no run.
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+# `check` waits for a core and `tools` for the network, so both run at once. Tests run two at a time. Tests that
+# start Ray run separately, because they mostly wait; tests that compare clocks with processes run one by one.
+test:
+	@$(MAKE) --no-print-directory -j 2 check tools
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not ray" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m "ray and not gpu and not timed" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m "ray and not gpu and timed"
-endef
-
-test: ready
-	$(run_tests)
-
-check: ready
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(run_tests)
 
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Made from what they describe: commands, study file, benchmark results and their plot, the list of decisions, the
-# dashboard.
+# Generates the pages of commands, study file, benchmark results, studies and decisions, and the dashboard.
 docs: setup
 	$(BIN)/python docs/racing.py
 	$(BIN)/python docs/build.py
