@@ -1,4 +1,4 @@
-"""Promise: a stranger finds their way: rooms and files stay small, a name means one thing, prose stays readable.
+"""Promise: rooms and files stay small, a name means one thing, and prose stays readable.
 
 It would break without anyone noticing: each change adds a few lines to the nearest file.
 """
@@ -42,7 +42,9 @@ def public_names(path: Path) -> set[str]:
             names.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names |= {name.id for t in targets for name in ast.walk(t) if isinstance(name, ast.Name)}
+            names |= {
+                name.id for t in targets for name in ast.walk(t) if isinstance(name, ast.Name)
+            }
     return {name for name in names if not name.startswith("_")}
 
 
@@ -88,7 +90,9 @@ def test_prose_has_at_most_a_hundred_and_ten_columns(paper):
     is_code, wide = False, []
     for number, line in enumerate(paper.read_text(encoding="utf-8").splitlines(), start=1):
         is_code ^= line.startswith("```")
-        is_prose = not is_code and not line.lstrip().startswith(("|", "!", "<")) and line[:4].strip()
+        is_prose = (
+            not is_code and not line.lstrip().startswith(("|", "!", "<")) and line[:4].strip()
+        )
         if is_prose and len(line) > MAX_PROSE_COLUMNS and "](" not in line[-100:]:
             wide.append(number)
     assert wide == []
