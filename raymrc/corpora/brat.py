@@ -29,12 +29,11 @@ from raymrc.corpora.problems import (
     NotePlace,
     Problems,
     Reading,
-    nearest,
     read_lines,
     read_table,
     read_text,
 )
-from raymrc.errors import CorpusError
+from raymrc.errors import CorpusError, suggest
 
 Fragments = tuple[tuple[int, int], ...]
 
@@ -233,7 +232,7 @@ def _parse_span(
     if scheme.labels is not None and label not in scheme.labels:
         # The span is kept, so that what refers to it is not reported as well.
         problems.error(
-            path, line, f"{name} has the unknown label {label}; {nearest(label, scheme.labels)}"
+            path, line, f"{name} has the unknown label {label}{suggest(label, scheme.labels)}"
         )
     ascending = tuple(sorted(fragments))
     if any(first[1] > second[0] for first, second in pairwise(ascending)):
@@ -328,8 +327,7 @@ def _resolve(
                 problems.error(
                     path,
                     line,
-                    f"{name} has the unknown label {label}; "
-                    f"{nearest(label, scheme.relation_labels)}",
+                    f"{name} has the unknown label {label}{suggest(label, scheme.relation_labels)}",
                 )
     triggers = {event.trigger for event in parsed.events.values()}
     for name, (line, label, _) in parsed.spans.items():
@@ -355,7 +353,7 @@ def _doubt(name: str, value: str, attributes: Mapping[str, tuple[str, ...]]) -> 
     if not attributes:
         return ""
     if name not in attributes:
-        return f"is the unknown attribute {name}; {nearest(name, attributes)}"
+        return f"is the unknown attribute {name}{suggest(name, attributes)}"
     if value not in attributes[name]:
         return f"{name} has an unknown value; choose from {', '.join(attributes[name])}"
     return ""

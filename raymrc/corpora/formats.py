@@ -16,9 +16,9 @@ from raymrc.corpora import phee
 from raymrc.corpora.brat import BratScheme, read_brat, write_brat
 from raymrc.corpora.labels import Labels, apply_labels, target_labels
 from raymrc.corpora.note import Corpus, Join, Note, value_attribute
-from raymrc.corpora.problems import ERROR, Reading, nearest
+from raymrc.corpora.problems import ERROR, Reading
 from raymrc.corpora.pubtator import read_pubtator
-from raymrc.errors import CorpusError
+from raymrc.errors import CorpusError, suggest
 
 N2C2_2018_LABELS = (
     "Drug",
@@ -156,7 +156,7 @@ READERS = {
 def find_reader(name: str) -> Reader:
     """Raises CorpusError, with the nearest right name, where there is no such reader."""
     if name not in READERS:
-        raise CorpusError(f"there is no reader {name!r}; {nearest(name, READERS)}")
+        raise CorpusError(f"there is no reader {name!r}{suggest(name, READERS)}")
     return READERS[name]
 
 
@@ -264,7 +264,7 @@ def _of_sites(notes: tuple[Note, ...], sites: Sequence[str] | None, path: Path) 
     unknown = [site for site in sites if site not in there]
     if unknown:
         raise CorpusError(
-            [f"{path}: no note is of site {site!r}; {nearest(site, there)}" for site in unknown]
+            [f"{path}: no note is of site {site!r}{suggest(site, there)}" for site in unknown]
         )
     return tuple(note for note in notes if note.site in sites)
 

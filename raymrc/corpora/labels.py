@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raymrc.corpora.note import Corpus, Note, Relation, Span
-from raymrc.corpora.problems import nearest
-from raymrc.errors import CorpusError
+from raymrc.errors import CorpusError, suggest
 
 Labels = str | Sequence[str] | Mapping[str, str] | None
 LabelPair = tuple[str, str]
@@ -137,7 +136,7 @@ def find_built_in(name: str, reader: str) -> BuiltIn:
     """Raises CorpusError where there is no such map, or none for this reader."""
     if name not in BUILT_IN_LABEL_MAPS:
         raise CorpusError(
-            f"labels: there is no label map {name!r}; {nearest(name, BUILT_IN_LABEL_MAPS)}"
+            f"labels: there is no label map {name!r}{suggest(name, BUILT_IN_LABEL_MAPS)}"
         )
     maps = BUILT_IN_LABEL_MAPS[name]
     if reader not in maps:
@@ -170,8 +169,8 @@ def target_labels(labels: Labels, reader: str, source: Sequence[str] | None) -> 
         if unknown:
             raise CorpusError(
                 [
-                    f"labels: {label!r} is not a label of this corpus (reader {reader}); "
-                    f"{nearest(str(label), source)}"
+                    f"labels: {label!r} is not a label of this corpus (reader {reader})"
+                    f"{suggest(str(label), source)}"
                     for label in unknown
                 ]
             )

@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from raymrc.corpora.note import Note, Relation, Span
-from raymrc.corpora.problems import NotePlace, Problems, Reading, nearest, read_lines, read_table
+from raymrc.corpora.problems import (
+    NotePlace,
+    Problems,
+    Reading,
+    read_lines,
+    read_table,
+)
+from raymrc.errors import suggest
 
 TRIGGERS = ("Adverse_event", "Potential_therapeutic_event", "Combination")
 
@@ -152,7 +159,7 @@ def _read_document(document: Any, path: Path, line: int, problems: Problems) -> 
 def _read_event(event: Mapping[str, Any], parsed: _Parsed) -> None:
     kind = event["event_type"]
     if kind not in TRIGGERS:
-        raise _Malformed(f"event type {kind} is unknown; {nearest(str(kind), TRIGGERS)}")
+        raise _Malformed(f"event type {kind} is unknown{suggest(str(kind), TRIGGERS)}")
     trigger = _read_spans(event["Trigger"], kind, parsed)
     for key, argument in event.items():
         if key in ("event_id", "event_type", "Trigger"):
@@ -161,7 +168,7 @@ def _read_event(event: Mapping[str, Any], parsed: _Parsed) -> None:
             parsed.link(trigger, _read_spans(argument, "Drug", parsed))
             continue
         if key not in EVENT_ARGUMENTS:
-            raise _Malformed(f"argument {key} is unknown; {nearest(key, EVENT_ARGUMENTS)}")
+            raise _Malformed(f"argument {key} is unknown{suggest(key, EVENT_ARGUMENTS)}")
         heads = _read_spans(argument, EVENT_ARGUMENTS[key], parsed, attribute=key)
         parsed.link(trigger, heads)
         for sub_key, sub_argument in argument.items():
@@ -173,7 +180,7 @@ def _read_event(event: Mapping[str, Any], parsed: _Parsed) -> None:
                 continue
             labels = SUB_ARGUMENTS.get(key, {})
             if sub_key not in labels:
-                raise _Malformed(f"argument {key}.{sub_key} is unknown; {nearest(sub_key, labels)}")
+                raise _Malformed(f"argument {key}.{sub_key} is unknown{suggest(sub_key, labels)}")
             parsed.link(heads, _read_spans(sub_argument, labels[sub_key], parsed))
 
 

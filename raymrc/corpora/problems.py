@@ -5,9 +5,7 @@ A message names ids, labels and offsets, never a note's text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 
 from raymrc.corpora.note import Note
@@ -133,21 +131,6 @@ def read_lines(path: Path, problems: Problems) -> list[str] | None:
     if text is None:
         return None
     return [line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n")]
-
-
-def nearest(name: str, right: Iterable[str]) -> str:
-    """A hint: the right name that is nearest, or all right names where none is near."""
-    names = list(right)
-    lowered = {candidate.lower(): candidate for candidate in reversed(names)}
-    close = get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {lowered[close[0]]!r}?"
-    return f"choose from {', '.join(names)}" if names else "there are none"
-
-
-def first_few(ids: Sequence[str]) -> str:
-    """Some of many ids, for a message."""
-    return ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
 
 
 def read_table(path: Path, column: str, reading: Reading) -> dict[str, str]:

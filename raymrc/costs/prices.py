@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from raymrc.errors import SpecError
-from raymrc.study.source import nearest_name, read_source
+from raymrc.errors import SpecError, suggest
+from raymrc.study.source import read_source
 
 BUILT_IN_PRICES = Path(__file__).with_name("prices.yaml")
 
@@ -133,7 +133,7 @@ def read_prices(path: Path | None = None) -> PriceTable:
             raise wrong(f"{name}: kind is cpu or gpu, not {device.kind!r}")
     for name, instance in instances.items():
         if instance.device not in devices:
-            near = nearest_name(str(instance.device), devices)
+            near = suggest(str(instance.device), devices)
             raise wrong(f"{name}: there is no device '{instance.device}'{near}")
     date = str(values.get("date") or "an unknown day")
     return PriceTable(
@@ -191,7 +191,7 @@ def read_cluster(given: Sequence[str], table: PriceTable) -> Cluster:
         if name not in table.instances:
             raise SpecError(
                 f"--instances {text}: {table.name} has no instance type "
-                f"'{name}'{nearest_name(name, table.instances)}"
+                f"'{name}'{suggest(name, table.instances)}"
             )
         if equals and not (number.isdigit() and int(number) > 0):
             raise SpecError(f"--instances {text}: give TYPE=N with a whole number from 1 on")

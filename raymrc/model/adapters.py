@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import raymrc
-from raymrc.corpora.problems import first_few
-from raymrc.errors import AdapterError, BackboneError
+from raymrc.errors import AdapterError, BackboneError, first_few
 from raymrc.model.backbones import file_digest
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from raymrc.corpora.problems import nearest
-from raymrc.errors import SpecError
+from raymrc.errors import SpecError, suggest
 from raymrc.reading.relations import RelationQuestion
 
 N2C2_2018_QUESTIONS = {
@@ -267,7 +266,7 @@ def build_questions(
     for name, question in overrides.items():
         if name not in ours:
             kind = "label or relation" if relations else "label"
-            problems.append(f"questions: the corpus has no {kind} {name!r}; {nearest(name, ours)}")
+            problems.append(f"questions: the corpus has no {kind} {name!r}{suggest(name, ours)}")
         elif not question.strip():
             problems.append(f"questions: the question for {name!r} is empty; give it some words")
     if problems:

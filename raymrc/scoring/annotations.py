@@ -9,8 +9,13 @@ from pathlib import Path
 
 from raymrc.corpora.brat import ANYTHING, parse_annotations
 from raymrc.corpora.note import Relation, Span
-from raymrc.corpora.problems import ERROR, CorpusProblem, Problems, first_few, read_lines
-from raymrc.errors import CorpusError
+from raymrc.corpora.problems import (
+    ERROR,
+    CorpusProblem,
+    Problems,
+    read_lines,
+)
+from raymrc.errors import CorpusError, first_few
 
 _EVENT_ATTRIBUTE = re.compile(r"A\S*\s+\S+\s+E\d")
 

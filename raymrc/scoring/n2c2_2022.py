@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from raymrc.corpora.note import Relation, Span
-from raymrc.corpora.problems import nearest
-from raymrc.errors import CorpusError
+from raymrc.errors import CorpusError, suggest
 from raymrc.scoring.annotations import Annotations, pair_folders, say_unpaired
 from raymrc.scoring.counts import Counts
 
@@ -150,7 +149,7 @@ def score_2022_folders(
             T, E and A lines.
     """
     if criterion not in CRITERIA:
-        raise CorpusError(f"unknown criterion {criterion!r}; {nearest(criterion, CRITERIA)}")
+        raise CorpusError(f"unknown criterion {criterion!r}{suggest(criterion, CRITERIA)}")
     paired = pair_folders(gold, system, kinds="TEA", judged="TEA")
     in_gold: Counter[Key] = Counter()
     in_system: Counter[Key] = Counter()

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raymrc.corpora.formats import known_labels
-from raymrc.errors import CorpusError
+from raymrc.errors import CorpusError, suggest
 from raymrc.model.strategies import STRATEGIES
-from raymrc.study.source import Steps, nearest_name
+from raymrc.study.source import Steps
 from raymrc.study.space import DEFAULTS, Distribution, Fixed, Setting
 
 if TYPE_CHECKING:
@@ -272,6 +272,6 @@ def _labels(corpus: CorpusSpec, questions: Mapping[str, str]) -> Iterator[StudyF
         return
     for label in questions:
         if known is not None and label not in known:
-            near = nearest_name(label, known)
+            near = suggest(label, known)
             sentence = f"a question for '{label}', which is not a label of this corpus{near}"
             yield StudyFileProblem(("questions", label), sentence, True)

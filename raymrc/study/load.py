@@ -10,8 +10,9 @@ from pydantic import (
     ValidationError,
 )
 
+from raymrc.errors import suggest
 from raymrc.study.checks import StudyFileProblem, across, no_effect
-from raymrc.study.source import Position, Steps, StudyFile, nearest_name, read_source
+from raymrc.study.source import Position, Steps, StudyFile, read_source
 from raymrc.study.spec import (
     BackboneSpec,
     BudgetSpec,
@@ -79,7 +80,7 @@ def _is_misspelt(missing: Mapping[str, Any], items: Sequence[Mapping[str, Any]])
     return missing["type"] == "missing" and any(
         item["type"] == "extra_forbidden"
         and list(item["loc"][:-1]) == parent
-        and f"'{name}'" in nearest_name(str(item["loc"][-1]), _fields_at(tuple(parent)))
+        and f"'{name}'" in suggest(str(item["loc"][-1]), _fields_at(tuple(parent)))
         for item in items
     )
 
@@ -121,7 +122,7 @@ def _sentences(source: StudyFile, item: Mapping[str, Any]) -> Iterator[tuple[Pos
         kind = "strategy" if steps[:-1] and steps[-2] == "strategies" else "field"
         where = _where(source, steps[:-1])
         place = f" in {where}" if where and kind == "field" else ""
-        sentence = f"unknown {kind} '{steps[-1]}'{place}{nearest_name(str(steps[-1]), known)}"
+        sentence = f"unknown {kind} '{steps[-1]}'{place}{suggest(str(steps[-1]), known)}"
         yield source.position(steps, of_key=True), sentence
     elif item["type"] == "missing":
         where = _where(source, steps[:-1]) or "the study"

@@ -14,7 +14,6 @@ from typing import Any
 from raymrc.corpora.formats import known_joins, known_labels, read_corpus
 from raymrc.corpora.labels import apply_labels, common_labels, target_labels
 from raymrc.corpora.note import Corpus
-from raymrc.corpora.problems import first_few
 from raymrc.corpora.splits import (
     Folds,
     count_mentions,
@@ -25,6 +24,7 @@ from raymrc.corpora.splits import (
     take_subset,
 )
 from raymrc.corpora.synthetic import synthesize_corpus
+from raymrc.errors import first_few
 from raymrc.model.adapters import Adapter, read_adapter
 from raymrc.reading.relations import (
     Asked,

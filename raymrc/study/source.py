@@ -9,7 +9,6 @@ than one document are refused.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from raymrc.errors import SpecError
+from raymrc.errors import SpecError, suggest
 
 Steps = tuple[str | int, ...]
 
@@ -131,19 +130,6 @@ def read_source(path: Path, overrides: Sequence[str] = ()) -> StudyFile:
     for override in overrides:
         _lay_over(source, override)
     return source
-
-
-def nearest_name(word: str, known: Iterable[str], *, limit: int = 12) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, or the list of a few."""
-    names = sorted(set(known))
-    lowered = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{lowered[close[0]]}'?"
-    if not names:
-        return ""
-    shown = ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-    return f"; known are {shown}"
 
 
 def _compose(name: str, text: str) -> yaml.Node:
@@ -299,4 +285,4 @@ def _neighbours(path: Path) -> str:
     """The study files beside a missing one, so that a mistyped name is seen."""
     folder = path.parent if path.parent.is_dir() else Path("studies")
     names = [str(p) for p in sorted(folder.glob("*.y*ml"))] if folder.is_dir() else []
-    return nearest_name(str(path), names) if names else ""
+    return suggest(str(path), names)

@@ -25,14 +25,14 @@ from pydantic import (
 
 from raymrc.configuration import Backbone
 from raymrc.corpora.formats import READERS
-from raymrc.errors import SpecError
+from raymrc.errors import SpecError, suggest
 from raymrc.ledger.storage import hide_password
 from raymrc.model.backbones import BACKBONES
 from raymrc.model.shapes import MAX_PROMPT_LENGTH, SHAPES
 from raymrc.model.strategies import STRATEGIES
 from raymrc.racing.racing import Racing
 from raymrc.reading.relations import TASKS
-from raymrc.study.source import Steps, StudyFile, nearest_name
+from raymrc.study.source import Steps, StudyFile
 from raymrc.study.space import Setting
 from raymrc.study.values import (
     Leaf,
@@ -235,7 +235,7 @@ def _numbers(low: int, what: str) -> Callable[[Any], tuple[int, ...]]:
 def _reader(value: Any) -> str:
     name = text().read(value)
     if name not in READERS:
-        raise Wrong(f"there is no reader '{name}'{nearest_name(name, READERS)}")
+        raise Wrong(f"there is no reader '{name}'{suggest(name, READERS)}")
     return name
 
 
@@ -382,7 +382,7 @@ class BackboneSpec(_Section):
             source = os.path.expandvars(os.path.expanduser(self.name))
             if "/" not in source and not Path(source).is_dir():
                 problem = (
-                    f"unknown backbone '{self.name}'{nearest_name(self.name, BACKBONES)} "
+                    f"unknown backbone '{self.name}'{suggest(self.name, BACKBONES)} "
                     "(or give its source: a folder or a Hugging Face id)"
                 )
         shape = SHAPES.get(source, SHAPES.get(self.name))

@@ -17,7 +17,8 @@ from typing import Any
 from pydantic import PlainValidator
 from pydantic_core import PydanticCustomError
 
-from raymrc.study.source import Steps, nearest_name
+from raymrc.errors import suggest
+from raymrc.study.source import Steps
 from raymrc.study.space import DISTRIBUTIONS, Distribution, Fixed, Grid, Setting
 
 
@@ -289,4 +290,4 @@ def _unknown_range(kind: str, kinds: Sequence[str]) -> str:
         return "int_uniform draws whole numbers, which this is not; use uniform or log_uniform"
     if kind in FRACTIONS and WHOLE[0] in kinds:
         return f"{kind} draws fractions and this is a whole number; use int_uniform"
-    return f"unknown range '{kind}'{nearest_name(kind, kinds)}"
+    return f"unknown range '{kind}'{suggest(kind, kinds)}"

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymrc.errors import SpecError
-from raymrc.study.source import nearest_name, read_source
+from raymrc.errors import SpecError, suggest
+from raymrc.study.source import read_source
 
 
 def read(folder: Path, text: str, overrides: tuple[str, ...] = ()) -> dict[str, object]:
@@ -151,8 +151,7 @@ def test_an_override_that_fits_nowhere_is_refused_by_its_own_words(tmp_path, ove
 
 def test_the_nearest_name_is_offered_and_a_far_one_is_not():
     assert (
-        nearest_name("learning_rates", ["learning_rate", "epochs"])
-        == "; did you mean 'learning_rate'?"
+        suggest("learning_rates", ["learning_rate", "epochs"]) == "; did you mean 'learning_rate'?"
     )
-    assert nearest_name("Minilm", ["minilm"]) == "; did you mean 'minilm'?"
-    assert nearest_name("zzz", ["b", "a"]) == "; known are a, b"
+    assert suggest("Minilm", ["minilm"]) == "; did you mean 'minilm'?"
+    assert suggest("zzz", ["b", "a"]) == "; choose from a, b"

@@ -57,7 +57,7 @@ mlflw: 3
         "study.yaml:10:90: prompt_length: 0 is not a whole number from 1 to 512",
         "study.yaml:10:93: prompt_length: 513 is not a whole number from 1 to 512",
         "study.yaml:10:98: prompt_length: 'many' is not a whole number from 1 to 512",
-        "study.yaml:11:3: unknown strategy 'frozen'; known are fine_tune, frozen_soft_prompt, "
+        "study.yaml:11:3: unknown strategy 'frozen'; choose from fine_tune, frozen_soft_prompt, "
         "hard_prompt, soft_prompt",
         "study.yaml:12:36: batch_size: 1.5 is not a whole number of 1 or more",
         "study.yaml:13:21: algorithm: 'tpee' is not one of 'grid', 'random', 'tpe'",
