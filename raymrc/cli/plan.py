@@ -40,12 +40,13 @@ def plan(
     """Say what a study will train and what it will cost, before anything starts."""
     from raymrc.costs.budget import Budget
     from raymrc.costs.forecast import forecast, read_progress
+    from raymrc.costs.plan_json import plan_json
     from raymrc.costs.prices import read_cluster, read_prices
     from raymrc.costs.probe import write_probe
     from raymrc.costs.status import exceeds
     from raymrc.errors import CorpusError
     from raymrc.model.backbones import find_backbone
-    from raymrc.planning.plan import render_plan
+    from raymrc.report.terminal import render_plan
 
     spec = load_study(study, changes)
     table = read_prices(prices)
@@ -69,7 +70,7 @@ def plan(
         said = exceeds(Budget.of(spec), _spent(spec), costs)
         costs = replace(costs, remarks=(*costs.remarks, said)) if said else costs
     if as_json:
-        answer_json(planned.to_json(costs))
+        answer_json(plan_json(planned, costs))
     else:
         print_table(render_plan(planned, costs))
 

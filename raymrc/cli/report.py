@@ -111,6 +111,7 @@ def simulate(
     """Replay a ledger's full grids, or made-up ones: what racing saves, and whom it chooses."""
     from raymrc.errors import LedgerError
     from raymrc.ledger.ledger import Ledger
+    from raymrc.planning.plan import build_racing
     from raymrc.racing.simulate import read_tables, render_replays, reorder, replay_all
 
     spec = load_study(source, None) if made_up or source.is_file() else None
@@ -131,7 +132,7 @@ def simulate(
             + ("" if made_up else " with all folds done")
             + "; nothing can be raced"
         )
-    racing = spec.racing.racing if spec and spec.racing else None
+    racing = build_racing(spec) if spec is not None else None
     outcomes = [one for name, of in cells for one in replay_all(name, of, slots, racing)]
     if as_json:
         answer_json(outcomes)

@@ -161,7 +161,7 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcom
     """What the ledger lacks of a plan; and whether MLflow has all of it."""
     from raymrc.costs.budget import Budget
     from raymrc.ledger.storage import absolute
-    from raymrc.planning.plan import render_plan
+    from raymrc.report.terminal import render_plan
     from raymrc.training.trainer import Trainer
 
     spec, ledger = job.spec, job.ledger

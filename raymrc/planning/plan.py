@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raymrc.configuration import Backbone, Cell, Configuration
 from raymrc.corpora.note import Corpus
@@ -26,7 +26,6 @@ from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameter
 from raymrc.planning.arithmetic import adapter_bytes
 from raymrc.planning.fold_runs import Fingerprints, build_fingerprints, fold_run
 from raymrc.planning.placement import (
-    GIB,
     GPU_GIB,
     SPECIAL_PIECES,
     DoesNotFit,
@@ -34,7 +33,6 @@ from raymrc.planning.placement import (
     device_of,
     place,
 )
-from raymrc.quantities import in_time, in_usd, short_count
 from raymrc.racing.racing import Racing
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import Asked
@@ -43,12 +41,6 @@ from raymrc.study.notes import build_study_folds, check_shots, study_labels, stu
 from raymrc.study.source import Steps
 from raymrc.study.space import DEFAULTS, Fixed, Grid, SearchSpace, Setting, build_space
 from raymrc.study.spec import BackboneSpec, Spec
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-
-    from raymrc.costs.forecast import CellForecast, Forecast
 
 DEFAULT_PROMPT_LENGTH = 32
 """Where a soft prompt's length is not given: the reference study prefers 32 to 64."""
@@ -190,40 +182,6 @@ class Plan:
         """Does one of the cells hold it (`CellPlan.holds`)?"""
         return _hold(self.cells, configuration)
 
-    def to_json(self, forecast: Forecast | None = None) -> dict[str, Any]:
-        """Plain values for `raymrc plan --json`.
-
-        Args:
-            forecast: what it will cost; None: those figures are null.
-        """
-        costs = forecast.cells if forecast is not None else (None,) * len(self.cells)
-        cells = [_cell_json(c) | cost_json(f) for c, f in zip(self.cells, costs, strict=True)]
-        remarks = (*self.remarks, *(forecast.remarks if forecast is not None else ()))
-        return {
-            "study": self.study,
-            "task": self.task,
-            "corpus": self.corpus,
-            "labels": list(self.labels) if self.labels is not None else None,
-            "notes": self.num_notes,
-            "folds": self.folds,
-            "algorithm": self.algorithm,
-            "configurations": self.num_configurations,
-            "fold_runs": self.num_fold_runs,
-            "fold_runs_done": self.done,
-            "done": self.done,
-            "remarks": list(remarks),
-            **cost_json(forecast),
-            "cells": cells,
-        }
-
-
-UNKNOWN_COSTS = ("device_seconds", "usd", "peak_memory_bytes")
-"""Figures that are null where there is no forecast."""
-
-
-def cost_json(forecast: Forecast | CellForecast | None) -> dict[str, Any]:
-    return dict.fromkeys(UNKNOWN_COSTS) if forecast is None else forecast.to_json()
-
 
 def _hold(cells: Sequence[CellPlan], configuration: Configuration) -> bool:
     return any(c.cell == configuration.cell and c.holds(configuration) for c in cells)
@@ -324,8 +282,14 @@ def plan_study(
         num_notes=len(corpus.notes) if corpus is not None else None,
         fingerprints=fingerprints,
         remarks=tuple(remarks),
-        racing=spec.racing.racing if spec.racing else None,
+        racing=build_racing(spec),
     )
+
+
+def build_racing(spec: Spec) -> Racing | None:
+    """How the study races the configurations of a cell; None where it trains all of them."""
+    race = spec.racing
+    return None if race is None else Racing("paired", race.error_rate, race.rungs, race.min_folds)
 
 
 # --- one cell -------------------------------------------------------------------------------------
@@ -613,114 +577,3 @@ def _count_done(
             )
         counted.append(replace(plan, done=done))
     return counted
-
-
-# --- shown ----------------------------------------------------------------------------------------
-
-
-def _cell_json(plan: CellPlan) -> dict[str, Any]:
-    cell = plan.cell
-    return {
-        "cell": cell.name,
-        "task": cell.task,
-        "corpus": cell.corpus,
-        "backbone": asdict(cell.backbone),
-        "strategy": cell.strategy,
-        "configurations": plan.num_configurations,
-        "fold_runs": plan.num_fold_runs,
-        "fold_runs_done": plan.done,
-        "done": plan.done,
-        "trained_parameters": plan.trained_parameters,
-        "total_parameters": plan.total_parameters,
-        "trained_share": plan.trained_share,
-        "adapter_bytes": plan.adapter_bytes,
-        "placement": asdict(plan.placement) if plan.placement else None,
-        "space": {
-            "fixed": dict(plan.space.fixed),
-            "grids": {name: list(values) for name, values in plan.space.grids.items()},
-            "distributions": {
-                name: {d.kind: list(d.values)} for name, d in plan.space.distributions.items()
-            },
-        },
-        "configuration_ids": (
-            None if plan.configurations is None else [c.id for c in plan.configurations]
-        ),
-    }
-
-
-def render_plan(plan: Plan, forecast: Forecast | None = None) -> RenderableType:
-    """The plan as a table for the terminal.
-
-    Args:
-        forecast: what it will cost; each figure has its 90 % interval below.
-    """
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    remarks = (*plan.remarks, *(forecast.said if forecast is not None else ()))
-    table = Table(
-        title=f"{plan.study}: {plan.task}, {plan.folds} folds, {plan.algorithm} search",
-        caption="; ".join(remarks) or None,
-        box=SIMPLE,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("corpus / backbone / strategy", overflow="fold")
-    if forecast is not None:
-        return _with_costs(table, plan, forecast)
-    for heading in ("fold-runs", "done", "trained", "saved"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("where", max_width=16)
-    table.add_column("memory", justify="right", no_wrap=True)
-    for cell in plan.cells:
-        known, placement = cell.parameters, cell.placement
-        table.add_row(
-            cell.cell.name,
-            f"{cell.num_configurations} x {plan.folds}",
-            "-" if cell.done is None else str(cell.done),
-            f"{short_count(known.trained)}, {100 * known.share:.3g} %" if known else "?",
-            f"{short_count(cell.adapter_bytes or 0)}B" if known else "?",
-            str(placement) if placement else "?",
-            f"{placement.peak_bytes / GIB:.1f} GiB" if placement else "?",
-        )
-    table.add_section()
-    table.add_row(
-        "in total",
-        str(plan.num_fold_runs),
-        "-" if plan.done is None else str(plan.done),
-        *[""] * 4,
-    )
-    return table
-
-
-def _with_costs(table: Table, plan: Plan, forecast: Forecast) -> Table:
-    """Two lines a cell, so that intervals have room beside names."""
-    for heading in ("fold-\nruns", "trained", "where", "memory", "device\ntime", "USD"):
-        if heading == "where":
-            table.add_column(heading, max_width=11)
-        else:
-            table.add_column(heading, justify="right", no_wrap=True)
-    for cell, cost in zip(plan.cells, forecast.cells, strict=True):
-        known, placement = cell.parameters, cell.placement
-        table.add_row(
-            cell.cell.name,
-            f"{cell.num_configurations} x {plan.folds}{_done(cell.done)}",
-            f"{short_count(known.trained)}\n{100 * known.share:.3g} %" if known else "?",
-            str(placement) if placement else "?",
-            f"{placement.peak_bytes / GIB:.1f} GiB" if placement else "?",
-            *_cost_columns(cost),
-        )
-    table.add_section()
-    total = f"{plan.num_fold_runs}{_done(plan.done)}"
-    table.add_row("in total", total, "", "", "", *_cost_columns(forecast))
-    return table
-
-
-def _done(number: int | None) -> str:
-    return f"\n{number} done" if number else ""
-
-
-def _cost_columns(cost: CellForecast | Forecast | None) -> tuple[str, str]:
-    """Device time and dollars, each with its interval on a line of its own."""
-    if cost is None:
-        return "?", "?"
-    return cost.shown("device_seconds", in_time), cost.shown("usd", in_usd)

@@ -30,7 +30,6 @@ from raymrc.ledger.storage import hide_password
 from raymrc.model.backbones import BACKBONES
 from raymrc.model.shapes import MAX_PROMPT_LENGTH, SHAPES
 from raymrc.model.strategies import STRATEGIES
-from raymrc.racing.racing import Racing
 from raymrc.reading.relations import TASKS
 from raymrc.study.source import Steps, StudyFile
 from raymrc.study.space import Setting
@@ -443,11 +442,6 @@ class RacingSpec(_Section):
     min_folds: Annotated[int, checked(whole(1))] = 1
     """No configuration is stopped before it has reached the first rung on so many folds."""
 
-    @property
-    def racing(self) -> Racing:
-        """As races are held by it."""
-        return Racing("paired", self.error_rate, self.rungs, self.min_folds)
-
 
 def _racing_entry(value: Any) -> Any:
     """`none` for the full grid, `paired` for a section of defaults."""
@@ -683,6 +677,3 @@ class Spec(_Section):
     def error(self, path: Steps, sentence: str) -> SpecError:
         """An error at a place of the study file, for what shows only once the plan is made."""
         return self._read_from.error([(self._read_from.position(path), sentence)])
-
-
-# --- reading --------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from raymrc.costs.forecast import (
     read_progress,
     shown,
 )
+from raymrc.costs.plan_json import plan_json
 from raymrc.costs.prices import read_cluster, read_prices
 from raymrc.costs.probe import (
     PROBE,
@@ -35,11 +36,12 @@ from raymrc.errors import LedgerError, SpecError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Epoch, Record
 from raymrc.planning.fold_runs import fold_run
-from raymrc.planning.plan import plan_study, render_plan
+from raymrc.planning.plan import plan_study
 from raymrc.quantities import in_time
 from raymrc.racing.racing import Racing
 from raymrc.racing.simulate import expected_share
 from raymrc.reading.light_tokenizers import RoughTokenizer
+from raymrc.report.terminal import render_plan
 from raymrc.study.load import load_spec
 from raymrc.study.notes import read_study_corpus
 from tests.paths import ROOT
@@ -288,7 +290,7 @@ def test_a_faster_gpu_takes_less_time(tmp_path):
 
 def test_the_json_holds_each_figure_per_cell_and_in_total_with_its_interval(tmp_path):
     cost = Cost(tmp_path)
-    values = json.loads(json.dumps(cost.plan.to_json(cost.forecast())))
+    values = json.loads(json.dumps(plan_json(cost.plan, cost.forecast())))
     names = ("device_seconds", "usd", "peak_memory_bytes", "storage_bytes", "energy_kwh")
     for part in (values, *values["cells"]):
         assert {"configurations", "fold_runs", "fold_runs_done"} <= set(part)
@@ -300,7 +302,7 @@ def test_the_json_holds_each_figure_per_cell_and_in_total_with_its_interval(tmp_
 
 
 def test_without_a_forecast_the_json_says_that_nothing_is_known(tmp_path):
-    values = plan_study(spec_of(tmp_path)).to_json()
+    values = plan_json(plan_study(spec_of(tmp_path)))
     for part in (values, *values["cells"]):
         assert part["device_seconds"] is part["usd"] is part["peak_memory_bytes"] is None
 

@@ -72,8 +72,8 @@ def ids_of_study(name: str) -> dict[str, str]:
 
 
 def keys_of_everything(folder, task: str, few_shot: str) -> dict[str, str]:
-    """Per cell a hash of its configurations' ids, and of keys in cross-validation, in a final test and of prompts
-    that start from an adapter."""
+    """Per cell a hash of its configurations' ids, and of keys in cross-validation, in a final test, and of
+    prompts that start from an adapter."""
     text = EVERYTHING.replace("TASK", task).replace("FEW_SHOT", few_shot)
     spec = spec_of(folder, text)
     corpus = read_study_corpus(spec)

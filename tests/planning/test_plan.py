@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.corpora.note import Corpus
 from raymrc.corpora.splits import note_marks, shared_notes
+from raymrc.costs.plan_json import plan_json
 from raymrc.errors import AdapterError, BackboneError, CorpusError, SpecError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Record
@@ -32,8 +33,8 @@ from raymrc.planning.plan import (
     Plan,
     build_configuration,
     plan_study,
-    render_plan,
 )
+from raymrc.report.terminal import render_plan
 from raymrc.study.load import load_spec
 from raymrc.study.notes import (
     build_study_folds,
@@ -206,7 +207,7 @@ def test_a_plan_without_corpus_or_weights_says_what_is_open(tmp_path):
         "the corpus was not read; labels and trained shares are not known before",
         "the shape of own is not known before its weights are here",
     )
-    assert plan.to_json()["cells"][0]["trained_share"] is None
+    assert plan_json(plan)["cells"][0]["trained_share"] is None
 
 
 def test_a_folder_tells_its_own_shape(tmp_path):
@@ -267,7 +268,7 @@ def test_the_ledger_s_fold_runs_count_as_done_and_failed_ones_do_not(tmp_path):
     finish(before, ledger, 1)
     after = planned(spec, ledger)
     assert [cell.done for cell in after.cells] == [2, 2]
-    assert (after.done, after.to_json()["done"]) == (4, 4)
+    assert (after.done, plan_json(after)["done"]) == (4, 4)
 
 
 def test_other_notes_folds_or_weights_make_nothing_done(tmp_path):
@@ -331,7 +332,7 @@ def test_the_plan_is_plain_json_and_a_readable_table(tmp_path):
     from rich.console import Console
 
     plan = plan_study(spec_of(tmp_path))
-    values = json.loads(json.dumps(plan.to_json()))
+    values = json.loads(json.dumps(plan_json(plan)))
     assert values["fold_runs"] == sum(cell["fold_runs"] for cell in values["cells"]) == 8
     assert values["cells"][1]["space"]["grids"] == {"prompt_length": [8, 32]}
     console = Console(width=160, record=True, file=io.StringIO())
@@ -366,7 +367,7 @@ def test_a_plan_says_where_each_cell_trains_and_with_how_much_memory(tmp_path):
     assert plan.remarks[-1] == (
         "GPUs are taken to have 80 GiB; set resources.device_memory if they do not"
     )
-    nine = json.loads(json.dumps(plan.to_json()))["cells"][4]["placement"]
+    nine = json.loads(json.dumps(plan_json(plan)))["cells"][4]["placement"]
     assert nine["mode"] == "group" and nine["workers"] == [2, 2] and nine["lanes"] == 1
     assert nine["checkpoints"] and 66 < nine["peak_bytes"] / 2**30 < 72
     console = Console(width=120, record=True, file=io.StringIO())
@@ -444,21 +445,22 @@ def test_what_is_not_known_has_no_placement(tmp_path):
     text = BILLIONS.replace("reader: n2c2-2018", "reader: brat")
     plan = plan_study(spec_of(tmp_path, text))
     assert {cell.placement for cell in plan.cells} == {None}
-    assert plan.to_json()["cells"][0]["placement"] is None
+    assert plan_json(plan)["cells"][0]["placement"] is None
 
 
-def test_specs_and_plans_are_made_without_torch_ray_or_mlflow(tmp_path):
+def test_a_plan_loads_neither_torch_nor_ray_nor_mlflow(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text(STUDY)
     script = f"""
 import sys
-from raymrc.study.notes import read_study_corpus
+from raymrc.costs.plan_json import plan_json
 from raymrc.planning.plan import plan_study
-from raymrc.study.spec import load_spec
+from raymrc.study.load import load_spec
+from raymrc.study.notes import read_study_corpus
 import raymrc.analysis.summary, raymrc.planning.arithmetic, raymrc.ledger.ledger
 spec = load_spec({str(path)!r})
-plan_study(spec, read_study_corpus(spec)).to_json()
-heavy = {{"torch", "ray", "mlflow", "transformers", "optuna", "pyarrow", "pandas"}} & set(sys.modules)
+plan_json(plan_study(spec, read_study_corpus(spec)))
+heavy = {{"torch", "ray", "mlflow", "transformers", "optuna", "pyarrow", "pandas", "rich"}} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)

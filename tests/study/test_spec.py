@@ -12,6 +12,7 @@ import pytest
 
 from raymrc.configuration import Backbone, Configuration
 from raymrc.model.strategies import STRATEGIES
+from raymrc.planning.plan import build_racing
 from raymrc.racing.racing import Racing
 from raymrc.study.space import Distribution, Fixed, Grid
 from raymrc.study.spec import Settings, Spec, Strategies
@@ -206,10 +207,10 @@ def test_racing_is_off_where_it_is_not_asked_for(off, tmp_path):
 
 def test_racing_is_a_word_or_a_mapping(tmp_path):
     spec = spec_of(tmp_path, STUDY + "racing: paired\n")
-    assert spec.racing is not None and spec.racing.racing == Racing()
+    assert spec.racing is not None and build_racing(spec) == Racing()
     spec = spec_of(tmp_path, STUDY + "racing: {error_rate: 0.1, rungs: [0.5, 1], min_folds: 2}\n")
     assert spec.racing is not None
-    assert spec.racing.racing == Racing("paired", 0.1, (0.5, 1.0), 2)
+    assert build_racing(spec) == Racing("paired", 0.1, (0.5, 1.0), 2)
     assert spec_of(tmp_path, STUDY + "racing: paired\n", ["racing=none"]).racing is None
 
 
