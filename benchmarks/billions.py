@@ -40,7 +40,7 @@ from benchmarks.placement import (
 from raymrc.configuration import FoldRun
 from raymrc.model.strategies import count_parameters
 from raymrc.planning.arithmetic import training_flops
-from raymrc.planning.placement import GIB
+from raymrc.planning.devices import GIB
 from raymrc.training.pool import Pool
 
 SHARE_GOAL = 0.4

@@ -30,8 +30,13 @@ from raymrc.costs.rates import (
 from raymrc.costs.workload import Workload
 from raymrc.model.strategies import count_parameters
 from raymrc.planning.arithmetic import adapter_bytes, price
+from raymrc.planning.devices import (
+    FILLED,
+    GIB,
+    device_of,
+)
 from raymrc.planning.fold_runs import fold_run
-from raymrc.planning.placement import FILLED, GIB, device_of, peak_bytes, row_pieces
+from raymrc.planning.placement import peak_bytes, row_pieces
 from raymrc.planning.plan import (
     CellPlan,
     Plan,

@@ -11,23 +11,16 @@ Memory is arithmetic, written down from what `training` does and held to it by
 from __future__ import annotations
 
 import math
-import os
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from raymrc.configuration import Configuration
 from raymrc.model.shapes import MAX_CANDIDATES, PAIRS_AT_ONCE, Shape
 from raymrc.model.strategies import STRATEGIES, count_parameters
 from raymrc.planning.arithmetic import lane_bytes, layer_bytes, pair_bytes
-
-if TYPE_CHECKING:
-    from raymrc.study.spec import Resources
-
-GIB = 2**30
+from raymrc.planning.devices import FILLED, GIB, Device
 
 LANES = {"cpu": 4, "gpu": 32}
 """Frozen fold-runs open on one host at once where the study does not say. A core gains little from
@@ -52,19 +45,6 @@ MARK_PIECES = 10
 
 MOST_DEVICES = 64
 """That one model is cut over, where the study does not say."""
-
-GPU_GIB = 80.0
-"""Of a GPU where the study does not say: an A100's or an H100's."""
-
-MEMORY_SHARE = 0.8
-"""Of a machine's or a device's memory, what lanes may count on."""
-
-CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
-
-FILLED = {"cpu": 0.7, "gpu": 0.9}
-"""Share of a device's memory that predictions may fill. On a GPU the rest is CUDA's own (half a GiB), the
-libraries' workspaces, and gaps between blocks; on a CPU malloc leaves gaps of a tenth to a half, and more
-where every row of a frozen lane is full of answers, which is rarer than what is predicted for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,55 +78,8 @@ class Placement:
         return f"{said}, recomputes" if self.checkpoints else said
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """What one fold-run, or one part of a model, can have for itself.
-
-    Args:
-        kind: "cpu" or "gpu".
-        total_bytes: of its memory.
-    """
-
-    kind: str
-    total_bytes: float
-
-    @property
-    def usable_bytes(self) -> float:
-        return FILLED[self.kind] * self.total_bytes
-
-
 class DoesNotFit(Exception):
     """Why a cell has no place, a sentence with the number that would give it one."""
-
-
-# --- what there is --------------------------------------------------------------------------------
-
-
-def device_of(resources: Resources) -> Device:
-    """A device as a study describes it: a GPU or a host's share of one, or a host's cores."""
-    kind = "gpu" if resources.gpus_per_host else "cpu"
-    if resources.device_memory is not None:
-        total = resources.device_memory * GIB
-    elif kind == "gpu":
-        total = GPU_GIB * GIB
-    else:
-        return Device(kind, MEMORY_SHARE * machine_bytes() / _hosts_at_once(resources))
-    return Device(kind, total * (min(resources.gpus_per_host, 1.0) if kind == "gpu" else 1.0))
-
-
-def _hosts_at_once(resources: Resources) -> float:
-    """On this machine, by its cores."""
-    return max(1.0, (os.cpu_count() or 1) / max(resources.cpus_per_host, 1.0))
-
-
-def machine_bytes() -> float:
-    """Memory of this machine, or of the container that this runs in."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = CONTAINER_LIMIT.read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
 
 
 # --- what it takes --------------------------------------------------------------------------------

@@ -24,13 +24,12 @@ from raymrc.model.backbones import read_shape
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
 from raymrc.planning.arithmetic import adapter_bytes
+from raymrc.planning.devices import GPU_GIB, device_of
 from raymrc.planning.fold_runs import Fingerprints, build_fingerprints, fold_run
 from raymrc.planning.placement import (
-    GPU_GIB,
     SPECIAL_PIECES,
     DoesNotFit,
     Placement,
-    device_of,
     place,
 )
 from raymrc.racing.racing import Racing

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raymrc.planning.placement import (
-    GIB,
-)
+from raymrc.planning.devices import GIB
 from raymrc.planning.plan import Plan
 from raymrc.quantities import in_time, in_usd, short_count
 

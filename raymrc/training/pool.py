@@ -28,7 +28,8 @@ from raymrc.model.inputs import Inputs
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
 from raymrc.planning import placement
 from raymrc.planning.arithmetic import lane_bytes, pass_bytes
-from raymrc.planning.placement import ACTIVATIONS_SHARE, MEMORY_SHARE, SPECIAL_PIECES, machine_bytes
+from raymrc.planning.devices import MEMORY_SHARE, machine_bytes
+from raymrc.planning.placement import ACTIVATIONS_SHARE, SPECIAL_PIECES
 from raymrc.training.activations import Activations
 from raymrc.training.batching import StudyData
 from raymrc.training.fused import (

@@ -16,14 +16,16 @@ from hypothesis import strategies as st
 from raymrc.configuration import Backbone, Cell, Configuration
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES
-from raymrc.planning import placement
-from raymrc.planning.placement import (
+from raymrc.planning import devices, placement
+from raymrc.planning.devices import (
     GIB,
     Device,
-    DoesNotFit,
-    Placement,
     device_of,
     machine_bytes,
+)
+from raymrc.planning.placement import (
+    DoesNotFit,
+    Placement,
     peak_bytes,
     place,
     row_pieces,
@@ -282,7 +284,7 @@ def test_a_device_is_what_the_study_says_it_is():
 
 
 def test_a_host_on_cpus_has_its_share_of_this_machine(monkeypatch):
-    monkeypatch.setattr(placement.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(devices.os, "cpu_count", lambda: 8)
     one, four = (device_of(Resources(cpus_per_host=n)).total_bytes for n in (1, 4))
     assert one == 0.8 * machine_bytes() / 8
     assert four == 4 * one
@@ -292,7 +294,7 @@ def test_a_host_on_cpus_has_its_share_of_this_machine(monkeypatch):
 
 def test_a_container_s_limit_is_the_machine_s_memory(monkeypatch, tmp_path):
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(placement, "CONTAINER_LIMIT", limit)
+    monkeypatch.setattr(devices, "CONTAINER_LIMIT", limit)
     whole = machine_bytes()
     limit.write_text("max\n")
     assert machine_bytes() == whole
