@@ -21,7 +21,7 @@ import torch
 from benchmarks.common import Options, json_line, read_options, start
 from raymrc.configuration import Configuration, FoldRun
 from raymrc.ledger.record import Record
-from raymrc.model.backbones import load_backbone
+from raymrc.model.loading import load_backbone
 from raymrc.planning.plan import plan_study
 from raymrc.reading.questions import build_questions
 from raymrc.study.load import load_spec

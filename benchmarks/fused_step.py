@@ -17,9 +17,9 @@ import torch
 
 from benchmarks.common import Options, json_line, read_options, start, time_in_turn
 from raymrc.configuration import Backbone, Cell, Configuration
-from raymrc.model.backbones import Loaded
 from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs, SpanTargets
+from raymrc.model.loading import Loaded
 from raymrc.model.network import Model, build_model
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.training.fused import (

@@ -30,8 +30,8 @@ from benchmarks.common import Options, json_line, read_options, start
 from benchmarks.fused_step import make_backbone
 from raymrc.configuration import Cell, Configuration, FoldRun
 from raymrc.ledger.record import Record
-from raymrc.model.backbones import Loaded, load_backbone
 from raymrc.model.inputs import Inputs, SpanTargets
+from raymrc.model.loading import Loaded, load_backbone
 from raymrc.model.network import Model, build_model
 from raymrc.model.shapes import Shape
 from raymrc.planning.plan import plan_study

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from raymrc.configuration import Backbone, Configuration, hash_values
 from raymrc.corpora.note import Note
-from raymrc.model.backbones import find_backbone, load_tokenizer, read_shape
+from raymrc.model.backbones import find_backbone, read_shape
 from raymrc.model.heads import SpanHeads
 from raymrc.model.inputs import SpanTargets
+from raymrc.model.loading import load_tokenizer
 from raymrc.model.network import Model
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.answers import assemble

@@ -43,9 +43,9 @@ from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import make_folds
 from raymrc.ledger.record import Epoch
-from raymrc.model.backbones import Loaded, write_weights
-from raymrc.model.encoder import Encoder, weight_names
+from raymrc.model.encoder import Encoder
 from raymrc.model.heads import SpanHeads
+from raymrc.model.loading import Loaded, weight_names, write_weights
 from raymrc.model.precision import precision
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES

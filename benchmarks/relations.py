@@ -31,8 +31,8 @@ from benchmarks.throughput import load_sides
 from raymrc.configuration import Cell, Configuration
 from raymrc.corpora.note import Corpus
 from raymrc.corpora.synthetic import synthesize_corpus
-from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import SpanTargets
+from raymrc.model.loading import Loaded
 from raymrc.model.network import build_model
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.questions import build_questions

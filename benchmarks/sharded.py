@@ -30,8 +30,13 @@ from benchmarks.throughput import hugging_face_config, make_tokenizer
 from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.corpora.splits import make_folds
 from raymrc.corpora.synthetic import synthesize_corpus
-from raymrc.model.backbones import load_backbone, load_tokenizer, write_weights
-from raymrc.model.encoder import Encoder, weight_names
+from raymrc.model.encoder import Encoder
+from raymrc.model.loading import (
+    load_backbone,
+    load_tokenizer,
+    weight_names,
+    write_weights,
+)
 from raymrc.model.shapes import SHAPES
 from raymrc.reading.questions import build_questions
 from raymrc.training.batching import StudyData

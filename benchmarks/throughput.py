@@ -41,9 +41,9 @@ from raymrc.corpora.note import Corpus
 from raymrc.corpora.splits import take_subset
 from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.errors import BackboneError
-from raymrc.model.backbones import Loaded, find_backbone, load_backbone
-from raymrc.model.encoder import from_hugging_face
+from raymrc.model.backbones import find_backbone
 from raymrc.model.inputs import SpanTargets
+from raymrc.model.loading import Loaded, from_hugging_face, load_backbone
 from raymrc.model.network import build_model
 from raymrc.model.precision import precision
 from raymrc.model.shapes import SHAPES, Shape

@@ -110,8 +110,9 @@ def _prepare(study: Path, changes: list[str] | None) -> _Job:
     """All that can be wrong is looked at before anything is written: the ledger comes last."""
     from raymrc.corpora.splits import check_folds
     from raymrc.ledger.ledger import Ledger
-    from raymrc.model.adapters import read_prompt
-    from raymrc.model.backbones import check_weights, find_backbone, weights_fingerprint
+    from raymrc.model.adapter_tensors import read_prompt
+    from raymrc.model.backbones import find_backbone, weights_fingerprint
+    from raymrc.model.loading import check_weights
     from raymrc.planning.plan import plan_study
     from raymrc.reading.questions import build_questions
     from raymrc.reading.relations import find_asked

@@ -1,30 +1,23 @@
-"""Where a backbone's config, weights and tokenizer are, and what they hold.
+"""Where a backbone's config, weights and tokenizer are, and what its config says; no torch.
 
-Backbone -> folder -> Shape, fingerprint   (no torch)
-                   -> Loaded               (torch, transformers)
+    Backbone -> folder -> Shape, fingerprint
+
+`loading` reads the weights.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from raymrc.configuration import Backbone
 from raymrc.errors import BackboneError
 from raymrc.model.shapes import SHAPES, Shape
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from raymrc.configuration import Backbone
-    from raymrc.model.encoder import Encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,43 +59,6 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A backbone in memory. Its encoder is frozen, in evaluation mode, and shared by many models.
-
-    Args:
-        tokenizer: a fast Hugging Face tokenizer, with offsets.
-        fingerprint: `weights_fingerprint` of the folder it was read from.
-    """
-
-    backbone: Backbone
-    encoder: Encoder
-    tokenizer: Any
-    shape: Shape
-    fingerprint: str
-
-    def copy_to_train(self) -> Encoder:
-        """The pretrained encoder once more, in fp32, for one model to change.
-
-        Where this one is kept in fewer bits it is read anew: what was rounded away is not in it.
-
-        Raises:
-            BackboneError: the files are gone, or are others by now.
-        """
-        import torch
-
-        weight = self.encoder.word.weight
-        if weight.dtype == torch.float32:
-            return copy.deepcopy(self.encoder)
-        again = load_backbone(self.backbone, weight.device, dtype=torch.float32)
-        if again.fingerprint != self.fingerprint:
-            raise BackboneError(
-                f"backbone {self.backbone.name}: its files have changed since they were loaded; "
-                "start anew"
-            )
-        return again.encoder
 
 
 def find_backbone(backbone: Backbone, weights: bool = True) -> Path:
@@ -220,184 +176,6 @@ def weight_files(folder: Path) -> list[Path]:
     raise BackboneError(
         f"backbone folder {folder} has no weights: neither model.safetensors nor pytorch_model.bin"
     )
-
-
-def load_backbone(
-    backbone: Backbone, device: torch.device | str = "cpu", *, dtype: torch.dtype | None = None
-) -> Loaded:
-    """A backbone in memory.
-
-    Args:
-        dtype: of its weights; None: `precision(device)`.
-
-    Raises:
-        BackboneError: see `find_backbone`, `read_shape`; or weights that are missing, unreadable or of
-            another shape than the config's; or no fast tokenizer.
-    """
-    from raymrc.model.encoder import from_hugging_face
-    from raymrc.model.precision import precision
-
-    folder = find_backbone(backbone)
-    shape = read_shape(folder, backbone.layers)
-    weights = Weights(weight_files(folder))
-    try:
-        encoder = from_hugging_face(
-            shape, weights.names, weights.read, dtype or precision(device)
-        ).to(device)
-    except BackboneError as error:
-        raise BackboneError(f"backbone folder {folder}: {error}") from None
-    return Loaded(backbone, encoder, load_tokenizer(folder), shape, weights_fingerprint(folder))
-
-
-def check_weights(backbone: Backbone) -> None:
-    """Whether a checkpoint is whole and fits its config, by its files' headers; reads no weights. An older
-    checkpoint has none, and is looked at when it is loaded.
-
-    Raises:
-        BackboneError: see `load_backbone`.
-    """
-    import torch
-
-    from raymrc.model.encoder import Encoder, stored_parts
-
-    folder = find_backbone(backbone)
-    files = weight_files(folder)
-    if any(file.suffix != ".safetensors" for file in files):
-        return
-    shape = read_shape(folder, backbone.layers)
-    weights = Weights(files)
-    with torch.device("meta"):
-        encoder = Encoder(shape)
-    try:
-        for _ in stored_parts(encoder, weights.names, weights.shape):
-            pass
-    except BackboneError as error:
-        raise BackboneError(f"backbone folder {folder}: {error}") from None
-
-
-class Weights:
-    """A checkpoint's tensors by name. Of safetensors no more is read than is asked for; an older
-    checkpoint is read whole.
-
-    Args:
-        files: of `weight_files`.
-
-    Raises:
-        BackboneError: one cannot be read, or ends too early.
-    """
-
-    def __init__(self, files: list[Path]) -> None:
-        self._where: dict[str, Any] = {}
-        self._tensors: dict[str, Tensor] = {}
-        for file in files:
-            if file.suffix == ".safetensors":
-                self._open(file)
-            else:
-                self._load(file)
-
-    @property
-    def names(self) -> set[str]:
-        return self._where.keys() | self._tensors.keys()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        if name in self._tensors:
-            return tuple(self._tensors[name].shape)
-        return tuple(self._where[name].get_slice(name).get_shape())
-
-    def read(self, name: str) -> Tensor:
-        if name in self._tensors:
-            return self._tensors[name]
-        tensor: Tensor = self._where[name].get_tensor(name)
-        return tensor
-
-    def rows(self, name: str, begin: int, end: int) -> Tensor:
-        """Of the first dimension, half-open."""
-        if name in self._tensors:
-            return self._tensors[name][begin:end]
-        tensor: Tensor = self._where[name].get_slice(name)[begin:end]
-        return tensor
-
-    def _open(self, file: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            opened = safe_open(file, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise BackboneError(f"{file}: not a readable safetensors file ({error})") from None
-        self._where |= dict.fromkeys(opened.keys(), opened)
-
-    def _load(self, file: Path) -> None:
-        import torch
-
-        try:
-            # weights_only: a checkpoint is data, and must not run code when it is read.
-            self._tensors |= torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load's own errors have no common class
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise BackboneError(f"{file}: not a readable checkpoint ({reason})") from None
-
-
-def write_weights(
-    folder: Path, tensors: Iterable[tuple[str, Tensor]], file_bytes: int = 5 * 10**9
-) -> None:
-    """Safetensors files of about so many bytes with their index, or one file without; what is there under
-    these names is replaced.
-
-    Args:
-        tensors: read one by one; no more than one file's are held.
-    """
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    held: dict[str, Tensor] = {}
-    files: list[list[str]] = []
-    size = total = 0
-
-    def flush() -> None:
-        nonlocal size
-        save_file(held, folder / f"part-{len(files)}.safetensors", {"format": "pt"})
-        files.append(list(held))
-        held.clear()
-        size = 0
-
-    for name, tensor in tensors:
-        held[name] = tensor.to("cpu", copy=True).contiguous()
-        size += held[name].nbytes
-        total += held[name].nbytes
-        if size >= file_bytes:
-            flush()
-    if held:
-        flush()
-    where: dict[str, str] = {}
-    for number, names in enumerate(files):
-        name = "model.safetensors"
-        if len(files) > 1:
-            name = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
-        (folder / f"part-{number}.safetensors").replace(folder / name)
-        where |= dict.fromkeys(names, name)
-    if len(files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer of a backbone's folder.
-
-    Raises:
-        BackboneError: there is none that can be read.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise BackboneError(f"backbone folder {folder} has no usable tokenizer: {reason}") from None
-    if not tokenizer.is_fast:
-        raise BackboneError(
-            f"backbone folder {folder} has no fast tokenizer; offsets need a tokenizer.json"
-        )
-    return tokenizer
 
 
 def _package_folder(distribution: str) -> Path | None:

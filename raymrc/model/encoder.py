@@ -8,9 +8,8 @@ all rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from typing import cast
 
 import torch
@@ -30,12 +29,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
-
-
-COMPILES = False
-"""Whether what a layer does piece by piece is compiled on CUDA: one graph for all layers and widths,
-attention left out. Off, because nobody has measured on a GPU whether it pays for its first minute.
-Never on a CPU: compiled attention was no faster there, and the rest has not been tried."""
 
 
 class Layer(nn.Module):
@@ -104,25 +97,13 @@ class Layer(nn.Module):
         prefix: tuple[Tensor, Tensor] | None,
         dropout: float,
     ) -> Tensor:
-        attended = attend(*self.project(hidden_BSD), mask, prefix)
-        finish = _compiled_finish() if COMPILES and hidden_BSD.is_cuda else Layer.finish
-        return finish(self, hidden_BSD, attended, dropout)
-
-    def finish(self, hidden_BSD: Tensor, attended_BSD: Tensor, dropout: float) -> Tensor:
-        """All that follows attention, piece by piece."""
+        attended_BSD = attend(*self.project(hidden_BSD), mask, prefix)
         hidden_BSD = hidden_BSD + _drop(self.attention_out(attended_BSD), dropout)
         if not self.pre_norm:
             hidden_BSD = self.attention_norm(hidden_BSD)
         fed = self.ffn_norm(hidden_BSD) if self.pre_norm else hidden_BSD
         hidden_BSD = hidden_BSD + _drop(self.down(self.activation(self.up(fed))), dropout)
         return hidden_BSD if self.pre_norm else self.ffn_norm(hidden_BSD)
-
-
-@lru_cache(maxsize=2)
-def _compiled_finish(
-    backend: str = "inductor",
-) -> Callable[[Layer, Tensor, Tensor, float], Tensor]:
-    return torch.compile(Layer.finish, dynamic=True, fullgraph=True, backend=backend)
 
 
 class Encoder(nn.Module):
@@ -367,134 +348,3 @@ class Encoder(nn.Module):
 
 def _drop(hidden: Tensor, dropout: float) -> Tensor:
     return F.dropout(hidden, dropout) if dropout else hidden
-
-
-# Hugging Face's names, ours on the left; {} is "weight" or "bias". Several names on the right are
-# stacked into one of ours. Pooler and language-model heads are in no table, and so not read.
-EMBEDDING_NAMES = {
-    "word.weight": ("embeddings.word_embeddings.weight",),
-    "position.weight": ("embeddings.position_embeddings.weight",),
-    "segment.weight": ("embeddings.token_type_embeddings.weight",),
-}
-LAYER_NAMES = {
-    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "attention_out": ("attention.output.dense",),
-    "up": ("intermediate.dense",),
-    "down": ("output.dense",),
-}
-POST_NORM_NAMES = {
-    "attention_norm": ("attention.output.LayerNorm",),
-    "ffn_norm": ("output.LayerNorm",),
-}
-PRE_NORM_NAMES = {"attention_norm": ("attention.ln",), "ffn_norm": ("ln",)}
-PREFIXES = {"bert": "bert.", "roberta": "roberta.", "megatron-bert": "bert."}
-"""In front of every name where the checkpoint was saved with a head; some are saved without."""
-
-
-def weight_names(shape: Shape) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(our name, the checkpoint's names, to be stacked) of every weight of the encoder."""
-    yield from EMBEDDING_NAMES.items()
-    norms = PRE_NORM_NAMES if shape.pre_norm else POST_NORM_NAMES
-    for end in ("weight", "bias"):
-        if shape.embedding_norm:
-            yield f"embedding_norm.{end}", (f"embeddings.LayerNorm.{end}",)
-        if shape.pre_norm:
-            yield f"final_norm.{end}", (f"encoder.ln.{end}",)
-        for layer in range(shape.num_layers):
-            for ours, theirs in (LAYER_NAMES | norms).items():
-                yield (
-                    f"layers.{layer}.{ours}.{end}",
-                    tuple(f"encoder.layer.{layer}.{name}.{end}" for name in theirs),
-                )
-
-
-def from_hugging_face(
-    shape: Shape,
-    names: set[str],
-    read: Callable[[str], Tensor],
-    dtype: torch.dtype = torch.float32,
-) -> Encoder:
-    """An encoder with a checkpoint's weights, frozen and in evaluation mode.
-
-    Args:
-        names: of all tensors in the checkpoint.
-        read: name -> tensor; called for what is needed only, one at a time.
-
-    Raises:
-        BackboneError: a weight is missing or has another shape than the config says.
-    """
-    with torch.device("meta"):
-        encoder = Encoder(shape)
-    expected = encoder.state_dict()
-    state: dict[str, Tensor] = {}
-    for ours, theirs in stored_names(shape, names).items():
-        parts = [read(name).to(dtype) for name in theirs]
-        check_shapes(ours, theirs, [tuple(part.shape) for part in parts], expected[ours].shape)
-        state[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
-    encoder.load_state_dict(state, assign=True)
-    return encoder.requires_grad_(False).eval()
-
-
-def stored_names(shape: Shape, names: set[str]) -> dict[str, tuple[str, ...]]:
-    """Our name -> the names under which a checkpoint has its parts, to be stacked.
-
-    Args:
-        names: of all tensors in the checkpoint.
-
-    Raises:
-        BackboneError: a weight is missing.
-    """
-    known = {_modern(name): name for name in names}
-    prefix = PREFIXES[shape.kind]
-    if f"{prefix}embeddings.word_embeddings.weight" not in known:
-        prefix = ""
-    stored = {}
-    for ours, theirs in weight_names(shape):
-        missing = [name for name in theirs if prefix + name not in known]
-        if missing:
-            raise BackboneError(
-                f"the checkpoint has no weight {missing[0]!r}; is it a {shape.kind} encoder of "
-                f"{shape.num_layers} layers or more?"
-            )
-        stored[ours] = tuple(known[prefix + name] for name in theirs)
-    return stored
-
-
-def stored_parts(
-    encoder: Encoder, names: set[str], shape_of: Callable[[str], tuple[int, ...]]
-) -> Iterator[tuple[Tensor, tuple[str, ...], list[tuple[int, ...]]]]:
-    """Each parameter, the names of its parts in a checkpoint, and their shapes, which fit it.
-
-    Raises:
-        BackboneError: see `stored_names`, `check_shapes`.
-    """
-    stored = stored_names(encoder.shape, names)
-    for name, parameter in encoder.named_parameters():
-        shapes = [shape_of(part) for part in stored[name]]
-        check_shapes(name, stored[name], shapes, parameter.shape)
-        yield parameter, stored[name], shapes
-
-
-def check_shapes(
-    ours: str, theirs: Sequence[str], shapes: Sequence[tuple[int, ...]], expected: Sequence[int]
-) -> None:
-    """
-    Args:
-        shapes: of the parts, which are stacked by rows.
-
-    Raises:
-        BackboneError: together they are not what the config says.
-    """
-    rows = sum(shape[0] for shape in shapes)
-    if (rows, *shapes[0][1:]) != tuple(expected) or len({shape[1:] for shape in shapes}) > 1:
-        raise BackboneError(
-            f"weight {theirs[0]!r} has shape {shapes[0]}, which does not fit the "
-            f"checkpoint's config.json ({ours}: {tuple(expected)})"
-        )
-
-
-def _modern(name: str) -> str:
-    """The earliest checkpoints call a LayerNorm's weight and bias gamma and beta."""
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-        "LayerNorm.beta", "LayerNorm.bias"
-    )

@@ -10,27 +10,20 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raymrc.configuration import Configuration
 from raymrc.errors import PromptError, TrainingError
-from raymrc.model.backbones import Loaded
 from raymrc.model.heads import AddUp, ClassifyingHeads, SpanAnswer, SpanHeads
 from raymrc.model.inputs import Inputs, PairTargets, SpanTargets, TagTargets, Targets
+from raymrc.model.loading import Loaded
 from raymrc.model.precision import precision
 from raymrc.model.prompts import SoftPrompt, Start, word_ids
 from raymrc.model.strategies import STRATEGIES
-
-if TYPE_CHECKING:
-    from raymrc.configuration import Configuration
-    from raymrc.model.backbones import Loaded
-    from raymrc.model.prompts import Start
-
-if TYPE_CHECKING:
-    from raymrc.configuration import Configuration
 
 OWNERS = {"encoder.": "backbone", "prompt.": "prompt", "heads.": "heads"}
 """Who claims a parameter, by how its name begins."""

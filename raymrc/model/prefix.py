@@ -1,15 +1,11 @@
-"""TODO: say what this module holds."""
+"""The prompts of one batch, in the form that the encoder takes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, eq=False)

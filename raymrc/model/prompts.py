@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raymrc.errors import PromptError
+from raymrc.model.encoder import Encoder
 from raymrc.model.prefix import Prefix
 from raymrc.model.shapes import MAX_PROMPT_LENGTH, REPARAMETRISATION_WIDTH, Shape
-
-if TYPE_CHECKING:
-    from raymrc.model.encoder import Encoder
-
 
 MEASURED_WORDS = 256
 """How many words of the vocabulary tell a backbone's scale."""

@@ -6,8 +6,8 @@ The table needs no torch; `build` makes the model of a configuration.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from raymrc.configuration import Configuration
 from raymrc.model.shapes import (
     Shape,
     pair_head_parameters,
@@ -15,9 +15,6 @@ from raymrc.model.shapes import (
     span_head_parameters,
     tagging_head_parameters,
 )
-
-if TYPE_CHECKING:
-    from raymrc.configuration import Configuration
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def _load_pyfunc(data_path: str) -> Served:
 
     from raymrc.configuration import Configuration
     from raymrc.model.adapters import read_adapter
-    from raymrc.model.backbones import load_backbone
+    from raymrc.model.loading import load_backbone
     from raymrc.training.predictor import Predictor
 
     folder = Path(data_path)

@@ -27,9 +27,9 @@ from raymrc.corpora.note import Note
 from raymrc.corpora.splits import note_marks
 from raymrc.errors import TrainingError
 from raymrc.ledger.record import Epoch, Found, NoteCounts, Record
-from raymrc.model.adapters import write_adapter
-from raymrc.model.backbones import Loaded
+from raymrc.model.adapter_tensors import write_adapter
 from raymrc.model.inputs import Inputs, SpanTargets, Targets
+from raymrc.model.loading import Loaded
 from raymrc.model.network import build_model
 from raymrc.model.strategies import STRATEGIES
 from raymrc.planning.arithmetic import head_parameters, price, training_flops

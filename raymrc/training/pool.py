@@ -23,8 +23,8 @@ from torch import Tensor
 from raymrc.configuration import Cell, Configuration, FoldRun
 from raymrc.errors import MemoryShortage, TrainingError
 from raymrc.ledger.record import LaneEvent, Record
-from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs
+from raymrc.model.loading import Loaded
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
 from raymrc.planning import placement
 from raymrc.planning.arithmetic import lane_bytes, pass_bytes

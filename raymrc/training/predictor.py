@@ -14,7 +14,7 @@ from pathlib import Path
 from raymrc.corpora.note import Note
 from raymrc.errors import AdapterError
 from raymrc.ledger.record import Found
-from raymrc.model.backbones import Loaded
+from raymrc.model.loading import Loaded
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.relations import Asked, mentions_of
 from raymrc.reading.windows import cut_windows, read_pieces

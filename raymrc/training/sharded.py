@@ -43,16 +43,20 @@ from torch.distributed.tensor import DTensor
 from raymrc.configuration import Backbone, Cell, FoldRun
 from raymrc.errors import BackboneError, TrainingError
 from raymrc.model.backbones import (
-    Loaded,
-    Weights,
     find_backbone,
-    load_tokenizer,
     read_shape,
     weight_files,
     weights_fingerprint,
+)
+from raymrc.model.encoder import Encoder
+from raymrc.model.loading import (
+    Loaded,
+    Weights,
+    load_tokenizer,
+    stored_parts,
+    weight_names,
     write_weights,
 )
-from raymrc.model.encoder import Encoder, stored_parts, weight_names
 from raymrc.model.network import own_part
 from raymrc.model.precision import precision
 from raymrc.model.strategies import STRATEGIES
@@ -141,7 +145,7 @@ def load_sharded(backbone: Backbone, ranks: Ranks, *, trains: bool = True) -> Sh
             Layers are put together in what `precision` says; gradients are added up in fp32.
 
     Raises:
-        BackboneError: see `backbones.load_backbone`.
+        BackboneError: see `loading.load_backbone`.
     """
     folder = find_backbone(backbone)
     shape = read_shape(folder, backbone.layers)

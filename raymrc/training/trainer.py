@@ -14,8 +14,14 @@ from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.errors import AdapterError, BackboneError, TrainingError
 from raymrc.ledger.record import Epoch, Record
 from raymrc.ledger.storage import open_files
-from raymrc.model.adapters import Adapter, read_adapter, read_state
-from raymrc.model.backbones import Loaded, find_backbone, load_backbone, load_tokenizer, read_shape
+from raymrc.model.adapter_tensors import read_state
+from raymrc.model.adapters import Adapter, read_adapter
+from raymrc.model.backbones import find_backbone, read_shape
+from raymrc.model.loading import (
+    Loaded,
+    load_backbone,
+    load_tokenizer,
+)
 from raymrc.model.network import Model, build_model
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.relations import Asked

@@ -24,7 +24,8 @@ from raymrc.costs.workload import (
     training_passes,
 )
 from raymrc.errors import BackboneError
-from raymrc.model.backbones import load_tokenizer, read_shape
+from raymrc.model.backbones import read_shape
+from raymrc.model.loading import load_tokenizer
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.light_tokenizers import RoughTokenizer, read_light_tokenizer
 from raymrc.reading.questions import build_questions

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from raymrc.configuration import Backbone
-from raymrc.model import backbones
-from raymrc.model.backbones import Loaded
+from raymrc.model import backbones, loading
+from raymrc.model.loading import Loaded
 from tests.model.tiny import KINDS, tiny_loaded
 
 
@@ -34,4 +34,4 @@ def minilm_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def minilm(minilm_folder: Path) -> Loaded:
-    return backbones.load_backbone(Backbone("minilm", "minilm"), "cpu")
+    return loading.load_backbone(Backbone("minilm", "minilm"), "cpu")

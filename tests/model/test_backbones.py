@@ -16,11 +16,11 @@ from raymrc.errors import BackboneError
 from raymrc.model.backbones import (
     BACKBONES,
     find_backbone,
-    load_backbone,
     read_shape,
     shape_of,
     weights_fingerprint,
 )
+from raymrc.model.loading import load_backbone
 from raymrc.model.shapes import SHAPES
 from tests.model.tiny import KINDS, random_inputs, tiny_backbone, tiny_checkpoint
 from tests.paths import ROOT
@@ -175,10 +175,10 @@ def test_a_folder_that_is_not_there_is_not_looked_up_on_the_hub():
 def test_a_hub_that_cannot_be_reached_is_one_clear_sentence(tmp_path):
     """In an interpreter of its own, as the hub's client reads its settings when it is imported."""
     program = (
-        "from raymrc.model.backbones import find\n"
+        "from raymrc.model.backbones import find_backbone\n"
         "from raymrc.configuration import Backbone\n"
         "from raymrc.errors import BackboneError\n"
-        "try: find(Backbone('mine', 'nobody/no-such-model'))\n"
+        "try: find_backbone(Backbone('mine', 'nobody/no-such-model'))\n"
         "except BackboneError as error: print(error)\n"
     )
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": ""}

@@ -12,10 +12,10 @@ import torch
 
 from raymrc.configuration import Backbone
 from raymrc.errors import BackboneError, PromptError
-from raymrc.model import backbones
-from raymrc.model.backbones import Loaded
-from raymrc.model.encoder import Encoder, from_hugging_face
+from raymrc.model import backbones, loading
+from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs
+from raymrc.model.loading import Loaded, from_hugging_face
 from raymrc.model.prompts import SoftPrompt
 from tests.model.tiny import (
     KINDS,
@@ -125,7 +125,7 @@ def test_real_minilm_weights_equal_hugging_face(minilm_folder, padded, layers):
 
     model = AutoModel.from_pretrained(minilm_folder, local_files_only=True).eval()
     inputs = random_inputs(30000, pieces=40, padded=padded)
-    encoder = backbones.load_backbone(Backbone("minilm", str(minilm_folder), layers=layers)).encoder
+    encoder = loading.load_backbone(Backbone("minilm", str(minilm_folder), layers=layers)).encoder
     assert_equal_on_pieces(encoder(inputs), hugging_face_hidden(model, inputs)[layers], inputs)
 
 
@@ -334,36 +334,3 @@ def test_inputs_move_with_what_enters_and_leave_what_is_shared_on_the_cpu(tiny_b
     assert moved.share_B.tolist() == inputs.share_B.tolist()
     assert (moved.entry_layer, moved.is_padded) == (1, True)
     assert inputs.to("meta").entry_BSD is None
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")  # torch, of itself
-def test_one_graph_serves_all_layers_and_widths(tiny: Loaded):
-    """Else compiling would start anew with every batch. The kernels made of it are torch's matter,
-    and only a GPU gets them: here the graph runs as it was traced."""
-    from raymrc.model.encoder import Layer, _compiled_finish
-
-    torch.compiler.reset()
-    graphs = torch._dynamo.utils.counters["stats"]
-    graphs.clear()
-    for layer in tiny.encoder.layers:
-        for num_pieces in (40, 57, 23):  # of packed rows
-            hidden = torch.randn(num_pieces, 32, requires_grad=True)
-            attended = torch.randn(num_pieces, 32)
-            plain = Layer.finish(layer, hidden, attended, 0.0)
-            compiled = _compiled_finish("aot_eager")(layer, hidden, attended, 0.0)
-            torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=TOLERANCE)
-            (ours,) = torch.autograd.grad(compiled.pow(3).mean(), hidden)
-            (theirs,) = torch.autograd.grad(plain.pow(3).mean(), hidden)
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=TOLERANCE)
-    assert graphs["unique_graphs"] == 1
-
-
-def test_layers_are_not_compiled_on_a_cpu(tiny_bert: Loaded, monkeypatch):
-    from raymrc.model import encoder
-
-    def refuse() -> None:
-        raise AssertionError
-
-    monkeypatch.setattr(encoder, "COMPILES", True)
-    monkeypatch.setattr(encoder, "_compiled_finish", refuse)
-    tiny_bert.encoder(random_inputs(tiny_bert.shape.vocab))

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from raymrc.model.attention import Packing, make_packing
-from raymrc.model.backbones import Loaded
 from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs
+from raymrc.model.loading import Loaded
 from raymrc.model.prefix import Prefix
 from raymrc.model.prompts import SoftPrompt
 from tests.model.tiny import random_inputs

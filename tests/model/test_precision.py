@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from raymrc.errors import BackboneError
-from raymrc.model import backbones
-from raymrc.model.backbones import Loaded
+from raymrc.model import loading
+from raymrc.model.loading import Loaded
 from raymrc.model.network import Model, build_model
 from raymrc.model.precision import precision
 from raymrc.model.strategies import STRATEGIES
@@ -38,7 +38,7 @@ FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
 def make_model(loaded: Loaded, strategy: str, half: bool, **fields: Any) -> Model:
     """A model as it is on a GPU with bf16 (`half`), or as it is here."""
     dtype = torch.bfloat16 if half else torch.float32
-    kept = backbones.load_backbone(loaded.backbone, "cpu", dtype=dtype)
+    kept = loading.load_backbone(loaded.backbone, "cpu", dtype=dtype)
     model = build_model(tiny_configuration(loaded.backbone, strategy, **fields), kept, 3)
     if half and STRATEGIES[strategy].trains_backbone:
         model.encoder.computes_in = torch.bfloat16
@@ -101,7 +101,7 @@ def test_answers_in_bf16_are_read_like_any(tiny_bert: Loaded):
 
 def test_a_cpu_keeps_and_computes_in_fp32(tiny_bert: Loaded):
     assert precision("cpu") == torch.float32
-    kept = backbones.load_backbone(tiny_bert.backbone, "cpu").encoder
+    kept = loading.load_backbone(tiny_bert.backbone, "cpu").encoder
     assert {p.dtype for p in kept.parameters()} == {torch.float32}
     model = build_model(tiny_configuration(tiny_bert.backbone, "hard_prompt"), tiny_bert, 3)
     assert model.encoder.computes_in == torch.float32
@@ -115,7 +115,7 @@ def test_a_prompt_starts_alike_on_a_backbone_in_bf16(tiny: Loaded):
 
 
 def test_a_backbone_kept_in_bf16_is_trained_from_what_was_not_rounded(tiny_bert: Loaded):
-    kept = backbones.load_backbone(tiny_bert.backbone, "cpu", dtype=torch.bfloat16)
+    kept = loading.load_backbone(tiny_bert.backbone, "cpu", dtype=torch.bfloat16)
     model = build_model(tiny_configuration(tiny_bert.backbone, "soft_prompt"), kept, 3)
     for name, weight in tiny_bert.encoder.named_parameters():
         own = model.encoder.get_parameter(name)
@@ -125,7 +125,7 @@ def test_a_backbone_kept_in_bf16_is_trained_from_what_was_not_rounded(tiny_bert:
 
 def test_other_weights_than_were_loaded_are_not_trained(tmp_path):
     folder = tiny_checkpoint("bert", tmp_path)
-    kept = backbones.load_backbone(tiny_backbone(folder), "cpu", dtype=torch.bfloat16)
+    kept = loading.load_backbone(tiny_backbone(folder), "cpu", dtype=torch.bfloat16)
     tiny_checkpoint("bert", tmp_path, seed=1)
     with pytest.raises(BackboneError, match="backbone tiny: its files have changed"):
         build_model(tiny_configuration(kept.backbone, "soft_prompt"), kept, 3)
@@ -134,5 +134,5 @@ def test_other_weights_than_were_loaded_are_not_trained(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: its precision was not asked")
 def test_a_frozen_backbone_on_a_gpu_is_kept_in_its_precision(tiny_bert: Loaded):
-    kept = backbones.load_backbone(tiny_bert.backbone, "cuda").encoder
+    kept = loading.load_backbone(tiny_bert.backbone, "cuda").encoder
     assert {p.dtype for p in kept.parameters()} == {precision("cuda")}

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from raymrc.errors import PromptError
-from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs
+from raymrc.model.loading import Loaded
 from raymrc.model.prompts import MEASURED_WORDS, SavedPrompt, SoftPrompt, word_ids
 from tests.model.tiny import random_inputs
 

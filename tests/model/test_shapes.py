@@ -8,8 +8,8 @@ import itertools
 import pytest
 import torch
 
-from raymrc.model.backbones import Loaded
 from raymrc.model.encoder import Encoder
+from raymrc.model.loading import Loaded
 from raymrc.model.network import build_model
 from raymrc.model.prompts import SoftPrompt
 from raymrc.model.shapes import SHAPES, prompt_parameters

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 
 from raymrc.errors import PromptError, TrainingError
-from raymrc.model.backbones import Loaded
+from raymrc.model.loading import Loaded
 from raymrc.model.network import build_model
 from raymrc.model.prompts import SavedPrompt, Start
 from raymrc.model.strategies import STRATEGIES

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from raymrc.configuration import Backbone, Cell, Configuration
-from raymrc.model import backbones
-from raymrc.model.backbones import Loaded
+from raymrc.model import loading
 from raymrc.model.inputs import Inputs, SpanTargets, TagTargets
+from raymrc.model.loading import Loaded
 
 KINDS = ("bert", "roberta", "megatron-bert")
 
@@ -146,7 +146,7 @@ def tiny_backbone(folder: Path, *, layers: int | None = None) -> Backbone:
 
 def tiny_loaded(kind: str, folder: Path, **sizes: Any) -> Loaded:
     """A tiny checkpoint, saved and loaded."""
-    return backbones.load_backbone(tiny_backbone(tiny_checkpoint(kind, folder, **sizes)), "cpu")
+    return loading.load_backbone(tiny_backbone(tiny_checkpoint(kind, folder, **sizes)), "cpu")
 
 
 def tiny_configuration(backbone: Backbone, strategy: str, **fields: Any) -> Configuration:

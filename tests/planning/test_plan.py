@@ -720,7 +720,7 @@ def test_a_prompt_that_has_seen_a_scored_note_is_refused(tmp_path):
         ({"first_layer": 2}, "first_layer: 0 is not that of the initial prompt"),
         ({"strategy": "hard_prompt"}, "by hard_prompt, which has no soft prompt"),
         ({"backbone": {"name": "minilm-l2", "layers": 2}}, "on 2 layers of minilm-l2, and minilm has all"),
-        ({"weights": "v"}, "trained on minilm with weights v, and these are w"),
+        ({"weights": "v"}, "trained on minilm with weights v, not w"),
         ({"labels": ("Route",)}, "none would start from it"),
     ],
 )  # fmt: skip

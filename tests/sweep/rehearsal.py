@@ -444,7 +444,7 @@ def kill_all(process: psutil.Process) -> None:
 
 def train_alone(plan: Plan) -> list[Record]:
     """What undisturbed training in this process comes to, of every fold-run."""
-    from raymrc.model.backbones import load_backbone
+    from raymrc.model.loading import load_backbone
     from raymrc.training.trainer import train_fold_run
     from tests.sweep.making import fold_runs
     from tests.training.test_lane import make_data, make_notes

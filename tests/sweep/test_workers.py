@@ -94,7 +94,7 @@ def run(plan: Plan, folder: Path, **options: Any) -> tuple[Any, dict[str, Record
 
 def assert_as_alone(records: dict[str, Record]) -> None:
     """Every fold-run of a group is what one process makes of it."""
-    from raymrc.model.backbones import load_backbone
+    from raymrc.model.loading import load_backbone
     from raymrc.training.trainer import train_fold_run
 
     mine = [r for r in records.values() if r.fold_run.configuration.cell.strategy == "soft_prompt"]

@@ -39,7 +39,8 @@ from raymrc.errors import BackboneError, RaymrcError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Record
 from raymrc.model.adapters import ADAPTER_FILE
-from raymrc.model.backbones import load_backbone, weights_fingerprint
+from raymrc.model.backbones import weights_fingerprint
+from raymrc.model.loading import load_backbone
 from raymrc.planning.plan import Plan, plan_study
 from raymrc.reading.questions import build_questions
 from raymrc.study.load import load_spec

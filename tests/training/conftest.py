@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raymrc.model.backbones import Loaded
+from raymrc.model.loading import Loaded
 from raymrc.training.batching import StudyData
 from tests.model.tiny import tiny_loaded
 from tests.training.test_lane import make_data, make_notes

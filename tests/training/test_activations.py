@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from raymrc.errors import TrainingError
-from raymrc.model.backbones import Loaded
 from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs
+from raymrc.model.loading import Loaded
 from raymrc.model.network import Model, build_model
 from raymrc.training.activations import Activations
 from raymrc.training.fused import Part, backward_together, clip_together, predict_together

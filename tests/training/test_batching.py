@@ -9,8 +9,8 @@ import random
 import pytest
 import torch
 
-from raymrc.model.backbones import Loaded
 from raymrc.model.inputs import Inputs, SpanTargets, TagTargets
+from raymrc.model.loading import Loaded
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.relations import Asked
 from raymrc.training.batching import (

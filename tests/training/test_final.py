@@ -17,7 +17,7 @@ from raymrc.corpora.labels import common_labels
 from raymrc.corpora.note import Corpus, Note
 from raymrc.errors import AdapterError
 from raymrc.ledger.record import Record
-from raymrc.model.backbones import Loaded
+from raymrc.model.loading import Loaded
 from raymrc.reading.relations import Asked
 from raymrc.scoring.counts import pool
 from raymrc.scoring.n2c2_2018 import score_note, score_relations

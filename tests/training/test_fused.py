@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raymrc.errors import TrainingError
-from raymrc.model.backbones import Loaded
+from raymrc.model.loading import Loaded
 from raymrc.model.network import Model, build_model
 from raymrc.training.fused import Part, backward_together, clip_together, predict_together
 from tests.model.tiny import (

@@ -25,8 +25,9 @@ from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import make_folds, note_marks
 from raymrc.errors import AdapterError, BackboneError, PromptError, TrainingError
 from raymrc.ledger.record import Record
-from raymrc.model.adapters import ADAPTER_FILE, read_adapter, read_prompt
-from raymrc.model.backbones import Loaded
+from raymrc.model.adapter_tensors import read_prompt
+from raymrc.model.adapters import ADAPTER_FILE, read_adapter
+from raymrc.model.loading import Loaded
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.questions import build_questions
 from raymrc.scoring.counts import Counts, pool

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from raymrc.model import backbones
-from raymrc.model.backbones import Loaded
+from raymrc.model import loading
+from raymrc.model.loading import Loaded
 from raymrc.training.fused import backward_together, predict_together
 from tests.training.test_fused import FORMS, gradients, loaded, make_part
 
@@ -44,7 +44,7 @@ def test_lanes_without_padding_get_the_losses_and_gradients_of_padded_ones(packe
 
 
 def test_lanes_without_padding_on_a_backbone_in_bf16_learn_nearly_the_same(loaded: Loaded) -> None:
-    kept = backbones.load_backbone(loaded.backbone, "cpu", dtype=torch.bfloat16)
+    kept = loading.load_backbone(loaded.backbone, "cpu", dtype=torch.bfloat16)
     kept.encoder.packs = True
     losses, found = losses_and_gradients(kept)
     expected_losses, expected = losses_and_gradients(loaded)

@@ -16,9 +16,9 @@ import torch
 from raymrc.configuration import FoldRun
 from raymrc.errors import TrainingError
 from raymrc.ledger.record import Epoch, Record
-from raymrc.model.backbones import Loaded
 from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs
+from raymrc.model.loading import Loaded
 from raymrc.scoring.counts import pool as pool_counts
 from raymrc.training import pool as pool_module
 from raymrc.training.batching import StudyData

@@ -22,7 +22,7 @@ from raymrc.corpora.note import Corpus, Note, Relation, Span
 from raymrc.corpora.splits import make_folds, take_subset
 from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.ledger.record import BOTH_FOUND, Record, sum_notes
-from raymrc.model.backbones import Loaded, load_backbone
+from raymrc.model.loading import Loaded, load_backbone
 from raymrc.model.strategies import STRATEGIES, count_parameters
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import find_asked, mentions_of

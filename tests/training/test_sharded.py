@@ -22,14 +22,14 @@ import torch
 
 from raymrc.configuration import FoldRun
 from raymrc.errors import BackboneError
-from raymrc.model.backbones import (
+from raymrc.model.backbones import weight_files
+from raymrc.model.inputs import Inputs
+from raymrc.model.loading import (
     Weights,
     check_weights,
     load_backbone,
-    weight_files,
     write_weights,
 )
-from raymrc.model.inputs import Inputs
 from raymrc.model.network import own_part
 from raymrc.model.strategies import STRATEGIES
 from raymrc.training.batching import StudyData, collate, collate_targets

@@ -15,7 +15,7 @@ from raymrc.corpora.labels import common_labels
 from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import count_mentions
 from raymrc.ledger.record import Record
-from raymrc.model.backbones import Loaded
+from raymrc.model.loading import Loaded
 from raymrc.training.batching import StudyData
 from raymrc.training.lane import TRANSFER
 from raymrc.training.pool import Pool

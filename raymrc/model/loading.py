@@ -1,0 +1,370 @@
+"""A backbone in memory: encoder, tokenizer and shape, read from a checkpoint's folder.
+
+    Backbone -> folder -> Weights -> Loaded (torch, transformers)
+
+`backbones` finds folders and reads configs without torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from raymrc.configuration import Backbone
+from raymrc.errors import BackboneError
+from raymrc.model.backbones import find_backbone, read_shape, weight_files, weights_fingerprint
+from raymrc.model.encoder import Encoder
+from raymrc.model.precision import precision
+from raymrc.model.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A backbone in memory. Its encoder is frozen, in evaluation mode, and shared by many models.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer, which gives offsets.
+        fingerprint: `weights_fingerprint` of its folder.
+    """
+
+    backbone: Backbone
+    encoder: Encoder
+    tokenizer: Any
+    shape: Shape
+    fingerprint: str
+
+    def copy_to_train(self) -> Encoder:
+        """A copy of the pretrained encoder in fp32, for one model to train.
+
+        An encoder held in bf16 is read from its files again, because rounding lost bits.
+
+        Raises:
+            BackboneError: the files are missing or have changed.
+        """
+        weight = self.encoder.word.weight
+        if weight.dtype == torch.float32:
+            return copy.deepcopy(self.encoder)
+        again = load_backbone(self.backbone, weight.device, dtype=torch.float32)
+        if again.fingerprint != self.fingerprint:
+            raise BackboneError(
+                f"backbone {self.backbone.name}: its files have changed since they were loaded; "
+                "restart the run"
+            )
+        return again.encoder
+
+
+def load_backbone(
+    backbone: Backbone, device: torch.device | str = "cpu", *, dtype: torch.dtype | None = None
+) -> Loaded:
+    """Load encoder and tokenizer.
+
+    Args:
+        dtype: type of the weights; None for `precision(device)`.
+
+    Raises:
+        BackboneError: see `find_backbone` and `read_shape`; weights are missing, unreadable or do not
+            fit the config; there is no fast tokenizer.
+    """
+    folder = find_backbone(backbone)
+    shape = read_shape(folder, backbone.layers)
+    weights = Weights(weight_files(folder))
+    try:
+        encoder = from_hugging_face(
+            shape, weights.names, weights.read, dtype or precision(device)
+        ).to(device)
+    except BackboneError as error:
+        raise BackboneError(f"backbone folder {folder}: {error}") from None
+    return Loaded(backbone, encoder, load_tokenizer(folder), shape, weights_fingerprint(folder))
+
+
+def check_weights(backbone: Backbone) -> None:
+    """Check from the files' headers that a checkpoint is complete and fits its config.
+
+    Files other than safetensors have no header; they are checked when they are loaded.
+
+    Raises:
+        BackboneError: see `load_backbone`.
+    """
+    folder = find_backbone(backbone)
+    files = weight_files(folder)
+    if any(file.suffix != ".safetensors" for file in files):
+        return
+    shape = read_shape(folder, backbone.layers)
+    weights = Weights(files)
+    with torch.device("meta"):
+        encoder = Encoder(shape)
+    try:
+        for _ in stored_parts(encoder, weights.names, weights.shape):
+            pass
+    except BackboneError as error:
+        raise BackboneError(f"backbone folder {folder}: {error}") from None
+
+
+class Weights:
+    """A checkpoint's tensors by name.
+
+    Safetensors files are read on demand; other files are read into memory at once.
+
+    Args:
+        files: the result of `weight_files`.
+
+    Raises:
+        BackboneError: a file cannot be read or is truncated.
+    """
+
+    def __init__(self, files: list[Path]) -> None:
+        self._where: dict[str, Any] = {}
+        self._tensors: dict[str, Tensor] = {}
+        for file in files:
+            if file.suffix == ".safetensors":
+                self._open(file)
+            else:
+                self._load(file)
+
+    @property
+    def names(self) -> set[str]:
+        return self._where.keys() | self._tensors.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name in self._tensors:
+            return tuple(self._tensors[name].shape)
+        return tuple(self._where[name].get_slice(name).get_shape())
+
+    def read(self, name: str) -> Tensor:
+        if name in self._tensors:
+            return self._tensors[name]
+        tensor: Tensor = self._where[name].get_tensor(name)
+        return tensor
+
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
+        """Rows `begin` to `end` (half-open) of the first dimension."""
+        if name in self._tensors:
+            return self._tensors[name][begin:end]
+        tensor: Tensor = self._where[name].get_slice(name)[begin:end]
+        return tensor
+
+    def _open(self, file: Path) -> None:
+        try:
+            opened = safe_open(file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise BackboneError(f"{file}: not a readable safetensors file ({error})") from None
+        self._where |= dict.fromkeys(opened.keys(), opened)
+
+    def _load(self, file: Path) -> None:
+        try:
+            # weights_only: a checkpoint is data and must not run code when it is read.
+            self._tensors |= torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load's own errors have no common class
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise BackboneError(f"{file}: not a readable checkpoint ({reason})") from None
+
+
+def write_weights(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], file_bytes: int = 5 * 10**9
+) -> None:
+    """Write tensors as one safetensors file, or as shards with an index.
+
+    Existing files of the same names are replaced.
+
+    Args:
+        tensors: read one by one; at most one file's tensors are in memory.
+        file_bytes: approximate size of a shard.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held: dict[str, Tensor] = {}
+    files: list[list[str]] = []
+    size = total = 0
+
+    def flush() -> None:
+        nonlocal size
+        save_file(held, folder / f"part-{len(files)}.safetensors", {"format": "pt"})
+        files.append(list(held))
+        held.clear()
+        size = 0
+
+    for name, tensor in tensors:
+        held[name] = tensor.to("cpu", copy=True).contiguous()
+        size += held[name].nbytes
+        total += held[name].nbytes
+        if size >= file_bytes:
+            flush()
+    if held:
+        flush()
+    where: dict[str, str] = {}
+    for number, names in enumerate(files):
+        name = "model.safetensors"
+        if len(files) > 1:
+            name = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
+        (folder / f"part-{number}.safetensors").replace(folder / name)
+        where |= dict.fromkeys(names, name)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer in a backbone's folder.
+
+    Raises:
+        BackboneError: no fast tokenizer can be read.
+    """
+    from transformers import AutoTokenizer  # takes seconds, and most importers never load one
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BackboneError(f"backbone folder {folder} has no usable tokenizer: {reason}") from None
+    if not tokenizer.is_fast:
+        raise BackboneError(
+            f"backbone folder {folder} has no fast tokenizer; offsets need a tokenizer.json"
+        )
+    return tokenizer
+
+
+# Hugging Face's names, ours on the left; {} is "weight" or "bias". Several names on the right are
+# stacked into one of ours. Pooler and language-model heads are in no table, and so not read.
+EMBEDDING_NAMES = {
+    "word.weight": ("embeddings.word_embeddings.weight",),
+    "position.weight": ("embeddings.position_embeddings.weight",),
+    "segment.weight": ("embeddings.token_type_embeddings.weight",),
+}
+
+
+LAYER_NAMES = {
+    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention_out": ("attention.output.dense",),
+    "up": ("intermediate.dense",),
+    "down": ("output.dense",),
+}
+
+
+POST_NORM_NAMES = {
+    "attention_norm": ("attention.output.LayerNorm",),
+    "ffn_norm": ("output.LayerNorm",),
+}
+
+
+PRE_NORM_NAMES = {"attention_norm": ("attention.ln",), "ffn_norm": ("ln",)}
+
+
+PREFIXES = {"bert": "bert.", "roberta": "roberta.", "megatron-bert": "bert."}
+"""In front of every name where the checkpoint was saved with a head; some are saved without."""
+
+
+def weight_names(shape: Shape) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(our name, the checkpoint's names, to be stacked) of every weight of the encoder."""
+    yield from EMBEDDING_NAMES.items()
+    norms = PRE_NORM_NAMES if shape.pre_norm else POST_NORM_NAMES
+    for end in ("weight", "bias"):
+        if shape.embedding_norm:
+            yield f"embedding_norm.{end}", (f"embeddings.LayerNorm.{end}",)
+        if shape.pre_norm:
+            yield f"final_norm.{end}", (f"encoder.ln.{end}",)
+        for layer in range(shape.num_layers):
+            for ours, theirs in (LAYER_NAMES | norms).items():
+                yield (
+                    f"layers.{layer}.{ours}.{end}",
+                    tuple(f"encoder.layer.{layer}.{name}.{end}" for name in theirs),
+                )
+
+
+def from_hugging_face(
+    shape: Shape,
+    names: set[str],
+    read: Callable[[str], Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> Encoder:
+    """An encoder with a checkpoint's weights, frozen and in evaluation mode.
+
+    Args:
+        names: of all tensors in the checkpoint.
+        read: name -> tensor; called for what is needed only, one at a time.
+
+    Raises:
+        BackboneError: a weight is missing or has another shape than the config says.
+    """
+    with torch.device("meta"):
+        encoder = Encoder(shape)
+    expected = encoder.state_dict()
+    state: dict[str, Tensor] = {}
+    for ours, theirs in stored_names(shape, names).items():
+        parts = [read(name).to(dtype) for name in theirs]
+        check_shapes(ours, theirs, [tuple(part.shape) for part in parts], expected[ours].shape)
+        state[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    encoder.load_state_dict(state, assign=True)
+    return encoder.requires_grad_(False).eval()
+
+
+def stored_names(shape: Shape, names: set[str]) -> dict[str, tuple[str, ...]]:
+    """Our name -> the names under which a checkpoint has its parts, to be stacked.
+
+    Args:
+        names: of all tensors in the checkpoint.
+
+    Raises:
+        BackboneError: a weight is missing.
+    """
+    known = {_modern(name): name for name in names}
+    prefix = PREFIXES[shape.kind]
+    if f"{prefix}embeddings.word_embeddings.weight" not in known:
+        prefix = ""
+    stored = {}
+    for ours, theirs in weight_names(shape):
+        missing = [name for name in theirs if prefix + name not in known]
+        if missing:
+            raise BackboneError(
+                f"the checkpoint has no weight {missing[0]!r}; is it a {shape.kind} encoder of "
+                f"{shape.num_layers} layers or more?"
+            )
+        stored[ours] = tuple(known[prefix + name] for name in theirs)
+    return stored
+
+
+def stored_parts(
+    encoder: Encoder, names: set[str], shape_of: Callable[[str], tuple[int, ...]]
+) -> Iterator[tuple[Tensor, tuple[str, ...], list[tuple[int, ...]]]]:
+    """Each parameter, the names of its parts in a checkpoint, and their shapes, which fit it.
+
+    Raises:
+        BackboneError: see `stored_names`, `check_shapes`.
+    """
+    stored = stored_names(encoder.shape, names)
+    for name, parameter in encoder.named_parameters():
+        shapes = [shape_of(part) for part in stored[name]]
+        check_shapes(name, stored[name], shapes, parameter.shape)
+        yield parameter, stored[name], shapes
+
+
+def check_shapes(
+    ours: str, theirs: Sequence[str], shapes: Sequence[tuple[int, ...]], expected: Sequence[int]
+) -> None:
+    """
+    Args:
+        shapes: of the parts, which are stacked by rows.
+
+    Raises:
+        BackboneError: together they are not what the config says.
+    """
+    rows = sum(shape[0] for shape in shapes)
+    if (rows, *shapes[0][1:]) != tuple(expected) or len({shape[1:] for shape in shapes}) > 1:
+        raise BackboneError(
+            f"weight {theirs[0]!r} has shape {shapes[0]}, which does not fit the "
+            f"checkpoint's config.json ({ours}: {tuple(expected)})"
+        )
+
+
+def _modern(name: str) -> str:
+    """The earliest checkpoints call a LayerNorm's weight and bias gamma and beta."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+        "LayerNorm.beta", "LayerNorm.bias"
+    )
