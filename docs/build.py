@@ -1,6 +1,6 @@
-"""Write the pages that are made: commands, study file, benchmark results, decisions.
+"""Generate the pages of commands, study file, benchmark results, studies and decisions.
 
-`make docs` runs it; a test compares what it would write with what is there.
+`make docs` runs this module; a test compares its output with the pages in the repository.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DOCS = Path(__file__).resolve().parent
 
 
 def pages() -> dict[Path, str]:
-    """Each made page and its text."""
+    """Each generated page and its text."""
     return {
         DOCS / "commands.md": commands_page(),
         DOCS / "study-file.md": study_file_page(),
@@ -44,19 +44,35 @@ REFERENCE = {
     "few-shot": "few examples: frozen large models need fewer",
     "scaling": "frozen behind trained by size: 4 to 6 points at 345M, near parity in the billions",
     "prompt-length": "prompt length: 1 to 2 points, 32 to 64 preferred",
-    "final-test": "all figures of the shared tasks are of their test sets",
+    "final-test": "the shared tasks report figures of their test sets",
     "racing": "none published: full grids",
     "prompt-shape": "none published: vectors at every layer throughout",
-    "prompt-initialisation": "none published: the start is not told",
-    "prompt-from-another-source": "none published: the start is not told",
-    "reparametrisation": "none published: how vectors are made is not told",
-    "nested": "nested and overlapping concepts are why it asks questions; no figure",
+    "prompt-initialisation": "none published: the initialisation is not stated",
+    "prompt-from-another-source": "none published: the initialisation is not stated",
+    "reparametrisation": "none published: how vectors are computed is not stated",
+    "nested": "nested and overlapping concepts motivate MRC; no figure",
 }
-"""What the reference study shows, by the name of the study file."""
+"""Figures of the reference study, by the name of the study file."""
+
+
+_TERMS = """\
+| | terms | cite |
+|---|---|---|
+| 2018 n2c2 track 2 | data use agreement | Henry et al., JAMIA 2020, 27(1):3-12 |
+| 2022 n2c2 track 2, SHAC | data use agreement | Lybarger et al., JAMIA 2023, 30(8):1367-1378; \
+J Biomed Inform 2021, 113:103631 |
+| PHEE | MIT | Sun et al., EMNLP 2022 |
+| MACCROBAT | CC BY 4.0 | Caufield et al., figshare 2020 |
+| BC5CDR | public domain (NCBI) | Li et al., Database 2016, baw068 |
+| GatorTron | Apache-2.0, by its page on the hub | Yang et al., npj Digital Medicine 2022, 5:194 |
+| MiniLM (the demo's backbone) | Apache-2.0 | Wang et al., NeurIPS 2020; Reimers and Gurevych, EMNLP 2019 |
+
+The question and the MRC formulation come from Peng et al., "Model tuning or prompt tuning? A study of large language
+models for clinical concept and relation extraction", J Biomed Inform 2024, 153:104630."""
 
 
 def studies_page() -> str:
-    """Each study file: its question, what it repeats, how long it takes, how large its grid is."""
+    """The table of study files: question, reference figure, size of the grid, cost."""
     expected = json.loads((DOCS / "expected.json").read_text(encoding="utf-8"))
     rows = [
         "| study | question | reference figure, strict F1 | how to run | configurations | fold-runs | cost |",
@@ -72,7 +88,7 @@ def studies_page() -> str:
         if "\nfinal_test:" in text:
             how += f", then {how.replace('raymrc run', 'raymrc test')}"
         if "\ninitial_prompt:" in text:
-            how += ", after what its head names"
+            how += ", after the commands in its header"
         if name.removeprefix("studies/") in expected:
             when += "; " + _expected(expected[name.removeprefix("studies/")])
         plan = plan_study(load_spec(path), places=False)
@@ -83,29 +99,32 @@ def studies_page() -> str:
         )
     parts = [
         "# Studies",
-        "Made by `make docs` from `studies/`. One file a table or figure of the reference study, for the\n"
-        "corpora that it used, which you bring, and for public ones, on which we ran some\n"
-        "([results](results.md)). `raymrc plan FILE` says what one will take on your machines. Prices are\n"
-        "in the files (`prices`).",
+        "`make docs` generates this page from `studies/`. There is one study per table or figure of the\n"
+        "reference study: for its own corpora, which you provide, and for public ones, of which we ran some\n"
+        "([results](results.md)). `raymrc plan FILE` estimates what a study takes on your machines. Each file\n"
+        "states the price of a device hour (`prices`).",
         "\n".join(rows),
-        "What the shared tasks' studies would cost is `raymrc plan`'s guess on made-up notes\n"
-        "(`python docs/expected.py`), before anything like it was measured, so each figure stands with its\n"
-        "interval, about four times either way. For 2018 there are 820 such notes, which hold as many\n"
-        "mentions as the 303 training notes (50,800) in less text; for 2022 there are 1,000, and 400 of\n"
-        "another site. Device time grows with the text, and where relations are asked for with the\n"
-        "mentions. It is for the whole grid: begin with one backbone and, where the search draws, with\n"
-        "`--set search.configurations=2`; racing and your own machines bring it down.",
+        "The costs of the shared tasks' studies are estimates of `raymrc plan` on synthetic notes\n"
+        "(`python docs/expected.py`), without measurements, so their intervals reach about four times either\n"
+        "way. For 2018 there are 820 such notes, which hold as many mentions as the 303 training notes\n"
+        "(50,800) in less text; for 2022 there are 1,000, and 400 of another site. Device time grows with the\n"
+        "text, and for relations with the mentions. The estimates are for whole grids: start with one backbone\n"
+        "and, where the search samples, with `--set search.configurations=2`. Racing and your own machines\n"
+        "reduce the cost.",
+        "## Corpora and models",
+        "raymrc contains no corpus and no weights. What you bring has its own terms.",
+        _TERMS,
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _expected(plan: dict[str, typing.Any]) -> str:
-    def told(name: str, unit: float) -> str:
+    def interval(name: str, unit: float) -> str:
         figures = (plan[name], *plan[f"{name}_interval"])
         at, low, high = (f"{float(f'{figure / unit:.2g}'):,g}" for figure in figures)
         return f"{at} ({low} to {high})"
 
-    return f"on made-up notes {told('device_seconds', 86400)} GPU days, {told('usd', 1)} USD"
+    return f"on synthetic notes {interval('device_seconds', 86400)} GPU days, {interval('usd', 1)} USD"
 
 
 def commands_page() -> str:
@@ -153,8 +172,8 @@ def study_file_page() -> str:
 def performance_page() -> str:
     parts = [
         "# Performance",
-        "Made by `make docs` from `benchmarks/results/`. A ratio above 1 is to our advantage; where there\n"
-        "is no peer it is how far the goal is met. What falls short of its goal is marked.",
+        "`make docs` generates this page from `benchmarks/results/`. A ratio above 1 is in our favour; without\n"
+        "a peer it is the share of the goal that we reach. Cases that fall short of their goal are marked.",
     ]
     for file in sorted((DOCS.parent / "benchmarks" / "results").glob("*.jsonl")):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -182,8 +201,8 @@ def decisions_page() -> str:
         rows.append(f"| [{path.name[:4]}]({path.name}) | {re.sub(r'^# [0-9]+[.:] ', '', title)} |")
     parts = [
         "# Decisions",
-        "Half a page each: the situation, the choice, what it costs us, how we would notice that it was\n"
-        "wrong. Listed by `make docs`.",
+        "Each record has half a page: the situation, the choice, its cost, and how we would notice that it was\n"
+        "wrong. `make docs` generates this list.",
         "\n".join(rows),
     ]
     return "\n\n".join(parts) + "\n"
