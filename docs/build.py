@@ -124,7 +124,9 @@ def _expected(plan: dict[str, typing.Any]) -> str:
         at, low, high = (f"{float(f'{figure / unit:.2g}'):,g}" for figure in figures)
         return f"{at} ({low} to {high})"
 
-    return f"on synthetic notes {interval('device_seconds', 86400)} GPU days, {interval('usd', 1)} USD"
+    return (
+        f"on synthetic notes {interval('device_seconds', 86400)} GPU days, {interval('usd', 1)} USD"
+    )
 
 
 def commands_page() -> str:
