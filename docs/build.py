@@ -65,10 +65,12 @@ J Biomed Inform 2021, 113:103631 |
 | MACCROBAT | CC BY 4.0 | Caufield et al., figshare 2020 |
 | BC5CDR | public domain (NCBI) | Li et al., Database 2016, baw068 |
 | GatorTron | Apache-2.0, by its page on the hub | Yang et al., npj Digital Medicine 2022, 5:194 |
-| MiniLM (the demo's backbone) | Apache-2.0 | Wang et al., NeurIPS 2020; Reimers and Gurevych, EMNLP 2019 |
+| MiniLM (the demo's backbone) | Apache-2.0 | Wang et al., NeurIPS 2020; \
+Reimers and Gurevych, EMNLP 2019 |
 
-The question and the MRC formulation come from Peng et al., "Model tuning or prompt tuning? A study of large language
-models for clinical concept and relation extraction", J Biomed Inform 2024, 153:104630."""
+The question and the MRC formulation come from Peng et al., "Model tuning or prompt tuning? A study of
+large language models for clinical concept and relation extraction", J Biomed Inform 2024,
+153:104630."""
 
 
 def studies_page() -> str:
@@ -99,18 +101,18 @@ def studies_page() -> str:
         )
     parts = [
         "# Studies",
-        "`make docs` generates this page from `studies/`. There is one study per table or figure of the\n"
-        "reference study: for its own corpora, which you provide, and for public ones, of which we ran some\n"
-        "([results](results.md)). `raymrc plan FILE` estimates what a study takes on your machines. Each file\n"
-        "states the price of a device hour (`prices`).",
+        "`make docs` generates this page from `studies/`. There is one study per table or figure\n"
+        "of the reference study: for its own corpora, which you provide, and for public ones, of\n"
+        "which we ran some ([results](results.md)). `raymrc plan FILE` estimates what a study\n"
+        "takes on your machines. Each file states the price of a device hour (`prices`).",
         "\n".join(rows),
         "The costs of the shared tasks' studies are estimates of `raymrc plan` on synthetic notes\n"
-        "(`python docs/expected.py`), without measurements, so their intervals reach about four times either\n"
-        "way. For 2018 there are 820 such notes, which hold as many mentions as the 303 training notes\n"
-        "(50,800) in less text; for 2022 there are 1,000, and 400 of another site. Device time grows with the\n"
-        "text, and for relations with the mentions. The estimates are for whole grids: start with one backbone\n"
-        "and, where the search samples, with `--set search.configurations=2`. Racing and your own machines\n"
-        "reduce the cost.",
+        "(`python docs/expected.py`), without measurements, so their intervals reach about four\n"
+        "times either way. For 2018 there are 820 such notes, which hold as many mentions as the\n"
+        "303 training notes (50,800) in less text; for 2022 there are 1,000, and 400 of another\n"
+        "site. Device time grows with the text, and for relations with the mentions. The\n"
+        "estimates are for whole grids: start with one backbone and, where the search samples,\n"
+        "with `--set search.configurations=2`. Racing and your own machines reduce the cost.",
         "## Corpora and models",
         "raymrc contains no corpus and no weights. What you bring has its own terms.",
         _TERMS,
@@ -133,10 +135,10 @@ def commands_page() -> str:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     parts = [
         "# Commands",
-        "Made by `make docs`. What a command answers goes to stdout, with `--json` nothing but JSON;\n"
-        "all talk goes to stderr. Exit codes: 0 done; 1 finished, but something failed; 2 you must\n"
-        "change something (a sentence says what); 3 stopped by the budget: give it more, and the same\n"
-        "command goes on; 130 interrupted, and resumable.",
+        "Made by `make docs`. What a command answers goes to stdout, with `--json` nothing but\n"
+        "JSON; all talk goes to stderr. Exit codes: 0 done; 1 finished, but something failed; 2\n"
+        "you must change something (a sentence says what); 3 stopped by the budget: give it more,\n"
+        "and the same command goes on; 130 interrupted, and resumable.",
         _help([]),
         *(f"## raymrc {name}\n\n{_help([name])}" for name in commands),
     ]
@@ -164,7 +166,8 @@ def study_file_page() -> str:
         "# The study file",
         "Made by `make docs` from the sentences under the fields in `raymrc/study/spec.py`.",
         "A setting's value is fixed; a list is a grid; a mapping is a range to draw from, such as\n"
-        "`{log_uniform: [1.0e-3, 6.0e-2]}`. `--set field.field=value` changes a field for one command.",
+        "`{log_uniform: [1.0e-3, 6.0e-2]}`. `--set field.field=value` changes a field for one\n"
+        "command.",
     ]
     for model in dict.fromkeys(_sections(Spec)):
         parts.append(f"## {model.__name__}\n\n{_flat(model.__doc__ or '')}\n\n{_table(model)}")
@@ -174,8 +177,9 @@ def study_file_page() -> str:
 def performance_page() -> str:
     parts = [
         "# Performance",
-        "`make docs` generates this page from `benchmarks/results/`. A ratio above 1 is in our favour; without\n"
-        "a peer it is the share of the goal that we reach. Cases that fall short of their goal are marked.",
+        "`make docs` generates this page from `benchmarks/results/`. A ratio above 1 is in our\n"
+        "favour; without a peer it is the share of the goal that we reach. Cases that fall short\n"
+        "of their goal are marked.",
     ]
     for file in sorted((DOCS.parent / "benchmarks" / "results").glob("*.jsonl")):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -203,8 +207,8 @@ def decisions_page() -> str:
         rows.append(f"| [{path.name[:4]}]({path.name}) | {re.sub(r'^# [0-9]+[.:] ', '', title)} |")
     parts = [
         "# Decisions",
-        "Each record has half a page: the situation, the choice, its cost, and how we would notice that it was\n"
-        "wrong. `make docs` generates this list.",
+        "Each record has half a page: the situation, the choice, its cost, and how we would\n"
+        "notice that it was wrong. `make docs` generates this list.",
         "\n".join(rows),
     ]
     return "\n\n".join(parts) + "\n"
