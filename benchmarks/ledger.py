@@ -304,7 +304,7 @@ def ask_plainly(storage: str, num_requests: int) -> dict[str, Any]:
 def use_mlflow(folder: str, num_records: int) -> dict[str, Any]:
     """The same fold-runs as MLflow runs, read back by its own client."""
     from raymrc.tracking import TrackingPlace, sync_study
-    from raymrc.tracking.writers import open_experiment
+    from raymrc.tracking.experiment import open_experiment
 
     place, seconds = TrackingPlace(f"sqlite:///{folder}/mlflow.db", "made-up"), dict[str, Any]()
     records = [record for _, _, record in made_records(num_records)]

@@ -163,7 +163,7 @@ def time_study(plan: Plan, folder: Path) -> tuple[float, float, int]:
     ledger = Ledger(str(folder))
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     began, began_cpu = time.perf_counter(), time.process_time()
-    with MlflowRecorder(TrackingPlace(uri, plan.study), say=_fail) as recorder:
+    with MlflowRecorder(TrackingPlace(uri, plan.study), warn=_fail) as recorder:
         outcome: StudyOutcome = run_study(
             plan, ledger, open_idle, None,
             folder=folder, resources=HostResources(), on_record=recorder.record,

@@ -183,7 +183,7 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcom
         MlflowRecorder(
             TrackingPlace.of(spec),
             records=ledger.records(),
-            say=say,
+            warn=say,
             may_win=job.plan.holds,
             datasets=job.datasets,
         ) as recorder,
@@ -239,9 +239,9 @@ def _expectations(job: _Job, plan: Plan) -> Expectations:
 
 def tell(spec: Spec, outcome: StudyOutcome) -> None:
     """Where to look, and what is not done."""
-    from raymrc.tracking import TrackingPlace, how_to_look
+    from raymrc.tracking import TrackingPlace, how_to_open
 
-    say(f"every run: {how_to_look(TrackingPlace.of(spec))}")
+    say(f"every run: {how_to_open(TrackingPlace.of(spec))}")
     if outcome.spared:
         say(
             f"racing spared {outcome.spared} of {outcome.total} fold-runs; "

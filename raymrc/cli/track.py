@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @app.command()
 def sync(study: Study, changes: Changes = None) -> None:
     """Write into MLflow what it lacks of the study's ledger."""
-    from raymrc.tracking import TrackingPlace, describe_datasets, how_to_look
+    from raymrc.tracking import TrackingPlace, describe_datasets, how_to_open
     from raymrc.tracking import sync_study as catch_up
 
     spec = load_study(study, changes)
@@ -36,7 +36,7 @@ def sync(study: Study, changes: Changes = None) -> None:
     say(f"{written} MLflow runs written or changed, of {len(records)} fold-runs in the ledger")
     write_page(known.find(spec, records), attaches=True)
     register_models(spec, records, known.corpus)
-    say(how_to_look(TrackingPlace.of(spec)))
+    say(how_to_open(TrackingPlace.of(spec)))
     if unreadable:
         raise typer.Exit(MUST_CHANGE)
 

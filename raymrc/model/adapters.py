@@ -19,6 +19,8 @@ from raymrc.errors import AdapterError, BackboneError, first_few
 from raymrc.model.backbones import file_digest
 
 ADAPTER_FILE = "adapter.safetensors"
+ADAPTERS_FOLDER = "adapters"
+"""Folder of a study's storage in which final tests save adapters; worker groups save none."""
 
 ADAPTER_FORMAT = 1
 """Increased when the header changes in a way that an older raymrc would misread."""

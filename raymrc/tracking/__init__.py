@@ -1,20 +1,18 @@
-"""The ledger drawn as MLflow runs; the only room that imports mlflow.
+"""MLflow: the ledger's fold-runs, the study's files and its final models; the only room that imports mlflow.
 
-    records -> figures -> drawings -> MLflow        (study > cell > configuration > fold-run)
+records -> figures -> run snapshots -> MLflow runs        (study > cell > configuration > fold-run)
 
-A drawing is an MLflow run as it should stand, keyed by what it shows. Whatever an outage or
-a kill left out is drawn later from the ledger, and nothing is ever drawn twice. One thread
-of the driver writes; trouble with MLflow never reaches the study. Beside runs there are the
-study's files (`attach`) and, of a final test, models in the registry (`register`).
+It may import everything below it, but neither `report` nor `scheduling` nor `sweep`. Enter at `recorder.py`
+(runs: one thread of the driver writes, and MLflow's failures never reach the study), `artifacts.py` (files)
+or `registry.py` (models).
 """
 
 from __future__ import annotations
 
 import os
 
-# Nothing may leave the machine unasked, and a server that is away must not hold up the study:
-# MLflow's own defaults retry for minutes. And stdout is for what commands answer, where MLflow
-# would print a link for every run. It reads these when it is imported.
+# MLflow reads these when it is imported. Nothing may leave the machine unasked, a server that is down must
+# not hold up a study (by default MLflow retries for minutes), and stdout belongs to the answers of commands.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -22,16 +20,16 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from raymrc.tracking.artifacts import attach
 from raymrc.tracking.datasets import describe_datasets
+from raymrc.tracking.experiment import TrackingPlace, how_to_open
 from raymrc.tracking.recorder import MlflowRecorder, sync_study
 from raymrc.tracking.registry import register
-from raymrc.tracking.writers import TrackingPlace, how_to_look
 
 __all__ = [
     "MlflowRecorder",
     "TrackingPlace",
     "attach",
     "describe_datasets",
-    "how_to_look",
+    "how_to_open",
     "register",
     "sync_study",
 ]

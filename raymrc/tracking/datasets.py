@@ -1,4 +1,4 @@
-"""Notes as MLflow's datasets show them: which, how many, how many of each label. Never their text."""
+"""The study's notes as MLflow datasets: fingerprints, sources and counts per label, never their text."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ COUNTED_FIGURES = "notes groups spans relations nested overlapping discontinuous
 
 
 class Dataset(NamedTuple):
-    """A corpus, as MLflow keeps it.
+    """A corpus as MLflow shows it.
 
     Args:
         fingerprint: `Corpus.fingerprint`.
-        context: what it is there for: "training", "transfer" or "final test".
-        source_type, source: where the notes are from, and its details as JSON.
-        profile: counts, as JSON.
+        context: what its notes are for: "training", "transfer" or "final test".
+        source_type, source: kind of source, and its details as JSON.
+        profile: counts as JSON.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Dataset(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """MLflow takes 36 characters."""
+        """MLflow takes at most 36 characters."""
         return self.fingerprint[:36]
 
 
@@ -42,35 +42,33 @@ def describe_datasets(
     transfer: Mapping[str, Corpus] | None = None,
     test: Corpus | None = None,
 ) -> tuple[Dataset, ...]:
-    """The notes of a study.
+    """The datasets of a study.
 
     Args:
-        corpus, transfer, test: as the study reads them; None where they are not at hand.
+        corpus, transfer, test: as the study reads them; None if this machine does not have them.
     """
-    sites = {described.display_name: described for described in spec.transfer}
-    found = []
+    datasets = []
     if corpus is not None:
-        found.append(describe_dataset(spec.corpus, spec.corpus.display_name, "training", corpus))
-    for name, there in (transfer or {}).items():
-        found.append(describe_dataset(sites[name], name, "transfer", there))
+        datasets.append(describe_dataset(spec.corpus, spec.corpus.display_name, "training", corpus))
+    sites = {site.display_name: site for site in spec.transfer}
+    for name, notes in (transfer or {}).items():
+        datasets.append(describe_dataset(sites[name], name, "transfer", notes))
     if test is not None and spec.final_test is not None:
-        described = spec.final_test.corpus or spec.corpus
-        found.append(
-            describe_dataset(described, f"{described.display_name} held out", "final test", test)
-        )
-    return tuple(found)
+        source = spec.final_test.corpus or spec.corpus
+        name = f"{source.display_name} held out"
+        datasets.append(describe_dataset(source, name, "final test", test))
+    return tuple(datasets)
 
 
-def describe_dataset(described: CorpusSpec, name: str, context: str, corpus: Corpus) -> Dataset:
-    """One corpus; `described` says where it is from."""
+def describe_dataset(spec: CorpusSpec, name: str, context: str, corpus: Corpus) -> Dataset:
     counts = count_notes(corpus.notes)
-    profile: dict[str, int] = {word: getattr(counts, word) for word in COUNTED_FIGURES}
-    profile |= {f"spans: {label}": times for label, times in counts.labels}
-    profile |= {f"relations: {label}": times for label, times in counts.relation_labels}
-    if described.synthetic is not None:
-        source_type, source = "synthetic", described.synthetic.model_dump(mode="json")
+    profile: dict[str, int] = {field: getattr(counts, field) for field in COUNTED_FIGURES}
+    profile |= {f"spans: {label}": number for label, number in counts.labels}
+    profile |= {f"relations: {label}": number for label, number in counts.relation_labels}
+    if spec.synthetic is not None:
+        source_type, source = "synthetic", spec.synthetic.model_dump(mode="json")
     else:
-        source_type, source = "local", {"uri": described.path, "reader": described.reader}
+        source_type, source = "local", {"uri": spec.path, "reader": spec.reader}
     return Dataset(
         name, corpus.fingerprint, context, source_type, json.dumps(source), json.dumps(profile)
     )

@@ -1,4 +1,4 @@
-"""The thread of the driver that keeps MLflow up with the ledger."""
+"""The driver's thread that keeps MLflow up to date with the ledger."""
 
 from __future__ import annotations
 
@@ -13,38 +13,36 @@ from typing import Any
 from raymrc.configuration import Configuration
 from raymrc.errors import RaymrcError
 from raymrc.ledger.record import Record
-from raymrc.ledger.storage import hide_password
 from raymrc.tracking.datasets import Dataset
-from raymrc.tracking.drawings import Figures, StudyHeader, build_snapshots, read_figures
-from raymrc.tracking.writers import (
+from raymrc.tracking.experiment import TrackingPlace, quiet_loggers
+from raymrc.tracking.mlflow_internals import import_machine_monitor
+from raymrc.tracking.snapshots import (
     DELETED,
     ExistingRun,
-    TrackingPlace,
-    Writer,
-    open_writer,
-    quiet_loggers,
+    Figures,
+    StudyHeader,
+    build_snapshots,
+    read_figures,
 )
+from raymrc.tracking.writers import Writer, open_writer
 
-BATCH = 100
-"""At most so many runs are written in one go."""
-
+MAX_RUNS_PER_WRITE = 100
 RETRY_SECONDS = 30.0
-"""After a failure, MLflow is left alone for so long."""
+"""Pause after a failed write."""
 
 
 class MlflowRecorder:
-    """Draws records into MLflow from a thread of the driver, which never waits for it.
+    """Writes records to MLflow from a thread of the driver, which never waits for it.
 
         with MlflowRecorder(TrackingPlace.of(spec), records=ledger.records()) as recorder:
             recorder.record(record)
 
     Args:
-        place: where the study is shown.
-        records: what the ledger holds already; what of it is not drawn yet is drawn first.
-        say: takes the one sentence that MLflow is away.
-        may_win: which configurations a cell's figures may be of, such as `Plan.holds`; None: all.
+        records: the ledger's; those that MLflow lacks are written first.
+        warn: takes one sentence, once, when MLflow cannot be written.
+        may_win: which configurations a cell may show as its winner, such as `Plan.holds`; None for all.
         datasets: the study's notes.
-        live: whether the study is running: its run says so, and MLflow watches this machine meanwhile.
+        live: whether the study is running: its run then has that status, and MLflow monitors this machine.
     """
 
     def __init__(
@@ -52,32 +50,31 @@ class MlflowRecorder:
         place: TrackingPlace,
         *,
         records: Iterable[Record] = (),
-        say: Callable[[str], None] | None = None,
+        warn: Callable[[str], None] | None = None,
         may_win: Callable[[Configuration], bool] | None = None,
         datasets: Sequence[Dataset] = (),
         live: bool = True,
     ) -> None:
-        # Here and not in the thread: two threads that import big packages at once can meet.
+        # Not in the thread: two threads that import large packages at once can deadlock.
         import mlflow.entities
-        import mlflow.system_metrics.system_metrics_monitor
         import mlflow.tracking  # noqa: F401
 
+        self._start_monitor = import_machine_monitor()
         self.place = place
         self.study = StudyHeader(place.study_name, tuple(datasets), live)
         self.behind = False
         """MLflow lacks something that the ledger has; `raymrc sync` catches up."""
         self.error: Exception | None = None
-        """Why; of the latest try."""
+        """Of the latest failed write."""
         self.written = 0
-        """Runs written or changed by this recorder."""
-        self._say = say or (lambda sentence: None)
+        """Runs created or changed by this recorder."""
+        self._warn = warn or (lambda sentence: None)
         self._may_win = may_win
-        self._said = False
-        # One that pauses is no run yet.
+        # A paused fold-run gets its MLflow run when it has ended.
         self._records = {record.key: record for record in records if record.status != "paused"}
         self._figures: dict[str, Figures] = {}
         self._writer: Writer | None = None
-        self._standing: dict[str, ExistingRun] = {}
+        self._existing: dict[str, ExistingRun] = {}
         self._monitor: Any = None
         self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -99,90 +96,73 @@ class MlflowRecorder:
         self._thread.join()
 
     def _work(self) -> None:
-        waiting = set(self._records)
+        changed_keys = set(self._records)
         next_try = 0.0
         closing = False
         while not closing:
-            for record in self._take(patient=not waiting):
+            for record in self._take(patient=not changed_keys):
                 if record is None:
                     closing = True
-                    self._stop_watching()
-                    self.study = replace(self.study, runs=False)
-                    # A last look at all: what a configuration is called depends on the others.
-                    waiting = {*self._figures, *self._records}
+                    if self._monitor is not None:
+                        with quiet_loggers():
+                            self._monitor.finish()
+                    self.study = replace(self.study, is_running=False)
+                    # Compare all runs once more: a configuration's name depends on the other ones.
+                    changed_keys = {*self._figures, *self._records}
                 else:
                     self._records[record.key] = record
-                    waiting.add(record.key)
-            if not waiting or (not closing and time.monotonic() < next_try):
+                    changed_keys.add(record.key)
+            if not changed_keys or (not closing and time.monotonic() < next_try):
                 continue
             try:
-                self._draw(waiting)
-                waiting.clear()
+                self._write(changed_keys)
+                changed_keys.clear()
                 self.behind = False
             except Exception as error:
-                self.behind, self.error = True, error
                 next_try = time.monotonic() + RETRY_SECONDS
-                self._complain(error)
+                if self.error is None:
+                    # MLflow's messages can hold a password of the URI, or worse; its type is enough.
+                    reason = str(error) if isinstance(error, RaymrcError) else type(error).__name__
+                    self._warn(
+                        f"MLflow at {self.place.shown_uri} cannot be written ({reason}); "
+                        "the study goes on, and 'raymrc sync' catches up later"
+                    )
+                self.behind, self.error = True, error
 
     def _take(self, *, patient: bool) -> list[Record | None]:
-        """What is in the queue; waits for a first item if `patient`, else at most a second."""
+        """Queued records; waits for a first one if `patient`, else at most a second."""
         taken: list[Record | None] = []
         with contextlib.suppress(queue.Empty):
             taken.append(self._queue.get(timeout=None if patient else 1.0))
-            while len(taken) < BATCH and taken[-1] is not None:
-                # A short breath lets a batch gather: a transaction for one run costs as much.
+            while len(taken) < MAX_RUNS_PER_WRITE and taken[-1] is not None:
+                # A short wait fills the batch: one transaction costs the same for one run.
                 taken.append(self._queue.get(timeout=0.2))
         return taken
 
-    def _draw(self, touched: set[str]) -> None:
+    def _write(self, changed_keys: set[str]) -> None:
         while self._records:
             key, record = next(iter(self._records.items()))
             self._figures[key] = read_figures(record)
-            del self._records[key]  # a record is a hundred times its figures
+            del self._records[key]  # a record takes a hundred times the memory of its figures
         if self._writer is None:
             self._writer = open_writer(self.place)
-            self._standing = self._writer.standing()
-        drawings = [
-            drawing
-            for drawing in build_snapshots(
-                list(self._figures.values()), touched, self._may_win, self.study
+            self._existing = self._writer.find_runs()
+        snapshots = [
+            snapshot
+            for snapshot in build_snapshots(
+                list(self._figures.values()), changed_keys, self._may_win, self.study
             )
-            if (known := self._standing.get(drawing.key)) is None
-            or known.digest not in (drawing.digest, DELETED)
+            if (known := self._existing.get(snapshot.key)) is None
+            or known.digest not in (snapshot.digest, DELETED)
         ]
-        for start in range(0, len(drawings), BATCH):
-            batch = drawings[start : start + BATCH]
-            self._writer.write(batch, self._standing)
+        for start in range(0, len(snapshots), MAX_RUNS_PER_WRITE):
+            batch = snapshots[start : start + MAX_RUNS_PER_WRITE]
+            self._writer.write(batch, self._existing)
             self.written += len(batch)
-        self._watch()
-
-    def _watch(self) -> None:
-        """MLflow's own monitor of this machine, into the study's run, while that is running."""
-        known = self._standing.get(self.study.key)
-        if not self.study.runs or self._monitor or known is None or known.digest == DELETED:
-            return
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        with quiet_loggers():
-            self._monitor = SystemMetricsMonitor(
-                known.run_id, resume_logging=True, tracking_uri=self.place.tracking_uri
-            )
-            self._monitor.start()
-
-    def _stop_watching(self) -> None:
-        if self._monitor is not None:
+        run = self._existing.get(self.study.key)
+        if self.study.is_running and not self._monitor and run and run.digest != DELETED:
             with quiet_loggers():
-                self._monitor.finish()
-
-    def _complain(self, error: Exception) -> None:
-        if not self._said:
-            self._said = True
-            # Of others the type alone: an error's text can hold a password of the address, or worse.
-            why = str(error) if isinstance(error, RaymrcError) else type(error).__name__
-            self._say(
-                f"MLflow at {hide_password(self.place.tracking_uri)} cannot be written "
-                f"({why}); the study goes on, and 'raymrc sync' catches up later"
-            )
+                self._monitor = self._start_monitor(run.run_id, self.place.tracking_uri)
 
 
 def sync_study(
@@ -191,27 +171,26 @@ def sync_study(
     may_win: Callable[[Configuration], bool] | None = None,
     datasets: Sequence[Dataset] = (),
 ) -> int:
-    """Draw into MLflow what it lacks of the ledger, and nothing twice.
+    """Write what MLflow lacks of the ledger, and nothing twice.
 
     Args:
         may_win, datasets: as in `MlflowRecorder`.
 
     Returns:
-        How many runs were written or changed; 0 where MLflow had everything.
+        How many runs were created or changed; 0 if MLflow had everything.
 
     Raises:
         RaymrcError: MLflow cannot be written.
     """
-    said: list[str] = []
     with MlflowRecorder(
-        place, records=records, say=said.append, may_win=may_win, datasets=datasets, live=False
+        place, records=records, may_win=may_win, datasets=datasets, live=False
     ) as recorder:
         pass
-    if isinstance(recorder.error, RaymrcError):
+    if recorder.behind and isinstance(recorder.error, RaymrcError):
         raise recorder.error
     if recorder.behind:
         raise RaymrcError(
-            f"MLflow at {hide_password(place.tracking_uri)} cannot be written; is the server running, "
+            f"MLflow at {place.shown_uri} cannot be written; is the server running, "
             "and may this user write there?"
         )
     return recorder.written

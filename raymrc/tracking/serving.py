@@ -1,9 +1,9 @@
-"""What MLflow loads of a registered model: the adapter over its backbone, text in, spans out.
+"""A registered model as MLflow loads it: text -> adapter over its backbone -> spans and relations.
 
     mlflow.pyfunc.load_model("models:/demo-minilm-l2-fine_tune/1").predict({"text": [...]})
 
-The model holds what was trained and not the backbone, which is looked for where raymrc is, under the name
-that it was trained by, and has to have the same weights.
+The model holds the adapter only. Its backbone is loaded from the source that the study named, and must have
+the same weights.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ if TYPE_CHECKING:
     from raymrc.training.predictor import Predictor
 
 ASKED_FILE = "asked.json"
-"""Beside the adapter: labels, relation questions and the words of both."""
+"""Beside the adapter: labels, relation questions, and how both are worded."""
 
 TEXT, SPANS, FOUND = "text", "spans", "found"
-"""Columns: a note; where relations alone are looked for, the spans between which, as JSON; what is found, as
-JSON with character offsets."""
+"""Columns: the note; in the task `relations` its given spans as JSON; predictions as JSON."""
 
 
-class Served:
-    """What MLflow calls."""
+class ServedModel:
+    """A predictor with the interface that MLflow calls."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
@@ -41,14 +40,14 @@ class Served:
     ) -> pandas.DataFrame:
         """
         Args:
-            model_input: `text`; and in the task `relations` `spans`, a JSON list of objects with `id`,
-                `label` and `fragments` ([[start, end], ...], characters, half-open).
+            model_input: a column `text`; in the task `relations` also `spans`, a JSON list of objects with
+                `id`, `label` and `fragments` ([[start, end], ...], characters, half-open).
 
         Returns:
-            `found`: {"spans": [...], "relations": [{"id", "label", "head", "tail"}, ...]} as JSON, by row.
+            A column `found`: {"spans": [...], "relations": [{"id", "label", "head", "tail"}, ...]} as JSON.
 
         Raises:
-            RaymrcError: spans cannot be read, or reach past their text.
+            RaymrcError: spans cannot be read, or reach past the end of their text.
         """
         import pandas
 
@@ -63,8 +62,8 @@ class Served:
         return pandas.DataFrame({FOUND: answers}, index=model_input.index)
 
 
-def _read_spans(said: str | None, row: int, length: int) -> tuple[Span, ...]:
-    if said is None:
+def _read_spans(given: str | None, row: int, length: int) -> tuple[Span, ...]:
+    if given is None:
         return ()
     try:
         spans = tuple(
@@ -73,12 +72,12 @@ def _read_spans(said: str | None, row: int, length: int) -> tuple[Span, ...]:
                 str(span["label"]),
                 tuple((int(start), int(end)) for start, end in span["fragments"]),
             )
-            for span in json.loads(said)
+            for span in json.loads(given)
         )
         if not all(0 <= start < end <= length for s in spans for start, end in s.fragments):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        # Not `from` it: a parser's message can quote what it read.
+        # Not `from error`: a parser's message can quote its input, which is private.
         raise RaymrcError(
             f"row {row}: {SPANS} must be a JSON list of objects with id, label and fragments "
             "[[start, end], ...] within the text"
@@ -86,12 +85,12 @@ def _read_spans(said: str | None, row: int, length: int) -> tuple[Span, ...]:
     return spans
 
 
-def _load_pyfunc(data_path: str) -> Served:
-    """MLflow's hook.
+def _load_pyfunc(data_path: str) -> ServedModel:
+    """Load a model; MLflow calls it by this name.
 
     Raises:
         AdapterError: the adapter cannot be read.
-        BackboneError: its backbone is not on this machine, or has other weights.
+        BackboneError: its backbone is missing on this machine, or has other weights.
     """
     import torch
 
@@ -101,15 +100,15 @@ def _load_pyfunc(data_path: str) -> Served:
     from raymrc.training.predictor import Predictor
 
     folder = Path(data_path)
-    said = json.loads((folder / ASKED_FILE).read_text(encoding="utf-8"))
+    saved = json.loads((folder / ASKED_FILE).read_text(encoding="utf-8"))
     relations = (
         RelationQuestion(
             **{**question, "given": tuple(question["given"]), "answers": tuple(question["answers"])}
         )
-        for question in said["relations"]
+        for question in saved["relations"]
     )
-    asked = Asked(tuple(said["labels"]), tuple(relations))
+    asked = Asked(tuple(saved["labels"]), tuple(relations))
     configuration = Configuration.from_values(read_adapter(folder).configuration)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_backbone(configuration.cell.backbone, device)
-    return Served(Predictor(folder, loaded, asked, said["questions"]))
+    return ServedModel(Predictor(folder, loaded, asked, saved["questions"]))

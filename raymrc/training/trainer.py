@@ -15,7 +15,7 @@ from raymrc.errors import AdapterError, BackboneError, TrainingError
 from raymrc.ledger.record import Epoch, Record
 from raymrc.ledger.storage import open_files
 from raymrc.model.adapter_tensors import read_state
-from raymrc.model.adapters import Adapter, read_adapter
+from raymrc.model.adapters import ADAPTERS_FOLDER, Adapter, read_adapter
 from raymrc.model.backbones import find_backbone, read_shape
 from raymrc.model.loading import (
     Loaded,
@@ -32,10 +32,6 @@ from raymrc.training.pool import Pool
 if TYPE_CHECKING:
     from raymrc.planning.plan import Plan
     from raymrc.training.sharded import Ranks
-
-
-ADAPTERS = "adapters"
-"""The room of a study's storage where final tests leave what they trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +81,9 @@ class Trainer:
         with tempfile.TemporaryDirectory() as folder:
             written = lane.write_adapter(Path(folder))
             name = f"{lane.fold_run.place}/{written.name}"
-            open_files(self.storage, ADAPTERS).write(name, written.read_bytes(), replace=True)
+            open_files(self.storage, ADAPTERS_FOLDER).write(
+                name, written.read_bytes(), replace=True
+            )
 
     def _open_sharded(self, backbone: Backbone, data: StudyData, ranks: Ranks) -> Pool:
         from raymrc.training.sharded import ShardedPool, load_sharded  # seconds of imports

@@ -546,7 +546,7 @@ def test_a_run_ends_by_saying_which_cell_was_closed(place, capsys, monkeypatch):
     from raymrc.cli.run import tell
     from raymrc.scheduling.state import StudyOutcome
 
-    monkeypatch.setattr("raymrc.tracking.how_to_look", lambda *where: "there")
+    monkeypatch.setattr("raymrc.tracking.how_to_open", lambda *where: "there")
     outcome = StudyOutcome(
         40, 5, 0, 6, False, 9.0, (("it is ill", 6),), closed=(("notes/x/y", 29),)
     )

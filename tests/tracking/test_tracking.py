@@ -1,7 +1,7 @@
-"""Promise: MLflow shows the ledger, whole and once, and never holds up a study.
+"""Promise: MLflow shows the whole ledger once, and never holds up a study.
 
-Doubled or half-drawn runs would still look like results. Real MLflow on SQLite, read back by
-its own client.
+Doubled or half-written runs would still look like results. The tests write to real SQLite stores and read
+them back with MLflow's client.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,12 @@ from raymrc.scoring.counts import Counts
 from raymrc.tracking import (
     MlflowRecorder,
     TrackingPlace,
-    how_to_look,
+    how_to_open,
     recorder,
     sync_study,
-    writers,
 )
-from raymrc.tracking.drawings import StudyHeader, build_snapshots, read_figures
-from raymrc.tracking.writers import ClientWriter, DatabaseWriter, open_experiment
+from raymrc.tracking.experiment import open_experiment, sqlite_path
+from raymrc.tracking.snapshots import StudyHeader, build_snapshots, read_figures
 from tests.sweep.making import fold_runs, make_plan, make_record
 
 pytestmark = [
@@ -52,22 +51,8 @@ SHARED_TAGS = ("strategy", "backbone", "backbone_is", "corpus", "task")
 LEVELS = {"study": 1, "cell": 2, "configuration": 4, "fold-run": 12}
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to make a database; tests start from a copy of one."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    open_experiment(TrackingPlace(f"sqlite:///{path}", "other"))
-    return path
-
-
-@pytest.fixture
-def uri(empty_store: Path, tmp_path: Path) -> str:
-    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
-
-
 def read_runs(uri: str, experiment: str = "made-up") -> dict[str, Any]:
-    """All runs by key, as MLflow's client sees them; a key that is there twice fails."""
+    """All runs by key, as MLflow's client sees them; fails if two runs have one key."""
     client, found = open_experiment(TrackingPlace(uri, experiment))
     runs = client.search_runs([found.experiment_id], max_results=5000)
     keys = Counter(run.data.tags["raymrc.key"] for run in runs)
@@ -75,12 +60,16 @@ def read_runs(uri: str, experiment: str = "made-up") -> dict[str, Any]:
     return {run.data.tags["raymrc.key"]: run for run in runs}
 
 
-def by_level(runs: dict[str, Any]) -> Counter[str]:
+def count_levels(runs: dict[str, Any]) -> Counter[str]:
     return Counter(run.data.tags["level"] for run in runs.values())
 
 
-def shown(run: Any) -> Any:
-    """What a user sees of a run, without ids."""
+def visible(runs: dict[str, Any]) -> dict[str, Any]:
+    """What a user sees of runs, without ids."""
+    return {key: _visible(run) for key, run in runs.items()}
+
+
+def _visible(run: Any) -> Any:
     tags = {k: v for k, v in run.data.tags.items() if k != "mlflow.parentRunId"}
     info = run.info
     return (info.run_name, info.status, info.start_time, info.end_time, info.lifecycle_stage,
@@ -90,24 +79,24 @@ def shown(run: Any) -> Any:
 def test_runs_nest_from_cell_to_configuration_to_fold_run(uri):
     assert sync_study(RECORDS, TrackingPlace(uri, "made-up")) == sum(LEVELS.values())
     runs = read_runs(uri)
-    assert by_level(runs) == LEVELS
+    assert count_levels(runs) == LEVELS
     by_id = {run.info.run_id: run for run in runs.values()}
     for run in runs.values():
-        above = by_id.get(run.data.tags.get("mlflow.parentRunId", ""))
-        level = above.data.tags["level"] if above else None
-        wanted = {
+        parent = by_id.get(run.data.tags.get("mlflow.parentRunId", ""))
+        level = parent.data.tags["level"] if parent else None
+        expected = {
             "study": None,
             "cell": "study",
             "configuration": "cell",
             "fold-run": "configuration",
         }
-        assert level == wanted[run.data.tags["level"]]
-        if above:
+        assert level == expected[run.data.tags["level"]]
+        if parent:
             shared = ("corpus", "task") if level == "study" else SHARED_TAGS
-            assert [run.data.tags[n] for n in shared] == [above.data.tags[n] for n in shared]
+            assert [run.data.tags[n] for n in shared] == [parent.data.tags[n] for n in shared]
 
 
-def test_a_fold_run_shows_its_scores_its_course_and_its_cost(uri):
+def test_a_fold_run_shows_its_scores_epochs_and_cost(uri):
     sync_study(RECORDS, TrackingPlace(uri, "made-up"))
     record = RECORDS[1]
     run = read_runs(uri)[record.key]
@@ -131,7 +120,7 @@ def test_a_fold_run_shows_its_scores_its_course_and_its_cost(uri):
     ]
 
 
-def test_configurations_show_means_and_cells_their_winner_as_the_verdict_has_it(uri):
+def test_configurations_show_means_and_cells_show_the_winner_that_the_report_names(uri):
     sync_study(RECORDS, TrackingPlace(uri, "made-up"))
     runs = read_runs(uri)
     for summary in summarise(RECORDS, 3):
@@ -146,21 +135,21 @@ def test_configurations_show_means_and_cells_their_winner_as_the_verdict_has_it(
         assert cell.data.metrics["cost_usd"] == pytest.approx(winner.cost_usd)
         assert cell.data.metrics["search_cost_usd"] == pytest.approx(summary.cost_usd)
         assert cell.data.metrics["trained_share"] == pytest.approx(winner.trained_share)
-        for one in summary.configurations:
-            (drawn,) = [
+        for tried in summary.configurations:
+            (run,) = [
                 r for r in runs.values()
-                if r.data.tags.get("configuration_id") == one.configuration.id
+                if r.data.tags.get("configuration_id") == tried.configuration.id
             ]  # fmt: skip
-            assert drawn.data.metrics["strict_f1"] == pytest.approx(one.strict.mean)
-            assert drawn.data.metrics["strict_f1_sd"] == pytest.approx(one.strict.sd)
-            assert drawn.data.metrics["device_seconds"] == pytest.approx(one.device_seconds)
-            assert drawn.data.metrics["folds_done"] == 3
-            assert drawn.data.params["learning_rate"] == str(one.configuration.learning_rate)
+            assert run.data.metrics["strict_f1"] == pytest.approx(tried.strict.mean)
+            assert run.data.metrics["strict_f1_sd"] == pytest.approx(tried.strict.sd)
+            assert run.data.metrics["device_seconds"] == pytest.approx(tried.device_seconds)
+            assert run.data.metrics["folds_done"] == 3
+            assert run.data.params["learning_rate"] == str(tried.configuration.learning_rate)
 
 
-def test_in_whatever_order_fold_runs_end_the_drawings_are_the_same():
-    """Else a ledger, which has another order, would be drawn again, and on a server a changed parameter
-    refused for good."""
+def test_snapshots_do_not_depend_on_the_order_in_which_fold_runs_end():
+    """Otherwise `raymrc sync`, whose order is the ledger's, would write runs again, and a server would refuse
+    a changed param for good."""
     run = RECORDS[0].fold_run
     records = [replace(r, cost_usd=0.1 * (i + 1)) for i, r in enumerate(RECORDS)]
     for seed in (4, 5):
@@ -168,25 +157,27 @@ def test_in_whatever_order_fold_runs_end_the_drawings_are_the_same():
         final = replace(run, configuration=configuration, fold=0, test_fingerprint="held out")
         records.append(replace(RECORDS[0], fold_run=final, key=final.key))
     figures = [read_figures(record) for record in records]
-    drawn = [build_snapshots(of, study=StudyHeader("made-up")) for of in (figures, figures[::-1])]
-    first, second = ({d.key: d for d in drawings} for drawings in drawn)
+    first, second = (
+        {s.key: s for s in build_snapshots(ordered, study=StudyHeader("made-up"))}
+        for ordered in (figures, figures[::-1])
+    )
     assert first == second
-    early = {d.key: d for d in build_snapshots(figures[-1:], study=StudyHeader("made-up"))}
-    assert {k: d.params for k, d in early.items()} == {k: first[k].params for k in early}
+    early = {s.key: s for s in build_snapshots(figures[-1:], study=StudyHeader("made-up"))}
+    assert {k: s.params for k, s in early.items()} == {k: first[k].params for k in early}
 
 
-def test_every_field_of_a_configuration_is_shown_without_being_named():
-    (drawing,) = [
-        d for d in build_snapshots([read_figures(RECORDS[0])]) if d.tags["level"] == "configuration"
+def test_every_field_of_a_configuration_becomes_a_param():
+    (snapshot,) = [
+        s for s in build_snapshots([read_figures(RECORDS[0])]) if s.tags["level"] == "configuration"
     ]
     configuration = RECORDS[0].fold_run.configuration
-    assert set(drawing.params) == set(type(configuration).__dataclass_fields__) - {"cell"}
+    assert set(snapshot.params) == set(type(configuration).__dataclass_fields__) - {"cell"}
 
 
-def test_drawing_twice_adds_nothing(uri):
+def test_a_second_sync_writes_nothing(uri):
     sync_study(RECORDS, TrackingPlace(uri, "made-up"))
     before = read_runs(uri)
-    path = writers.sqlite_path(uri)
+    path = sqlite_path(uri)
     assert path is not None
     rows = count_rows(path)
     assert sync_study(RECORDS, TrackingPlace(uri, "made-up")) == 0
@@ -200,8 +191,8 @@ def count_rows(path: Path) -> dict[str, int]:
         return {t: connection.execute(f"select count(*) from {t}").fetchone()[0] for t in tables}
 
 
-def test_records_one_by_one_end_as_the_ledger_drawn_at_once(uri, monkeypatch):
-    monkeypatch.setattr(recorder, "BATCH", 3)
+def test_records_written_one_by_one_end_like_the_whole_ledger_written_at_once(uri, monkeypatch):
+    monkeypatch.setattr(recorder, "MAX_RUNS_PER_WRITE", 3)
     with MlflowRecorder(TrackingPlace(uri, "made-up"), records=RECORDS[:2]) as live:
         for record in RECORDS[2:]:
             live.record(record)
@@ -210,60 +201,26 @@ def test_records_one_by_one_end_as_the_ledger_drawn_at_once(uri, monkeypatch):
     assert sync_study(RECORDS, TrackingPlace(uri, "made-up")) == 0
     sync_study(RECORDS, TrackingPlace(uri, "at once", "made-up"))
     one_by_one, at_once = read_runs(uri), read_runs(uri, "at once")
-    assert {k: shown(r) for k, r in one_by_one.items()} == {k: shown(r) for k, r in at_once.items()}
+    assert visible(one_by_one) == visible(at_once)
 
 
-def test_the_quick_way_into_the_tables_leaves_what_the_client_would(uri, tmp_path, empty_store):
-    (tmp_path / "slow.db").write_bytes(empty_store.read_bytes())
-    slow_uri = f"sqlite:///{tmp_path / 'slow.db'}"
-    failed = replace(RECORDS[0], status="failed", reason="the loss is not a number", epochs=())
-    for records in ([failed, *RECORDS[1:5]], RECORDS[:8]):  # then a failed one done, and more of it
-        drawings = build_snapshots([read_figures(record) for record in records])
-        client, found = open_experiment(TrackingPlace(slow_uri, "made-up"))
-        slow = ClientWriter(client, found.experiment_id)
-        slow.write(drawings, slow.standing())
-        _, found = open_experiment(TrackingPlace(uri, "made-up"))
-        quick = DatabaseWriter(uri, found.experiment_id, found.artifact_location)
-        quick.write(drawings, quick.standing())
-        assert {k: s.digest for k, s in quick.standing().items()} == {
-            k: s.digest for k, s in slow.standing().items()
-        }
-        ours, theirs = read_runs(uri), read_runs(slow_uri)
-        assert {k: shown(r) for k, r in ours.items()} == {k: shown(r) for k, r in theirs.items()}
-    for key, run in ours.items():
-        mine, _ = open_experiment(TrackingPlace(uri, "made-up"))
-        for name in ("loss", "strict_f1", "cost_usd"):
-            points = [
-                sorted((p.step, p.value, p.timestamp) for p in c.get_metric_history(r, name))
-                for c, r in ((mine, run.info.run_id), (client, theirs[key].info.run_id))
-            ]
-            assert points[0] == points[1]
-
-
-def test_tables_that_are_not_as_we_know_them_are_written_to_through_the_client(uri):
-    path = writers.sqlite_path(uri)
-    assert path is not None
-    with sqlite3.connect(path) as connection:
-        connection.execute("alter table params add column invented text")
-    writer = writers.open_writer(TrackingPlace(uri, "made-up"))
-    assert isinstance(writer, ClientWriter)
-
-
-def test_a_cell_shows_no_winner_that_the_study_does_not_try_any_more(uri):
+def test_a_cell_shows_no_winner_that_the_study_file_no_longer_has(uri):
     def winners() -> dict[str, str]:
         cells = (r for r in read_runs(uri).values() if r.data.tags["level"] == "cell")
         return {run.data.tags["strategy"]: run.data.tags["winner"] for run in cells}
 
     sync_study(RECORDS, TrackingPlace(uri, "made-up"))
     before = winners()
-    out = before["fine_tune"]
+    removed = before["fine_tune"]
     sync_study(
-        RECORDS, TrackingPlace(uri, "made-up"), lambda c: f"learning_rate={c.learning_rate}" != out
+        RECORDS,
+        TrackingPlace(uri, "made-up"),
+        lambda c: f"learning_rate={c.learning_rate}" != removed,
     )
-    assert winners()["fine_tune"] != out
-    assert by_level(read_runs(uri)) == LEVELS, "it is still shown"
+    assert winners()["fine_tune"] != removed
+    assert count_levels(read_runs(uri)) == LEVELS, "its runs stay"
     sync_study(RECORDS, TrackingPlace(uri, "made-up"), lambda c: False)
-    assert winners() == before, "of nothing that may win, the best is shown"
+    assert winners() == before, "if none may win, the best of all is shown"
 
 
 def test_a_fold_run_that_failed_and_then_succeeded_is_one_run(uri):
@@ -279,7 +236,7 @@ def test_a_fold_run_that_failed_and_then_succeeded_is_one_run(uri):
     assert run.data.metrics["strict_f1"] == pytest.approx(RECORDS[0].strict.f1)
 
 
-def test_who_pauses_is_no_run_and_who_is_stopped_is_one_with_its_course_and_reason(uri):
+def test_a_paused_fold_run_has_no_run_and_a_stopped_one_shows_its_epochs_and_reason(uri):
     first, second = RECORDS[:2]
     paused = replace(first, status="paused", notes={})
     stopped = replace(second, status="stopped", reason="it can no longer win", notes={})
@@ -293,12 +250,12 @@ def test_who_pauses_is_no_run_and_who_is_stopped_is_one_with_its_course_and_reas
     assert run.data.metrics["epoch_validation_f1"] == stopped.epochs[-1].validation_f1
 
 
-def test_a_tag_longer_than_mlflow_takes_is_cut(uri):
+def test_a_tag_that_is_too_long_for_mlflow_is_cut(uri):
     long = replace(RECORDS[0], trained=tuple((f"layer.{i}.weight", 10**6) for i in range(2000)))
     sync_study([long], TrackingPlace(uri, "made-up"))
-    shown = read_runs(uri)[long.key].data.tags["trained"]
-    assert shown.startswith("layer.0.weight 1000000, ") and shown.endswith("…")
-    assert len(shown) == 2000
+    tag = read_runs(uri)[long.key].data.tags["trained"]
+    assert tag.startswith("layer.0.weight 1000000, ") and tag.endswith("…")
+    assert len(tag) == 2000
 
 
 def test_a_run_that_the_user_deleted_stays_deleted(uri):
@@ -313,33 +270,33 @@ def test_a_run_that_the_user_deleted_stays_deleted(uri):
     sync_study([changed, *RECORDS[1:3]], TrackingPlace(uri, "made-up"))
 
 
-def test_results_on_other_notes_are_not_mixed(uri):
+def test_results_on_different_notes_are_not_mixed(uri):
     older = [
         make_record(replace(record.fold_run, corpus_fingerprint="older")) for record in RECORDS
     ]
     sync_study([*RECORDS, *older], TrackingPlace(uri, "made-up"))
     runs = read_runs(uri)
-    assert by_level(runs) == {k: 2 * v for k, v in LEVELS.items()} | {"study": 1}
+    assert count_levels(runs) == {k: 2 * v for k, v in LEVELS.items()} | {"study": 1}
     runs = {key: run for key, run in runs.items() if run.data.tags["level"] != "study"}
     assert {run.data.metrics.get("folds_done", 3.0) for run in runs.values()} == {3.0}
 
 
-def test_a_number_that_is_none_is_left_out(uri):
+def test_a_metric_that_is_not_a_number_is_left_out(uri):
     odd = replace(RECORDS[0], epochs=(replace(RECORDS[0].epochs[0], loss=float("nan")),))
     sync_study([odd], TrackingPlace(uri, "made-up"))
     assert "loss" not in read_runs(uri)[odd.key].data.metrics
 
 
-def test_what_another_site_says_is_shown(uri):
-    abroad = replace(RECORDS[0], transfer={"there": RECORDS[1].notes})
-    sync_study([abroad], TrackingPlace(uri, "made-up"))
-    metrics = read_runs(uri)[abroad.key].data.metrics
-    assert metrics["transfer_strict_f1/there"] == pytest.approx(RECORDS[1].strict.f1)
+def test_scores_at_another_site_are_shown(uri):
+    transferred = replace(RECORDS[0], transfer={"north": RECORDS[1].notes})
+    sync_study([transferred], TrackingPlace(uri, "made-up"))
+    metrics = read_runs(uri)[transferred.key].data.metrics
+    assert metrics["transfer_strict_f1/north"] == pytest.approx(RECORDS[1].strict.f1)
     assert not any(name.startswith("events") for name in metrics)
     assert metrics["strict_f1"] == pytest.approx(RECORDS[0].strict.f1)
 
 
-def test_subsets_are_shown_where_gold_spans_are_in_them(uri):
+def test_subsets_with_gold_spans_are_shown(uri):
     subsets = {"nested": Counts(1, 1, 1), "overlapping": Counts(0, 3, 0)}
     notes = {name: replace(note, subsets=subsets) for name, note in RECORDS[0].notes.items()}
     sync_study([replace(RECORDS[0], notes=notes)], TrackingPlace(uri, "made-up"))
@@ -348,7 +305,7 @@ def test_subsets_are_shown_where_gold_spans_are_in_them(uri):
     assert "subset_strict_f1/overlapping" not in metrics
 
 
-def test_a_final_test_is_a_row_of_its_own_and_wins_nothing():
+def test_a_final_test_has_its_own_run_and_does_not_change_the_cells():
     run = RECORDS[0].fold_run
     tested = []
     for seed in (4, 5):
@@ -357,27 +314,27 @@ def test_a_final_test_is_a_row_of_its_own_and_wins_nothing():
         tested.append(replace(RECORDS[0], fold_run=final, key=final.key, validation_f1=1.0))
     before = build_snapshots([read_figures(record) for record in RECORDS])
     together = build_snapshots([read_figures(record) for record in [*RECORDS, *tested]])
-    assert [d for d in together if d in before] == before
-    added = [d for d in together if d not in before]
-    assert Counter(d.tags["level"] for d in added) == {
+    assert [s for s in together if s in before] == before
+    added = [s for s in together if s not in before]
+    assert Counter(s.tags["level"] for s in added) == {
         "final test": 1, "configuration": 1, "fold-run": 2,
     }  # fmt: skip
     assert added[0].name.endswith("final test")
-    assert {d.name for d in added if d.tags["level"] == "fold-run"} == {"seed 4", "seed 5"}
+    assert {s.name for s in added if s.tags["level"] == "fold-run"} == {"seed 4", "seed 5"}
     metrics = {name: value for name, value, *_ in added[0].metrics}
     assert metrics["strict_f1"] == pytest.approx(RECORDS[0].strict.f1)
 
 
-def test_with_mlflow_away_the_study_goes_on_and_sync_catches_up(tmp_path, empty_store):
+def test_without_mlflow_the_study_goes_on_and_sync_catches_up(tmp_path, empty_store):
     folder = tmp_path / "away"
     folder.write_text("a file where the folder should be")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    said: list[str] = []
-    with MlflowRecorder(TrackingPlace(uri, "made-up"), say=said.append) as live:
+    warnings: list[str] = []
+    with MlflowRecorder(TrackingPlace(uri, "made-up"), warn=warnings.append) as live:
         for record in RECORDS:
             live.record(record)
     assert live.behind
-    (sentence,) = said
+    (sentence,) = warnings
     assert "the study goes on, and 'raymrc sync' catches up later" in sentence
     with pytest.raises(RaymrcError, match="cannot be written"):
         sync_study(RECORDS, TrackingPlace(uri, "made-up"))
@@ -386,40 +343,39 @@ def test_with_mlflow_away_the_study_goes_on_and_sync_catches_up(tmp_path, empty_
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     assert sync_study(RECORDS, TrackingPlace(uri, "made-up")) == sum(LEVELS.values())
     assert sync_study(RECORDS, TrackingPlace(uri, "made-up")) == 0
-    assert by_level(read_runs(uri)) == LEVELS
+    assert count_levels(read_runs(uri)) == LEVELS
 
 
-def test_an_outage_that_ends_leaves_nothing_to_catch_up_with(tmp_path, empty_store, monkeypatch):
-    """Hours of it, before and in the middle; the records of that time are drawn when it is back."""
+def test_records_of_an_outage_are_written_when_it_ends(tmp_path, empty_store, monkeypatch):
     monkeypatch.setattr(recorder, "RETRY_SECONDS", 0.0)
-    store = tmp_path / "there" / "mlflow.db"
+    store = tmp_path / "store" / "mlflow.db"
     store.parent.mkdir()
     store.write_bytes(empty_store.read_bytes())
-    uri, said = f"sqlite:///{store}", list[str]()
+    uri, warnings = f"sqlite:///{store}", list[str]()
 
-    def until(is_so: Callable[[], bool]) -> None:
+    def wait_until(condition: Callable[[], bool]) -> None:
         stop = time.monotonic() + 60
-        while not is_so():
+        while not condition():
             assert time.monotonic() < stop
             time.sleep(0.05)
 
     with MlflowRecorder(
-        TrackingPlace(uri, "made-up"), records=RECORDS[:2], say=said.append
+        TrackingPlace(uri, "made-up"), records=RECORDS[:2], warn=warnings.append
     ) as live:
-        until(lambda: live.written > 0 and not live.behind)
+        wait_until(lambda: live.written > 0 and not live.behind)
         store.parent.rename(tmp_path / "away")
         for record in RECORDS[2:6]:
             live.record(record)
-        until(lambda: live.behind)
+        wait_until(lambda: live.behind)
         for record in RECORDS[6:]:
             live.record(record)
         (tmp_path / "away").rename(store.parent)
-    assert not live.behind and len(said) == 1
+    assert not live.behind and len(warnings) == 1
     assert sync_study(RECORDS, TrackingPlace(uri, "made-up")) == 0
-    assert by_level(read_runs(uri)) == LEVELS
+    assert count_levels(read_runs(uri)) == LEVELS
 
 
-def test_a_server_that_hangs_and_then_fails_is_not_waited_for(monkeypatch):
+def test_the_driver_does_not_wait_for_a_server_that_hangs(monkeypatch):
     go_on = threading.Event()
 
     class Broken(http.server.BaseHTTPRequestHandler):
@@ -435,41 +391,41 @@ def test_a_server_that_hangs_and_then_fails_is_not_waited_for(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    said: list[str] = []
+    warnings: list[str] = []
     live = MlflowRecorder(
         TrackingPlace(f"http://user:secret@127.0.0.1:{server.server_port}", "made-up"),
-        say=said.append,
+        warn=warnings.append,
     )
-    for record in RECORDS:  # would wait for ever if it waited for the server
+    for record in RECORDS:  # would hang here if it waited for the server
         live.record(record)
-    assert said == []
+    assert warnings == []
     go_on.set()
     live.close()
     server.shutdown()
     server.server_close()
-    assert live.behind and len(said) == 1
-    assert "secret" not in said[0]
+    assert live.behind and len(warnings) == 1
+    assert "secret" not in warnings[0]
 
 
-def test_while_a_study_runs_its_run_says_so_and_the_machine_is_watched(uri, monkeypatch):
-    """By MLflow's own monitor; what it writes is no change of the run."""
+def test_a_running_study_has_that_status_and_metrics_of_the_machine(uri, monkeypatch):
+    """MLflow's monitor writes them, and `raymrc sync` does not take them for a change."""
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
 
-    def the_study() -> Any:
+    def study_run() -> Any:
         return next(r for r in read_runs(uri).values() if r.data.tags["level"] == "study")
 
     with MlflowRecorder(TrackingPlace(uri, "made-up"), records=RECORDS[:2]) as live:
         until = time.monotonic() + 60
         while (
-            not live.written or "system/cpu_utilization_percentage" not in the_study().data.metrics
+            not live.written or "system/cpu_utilization_percentage" not in study_run().data.metrics
         ):
             assert time.monotonic() < until
             time.sleep(0.1)
-        assert the_study().info.status == "RUNNING"
-        assert the_study().data.metrics["folds_done"] == 2
+        assert study_run().info.status == "RUNNING"
+        assert study_run().data.metrics["folds_done"] == 2
         live.record(RECORDS[2])
     assert not live.behind
-    study = the_study()
+    study = study_run()
     assert study.info.status == "FINISHED" and study.data.metrics["folds_done"] == 3
     assert study.data.metrics["system/device_seconds"] == pytest.approx(30.0)
     assert study.data.metrics["system/peak_memory_megabytes"] == pytest.approx(1000.0)
@@ -480,17 +436,16 @@ def test_while_a_study_runs_its_run_says_so_and_the_machine_is_watched(uri, monk
     assert not [t for t in threading.enumerate() if t.name == "SystemMetricsMonitor"]
 
 
-def test_nothing_is_said_to_the_makers_of_mlflow():
+def test_mlflow_sends_no_telemetry():
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
-def test_the_view_that_is_told_shows_a_row_a_cell_with_f1_and_cost(uri, monkeypatch):
-    """The columns of the shared view are metrics that every cell's run has."""
+def test_the_view_that_is_printed_shows_one_row_per_cell_with_f1_and_cost(uri, monkeypatch):
+    """Every cell's run has all columns of the shared view."""
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     sync_study(RECORDS, TrackingPlace(uri, "made-up"))
     client, found = open_experiment(TrackingPlace(uri, "made-up"))
-    told = how_to_look(TrackingPlace(uri, "made-up"))
-    assert told == (
+    assert how_to_open(TrackingPlace(uri, "made-up")) == (
         f"mlflow ui --backend-store-uri {uri}    then open "
         f"http://127.0.0.1:5000/#/experiments/{found.experiment_id}/runs?viewStateShareKey=raymrc"
         "&workflowType=machine_learning"
@@ -509,19 +464,11 @@ def test_the_view_that_is_told_shows_a_row_a_cell_with_f1_and_cost(uri, monkeypa
         assert all(name in getattr(run.data, kind) for run in rows), name
 
 
-def test_a_server_that_is_away_is_named_without_its_password():
+def test_the_url_of_a_server_that_is_down_is_shown_without_its_password():
     assert (
-        how_to_look(TrackingPlace("http://me:word@127.0.0.1:9/", "made-up")) == "http://127.0.0.1:9"
+        how_to_open(TrackingPlace("http://me:word@127.0.0.1:9/", "made-up")) == "http://127.0.0.1:9"
     )
 
 
-@pytest.fixture(autouse=True)
-def no_folder_for_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """MLflow's default place for artifacts is the current folder."""
-    monkeypatch.chdir(tmp_path)
-    yield
-    assert not (tmp_path / "mlruns").exists()
-
-
-def test_records_are_values_that_mlflow_leaves_alone():
+def test_writing_to_mlflow_leaves_records_unchanged():
     assert [Record.from_json(record.to_json()) for record in RECORDS] == RECORDS

@@ -1,9 +1,8 @@
-"""Promise: a real study can be looked at, asked and served from with what people have: MLflow's server, its
-UI, its registry, and PostgreSQL.
+"""Promise: a real study works with MLflow's server, UI and registry, and with PostgreSQL.
 
-Each could fail alone and the rest look well: a column that sorts as text, a dataset that is linked to none,
-a model that loads and finds something else. One small study is trained for all of them, by real training;
-servers are MLflow's and PostgreSQL's own.
+Each can fail while the others look fine: a column that sorts as text, a dataset that is linked to no run, a
+model that loads and predicts something else. One small study is really trained for all tests; the servers are
+MLflow's and PostgreSQL's own.
 """
 
 from __future__ import annotations
@@ -50,18 +49,20 @@ from raymrc.tracking import (
     TrackingPlace,
     attach,
     describe_datasets,
-    how_to_look,
+    how_to_open,
     register,
     sync_study,
 )
+from raymrc.tracking.experiment import open_experiment
+from raymrc.tracking.mlflow_internals import DatabaseWriter
 from raymrc.tracking.serving import ASKED_FILE
-from raymrc.tracking.writers import DatabaseWriter, open_experiment, open_writer
+from raymrc.tracking.writers import open_writer
 from raymrc.training.batching import StudyData
 from raymrc.training.trainer import Trainer, train_fold_run
 from tests.browser import browser, needs_chromium
 from tests.model.tiny import tiny_checkpoint
 from tests.sweep.making import fold_runs
-from tests.tracking.test_tracking import read_runs, shown
+from tests.tracking.test_tracking import read_runs, visible
 from tests.training.test_relations import make_relation_notes
 
 pytestmark = [
@@ -90,7 +91,7 @@ storage: {folder}/runs
 
 @dataclass(frozen=True)
 class Made:
-    """A study that has been trained, its final test and adapters included."""
+    """A trained study with its final test and adapters."""
 
     spec: Spec
     corpus: Corpus
@@ -106,11 +107,9 @@ class Made:
     def datasets(self) -> Any:
         return describe_datasets(self.spec, self.corpus, {}, self.test)
 
-    def shown_at(self, uri: str) -> Made:
-        return replace(self, spec=self.spec.model_copy(update={"mlflow": self._shown(uri)}))
-
-    def _shown(self, uri: str) -> Any:
-        return self.spec.mlflow.model_copy(update={"tracking_uri": uri})
+    def tracked_at(self, uri: str) -> Made:
+        mlflow = self.spec.mlflow.model_copy(update={"tracking_uri": uri})
+        return replace(self, spec=self.spec.model_copy(update={"mlflow": mlflow}))
 
     @property
     def place(self) -> TrackingPlace:
@@ -155,8 +154,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A tracking server, as a team has it: artifacts go through it."""
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A tracking server that also takes artifacts, as teams use it."""
     folder = tmp_path_factory.mktemp("server")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -187,27 +186,19 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def there(study: Made, address: str) -> Made:
-    """The study on the server: written in two goes, and a third that has nothing to do."""
-    made = study.shown_at(address)
+def on_server(study: Made, server_url: str) -> Made:
+    """The study on the server, written by two syncs; a third one has nothing to do."""
+    made = study.tracked_at(server_url)
     assert sync_study(made.first, made.place, None, made.datasets) > 0
-    assert made.sync_study() > 0
-    assert made.sync_study() == 0
+    assert made.sync() > 0
+    assert made.sync() == 0
     return made
 
 
-@pytest.fixture(autouse=True)
-def no_folder_for_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """MLflow's default place for artifacts is the current folder."""
-    monkeypatch.chdir(tmp_path)
-    yield
-    assert not (tmp_path / "mlruns").exists()
-
-
-def ask(address: str, path: str, **body: Any) -> dict[str, Any]:
+def ask(server_url: str, path: str, **body: Any) -> dict[str, Any]:
     """MLflow's REST API, without its client."""
     request = urllib.request.Request(
-        f"{address}/api/2.0/mlflow/{path}",
+        f"{server_url}/api/2.0/mlflow/{path}",
         json.dumps(body).encode() if body else None,
         {"Content-Type": "application/json"},
     )
@@ -219,20 +210,20 @@ def values_of(run: dict[str, Any], kind: str) -> dict[str, Any]:
     return {entry["key"]: entry["value"] for entry in run["data"].get(kind, [])}
 
 
-def test_a_server_is_asked_whether_to_freeze(there: Made, address: str) -> None:
-    """As anybody would: the runs table by F1, then down into the winner's folds."""
-    found = ask(address, "experiments/get-by-name?experiment_name=small")["experiment"]
+def test_the_runs_on_a_server_say_whether_to_freeze(on_server: Made, server_url: str) -> None:
+    """As a user looks for it: cells sorted by F1, then down to the winner's folds."""
+    found = ask(server_url, "experiments/get-by-name?experiment_name=small")["experiment"]
     experiment = [found["experiment_id"]]
 
     def search(filter: str, order: str = "metrics.strict_f1 DESC") -> list[dict[str, Any]]:
         runs = ask(
-            address, "runs/search", experiment_ids=experiment, filter=filter, order_by=[order]
+            server_url, "runs/search", experiment_ids=experiment, filter=filter, order_by=[order]
         )
         return list(runs["runs"])
 
     rows = search("tags.level = 'cell'")
     summaries = summarise(
-        [r for r in there.records if not r.fold_run.is_test], there.spec.num_folds
+        [r for r in on_server.records if not r.fold_run.is_test], on_server.spec.num_folds
     )
     best_first = sorted(summaries, key=lambda s: -s.winner.strict.mean)
     assert len(rows) == 2
@@ -260,7 +251,7 @@ def test_a_server_is_asked_whether_to_freeze(there: Made, address: str) -> None:
     folds = search(f"tags.`mlflow.parentRunId` = '{chosen['info']['run_id']}'")
     assert {values_of(run, "tags")["fold"] for run in folds} == {"0", "1"}
     run_id = folds[0]["info"]["run_id"]
-    history = ask(address, f"metrics/get-history?run_id={run_id}&metric_key=epoch_validation_f1")
+    history = ask(server_url, f"metrics/get-history?run_id={run_id}&metric_key=epoch_validation_f1")
     assert [point["step"] for point in history["metrics"]] == list(range(1, 9))
     metrics = values_of(folds[0], "metrics")
     assert metrics["system/peak_memory_megabytes"] > 1
@@ -268,117 +259,122 @@ def test_a_server_is_asked_whether_to_freeze(there: Made, address: str) -> None:
         metrics["tokens"] / metrics["training_seconds"]
     )
     total = values_of(study, "metrics")["cost_usd"]
-    assert total == pytest.approx(sum(record.cost_usd for record in there.records))
+    assert total == pytest.approx(sum(record.cost_usd for record in on_server.records))
 
 
-def test_a_server_has_the_notes_counted_and_by_their_fingerprint(there: Made, address: str) -> None:
-    runs = read_runs(address, "small").values()
+def test_a_server_has_datasets_with_counts_and_fingerprints(
+    on_server: Made, server_url: str
+) -> None:
+    runs = read_runs(server_url, "small").values()
     for run in runs:
         level = run.data.tags["level"]
         inputs = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
-        wanted = {"study": 2, "cell": 1, "final test": 2}.get(level, 0)
-        assert len(inputs) == wanted, level
+        expected = {"study": 2, "cell": 1, "final test": 2}.get(level, 0)
+        assert len(inputs) == expected, level
         if "training" in inputs:
-            assert inputs["training"].digest == there.corpus.fingerprint[:36]
+            assert inputs["training"].digest == on_server.corpus.fingerprint[:36]
             profile = json.loads(inputs["training"].profile)
-            assert profile["notes"] == len(there.corpus.notes)
-            spans = [span for note in there.corpus.notes for span in note.spans]
+            assert profile["notes"] == len(on_server.corpus.notes)
+            spans = [span for note in on_server.corpus.notes for span in note.spans]
             assert profile["spans"] == len(spans)
             assert profile["spans: Drug"] == sum(span.label == "Drug" for span in spans)
         if "final test" in inputs:
-            assert inputs["final test"].digest == there.test.fingerprint[:36]
+            assert inputs["final test"].digest == on_server.test.fingerprint[:36]
 
 
-def test_a_server_shows_what_a_database_shows(there: Made, study: Made, address: str) -> None:
-    """`study` is in SQLite beside its ledger, written straight into the tables."""
-    assert study.sync_study() > 0 and study.sync_study() == 0
+def test_a_server_shows_what_a_database_shows(
+    on_server: Made, study: Made, server_url: str
+) -> None:
+    """`study` is in SQLite beside its ledger, written by `DatabaseWriter`."""
+    assert study.sync() > 0 and study.sync() == 0
     assert isinstance(open_writer(study.place), DatabaseWriter)
-    theirs, ours = read_runs(address, "small"), read_runs(study.place.tracking_uri, "small")
-    assert {k: shown(r) for k, r in theirs.items()} == {k: shown(r) for k, r in ours.items()}
+    theirs, ours = read_runs(server_url, "small"), read_runs(study.place.tracking_uri, "small")
+    assert visible(theirs) == visible(ours)
     for key, run in theirs.items():
         assert run.inputs.to_dictionary() == ours[key].inputs.to_dictionary()
 
 
-def test_files_go_to_the_study_s_run_and_are_not_sent_twice(
-    there: Made, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_files_are_attached_to_the_study_s_run_once(
+    on_server: Made, server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page, plots = tmp_path / "report.html", tmp_path / "plots"
     plots.mkdir()
     page.write_text("<h1>small</h1>")
     (plots / "f1.svg").write_text("<svg/>")
-    assert attach([page, plots], there.place) == 2
-    assert attach([page, plots], there.place) == 0
+    assert attach([page, plots], on_server.place) == 2
+    assert attach([page, plots], on_server.place) == 0
     page.write_text("<h1>small, again</h1>")
-    assert attach([page, plots], there.place) == 1
-    client, experiment = open_experiment(there.place)
+    assert attach([page, plots], on_server.place) == 1
+    client, experiment = open_experiment(on_server.place)
     (run,) = client.search_runs([experiment.experiment_id], "tags.level = 'study'")
     fetched = client.download_artifacts(run.info.run_id, "report.html", str(tmp_path / "plots"))
     assert Path(fetched).read_text() == "<h1>small, again</h1>"
     assert [f.path for f in client.list_artifacts(run.info.run_id, "plots")] == ["plots/f1.svg"]
-    assert there.sync_study() == 0, "what is attached is no change of the run"
-    with pytest.raises(RaymrcError, match="there is no such file"):
-        attach([tmp_path / "nowhere.html"], there.place)
+    assert on_server.sync() == 0, "attaching files does not change the run"
+    with pytest.raises(RaymrcError, match="no such file to attach"):
+        attach([tmp_path / "nowhere.html"], on_server.place)
     with pytest.raises(RaymrcError, match="has no run of study others"):
-        attach([page], replace(there.place, study="others"))
+        attach([page], replace(on_server.place, study="others"))
 
 
-def fetch_model(name: str, address: str, folder: Path) -> Path:
+def fetch_model(name: str, server_url: str, folder: Path) -> Path:
     import mlflow
 
-    mlflow.set_tracking_uri(address)
+    mlflow.set_tracking_uri(server_url)
     try:
         return Path(mlflow.artifacts.download_artifacts(f"models:/{name}/1", dst_path=str(folder)))
     finally:
         mlflow.set_tracking_uri(None)
 
 
-def test_winners_are_registered_once_and_answer_as_they_did(
-    there: Made, address: str, tmp_path: Path
+def test_winners_are_registered_once_and_predict_what_their_final_test_recorded(
+    on_server: Made, server_url: str, tmp_path: Path
 ) -> None:
     import mlflow
 
-    assert there.register() == ["small-tiny-fine_tune 1", "small-tiny-frozen_soft_prompt 1"]
-    assert there.register() == []
-    assert there.sync_study() == 0
-    text = pandas.DataFrame({"text": [note.text for note in there.test.notes]})
+    assert on_server.register() == ["small-tiny-fine_tune 1", "small-tiny-frozen_soft_prompt 1"]
+    assert on_server.register() == []
+    assert on_server.sync() == 0
+    text = pandas.DataFrame({"text": [note.text for note in on_server.test.notes]})
     all_found = 0
-    for cell, finals in final_records(there.records).items():
+    for cell, finals in final_records(on_server.records).items():
         name, record = f"small-tiny-{cell.strategy}", finals[0]
-        version = ask(address, f"model-versions/get?name={name}&version=1")["model_version"]
+        version = ask(server_url, f"model-versions/get?name={name}&version=1")["model_version"]
         tags = {tag["key"]: tag["value"] for tag in version["tags"]}
         assert tags["raymrc.key"] == record.key and record.fold_run.configuration.seed == 4
         assert float(tags["strict_f1"]) == pytest.approx(record.strict.f1, abs=1e-6)
-        assert version["run_id"] == read_runs(address, "small")[record.key].info.run_id
-        local = fetch_model(name, address, tmp_path / name)
-        saved = there.folder / "runs" / "adapters" / record.fold_run.place / ADAPTER_FILE
+        assert version["run_id"] == read_runs(server_url, "small")[record.key].info.run_id
+        local = fetch_model(name, server_url, tmp_path / name)
+        saved = on_server.folder / "runs" / "adapters" / record.fold_run.place / ADAPTER_FILE
         assert next(local.rglob(ADAPTER_FILE)).read_bytes() == saved.read_bytes()
         model = mlflow.pyfunc.load_model(str(local))
         assert model.metadata.get_input_schema().input_names() == ["text"]
-        found = [json.loads(one) for one in model.predict(text)["found"]]
-        wanted = [asdict(record.predictions[note.id]) for note in there.test.notes]
-        assert found == json.loads(json.dumps(wanted))
-        all_found += sum(len(one["spans"]) for one in found)
-    assert all_found, "models that find nothing show nothing"
-    # Notes are in no part of a model, and another backbone is no backbone of it.
-    a_text = there.corpus.notes[0].text.encode()
+        found = [json.loads(row) for row in model.predict(text)["found"]]
+        expected = [asdict(record.predictions[note.id]) for note in on_server.test.notes]
+        assert found == json.loads(json.dumps(expected))
+        all_found += sum(len(row["spans"]) for row in found)
+    assert all_found, "a test with models that find nothing proves nothing"
+    # A model holds no text of a note, and refuses another backbone.
+    a_text = on_server.corpus.notes[0].text.encode()
     assert not any(a_text in path.read_bytes() for path in local.rglob("*") if path.is_file())
     asked = json.loads(next(local.rglob(ASKED_FILE)).read_text())
     assert set(asked) == {"labels", "relations", "questions"}
-    backbone = there.folder / "backbone"
-    backbone.rename(there.folder / "moved")
+    backbone = on_server.folder / "backbone"
+    backbone.rename(on_server.folder / "moved")
     tiny_checkpoint("bert", backbone, num_layers=2, seed=9)
     try:
         with pytest.raises(BackboneError, match="was trained on tiny with weights"):
             mlflow.pyfunc.load_model(str(local))
     finally:
         shutil.rmtree(backbone)
-        (there.folder / "moved").rename(backbone)
+        (on_server.folder / "moved").rename(backbone)
 
 
-def test_a_study_chooses_what_is_registered(study: Made, address: str) -> None:
-    made = study.shown_at(address)
-    shown = made.spec.mlflow.model_copy(update={"register_models": "frozen", "experiment": "other"})
-    other = made.spec.model_copy(update={"mlflow": shown, "study": "other"})
+def test_a_study_file_selects_what_is_registered(study: Made, server_url: str) -> None:
+    made = study.tracked_at(server_url)
+    changes = {"register_models": "frozen", "experiment": "other"}
+    section = made.spec.mlflow.model_copy(update=changes)
+    other = made.spec.model_copy(update={"mlflow": section, "study": "other"})
     assert register(study.records, other, study.corpus) == [], "their runs are not in MLflow yet"
     sync_study(study.records, TrackingPlace.of(other))
     assert register(study.records, other, study.corpus) == ["other-tiny-frozen_soft_prompt 1"]
@@ -388,11 +384,11 @@ def test_a_study_chooses_what_is_registered(study: Made, address: str) -> None:
 
 
 @needs_chromium
-def test_the_ui_opens_on_a_row_a_cell_sorted_by_f1(there: Made, address: str) -> None:
-    """MLflow says nowhere how its UI keeps a view, so only a browser knows whether it still reads ours."""
+def test_the_ui_opens_with_one_row_per_cell_sorted_by_f1(on_server: Made, server_url: str) -> None:
+    """MLflow does not document how its UI stores a view, so only a browser shows whether it reads ours."""
     with browser() as chromium:
         page = chromium.new_page(viewport={"width": 1900, "height": 700})
-        page.goto(how_to_look(there.place))
+        page.goto(how_to_open(on_server.place))
         page.get_by_text("2 matching runs").wait_for(timeout=60_000)
         page.get_by_text("prompt_length").first.wait_for(timeout=20_000)
         text = page.locator(".ag-root").first.inner_text()
@@ -403,49 +399,50 @@ def test_the_ui_opens_on_a_row_a_cell_sorted_by_f1(there: Made, address: str) ->
 
 
 @needs_chromium
-def test_the_ui_draws_a_fold_run_s_course_by_epoch(there: Made, address: str) -> None:
-    found = ask(address, "experiments/get-by-name?experiment_name=small")["experiment"]
+def test_the_ui_plots_a_fold_run_s_loss_by_epoch(on_server: Made, server_url: str) -> None:
+    found = ask(server_url, "experiments/get-by-name?experiment_name=small")["experiment"]
     (run, *_) = ask(
-        address, "runs/search", experiment_ids=[found["experiment_id"]],
+        server_url, "runs/search", experiment_ids=[found["experiment_id"]],
         filter="tags.level = 'fold-run' and tags.strategy = 'frozen_soft_prompt'",
     )["runs"]  # fmt: skip
     run_id = run["info"]["run_id"]
     with browser() as chromium:
         page = chromium.new_page(viewport={"width": 1600, "height": 1400})
-        page.goto(f"{address}/#/experiments/{found['experiment_id']}/runs/{run_id}/model-metrics")
+        page.goto(
+            f"{server_url}/#/experiments/{found['experiment_id']}/runs/{run_id}/model-metrics"
+        )
         page.get_by_placeholder("Search metric charts").fill("^loss$")
         page.get_by_text("loss", exact=True).first.wait_for(timeout=60_000)
         line = page.locator(".js-plotly-plot .scatterlayer path.js-line").first
         line.wait_for(state="attached", timeout=30_000)
         drawn = line.get_attribute("d")
     heights = [float(point.split(",")[1]) for point in re.findall(r"[\d.]+,[\d.]+", drawn or "")]
-    history = ask(address, f"metrics/get-history?run_id={run_id}&metric_key=loss")
+    history = ask(server_url, f"metrics/get-history?run_id={run_id}&metric_key=loss")
     losses = [point["value"] for point in history["metrics"]]
     assert len(heights) == len(losses) == 8
     order = sorted(range(8), key=losses.__getitem__)
-    assert sorted(range(8), key=lambda place: -heights[place]) == order, "the higher the smaller"
+    assert sorted(range(8), key=lambda place: -heights[place]) == order, (
+        "a larger loss is drawn higher, so at a smaller y"
+    )
 
 
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[str]:
-    """A PostgreSQL of its own on a socket in a folder of its own. It refuses to run as root."""
+    """A private PostgreSQL on a socket in a private folder. It refuses to run as root."""
     places = os.pathsep.join([os.environ["PATH"], *glob.glob("/usr/lib/postgresql/*/bin")])
     programs = [shutil.which(name, path=places) for name in ("initdb", "postgres")]
     if None in programs:
-        pytest.skip("there is no PostgreSQL here (Debian's package is postgresql)")
+        pytest.skip("PostgreSQL is not installed (Debian's package is postgresql)")
     initdb, postgres = map(str, programs)
     pytest.importorskip("psycopg")
-    folder = Path(
-        tempfile.mkdtemp(prefix="raymrc-pg-")
-    )  # others may pass; the socket's path is short
+    # Not pytest's folder: other users cannot enter it, and the path of a socket must be short.
+    folder = Path(tempfile.mkdtemp(prefix="raymrc-pg-"))
     become: list[str] = []
     if os.geteuid() == 0:
         names = {entry.pw_name: entry for entry in pwd.getpwall()}
         user = names.get("postgres") or names["nobody"]
         if shutil.which("setpriv") is None:
-            pytest.skip(
-                "PostgreSQL refuses root, and there is no setpriv to become another user by"
-            )
+            pytest.skip("PostgreSQL refuses root, and setpriv, which changes the user, is missing")
         become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         os.chown(folder, user.pw_uid, user.pw_gid)
     data = str(folder / "data")
@@ -464,9 +461,9 @@ def postgresql() -> Iterator[str]:
             time.sleep(0.05)
         yield f"postgresql://raymrc@/postgres?host={folder}"
     finally:
-        for kept in [one for one in gc.get_objects() if isinstance(one, sqlalchemy.Engine)]:
-            if kept.dialect.name == "postgresql":  # MLflow's, which it keeps as long as it lives
-                kept.dispose()
+        for engine in [each for each in gc.get_objects() if isinstance(each, sqlalchemy.Engine)]:
+            if engine.dialect.name == "postgresql":  # MLflow keeps its engines for good
+                engine.dispose()
         server.send_signal(signal.SIGINT)
         server.wait()
         shutil.rmtree(folder)
@@ -475,14 +472,16 @@ def postgresql() -> Iterator[str]:
 def test_postgresql_shows_what_sqlite_shows(
     study: Made, postgresql: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = study.shown_at(postgresql)
+    made = study.tracked_at(postgresql)
     assert isinstance(open_writer(made.place), DatabaseWriter)
     assert sync_study(made.first, made.place, None, made.datasets) > 0
-    assert made.sync_study() > 0 and made.sync_study() == 0
-    study.sync_study()
-    there, here = read_runs(postgresql, "small"), read_runs(study.place.tracking_uri, "small")
-    assert {k: shown(r) for k, r in there.items()} == {k: shown(r) for k, r in here.items()}
-    assert all(r.inputs.to_dictionary() == here[k].inputs.to_dictionary() for k, r in there.items())
+    assert made.sync() > 0 and made.sync() == 0
+    study.sync()
+    in_postgresql = read_runs(postgresql, "small")
+    in_sqlite = read_runs(study.place.tracking_uri, "small")
+    assert visible(in_postgresql) == visible(in_sqlite)
+    for key, run in in_postgresql.items():
+        assert run.inputs.to_dictionary() == in_sqlite[key].inputs.to_dictionary()
     page = study.folder / "report.html"
     page.write_text("<h1>small</h1>")
     assert attach([page], made.place) == 1 and attach([page], made.place) == 0
@@ -491,8 +490,8 @@ def test_postgresql_shows_what_sqlite_shows(
     assert made.register() == ["small-tiny-fine_tune 1", "small-tiny-frozen_soft_prompt 1"]
     assert made.register() == []
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
-    assert how_to_look(made.place).startswith(
+    assert how_to_open(made.place).startswith(
         "mlflow ui --backend-store-uri 'postgresql://raymrc@/postgres?host="
     )
     secret = postgresql.replace("raymrc@", "raymrc:secret@")
-    assert "secret" not in how_to_look(replace(made.place, tracking_uri=secret))
+    assert "secret" not in how_to_open(replace(made.place, tracking_uri=secret))

@@ -1,6 +1,6 @@
-"""Records as MLflow runs should show them. No MLflow here: values to values.
+"""What MLflow shows of a study, as values; MLflow itself is not imported here.
 
-records -> figures -> drawings        (study > cell > configuration > fold-run)
+records -> figures -> run snapshots        (study > cell > configuration > fold-run)
 """
 
 from __future__ import annotations
@@ -19,27 +19,36 @@ from raymrc.model.strategies import STRATEGIES
 from raymrc.scoring.counts import pool
 from raymrc.tracking.datasets import Dataset
 
-SHOWN_ELSEWHERE = ("key", "status", "reason")
-"""Words of a record that a run shows in another way. What is neither word nor number stays away."""
+KEY_TAG = "raymrc.key"
+DIGEST_TAG = "raymrc.drawn"
+PARENT_TAG = "mlflow.parentRunId"
+NAME_TAG = "mlflow.runName"
 
-LONGEST_TAG = 2000
-"""Characters; MLflow's own stores refuse tags of more than 5000 or 8000."""
+DELETED = "deleted"
+"""Takes the place of the digest of a run that the user deleted; such a run is never written again."""
+
+SHOWN_ELSEWHERE = ("key", "status", "reason")
+"""Text fields of a record that become no tag of their own."""
+
+MAX_TAG_CHARACTERS = 2000
+"""MLflow's own stores refuse tags of more than 5000 or 8000."""
 
 SUMMED = (
     "unreachable device_seconds failed_device_seconds wall_seconds training_seconds "
     "evaluation_seconds tokens flops cost_usd"
 ).split()
 LARGEST = ("peak_bytes",)
-"""How a configuration's figure comes from its folds'; every other one is a mean, counts are summed."""
+"""How a configuration's figure comes from those of its folds. Counts are summed too; all others are means."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What MLflow shows of one fold-run; a hundredth of the record's size.
+    """What MLflow shows of one fold-run, in a hundredth of its record's memory.
 
     Args:
-        configuration_key, cell_key: of what this is a part of; other notes, folds or weights make
-            another configuration and another cell.
+        configuration_key, cell_key: the runs above it. They depend on notes, folds and weights, so results on
+            other notes go to other runs.
+        corpora: fingerprints of the notes that it was trained or scored on.
         numbers: metric name -> value.
         words: tag -> value.
         course: (metric name, epoch, value, milliseconds since 1970).
@@ -63,9 +72,10 @@ class Figures:
 
 
 def read_figures(record: Record) -> Figures:
-    """The numbers of a record: scores of both modes, of each label and subset, cost, size, course."""
+    """A record's scores (per mode, label and subset), cost, size and course."""
     run = record.fold_run
-    start_ms = _milliseconds(record.started_at)
+    started = datetime.fromisoformat(record.started_at).timestamp() if record.started_at else 0
+    start_ms = int(started * 1000)
     numbers: dict[str, float] = {}
     words = {
         "versions": ", ".join(f"{k} {v}" for k, v in sorted(record.versions.items())),
@@ -89,28 +99,29 @@ def read_figures(record: Record) -> Figures:
             numbers |= {
                 f"{mode}_{name}": getattr(counts, name) for name in ("precision", "recall", "f1")
             }
-            numbers |= {f"{mode}_f1/{_tidy(k)}": c.f1 for k, c in by_label.items()}
+            numbers |= {f"{mode}_f1/{_metric_name(k)}": c.f1 for k, c in by_label.items()}
             for site in record.transfer:
-                there = pool(record.per_label(mode, site).values())
-                numbers[f"transfer_{mode}_f1/{_tidy(site)}"] = there.f1
+                site_counts = pool(record.per_label(mode, site).values())
+                numbers[f"transfer_{mode}_f1/{_metric_name(site)}"] = site_counts.f1
         numbers |= {
             f"subset_strict_f1/{name}": c.f1 for name, c in record.subsets.items() if c.tp + c.fn
         }
         mentions = record.mentions
         if BOTH_FOUND in mentions:
             numbers["relations_with_both_mentions_found"] = mentions.pop(BOTH_FOUND).recall
-        numbers |= {f"mention_strict_f1/{_tidy(k)}": c.f1 for k, c in mentions.items()}
+        numbers |= {f"mention_strict_f1/{_metric_name(k)}": c.f1 for k, c in mentions.items()}
     clock = float(start_ms)
     for epoch in record.epochs:
         clock += epoch.wall_seconds * 1000
         course.append(("loss", epoch.epoch, epoch.loss, int(clock)))
         course.append(("epoch_validation_f1", epoch.epoch, epoch.validation_f1, int(clock)))
     cell = hash_values([run.configuration.cell.values, run.basis])
-    # A final test's seeds are what a configuration's folds are.
-    alike = replace(run.configuration, seed=0) if run.is_test else run.configuration
+    # The seeds of a final test are its replicates, as folds are those of a configuration.
+    replicated = replace(run.configuration, seed=0) if run.is_test else run.configuration
     return Figures(
         key=record.key,
-        configuration_key="configuration:" + hash_values([alike.id, run.basis + run.start])[:32],
+        configuration_key="configuration:"
+        + hash_values([replicated.id, run.basis + run.start])[:32],
         cell_key="cell:" + cell[:32],
         corpora=(
             run.corpus_fingerprint,
@@ -130,28 +141,24 @@ def read_figures(record: Record) -> Figures:
     )
 
 
-def _milliseconds(iso: str) -> int:
-    return int(datetime.fromisoformat(iso).timestamp() * 1000) if iso else 0
-
-
-def _tidy(label: str) -> str:
-    """MLflow refuses metric names with other characters."""
+def _metric_name(label: str) -> str:
+    """MLflow refuses other characters in names of metrics."""
     return re.sub(r"[^\w\-. ]", "_", label, flags=re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class StudyHeader:
-    """The run above all others.
+    """The study's own run, above all others.
 
     Args:
         name: the study's.
-        datasets: the notes that are at hand.
-        runs: whether a driver is at work.
+        datasets: its notes, as far as they are on this machine.
+        is_running: whether a driver is at work on it.
     """
 
     name: str
     datasets: tuple[Dataset, ...] = ()
-    runs: bool = False
+    is_running: bool = False
 
     @property
     def key(self) -> str:
@@ -159,16 +166,24 @@ class StudyHeader:
 
 
 @dataclass(frozen=True, slots=True)
+class ExistingRun:
+    """A run that MLflow has: its id, and the digest of the snapshot that it shows."""
+
+    run_id: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunSnapshot:
-    """An MLflow run as it should stand.
+    """An MLflow run as it should look now.
 
     Args:
         key: what it shows; at most one run of an experiment has it.
-        parent: the key of the run above; "" for none. A parent is written before its children.
+        parent: key of the run above, which is written first; "" for none.
         status: "RUNNING", "FINISHED" or "FAILED".
-        end_ms: of what has come to an end, or the latest that is known of what runs.
+        start_ms, end_ms: milliseconds since 1970; the end of a study that runs is its latest known one.
         metrics: (name, value, step, milliseconds since 1970).
-        datasets: that it learnt from or was scored on.
+        datasets: the notes that it was trained or scored on.
     """
 
     key: str
@@ -184,50 +199,61 @@ class RunSnapshot:
 
     @property
     def digest(self) -> str:
-        """Equal drawings have equal digests: what stands already is left alone."""
+        """Equal snapshots have equal digests, so that an unchanged run is not written again."""
         return hash_values([getattr(self, field.name) for field in fields(self)])[:16]
+
+    @property
+    def finite_metrics(self) -> list[tuple[str, float, int, int]]:
+        return [metric for metric in self.metrics if math.isfinite(metric[1])]
+
+    def all_tags(self, existing: Mapping[str, ExistingRun]) -> dict[str, str]:
+        """Its tags, its key, and the id of the run above, which must exist."""
+        above = {PARENT_TAG: existing[self.parent].run_id} if self.parent else {}
+        return {**self.tags, KEY_TAG: self.key, **above}
 
 
 def build_snapshots(
     all_figures: Sequence[Figures],
-    touched: Iterable[str] | None = None,
+    changed_keys: Iterable[str] | None = None,
     may_win: Callable[[Configuration], bool] | None = None,
     study: StudyHeader | None = None,
 ) -> list[RunSnapshot]:
     """The runs of a study, parents before children.
 
     Args:
-        touched: draw only these fold-runs and what stands above them; None for all.
-        may_win: which configurations a cell's figures may be of; None for all. What an earlier
-            form of the study tried is drawn too, and is not asked while another may win.
-        study: what stands above the cells; None: nothing.
+        changed_keys: build only these fold-runs and the runs above them; None for all.
+        may_win: which configurations may be the winner that a cell shows; None for all. If none of a cell's
+            configurations may win, because the study file has changed since, all of them may.
+        study: the run above the cells; None for no such run.
     """
-    wanted = {f.key for f in all_figures} if touched is None else set(touched)
+    wanted = {f.key for f in all_figures} if changed_keys is None else set(changed_keys)
     cells: dict[str, dict[str, list[Figures]]] = {}
     for figures in all_figures:
         configurations = cells.setdefault(figures.cell_key, {})
         configurations.setdefault(figures.configuration_key, []).append(figures)
     for configurations in cells.values():
         for folds in configurations.values():
-            # Whoever came first must make no difference: a drawing is compared by its digest.
+            # The order in which fold-runs finish must not change a digest.
             folds.sort(key=lambda f: (f.fold, f.configuration.seed))
-    drawings = []
+    snapshots = []
     if study is not None and wanted:
-        drawings.append(_draw_study(study, cells))
+        snapshots.append(_study_snapshot(study, cells))
     for cell_key, configurations in cells.items():
         if not any(f.key in wanted for folds in configurations.values() for f in folds):
             continue
         names = _name_configurations(configurations)
-        drawings.append(_draw_cell(cell_key, configurations, names, may_win, study))
+        snapshots.append(_cell_snapshot(cell_key, configurations, names, may_win, study))
         for key, folds in configurations.items():
             if any(f.key in wanted for f in folds):
-                drawings.append(_draw_configuration(key, cell_key, names[key], folds))
-                drawings += [_draw_fold_run(f, key, names[key]) for f in folds if f.key in wanted]
-    return drawings
+                snapshots.append(_configuration_snapshot(key, cell_key, names[key], folds))
+                snapshots += [
+                    _fold_run_snapshot(f, key, names[key]) for f in folds if f.key in wanted
+                ]
+    return snapshots
 
 
 def _describe(configuration: Configuration) -> dict[str, str]:
-    """The configuration's own fields as words, without its cell's."""
+    """The configuration's own fields as text, without those of its cell."""
     return {
         field.name: str(getattr(configuration, field.name))
         for field in fields(configuration)
@@ -247,7 +273,7 @@ def _cell_tags(cell: Cell) -> dict[str, str]:
 
 
 def _name_configurations(configurations: Mapping[str, Sequence[Figures]]) -> dict[str, str]:
-    """Each by the fields in which a cell's configurations differ, such as "learning_rate=0.02"."""
+    """Named by the fields in which a cell's configurations differ, such as "learning_rate=0.02"."""
     described = {key: _describe(folds[0].configuration) for key, folds in configurations.items()}
     first = next(iter(described.values()))
     varied = [k for k in first if len({d[k] for d in described.values()}) > 1]
@@ -259,13 +285,13 @@ def _name_configurations(configurations: Mapping[str, Sequence[Figures]]) -> dic
 
 
 def _pool(folds: Sequence[Figures]) -> dict[str, float]:
-    """Figures of a configuration: means and spreads of scores, sums of cost and counts."""
+    """Several fold-runs together: means and spreads of scores, sums of costs and counts."""
     done = [f.numbers for f in folds if f.status == "done"] or [f.numbers for f in folds]
     pooled: dict[str, float] = {}
     for name in sorted({name for numbers in done for name in numbers}):
         values = [numbers[name] for numbers in done if name in numbers]
         if name in SUMMED or name.endswith(("_tp", "_fp", "_fn")):
-            # What a failed fold cost was paid all the same.
+            # Failed fold-runs cost money, too.
             pooled[name] = math.fsum(f.numbers.get(name, 0.0) for f in folds)
         elif name in LARGEST:
             pooled[name] = max(values)
@@ -280,8 +306,8 @@ def _pool(folds: Sequence[Figures]) -> dict[str, float]:
     return pooled
 
 
-def _system(numbers: Mapping[str, float]) -> dict[str, float]:
-    """What MLflow shows in a tab of its own: of the device, by what the record measured there."""
+def _system_metrics(numbers: Mapping[str, float]) -> dict[str, float]:
+    """MLflow's tab "System metrics": the training device, as the records measured it."""
     shown = {"device_seconds": numbers["device_seconds"]}
     if peak := numbers["peak_bytes"]:
         shown["peak_memory_megabytes"] = peak / 1e6
@@ -291,7 +317,7 @@ def _system(numbers: Mapping[str, float]) -> dict[str, float]:
     return {f"system/{name}": value for name, value in shown.items()}
 
 
-def _draw_fold_run(figures: Figures, parent: str, name: str) -> RunSnapshot:
+def _fold_run_snapshot(figures: Figures, parent: str, name: str) -> RunSnapshot:
     tags = {
         "level": "fold-run",
         "fold": str(figures.fold),
@@ -301,8 +327,11 @@ def _draw_fold_run(figures: Figures, parent: str, name: str) -> RunSnapshot:
     }
     if figures.reason:
         tags["stopped" if figures.status == "stopped" else "reason"] = figures.reason
-    tags = {k: v if len(v) <= LONGEST_TAG else v[: LONGEST_TAG - 1] + "…" for k, v in tags.items()}
-    numbers = {**figures.numbers, **_system(figures.numbers)}
+    tags = {
+        k: v if len(v) <= MAX_TAG_CHARACTERS else v[: MAX_TAG_CHARACTERS - 1] + "…"
+        for k, v in tags.items()
+    }
+    numbers = {**figures.numbers, **_system_metrics(figures.numbers)}
     metrics = [(name, value, 0, figures.end_ms) for name, value in numbers.items()]
     metrics += [(name, value, epoch, ms) for name, epoch, value, ms in figures.course]
     return RunSnapshot(
@@ -320,12 +349,14 @@ def _draw_fold_run(figures: Figures, parent: str, name: str) -> RunSnapshot:
     )
 
 
-def _draw_configuration(key: str, parent: str, name: str, folds: Sequence[Figures]) -> RunSnapshot:
+def _configuration_snapshot(
+    key: str, parent: str, name: str, folds: Sequence[Figures]
+) -> RunSnapshot:
     configuration = folds[0].configuration
     params = _describe(configuration)
     if folds[0].is_test:
-        del params["seed"]  # each of its fold-runs has another, and a parameter can never change
-    return _draw_group(
+        del params["seed"]  # its fold-runs have different seeds, and a param can never change
+    return _group_snapshot(
         key,
         parent,
         name,
@@ -340,20 +371,20 @@ def _draw_configuration(key: str, parent: str, name: str, folds: Sequence[Figure
     )
 
 
-def _draw_cell(
+def _cell_snapshot(
     key: str,
     configurations: Mapping[str, Sequence[Figures]],
     names: Mapping[str, str],
     may_win: Callable[[Configuration], bool] | None,
     study: StudyHeader | None,
 ) -> RunSnapshot:
-    """A cell shows its winner's figures and settings, so that cells can be compared row by row."""
-    asked = {
-        name: folds
-        for name, folds in configurations.items()
+    """A cell shows its winner's figures and settings, so that the runs table compares cells."""
+    eligible = {
+        key: folds
+        for key, folds in configurations.items()
         if may_win is None or may_win(folds[0].configuration)
     }
-    winner = choose_winner(asked or configurations)
+    winner = choose_winner(eligible or configurations)
     everything = [f for folds in configurations.values() for f in folds]
     numbers = _pool(configurations[winner])
     searched = _pool(everything)
@@ -363,7 +394,7 @@ def _draw_cell(
     cell = chosen.cell
     is_test = everything[0].is_test
     corpora = {fingerprint for figures in everything for fingerprint in figures.corpora}
-    return _draw_group(
+    return _group_snapshot(
         key,
         study.key if study is not None else "",
         f"{cell.backbone.name} · {cell.strategy}"
@@ -374,7 +405,7 @@ def _draw_cell(
             "level": "final test" if is_test else "cell",
             "winner": names[winner],
             "winner_id": chosen.id,
-            # Not as parameters, which MLflow never lets change: another may win tomorrow.
+            # As tags: a param can never change, and another configuration may win tomorrow.
             **_describe(chosen),
             **_cell_tags(cell),
         },
@@ -384,18 +415,18 @@ def _draw_cell(
     )
 
 
-def _draw_study(
+def _study_snapshot(
     study: StudyHeader, cells: Mapping[str, Mapping[str, Sequence[Figures]]]
 ) -> RunSnapshot:
-    """What all of it has come to and cost; its course is that of the fold-runs as they ended."""
-    configurations = [folds for of_cell in cells.values() for folds in of_cell.values()]
+    """Totals of the whole study, with one point for each fold-run that has ended."""
+    configurations = [folds for cell in cells.values() for folds in cell.values()]
     everything = [figures for folds in configurations for figures in folds]
     pooled = _pool(everything)
     kept = {*SUMMED, *LARGEST}
     numbers = {n: v for n, v in pooled.items() if n in kept or n.startswith("folds_")}
     numbers["cells"] = float(len(cells))
     numbers["configurations"] = float(len(configurations))
-    return _draw_group(
+    return _group_snapshot(
         study.key,
         "",
         study.name,
@@ -408,14 +439,14 @@ def _draw_study(
         params={},
         numbers=numbers,
         datasets=study.datasets,
-        runs=study.runs,
+        is_running=study.is_running,
     )
 
 
 def choose_winner(configurations: Mapping[str, Sequence[Figures]]) -> str:
-    """The key of the configuration that the verdict would choose."""
+    """Key of the configuration that the report names as the winner."""
 
-    def place(key: str) -> tuple[float, float, float, str]:
+    def rank_of(key: str) -> tuple[float, float, float, str]:
         done = [f.numbers for f in configurations[key] if f.status == "done"]
         return rank(
             len(done),
@@ -424,10 +455,10 @@ def choose_winner(configurations: Mapping[str, Sequence[Figures]]) -> str:
             configurations[key][0].configuration.id,
         )
 
-    return min(configurations, key=place)
+    return min(configurations, key=rank_of)
 
 
-def _draw_group(
+def _group_snapshot(
     key: str,
     parent: str,
     name: str,
@@ -437,9 +468,9 @@ def _draw_group(
     params: Mapping[str, str],
     numbers: Mapping[str, float],
     datasets: tuple[Dataset, ...] = (),
-    runs: bool = False,
+    is_running: bool = False,
 ) -> RunSnapshot:
-    numbers = {**numbers, **_system(numbers)}
+    numbers = {**numbers, **_system_metrics(numbers)}
     failed = all(f.status == "failed" for f in members)
     end_ms = max(f.end_ms for f in members)
     step = len(members) + sum(f.status == "done" for f in members)
@@ -447,13 +478,13 @@ def _draw_group(
         key=key,
         parent=parent,
         name=name,
-        status="RUNNING" if runs else "FAILED" if failed else "FINISHED",
+        status="RUNNING" if is_running else "FAILED" if failed else "FINISHED",
         start_ms=min(f.start_ms for f in members),
         end_ms=end_ms,
         tags=tags,
         params=params,
-        # MLflow shows the value of the highest step, so a later state needs a higher one: one
-        # more for each fold-run below, and one more when it is done, be it after a failure.
+        # MLflow shows the value of the highest step, so the step must grow with what is known: by one
+        # for each fold-run below, and by another one when it is done, perhaps after a failure.
         metrics=tuple((k, v, step, end_ms) for k, v in numbers.items()),
         datasets=datasets,
     )
