@@ -20,7 +20,7 @@ from raymrc.configuration import Backbone, Cell, Configuration
 from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs, SpanTargets
 from raymrc.model.loading import Loaded
-from raymrc.model.network import Model, build_model
+from raymrc.model.network import Model
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.training.fused import (
     Part,
@@ -73,7 +73,7 @@ def make_lanes(loaded: Loaded, count: int, rows: int) -> list[tuple[Part, torch.
             prompt_length=16,
             seed=number,
         )
-        model = build_model(configuration, loaded, LABELS).train()
+        model = Model(configuration, loaded, LABELS).train()
         inputs, targets = make_batch(rows, number)
         generator = torch.Generator(device).manual_seed(number)
         part = Part(model, inputs.to(device), targets.to(device), generator)

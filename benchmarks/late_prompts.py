@@ -32,7 +32,7 @@ from raymrc.configuration import Cell, Configuration, FoldRun
 from raymrc.ledger.record import Record
 from raymrc.model.inputs import Inputs, SpanTargets
 from raymrc.model.loading import Loaded, load_backbone
-from raymrc.model.network import Model, build_model
+from raymrc.model.network import Model
 from raymrc.model.shapes import Shape
 from raymrc.planning.plan import plan_study
 from raymrc.reading.questions import build_questions
@@ -88,7 +88,7 @@ class Lanes:
                 first_layer=first_layer,
                 seed=seed,
             )
-            self.models.append(build_model(configuration, loaded, LABELS).train())
+            self.models.append(Model(configuration, loaded, LABELS).train())
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         # A rate of zero: the same work, and what is predicted stays as it was.
         self.optimisers = [

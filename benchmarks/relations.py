@@ -33,7 +33,7 @@ from raymrc.corpora.note import Corpus
 from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.model.inputs import SpanTargets
 from raymrc.model.loading import Loaded
-from raymrc.model.network import build_model
+from raymrc.model.network import Model
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import find_asked, mentions_of
@@ -129,7 +129,7 @@ def run_ours(
         Cell("relations", "made-up", loaded.backbone, strategy),
         learning_rate=1e-5, prompt_length=16 if strategy == "soft_prompt" else 0,
     )  # fmt: skip
-    model = build_model(configuration, loaded, 0, num_questions).train()
+    model = Model(configuration, loaded, 0, num_questions).train()
     optimiser = torch.optim.AdamW(model.parameter_groups(), fused=True)
     trained = [p for p in model.parameters() if p.requires_grad]
     pad = loaded.shape.pad_id

@@ -44,7 +44,7 @@ from raymrc.errors import BackboneError
 from raymrc.model.backbones import find_backbone
 from raymrc.model.inputs import SpanTargets
 from raymrc.model.loading import Loaded, from_hugging_face, load_backbone
-from raymrc.model.network import build_model
+from raymrc.model.network import Model
 from raymrc.model.precision import precision
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES
@@ -161,7 +161,7 @@ def run_alone(
     device: str,
 ) -> Callable[[], None]:
     """Ours: one fold-run, a step as a user would write it."""
-    model = build_model(make_configuration(loaded.backbone, strategy), loaded, num_labels).train()
+    model = Model(make_configuration(loaded.backbone, strategy), loaded, num_labels).train()
     optimiser = torch.optim.AdamW(model.parameter_groups(), fused=True)
     trained = [p for p in model.parameters() if p.requires_grad]
 
@@ -188,7 +188,7 @@ def run_together(
     models, optimisers, generators = [], [], []
     for seed in range(len(lanes)):
         configuration = make_configuration(loaded.backbone, "frozen_soft_prompt", seed)
-        models.append(build_model(configuration, loaded, num_labels).train())
+        models.append(Model(configuration, loaded, num_labels).train())
         optimisers.append(torch.optim.AdamW(models[-1].parameter_groups(), fused=True))
         generators.append(torch.Generator(device).manual_seed(seed))
 

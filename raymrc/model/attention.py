@@ -1,8 +1,9 @@
-"""The attention paths, with trained keys and values in front: torch's fused kernel on padded rows,
-and the variable-length one on rows without padding.
+"""Attention with trained keys and values in front of a row's own.
+
+Padded rows use torch's fused kernel, rows without padding its variable-length kernel.
 
 B rows, S pieces, P prompt positions, N heads, H head size, D hidden, T pieces of all rows,
-X keys of all rows: prompt positions and pieces
+X keys of all rows (prompt positions and pieces)
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ def attend(
     mask: Tensor | Packing | None = None,
     prefix: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Softmax attention; every piece also attends to all of the prefix.
+    """Softmax attention in which every piece also attends to the whole prefix.
 
     Args:
-        mask: (B, 1, 1, S), bool, True where a key may be attended to, the prefix's positions
-            included and in front; None where every key may be. Or, of packed rows, their packing.
-        prefix: keys and values (B, N, P, H) that stand before the window's own.
+        mask: (B, 1, 1, P + S), bool, True where a key may be attended to; None if all may be. For
+            packed rows their packing.
+        prefix: keys and values (B, N, P, H) that precede the window's.
 
     Shapes:
-        queries, keys, values: (B, N, S, H); of packed rows (T, N, H)
-        returns: (B, S, D); (T, D)
+        queries, keys, values: (B, N, S, H); packed rows (T, N, H)
+        returns: (B, S, D); packed rows (T, D)
     """
     if prefix is not None:
         # A trained prefix is fp32, whatever the backbone computes in.
@@ -46,8 +47,8 @@ def attend(
     if prefix is not None:
         keys_BNSH = torch.cat([keys, keys_BNSH], dim=2)
         values_BNSH = torch.cat([values, values_BNSH], dim=2)
-    # No dropout on the weights: the fused CPU kernel has none, and the path that has it writes
-    # out all S x S scores. Hidden states are dropped out instead, where the backbone is trained.
+    # No dropout on attention weights: the fused CPU kernel has none, and the kernel that has it
+    # materialises all S x S scores. A trained backbone drops out hidden states instead.
     context_BNSH = F.scaled_dot_product_attention(
         queries_BNSH, keys_BNSH, values_BNSH, attn_mask=mask
     )
@@ -55,10 +56,10 @@ def attend(
 
 
 def key_mask(mask_BS: Tensor, prompt_BP: Tensor | None = None, *, behind: int = 0) -> Tensor:
-    """A row's mask and its prompt's, in the form that `attend` takes.
+    """The masks of rows and prompts joined, (B, 1, 1, P + S), for `attend`.
 
     Args:
-        behind: how many of the row's pieces stand before the prompt.
+        behind: number of row pieces before the prompt.
     """
     if prompt_BP is not None:
         mask_BS = torch.cat([mask_BS[:, :behind], prompt_BP, mask_BS[:, behind:]], dim=1)
@@ -67,23 +68,22 @@ def key_mask(mask_BS: Tensor, prompt_BP: Tensor | None = None, *, behind: int = 
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """Rows one behind the other without their padding, and what each of them attends to.
+    """Indices that concatenate rows without their padding, and join them with their prompts.
 
-    Made on the CPU of lengths that are known there: no pass waits for the device.
+    They are computed on the CPU from lengths known there, so that no pass waits for the device.
 
     Args:
-        pieces_T: where each piece is in the padded batch, its rows one behind the other (B * S).
-        keys_X: where each key is in all prompt positions, padding included (B * P), and all pieces
-            (T) behind them; see `join`.
-        own_T: where each piece is among the keys.
-        query_lengths, key_lengths: of each row.
-        query_offsets, key_offsets: where each row begins, and where the last one ends; int32,
-            (B + 1,).
+        pieces_T: index of each piece in the flattened padded batch (B * S).
+        keys_X: index of each key in the flattened prompts, padding included (B * P), followed by
+            the packed pieces (T); see `join`.
+        piece_keys_T: index of each piece among the keys.
+        query_lengths, key_lengths: per row.
+        query_offsets, key_offsets: start of each row and end of the last; int32, (B + 1,).
     """
 
     pieces_T: Tensor
     keys_X: Tensor
-    own_T: Tensor
+    piece_keys_T: Tensor
     query_lengths: tuple[int, ...]
     key_lengths: tuple[int, ...]
     query_offsets: Tensor
@@ -100,11 +100,11 @@ class Packing:
         return padded.index_copy(0, self.pieces_T, packed_TD).unflatten(0, (num_rows, num_pieces))
 
     def join(self, prompt_BP: Tensor, pieces_T: Tensor) -> Tensor:
-        """Each row's own prompt positions with its pieces: (B, P, ...) and (T, ...) -> (X, ...)"""
+        """Each row's prompt positions and pieces: (B, P, ...) and (T, ...) -> (X, ...)"""
         return torch.cat([prompt_BP.flatten(0, 1), pieces_T]).index_select(0, self.keys_X)
 
     def joined(self) -> Packing:
-        """The packing of rows that their prompts have joined: all that is a key also asks."""
+        """The packing of rows whose prompt positions are queries, too."""
         return replace(self, query_lengths=self.key_lengths, query_offsets=self.key_offsets)
 
 
@@ -119,28 +119,28 @@ def make_packing(
 ) -> Packing:
     """
     Args:
-        lengths: of each row, 1 or more; num_pieces: S.
-        prompt_lengths: of each row's prompt, 0 or more; num_positions: P.
-        behind: how many of the row's pieces stand before the prompt.
+        lengths: pieces per row, at least 1; num_pieces: S.
+        prompt_lengths: prompt positions per row; num_positions: P.
+        behind: number of row pieces before the prompt.
     """
     num_rows = len(lengths)
     if prompt_lengths is None:
         prompt_lengths = (0,) * num_rows
-    there_BS = torch.arange(num_pieces) < torch.tensor(lengths)[:, None]
-    own_BP = torch.arange(num_positions) < torch.tensor(prompt_lengths)[:, None]
-    # Places in prompt positions, padding included, with the packed pieces behind them.
-    prompt_BP = torch.arange(own_BP.numel()).view_as(own_BP)
-    piece_BS = there_BS.flatten().cumsum(0).view_as(there_BS) + (own_BP.numel() - 1)
+    is_piece_BS = torch.arange(num_pieces) < torch.tensor(lengths)[:, None]
+    is_prompt_BP = torch.arange(num_positions) < torch.tensor(prompt_lengths)[:, None]
+    num_prompt = is_prompt_BP.numel()
+    prompt_BP = torch.arange(num_prompt).view_as(is_prompt_BP)
+    piece_BS = is_piece_BS.flatten().cumsum(0).view_as(is_piece_BS) + (num_prompt - 1)
 
     def join(prompt: Tensor, piece: Tensor) -> Tensor:
         return torch.cat([piece[:, :behind], prompt, piece[:, behind:]], dim=1)
 
-    keys_X = join(prompt_BP, piece_BS)[join(own_BP, there_BS)]
+    keys_X = join(prompt_BP, piece_BS)[join(is_prompt_BP, is_piece_BS)]
     key_lengths = tuple(p + n for p, n in zip(prompt_lengths, lengths, strict=True))
     return Packing(
-        pieces_T=_send(there_BS.flatten().nonzero().squeeze(1), device),
+        pieces_T=_send(is_piece_BS.flatten().nonzero().squeeze(1), device),
         keys_X=_send(keys_X, device),
-        own_T=_send((keys_X >= own_BP.numel()).nonzero().squeeze(1), device),
+        piece_keys_T=_send((keys_X >= num_prompt).nonzero().squeeze(1), device),
         query_lengths=tuple(lengths),
         key_lengths=key_lengths,
         query_offsets=_offsets(lengths, device),
@@ -149,7 +149,7 @@ def make_packing(
 
 
 def has_packed_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
-    """Whether the variable-length kernel takes this: flash attention's rules, and no CPU."""
+    """Whether the variable-length kernel supports this: flash attention's rules, CUDA only."""
     half = dtype in (torch.bfloat16, torch.float16)
     return device.type == "cuda" and half and head_size % 8 == 0 and head_size <= 256
 
@@ -165,7 +165,7 @@ def _attend_packed(
             max(packing.query_lengths), max(packing.key_lengths),
         )  # fmt: skip
         return cast(Tensor, context)
-    # The kernel has no CPU form. Row by row is slower than padding; it is there for the tests.
+    # The kernel has no CPU version. This loop is slower than padding and serves the tests.
     rows = zip(
         queries_TNH.split(packing.query_lengths),
         keys_XNH.split(packing.key_lengths),
@@ -184,7 +184,7 @@ def _offsets(lengths: Sequence[int], device: torch.device) -> Tensor:
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    """From pinned memory, as a copy from any other makes the host wait."""
+    """Copies from pinned memory, because a copy from other memory blocks the host."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -22,11 +22,11 @@ from raymrc.model.shapes import SHAPES, Shape
 
 @dataclass(frozen=True, slots=True)
 class BackboneSource:
-    """Where a backbone that we know by name comes from.
+    """Where a backbone known by name comes from.
 
     Args:
-        hub: Hugging Face id; "" where it was never released and the user brings a folder.
-        package: a Python distribution that carries the same files, used where it is installed.
+        hub: Hugging Face id; "" if it was never released and the user brings a folder.
+        package: a Python distribution with the same files, used if installed.
     """
 
     hub: str
@@ -51,7 +51,7 @@ ENCODER_KINDS: dict[str, dict[str, Any]] = {
     "roberta": {"type_vocab_size": 2, "pad_token_id": 1},
     "megatron-bert": {"type_vocab_size": 2, "pad_token_id": 0},
 }
-"""The kinds that the encoder knows, and what a config.json of theirs may leave out."""
+"""Kinds that the encoder supports, and defaults of fields that their config.json may omit."""
 
 SUPPORTED_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
@@ -62,15 +62,15 @@ TOKENIZER_FILES = (
 
 
 def find_backbone(backbone: Backbone, weights: bool = True) -> Path:
-    """The folder with config.json, tokenizer and weights; fetched from the hub where it must be.
+    """The folder with config.json, tokenizer and weights, fetched from the hub if needed.
 
-    `backbone.source` is one of `BACKBONES`, a local folder, or a Hugging Face id, in this order.
+    `backbone.source` is looked up in `BACKBONES`, then as a local folder, then as a Hugging Face id.
 
     Args:
-        weights: False: config and tokenizer are enough (nothing large is fetched).
+        weights: False if config and tokenizer are enough; then nothing large is fetched.
 
     Raises:
-        BackboneError: it is nowhere, or the folder lacks config or weights.
+        BackboneError: the backbone is not found, or its folder lacks config or weights.
     """
     source = BACKBONES.get(backbone.source, BackboneSource(backbone.source))
     if backbone.source in BACKBONES:
@@ -91,11 +91,11 @@ def find_backbone(backbone: Backbone, weights: bool = True) -> Path:
 
 
 def read_shape(folder: Path, layers: int | None = None) -> Shape:
-    """The shape that config.json describes, cut after its first `layers`; reads no weights.
+    """The shape in config.json, cut after its first `layers`; reads no weights.
 
     Raises:
-        BackboneError: no or broken config.json, a kind that the encoder does not know, more layers
-            asked for than there are.
+        BackboneError: config.json is missing or broken, its kind is not supported, or it has fewer
+            layers.
     """
     path = folder / "config.json"
     config = _read_config(path)
@@ -138,15 +138,14 @@ def read_shape(folder: Path, layers: int | None = None) -> Shape:
 
 
 def shape_of(backbone: Backbone) -> Shape:
-    """The shape of a backbone for planning: from our table where we know it by name, without any
-    file or network; else from its config.json."""
+    """The shape of a backbone for planning: from `SHAPES` if known by name, else from config.json."""
     if backbone.source in SHAPES:
         return _cut(SHAPES[backbone.source], backbone.layers, backbone.source)
     return read_shape(find_backbone(backbone, weights=False), backbone.layers)
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """SHA-256 over config, tokenizer and weight files as they are now: 64 hex digits.
+    """SHA-256 over config, tokenizer and weight files, 64 hex digits.
 
     Raises:
         BackboneError: the folder has no weights.
@@ -158,10 +157,10 @@ def weights_fingerprint(folder: Path) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The checkpoint's files in order: safetensors by preference, shards where it is sharded.
+    """The checkpoint's files in order, safetensors if there are any.
 
     Raises:
-        BackboneError: there are none, or a shard is missing.
+        BackboneError: there are no weights, or a shard is missing.
     """
     for stem in ("model.safetensors", "pytorch_model.bin"):
         if (folder / stem).is_file():
@@ -179,7 +178,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _package_folder(distribution: str) -> Path | None:
-    """Where an installed distribution keeps a model; its own code is not imported."""
+    """The folder of a model in an installed distribution, whose code is not imported."""
     if not distribution:
         return None
     try:
@@ -193,7 +192,7 @@ def _package_folder(distribution: str) -> Path | None:
 
 
 def _snapshot(backbone: Backbone, hub_id: str, weights: bool) -> Path:
-    """The hub's files, from the local cache where it has them."""
+    """The hub's files, from the local cache if possible."""
     from huggingface_hub import snapshot_download
 
     small = ["config.json", *TOKENIZER_FILES]
@@ -232,7 +231,7 @@ def _checked(backbone: Backbone, folder: Path, weights: bool) -> Path:
 def _cut(shape: Shape, layers: int | None, where: str) -> Shape:
     if layers is not None and not 1 <= layers <= shape.num_layers:
         raise BackboneError(
-            f"{where}: layers: {layers} is not from 1 to {shape.num_layers}, which it has"
+            f"{where}: layers: {layers} is not from 1 to {shape.num_layers}, the layers it has"
         )
     return shape.first(layers)
 
@@ -250,7 +249,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file. The hub's cache links to blobs named by it: those are not read again."""
+    """SHA-256 of a file. The hub's cache links to blobs named by their hash, which are not read."""
     real = path.resolve()
     if path.is_symlink() and len(real.name) == 64 and real.parent.name == "blobs":
         return real.name

@@ -1,9 +1,9 @@
-"""One encoder for BERT, RoBERTa and Megatron-BERT: what differs between them is a value in `Shape`.
+"""One encoder for BERT, RoBERTa and Megatron-BERT; they differ in values of `Shape` alone.
 
     ids -> embeddings -> layers (from `prefix.first_layer` on with the prompt) -> hidden_BSD
 
-B rows, U different rows, S pieces, P prompt positions, N heads, H head size, D hidden, T pieces of
-all rows
+B rows, U distinct rows, S pieces, P prompt positions, N heads, H head size, D hidden,
+T pieces of all rows
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each with a residual and a LayerNorm before or after.
+    """Attention and feed-forward, each with a residual and a LayerNorm before or after it.
 
     Attributes:
-        checkpoints: whether what a gradient needs is computed again instead of kept. The prompt's
-            keys and values are inputs like any other, so that their gradient comes through.
+        checkpoints: recompute activations in the backward pass instead of keeping them. A prompt's
+            keys and values are inputs of the layer, so they still get a gradient.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -54,8 +54,7 @@ class Layer(nn.Module):
         self.ffn_norm = nn.LayerNorm(hidden, eps=shape.eps)
 
     def project(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of a layer's input, each (B, N, S, H); of packed rows (T, D)
-        each (T, N, H)."""
+        """Queries, keys and values of a layer's input, each (B, N, S, H); packed rows (T, N, H)."""
         if self.pre_norm:
             hidden_BSD = self.attention_norm(hidden_BSD)
         qkv = self.qkv(hidden_BSD).unflatten(-1, (3, self.num_heads, -1))
@@ -66,7 +65,7 @@ class Layer(nn.Module):
         return queries, keys, values
 
     def keys_and_values(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a layer's input by themselves, each (B, N, S, H)."""
+        """Keys and values of a layer's input, each (B, N, S, H)."""
         return self.project(hidden_BSD)[1:]
 
     def forward(
@@ -81,13 +80,13 @@ class Layer(nn.Module):
             mask, prefix: see `attention.attend`.
 
         Shapes:
-            hidden, returns: (B, S, D); of packed rows (T, D)
+            hidden, returns: (B, S, D); packed rows (T, D)
         """
         if self.checkpoints and torch.is_grad_enabled():
-            again: Tensor = checkpoint(
+            recomputed: Tensor = checkpoint(
                 self._run, hidden_BSD, mask, prefix, dropout, use_reentrant=False
             )
-            return again
+            return recomputed
         return self._run(hidden_BSD, mask, prefix, dropout)
 
     def _run(
@@ -107,20 +106,20 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pieces in, one vector per piece out. Equal to the Hugging Face forward without a prompt.
+    """Pieces in, one vector per piece out. Without a prompt it equals the Hugging Face forward pass.
 
     Args:
-        dropout: on embeddings and on what attention and feed-forward add, while in training mode;
-            0.0 for a frozen backbone. There is none on attention weights (see `attention`).
+        dropout: on embeddings and on the outputs of attention and feed-forward, in training mode;
+            0.0 for a frozen backbone. Attention weights have none (see `attention`).
 
     Attributes:
-        computes_in: what a trained encoder computes in, where that is not its weights' own dtype
-            (see `precision`).
-        packs: whether layers see rows without their padding; None: where that is faster, on a GPU
-            whose variable-length kernel takes them. On a CPU the padded rows are faster.
+        computes_in: dtype of a trained encoder's computation, if other than its weights' (see
+            `precision`).
+        packs: whether layers see rows without padding; None for where that is faster, which is on
+            GPUs whose variable-length kernel supports it.
 
-    A cut pre-norm encoder (`layers: k`) ends with the checkpoint's final LayerNorm, as the whole
-    one does: heads should not meet raw residual sums.
+    A pre-norm encoder cut to `layers: k` still ends with the checkpoint's final LayerNorm, so that
+    heads never see raw residual sums.
     """
 
     def __init__(self, shape: Shape, dropout: float = 0.0) -> None:
@@ -143,16 +142,16 @@ class Encoder(nn.Module):
     def forward(self, inputs: Inputs, prefix: Prefix | None = None) -> Tensor:
         """
         Args:
-            prefix: trained vectors that layers from `prefix.first_layer` on see beside the row;
-                the row's own positions stay as they are. Layers below are run once for rows that
-                are the same (`inputs.share_B`), and not at all where `inputs.entry_BSD` is given.
+            prefix: trained vectors that layers from `prefix.first_layer` on see beside the row; the
+                row's positions do not change. Layers below run once per distinct row
+                (`inputs.share_B`), and not at all where `inputs.entry_BSD` is given.
 
         Shapes:
-            returns: (B, S, D), fp32; what stands at padding means nothing
+            returns: (B, S, D), fp32; values at padding are undefined
 
         Raises:
             BackboneError: rows are longer than the position table.
-            PromptError: the prefix is on another device or fits another backbone.
+            PromptError: the prefix is on another device or was made for another backbone.
         """
         with self._computing():
             return self._encode(inputs, prefix).float()
@@ -163,19 +162,19 @@ class Encoder(nn.Module):
                 return self._run_packed(self.embed(inputs), inputs)
             return self.final_norm(self.below(inputs, self.shape.num_layers))
         self._check(prefix, inputs)
-        # Layers below the prompt need no gradient unless the backbone itself is trained.
+        # Layers below the prompt need no gradient unless the backbone is trained.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
             hidden_BSD = self._enter(inputs, prefix.first_layer)
         if self._packs(inputs, prefix):
             return self._run_packed(hidden_BSD, inputs, prefix)
-        # `input` vectors stand behind the special first piece, where a question in words would.
+        # `input` vectors follow the special first piece, as a question in words would.
         behind = 0 if prefix.vectors_BPD is None else 1
         mask = None
         if inputs.is_padded or prefix.mask_BP is not None:
-            own_BP = prefix.mask_BP
-            if own_BP is None:
-                own_BP = inputs.mask_BS.new_ones(prefix.num_rows, prefix.length)
-            mask = key_mask(inputs.mask_BS, own_BP, behind=behind)
+            prompt_BP = prefix.mask_BP
+            if prompt_BP is None:
+                prompt_BP = inputs.mask_BS.new_ones(prefix.num_rows, prefix.length)
+            mask = key_mask(inputs.mask_BS, prompt_BP, behind=behind)
         if prefix.vectors_BPD is not None:
             vectors_BPD = prefix.vectors_BPD.to(hidden_BSD.dtype)
             hidden_BSD = torch.cat([hidden_BSD[:, :1], vectors_BPD, hidden_BSD[:, 1:]], dim=1)
@@ -187,7 +186,7 @@ class Encoder(nn.Module):
     def _run_packed(
         self, hidden_BSD: Tensor, inputs: Inputs, prefix: Prefix | None = None
     ) -> Tensor:
-        """The layers from the prompt on, on real pieces and real prompt positions alone."""
+        """The layers from the prompt on, without padding in rows or prompts."""
         assert inputs.lengths is not None
         num_pieces, device = hidden_BSD.shape[1], hidden_BSD.device
         if prefix is None:
@@ -206,13 +205,13 @@ class Encoder(nn.Module):
         else:
             hidden_XD = packing.join(vectors_BPD.to(hidden_TD.dtype), hidden_TD)
             hidden_XD = self.run(hidden_XD, packing.joined(), prefix, start=prefix.first_layer)
-            hidden_TD = hidden_XD.index_select(0, packing.own_T)
+            hidden_TD = hidden_XD.index_select(0, packing.piece_keys_T)
         return packing.unpack(self.final_norm(hidden_TD), num_pieces)
 
     def _packs(self, inputs: Inputs, prefix: Prefix | None = None) -> bool:
         if self.packs is not None:
             return self.packs
-        # Rows of one width need no mask, and without one the padded path is as fast.
+        # Rows of equal length need no mask, and without a mask the padded path is as fast.
         has_padding = inputs.is_padded or (prefix is not None and prefix.mask_BP is not None)
         weight = self.word.weight
         dtype = self.computes_in or weight.dtype
@@ -229,30 +228,30 @@ class Encoder(nn.Module):
         return self.word.weight.requires_grad
 
     def below(self, inputs: Inputs, layer: int) -> Tensor:
-        """What enters `layer` when layers below see no prompt, every row by itself, (B, S, D)."""
+        """Input of `layer` when the layers below see no prompt, (B, S, D)."""
         mask = key_mask(inputs.mask_BS) if inputs.is_padded else None
         return self.run(self.embed(inputs), mask, stop=layer)
 
     def _enter(self, inputs: Inputs, layer: int) -> Tensor:
-        """`below`, from what is given or with equal rows computed once."""
+        """`below`, taken from `inputs` where given, and computed once per distinct row."""
         if not layer:
             return self.embed(inputs)
         if inputs.entry_BSD is not None:
-            assert inputs.entry_layer == layer, "hidden states of another layer were given"
+            assert inputs.entry_layer == layer, "the hidden states belong to another layer"
             return inputs.entry_BSD
         if inputs.share_B is None:
             return self.below(inputs, layer)
-        # Rows that are the same share what dropout a trained backbone draws below the prompt.
+        # Equal rows share the dropout that a trained backbone draws below the prompt.
         first_U, place_B = inputs.share_B.unique(return_inverse=True)
         hidden_USD = self.below(inputs.take(first_U), layer)
         return hidden_USD.index_select(0, place_B.to(hidden_USD.device))
 
     def embed(self, inputs: Inputs) -> Tensor:
-        """What the first layer takes, (B, S, D)."""
+        """Input of the first layer, (B, S, D)."""
         num_pieces = inputs.input_ids_BS.shape[1]
         if num_pieces > self.shape.max_pieces:
             raise BackboneError(
-                f"a row of {num_pieces} pieces does not fit the backbone's "
+                f"a row of {num_pieces} pieces exceeds the backbone's "
                 f"{self.shape.max_pieces} positions; set a smaller window"
             )
         offset = self.shape.position_offset
@@ -272,11 +271,11 @@ class Encoder(nn.Module):
         start: int = 0,
         stop: int | None = None,
     ) -> Tensor:
-        """Layers `start` to `stop` (half-open; None: to the end), without the final LayerNorm.
+        """Layers `start` to `stop` (half-open; None for the end), without the final LayerNorm.
 
         Args:
-            mask: of the keys, the prefix's positions included (`attention.key_mask`); or, of
-                packed rows (T, D), their packing.
+            mask: key mask, prefix positions included (`attention.key_mask`); for packed rows (T, D)
+                their packing.
         """
         for layer in range(start, self.shape.num_layers if stop is None else stop):
             keys_and_values = prefix.at(layer) if prefix is not None else None
@@ -286,15 +285,15 @@ class Encoder(nn.Module):
     def word_states(
         self, drawn_X: Tensor, specials: tuple[int, int] | None, first_layer: int
     ) -> tuple[Tensor, Tensor]:
-        """What the backbone makes of words without a text.
+        """The backbone's states for words without context.
 
         Args:
             drawn_X: piece ids.
-            specials: first and last piece of a row, around the words; None where there are none.
+            specials: first and last piece of a row; None if the tokenizer has none.
 
         Shapes:
-            returns: hidden states at `first_layer` (X, D); keys and values from there on
-                (X, n * 2, N, H), keys before values
+            returns: hidden states at `first_layer` (X, D); keys and values of the n layers from
+                there on (X, n * 2, N, H), keys before values
         """
         device = drawn_X.device
         around = 2 if specials else 0
@@ -305,16 +304,16 @@ class Encoder(nn.Module):
             ids = torch.tensor(
                 [[specials[0], *row, specials[1]] if specials else row], device=device
             )
-            here = torch.ones_like(ids, dtype=torch.bool)
-            inputs = Inputs(ids, torch.zeros_like(ids), here, here, ids[:, 0], is_padded=False)
-            own = slice(around // 2, around // 2 + len(row))
+            mask = torch.ones_like(ids, dtype=torch.bool)
+            inputs = Inputs(ids, torch.zeros_like(ids), mask, mask, ids[:, 0], is_padded=False)
+            words = slice(around // 2, around // 2 + len(row))
             hidden_BSD = self.run(self.embed(inputs), stop=first_layer)
-            hidden_parts.append(hidden_BSD[0, own])
+            hidden_parts.append(hidden_BSD[0, words])
             keys_and_values = []
             for number in range(first_layer, self.shape.num_layers):
                 layer = self.layer(number)
                 keys, values = layer.keys_and_values(hidden_BSD)
-                keys_and_values += [keys[0, :, own], values[0, :, own]]
+                keys_and_values += [keys[0, :, words], values[0, :, words]]
                 hidden_BSD = layer(hidden_BSD)
             layer_parts.append(torch.stack(keys_and_values).permute(2, 0, 1, 3))
         return torch.cat(hidden_parts), torch.cat(layer_parts)
@@ -337,12 +336,12 @@ class Encoder(nn.Module):
         ours = (self.shape.num_layers, self.shape.hidden)
         if theirs != ours:
             raise PromptError(
-                f"the prompt was made for {theirs[0]} layers x {theirs[1]} and the backbone has "
-                f"{ours[0]} x {ours[1]}; train it on this backbone"
+                f"the prompt fits {theirs[0]} layers of size {theirs[1]}, and the backbone has "
+                f"{ours[0]} of size {ours[1]}; train it on this backbone"
             )
         if prefix.num_rows != len(inputs.label_B):
             raise PromptError(
-                f"the prompt is for {prefix.num_rows} rows and the batch has {len(inputs.label_B)}"
+                f"the prompt has {prefix.num_rows} rows and the batch {len(inputs.label_B)}"
             )
 
 

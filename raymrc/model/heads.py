@@ -1,13 +1,11 @@
-"""What answers: start, end and match for a question's spans; begin and inside for tagging; a kind of
-relation for a pair of mentions.
+"""Output heads: start, end and match of spans; begin and inside tags; the relation of two mentions.
 
-On a GPU one thing makes a training step wait for the device: how many candidate pairs there are (and
-how many different starts and ends they have) decides shapes, and is read once, in
-`find_candidates`. A second wait is for rows with too many pairs, which only an early model has.
-Predictions are read, and so waited for.
+On a GPU a training step waits for the device once: the numbers of candidate pairs and of their
+distinct starts and ends decide shapes, and `find_candidates` reads them together. Rows with too many
+pairs, which only an early model has, cost a second wait.
 
 B rows, S pieces, D hidden, W match width, L labels, R kinds of relation, K candidate pairs,
-U different starts or ends of pairs
+U distinct starts or ends of pairs
 """
 
 from __future__ import annotations
@@ -24,29 +22,29 @@ from torch import Tensor, nn
 from raymrc.model.inputs import Inputs, PairTargets, SpanTargets, TagTargets
 from raymrc.model.shapes import MAX_CANDIDATES, PAIRS_AT_ONCE
 
-CALM = -3.0
-"""First bias of what is rare (an answer starts here): training begins by predicting none of it."""
+RARE_EVENT_BIAS = -3.0
+"""Initial bias of rare events (an answer starts here), so that training begins by predicting none."""
 
 IGNORED = -100
-"""A tag that no loss looks at."""
+"""A tag that the loss ignores."""
 
 AddUp = Callable[[Tensor], Tensor]
-"""Counts of these rows -> counts of all rows of the batch, some of which are elsewhere: what a mean is
-over. The losses of all parts then add up to the loss of the whole."""
+"""Sums counts over all processes that hold rows of the batch. Means are taken over these sums, so the
+losses of the processes add up to the loss of the batch."""
 
 SpanAnswer = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Of one row: start_S and end_S logits, pairs_K2 (first, last piece), match_K logits."""
+"""One row's start_S and end_S logits, pairs_K2 (first, last piece) and match_K logits."""
 
 
 class SpanHeads(nn.Module):
     """Where does an answer start, where does it end, and which start belongs to which end?
 
-    The match head of the published design is an MLP over [h_i; h_j] for every pair (i, j): a
-    B x S x S x 2D tensor. Its first layer is additive in i and j, so it is two projections here,
-    of starts and of ends, and only candidate pairs are put together: the same numbers.
+    The published match head is an MLP over [h_i; h_j] for every pair (i, j), a B x S x S x 2D
+    tensor. Its first layer is additive in i and j, so this one projects starts and ends separately
+    and combines candidate pairs only. The numbers are the same.
 
     Args:
-        match_width: W, of the match head's hidden layer.
+        match_width: W, width of the match head's hidden layer.
         dropout: on the encoder's output and on the match head's hidden layer, in training.
         max_candidates: see `MAX_CANDIDATES`.
 
@@ -68,8 +66,8 @@ class SpanHeads(nn.Module):
         self.match_start = nn.Linear(hidden, match_width)
         self.match_end = nn.Linear(hidden, match_width, bias=False)
         self.match_out = nn.Linear(match_width, 1)
-        nn.init.constant_(self.start.bias, CALM)
-        nn.init.constant_(self.end.bias, CALM)
+        nn.init.constant_(self.start.bias, RARE_EVENT_BIAS)
+        nn.init.constant_(self.end.bias, RARE_EVENT_BIAS)
 
     def loss(
         self,
@@ -80,16 +78,16 @@ class SpanHeads(nn.Module):
         generator: torch.Generator | None = None,
         add_up: AddUp | None = None,
     ) -> Tensor:
-        """Binary cross-entropies of start and end over the note's pieces and of match over
-        candidate pairs, each a mean, summed by normalised weights.
+        """Weighted mean of three binary cross-entropies: start and end over the note's pieces, match
+        over candidate pairs.
 
         Candidates are (predicted or gold starts) x (predicted or gold ends) of a row, start <= end.
-        Where a row has more than `max_candidates` (an early model predicts nearly everything),
-        gold pairs stay and the others are taken by start + end logit, best first; every row is
-        bounded for itself, so that no row's loss depends on its neighbours.
+        A row with more than `max_candidates` (an early model predicts nearly everything) keeps its
+        gold pairs and those with the highest start + end logits. Each row is limited separately, so
+        that its loss does not depend on its neighbours.
 
         Args:
-            generator: draws the dropout; None: torch's own does.
+            generator: draws the dropout; None for torch's default.
             add_up: see `AddUp`.
         """
         hidden_BSD = self._drop(hidden_BSD, generator)
@@ -106,7 +104,7 @@ class SpanHeads(nn.Module):
         num_pieces, num_pairs = num_pieces.clamp(min=1), num_pairs.clamp(min=1)
         start_loss = entropies(start_BS, targets.start_BS, window_BS).sum() / num_pieces
         end_loss = entropies(end_BS, targets.end_BS, window_BS).sum() / num_pieces
-        # Without candidates this is a zero that still reaches the match head's parameters.
+        # Without candidates this zero still gives the match head's parameters a gradient.
         match_loss = (
             F.binary_cross_entropy_with_logits(match_K, gold_K, reduction="sum") / num_pairs
         )
@@ -118,7 +116,7 @@ class SpanHeads(nn.Module):
     def predict(self, hidden_BSD: Tensor, window_BS: Tensor) -> list[SpanAnswer]:
         """Logits of every row; pairs are predicted starts x predicted ends, start <= end.
 
-        Start and end logits outside the window are -inf, so that nothing is read off there.
+        Start and end logits outside the window are -inf.
         """
         logits_2BS = torch.stack(self.start_and_end(hidden_BSD))
         logits_2BS = logits_2BS.masked_fill(~window_BS, -torch.inf)
@@ -150,13 +148,13 @@ class SpanHeads(nn.Module):
         """Logits of (row, first piece, last piece) triples, (K,).
 
         Args:
-            num_starts, num_ends: how many different ones there are, where it is known.
+            num_starts, num_ends: numbers of distinct starts and ends, if known.
             generator: see `loss`.
         """
         row_K, first_K, last_K = pairs_K3.unbind(1)
         num_pieces = hidden_BSD.shape[1]
         flat = hidden_BSD.flatten(0, 1)
-        # A start has many ends: each is projected once, and only those that occur.
+        # A start has many ends; each distinct one is projected once.
         first, first_of_K = distinct(row_K * num_pieces + first_K, len(flat), num_starts)
         last, last_of_K = distinct(row_K * num_pieces + last_K, len(flat), num_ends)
         starts = F.embedding(first_of_K, self.match_start(F.embedding(first, flat)))
@@ -172,7 +170,7 @@ class SpanHeads(nn.Module):
 
 
 class TaggingHeads(nn.Module):
-    """Begin, inside or outside, for every label by itself: spans of different labels may overlap.
+    """Begin, inside or outside tags for each label separately: spans of different labels may overlap.
 
     Args:
         dropout: on the encoder's output, in training.
@@ -189,13 +187,11 @@ class TaggingHeads(nn.Module):
         hidden_BSD: Tensor,
         window_BS: Tensor,
         targets: TagTargets,
-        weights: Sequence[float] = (),
         add_up: AddUp | None = None,
     ) -> Tensor:
         """Cross-entropy of a piece's tags, summed over labels, mean over the note's pieces.
 
         Args:
-            weights: of start, end and match; they have no meaning here and are not used.
             add_up: see `AddUp`.
         """
         hidden_BSD = F.dropout(hidden_BSD, self.dropout, self.training)
@@ -208,7 +204,7 @@ class TaggingHeads(nn.Module):
 
     @torch.no_grad()
     def predict(self, hidden_BSD: Tensor, window_BS: Tensor) -> list[np.ndarray]:
-        """Tags (S, L) of every row: 0 outside, 1 begin, 2 inside; 0 off the window."""
+        """Tags (S, L) of every row: 0 outside, 1 begin, 2 inside; 0 outside the window."""
         tags_BSL = self.logits(hidden_BSD).argmax(-1) * window_BS[..., None]
         return list(tags_BSL.to(torch.int8).cpu().numpy())
 
@@ -218,10 +214,10 @@ class TaggingHeads(nn.Module):
 
 
 class PairHeads(nn.Module):
-    """Which relation do two marked mentions have, if any? Read off where their marks begin.
+    """Which relation do two marked mentions have, if any? The states at their first marks decide.
 
     Args:
-        num_kinds: of relations, none of them counted as one.
+        num_kinds: kinds of relation, "none" included.
         dropout: on the encoder's output, in training.
 
     Source: Zhong and Chen 2021, A frustratingly easy approach for entity and relation extraction,
@@ -240,7 +236,7 @@ class PairHeads(nn.Module):
         targets: PairTargets,
         add_up: AddUp | None = None,
     ) -> Tensor:
-        """Cross-entropy of the rows' kinds, a mean.
+        """Mean cross-entropy of the rows' kinds.
 
         Args:
             add_up: see `AddUp`.
@@ -253,7 +249,7 @@ class PairHeads(nn.Module):
 
     @torch.no_grad()
     def predict(self, hidden_BSD: Tensor, marks_B2: Tensor) -> list[np.ndarray]:
-        """Logits (R,) of every row, the first for no relation."""
+        """Logits (R,) of every row; the first is for no relation."""
         return list(self.logits(hidden_BSD, marks_B2).float().cpu().numpy())
 
     def logits(self, hidden_BSD: Tensor, marks_B2: Tensor) -> Tensor:
@@ -264,7 +260,10 @@ class PairHeads(nn.Module):
 
 
 class ClassifyingHeads(nn.Module):
-    """Tags for labels and kinds for pairs, each where the task has them; a batch is of one or the other."""
+    """A tagging head for labels and a pair head for relations, as far as the task has them.
+
+    A batch is for one of the two.
+    """
 
     def __init__(
         self, hidden: int, num_labels: int, num_relations: int, dropout: float = 0.0
@@ -280,15 +279,15 @@ class ClassifyingHeads(nn.Module):
         targets: TagTargets | PairTargets,
         add_up: AddUp | None = None,
     ) -> Tensor:
-        """Of the head that the batch is for."""
+        """The loss of the batch's head."""
         if isinstance(targets, PairTargets):
             assert self.pairs is not None and inputs.marks_B2 is not None
             return self.pairs.loss(hidden_BSD, inputs.marks_B2, targets, add_up)
         assert self.tagging is not None
-        return self.tagging.loss(hidden_BSD, inputs.window_BS, targets, add_up=add_up)
+        return self.tagging.loss(hidden_BSD, inputs.window_BS, targets, add_up)
 
     def predict(self, hidden_BSD: Tensor, inputs: Inputs) -> list[np.ndarray]:
-        """Tags (S, L) or kinds' logits (R,) of every row."""
+        """Tags (S, L) or logits of kinds (R,) of every row."""
         if inputs.marks_B2 is not None:
             assert self.pairs is not None
             return self.pairs.predict(hidden_BSD, inputs.marks_B2)
@@ -296,14 +295,14 @@ class ClassifyingHeads(nn.Module):
         return self.tagging.predict(hidden_BSD, inputs.window_BS)
 
     def others(self, targets: TagTargets | PairTargets) -> nn.Module | None:
-        """The head that a batch is not for, which gets no gradient from it."""
+        """The head that gets no gradient from such a batch, or None."""
         return self.tagging if isinstance(targets, PairTargets) else self.pairs
 
 
 def draw_kept(
     shape: Sequence[int], dropout: float, like: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """What dropout multiplies with: 0, or 1 / (share that is kept)."""
+    """Dropout's factors: 0, or 1 / (1 - dropout)."""
     kept = 1.0 - dropout
     made = torch.empty(tuple(shape), device=like.device, dtype=like.dtype)
     return made.bernoulli_(kept, generator=generator).div_(kept)
@@ -311,13 +310,13 @@ def draw_kept(
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The pairs that a match loss looks at.
+    """The pairs over which a match loss is computed.
 
     Args:
         pairs_K3: long, (row, first piece, last piece), ascending.
-        gold_K: 1.0 for those that are gold, in the logits' dtype.
-        num_starts, num_ends: different (row, first piece) and (row, last piece); None where nobody
-            has counted, as on a CPU, where it costs more than it saves.
+        gold_K: 1.0 for gold pairs, in the logits' dtype.
+        num_starts, num_ends: numbers of distinct (row, first piece) and (row, last piece); None on a
+            CPU, where counting costs more than it saves.
     """
 
     pairs_K3: Tensor
@@ -336,11 +335,11 @@ def find_candidates(
     *,
     counts: bool | None = None,
 ) -> Candidates:
-    """Which pairs the match loss looks at; see `SpanHeads.loss` for which they are.
+    """The pairs for the match loss, by the rule in `SpanHeads.loss`.
 
     Args:
-        counts: take all numbers that decide shapes in one look at the device, instead of a wait for
-            each of them; None: on everything but a CPU.
+        counts: read all numbers that decide shapes from the device at once, instead of waiting for
+            each; None for True except on a CPU.
     """
     counts = not start_BS.is_cpu if counts is None else counts
     starts_BS = ((start_BS > 0) | (targets.start_BS > 0)) & window_BS
@@ -357,7 +356,7 @@ def find_candidates(
         chosen_BSS |= gold_BSS
         pairs_K3 = chosen_BSS.nonzero()
         return Candidates(pairs_K3, gold_BSS[tuple(pairs_K3.unbind(1))].to(start_BS.dtype))
-    # What is taken if no row is full, counted before it is known whether one is.
+    # Counted for the case that no row is full, together with whether one is.
     taken_BSS = chosen_BSS | gold_BSS
     num_full, *numbers = torch.stack([is_full_B.sum(), *_sizes(taken_BSS)]).tolist()
     if num_full:
@@ -377,18 +376,17 @@ def choose_candidates(
     targets: SpanTargets,
     max_candidates: int = MAX_CANDIDATES,
 ) -> tuple[Tensor, Tensor]:
-    """`find_candidates`' pairs (K, 3) and gold (K,) alone."""
+    """Pairs (K, 3) and gold (K,) of `find_candidates`."""
     found = find_candidates(start_BS, end_BS, window_BS, targets, max_candidates)
     return found.pairs_K3, found.gold_K
 
 
 def distinct(index_K: Tensor, size: int, number: int | None = None) -> tuple[Tensor, Tensor]:
-    """The different ones among indices, ascending, (U,), and which of them each index is, (K,).
-
-    Without a sort, and where their `number` is known without a wait for the device.
+    """The distinct indices in ascending order (U,), and the position of each index among them (K,).
 
     Args:
-        size: all indices are below it.
+        size: upper bound of the indices, exclusive.
+        number: U, if known; then this does not wait for the device.
     """
     seen = torch.zeros(size, dtype=torch.bool, device=index_K.device).index_fill(0, index_K, True)
     index_U = seen.nonzero() if number is None else torch.nonzero_static(seen, size=number)
@@ -403,7 +401,7 @@ def _bound(
     end_BS: Tensor,
     max_candidates: int,
 ) -> Tensor:
-    """Of full rows the best pairs alone, gold ones before all others."""
+    """Limit full rows to their best pairs, gold ones first."""
     full = is_full_B.nonzero().squeeze(1)
     score = (start_BS[full, :, None] + end_BS[full, None, :]).float()
     score = score.masked_fill(~chosen_BSS[full], -torch.inf)
@@ -415,21 +413,21 @@ def _bound(
 
 
 def _sizes(taken_BSS: Tensor) -> list[Tensor]:
-    """How many pairs, different starts and different ends."""
+    """Numbers of pairs, distinct starts and distinct ends."""
     return [taken_BSS.sum(), taken_BSS.any(2).sum(), taken_BSS.any(1).sum()]
 
 
 def _cross(starts_BS: Tensor, ends_BS: Tensor) -> Tensor:
-    """True where a start meets an end at or behind it, (B, S, S)."""
+    """True where a start meets an end at or after it, (B, S, S)."""
     return (starts_BS[:, :, None] & ends_BS[:, None, :]).triu()
 
 
 def tag_entropy(logits_BSL3: Tensor, tags_BSL: Tensor, window_BS: Tensor, *, picks: bool) -> Tensor:
-    """Cross-entropy of all tags in the window, summed, a scalar.
+    """Summed cross-entropy of all tags in the window, a scalar.
 
     Args:
-        picks: take the window's pieces out, which waits for a device to say how many there are; else
-            all pieces are looked at and the others count nothing.
+        picks: select the window's pieces, which waits for the device to count them; otherwise
+            compute all pieces and ignore those outside.
     """
     if picks:
         logits_BSL3, tags_BSL = logits_BSL3[window_BS], tags_BSL[window_BS]
@@ -441,6 +439,6 @@ def tag_entropy(logits_BSL3: Tensor, tags_BSL: Tensor, window_BS: Tensor, *, pic
 
 
 def entropies(logits_BS: Tensor, gold_BS: Tensor, window_BS: Tensor) -> Tensor:
-    """Binary cross-entropy of every piece, zero off the window, (B, S)."""
+    """Binary cross-entropy of every piece, zero outside the window, (B, S)."""
     losses = F.binary_cross_entropy_with_logits(logits_BS, gold_BS, reduction="none")
     return losses.masked_fill(~window_BS, 0.0)

@@ -1,41 +1,56 @@
-"""One batch as the encoder takes it, and what its answers should be.
+"""One batch in the form that the encoder takes, and the targets of its answers.
 
-B rows, U different rows, S pieces, D hidden, L labels, K pairs
+B rows, U distinct rows, S pieces, D hidden, L labels, K pairs
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Self
 
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
-    """Rows of pieces, padded at the right.
+class _Tensors:
+    """Tensors that are sent to a device together."""
+
+    def to(self, device: torch.device | str) -> Self:
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: v for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs(_Tensors):
+    """Rows of pieces, padded on the right.
 
     Args:
         input_ids_BS: piece ids, long.
         type_ids_BS: segment types, long; a backbone with one type ignores them.
-        mask_BS: bool, True where there is a piece, False on padding, which is right of all pieces.
+        mask_BS: bool, False on padding.
         window_BS: bool, True on pieces of the note that may begin or end an answer; False on question,
             special pieces and padding.
-        label_B: which label each row asks for, long; 0 where nothing is asked.
-        lengths: pieces of each row, known without a look at the device.
-        is_padded: whether `mask_BS` holds a False.
-        share_B: for each row the first row of the batch with the same ids and types, itself where
-            there is none before; long, on the CPU wherever the rest is, so that how many rows
-            differ is known without waiting for a device. None where all differ.
-        entry_BSD: hidden states that enter layer `entry_layer`, zeros on padding. A prompt of that
-            first layer then starts from them, and ids and types are not read.
+        label_B: index of the label that each row asks for, long; 0 where nothing is asked.
+        lengths: pieces per row. Lengths not given are computed, which on an accelerator waits for the
+            device.
+        is_padded: whether `mask_BS` contains a False.
+        share_B: for each row the first row of the batch with the same ids and types; long, always on
+            the CPU, so that the number of distinct rows is known without waiting for a device. None
+            if all differ.
+        entry_BSD: hidden states that enter layer `entry_layer`, zeros on padding; ids and types are
+            then not read. The prompt's first layer must be `entry_layer`.
         entry_layer: the layer that `entry_BSD` was computed for.
-        marks_B2: where the marks of a row's two mentions begin, long; None where no pairs are told apart.
-
-    Lengths that are not given are found out; give them (or `is_padded=False`) for tensors on an
-    accelerator, where finding out waits for the device.
+        marks_B2: index of the first mark of each of a row's two mentions, long; None if the batch is
+            not about pairs.
     """
 
     input_ids_BS: Tensor
@@ -61,15 +76,11 @@ class Inputs:
         if self.is_padded is None:
             object.__setattr__(self, "is_padded", min(lengths, default=num_pieces) < num_pieces)
 
-    def to(self, device: torch.device | str) -> Inputs:
-        moved = _each(self, lambda tensor: tensor.to(device, non_blocking=True))
-        return replace(moved, share_B=self.share_B)
-
-    def pin_memory(self) -> Inputs:
-        return _each(self, Tensor.pin_memory)
+    def to(self, device: torch.device | str) -> Self:
+        return replace(super().to(device), share_B=self.share_B)
 
     def take(self, row_U: Tensor) -> Inputs:
-        """Some of the rows, as wide as before and with nothing shared or entered.
+        """Some of the rows, equally wide, without `share_B`, `entry_BSD` and marks.
 
         Args:
             row_U: long, on the CPU.
@@ -89,11 +100,11 @@ class Inputs:
 
 
 @dataclass(frozen=True, eq=False)
-class SpanTargets:
+class SpanTargets(_Tensors):
     """Where answers start and end, and which start belongs to which end.
 
     Args:
-        start_BS, end_BS: float, 1.0 on first and on last pieces of answers.
+        start_BS, end_BS: float, 1.0 on first and last pieces of answers.
         pairs_K3: long, (row, first piece, last piece) of each answer; the last piece is inclusive.
     """
 
@@ -101,48 +112,19 @@ class SpanTargets:
     end_BS: Tensor
     pairs_K3: Tensor
 
-    def to(self, device: torch.device | str) -> SpanTargets:
-        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> SpanTargets:
-        return _each(self, Tensor.pin_memory)
-
 
 @dataclass(frozen=True, eq=False)
-class TagTargets:
+class TagTargets(_Tensors):
     """A tag per piece and label: `tags_BSL`, long, 0 outside, 1 begin, 2 inside."""
 
     tags_BSL: Tensor
 
-    def to(self, device: torch.device | str) -> TagTargets:
-        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> TagTargets:
-        return _each(self, Tensor.pin_memory)
-
 
 @dataclass(frozen=True, eq=False)
-class PairTargets:
-    """How the two marked mentions of a row are related: `kind_B`, long, 0 for not at all."""
+class PairTargets(_Tensors):
+    """The relation of a row's two marked mentions: `kind_B`, long, 0 for none."""
 
     kind_B: Tensor
 
-    def to(self, device: torch.device | str) -> PairTargets:
-        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> PairTargets:
-        return _each(self, Tensor.pin_memory)
-
 
 Targets = SpanTargets | TagTargets | PairTargets
-
-_Batch = TypeVar("_Batch", Inputs, SpanTargets, TagTargets, PairTargets)
-
-
-def _each(batch: _Batch, change: Callable[[Tensor], Tensor]) -> _Batch:
-    changed: dict[str, Any] = {
-        field.name: change(getattr(batch, field.name))
-        for field in fields(batch)
-        if isinstance(getattr(batch, field.name), Tensor)
-    }
-    return replace(batch, **changed)

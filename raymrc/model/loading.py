@@ -231,8 +231,8 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-# Hugging Face's names, ours on the left; {} is "weight" or "bias". Several names on the right are
-# stacked into one of ours. Pooler and language-model heads are in no table, and so not read.
+# Our names on the left, Hugging Face's on the right; several names on the right are stacked into one
+# tensor. Pooler and language-model heads are not listed, so they are not read.
 EMBEDDING_NAMES = {
     "word.weight": ("embeddings.word_embeddings.weight",),
     "position.weight": ("embeddings.position_embeddings.weight",),
@@ -258,11 +258,11 @@ PRE_NORM_NAMES = {"attention_norm": ("attention.ln",), "ffn_norm": ("ln",)}
 
 
 PREFIXES = {"bert": "bert.", "roberta": "roberta.", "megatron-bert": "bert."}
-"""In front of every name where the checkpoint was saved with a head; some are saved without."""
+"""Prefix of every name in a checkpoint that was saved with a head; others have none."""
 
 
 def weight_names(shape: Shape) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(our name, the checkpoint's names, to be stacked) of every weight of the encoder."""
+    """(our name, the checkpoint's names to be stacked) of every weight of the encoder."""
     yield from EMBEDDING_NAMES.items()
     norms = PRE_NORM_NAMES if shape.pre_norm else POST_NORM_NAMES
     for end in ("weight", "bias"):
@@ -287,11 +287,11 @@ def from_hugging_face(
     """An encoder with a checkpoint's weights, frozen and in evaluation mode.
 
     Args:
-        names: of all tensors in the checkpoint.
-        read: name -> tensor; called for what is needed only, one at a time.
+        names: names of all tensors in the checkpoint.
+        read: name -> tensor; called for needed tensors only, one at a time.
 
     Raises:
-        BackboneError: a weight is missing or has another shape than the config says.
+        BackboneError: a weight is missing or does not have the config's shape.
     """
     with torch.device("meta"):
         encoder = Encoder(shape)
@@ -306,10 +306,10 @@ def from_hugging_face(
 
 
 def stored_names(shape: Shape, names: set[str]) -> dict[str, tuple[str, ...]]:
-    """Our name -> the names under which a checkpoint has its parts, to be stacked.
+    """Our name -> the checkpoint's names of its parts, to be stacked.
 
     Args:
-        names: of all tensors in the checkpoint.
+        names: names of all tensors in the checkpoint.
 
     Raises:
         BackboneError: a weight is missing.
@@ -333,7 +333,7 @@ def stored_names(shape: Shape, names: set[str]) -> dict[str, tuple[str, ...]]:
 def stored_parts(
     encoder: Encoder, names: set[str], shape_of: Callable[[str], tuple[int, ...]]
 ) -> Iterator[tuple[Tensor, tuple[str, ...], list[tuple[int, ...]]]]:
-    """Each parameter, the names of its parts in a checkpoint, and their shapes, which fit it.
+    """Each parameter, the names of its parts in a checkpoint, and their checked shapes.
 
     Raises:
         BackboneError: see `stored_names`, `check_shapes`.
@@ -350,10 +350,10 @@ def check_shapes(
 ) -> None:
     """
     Args:
-        shapes: of the parts, which are stacked by rows.
+        shapes: shapes of the parts, which are stacked by rows.
 
     Raises:
-        BackboneError: together they are not what the config says.
+        BackboneError: stacked, they do not have the shape that the config describes.
     """
     rows = sum(shape[0] for shape in shapes)
     if (rows, *shapes[0][1:]) != tuple(expected) or len({shape[1:] for shape in shapes}) > 1:
@@ -364,7 +364,7 @@ def check_shapes(
 
 
 def _modern(name: str) -> str:
-    """The earliest checkpoints call a LayerNorm's weight and bias gamma and beta."""
+    """The current name of a weight: early checkpoints call a LayerNorm's gamma and beta."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
         "LayerNorm.beta", "LayerNorm.bias"
     )

@@ -1,4 +1,4 @@
-"""Encoder, prompt and heads of one configuration, and who trains what at which rate.
+"""The model of one configuration: encoder, prompt and heads, what is trained, and at which rate.
 
 B rows, S pieces, L labels
 """
@@ -26,18 +26,18 @@ from raymrc.model.prompts import SoftPrompt, Start, word_ids
 from raymrc.model.strategies import STRATEGIES
 
 OWNERS = {"encoder.": "backbone", "prompt.": "prompt", "heads.": "heads"}
-"""Who claims a parameter, by how its name begins."""
+"""Parameter group by prefix of the parameter's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The statement of what is trained.
+    """What is trained, in numbers.
 
     Args:
-        names, counts: of every trained tensor, in order.
-        groups: (group, tensors, numbers) of what is trained, in order.
-        trained, total: numbers that get a gradient; all numbers of the model.
-        adapter_bytes: of the trained state as one safetensors file.
+        names, counts: name and size of every trained tensor, in order.
+        groups: (group, tensors, numbers) of trained groups, in order.
+        trained, total: trained and all numbers of the model.
+        adapter_bytes: size of the trained state as one safetensors file.
     """
 
     names: tuple[str, ...]
@@ -54,7 +54,7 @@ class Trained:
 
     @property
     def by_kind(self) -> tuple[tuple[str, int], ...]:
-        """(name, numbers), with the like tensors of all layers under one name: `layers.*`."""
+        """(name, numbers), with equal tensors of all layers under one name: `layers.*`."""
         kinds: dict[str, int] = {}
         for name, count in zip(self.names, self.counts, strict=True):
             kind = re.sub(r"\.\d+\.", ".*.", name)
@@ -70,7 +70,19 @@ class Trained:
 
 
 class Model(nn.Module):
-    """What `strategies.build` makes; see there."""
+    """The model of a configuration, initialised by its seed, on the backbone's device.
+
+    A frozen strategy uses the loaded encoder in place; a trained one works on a copy, so that the
+    pretrained weights stay unchanged for the next model.
+
+    Args:
+        num_labels: labels that the task asks for.
+        num_relations: relation questions that the task asks.
+        start: what the prompt starts from, unless that is `random`.
+
+    Raises:
+        PromptError: the configuration's prompt does not fit the backbone.
+    """
 
     prompt: SoftPrompt | None
 
@@ -93,7 +105,7 @@ class Model(nn.Module):
             self.encoder = loaded.copy_to_train().requires_grad_(True)
             self.encoder.dropout = configuration.dropout
             self.encoder.computes_in = precision(device)
-        # Drawn on the CPU, so that a seed means the same on any device; nobody else's is moved.
+        # Drawn on the CPU, so that a seed means the same on any device; the global state is kept.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(configuration.seed)
             self.prompt = None
@@ -108,7 +120,7 @@ class Model(nn.Module):
                 )
                 words = word_ids(loaded.tokenizer, shape.vocab)
                 self.prompt.initialise(loaded.encoder, words, _specials(loaded.tokenizer))
-                # After a random start, so that heads are drawn alike whatever a prompt starts from.
+                # After random values were drawn, so that heads do not depend on the prompt's start.
                 _begin(self.prompt, configuration.prompt_initialisation, loaded, start)
             self.heads: SpanHeads | ClassifyingHeads
             if strategy.answers == "tags":
@@ -137,8 +149,8 @@ class Model(nn.Module):
         """Mean loss of a batch, a scalar with a gradient.
 
         Args:
-            generator: draws the dropout of span heads; None: torch's own does, as for the backbone.
-            add_up: where other processes have the batch's other rows; see `heads.AddUp`.
+            generator: draws the dropout of span heads; None for torch's default, as for the backbone.
+            add_up: see `heads.AddUp`; for a batch whose rows are spread over processes.
         """
         hidden_BSD = self.hidden(inputs)
         if not isinstance(targets, SpanTargets):
@@ -150,10 +162,11 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def predict(self, inputs: Inputs) -> list[SpanAnswer] | list[np.ndarray]:
-        """Answers of every row, over the row's positions; without dropout, whatever the mode.
+        """Answers of every row, always without dropout.
 
-        Span strategies: (start_S, end_S, pairs_K2, match_K), logits and (first, last) pieces;
-        -inf off the window. Tagging: tags (S, L), 0 outside, 1 begin, 2 inside. Pairs: logits of kinds.
+        Span strategies give (start_S, end_S, pairs_K2, match_K): logits, -inf outside the window, and
+        (first, last) pieces. Tagging gives tags (S, L), 0 outside, 1 begin, 2 inside. Pairs give
+        logits of kinds.
         """
         was_training = self.training
         self.eval()
@@ -166,10 +179,10 @@ class Model(nn.Module):
             self.train(was_training)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """For AdamW: a rate for backbone, prompt and heads each.
+        """Groups for AdamW, with separate rates for backbone, prompt and heads.
 
-        Weight decay pulls on weight matrices only: biases, LayerNorms and prompts have no reason
-        to be near zero (a prompt's keys and values should be near those of words).
+        Only weight matrices decay: biases, LayerNorms and prompts have no reason to be near zero (a
+        prompt's keys and values should be near those of words).
         """
         c = self.configuration
         rates = {
@@ -197,7 +210,7 @@ class Model(nn.Module):
         return groups
 
     def statement(self) -> Trained:
-        """What is trained: printed before a run and recorded after it."""
+        """What is trained; logged before a run and recorded after it."""
         trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         groups = []
         for owner, claimed in self._claimed.items():
@@ -214,16 +227,16 @@ class Model(nn.Module):
         )
 
     def check_gradients(self, targets: Targets | None = None) -> None:
-        """Call after a backward pass: everything trained got a gradient, the prompt a real one.
+        """Check after a backward pass that every trained parameter got a gradient.
+
+        The prompts of single labels may have zeros, because a batch need not ask every label. A
+        prompt whose gradient is all zeros is not connected to the loss.
 
         Args:
-            targets: of the batch: of two heads only the one that it was for.
-
-        A batch need not ask every label, so single labels' prompts may have zeros; all of a
-        prompt's zeros mean that it is not connected to the loss.
+            targets: targets of the batch; of two heads only theirs is checked.
 
         Raises:
-            PromptError: a trained parameter got none, naming it.
+            PromptError: a trained parameter got no gradient; the message names it.
         """
         unasked: set[nn.Parameter] = set()
         if isinstance(targets, TagTargets | PairTargets):
@@ -240,15 +253,14 @@ class Model(nn.Module):
                     raise PromptError(f"{name} is trained but its gradient is all zeros")
 
     def _is_idle(self, name: str) -> bool:
-        """An LSTM that reads one vector has no step before it to weigh."""
+        """An LSTM that reads one vector has no previous step."""
         assert self.prompt is not None
         return "lstm.weight_hh" in name and self.prompt.prompt_length == 1
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Copies of what is trained, and of nothing else, on the CPU; of a sharded parameter this
-        process's part."""
+        """Copies of the trained parameters on the CPU; of a sharded one this process's part."""
         return {
-            name: own_part(p).detach().to("cpu", copy=True).contiguous()
+            name: local_part(p).detach().to("cpu", copy=True).contiguous()
             for name, p in self.named_parameters()
             if p.requires_grad
         }
@@ -257,24 +269,24 @@ class Model(nn.Module):
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """
         Raises:
-            TrainingError: the state is of another configuration.
+            TrainingError: the state belongs to another configuration.
         """
-        own = {name: own_part(p) for name, p in self.named_parameters() if p.requires_grad}
-        if differing := sorted(own.keys() ^ state.keys()):
+        trained = {name: local_part(p) for name, p in self.named_parameters() if p.requires_grad}
+        if differing := sorted(trained.keys() ^ state.keys()):
             raise TrainingError(
                 f"the saved state does not fit this configuration: {differing[0]} is only in one"
             )
-        for name, parameter in own.items():
+        for name, parameter in trained.items():
             if parameter.shape != state[name].shape:
                 raise TrainingError(
                     f"the saved state does not fit this configuration: {name} is "
                     f"{tuple(state[name].shape)}, not {tuple(parameter.shape)}"
                 )
-        for name, parameter in own.items():
+        for name, parameter in trained.items():
             parameter.copy_(state[name])
 
     def _claim(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Every parameter has exactly one owner, and is trained or frozen by the strategy."""
+        """Assign every parameter to exactly one owner, and train or freeze it by the strategy."""
         claimed: dict[str, list[tuple[str, nn.Parameter]]] = {o: [] for o in OWNERS.values()}
         for name, parameter in self.named_parameters(remove_duplicate=False):
             owners = [owner for start, owner in OWNERS.items() if name.startswith(start)]
@@ -288,8 +300,8 @@ class Model(nn.Module):
         return claimed
 
 
-def own_part(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor: of a `DTensor` its part, of another one all."""
+def local_part(tensor: Tensor) -> Tensor:
+    """This process's part of a `DTensor`; any other tensor whole."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
 
@@ -299,10 +311,10 @@ def _either(value: float | None, otherwise: float) -> float:
 
 
 def _begin(prompt: SoftPrompt, initialisation: str, loaded: Loaded, start: Start | None) -> None:
-    """Where a prompt does not start at random, what it starts from."""
+    """Start the prompt from words or an adapter."""
     if initialisation == "random":
         return
-    assert start is not None, "nobody said what the prompt starts from"
+    assert start is not None, "the prompt has nothing to start from"
     if initialisation == "adapter":
         assert start.saved is not None
         prompt.start_from_saved(start.names, start.saved)
@@ -316,7 +328,7 @@ def _begin(prompt: SoftPrompt, initialisation: str, loaded: Loaded, start: Start
 
 
 def _specials(tokenizer: Any) -> tuple[int, int] | None:
-    """What stands first and last in a row, if the tokenizer has such pieces."""
+    """First and last piece of a row, if the tokenizer has such pieces."""
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
     return None if first is None or last is None else (first, last)
 
@@ -324,7 +336,7 @@ def _specials(tokenizer: Any) -> tuple[int, int] | None:
 def _safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Size of these fp32 tensors as a safetensors file, without writing it.
 
-    Eight bytes, a JSON header filled up to eight, the numbers in order of name.
+    The file holds eight bytes, a JSON header padded to a multiple of eight, and the numbers by name.
     """
     header: dict[str, Any] = {}
     end = 0
@@ -335,27 +347,3 @@ def _safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
         }  # fmt: skip
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + math.ceil(length / 8) * 8 + end
-
-
-def build_model(
-    configuration: Configuration,
-    loaded: Loaded,
-    num_labels: int,
-    num_relations: int = 0,
-    start: Start | None = None,
-) -> Model:
-    """The model of a configuration, initialised by its seed, on the backbone's device.
-
-    A frozen strategy uses the loaded encoder in place; a trained one works on a copy, so that the
-    pretrained weights stay as they are for the next model.
-
-    Args:
-        num_labels: that are asked for in the task.
-        num_relations: questions about a given mention, likewise.
-        start: what its prompt starts from, where that is not `random`.
-
-    Raises:
-        PromptError: the configuration's prompt does not fit the backbone.
-    """
-
-    return Model(configuration, loaded, num_labels, num_relations, start)

@@ -1,7 +1,7 @@
-"""In which numbers a backbone is kept and computed: decided here, and nowhere else.
+"""The dtype in which a backbone is kept and computed.
 
-Prompts, heads, losses and what an optimiser keeps are fp32 everywhere; a prompt is cast where it
-enters the encoder, and what leaves the encoder is fp32.
+Prompts, heads, losses and optimiser states are always fp32. A prompt is cast where it enters the
+encoder, and the encoder's output is fp32.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import torch
 
 
 def precision(device: torch.device | str) -> torch.dtype:
-    """bf16 on a CUDA device that has it, fp32 everywhere else.
+    """bf16 on a CUDA device that supports it, fp32 everywhere else.
 
-    A frozen backbone's weights are kept in it. A trained one keeps fp32 weights, as a bf16 weight
-    is too coarse for the small steps of training, and is computed in it (autocast).
+    A frozen backbone's weights have this dtype. A trained one is computed in it (autocast) but keeps
+    fp32 weights, because bf16 weights are too coarse for small steps.
     """
     device = torch.device(device)
     if device.type == "cuda":

@@ -10,16 +10,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """The prompts of one batch, a row each, as the encoder takes them.
+    """The prompts of one batch, one row each.
 
     Args:
-        first_layer: layers below see nothing of it.
-        num_layers, hidden: of the backbone that it was made for.
-        keys_and_values: for each layer from `first_layer` on, keys and values (B, N, P, H).
-        vectors_BPD: or vectors that join the row at `first_layer`.
-        mask_BP: bool, True on a row's own positions where prompts of several lengths share the
-            batch, which are its first; None where all are.
-        lengths: of each row's prompt, where `mask_BP` is given; known without a look at the device.
+        first_layer: layers below do not see it.
+        num_layers, hidden: the backbone it was made for.
+        keys_and_values: per layer from `first_layer` on, keys and values (B, N, P, H); empty where
+            `vectors_BPD` is given.
+        vectors_BPD: vectors that join the row at `first_layer`.
+        mask_BP: bool, True on a row's prompt positions, which come first, where prompts of several
+            lengths share the batch; None if all positions are used.
+        lengths: prompt positions per row where `mask_BP` is given, known without asking the device.
     """
 
     first_layer: int
@@ -31,14 +32,14 @@ class Prefix:
     lengths: tuple[int, ...] | None = None
 
     def at(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values for this layer, counted from 0; None where it has none."""
+        """Keys and values of a layer, counted from 0; None if it has none."""
         if not self.keys_and_values or layer < self.first_layer:
             return None
         return self.keys_and_values[layer - self.first_layer]
 
     @property
     def length(self) -> int:
-        """P"""
+        """P, padding included."""
         return int(self._any.shape[-2])
 
     @property
@@ -48,7 +49,7 @@ class Prefix:
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
-        """Each row's own prompt positions; waits for the device where only it knows them."""
+        """Prompt positions per row; waits for the device if only it knows them."""
         if self.lengths is not None:
             return self.lengths
         if self.mask_BP is None:

@@ -1,6 +1,6 @@
 """Questions as trained vectors: one soft prompt per label.
 
-B rows, S pieces, P prompt positions, N heads, H head size, D hidden, L labels,
+B rows, S pieces, P prompt positions, N heads, H head size, D hidden, L labels, X words,
 n layers that have a prompt
 """
 
@@ -19,18 +19,19 @@ from raymrc.model.prefix import Prefix
 from raymrc.model.shapes import MAX_PROMPT_LENGTH, REPARAMETRISATION_WIDTH, Shape
 
 MEASURED_WORDS = 256
-"""How many words of the vocabulary tell a backbone's scale."""
+"""Words of the vocabulary from which the scale of a backbone's states is measured."""
 
 
 @dataclass(frozen=True, eq=False)
 class SavedPrompt:
-    """The soft prompt of a trained model, for another one to start from.
+    """The soft prompt of a trained model, from which another one may start.
 
     Args:
-        names: of its questions, in order.
+        names: its questions, in order.
         prompt_length, depth, first_layer, reparametrisation: see `SoftPrompt`.
-        state: its tensors, as `SoftPrompt.state_dict` has them.
-        notes: that it has seen, see `adapters.Adapter`; whoever starts from it has seen them, too.
+        state: `SoftPrompt.state_dict`.
+        notes: marks of the notes that it has seen (see `adapters.Adapter`); a prompt that starts
+            from it has seen them, too.
     """
 
     names: tuple[str, ...]
@@ -42,12 +43,12 @@ class SavedPrompt:
     notes: frozenset[str] = frozenset()
 
     def vectors(self, shape: Shape) -> dict[str, Tensor]:
-        """By name of the question, as `SoftPrompt.vectors` has them; computed, where they were.
+        """Rows of `SoftPrompt.vectors` by name of the question.
 
         Args:
-            shape: of the backbone that it was trained on.
+            shape: the backbone that it was trained on.
         """
-        with torch.random.fork_rng(devices=[]):  # what it draws is replaced
+        with torch.random.fork_rng(devices=[]):  # the drawn values are replaced
             prompt = SoftPrompt(
                 len(self.names), self.prompt_length, shape, self.depth, self.first_layer,
                 self.reparametrisation,
@@ -58,12 +59,12 @@ class SavedPrompt:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """What soft prompts may start from, beside chance.
+    """What soft prompts may start from, other than random values.
 
     Args:
-        names: of the questions, in the order of prompts.
-        questions: in words, by name.
-        saved: a trained prompt; None where there is none.
+        names: names of the questions, in the order of prompts.
+        questions: the questions in words, by name.
+        saved: a trained prompt, or None.
     """
 
     names: Sequence[str]
@@ -75,12 +76,12 @@ class SoftPrompt(nn.Module):
     """Trained vectors that stand in for the words of a question, one set per label.
 
     `deep`: keys and values that every layer from `first_layer` on attends to before the row's own.
-    `input`: vectors that join the row at `first_layer`, behind its special first piece, and pass
-    through the layers with it; their outputs are dropped. Neither moves the row's positions, and
-    neither depends on the window, so one frozen backbone answers many prompts in one batch.
+    `input`: vectors that join the row at `first_layer`, after its special first piece, and pass
+    through the layers with it; their outputs are dropped. Neither shifts the row's positions or
+    depends on the window, so one frozen backbone answers many prompts in one batch.
 
-    A reparametrised prompt trains a small network that makes the vectors: `mlp` from a table of
-    its own, `lstm` from that table read along the prompt in both directions.
+    A reparametrised prompt trains a small network that computes the vectors: `mlp` from a trained
+    table, `lstm` from that table read along the prompt in both directions.
 
     Args:
         prompt_length: positions per label, 1 to 512.
@@ -89,8 +90,7 @@ class SoftPrompt(nn.Module):
         reparametrisation: "none", "mlp" or "lstm".
 
     Raises:
-        PromptError: a length outside 1 to 512, a `first_layer` that is not a layer of this
-            backbone, an unknown depth or reparametrisation.
+        PromptError: an argument is out of range or unknown.
 
     Source: P-tuning v2, arXiv:2110.07602 (deep); P-tuning, arXiv:2103.10385 (input, lstm);
     prefix-tuning, arXiv:2101.00190 (mlp).
@@ -117,7 +117,7 @@ class SoftPrompt(nn.Module):
         self.num_prompted = shape.num_layers - first_layer
         out = hidden if depth == "input" else 2 * self.num_prompted * hidden
         if reparametrisation == "none":
-            # Stored as attention reads it, so that a batch is one look-up and no transpose.
+            # Stored in attention's order, so that a batch needs one look-up and no transpose.
             self.table = nn.Parameter(0.02 * torch.randn(num_labels, prompt_length * out))
         else:
             self.table = nn.Parameter(torch.randn(num_labels, prompt_length * hidden))
@@ -127,10 +127,10 @@ class SoftPrompt(nn.Module):
             self.out = nn.Linear(REPARAMETRISATION_WIDTH, out)
 
     def forward(self, label_B: Tensor) -> Prefix:
-        """The prompts of a batch: row b gets the vectors of label `label_B[b]`.
+        """The prompts of a batch; row b gets the vectors of label `label_B[b]`.
 
         Raises:
-            PromptError: `label_B` is on another device than the prompt.
+            PromptError: `label_B` and the prompt are on different devices.
         """
         if label_B.device != self.table.device:
             raise PromptError(
@@ -140,7 +140,7 @@ class SoftPrompt(nn.Module):
         return self.prefix(self.arrange(F.embedding(label_B, self.vectors())))
 
     def arrange(self, made_BX: Tensor) -> Tensor:
-        """Rows of `vectors` in the dimensions that the encoder reads.
+        """Reshape rows of `vectors` for the encoder.
 
         Shapes:
             returns: (B, P, D) for `input`; (B, n * 2, N, P, H) for `deep`
@@ -156,7 +156,7 @@ class SoftPrompt(nn.Module):
         mask_BP: Tensor | None = None,
         lengths: tuple[int, ...] | None = None,
     ) -> Prefix:
-        """What the encoder takes, of rows as `arrange` gives them; see `Prefix` for the others."""
+        """A `Prefix` of rows from `arrange`; see there for the other arguments."""
         pairs: tuple[tuple[Tensor, Tensor], ...] = ()
         if self.depth == "deep":
             each = arranged.unbind(1)
@@ -167,7 +167,7 @@ class SoftPrompt(nn.Module):
         )  # fmt: skip
 
     def vectors(self) -> Tensor:
-        """Every label's prompt, a row each.
+        """Every label's prompt, one row per label.
 
         Shapes:
             returns: (L, P * D) for `input`; (L, n * 2 * N * P * H), keys before values, for `deep`
@@ -188,18 +188,17 @@ class SoftPrompt(nn.Module):
     def initialise(
         self, encoder: Encoder, words: Sequence[int], specials: tuple[int, int] | None
     ) -> None:
-        """Start at the scale of the backbone's own words.
+        """Start at the scale of the backbone's words.
 
-        A direct table is drawn from a normal distribution with the mean and spread, channel by
-        channel, of the keys and values (or hidden states) that the backbone gives to its words; a
-        reparametrised one gets an output layer with that mean and spread. From another scale a
-        frozen backbone first has to be pulled back, which costs epochs. The words' own vectors are
-        no better a start: on PHEE, frozen MiniLM, 200 notes, 6 epochs, they gave a strict F1 of
-        0.22 and 0.26 on two folds where this gave 0.36 and 0.36.
+        A direct table is drawn from a normal distribution with the mean and spread, per channel, of
+        the keys and values (or hidden states) that the backbone gives to its words; a reparametrised
+        prompt gets an output layer with that mean and spread. A prompt at another scale costs epochs
+        to correct. The vectors of words are a worse start: on PHEE, frozen MiniLM, 200 notes, 6
+        epochs, their strict F1 on two folds was 0.22 and 0.26, against 0.36 and 0.36.
 
         Args:
             words: piece ids to draw from, with torch's CPU generator.
-            specials: first and last piece of a row, around the words; None where there are none.
+            specials: first and last piece of a row; None if the tokenizer has none.
         """
         drawn = torch.tensor(words)[torch.randint(len(words), (MEASURED_WORDS,))]
         drawn = drawn.to(encoder.word.weight.device)
@@ -217,14 +216,14 @@ class SoftPrompt(nn.Module):
             return
         flat = states.reshape(states.shape[0], -1)
         device = self.out.weight.device
-        # The hidden layer's tanh has a spread of about 0.5, and so its mix below one of about 0.3.
+        # The hidden layer's tanh has a spread of about 0.5, so the output's is about 0.3.
         self.out.bias.zero_()
         made = self.vectors()
         if self.depth == "deep":
             grid = made.view(self.num_labels, -1, shape.num_heads, length, shape.head_size)
             made = grid.permute(0, 3, 1, 2, 4)
         made = made.reshape(self.num_labels * length, -1)
-        # A prompt of one vector has no spread to be brought to the words'.
+        # The spread of a single vector is undefined.
         spread = flat.std(0).to(device) / made.std(0) if len(made) > 1 else torch.ones_like(made[0])
         self.out.weight.mul_(spread[:, None])
         self.out.bias.copy_(flat.mean(0).to(device) - spread * made.mean(0))
@@ -236,23 +235,22 @@ class SoftPrompt(nn.Module):
         pieces: Sequence[Sequence[int]],
         specials: tuple[int, int] | None,
     ) -> None:
-        """Start as what the backbone makes of each label's question, read by itself.
+        """Start from the backbone's states for each label's question.
 
-        A vector a piece: for `input` the hidden state that enters `first_layer` (at layer 0 word,
-        position and segment embedding after their LayerNorm), for `deep` each layer's keys and values,
-        which are what a row with the question in it attends to. Of a question that is longer than the
-        prompt the first pieces are taken; where it is shorter the other vectors stay as they are. See
+        Each piece gives one vector: for `input` the hidden state that enters `first_layer`, for `deep`
+        each layer's keys and values, to which a row that contains the question would attend. A longer
+        question is cut to the prompt's length; a shorter one leaves the other vectors unchanged. See
         docs/decisions/0017.
 
         Args:
-            pieces: ids, a question each label.
-            specials: first and last piece of a row, around the words; None where there are none.
+            pieces: piece ids of one question per label.
+            specials: first and last piece of a row; None if the tokenizer has none.
 
         Source: Lester et al. 2021, arXiv:2104.08691 (word vectors at the input); Li and Liang 2021,
         arXiv:2101.00190 (activations of words at every layer).
         """
         assert self.reparametrisation == "none"
-        rows = self.arrange(self.table)  # views: what is written to them is in the table
+        rows = self.arrange(self.table)  # views of the table
         for row, question in zip(rows, pieces, strict=True):
             read = torch.tensor(question, device=encoder.word.weight.device)
             hidden_XD, layered = encoder.word_states(read, specials, self.first_layer)
@@ -262,11 +260,11 @@ class SoftPrompt(nn.Module):
 
     @torch.no_grad()
     def start_from_saved(self, names: Sequence[str], saved: SavedPrompt) -> None:
-        """Start with trained vectors, where there are some under a label's name; the others stay.
+        """Start from trained vectors of equal name; labels without one stay unchanged.
 
         Args:
-            names: of the labels, in order.
-            saved: as long, and at the same layers of the same backbone.
+            names: names of the labels, in order.
+            saved: a prompt of equal length at the same layers of the same backbone.
 
         Source: Vu et al. 2022, SPoT, arXiv:2110.07904.
         """
@@ -278,9 +276,9 @@ class SoftPrompt(nn.Module):
 
 
 def word_ids(tokenizer: object, vocab: int) -> list[int]:
-    """Ids of pieces that are plain words, ascending: what a prompt is initialised from."""
+    """Ascending ids of pieces that are plain words, from which a prompt is initialised."""
     pieces: dict[str, int] = tokenizer.get_vocab()  # type: ignore[attr-defined]
-    marks = "\u0120\u2581"  # what byte-level and sentence-piece vocabularies put before a word
+    marks = "\u0120\u2581"  # word starts in byte-level and sentence-piece vocabularies
     words = sorted(
         index
         for piece, index in pieces.items()

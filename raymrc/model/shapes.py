@@ -1,4 +1,4 @@
-"""What an encoder is made of, and how many numbers that is. No torch: `plan` counts with it."""
+"""Sizes of encoders, prompts and heads, and their parameter counts; no torch, so that plans use it."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from dataclasses import dataclass, replace
 MAX_PROMPT_LENGTH = 512
 
 MAX_CANDIDATES = 1024
-"""Candidate pairs per row that one loss uses; a row of 512 pieces has more only where a model
-predicts far too much: above one piece in eleven as a start and as an end."""
+"""Candidate pairs per row in one loss. A row of 512 pieces exceeds it only if the model predicts more
+than one piece in eleven as a start and as an end."""
 
 PAIRS_AT_ONCE = 16384
-"""Pairs that one prediction puts through the match head at a time: 128 MiB at width 2048."""
+"""Pairs per pass of the match head in prediction: 128 MiB at width 2048."""
 
 REPARAMETRISATION_WIDTH = 512
-"""Width of the hidden layer that a reparametrised prompt passes. Source: arXiv:2101.00190."""
+"""Width of the hidden layer of a reparametrised prompt. Source: arXiv:2101.00190."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The form of one encoder; BERT, RoBERTa and Megatron-BERT differ by these values only.
+    """The form of an encoder; BERT, RoBERTa and Megatron-BERT differ in these values only.
 
     Args:
-        kind: "bert", "roberta" or "megatron-bert": whose weight names its checkpoint uses.
-        positions: rows of the position table, unused first ones included.
+        kind: "bert", "roberta" or "megatron-bert"; decides the weight names of its checkpoint.
+        positions: rows of the position table, unused first rows included.
         position_offset: row of the first piece; RoBERTa leaves `padding_idx + 1` rows unused.
-        types: segment types.
-        eps: of every LayerNorm.
-        pre_norm: LayerNorm before attention and feed-forward, and once more after the last layer,
-            instead of after each of them.
+        types: number of segment types.
+        eps: epsilon of every LayerNorm.
+        pre_norm: LayerNorm before attention and feed-forward, and after the last layer, instead of
+            after each of them.
         embedding_norm: a LayerNorm follows the embeddings.
-        activation: of the feed-forward layer, by its Hugging Face name.
+        activation: Hugging Face name of the feed-forward layer's activation.
         pad_id: the vocabulary's padding piece.
     """
 
@@ -55,7 +55,7 @@ class Shape:
 
     @property
     def max_pieces(self) -> int:
-        """The longest row, special pieces included."""
+        """Length of the longest row, special pieces included."""
         return self.positions - self.position_offset
 
     @property
@@ -71,12 +71,12 @@ class Shape:
 
     @property
     def num_parameters(self) -> int:
-        """Of the encoder as run here: without pooler and language-model head."""
+        """Parameters without pooler and language-model head."""
         final_norm = 2 * self.hidden if self.pre_norm else 0
         return self.embedding_parameters + self.num_layers * self.layer_parameters + final_norm
 
     def first(self, layers: int | None) -> Shape:
-        """The same encoder cut after its first so many layers; None: all of them."""
+        """The encoder cut after its first `layers`; None for all of them."""
         return self if layers is None else replace(self, num_layers=layers)
 
 
@@ -88,7 +88,7 @@ def prompt_parameters(
     first_layer: int = 0,
     reparametrisation: str = "none",
 ) -> int:
-    """Numbers in a `SoftPrompt` of these settings, all labels together."""
+    """Parameters of a `SoftPrompt` with these settings, all labels together."""
     hidden, width = shape.hidden, REPARAMETRISATION_WIDTH
     out = hidden if depth == "input" else 2 * (shape.num_layers - first_layer) * hidden
     if reparametrisation == "none":
@@ -99,23 +99,23 @@ def prompt_parameters(
 
 
 def lstm_parameters(hidden: int) -> int:
-    """Two bidirectional layers of half the hidden size, each gate with torch's two biases."""
+    """Two bidirectional layers of half the hidden size; each gate has torch's two biases."""
     half = hidden // 2
     return 2 * 2 * (4 * half * hidden + 4 * half * half + 8 * half)
 
 
 def span_head_parameters(hidden: int, match_width: int) -> int:
-    """Start, end and factorised match head."""
+    """Parameters of `heads.SpanHeads`."""
     return 2 * (hidden + 1) + 2 * hidden * match_width + match_width + match_width + 1
 
 
 def tagging_head_parameters(hidden: int, num_labels: int) -> int:
-    """Outside, begin, inside for each label."""
+    """Parameters of `heads.TaggingHeads`."""
     return 3 * num_labels * (hidden + 1)
 
 
 def pair_head_parameters(hidden: int, num_relations: int) -> int:
-    """Numbers of `heads.PairHeads`, which is not there without relations."""
+    """Parameters of `heads.PairHeads`; 0 without relations."""
     return (1 + num_relations) * (2 * hidden + 1) if num_relations else 0
 
 
@@ -143,4 +143,4 @@ SHAPES = {
     "gatortron-8.9b": _gatortron(56, 3584, 56, 14336),
     "minilm": Shape("bert", 6, 384, 12, 1536, vocab=30522),
 }
-"""Of the backbones we know by name; when one is loaded, its own config.json has the last word."""
+"""Shapes of the backbones known by name, for planning; a loaded backbone uses its config.json."""

@@ -1,6 +1,6 @@
-"""Four ways to ask a backbone: what asks, what is trained, what answers.
+"""Four ways to ask a backbone: what asks, what is trained, what answers; no torch.
 
-The table needs no torch; `build` makes the model of a configuration.
+`network.Model` builds the model of a configuration.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from raymrc.model.shapes import (
 class Strategy:
     """
     Args:
-        asks: "" (nothing is asked: every label is tagged at once), "words" (the question is part
-            of the input) or "vectors" (a soft prompt).
-        trains_backbone: whether the encoder's own weights are trained, and dropped out.
-        answers: "tags" (`heads.ClassifyingHeads`: tags for labels, kinds for pairs of mentions) or "spans"
-            (`heads.SpanHeads`).
+        asks: "" (no question: all labels are tagged at once), "words" (the question is part of the
+            input) or "vectors" (a soft prompt).
+        trains_backbone: whether the encoder's weights are trained, with dropout.
+        answers: "tags" (`heads.ClassifyingHeads`) or "spans" (`heads.SpanHeads`).
     """
 
     asks: str
@@ -63,7 +62,7 @@ class ParameterCounts:
 def count_parameters(
     configuration: Configuration, shape: Shape, num_labels: int, num_relations: int = 0
 ) -> ParameterCounts:
-    """What `build` would make, counted without making it; see there."""
+    """Parameters of `network.Model`, computed without building it."""
     strategy = STRATEGIES[configuration.cell.strategy]
     prompt = 0
     if strategy.asks == "vectors":

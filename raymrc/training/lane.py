@@ -30,7 +30,7 @@ from raymrc.ledger.record import Epoch, Found, NoteCounts, Record
 from raymrc.model.adapter_tensors import write_adapter
 from raymrc.model.inputs import Inputs, SpanTargets, Targets
 from raymrc.model.loading import Loaded
-from raymrc.model.network import build_model
+from raymrc.model.network import Model
 from raymrc.model.strategies import STRATEGIES
 from raymrc.planning.arithmetic import head_parameters, price, training_flops
 from raymrc.reading.examples import Unreachable, unreachable, unreachable_apart, untaggable
@@ -153,7 +153,7 @@ class Lane:
                 "relations are asked for, no two mentions within context_sentences that they could join"
             )
 
-        self.model = build_model(
+        self.model = Model(
             configuration,
             loaded,
             len(self.asked.labels),

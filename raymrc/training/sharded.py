@@ -57,7 +57,7 @@ from raymrc.model.loading import (
     weight_names,
     write_weights,
 )
-from raymrc.model.network import own_part
+from raymrc.model.network import local_part
 from raymrc.model.precision import precision
 from raymrc.model.strategies import STRATEGIES
 from raymrc.planning.arithmetic import lane_bytes
@@ -318,7 +318,8 @@ class ShardedPool(Pool):
             options=TRAINED_ALONE,
         )
         lane.best_state = {
-            name: own_part(tensor).to("cpu", copy=True) for name, tensor in tensors["best"].items()
+            name: local_part(tensor).to("cpu", copy=True)
+            for name, tensor in tensors["best"].items()
         }
         lane.go_to(state["position"])
 
@@ -473,7 +474,7 @@ def _tensors(lane: Lane) -> dict[str, Any]:
     for name, parameter in lane.model.named_parameters():
         if not parameter.requires_grad:
             continue
-        own = own_part(parameter).detach() if lane.best_state is None else lane.best_state[name]
+        own = local_part(parameter).detach() if lane.best_state is None else lane.best_state[name]
         if isinstance(parameter, DTensor):
             own = DTensor.from_local(
                 own, parameter.device_mesh, parameter.placements,

@@ -22,7 +22,7 @@ from raymrc.model.loading import (
     load_backbone,
     load_tokenizer,
 )
-from raymrc.model.network import Model, build_model
+from raymrc.model.network import Model
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.relations import Asked
 from raymrc.training.batching import RowBuilder, StudyData
@@ -154,7 +154,7 @@ def load_adapter(place: Path | str, loaded: Loaded) -> tuple[Model, Adapter]:
         ) from None
     # What its prompt once started from has been trained over.
     fresh = replace(configuration, prompt_initialisation="random")
-    model = build_model(fresh, loaded, len(adapter.labels), len(adapter.relations))
+    model = Model(fresh, loaded, len(adapter.labels), len(adapter.relations))
     model.configuration = configuration
     try:
         model.load_trained_state(read_state(adapter.place))

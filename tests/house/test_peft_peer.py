@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.peft_peer import HEADS, NOTHING, STRIDE, PeerModel, pack
-from raymrc.model.network import build_model
+from raymrc.model.network import Model
 from tests.model.tiny import random_inputs, random_span_targets, tiny_configuration, tiny_loaded
 
 LABELS = 3
@@ -32,7 +32,7 @@ def test_the_peer_has_our_loss_and_our_gradients_at_equal_weights(
 
     loaded = tiny_loaded(kind, tmp_path)
     configuration = tiny_configuration(loaded.backbone, "frozen_soft_prompt")
-    ours = build_model(configuration, loaded, LABELS).train()
+    ours = Model(configuration, loaded, LABELS).train()
     with torch.no_grad():
         ours.heads.start.bias.zero_()  # so that some is predicted
         ours.heads.end.bias.zero_()

@@ -20,7 +20,7 @@ from raymrc.model import adapter_tensors
 from raymrc.model.adapter_tensors import read_state, write_adapter
 from raymrc.model.adapters import ADAPTER_FILE, read_adapter
 from raymrc.model.loading import Loaded
-from raymrc.model.network import build_model
+from raymrc.model.network import Model
 from raymrc.model.strategies import STRATEGIES
 from tests.model.test_strategies import batch, train
 from tests.model.tiny import tiny_configuration
@@ -32,7 +32,7 @@ LABELS, RELATIONS = ("Drug", "ADE"), ("ADE-Drug",)
 def trained(loaded: Loaded, strategy: str = "frozen_soft_prompt", **fields: object):
     """A model of three questions after two steps."""
     labels = 3 if STRATEGIES[strategy].answers == "tags" else 2
-    model = build_model(
+    model = Model(
         tiny_configuration(loaded.backbone, strategy, **fields), loaded, labels, 3 - labels
     )
     train(model, *batch(loaded, strategy), steps=2)
@@ -62,7 +62,7 @@ def test_a_fresh_model_with_a_saved_adapter_answers_bit_for_bit_as_the_trained_o
     assert configuration == model.configuration
     labels = model.heads.tagging.num_labels if STRATEGIES[strategy].answers == "tags" else 2
     torch.manual_seed(99)
-    fresh = build_model(configuration, tiny, labels, 3 - labels)
+    fresh = Model(configuration, tiny, labels, 3 - labels)
     fresh.load_trained_state(read_state(place))
     inputs, targets = batch(tiny, strategy)
     assert repr(fresh.predict(inputs)) == repr(model.predict(inputs))

@@ -83,7 +83,7 @@ def test_the_longest_row_that_fits_equals_hugging_face(kind):
     inputs = random_inputs(60, pieces=16, pad_id=model.config.pad_token_id)
     encoder = loaded_from(model, kind)
     assert_equal_on_pieces(encoder(inputs), hugging_face_hidden(model, inputs)[-1], inputs)
-    with pytest.raises(BackboneError, match="17 pieces does not fit the backbone's 16 positions"):
+    with pytest.raises(BackboneError, match="17 pieces exceeds the backbone's 16 positions"):
         encoder(random_inputs(60, pieces=17, pad_id=model.config.pad_token_id))
 
 

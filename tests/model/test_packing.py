@@ -148,7 +148,7 @@ def test_the_packing_of_two_rows_by_hand():
     # Prompt positions are 0 1 | 2 3, of which 1 is padding; pieces are 4 5 6 | 7.
     assert packing.pieces_T.tolist() == [0, 1, 2, 3]
     assert packing.keys_X.tolist() == [4, 0, 5, 6, 7, 2, 3]
-    assert packing.own_T.tolist() == [0, 2, 3, 4]
+    assert packing.piece_keys_T.tolist() == [0, 2, 3, 4]
     assert packing.query_offsets.tolist() == [0, 3, 4]
     assert packing.key_offsets.tolist() == [0, 4, 7]
     assert packing.key_offsets.dtype == torch.int32

@@ -12,7 +12,7 @@ from torch import Tensor
 from raymrc.errors import BackboneError
 from raymrc.model import loading
 from raymrc.model.loading import Loaded
-from raymrc.model.network import Model, build_model
+from raymrc.model.network import Model
 from raymrc.model.precision import precision
 from raymrc.model.strategies import STRATEGIES
 from tests.model.tiny import (
@@ -39,7 +39,7 @@ def make_model(loaded: Loaded, strategy: str, half: bool, **fields: Any) -> Mode
     """A model as it is on a GPU with bf16 (`half`), or as it is here."""
     dtype = torch.bfloat16 if half else torch.float32
     kept = loading.load_backbone(loaded.backbone, "cpu", dtype=dtype)
-    model = build_model(tiny_configuration(loaded.backbone, strategy, **fields), kept, 3)
+    model = Model(tiny_configuration(loaded.backbone, strategy, **fields), kept, 3)
     if half and STRATEGIES[strategy].trains_backbone:
         model.encoder.computes_in = torch.bfloat16
     return model.train()
@@ -103,7 +103,7 @@ def test_a_cpu_keeps_and_computes_in_fp32(tiny_bert: Loaded):
     assert precision("cpu") == torch.float32
     kept = loading.load_backbone(tiny_bert.backbone, "cpu").encoder
     assert {p.dtype for p in kept.parameters()} == {torch.float32}
-    model = build_model(tiny_configuration(tiny_bert.backbone, "hard_prompt"), tiny_bert, 3)
+    model = Model(tiny_configuration(tiny_bert.backbone, "hard_prompt"), tiny_bert, 3)
     assert model.encoder.computes_in == torch.float32
 
 
@@ -116,7 +116,7 @@ def test_a_prompt_starts_alike_on_a_backbone_in_bf16(tiny: Loaded):
 
 def test_a_backbone_kept_in_bf16_is_trained_from_what_was_not_rounded(tiny_bert: Loaded):
     kept = loading.load_backbone(tiny_bert.backbone, "cpu", dtype=torch.bfloat16)
-    model = build_model(tiny_configuration(tiny_bert.backbone, "soft_prompt"), kept, 3)
+    model = Model(tiny_configuration(tiny_bert.backbone, "soft_prompt"), kept, 3)
     for name, weight in tiny_bert.encoder.named_parameters():
         own = model.encoder.get_parameter(name)
         assert torch.equal(own, weight) and own.requires_grad, name
@@ -128,7 +128,7 @@ def test_other_weights_than_were_loaded_are_not_trained(tmp_path):
     kept = loading.load_backbone(tiny_backbone(folder), "cpu", dtype=torch.bfloat16)
     tiny_checkpoint("bert", tmp_path, seed=1)
     with pytest.raises(BackboneError, match="backbone tiny: its files have changed"):
-        build_model(tiny_configuration(kept.backbone, "soft_prompt"), kept, 3)
+        Model(tiny_configuration(kept.backbone, "soft_prompt"), kept, 3)
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ import torch
 
 from raymrc.model.encoder import Encoder
 from raymrc.model.loading import Loaded
-from raymrc.model.network import build_model
+from raymrc.model.network import Model
 from raymrc.model.prompts import SoftPrompt
 from raymrc.model.shapes import SHAPES, prompt_parameters
 from raymrc.model.strategies import STRATEGIES, count_parameters
@@ -47,7 +47,7 @@ def test_a_shape_counts_the_encoder_that_is_built_from_it(name):
 def test_a_plan_counts_what_is_built(tiny: Loaded, strategy):
     configuration = tiny_configuration(tiny.backbone, strategy)
     counts = count_parameters(configuration, tiny.shape, 3)
-    statement = build_model(configuration, tiny, 3).statement()
+    statement = Model(configuration, tiny, 3).statement()
     assert (counts.trained, counts.total) == (statement.trained, statement.total)
     assert counts.share == statement.share
 

@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from raymrc.errors import PromptError, TrainingError
 from raymrc.model.loading import Loaded
-from raymrc.model.network import build_model
+from raymrc.model.network import Model
 from raymrc.model.prompts import SavedPrompt, Start
 from raymrc.model.strategies import STRATEGIES
 from tests.model.tiny import (
@@ -44,7 +44,7 @@ def train(model, inputs, targets, steps: int = 1) -> list[float]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_step_changes_what_is_stated_as_trained_and_nothing_else(tiny: Loaded, strategy):
-    model = build_model(tiny_configuration(tiny.backbone, strategy), tiny, 3)
+    model = Model(tiny_configuration(tiny.backbone, strategy), tiny, 3)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     pretrained = {name: p.clone() for name, p in tiny.encoder.named_parameters()}
     train(model, *batch(tiny, strategy), steps=3)
@@ -62,14 +62,14 @@ def test_a_step_changes_what_is_stated_as_trained_and_nothing_else(tiny: Loaded,
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_training_lowers_the_loss(tiny: Loaded, strategy):
-    model = build_model(tiny_configuration(tiny.backbone, strategy), tiny, 3)
+    model = Model(tiny_configuration(tiny.backbone, strategy), tiny, 3)
     losses = train(model, *batch(tiny, strategy), steps=30)
     assert losses[-1] < 0.7 * losses[0]
 
 
 def test_a_frozen_strategy_uses_the_loaded_encoder_in_place(tiny_bert: Loaded):
-    frozen = build_model(tiny_configuration(tiny_bert.backbone, "frozen_soft_prompt"), tiny_bert, 3)
-    trained = build_model(tiny_configuration(tiny_bert.backbone, "soft_prompt"), tiny_bert, 3)
+    frozen = Model(tiny_configuration(tiny_bert.backbone, "frozen_soft_prompt"), tiny_bert, 3)
+    trained = Model(tiny_configuration(tiny_bert.backbone, "soft_prompt"), tiny_bert, 3)
     assert frozen.encoder is tiny_bert.encoder
     assert trained.encoder is not tiny_bert.encoder
     assert not any(p.requires_grad for p in tiny_bert.encoder.parameters())
@@ -80,7 +80,7 @@ def test_every_parameter_is_in_one_optimiser_group_or_frozen(tiny_bert: Loaded, 
     configuration = tiny_configuration(
         tiny_bert.backbone, strategy, prompt_learning_rate=0.5, head_learning_rate=0.25
     )
-    model = build_model(configuration, tiny_bert, 3)
+    model = Model(configuration, tiny_bert, 3)
     grouped = [p for group in model.parameter_groups() for p in group["params"]]
     assert len({id(p) for p in grouped}) == len(grouped)
     assert {id(p) for p in grouped} == {id(p) for p in model.parameters() if p.requires_grad}
@@ -91,12 +91,12 @@ def test_every_parameter_is_in_one_optimiser_group_or_frozen(tiny_bert: Loaded, 
 
 def test_prompt_and_heads_take_the_one_rate_where_no_other_is_given(tiny_bert: Loaded):
     configuration = tiny_configuration(tiny_bert.backbone, "frozen_soft_prompt", learning_rate=0.03)
-    groups = build_model(configuration, tiny_bert, 3).parameter_groups()
+    groups = Model(configuration, tiny_bert, 3).parameter_groups()
     assert {group["lr"] for group in groups} == {0.03}
 
 
 def test_biases_norms_and_prompts_do_not_decay(tiny_bert: Loaded):
-    model = build_model(tiny_configuration(tiny_bert.backbone, "soft_prompt"), tiny_bert, 3)
+    model = Model(tiny_configuration(tiny_bert.backbone, "soft_prompt"), tiny_bert, 3)
     decays = {
         id(p): group["weight_decay"] > 0 for g in [model.parameter_groups()] for group in g
         for p in group["params"]
@@ -108,14 +108,14 @@ def test_biases_norms_and_prompts_do_not_decay(tiny_bert: Loaded):
 
 
 def test_a_parameter_that_nobody_claims_is_an_error(tiny_bert: Loaded):
-    model = build_model(tiny_configuration(tiny_bert.backbone, "hard_prompt"), tiny_bert, 3)
+    model = Model(tiny_configuration(tiny_bert.backbone, "hard_prompt"), tiny_bert, 3)
     model.stray = torch.nn.Linear(2, 2)
     with pytest.raises(AssertionError, match=r"stray\.weight is claimed by \[\]"):
         model._claim()
 
 
 def test_a_parameter_under_two_names_is_an_error(tiny_bert: Loaded):
-    model = build_model(tiny_configuration(tiny_bert.backbone, "hard_prompt"), tiny_bert, 3)
+    model = Model(tiny_configuration(tiny_bert.backbone, "hard_prompt"), tiny_bert, 3)
     model.heads.end = model.heads.start
     with pytest.raises(AssertionError, match="claimed under two names"):
         model._claim()
@@ -123,7 +123,7 @@ def test_a_parameter_under_two_names_is_an_error(tiny_bert: Loaded):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_statement_tells_the_size_of_the_saved_adapter(tiny: Loaded, strategy):
-    model = build_model(tiny_configuration(tiny.backbone, strategy), tiny, 3)
+    model = Model(tiny_configuration(tiny.backbone, strategy), tiny, 3)
     statement = model.statement()
     state = model.trained_state()
     assert statement.adapter_bytes == len(save(state))
@@ -135,17 +135,17 @@ def test_the_statement_tells_the_size_of_the_saved_adapter(tiny: Loaded, strateg
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_saved_state_predicts_as_the_model_that_was_trained(tiny: Loaded, strategy):
     configuration = tiny_configuration(tiny.backbone, strategy)
-    model = build_model(configuration, tiny, 3)
+    model = Model(configuration, tiny, 3)
     inputs, targets = batch(tiny, strategy)
     train(model, inputs, targets, steps=2)
-    other = build_model(dataclasses.replace(configuration, seed=99), tiny, 3)
+    other = Model(dataclasses.replace(configuration, seed=99), tiny, 3)
     other.load_trained_state(model.trained_state())
     assert torch.equal(model.eval().loss(inputs, targets), other.eval().loss(inputs, targets))
     assert repr(model.predict(inputs)) == repr(other.predict(inputs))
 
 
 def test_a_saved_state_is_a_copy(tiny_bert: Loaded):
-    model = build_model(tiny_configuration(tiny_bert.backbone, "frozen_soft_prompt"), tiny_bert, 3)
+    model = Model(tiny_configuration(tiny_bert.backbone, "frozen_soft_prompt"), tiny_bert, 3)
     state = model.trained_state()
     before = state["prompt.table"].clone()
     train(model, *batch(tiny_bert, "frozen_soft_prompt"))
@@ -153,19 +153,19 @@ def test_a_saved_state_is_a_copy(tiny_bert: Loaded):
 
 
 def test_a_state_of_another_configuration_is_refused(tiny_bert: Loaded):
-    model = build_model(tiny_configuration(tiny_bert.backbone, "frozen_soft_prompt"), tiny_bert, 3)
-    longer = build_model(
+    model = Model(tiny_configuration(tiny_bert.backbone, "frozen_soft_prompt"), tiny_bert, 3)
+    longer = Model(
         tiny_configuration(tiny_bert.backbone, "frozen_soft_prompt", prompt_length=5), tiny_bert, 3
     )
     with pytest.raises(TrainingError, match=r"prompt\.table is \(3, 960\), not \(3, 768\)"):
         model.load_trained_state(longer.trained_state())
-    hard = build_model(tiny_configuration(tiny_bert.backbone, "hard_prompt"), tiny_bert, 3)
+    hard = Model(tiny_configuration(tiny_bert.backbone, "hard_prompt"), tiny_bert, 3)
     with pytest.raises(TrainingError, match="is only in one"):
         model.load_trained_state(hard.trained_state())
 
 
 def test_a_prompt_without_a_gradient_is_an_error(tiny_bert: Loaded):
-    model = build_model(tiny_configuration(tiny_bert.backbone, "frozen_soft_prompt"), tiny_bert, 3)
+    model = Model(tiny_configuration(tiny_bert.backbone, "frozen_soft_prompt"), tiny_bert, 3)
     inputs, targets = batch(tiny_bert, "frozen_soft_prompt")
     model.heads.loss(tiny_bert.encoder(inputs), inputs.window_BS, targets).backward()
     with pytest.raises(PromptError, match=r"prompt\.table is trained but got no gradient"):
@@ -176,7 +176,7 @@ def test_a_prompt_without_a_gradient_is_an_error(tiny_bert: Loaded):
 
 
 def test_a_batch_that_asks_one_label_only_passes_the_gradient_check(tiny_bert: Loaded):
-    model = build_model(tiny_configuration(tiny_bert.backbone, "frozen_soft_prompt"), tiny_bert, 3)
+    model = Model(tiny_configuration(tiny_bert.backbone, "frozen_soft_prompt"), tiny_bert, 3)
     inputs, targets = batch(tiny_bert, "frozen_soft_prompt")
     one = dataclasses.replace(inputs, label_B=torch.full_like(inputs.label_B, 1))
     model.loss(one, targets).backward()
@@ -187,25 +187,25 @@ def test_a_batch_that_asks_one_label_only_passes_the_gradient_check(tiny_bert: L
 def test_a_configuration_with_an_impossible_prompt_is_refused(tiny_bert: Loaded, length):
     configuration = tiny_configuration(tiny_bert.backbone, "soft_prompt", prompt_length=length)
     with pytest.raises(PromptError, match="prompt_length"):
-        build_model(configuration, tiny_bert, 3)
+        Model(configuration, tiny_bert, 3)
 
 
 def test_the_seed_decides_the_start_and_leaves_other_random_numbers_alone(tiny_bert: Loaded):
     configuration = tiny_configuration(tiny_bert.backbone, "soft_prompt")
     torch.manual_seed(5)
-    first = build_model(configuration, tiny_bert, 3).trained_state()
+    first = Model(configuration, tiny_bert, 3).trained_state()
     after = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(1))
-    second = build_model(configuration, tiny_bert, 3).trained_state()
+    second = Model(configuration, tiny_bert, 3).trained_state()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    other = build_model(dataclasses.replace(configuration, seed=14), tiny_bert, 3).trained_state()
+    other = Model(dataclasses.replace(configuration, seed=14), tiny_bert, 3).trained_state()
     assert not torch.equal(first["prompt.table"], other["prompt.table"])
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_predictions_drop_nothing_out_and_leave_the_mode(tiny_bert: Loaded, strategy):
-    model = build_model(tiny_configuration(tiny_bert.backbone, strategy, dropout=0.5), tiny_bert, 3)
+    model = Model(tiny_configuration(tiny_bert.backbone, strategy, dropout=0.5), tiny_bert, 3)
     inputs, _ = batch(tiny_bert, strategy)
     model.train()
     assert repr(model.predict(inputs)) == repr(model.predict(inputs))
@@ -214,7 +214,7 @@ def test_predictions_drop_nothing_out_and_leave_the_mode(tiny_bert: Loaded, stra
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_dropout_reaches_the_backbone_only_where_it_is_trained(tiny_bert: Loaded, strategy):
-    model = build_model(tiny_configuration(tiny_bert.backbone, strategy, dropout=0.5), tiny_bert, 3)
+    model = Model(tiny_configuration(tiny_bert.backbone, strategy, dropout=0.5), tiny_bert, 3)
     inputs, _ = batch(tiny_bert, strategy)
     model.train()
     same = torch.equal(model.hidden(inputs), model.hidden(inputs))
@@ -240,7 +240,7 @@ def test_a_prompt_starts_as_the_configuration_says_and_all_else_alike(tiny_bert,
         configuration = tiny_configuration(
             tiny_bert.backbone, strategy, prompt_depth=depth, **fields
         )
-        return build_model(configuration, tiny_bert, 3, start=start)
+        return Model(configuration, tiny_bert, 3, start=start)
 
     plain = made()
     start = start_of(plain)

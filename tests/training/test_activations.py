@@ -20,7 +20,7 @@ from raymrc.errors import TrainingError
 from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs
 from raymrc.model.loading import Loaded
-from raymrc.model.network import Model, build_model
+from raymrc.model.network import Model
 from raymrc.training.activations import Activations
 from raymrc.training.fused import Part, backward_together, clip_together, predict_together
 from tests.model.tiny import (
@@ -93,7 +93,7 @@ def passes_below(encoder: Encoder) -> Iterator[list[tuple[int, int]]]:
 
 def make_model(loaded: Loaded, **fields: object) -> Model:
     configuration = tiny_configuration(loaded.backbone, "frozen_soft_prompt", **fields)
-    model = build_model(configuration, loaded, NUM_LABELS)
+    model = Model(configuration, loaded, NUM_LABELS)
     # As in a model that has begun to predict: else the match head sees gold pairs alone.
     torch.nn.init.constant_(model.heads.start.bias, 0.0)
     torch.nn.init.constant_(model.heads.end.bias, 0.0)

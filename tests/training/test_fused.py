@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raymrc.errors import TrainingError
 from raymrc.model.loading import Loaded
-from raymrc.model.network import Model, build_model
+from raymrc.model.network import Model
 from raymrc.training.fused import Part, backward_together, clip_together, predict_together
 from tests.model.tiny import (
     KINDS,
@@ -53,7 +53,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def make_model(loaded: Loaded, **fields: Any) -> Model:
     configuration = tiny_configuration(loaded.backbone, "frozen_soft_prompt", **fields)
-    model = build_model(configuration, loaded, NUM_LABELS)
+    model = Model(configuration, loaded, NUM_LABELS)
     # As in a model that has begun to predict: else the match head sees gold pairs alone.
     torch.nn.init.constant_(model.heads.start.bias, 0.0)
     torch.nn.init.constant_(model.heads.end.bias, 0.0)
@@ -238,6 +238,4 @@ def test_only_lanes_of_one_frozen_backbone_share_a_pass(loaded: Loaded, tmp_path
     trained = tiny_configuration(loaded.backbone, "soft_prompt")
     part = make_part(loaded, 1)
     with pytest.raises(TrainingError, match="one frozen backbone"):
-        backward_together(
-            [Part(build_model(trained, loaded, NUM_LABELS), part.inputs, part.targets)]
-        )
+        backward_together([Part(Model(trained, loaded, NUM_LABELS), part.inputs, part.targets)])

@@ -30,7 +30,7 @@ from raymrc.model.loading import (
     load_backbone,
     write_weights,
 )
-from raymrc.model.network import own_part
+from raymrc.model.network import local_part
 from raymrc.model.strategies import STRATEGIES
 from raymrc.training.batching import StudyData, collate, collate_targets
 from raymrc.training.lane import Batch
@@ -362,7 +362,7 @@ def test_rows_of_stacked_parts_are_found_wherever_they_are_cut() -> None:
 
 def test_a_tensor_that_is_not_sharded_is_its_own_part() -> None:
     tensor = torch.ones(3)
-    assert own_part(tensor) is tensor
+    assert local_part(tensor) is tensor
 
 
 if __name__ == "__main__":
