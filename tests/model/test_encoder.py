@@ -220,14 +220,16 @@ def test_dropout_acts_in_training_only(tiny_bert: Loaded):
 def test_a_prompt_made_for_another_backbone_is_refused(tiny_bert: Loaded, tmp_path):
     other = backbones.read_shape(tiny_checkpoint("bert", tmp_path, num_layers=2))
     inputs = random_inputs(tiny_bert.shape.vocab)
-    with pytest.raises(PromptError, match=r"made for 2 layers x 32 and the backbone has 3 x 32"):
+    with pytest.raises(
+        PromptError, match=r"fits 2 layers of size 32, and the backbone has 3 of size 32"
+    ):
         tiny_bert.encoder(inputs, SoftPrompt(3, 4, other)(inputs.label_B))
 
 
 def test_a_prompt_for_another_number_of_rows_is_refused(tiny_bert: Loaded):
     inputs = random_inputs(tiny_bert.shape.vocab)
     prompt = SoftPrompt(3, 4, tiny_bert.shape)
-    with pytest.raises(PromptError, match="2 rows and the batch has 4"):
+    with pytest.raises(PromptError, match="2 rows and the batch 4"):
         tiny_bert.encoder(inputs, prompt(inputs.label_B[:2]))
 
 

@@ -264,6 +264,8 @@ def test_a_trained_prompt_hands_its_vectors_over_by_name(
     drawn = torch.get_rng_state()
     prompt.start_from_saved(("Drug", "Dose", "ADE"), saved)
     assert torch.equal(torch.get_rng_state(), drawn)
-    assert torch.equal(prompt.table[0], trained.vectors()[1])
+    with torch.no_grad():  # an LSTM computes other roundings while it records gradients
+        vectors = trained.vectors()
+    assert torch.equal(prompt.table[0], vectors[1])
     assert torch.equal(prompt.table[1], before[1])
-    assert torch.equal(prompt.table[2], trained.vectors()[0])
+    assert torch.equal(prompt.table[2], vectors[0])
