@@ -1,9 +1,10 @@
-"""What is trained, as values that travel everywhere: driver, trial, host, ledger.
+"""What is trained, as plain values that travel everywhere: driver, trial, host, ledger.
 
     Cell -> Configuration -> FoldRun
 
-A hyper-parameter is a field of `Configuration`: `sweep`, `ledger`, `tracking` and
-`report` carry it unopened (they loop over fields) and never name it.
+The settings table is the body of `Configuration`: each hyper-parameter is one field with its bounds, default,
+the cells where it applies, and its documentation. Study files, their checks and docs, planning and memory
+estimates loop over the table; `sweep`, `ledger`, `tracking` and `report` carry configurations unopened.
 """
 
 from __future__ import annotations
@@ -11,20 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from enum import Enum
+from typing import Any, Literal
 
 RESULT_FORMAT = 1
-"""Raised when the meaning of a recorded number changes; older records are then not reused."""
+"""Raise this if the meaning of a recorded number changes: older records are then not reused."""
 
-
-LATER: dict[str, Any] = {
-    "context_sentences": None,
-    "relation_answers": None,
-    "prompt_initialisation": "random",
-    "overlapping_answers": "all",
-}
-"""Settings that the first configurations did not have, and what these did."""
+MAX_PROMPT_LENGTH = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +27,10 @@ class Backbone:
     """A pretrained encoder, by name.
 
     Args:
-        name: what tables and MLflow show, such as "minilm-l2".
+        name: shown in tables and MLflow, such as "minilm-l2".
         source: a Hugging Face id or a local folder.
         revision: commit or tag on the hub; "" for a folder or the default.
-        layers: take the first so many layers; None for all.
+        layers: keep only the first `layers` layers; None keeps all.
     """
 
     name: str
@@ -49,9 +44,9 @@ class Cell:
     """What gets compared: a backbone under a strategy on a task and corpus.
 
     Args:
-        shots: how many training notes there are, or gold mentions in them; None for all notes of the
+        shots: number of training notes, or of gold mentions in them; None trains on all notes of the
             training folds.
-        shots_of: what is counted: "notes" or "mentions".
+        shots_of: what `shots` counts: "notes" or "mentions".
     """
 
     task: str
@@ -63,8 +58,8 @@ class Cell:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What names it for a hash."""
-        return _said_of_cell(asdict(self))
+        """The fields that name this cell in a hash."""
+        return _keyed_cell(asdict(self))
 
     @property
     def name(self) -> str:
@@ -72,73 +67,170 @@ class Cell:
         return f"{self.corpus}/{self.backbone.name}/{self.strategy}{shots}"
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """One point of a cell's search space: one Ray Tune trial.
+# --- the settings table ---------------------------------------------------------------------------
+
+
+class Condition(Enum):
+    """What a cell must have for a setting to matter. The value is the warning if the cell lacks it."""
+
+    SOFT_PROMPT = "it has no soft prompt"
+    SPAN_HEADS = "it classifies pieces and pairs of mentions, and has no match head"
+    LABELS = "mentions are given, each in its own window"
+    RELATIONS = "the task asks for no relations"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hyperparameter:
+    """One row of the settings table.
 
     Args:
-        learning_rate: of the backbone where it is trained; of prompts and heads where it is frozen.
-        prompt_learning_rate: of prompts; None: as `learning_rate`.
-        head_learning_rate: of heads; None: as `learning_rate`.
-        prompt_length: vectors per label, 1 to 512; 0 where the strategy has no prompt.
-        prompt_depth: "input" or "deep".
-        first_layer: layers below see no prompt; 0 is the paper's setting.
-        reparametrisation: "none", "mlp" or "lstm".
-        prompt_initialisation: what vectors start from: "random", "question" (in words) or "adapter" (a
-            trained prompt).
-        epochs: passes over the training examples.
-        batch_size: (window, question) rows per optimiser step.
-        weight_decay, clip_norm: of AdamW; the largest gradient norm.
-        negative_rate: share of training rows without an answer that each epoch samples, 0 to 1.
-        window: pieces of note text per window, at most.
-        overlap: pieces that neighbouring windows share, at least.
-        context_sentences: read on each side of a given mention's own, where relations are asked for; None
-            where they are not.
-        relation_answers: "mentions", chosen among those that are given or were found, or "spans" of the
-            text; None where no relations are asked for.
-        overlapping_answers: to one question about a label: "all" are kept, or of those that share text the
-            "surest".
-        match_width: width of the match head's hidden layer.
-        loss_weights: of start, end and match; used normalised.
-        dropout: in heads and, where it is trained, in the backbone.
-        seed: of initialisation, order and dropout.
+        kind: "weights" are three numbers of 0 or more, not all 0.
+        doc: its documentation in the study file.
+        low, high: inclusive bounds; `above`: an exclusive lower bound.
+        options: the words to choose from.
+        optional: None is a value, too.
+        needs: in cells without these the setting changes nothing, and configurations leave it at its default.
+        planned: the value that planning fills in if the study gives none; None: the field's default.
+        planned_needs: where planning fills it in, if not in the cells of `needs`.
+        changes: what depends on it: the number of trained parameters (and with them memory), or memory only.
+        later: added after the first ledgers were written. At its default it stays out of ledger keys, so that
+            existing keys remain valid: every new setting is `later`.
     """
 
+    kind: Literal["whole", "number", "word", "weights"]
+    doc: str
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    options: tuple[str, ...] = ()
+    optional: bool = False
+    needs: tuple[Condition, ...] = ()
+    planned: Any = None
+    planned_needs: tuple[Condition, ...] | None = None
+    changes: Literal["parameters", "memory", ""] = ""
+    later: bool = False
+
+
+def _row(default: Any = MISSING, **columns: Any) -> Any:
+    return field(default=default, metadata={"row": Hyperparameter(**columns)})
+
+
+_PROMPT = (Condition.SOFT_PROMPT,)
+_SPANS = (Condition.SPAN_HEADS,)
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One point of a cell's search space: one Ray Tune trial."""
+
     cell: Cell
-    learning_rate: float
-    prompt_learning_rate: float | None = None
-    head_learning_rate: float | None = None
-    prompt_length: int = 0
-    prompt_depth: str = "deep"
-    first_layer: int = 0
-    reparametrisation: str = "none"
-    prompt_initialisation: str = "random"
-    epochs: int = 20
-    batch_size: int = 16
-    weight_decay: float = 0.05
-    clip_norm: float = 1.0
-    negative_rate: float = 1.0
-    window: int = 384
-    overlap: int = 64
-    context_sentences: int | None = None
-    relation_answers: str | None = None
-    overlapping_answers: str = "all"
-    match_width: int = 2048
-    loss_weights: tuple[float, float, float] = (1.0, 1.0, 0.1)
-    dropout: float = 0.1
-    seed: int = 13
+    learning_rate: float = _row(
+        kind="number", above=0, high=10,
+        doc="Learning rate of the backbone if it is trained, else of prompts and heads. Required, here or "
+        "under a strategy. Published: 1e-5 to 5e-5 for a trained backbone, 5e-3 to 6e-2 for a frozen one; "
+        "small backbones need higher rates.",
+    )  # fmt: skip
+    prompt_learning_rate: float | None = _row(
+        None, kind="number", above=0, high=10, optional=True, needs=_PROMPT,
+        doc="Learning rate of soft prompts; null: `learning_rate`.",
+    )  # fmt: skip
+    head_learning_rate: float | None = _row(
+        None, kind="number", above=0, high=10, optional=True,
+        doc="Learning rate of the heads; null: `learning_rate`.",
+    )  # fmt: skip
+    prompt_length: int = _row(
+        0, kind="whole", low=1, high=MAX_PROMPT_LENGTH, needs=_PROMPT, planned=32, changes="parameters",
+        doc="Trained vectors per label of a soft prompt. Published studies prefer 32 to 64.",
+    )  # fmt: skip
+    prompt_depth: str = _row(
+        "deep", kind="word", options=("input", "deep"), needs=_PROMPT, changes="parameters",
+        doc="Where the vectors enter: `deep`, at every layer from `first_layer` on, or `input`, at that "
+        "layer only.",
+    )  # fmt: skip
+    first_layer: int = _row(
+        0, kind="whole", low=0, needs=_PROMPT, changes="parameters",
+        doc="Layers below this one see no prompt; 0 is the published setting.",
+    )  # fmt: skip
+    reparametrisation: str = _row(
+        "none", kind="word", options=("none", "mlp", "lstm"), needs=_PROMPT, changes="parameters",
+        doc="The network that computes the vectors during training: `none`, `mlp` or `lstm`. With a network, "
+        "start at about a thirtieth of the learning rate.",
+    )  # fmt: skip
+    prompt_initialisation: str = _row(
+        "random", kind="word", options=("random", "question", "adapter"), needs=_PROMPT, later=True,
+        doc="Initial vectors: `random`, at the scale of the backbone's word embeddings; `question`, the "
+        "backbone's encoding of the label's question in words; or `adapter`, the label's trained vectors in "
+        "`initial_prompt`. The last two require `reparametrisation: none`.",
+    )  # fmt: skip
+    epochs: int = _row(20, kind="whole", low=1, doc="Passes over the training examples.")
+    batch_size: int = _row(
+        16, kind="whole", low=1, changes="memory",
+        doc="Rows (one window with one question) per optimiser step.",
+    )  # fmt: skip
+    weight_decay: float = _row(0.05, kind="number", low=0, high=10, doc="Weight decay of AdamW.")
+    clip_norm: float = _row(
+        1.0,
+        kind="number",
+        above=0,
+        doc="Gradients with a larger norm are scaled down to this norm.",
+    )
+    negative_rate: float = _row(
+        1.0, kind="number", low=0, high=1,
+        doc="Share of the training rows without an answer that each epoch samples. Scored notes are always "
+        "asked every question.",
+    )  # fmt: skip
+    window: int = _row(
+        384, kind="whole", low=8, changes="memory", doc="Maximum pieces of note text per window."
+    )
+    overlap: int = _row(
+        64, kind="whole", low=0, needs=(Condition.LABELS,),
+        doc="Minimum number of pieces that neighbouring windows share.",
+    )  # fmt: skip
+    context_sentences: int | None = _row(
+        None, kind="whole", low=0, needs=(Condition.RELATIONS,), planned=1, later=True,
+        doc="Sentences read on each side of a given mention's sentence, where relations are asked for. A "
+        "relation that reaches further is missed, and counted as missed.",
+    )  # fmt: skip
+    relation_answers: str | None = _row(
+        None, kind="word", options=("mentions", "spans"), later=True, planned="mentions",
+        needs=(Condition.RELATIONS, Condition.SPAN_HEADS), planned_needs=(Condition.RELATIONS,),
+        doc="Where a relation's other mention comes from: `mentions` chooses among given or predicted "
+        "mentions, `spans` reads it off the text. Pair classification (`fine_tune`) always chooses.",
+    )  # fmt: skip
+    overlapping_answers: str = _row(
+        "all", kind="word", options=("all", "surest"), later=True, planned="surest",
+        needs=(Condition.LABELS, Condition.SPAN_HEADS),
+        doc="Which answers to one question about a label are kept if they overlap: the `surest`, or `all`, "
+        "for labels whose spans nest in themselves. Training does not depend on it, except for the choice "
+        "of the epoch. Answers about relations are all kept.",
+    )  # fmt: skip
+    match_width: int = _row(
+        2048, kind="whole", low=1, needs=_SPANS, changes="parameters",
+        doc="Width of the hidden layer of the match head, which pairs starts with ends.",
+    )  # fmt: skip
+    loss_weights: tuple[float, float, float] = _row(
+        (1.0, 1.0, 0.1), kind="weights", needs=_SPANS,
+        doc="Weights of the start, end and match losses; they are normalised.",
+    )  # fmt: skip
+    dropout: float = _row(
+        0.1, kind="number", low=0, high=0.99, changes="memory",
+        doc="Dropout rate of the heads and, if it is trained, of the backbone.",
+    )  # fmt: skip
+    seed: int = _row(
+        13, kind="whole", low=0, doc="Seed of initialisation, order of rows, and dropout."
+    )
 
     @property
     def id(self) -> str:
         """12 hex digits that name this configuration in any study."""
-        return hash_values(_said(asdict(self)))[:12]
+        return hash_values(_keyed(asdict(self)))[:12]
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Configuration:
-        """Of plain values, as `asdict` and JSON have them.
+        """The configuration with these plain values, as written by `asdict` and JSON.
 
         Raises:
-            KeyError, TypeError, ValueError: they are not those of a configuration.
+            KeyError, TypeError, ValueError: the values are not those of a configuration.
         """
         cell = dict(values["cell"])
         cell["backbone"] = Backbone(**cell["backbone"])
@@ -146,22 +238,42 @@ class Configuration:
         return cls(**{**values, "cell": Cell(**cell), "loss_weights": weights})
 
 
+SETTINGS: dict[str, Hyperparameter] = {
+    f.name: f.metadata["row"] for f in fields(Configuration) if f.metadata
+}
+"""The settings table, by name of the field."""
+
+DEFAULTS: dict[str, Any] = {
+    f.name: f.default for f in fields(Configuration) if f.default is not MISSING
+}
+"""Values of settings that the study file does not give."""
+
+PARAMETER_SETTINGS = tuple(name for name, row in SETTINGS.items() if row.changes == "parameters")
+"""Settings that change the number of parameters."""
+
+MEMORY_SETTINGS = tuple(name for name, row in SETTINGS.items() if row.changes)
+"""Settings that change how much memory training takes."""
+
+
+# --- fold-runs ------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class FoldRun:
     """One configuration trained on all folds but one, and scored on that one.
 
     Args:
-        fold: the scored fold, from 0. Where few training notes are drawn several times, draws come after
-            each other: fold + draw * number of folds.
-        corpus_fingerprint: `Corpus.fingerprint` of the notes as trained on.
-        folds_fingerprint: `Folds.fingerprint`: who is in which fold, who validates.
-        questions_fingerprint: hash of the wording of the questions, which decides hard prompts, and soft
-            ones that start from it; else "".
-        weights_fingerprint: hash of what the backbone's source holds now (config and weights).
+        fold: the scored fold, from 0. If few training notes are drawn several times, later draws continue
+            the count: fold + draw * number of folds.
+        corpus_fingerprint: `Corpus.fingerprint` of the training corpus.
+        folds_fingerprint: `Folds.fingerprint`: which notes are in which fold, and which validate.
+        questions_fingerprint: hash of the wording of the questions if hard prompts ask them or soft prompts
+            start from them; else "".
+        weights_fingerprint: hash of the config and weights in the backbone's source.
         transfer_fingerprints: name and `Corpus.fingerprint` of each other site that it is scored on.
-        test_fingerprint: `Corpus.fingerprint` of held-out notes: then it is trained on all of the corpus, and
-            scored on these once, after all has been chosen. "" in cross-validation.
-        initial_prompt_fingerprint: of the adapter's file, where prompts start from one; else "".
+        test_fingerprint: `Corpus.fingerprint` of held-out notes in a final test, which trains on the whole
+            corpus and scores these notes once; "" in cross-validation.
+        initial_prompt_fingerprint: hash of the adapter file if prompts start from one; else "".
     """
 
     configuration: Configuration
@@ -176,18 +288,18 @@ class FoldRun:
 
     @property
     def is_test(self) -> bool:
-        """Whether its scores are of held-out notes, and may choose nothing."""
+        """Whether it scores held-out notes, so that its scores must not choose anything."""
         return bool(self.test_fingerprint)
 
     @property
     def place(self) -> str:
-        """Where files of a final test lie, below a folder for their kind."""
+        """Relative path of a final test's files, below one folder per kind of file."""
         configuration = self.configuration
         return f"{configuration.cell.name}/seed-{configuration.seed}-{self.key[:8]}"
 
     @property
     def basis(self) -> tuple[str, ...]:
-        """What must be equal for two fold-runs of a cell to be compared."""
+        """Two fold-runs of a cell can be compared only if these are equal."""
         starts_from_words = self.configuration.prompt_initialisation == "question"
         return (
             self.corpus_fingerprint,
@@ -200,8 +312,8 @@ class FoldRun:
 
     @property
     def start(self) -> tuple[str, ...]:
-        """What must be equal, beside the basis, for two fold-runs to be of one configuration: what its
-        prompts start from, in which those of a cell may differ."""
+        """What its prompts start from. Fold-runs of one configuration must share it; those of one cell may
+        differ."""
         starts = {
             "question": self.questions_fingerprint,
             "adapter": self.initial_prompt_fingerprint,
@@ -211,24 +323,25 @@ class FoldRun:
 
     @property
     def key(self) -> str:
-        """The ledger key, 64 hex digits: a hash of all that decides the result."""
+        """The ledger key, 64 hex digits: a hash of everything that decides the result."""
         values = asdict(self)
-        values["configuration"] = _said(values["configuration"])
+        values["configuration"] = _keyed(values["configuration"])
         for name in ("transfer_fingerprints", "test_fingerprint", "initial_prompt_fingerprint"):
             if not values[name]:
                 del values[name]
         return hash_values({"format": RESULT_FORMAT, **values})
 
 
-def _said(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Without what came later and is not used: it must not change the keys of finished work."""
-    said = {k: v for k, v in configuration.items() if k not in LATER or v != LATER[k]}
-    return said | {"cell": _said_of_cell(configuration["cell"])}
+def _keyed(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Drop fields added later that hold their old default, so that existing ledger keys stay valid."""
+    unused = {name for name, row in SETTINGS.items() if row.later}
+    kept = {k: v for k, v in configuration.items() if k not in unused or v != DEFAULTS[k]}
+    return kept | {"cell": _keyed_cell(configuration["cell"])}
 
 
-def _said_of_cell(cell: dict[str, Any]) -> dict[str, Any]:
-    unsaid = {"shots": None, "shots_of": "notes"}
-    return {k: v for k, v in cell.items() if k not in unsaid or v != unsaid[k]}
+def _keyed_cell(cell: dict[str, Any]) -> dict[str, Any]:
+    unused = {"shots": None, "shots_of": "notes"}
+    return {k: v for k, v in cell.items() if k not in unused or v != unused[k]}
 
 
 def hash_values(values: object) -> str:

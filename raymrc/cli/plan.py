@@ -144,3 +144,11 @@ def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
         print_table(render_status(found))
     if unreadable:
         raise typer.Exit(MUST_CHANGE)
+
+
+@app.command()
+def schema() -> None:
+    """Print a JSON Schema of study files, with types, bounds and descriptions, for editors."""
+    from raymrc.study.spec import study_schema
+
+    answer_json(study_schema())

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raymrc.configuration import MAX_PROMPT_LENGTH
 from raymrc.errors import PromptError
 from raymrc.model.encoder import Encoder
 from raymrc.model.prefix import Prefix
-from raymrc.model.shapes import MAX_PROMPT_LENGTH, REPARAMETRISATION_WIDTH, Shape
+from raymrc.model.shapes import REPARAMETRISATION_WIDTH, Shape
 
 MEASURED_WORDS = 256
 """Words of the vocabulary from which the scale of a backbone's states is measured."""

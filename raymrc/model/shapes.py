@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-MAX_PROMPT_LENGTH = 512
-
 MAX_CANDIDATES = 1024
 """Candidate pairs per row in one loss. A row of 512 pieces exceeds it only if the model predicts more
 than one piece in eleven as a start and as an end."""

@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from raymrc.configuration import Configuration
+from raymrc.configuration import MEMORY_SETTINGS, Configuration
 from raymrc.model.shapes import MAX_CANDIDATES, PAIRS_AT_ONCE, Shape
 from raymrc.model.strategies import STRATEGIES, count_parameters
 from raymrc.planning.arithmetic import lane_bytes, layer_bytes, pair_bytes
@@ -527,18 +528,14 @@ class _Cell:
 
 
 def _sizes(configurations: Iterable[Configuration]) -> tuple[Configuration, ...]:
-    """Those that differ in what memory depends on, once each."""
-    return tuple(
-        dict.fromkeys(
-            replace(
-                configuration, learning_rate=0.0, prompt_learning_rate=None,
-                head_learning_rate=None, epochs=1, weight_decay=0.0, clip_norm=1.0, overlap=0,
-                negative_rate=1.0, loss_weights=(1.0, 1.0, 1.0), seed=0,
-                dropout=float(configuration.dropout > 0),
-            )
-            for configuration in configurations
-        )
-    )  # fmt: skip
+    """One configuration for each combination of settings that memory depends on."""
+
+    def size(configuration: Configuration) -> tuple[Any, ...]:
+        # Memory depends on whether there is dropout, not on its rate.
+        values = {name: getattr(configuration, name) for name in MEMORY_SETTINGS}
+        return (*(values | {"dropout": configuration.dropout > 0}).values(),)
+
+    return tuple({size(configuration): configuration for configuration in configurations}.values())
 
 
 def _gib(size: float, *, up: bool = False) -> str:

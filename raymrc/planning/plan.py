@@ -16,7 +16,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from raymrc.configuration import Backbone, Cell, Configuration
+from raymrc.configuration import (
+    MEMORY_SETTINGS,
+    PARAMETER_SETTINGS,
+    Backbone,
+    Cell,
+    Configuration,
+)
 from raymrc.corpora.note import Corpus
 from raymrc.ledger.ledger import Ledger
 from raymrc.model.adapters import Adapter
@@ -35,32 +41,14 @@ from raymrc.planning.placement import (
 from raymrc.racing.racing import Racing
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import Asked
-from raymrc.study.checks import without_effect
 from raymrc.study.notes import build_study_folds, check_shots, study_labels, study_questions
+from raymrc.study.sections import BackboneSpec
 from raymrc.study.source import Steps
-from raymrc.study.space import DEFAULTS, Fixed, Grid, SearchSpace, Setting, build_space
-from raymrc.study.spec import BackboneSpec, Spec
-
-DEFAULT_PROMPT_LENGTH = 32
-"""Where a soft prompt's length is not given: the reference study prefers 32 to 64."""
-
-DEFAULT_CONTEXT_SENTENCES = 1
-"""On each side of a given mention's own, where relations are asked for."""
-
-DEFAULT_RELATION_ANSWERS = "mentions"
-"""Needs no boundaries to be learnt once more; see docs/decisions/0016."""
-
-DEFAULT_OVERLAPPING_ANSWERS = "surest"
-"""Where labels' spans are looked for; see docs/decisions/0028."""
+from raymrc.study.space import Grid, SearchSpace, build_space, effective
+from raymrc.study.spec import Spec
 
 DRAWS_IN_VAIN = 10_000
 """After so many draws in a row that were drawn before, a search space is used up."""
-
-SIZE_SETTINGS = ("prompt_length", "prompt_depth", "first_layer", "reparametrisation", "match_width")
-"""Settings that change how many numbers a model has."""
-
-MEMORY_SETTINGS = (*SIZE_SETTINGS, "batch_size", "window", "dropout")
-"""Settings that change how much memory its training takes."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +97,12 @@ class CellPlan:
     @property
     def starts_from_adapter(self) -> bool:
         """Whether soft prompts of its configurations start from `initial_prompt`."""
-        return "adapter" in _ends(self.space, "prompt_initialisation")
+        return "adapter" in self.space.ends("prompt_initialisation")
 
     @property
     def longest_window(self) -> int:
         """Pieces."""
-        return int(max(_ends(self.space, "window")))
+        return int(max(self.space.ends("window")))
 
     @cached_property
     def _planned(self) -> frozenset[Configuration]:
@@ -334,7 +322,7 @@ def _plan_cell(
 ) -> CellPlan:
     counted = spec.few_shot.shots_of if spec.few_shot else "notes"
     cell = Cell(spec.task, spec.corpus.display_name, entry.backbone, strategy, shots, counted)
-    space = build_space(_effective(spec, entry, strategy))
+    space = build_space(effective(spec.settings(entry, strategy), strategy, spec.task))
     if shape is not None:
         _check_fit(spec, index, strategy, space, shape)
     configurations = _configurations(spec, cell, space)
@@ -344,7 +332,7 @@ def _plan_cell(
         parameters = max(
             (
                 count_parameters(c, shape, len(asked.labels), len(asked.relations))
-                for c in configurations or _corners(cell, space, SIZE_SETTINGS)
+                for c in configurations or _corners(cell, space, PARAMETER_SETTINGS)
             ),
             key=lambda p: p.trained,
         )
@@ -381,20 +369,6 @@ def _placed(spec: Spec, index: int, plan: CellPlan) -> CellPlan:
     return replace(plan, placement=placement)
 
 
-def _effective(spec: Spec, entry: BackboneSpec, strategy: str) -> dict[str, Setting]:
-    """The cell's settings without those that change nothing: they would only multiply its grid."""
-    idle = without_effect(strategy, spec.task)
-    settings = {k: v for k, v in spec.settings(entry, strategy).items() if k not in idle}
-    if STRATEGIES[strategy].asks == "vectors":
-        settings.setdefault("prompt_length", Fixed(DEFAULT_PROMPT_LENGTH))
-    if STRATEGIES[strategy].answers != "tags" and spec.task != "relations":
-        settings.setdefault("overlapping_answers", Fixed(DEFAULT_OVERLAPPING_ANSWERS))
-    if spec.task != "concepts":
-        settings.setdefault("context_sentences", Fixed(DEFAULT_CONTEXT_SENTENCES))
-        settings.setdefault("relation_answers", Fixed(DEFAULT_RELATION_ANSWERS))
-    return settings
-
-
 def _check_initial_prompt(
     spec: Spec, index: int, plan: CellPlan, adapter: Adapter, weights: Mapping[str, str]
 ) -> None:
@@ -408,7 +382,7 @@ def _check_initial_prompt(
             "prompt; give an adapter of soft_prompt or frozen_soft_prompt",
         )
     for name in ("prompt_length", "prompt_depth", "first_layer"):
-        for wanted in _ends(plan.space, name):
+        for wanted in plan.space.ends(name):
             if wanted != given[name]:
                 raise spec.error(
                     _place(spec, index, plan.cell.strategy, name),
@@ -496,7 +470,7 @@ def _corners(cell: Cell, space: SearchSpace, sized: Sequence[str]) -> Iterator[C
     """
     # Only what changes a count is combined; the rest stays at its first value.
     ends = {
-        name: _ends(space, name) if name in sized else _ends(space, name)[:1]
+        name: space.ends(name) if name in sized else space.ends(name)[:1]
         for name in (*space.grids, *space.distributions)
     }
     for values in build_space({name: Grid(options) for name, options in ends.items()}).grid():
@@ -506,7 +480,7 @@ def _corners(cell: Cell, space: SearchSpace, sized: Sequence[str]) -> Iterator[C
 def _check_fit(spec: Spec, index: int, strategy: str, space: SearchSpace, shape: Shape) -> None:
     """Refuse what the backbone cannot hold. How long worded questions are, only its tokenizer knows."""
     name = spec.backbones[index].backbone.name
-    window = max(_ends(space, "window"))
+    window = max(space.ends("window"))
     if window + SPECIAL_PIECES > shape.max_pieces:
         most = shape.max_pieces - SPECIAL_PIECES
         raise spec.error(
@@ -514,21 +488,12 @@ def _check_fit(spec: Spec, index: int, strategy: str, space: SearchSpace, shape:
             f"a window of {window} pieces does not fit {name}, which reads {shape.max_pieces}; "
             f"set window to {most} or less",
         )
-    first_layer = max(_ends(space, "first_layer"))
+    first_layer = max(space.ends("first_layer"))
     if first_layer >= shape.num_layers:
         raise spec.error(
             _place(spec, index, strategy, "first_layer"),
             f"{name} has no layer {first_layer}; its layers are 0 to {shape.num_layers - 1}",
         )
-
-
-def _ends(space: SearchSpace, name: str) -> tuple[Any, ...]:
-    """The values that a setting may take, or the ends of its range."""
-    if name in space.grids:
-        return space.grids[name]
-    if name in space.distributions:
-        return space.distributions[name].values
-    return (space.fixed.get(name, DEFAULTS[name]),)
 
 
 def _place(spec: Spec, index: int, strategy: str, name: str) -> Steps:

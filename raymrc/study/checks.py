@@ -9,19 +9,26 @@ from raymrc.corpora.formats import known_labels
 from raymrc.errors import CorpusError, suggest
 from raymrc.model.strategies import STRATEGIES
 from raymrc.study.source import Steps
-from raymrc.study.space import DEFAULTS, Distribution, Fixed, Setting
+from raymrc.study.space import (
+    Distribution,
+    SearchSpace,
+    Setting,
+    build_space,
+    options,
+    without_effect,
+)
 
 if TYPE_CHECKING:
-    from raymrc.study.spec import (
+    from raymrc.study.sections import (
         BackboneSpec,
         BudgetSpec,
         CorpusSpec,
         Prices,
         Search,
         Settings,
-        Spec,
         Strategies,
     )
+    from raymrc.study.spec import Spec
 
 
 class StudyFileProblem(NamedTuple):
@@ -30,33 +37,6 @@ class StudyFileProblem(NamedTuple):
     path: Steps
     sentence: str
     at_name: bool = False
-
-
-_OF_PROMPTS = (
-    "prompt_length", "prompt_depth", "first_layer", "reparametrisation", "prompt_initialisation",
-)  # fmt: skip
-
-
-def without_effect(strategy: str, task: str) -> dict[str, str]:
-    """Settings that change nothing under a strategy, each with the reason."""
-    row = STRATEGIES[strategy]
-    reasons: dict[str, str] = {}
-    if task == "concepts":
-        reasons |= dict.fromkeys(
-            ("context_sentences", "relation_answers"), "no relation is asked for"
-        )
-    if task == "relations":
-        reasons["overlap"] = "each given mention has its own window"
-        reasons["overlapping_answers"] = "no label's spans are looked for"
-    if row.asks != "vectors":
-        reasons |= dict.fromkeys((*_OF_PROMPTS, "prompt_learning_rate"), "it has no soft prompt")
-    if row.answers == "tags":
-        reasons |= dict.fromkeys(
-            ("match_width", "loss_weights"), "it tags pieces, without a match head"
-        )
-        reasons["relation_answers"] = "it tells pairs of mentions apart"
-        reasons["overlapping_answers"] = "a tagger's answers to one question never share text"
-    return reasons
 
 
 def across(sections: Mapping[str, Any]) -> Iterator[StudyFileProblem]:
@@ -146,9 +126,7 @@ def _initialisations(spec: Spec) -> set[Any]:
         for entry in spec.backbones
         for strategy in spec.strategies.named()
         if STRATEGIES[strategy].asks == "vectors"
-        for option in options(
-            spec.settings(entry, strategy).get("prompt_initialisation", Fixed("random"))
-        )
+        for option in build_space(spec.settings(entry, strategy)).ends("prompt_initialisation")
     }
 
 
@@ -186,10 +164,10 @@ def _merged(
                     f"strategy {strategy} has no learning_rate; give one here or under training",
                     True,
                 )
+            space = build_space(merged)
             if STRATEGIES[strategy].asks == "vectors":
-                yield from _starts(merged, places)
-            window = min(_ends(merged, "window", DEFAULTS["window"]))
-            overlap = max(_ends(merged, "overlap", DEFAULTS["overlap"]))
+                yield from _starts(space, places)
+            window, overlap = min(space.ends("window")), max(space.ends("overlap"))
             if overlap >= window:
                 nearest_place = _nearest(places, "overlap", "window")
                 yield StudyFileProblem(
@@ -200,24 +178,16 @@ def _merged(
 
 
 def _starts(
-    merged: Mapping[str, Setting], places: Sequence[tuple[Steps, dict[str, Setting]]]
+    space: SearchSpace, places: Sequence[tuple[Steps, dict[str, Setting]]]
 ) -> Iterator[StudyFileProblem]:
-    """A prompt that is computed by a network has no vectors to be given."""
-    starts = [
-        option
-        for option in options(merged.get("prompt_initialisation", Fixed("random")))
-        if option != "random"
-    ]
-    computed = [
-        option
-        for option in options(merged.get("reparametrisation", Fixed("none")))
-        if option != "none"
-    ]
-    if starts and computed:
+    """A prompt whose vectors a network computes cannot start from given vectors."""
+    starts = [start for start in space.ends("prompt_initialisation") if start != "random"]
+    networks = [network for network in space.ends("reparametrisation") if network != "none"]
+    if starts and networks:
         yield StudyFileProblem(
             _nearest(places, "prompt_initialisation", "reparametrisation"),
             f"prompt_initialisation: {starts[0]} gives a prompt its vectors, and reparametrisation "
-            f"{computed[0]} computes them; leave one of the two out",
+            f"{networks[0]} computes them; leave one of the two out",
         )
 
 
@@ -226,16 +196,6 @@ def _nearest(places: Sequence[tuple[Steps, dict[str, Setting]]], *names: str) ->
     return next(
         (*path, name) for path, given in reversed(places) for name in names if name in given
     )
-
-
-def options(setting: Setting) -> tuple[Any, ...]:
-    """The values that a setting may take, or the ends of its range."""
-    return (setting.value,) if isinstance(setting, Fixed) else setting.values
-
-
-def _ends(settings: Mapping[str, Setting], name: str, default: int) -> tuple[int, ...]:
-    """The values that a whole-number setting may take, or the ends of its range."""
-    return options(settings.get(name, Fixed(default)))
 
 
 def _all_settings(

@@ -1,4 +1,7 @@
-"""TODO: say what this module holds."""
+"""Reading a study file: every problem at once, in file order, each with its place and what to do.
+
+YAML -> StudyFile -> sections (pydantic) -> checks across sections -> Spec
+"""
 
 from __future__ import annotations
 
@@ -6,37 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from raymrc.errors import suggest
 from raymrc.study.checks import StudyFileProblem, across, no_effect
+from raymrc.study.sections import Section, models_in
 from raymrc.study.source import Position, Steps, StudyFile, read_source
-from raymrc.study.spec import (
-    BackboneSpec,
-    BudgetSpec,
-    CorpusSpec,
-    Failures,
-    FewShot,
-    FinalTest,
-    FoldSpec,
-    MlflowSpec,
-    Prices,
-    RacingSpec,
-    Resources,
-    Search,
-    Settings,
-    Spec,
-    Strategies,
-    Subset,
-    Synthetic,
-    Workers,
-    _Section,
-)
-from raymrc.study.values import (
-    show,
-)
+from raymrc.study.spec import Spec
+from raymrc.study.values import TAG, error_sentences
 
 
 def load_spec(path: Path | str, overrides: Sequence[str] = ()) -> Spec:
@@ -44,10 +24,10 @@ def load_spec(path: Path | str, overrides: Sequence[str] = ()) -> Spec:
 
     Args:
         path: the YAML file.
-        overrides: `field.field=value`, the value in YAML, laid over the file in order.
+        overrides: `field.field=value`, the value in YAML; they replace the file's values, in order.
 
     Raises:
-        SpecError: everything that is wrong, in file order.
+        SpecError: all problems, in file order.
     """
     source = read_source(Path(path), overrides)
     found = list(source.problems)
@@ -59,7 +39,7 @@ def load_spec(path: Path | str, overrides: Sequence[str] = ()) -> Spec:
         items = error.errors(include_url=False)
         for item in items:
             if not _is_misspelt(item, items):
-                found.extend(_sentences(source, item))
+                found.extend(_placed(source, _problems(source, item)))
         sections = _good_sections(source.values, {item["loc"][0] for item in items})
     found.extend(_placed(source, across(sections)))
     if found:
@@ -75,12 +55,13 @@ def _placed(source: StudyFile, problems: Iterable[StudyFileProblem]) -> list[tup
 
 
 def _is_misspelt(missing: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> bool:
-    """A field that is missing only because it was written a little differently: one problem, not two."""
+    """Whether a field is missing only because its name is misspelt: that is one problem, not two."""
     *parent, name = missing["loc"]
+    known = _section_at(tuple(parent)).model_fields
     return missing["type"] == "missing" and any(
         item["type"] == "extra_forbidden"
         and list(item["loc"][:-1]) == parent
-        and f"'{name}'" in suggest(str(item["loc"][-1]), _fields_at(tuple(parent)))
+        and f"'{name}'" in suggest(str(item["loc"][-1]), known)
         for item in items
     )
 
@@ -104,98 +85,48 @@ def _good_sections(values: Mapping[str, Any], bad: set[Any]) -> dict[str, Any]:
     }
 
 
-_PLAIN = {
-    "list_type": "is not a list",
-    "tuple_type": "is not a list",
-    "dict_type": "is not a mapping",
-    "model_type": "is not a mapping of fields",
-    "model_attributes_type": "is not a mapping of fields",
-    "string_type": "is not text",
-}
-
-
-def _sentences(source: StudyFile, item: Mapping[str, Any]) -> Iterator[tuple[Position, str]]:
-    """Pydantic's error as sentences of ours, with their places."""
-    steps: Steps = tuple(item["loc"])
+def _problems(source: StudyFile, item: Mapping[str, Any]) -> Iterator[StudyFileProblem]:
+    """One of pydantic's errors as our sentences, with their places."""
+    steps: Steps = tuple(step for step in item["loc"] if not str(step).startswith(TAG))
+    *_, name = steps
+    parent = steps[:-1]
+    section = _section_at(parent)
+    where = _where(source, parent)
     if item["type"] == "extra_forbidden":
-        known = _fields_at(steps[:-1])
-        kind = "strategy" if steps[:-1] and steps[-2] == "strategies" else "field"
-        where = _where(source, steps[:-1])
+        kind = "strategy" if parent and parent[-1] == "strategies" else "field"
         place = f" in {where}" if where and kind == "field" else ""
-        sentence = f"unknown {kind} '{steps[-1]}'{place}{suggest(str(steps[-1]), known)}"
-        yield source.position(steps, of_key=True), sentence
+        hint = suggest(str(name), section.model_fields)
+        yield StudyFileProblem(steps, f"unknown {kind} '{name}'{place}{hint}", at_name=True)
     elif item["type"] == "missing":
-        where = _where(source, steps[:-1]) or "the study"
-        field = _field(steps)
+        field = section.model_fields.get(str(name))
         about = f": {_first_sentence(field.description)}" if field and field.description else ""
-        yield source.position(steps[:-1], of_key=True), f"{where} has no '{steps[-1]}'{about}"
-    elif item["type"] == "raymrc":
-        for below, sentence in item["ctx"]["found"]:
-            at_name = bool(below) and isinstance(below[-1], str)
-            yield (
-                source.position((*steps, *below), of_key=at_name),
-                f"{_named(steps)}{sentence}",
-            )
+        yield StudyFileProblem(parent, f"{where or 'the study'} has no '{name}'{about}", True)
     else:
-        said = _PLAIN.get(item["type"], item["msg"][:1].lower() + item["msg"][1:])
-        yield source.position(steps), f"{_named(steps)}{show(item['input'])} {said}"
-
-
-def _named(steps: Steps) -> str:
-    """The field's name before what is wrong with it; a list's item is named by its list."""
-    names = [step for step in steps if isinstance(step, str)]
-    return f"{names[-1]}: " if names else ""
+        # A list's item is named by its list.
+        names = [step for step in steps if isinstance(step, str)]
+        for below, sentence in error_sentences(item):
+            at_name = bool(below) and isinstance(below[-1], str)
+            prefix = f"{names[-1]}: " if names else ""
+            yield StudyFileProblem((*steps, *below), prefix + sentence, at_name)
 
 
 def _where(source: StudyFile, steps: Steps) -> str:
     """A section as the user would call it."""
-    if not steps:
-        return ""
     if len(steps) > 1 and steps[-2] == "strategies":
         return f"strategy {steps[-1]}"
-    if steps[0] == "backbones" and len(steps) == 2:
+    if len(steps) == 2 and steps[0] == "backbones":
         entry = source.values["backbones"][steps[1]]
         name = entry.get("name") if isinstance(entry, dict) else None
         return f"backbone {name}" if name else f"backbone {int(steps[1]) + 1}"
     return ".".join(str(step) for step in steps)
 
 
-_SECTIONS: dict[str, type[_Section]] = {
-    "corpus": CorpusSpec,
-    "synthetic": Synthetic,
-    "subset": Subset,
-    "folds": FoldSpec,
-    "training": Settings,
-    "strategies": Strategies,
-    "search": Search,
-    "racing": RacingSpec,
-    "few_shot": FewShot,
-    "final_test": FinalTest,
-    "resources": Resources,
-    "workers": Workers,
-    "failures": Failures,
-    "prices": Prices,
-    "budget": BudgetSpec,
-    "mlflow": MlflowSpec,
-}
-
-
-def _section_at(steps: Steps) -> type[_Section]:
-    """The class of a section by its path."""
-    if not steps:
-        return Spec
-    last = steps[-1]
-    if isinstance(last, int):
-        return CorpusSpec if steps[0] == "transfer" else BackboneSpec
-    return _SECTIONS.get(last, Settings)
-
-
-def _fields_at(steps: Steps) -> list[str]:
-    return list(_section_at(steps).model_fields)
-
-
-def _field(steps: Steps) -> Any:
-    return _section_at(steps[:-1]).model_fields.get(str(steps[-1]))
+def _section_at(steps: Steps) -> type[Section]:
+    section: type[Section] = Spec
+    for step in steps:
+        field = section.model_fields.get(str(step))
+        section = next(models_in(field.annotation), section) if field else section
+    return section
 
 
 def _first_sentence(text: str) -> str:

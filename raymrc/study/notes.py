@@ -32,8 +32,9 @@ from raymrc.reading.relations import (
     choose_questions,
     find_asked,
 )
+from raymrc.study.sections import CorpusSpec, FinalTest
 from raymrc.study.source import Steps
-from raymrc.study.spec import CorpusSpec, FinalTest, Spec
+from raymrc.study.spec import Spec
 
 
 def read_study_corpus(spec: Spec) -> Corpus:

@@ -1,23 +1,16 @@
-"""What a cell searches over: fixed values, grids and distributions by `Configuration` field.
-
-A value in the study file is fixed, a list is a grid, a mapping is a distribution.
-"""
+"""A cell's search space: a fixed value, a grid or a distribution for each setting of `Configuration`."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from raymrc.configuration import Configuration
-
-DEFAULTS: dict[str, Any] = {
-    f.name: f.default for f in fields(Configuration) if f.default is not MISSING
-}
-"""Of the settings that a study file does not give."""
+from raymrc.configuration import DEFAULTS, SETTINGS, Condition
+from raymrc.model.strategies import STRATEGIES
 
 DISTRIBUTIONS = {
     "uniform": "[low, high]: any number between, all equally likely",
@@ -36,7 +29,7 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Every value in turn; one of them at random where the search is not a grid."""
+    """Every value in turn in a grid search; a random one in other searches."""
 
     values: tuple[Any, ...]
 
@@ -69,7 +62,7 @@ class Distribution:
         return value is not None and self.values[0] <= value <= self.values[1]
 
     def tidy(self, value: Any) -> Any:
-        """Four significant digits, so that a drawn value can be read, and never outside the range."""
+        """The value rounded to four significant digits, but never outside the range."""
         if self.kind not in ("uniform", "log_uniform"):
             return value
         low, high = self.values
@@ -79,17 +72,30 @@ class Distribution:
 Setting = Fixed | Grid | Distribution
 
 
+def options(setting: Setting) -> tuple[Any, ...]:
+    """The values that a setting may take, or the ends of its range."""
+    return (setting.value,) if isinstance(setting, Fixed) else setting.values
+
+
 @dataclass(frozen=True)
 class SearchSpace:
-    """The settings of one cell, by field name of `Configuration`; a field is in one of the three."""
+    """The settings of one cell, by name; each setting is in one of the three mappings."""
 
     fixed: Mapping[str, Any]
     grids: Mapping[str, tuple[Any, ...]]
     distributions: Mapping[str, Distribution]
 
+    def ends(self, name: str) -> tuple[Any, ...]:
+        """The values that a setting may take, or the ends of its range."""
+        if name in self.grids:
+            return self.grids[name]
+        if name in self.distributions:
+            return self.distributions[name].values
+        return (self.fixed.get(name, DEFAULTS[name]),)
+
     @property
     def size(self) -> int | None:
-        """How many different configurations there are; None for a continuous range."""
+        """Number of different configurations; None for a continuous range."""
         size = math.prod(len(values) for values in self.grids.values())
         for distribution in self.distributions.values():
             if distribution.kind == "choice":
@@ -101,13 +107,13 @@ class SearchSpace:
         return size
 
     def grid(self) -> Iterator[dict[str, Any]]:
-        """Every combination of the grids, the last field turning fastest."""
+        """Every combination of the grids; the last field varies fastest."""
         assert not self.distributions, "a grid of distributions has no points"
         for values in product(*self.grids.values()):
             yield dict(zip(self.grids, values, strict=True))
 
     def draw(self, generator: random.Random) -> dict[str, Any]:
-        """One point: a value for every grid and distribution."""
+        """One random point: a value for every grid and distribution."""
         values = {
             name: options[generator.randrange(len(options))] for name, options in self.grids.items()
         }
@@ -117,9 +123,42 @@ class SearchSpace:
 
 
 def build_space(settings: Mapping[str, Setting]) -> SearchSpace:
-    """Sort settings by kind, keeping their order."""
+    """Settings sorted by kind, in their order."""
     return SearchSpace(
         fixed={k: v.value for k, v in settings.items() if isinstance(v, Fixed)},
         grids={k: v.values for k, v in settings.items() if isinstance(v, Grid)},
         distributions={k: v for k, v in settings.items() if isinstance(v, Distribution)},
     )
+
+
+def without_effect(strategy: str, task: str) -> dict[str, str]:
+    """Settings that change nothing in a cell, each with the reason."""
+    met = _met(strategy, task)
+    return {
+        name: next(condition.value for condition in row.needs if condition not in met)
+        for name, row in SETTINGS.items()
+        if not met.issuperset(row.needs)
+    }
+
+
+def effective(settings: Mapping[str, Setting], strategy: str, task: str) -> dict[str, Setting]:
+    """A cell's settings with planned values filled in, without those that only multiply its grid."""
+    idle, met = without_effect(strategy, task), _met(strategy, task)
+    planned = {
+        name: Fixed(row.planned)
+        for name, row in SETTINGS.items()
+        if row.planned is not None and met.issuperset(row.planned_needs or row.needs)
+    }
+    given = {name: setting for name, setting in settings.items() if name not in idle}
+    return given | {name: value for name, value in planned.items() if name not in given}
+
+
+def _met(strategy: str, task: str) -> set[Condition]:
+    row = STRATEGIES[strategy]
+    holds = {
+        Condition.SOFT_PROMPT: row.asks == "vectors",
+        Condition.SPAN_HEADS: row.answers == "spans",
+        Condition.LABELS: task != "relations",
+        Condition.RELATIONS: task != "concepts",
+    }
+    return {condition for condition, is_met in holds.items() if is_met}

@@ -1,51 +1,337 @@
-"""One value of a study file -> a checked value, or a sentence that begins with what is wrong.
+"""Annotations of the study file's fields, and the sentences about values that do not fit.
 
-    whole(1, 512) -> checked(...)   a plain field
-                  -> setting(...)   a fixed value, a list as a grid, a mapping as a range
+    whole(1, 512), a row of the settings table ... -> pydantic schema -> checked value or error -> sentence
 
-Pydantic places the error; the words are ours, so that a user reads the same hand everywhere.
+Pydantic checks the values and derives the JSON Schema. `error_sentences` words all of its errors.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import PlainValidator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from raymrc.configuration import Hyperparameter
 from raymrc.errors import suggest
 from raymrc.study.source import Steps
-from raymrc.study.space import DISTRIBUTIONS, Distribution, Fixed, Grid, Setting
+from raymrc.study.space import DISTRIBUTIONS, Distribution, Fixed, Grid
+
+TAG = "#"
+"""Marks the steps in pydantic's error paths that name a form of a setting instead of a place in the file."""
 
 
-class Wrong(ValueError):
-    """What is wrong with one value; the field's name is put before it."""
+@dataclass(frozen=True, slots=True, eq=False)  # by identity: schemas are not hashable
+class Wanted:
+    """Annotation: a value that does not fit is reported as '<value> is not <what>'.
+
+    Args:
+        schema: checks the value; None: the schema of the annotated type.
+        is_text: whether quotes would help a number.
+    """
+
+    what: str
+    schema: CoreSchema | None = None
+    is_text: bool = False
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return self.around(self.schema or handler(source))
+
+    def around(self, schema: CoreSchema) -> CoreSchema:
+        context = {"what": self.what, "is_text": self.is_text}
+        return core_schema.custom_error_schema(
+            schema, "wanted", custom_error_message="wanted", custom_error_context=context
+        )
+
+
+# --- kinds of values ------------------------------------------------------------------------------
+
+
+def whole(low: float | None = None, high: float | None = None) -> Wanted:
+    """A whole number within inclusive bounds; 4.0 and 1e3 are whole numbers, too."""
+    schema = core_schema.int_schema(strict=True, ge=_int(low), le=_int(high))
+    return Wanted(
+        f"a whole number{_bounds(low, high)}",
+        core_schema.no_info_before_validator_function(_as_int, schema),
+    )
+
+
+def number(
+    low: float | None = None, high: float | None = None, *, above: float | None = None
+) -> Wanted:
+    """A finite number within inclusive bounds, or above an exclusive one."""
+    schema = core_schema.float_schema(strict=True, ge=low, le=high, gt=above, allow_inf_nan=False)
+    bounds = _bounds(low, high)
+    if above is not None:
+        bounds = f" above {above:g}" + ("" if high is None else f" and up to {high:g}")
+    return Wanted(f"a number{bounds}", schema)
+
+
+def text(pattern: str = r"\S", what: str = "text") -> Wanted:
+    return Wanted(what, core_schema.str_schema(strict=True, pattern=pattern), is_text=True)
+
+
+def _three_weights() -> Wanted:
+    def some_above_0(weights: tuple[float, ...]) -> tuple[float, ...]:
+        if not sum(weights):
+            raise ValueError
+        return weights
+
+    weight = core_schema.float_schema(strict=True, ge=0, allow_inf_nan=False)
+    three = core_schema.tuple_schema([weight] * 3)
+    return Wanted(
+        "three numbers of 0 or more, not all 0, for start, end and match",
+        core_schema.no_info_after_validator_function(some_above_0, three),
+    )
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    """ " from 1 to 512", " of 1 or more" or ""."""
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}"
+    return f" of {low:g} or more" if low is not None else ""
+
+
+def _int(bound: float | None) -> int | None:
+    return None if bound is None else int(bound)
+
+
+def _as_int(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _expanded(value: str) -> str:
+    path = os.path.expandvars(os.path.expanduser(value))
+    missing = re.search(r"\$(\w+|\{\w+\})", path)
+    if missing:
+        name = missing.group(1).strip("{}")
+        raise problem(f"the environment variable {name} is not set; set it, or write the path out")
+    return path
+
+
+def _store(place: str) -> str:
+    scheme, separator, _ = place.partition("://")
+    if separator and scheme not in ("s3", "gs", "gcs", "file", "abfs", "abfss", "hdfs"):
+        raise problem(
+            f"'{scheme}://' is not a store; give a folder, or a URL such as s3:// or gs://"
+        )
+    return place
+
+
+Text = Annotated[str, text()]
+Name = Annotated[
+    str,
+    text(
+        r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        "a plain name: letters, digits, '-', '_' and '.', no spaces",
+    ),
+]
+Seed = Annotated[int, whole(0)]
+Path = Annotated[str, text(), AfterValidator(_expanded)]
+"""A path or id in which `~` and environment variables are expanded."""
+Storage = Annotated[Path, AfterValidator(_store)]
+"""A folder, or the URL of a store that the ledger can write to."""
+
+
+# --- settings: a value, a list of values, or a range ----------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Leaf:
-    """A kind of value.
+class SettingField:
+    """Annotation of a hyper-parameter: a value is fixed, a list is a grid, a mapping is a range."""
+
+    row: Hyperparameter
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        row = self.row
+        value = handler.generate_schema(Annotated[Any, _wanted(row)])
+        either = core_schema.nullable_schema(value) if row.optional else value
+        values = core_schema.no_info_wrap_validator_function(
+            _distinct, core_schema.tuple_variable_schema(either, min_length=1)
+        )
+        forms = {"value": _after(Fixed, either), "list": _after(Grid, values)}
+        ranges = {"number": ("uniform", "log_uniform"), "whole": ("int_uniform",)}.get(row.kind, ())
+        pair = core_schema.tuple_positional_schema([value, value])
+        forms |= {kind: _range(kind, pair) for kind in ranges}
+        forms["choice"] = _range("choice", values)
+        return core_schema.tagged_union_schema(
+            {TAG + name: form for name, form in forms.items()},
+            _form_of(row.kind == "weights", (*ranges, "choice")),
+            custom_error_type="range",
+            custom_error_message="range",
+            custom_error_context={"ranges": " ".join((*ranges, "choice"))},
+        )
+
+
+def _wanted(row: Hyperparameter) -> Wanted:
+    if row.kind == "whole":
+        return whole(row.low, row.high)
+    if row.kind == "number":
+        return number(row.low, row.high, above=row.above)
+    if row.kind == "weights":
+        return _three_weights()
+    return Wanted(f"one of {_quoted(row.options)}", core_schema.literal_schema([*row.options]))
+
+
+def _form_of(is_list: bool, ranges: Sequence[str]) -> Callable[[Any], str | None]:
+    """Which form of a setting a value has; None for a mapping that is no range.
 
     Args:
-        read: gives the checked value, or raises `Wrong`.
-        ranges: the distributions that can be drawn from; a choice is always one.
-        is_list: its values are lists themselves, so that a grid is a list of lists.
+        is_list: single values are lists themselves, so that a grid is a list of lists.
     """
 
-    read: Callable[[Any], Any]
-    ranges: tuple[str, ...] = ()
-    is_list: bool = False
+    def form(value: Any) -> str | None:
+        if isinstance(value, dict):
+            kind = next(iter(value), "")
+            return TAG + kind if len(value) == 1 and kind in ranges else None
+        if isinstance(value, list) and not (
+            is_list and not all(isinstance(v, list) for v in value)
+        ):
+            return TAG + "list"
+        return TAG + "value"
+
+    return form
 
 
-FRACTIONS, WHOLE = ("uniform", "log_uniform"), ("int_uniform",)
+def _after(function: Callable[[Any], Any], schema: CoreSchema) -> CoreSchema:
+    return core_schema.no_info_after_validator_function(function, schema)
+
+
+def _distinct(values: Any, check: Callable[[Any], tuple[Any, ...]]) -> tuple[Any, ...]:
+    if values == []:
+        raise problem("an empty list leaves nothing to try; give a value")
+    checked = check(values)
+    twice = [i for i, value in enumerate(checked) if value in checked[:i]]
+    if twice:
+        raise problems(
+            [((i,), f"{show(values[i])} is in the list twice; remove one") for i in twice]
+        )
+    return checked
+
+
+def _range(kind: str, limits: CoreSchema) -> CoreSchema:
+    wants = f"{kind} wants {DISTRIBUTIONS[kind].split(':')[0]}"
+
+    def check_form(value: Any) -> Any:
+        if not isinstance(value, list):
+            raise problem(f"{show(value)} is not a list; {wants}")
+        if kind != "choice" and len(value) != 2:
+            raise problem(wants)
+        return value
+
+    def distribution(mapping: Mapping[str, tuple[Any, ...]]) -> Distribution:
+        values = mapping[kind]
+        if kind != "choice" and values[0] >= values[1]:
+            sentence = f"{values[0]:g} is not below {values[1]:g}; give the lower end first"
+            raise problems([((kind,), sentence)])
+        if kind == "log_uniform" and values[0] <= 0:
+            sentence = "log_uniform has no magnitude 0; start above 0, or use uniform"
+            raise problems([((kind, 0), sentence)])
+        return Distribution(kind, values)
+
+    formed = core_schema.no_info_before_validator_function(check_form, limits)
+    return _after(
+        distribution,
+        core_schema.typed_dict_schema(
+            {kind: core_schema.typed_dict_field(formed)}, extra_behavior="forbid"
+        ),
+    )
+
+
+# --- errors as sentences --------------------------------------------------------------------------
+
+
+def problem(sentence: str) -> PydanticCustomError:
+    """A sentence about the validated value, as a pydantic error."""
+    return problems([((), sentence)])
+
+
+def problems(found: Sequence[tuple[Steps, str]]) -> PydanticCustomError:
+    """Several sentences, each at a place below the validated value, as one pydantic error."""
+    return PydanticCustomError("raymrc", "wrong", {"found": list(found)})
+
+
+_TYPES = {
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping of fields",
+    "model_attributes_type": "a mapping of fields",
+    "bool_type": "true or false",
+}
+
+
+def error_sentences(item: Mapping[str, Any]) -> list[tuple[Steps, str]]:
+    """One of pydantic's errors as our sentences, each with its place below the error's own.
+
+    Args:
+        item: of `ValidationError.errors()`; not about a missing or an unknown field.
+    """
+    value, context = item["input"], item.get("ctx", {})
+    kind = item["type"]
+    if kind == "raymrc":
+        return list(context["found"])
+    if kind == "range":
+        return _unknown_range(value, context["ranges"].split())
+    if kind == "literal_error":
+        what = f"one of {context['expected'].replace(' or ', ', ')}"
+    elif kind == "wanted":
+        what = context["what"]
+        if context["is_text"] and not isinstance(value, str):
+            quotes = "; put it in quotes" if isinstance(value, int | float) else ""
+            return [((), f"{show(value)} is not text{quotes}")]
+        if "number" in what and isinstance(value, str) and _is_number(value):
+            return [
+                (
+                    (),
+                    f"{value!r} is text because of its quotes; remove them to make it a number",
+                )
+            ]
+    elif kind in _TYPES:
+        what = _TYPES[kind]
+    else:
+        return [((), f"{show(value)}: {item['msg'][:1].lower()}{item['msg'][1:]}")]
+    return [((), f"{show(value)} is not {what}")]
+
+
+def _unknown_range(value: Mapping[str, Any], ranges: Sequence[str]) -> list[tuple[Steps, str]]:
+    for kind in value:
+        if kind in ranges:
+            continue
+        if kind == "int_uniform":
+            sentence = (
+                "int_uniform draws whole numbers, which this is not; use uniform or log_uniform"
+            )
+        elif kind in DISTRIBUTIONS and "int_uniform" in ranges:
+            sentence = f"{kind} draws fractions and this is a whole number; use int_uniform"
+        else:
+            sentence = f"unknown range '{kind}'{suggest(kind, ranges)}"
+        return [((kind,), sentence)]
+    return [((), "a range has one kind, such as {log_uniform: [1.0e-3, 6.0e-2]}")]
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _quoted(options: Sequence[str]) -> str:
+    return "'" + "', '".join(options) + "'"
 
 
 def show(value: Any) -> str:
-    """A value as the user would recognise it, cut to a readable length."""
+    """A value as it looks in the file, cut to a readable length."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
@@ -56,238 +342,3 @@ def show(value: Any) -> str:
         return str(value).lower()
     shown = repr(value) if isinstance(value, str) else str(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
-
-
-def _bounds(low: float | None, high: float | None) -> str:
-    """ " from 1 to 512", " of 1 or more" or nothing."""
-    if low is not None and high is not None:
-        return f" from {low:g} to {high:g}"
-    return f" of {low:g} or more" if low is not None else ""
-
-
-def _unquoted(value: Any, what: str) -> None:
-    """A number in quotes is text: say so rather than 'not a number'."""
-    if isinstance(value, str):
-        try:
-            float(value)
-        except ValueError:
-            return
-        raise Wrong(f"{value!r} is text because of its quotes; remove them to make it {what}")
-
-
-def whole(low: int | None = None, high: int | None = None) -> Leaf:
-    """A whole number between two bounds, both included."""
-
-    def read(value: Any) -> int:
-        _unquoted(value, "a number")
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # 1e3 and 4.0 are whole numbers to whoever writes them
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int)
-            or (low is not None and value < low)
-            or (high is not None and value > high)
-        ):
-            raise Wrong(f"{show(value)} is not a whole number{_bounds(low, high)}")
-        return value
-
-    return Leaf(read, WHOLE)
-
-
-def number(
-    low: float | None = None, high: float | None = None, *, above: float | None = None
-) -> Leaf:
-    """A number between two bounds, both included, or above one."""
-
-    def read(value: Any) -> float:
-        _unquoted(value, "a number")
-        good = (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and abs(value) < float("inf")
-        )
-        if (
-            not good
-            or (low is not None and value < low)
-            or (high is not None and value > high)
-            or (above is not None and value <= above)
-        ):
-            if above is not None:
-                wanted = f" above {above:g}" + (f" and up to {high:g}" if high is not None else "")
-            else:
-                wanted = _bounds(low, high)
-            raise Wrong(f"{show(value)} is not a number{wanted}")
-        return float(value)
-
-    return Leaf(read, FRACTIONS)
-
-
-def word(*options: str) -> Leaf:
-    """One of a few words."""
-
-    def read(value: Any) -> str:
-        if not isinstance(value, str) or value not in options:
-            shown = "', '".join(options)
-            raise Wrong(f"{show(value)} is not one of '{shown}'")
-        return value
-
-    return Leaf(read)
-
-
-def text(pattern: str = "", wanted: str = "") -> Leaf:
-    """Text that is not empty and, where a pattern is given, fits it."""
-
-    def read(value: Any) -> str:
-        if not isinstance(value, str) or not value.strip():
-            quotes = "; put it in quotes" if isinstance(value, int | float) else ""
-            raise Wrong(f"{show(value)} is not text{quotes}")
-        if pattern and not re.fullmatch(pattern, value):
-            raise Wrong(f"{show(value)} is not {wanted}")
-        return value
-
-    return Leaf(read)
-
-
-def _read_folder(value: Any) -> str:
-    """A path with `~` and environment variables filled in."""
-    path = os.path.expandvars(os.path.expanduser(text().read(value)))
-    missing = re.search(r"\$(\w+|\{\w+\})", path)
-    if missing:
-        name = missing.group(1).strip("{}")
-        raise Wrong(f"the environment variable {name} is not set; set it, or write the path out")
-    return path
-
-
-def _read_storage(value: Any) -> str:
-    """A folder, or a URL of a store that the ledger can write to."""
-    place = _read_folder(value)
-    scheme, separator, _ = place.partition("://")
-    if separator and scheme not in ("s3", "gs", "gcs", "file", "abfs", "abfss", "hdfs"):
-        raise Wrong(f"'{scheme}://' is not a store; give a folder, or a URL such as s3:// or gs://")
-    return place
-
-
-def _read_weights(value: Any) -> tuple[float, float, float]:
-    """Weights of start, end and match."""
-    if not isinstance(value, list) or len(value) != 3:
-        raise Wrong(f"{show(value)} is not three numbers, for start, end and match")
-    read = number(0).read
-    weights = (read(value[0]), read(value[1]), read(value[2]))
-    if sum(weights) == 0:
-        raise Wrong("the three weights are all 0; at least one must be above")
-    return weights
-
-
-def _read_truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise Wrong(f"{show(value)} is not true or false")
-    return value
-
-
-folder = Leaf(_read_folder)
-truth = Leaf(_read_truth)
-storage_place = Leaf(_read_storage)
-three_weights = Leaf(_read_weights, is_list=True)
-
-
-def or_none(leaf: Leaf) -> Leaf:
-    """The same, or an empty value."""
-    return Leaf(lambda value: None if value is None else leaf.read(value), leaf.ranges)
-
-
-def checked(leaf: Leaf) -> PlainValidator:
-    """A plain field of this kind."""
-
-    def read(value: Any) -> Any:
-        try:
-            return leaf.read(value)
-        except Wrong as wrong:
-            raise problems([((), str(wrong))]) from None
-
-    return PlainValidator(read)
-
-
-def setting(leaf: Leaf) -> PlainValidator:
-    """A fixed value, a list as a grid, or a mapping as a distribution over this kind."""
-
-    def read(value: Any) -> Setting:
-        if isinstance(value, dict):
-            return _distribution(value, leaf)
-        is_grid = isinstance(value, list)
-        if is_grid and leaf.is_list:
-            is_grid = all(isinstance(item, list) for item in value)
-        if is_grid:
-            return Grid(_options(value, leaf, ()))
-        try:
-            return Fixed(leaf.read(value))
-        except Wrong as wrong:
-            raise problems([((), str(wrong))]) from None
-
-    return PlainValidator(read)
-
-
-def problems(found: Sequence[tuple[Steps, str]]) -> PydanticCustomError:
-    """Several sentences, each at a place below the validated value, as one pydantic error."""
-    return PydanticCustomError("raymrc", "wrong", {"found": list(found)})
-
-
-def _options(values: list[Any], leaf: Leaf, at: Steps) -> tuple[Any, ...]:
-    """Every item of a list checked; all wrong ones reported."""
-    found: list[tuple[Steps, str]] = []
-    good: list[Any] = []
-    if not values:
-        found.append((at, "an empty list leaves nothing to try; give a value"))
-    for index, item in enumerate(values):
-        try:
-            read = leaf.read(item)
-        except Wrong as wrong:
-            found.append(((*at, index), str(wrong)))
-            continue
-        if read in good:
-            found.append(((*at, index), f"{show(item)} is in the list twice; remove one"))
-        good.append(read)
-    if found:
-        raise problems(found)
-    return tuple(good)
-
-
-def _distribution(value: dict[str, Any], leaf: Leaf) -> Distribution:
-    """The one range of a mapping, its limits checked."""
-    kinds = (*leaf.ranges, "choice")
-    for kind in value:
-        if kind not in kinds:
-            raise problems([((kind,), _unknown_range(kind, kinds))])
-    if len(value) != 1:
-        raise problems([((), "a range has one kind, such as {log_uniform: [1.0e-3, 6.0e-2]}")])
-    kind, limits = next(iter(value.items()))
-    wants = f"{kind} wants {DISTRIBUTIONS[kind].split(':')[0]}"
-    if not isinstance(limits, list):
-        raise problems([((kind,), f"{show(limits)} is not a list; {wants}")])
-    if kind == "choice":
-        return Distribution(kind, _options(limits, leaf, (kind,)))
-    if len(limits) != 2:
-        raise problems([((kind,), wants)])
-    found: list[tuple[Steps, str]] = []
-    ends = []
-    for index, limit in enumerate(limits):
-        try:
-            ends.append(leaf.read(limit))
-        except Wrong as wrong:
-            found.append(((kind, index), str(wrong)))
-    if not found and None in ends:
-        found.append(((kind,), wants))
-    elif not found and ends[0] >= ends[1]:
-        found.append(((kind,), f"{ends[0]:g} is not below {ends[1]:g}; give the lower end first"))
-    elif not found and kind == "log_uniform" and ends[0] <= 0:
-        found.append(((kind, 0), "log_uniform has no magnitude 0; start above 0, or use uniform"))
-    if found:
-        raise problems(found)
-    return Distribution(kind, tuple(ends))
-
-
-def _unknown_range(kind: str, kinds: Sequence[str]) -> str:
-    if kind in WHOLE:
-        return "int_uniform draws whole numbers, which this is not; use uniform or log_uniform"
-    if kind in FRACTIONS and WHOLE[0] in kinds:
-        return f"{kind} draws fractions and this is a whole number; use int_uniform"
-    return f"unknown range '{kind}'{suggest(kind, kinds)}"

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from raymrc.corpora.note import Corpus
 from raymrc.corpora.validate import count_notes
-from raymrc.study.spec import CorpusSpec, Spec
+from raymrc.study.sections import CorpusSpec
+from raymrc.study.spec import Spec
 
 COUNTED_FIGURES = "notes groups spans relations nested overlapping discontinuous".split()
 

@@ -30,7 +30,7 @@ from raymrc.planning.placement import (
     place,
     row_pieces,
 )
-from raymrc.study.spec import Resources, Workers
+from raymrc.study.sections import Resources, Workers
 
 H100 = Device("gpu", 80 * GIB)
 A100_40 = Device("gpu", 40 * GIB)

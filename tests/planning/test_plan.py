@@ -594,10 +594,10 @@ def test_more_mentions_than_a_fold_has_are_refused_where_they_are_asked_for(tmp_
     with pytest.raises(SpecError, match=r"yaml:13:17: 5000 training mentions are more than a fold"):
         plan_study(spec, read_study_corpus(spec))
     (problem,) = problems_of(tmp_path, STUDY + "few_shot:\n  notes: 5\n  mentions: 5\n")
-    sentence = "few_shot: notes are counted or mentions, not both; remove one of them"
+    sentence = "few_shot: give notes or mentions, not both"
     assert problem == f"study.yaml:14:3: {sentence}"
     (problem,) = problems_of(tmp_path, STUDY + "few_shot: {draws: 2}\n")
-    assert problem == "study.yaml:12:11: few_shot: say how many: notes or mentions"
+    assert problem == "study.yaml:12:11: few_shot: give numbers of notes or mentions"
 
 
 def test_more_shots_than_training_notes_are_refused(tmp_path):

@@ -14,8 +14,9 @@ from raymrc.configuration import Backbone, Configuration
 from raymrc.model.strategies import STRATEGIES
 from raymrc.planning.plan import build_racing
 from raymrc.racing.racing import Racing
+from raymrc.study.sections import Settings, Strategies
 from raymrc.study.space import Distribution, Fixed, Grid
-from raymrc.study.spec import Settings, Spec, Strategies
+from raymrc.study.spec import Spec
 from tests.study.making import STUDY, problems_of, spec_of
 
 
@@ -130,8 +131,8 @@ mlflw: 3
         ("storage:", "resources: {workers: {mim: 2, max: 8}}\nstorage:", "11:23: unknown field 'mim' in "
          "resources.workers; did you mean 'min'?"),
         ("storage:", "resources: {workers: {min: 2}}\nstorage:", "resources.workers has no 'max'"),
-        ("storage:", "resources: {workers: {min: 4, max: 2}}\nstorage:", "11:23: workers: 4 devices at "
-         "least are more than 2 at most"),
+        ("storage:", "resources: {workers: {min: 4, max: 2}}\nstorage:", "11:23: workers: the minimum "
+         "of 4 devices is above the maximum of 2"),
         ("storage:", "resources: {workers: {max: 2.5}}\nstorage:", "11:28: max: 2.5 is not a whole number"),
         ("storage:", "resources: {device_memory: 0}\nstorage:", "11:28: device_memory: 0 is not a number "
          "above 0"),
@@ -221,9 +222,9 @@ def test_racing_is_a_word_or_a_mapping(tmp_path):
         ("{error_rate: 2}", "error_rate: 2 is not"),
         (
             "{rungs: [0.5, 0.2, 1]}",
-            "rungs: wants ascending shares of the epochs, the last of them 1",
+            "rungs: give ascending shares of the epochs that end with 1",
         ),
-        ("{rungs: [0.5]}", "rungs: wants ascending shares of the epochs"),
+        ("{rungs: [0.5]}", "rungs: give ascending shares of the epochs"),
         ("{rungs: [0, 1]}", "rungs: 0 is not"),
         ("{warm_start: [runs/first]}", "unknown field 'warm_start' in racing"),
         ("{rung: [1]}", "unknown field 'rung' in racing; did you mean 'rungs'?"),
