@@ -1,0 +1,290 @@
+"""Promise: every term of a placement's memory counts.
+
+It would break without anyone noticing: properties such as "more devices never need more" hold without a
+term, and a study then runs out of memory on a real device.
+
+The bytes come from the arithmetic that `benchmarks/placement.py` compared with measured memory. Each case
+lets another term, or another moment of a pass, decide: without any one term of `planning/placement.py` or
+`planning/arithmetic.py` at least one case fails. A change of these bytes needs a new run of that benchmark.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raymrc.model.shapes import Shape
+from raymrc.planning.placement import peak_bytes
+from tests.planning.test_placement import configuration
+
+SHAPES = {
+    "wide": Shape("bert", 4, hidden=128, num_heads=2, ffn=512, vocab=1000),
+    "pre": Shape(
+        "megatron-bert",
+        6,
+        hidden=256,
+        num_heads=4,
+        ffn=512,
+        vocab=3000,
+        pre_norm=True,
+        embedding_norm=False,
+    ),
+    "long": Shape("bert", 12, hidden=64, num_heads=1, ffn=64, vocab=100),
+    "vocab": Shape("bert", 1, hidden=64, num_heads=1, ffn=64, vocab=200_000),
+}
+DEFAULTS = {"window": 64, "batch_size": 4, "match_width": 64}
+
+CASES: list[tuple[int, str, str, int, str, dict[str, Any], dict[str, Any]]] = [
+    # bytes, strategy, shape, labels, kind of device, settings, way
+    (
+        73042989.93939394,
+        "soft_prompt",
+        "long",
+        5,
+        "cpu",
+        {"batch_size": 32, "reparametrisation": "mlp", "prompt_length": 64},
+        {"mode": "group", "devices": 2, "checkpoints": True},
+    ),
+    (
+        184337028,
+        "frozen_soft_prompt",
+        "wide",
+        5,
+        "gpu",
+        {"batch_size": 32, "prompt_depth": "input"},
+        {"mode": "lanes", "lanes": 3, "sharing": 2, "pass_pieces": 2000},
+    ),
+    (
+        281364172.6060606,
+        "frozen_soft_prompt",
+        "pre",
+        5,
+        "cpu",
+        {"prompt_length": 400},
+        {"mode": "group", "devices": 2, "checkpoints": True},
+    ),
+    (
+        36221476,
+        "hard_prompt",
+        "pre",
+        5,
+        "gpu",
+        {"batch_size": 32},
+        {"mode": "group", "devices": 4, "checkpoints": True},
+    ),
+    (
+        237020480,
+        "fine_tune",
+        "long",
+        2000,
+        "gpu",
+        {"batch_size": 32, "dropout": 0.0},
+        {"mode": "device"},
+    ),
+    (
+        7161952,
+        "frozen_soft_prompt",
+        "wide",
+        5,
+        "cpu",
+        {"dropout": 0.0, "first_layer": 2},
+        {"mode": "group", "devices": 2, "checkpoints": True, "sharing": 1, "pass_pieces": 1},
+    ),
+    (
+        73860868,
+        "frozen_soft_prompt",
+        "long",
+        5,
+        "gpu",
+        {"batch_size": 1, "match_width": 1, "prompt_length": 128, "reparametrisation": "mlp"},
+        {"mode": "lanes", "lanes": 3, "sharing": 2, "pass_pieces": 2000},
+    ),
+    (
+        52002796,
+        "soft_prompt",
+        "vocab",
+        5,
+        "gpu",
+        {"window": 8, "batch_size": 1, "match_width": 1, "dropout": 0.0},
+        {"mode": "group", "devices": 512, "checkpoints": True, "pass_pieces": 12},
+    ),
+    (
+        165099460,
+        "soft_prompt",
+        "pre",
+        5,
+        "gpu",
+        {"window": 400, "match_width": 8, "first_layer": 2},
+        {"mode": "device"},
+    ),
+    (
+        2768932,
+        "frozen_soft_prompt",
+        "long",
+        5,
+        "gpu",
+        {"dropout": 0.0, "prompt_depth": "input"},
+        {"mode": "group", "devices": 2, "sharing": 1, "pass_pieces": 1},
+    ),
+    (
+        1127391937.4545455,
+        "frozen_soft_prompt",
+        "pre",
+        5,
+        "gpu",
+        {"batch_size": 1, "match_width": 1, "reparametrisation": "mlp", "prompt_length": 64},
+        {"mode": "lanes", "lanes": 3},
+    ),
+    (
+        80487532,
+        "soft_prompt",
+        "wide",
+        5,
+        "cpu",
+        {"window": 8, "match_width": 4096},
+        {"mode": "device", "pass_pieces": 1},
+    ),
+    (
+        2966072,
+        "soft_prompt",
+        "long",
+        5,
+        "gpu",
+        {"window": 8, "batch_size": 1, "match_width": 1, "dropout": 0.0},
+        {"mode": "group", "devices": 512, "checkpoints": True, "pass_pieces": 12},
+    ),
+    (
+        78263471.63636364,
+        "soft_prompt",
+        "wide",
+        5,
+        "gpu",
+        {"batch_size": 32, "prompt_depth": "input"},
+        {"mode": "device", "checkpoints": True},
+    ),
+    (
+        108638256,
+        "soft_prompt",
+        "wide",
+        5,
+        "cpu",
+        {"window": 16, "match_width": 4096},
+        {"mode": "device", "pass_pieces": 1},
+    ),
+    (
+        107854064,
+        "fine_tune",
+        "wide",
+        5,
+        "cpu",
+        {"context_sentences": 1, "window": 500},
+        {"mode": "device"},
+    ),
+    (
+        12653048,
+        "fine_tune",
+        "pre",
+        5,
+        "cpu",
+        {"window": 8, "batch_size": 1, "match_width": 1},
+        {"mode": "group", "devices": 512, "pass_pieces": 12},
+    ),
+    (
+        945406499.3939394,
+        "frozen_soft_prompt",
+        "pre",
+        5,
+        "gpu",
+        {"dropout": 0.0, "prompt_depth": "input"},
+        {"mode": "lanes", "lanes": 3},
+    ),
+    (
+        68956208,
+        "soft_prompt",
+        "long",
+        5,
+        "cpu",
+        {"batch_size": 32, "prompt_depth": "input", "first_layer": 3},
+        {"mode": "device", "checkpoints": True},
+    ),
+    (
+        107854064,
+        "fine_tune",
+        "wide",
+        5,
+        "cpu",
+        {"context_sentences": 1, "window": 600},
+        {"mode": "device"},
+    ),
+    (
+        15804452,
+        "soft_prompt",
+        "long",
+        5,
+        "gpu",
+        {"dropout": 0.0, "prompt_depth": "input", "first_layer": 3},
+        {"mode": "device", "sharing": 1, "pass_pieces": 1},
+    ),
+    (
+        112131692,
+        "frozen_soft_prompt",
+        "pre",
+        5,
+        "cpu",
+        {"dropout": 0.0, "prompt_length": 128, "reparametrisation": "mlp"},
+        {"mode": "group", "devices": 2, "sharing": 1, "pass_pieces": 1},
+    ),
+    (
+        551030880,
+        "soft_prompt",
+        "long",
+        5,
+        "cpu",
+        {"match_width": 2048, "prompt_depth": "input"},
+        {"mode": "group", "devices": 2, "checkpoints": True},
+    ),
+    (
+        48492349.57575758,
+        "frozen_soft_prompt",
+        "pre",
+        5,
+        "cpu",
+        {"batch_size": 1, "match_width": 1, "first_layer": 2},
+        {"mode": "lanes", "lanes": 3, "sharing": 2, "pass_pieces": 2000},
+    ),
+    (
+        83451040,
+        "soft_prompt",
+        "long",
+        5,
+        "cpu",
+        {
+            "batch_size": 64,
+            "match_width": 1,
+            "window": 16,
+            "reparametrisation": "mlp",
+            "prompt_length": 64,
+        },
+        {"mode": "group", "devices": 2},
+    ),
+    (
+        56066388,
+        "frozen_soft_prompt",
+        "long",
+        5,
+        "cpu",
+        {"window": 400, "match_width": 8, "first_layer": 2},
+        {"mode": "lanes", "lanes": 3},
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_a_placement_takes_exactly_these_bytes(case):
+    expected, strategy, shape, num_labels, kind, settings, way = case
+    prompt = {"prompt_length": 16} if "soft" in strategy else {}
+    wanted = configuration("any", strategy, **{**DEFAULTS, **prompt, **settings})
+    assert peak_bytes(wanted, SHAPES[shape], num_labels, kind, **way) == pytest.approx(
+        expected, rel=1e-9
+    )
