@@ -1,6 +1,6 @@
-"""Which fold-runs may be begun with what is left: what they are expected to want, and what they have had.
+"""Decides which fold-runs may start on the rest of a budget.
 
-Need (before) -> corrected by what hosts were held for (while they train) -> fits?
+expected need -> corrected by the device time that hosts really took -> does it fit?
 """
 
 from __future__ import annotations
@@ -9,93 +9,94 @@ import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from raymrc.configuration import Cell, FoldRun
 from raymrc.costs.budget import Need
 
 OVERDUE_FACTOR = 0.1
-"""A fold-run that has had all that it was expected to want is taken to want this share of it more."""
+"""A fold-run that has used up its expected need is expected to need this share of it in addition."""
 
-REMEMBERED = 20
-"""Finished fold-runs of a cell that correct what the next are expected to want."""
+MAX_REMEMBERED = 20
+"""Number of a cell's latest fold-runs that correct the expectation for the next ones."""
 
 
 @dataclass(eq=False, slots=True)
-class _Course:
-    """One fold-run.
+class _Progress:
+    """Progress of one fold-run. Shares run from 0 to 1 and refer to the whole fold-run.
 
     Args:
-        left: share of it that was still to do when it was handed in, 0 to 1; until it pauses, if it does.
-        goal: share of it that is done when it has come as far as it was to.
-        had: device-seconds, its share of its hosts' time.
-        done: share of it that is done, by its epochs.
-        saved: the same, when its lane was last saved.
-        saving_seconds: that this took; None before.
+        goal: the share that is done at its end, or at the epoch at which it pauses.
+        left: the share that was to do when it was submitted, up to its goal.
+        done: the share that is done, by its epochs.
+        saved: the share that was done at its last checkpoint.
+        used: device-seconds, its part of its hosts' time since it was submitted.
+        saving_seconds: duration of its last save; None before the first.
     """
 
     fold_run: FoldRun
     need: Need | None
-    left: float = 1.0
-    goal: float = 1.0
-    had: float = 0.0
-    done: float = 0.0
-    saved: float = 0.0
+    goal: float
+    left: float
+    done: float
+    saved: float
+    used: float = 0.0
     saving_seconds: float | None = None
+
+    @property
+    def cell(self) -> Cell:
+        return self.fold_run.configuration.cell
 
 
 @dataclass(eq=False)
 class Allowance:
-    """
+    """What is left of a budget, and what submitted fold-runs are expected to need of it.
+
     Args:
-        unit: devices of a host of one.
-        overhead: device-seconds that hosts are held for each that a `Need` names, before any was seen.
-        unfinished: of fold-runs that an earlier run left saved, by key, the share still to do, 0 to 1.
+        host_devices: devices of a single-device host, in the unit that the budget counts.
+        overhead: device-seconds that hosts are held per device-second of a `Need`; used until the first
+            fold-run ends.
+        unfinished: share still to do of each fold-run that an earlier run left with a checkpoint, by key.
     """
 
-    unit: float = 1.0
+    host_devices: float = 1.0
     overhead: float = 1.0
     unfinished: Mapping[str, float] = field(default_factory=dict)
     device_seconds: float = math.inf
     wall_seconds: float = math.inf
-    _courses: dict[str, _Course] = field(default_factory=dict)
+    _progress: dict[str, _Progress] = field(default_factory=dict)
     _ratios: dict[Cell, list[float]] = field(default_factory=dict)
-    _had: dict[Cell, list[float]] = field(default_factory=dict)
+    _used: dict[Cell, list[float]] = field(default_factory=dict)
     _factors: dict[Cell, float] = field(default_factory=dict)
+
+    def set_left(self, device_seconds: float, wall_seconds: float) -> None:
+        """Set what is left for running fold-runs and new ones together."""
+        self.device_seconds, self.wall_seconds = device_seconds, wall_seconds
 
     def expect(
         self,
         fold_run: FoldRun,
         need: Need | None,
         *,
-        is_saved: bool = False,
-        until: int | None = None,
+        has_checkpoint: bool = False,
+        pause_epoch: int | None = None,
     ) -> None:
-        """A fold-run is handed in.
+        """Add a submitted fold-run."""
+        key, done = fold_run.key, 0.0
+        if has_checkpoint:
+            before = self._progress.get(key)
+            done = before.saved if before else 1.0 - self.unfinished.get(key, 1.0)
+        goal = 1.0 if pause_epoch is None else pause_epoch / fold_run.configuration.epochs
+        left = max(0.0, goal - done)
+        self._progress[key] = _Progress(fold_run, need, goal, left, done, saved=done)
 
-        Args:
-            is_saved: it was begun before, and goes on from there.
-            until: the epoch at which it is to pause.
-        """
-        before = self._courses.get(fold_run.key)
-        begun = 0.0
-        if is_saved:
-            begun = before.saved if before else 1.0 - self.unfinished.get(fold_run.key, 1.0)
-        goal = 1.0 if until is None else until / fold_run.configuration.epochs
-        self._courses[fold_run.key] = _Course(
-            fold_run, need, max(0.0, goal - begun), goal, done=begun, saved=begun
-        )
-
-    def allow(self, device_seconds: float, wall_seconds: float) -> None:
-        """So much is left, for what trains and for what is begun."""
-        self.device_seconds, self.wall_seconds = device_seconds, wall_seconds
-
-    # --- what fold-runs do ------------------------------------------------------------------------
+    # --- progress of fold-runs ----------------------------------------------------------------------
 
     def accrue(self, keys: Iterable[str], device_seconds: float) -> None:
-        """A host was held; its open fold-runs share that."""
-        courses = [self._courses[key] for key in keys if key in self._courses]
-        for course in courses:
-            course.had += device_seconds / len(courses)
+        """Divide a host's time among its open fold-runs."""
+        sharing = [self._progress[key] for key in keys if key in self._progress]
+        for progress in sharing:
+            progress.used += device_seconds / len(sharing)
 
     def advance(
         self,
@@ -105,122 +106,125 @@ class Allowance:
         is_saved: bool = False,
         saving_seconds: float = 0.0,
     ) -> None:
-        """What its host says of it."""
-        course = self._courses.get(key)
-        if course is None:
+        """Note what a host reports about an open fold-run."""
+        progress = self._progress.get(key)
+        if progress is None:
             return
         if epoch is not None:
-            course.done = max(course.done, epoch / course.fold_run.configuration.epochs)
+            progress.done = max(progress.done, epoch / progress.fold_run.configuration.epochs)
         if is_saved:
-            course.saved = self._done(course)
+            progress.saved = self._done(progress)
             if saving_seconds:
-                course.saving_seconds = saving_seconds
+                progress.saving_seconds = saving_seconds
 
     def settle(self, key: str, *, is_done: bool) -> None:
-        """It has its record."""
-        course = self._courses.pop(key, None)
-        if course is None or not is_done or course.left < 1.0:
+        """Remove a fold-run that has ended, and learn from it if it was trained from its beginning."""
+        progress = self._progress.pop(key, None)
+        if progress is None or not is_done or progress.left < 1.0:
             return
-        cell = course.fold_run.configuration.cell
-        _remember(self._had, cell, course.had)
-        if course.need is not None and course.need.value > 0:
-            _remember(self._ratios, cell, course.had / course.need.value)
-            self._factors.clear()
+        _remember(self._used, progress.cell, progress.used)
+        self._learn(progress, progress.need.value if progress.need is not None else 0.0)
 
     def pause(self, key: str) -> None:
-        """It is saved where it was to pause, and may go on from there."""
-        course = self._courses.pop(key, None)
-        if course is None:
+        """Remove a fold-run that has paused at its goal, and learn from it."""
+        progress = self._progress.pop(key, None)
+        if progress is None:
             return
-        self.unfinished = {**self.unfinished, key: 1.0 - course.goal}
-        wanted = course.need.value * course.left if course.need is not None else 0.0
-        if wanted > 0:
-            _remember(self._ratios, course.fold_run.configuration.cell, course.had / wanted)
+        self.unfinished = {**self.unfinished, key: 1.0 - progress.goal}
+        self._learn(progress, progress.need.value * progress.left if progress.need else 0.0)
+
+    def _learn(self, progress: _Progress, expected: float) -> None:
+        if expected > 0:
+            _remember(self._ratios, progress.cell, progress.used / expected)
             self._factors.clear()
 
-    # --- what they want ---------------------------------------------------------------------------
+    # --- what fold-runs need ------------------------------------------------------------------------
 
-    def wants(self, key: str, trust: str = "value") -> float:
-        """Device-seconds that it still wants.
+    def remaining(self, key: str, bound: Literal["value", "low", "high"] = "value") -> float:
+        """Device-seconds that a fold-run still needs.
 
         Args:
-            trust: "value", "low" or "high": which end of a guess is taken.
+            bound: the end of a guess's interval to assume.
         """
-        course = self._courses.get(key)
-        if course is None:
+        progress = self._progress.get(key)
+        if progress is None:
             return 0.0
-        whole = self._whole(course, trust)
-        mine = max(0.0, whole * course.left - course.had)
-        return max(mine, OVERDUE_FACTOR * whole) if course.had else mine
+        whole = self._whole(progress, bound)
+        remaining = max(0.0, whole * progress.left - progress.used)
+        return max(remaining, OVERDUE_FACTOR * whole) if progress.used else remaining
 
-    def _whole(self, course: _Course, trust: str) -> float:
-        """Of it, from its beginning."""
-        cell = course.fold_run.configuration.cell
-        need = course.need
-        if need is None:
-            # Nothing is known of it: as those that were finished.
-            had = self._had.get(cell) or [h for of in self._had.values() for h in of]
-            return statistics.fmean(had) if had else 0.0
-        # Overhead from before has unfinished fold-runs in it: where a low end will do, it is left out.
-        factor = 1.0 if trust == "low" and not self._ratios else self._factor(cell)
-        if need.is_guess and cell not in self._ratios:
-            return float(getattr(need, trust)) * factor
+    def _whole(self, progress: _Progress, bound: str) -> float:
+        """Device-seconds of the whole fold-run."""
+        need = progress.need
+        if need is None:  # assume the mean of what has ended
+            used = self._used.get(progress.cell) or _flatten(self._used)
+            return statistics.fmean(used) if used else 0.0
+        # An earlier run's overhead includes its unfinished fold-runs, so a lower bound ignores it.
+        factor = 1.0 if bound == "low" and not self._ratios else self._factor(progress.cell)
+        if need.is_guess and progress.cell not in self._ratios:
+            return float(getattr(need, bound)) * factor
         return need.value * factor
 
     def _factor(self, cell: Cell) -> float:
         if cell not in self._factors:
-            own = self._ratios.get(cell) or [r for of in self._ratios.values() for r in of]
-            self._factors[cell] = statistics.median(own) if own else self.overhead
+            ratios = self._ratios.get(cell) or _flatten(self._ratios)
+            self._factors[cell] = statistics.median(ratios) if ratios else self.overhead
         return self._factors[cell]
 
-    def _done(self, course: _Course) -> float:
-        """Share of it, 0 to 1, also within an epoch."""
-        whole = self._whole(course, "value")
-        by_time = (course.goal - course.left) + course.had / whole if whole else 0.0
-        epochs = course.fold_run.configuration.epochs
-        # Not beyond the epoch that it is in.
-        return max(course.done, min(by_time, course.done + 0.9 / epochs, 0.99))
+    def _done(self, progress: _Progress) -> float:
+        """The share that is done, also within an epoch."""
+        whole = self._whole(progress, "value")
+        by_time = (progress.goal - progress.left) + progress.used / whole if whole else 0.0
+        epochs = progress.fold_run.configuration.epochs
+        # Not beyond the current epoch.
+        return max(progress.done, min(by_time, progress.done + 0.9 / epochs, 0.99))
 
     def committed(self, keys: Iterable[str]) -> float:
-        """Device-seconds that those which train still want."""
-        return sum(self.wants(key) for key in keys)
+        """Device-seconds that these fold-runs still need together."""
+        return sum(self.remaining(key) for key in keys)
 
     def saving_seconds(self, keys: Iterable[str]) -> float:
-        """That saving these one after another is expected to take."""
+        """Expected duration of saving these fold-runs one after another."""
         total = 0.0
         for key in keys:
-            course = self._courses.get(key)
-            if course is None:
+            progress = self._progress.get(key)
+            if progress is None:
                 continue
-            guess = course.need.saving_seconds if course.need is not None else 1.0
-            total += guess if course.saving_seconds is None else course.saving_seconds
+            guess = progress.need.saving_seconds if progress.need is not None else 1.0
+            total += guess if progress.saving_seconds is None else progress.saving_seconds
         return total
 
-    def left_saved(self, saved: Collection[str]) -> dict[str, float]:
-        """Of those that are saved, the share that is still to do; see `unfinished`."""
-        known = {key: 1.0 - self._courses[key].saved for key in saved if key in self._courses}
+    def unfinished_shares(self, saved: Collection[str]) -> dict[str, float]:
+        """Share still to do of each fold-run with a checkpoint, by key; see `unfinished`."""
+        known = {key: 1.0 - self._progress[key].saved for key in saved if key in self._progress}
         before = {key: share for key, share in self.unfinished.items() if key in saved}
         return {key: round(share, 4) for key, share in (before | known).items()}
 
     def room(self, running: Iterable[str]) -> float:
-        """Device-seconds for what is yet to begin, beside those that train."""
+        """Device-seconds left for new fold-runs while these are running."""
         return self.device_seconds - self.committed(running)
 
-    def fits(self, key: str, room: float, *, is_first: bool, host: float, devices: float) -> bool:
-        """Whether it may be begun.
+    def fits(
+        self, key: str, room: float, *, is_first: bool, host_seconds: float, devices: float
+    ) -> bool:
+        """Whether a fold-run may start.
 
         Args:
             room: see `room`.
-            is_first: nothing trains. Then a guess's lower end is enough: a guess must not keep a study from
-                ever starting, and the cap holds anyway. Else its upper end has to fit.
-            host: device-seconds that others on its host still want.
-            devices: that this host holds.
+            is_first: nothing is training. Then the lower end of a guess has to fit, so that a guess cannot
+                keep a study from starting at all; the cap holds anyway. Otherwise the upper end has to fit.
+            host_seconds: device-seconds that the host's other fold-runs still need.
+            devices: number of devices of that host.
         """
-        wanted = self.wants(key, "low" if is_first else "high")
-        return wanted <= room and (host + wanted) / max(devices, 1e-9) <= self.wall_seconds
+        needed = self.remaining(key, "low" if is_first else "high")
+        return needed <= room and (host_seconds + needed) / max(devices, 1e-9) <= self.wall_seconds
 
 
-def _remember(into: dict[Cell, list[float]], cell: Cell, value: float) -> None:
-    kept = into.setdefault(cell, [])
+def _remember(values: dict[Cell, list[float]], cell: Cell, value: float) -> None:
+    kept = values.setdefault(cell, [])
     kept.append(value)
-    del kept[:-REMEMBERED]
+    del kept[:-MAX_REMEMBERED]
+
+
+def _flatten(values: Mapping[Cell, list[float]]) -> list[float]:
+    return [value for kept in values.values() for value in kept]

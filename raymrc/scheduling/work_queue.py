@@ -1,11 +1,11 @@
-"""Who wants which fold-runs, who trains them, and what came of it. No Ray here: an actor holds it.
+"""The work queue: requested fold-runs, their assignment to hosts, and their results.
 
-    trial: submit, collect, collect ...            host: exchange(what came of it) -> what to do next
+    trial: submit, then collect again and again        host: exchange(reports) -> order
 
-A host has one backbone at a time, and the lanes of fold-runs on it. A worker group is a host of several
-devices that hold one model together, one fold-run at a time. What a host had open when it is lost
-goes to another one, from where it was last saved. One that has nothing to do is handed lanes by one that
-has more than its share.
+A host holds one backbone at a time and trains the lanes of fold-runs on it. A worker group is a host of
+several devices that hold one model together; it trains one fold-run at a time. When a host is lost, its
+fold-runs go to another one and resume from their last checkpoints. A host without work takes over lanes of a
+host that has more than its share.
 """
 
 from __future__ import annotations
@@ -19,176 +19,141 @@ from typing import Any
 
 from raymrc.configuration import Backbone, Cell, FoldRun
 from raymrc.costs.budget import Need
-from raymrc.ledger.record import Epoch, Record
 from raymrc.model.strategies import STRATEGIES
 from raymrc.scheduling.allowance import Allowance
+from raymrc.scheduling.failures import failed_record
+from raymrc.scheduling.orders import SINGLE_DEVICE, HostReport, Order, WorkerRange
 
 MAX_HOST_DEATHS = 3
-"""So many hosts may die under one fold-run, the last of them with nobody else on it, before it
-counts as failed."""
+"""A fold-run fails when this many hosts have died under it. On the last of them it trains alone."""
 
-EPOCH_SECONDS = 1.0
-"""Epochs of one fold-run are passed on no more often than this; each is a round trip to the driver."""
+EPOCH_REPORT_SECONDS = 1.0
+"""Minimum interval between two reported epochs of a fold-run; each report is a round trip to the driver."""
 
 SETTLING_SECONDS = 10.0
-"""A host that has opened or handed over lanes is asked for none so long: each costs a save and a start."""
+"""A host that has just opened or handed over lanes need not hand over more for this long: each handover
+costs a save and a start."""
 
-WAITING_SECONDS = 2.0
-"""A host has had nothing for so long before it is handed lanes: for a moment it is so between two trials."""
+IDLE_SECONDS_BEFORE_HANDOVER = 2.0
+"""A host takes over lanes only after this long without work: it is idle for a moment between two trials."""
 
-CHECKPOINT_SECONDS = 300.0
-"""A host that could not save what it was asked for keeps it, and is not asked again for so long."""
-
-
-WorkerRange = tuple[int, int]
-"""The least and the most devices that a host is of."""
-
-SINGLE_DEVICE: WorkerRange = (1, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class HostReport:
-    """What a host says of a fold-run: an epoch, that its lane was saved, or its end; `refused` if its
-    lane had no room beside the others.
-
-    Args:
-        saved: under which name, in the study's files.
-        record: as `Record.to_json` writes it: thousands of counts, which nobody reads on the way.
-        pauses: the record is of a lane that pauses where it was ordered to, and may go on later.
-        hands_over: it was saved and closed for another host to go on with.
-        saving_seconds: that saving took; 0 where that is not known.
-    """
-
-    key: str
-    epoch: Epoch | None = None
-    saved: str | None = None
-    record: str | None = None
-    refused: bool = False
-    pauses: bool = False
-    hands_over: bool = False
-    saving_seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a host is to do: close lanes, open others (from where they were saved), or go.
-
-    Args:
-        hand_over: lanes to save, within an epoch too, and close: another host will have them.
-        until: by key, the epoch at which a lane that is opened is to be saved and closed again.
-        evacuate: its machine will be taken away: save all that is open, hand it over and go.
-    """
-
-    close: tuple[str, ...] = ()
-    open: tuple[tuple[FoldRun, str | None], ...] = ()
-    until: Mapping[str, int] = field(default_factory=dict)
-    hand_over: tuple[str, ...] = ()
-    leave: bool = False
-    evacuate: bool = False
-
-    def __bool__(self) -> bool:
-        return bool(self.close or self.open or self.hand_over or self.leave or self.evacuate)
+FAILED_HANDOVER_SECONDS = 300.0
+"""A host that could not save lanes for a handover is not asked again for this long."""
 
 
 @dataclass(eq=False)
-class _Wish:
+class _Request:
     """A fold-run that a trial wants trained.
 
     Args:
-        is_back: it was handed over to a host that had no room for it.
+        pause_epoch: the epoch after which it pauses; None trains it to its end.
+        was_refused: it was handed over to a host that had no room for it.
+        published_at: when its last epoch was passed on to its trial.
     """
 
     fold_run: FoldRun
     trial: str
-    crew: WorkerRange
-    until: int | None = None
+    workers: WorkerRange
+    pause_epoch: int | None = None
     turn: int = 0
-    deaths: int = 0
-    is_back: bool = False
-    told_at: float = -math.inf
+    host_deaths: int = 0
+    was_refused: bool = False
+    published_at: float = -math.inf
     key: str = ""
 
     def __post_init__(self) -> None:
         self.key = self.fold_run.key  # hashed once
 
     @property
-    def backbone(self) -> Backbone:
-        return self.fold_run.configuration.cell.backbone
+    def cell(self) -> Cell:
+        return self.fold_run.configuration.cell
 
     @property
-    def is_alone(self) -> bool:
-        """Whether it wants a host of its own: it trains the backbone, or hosts die of it."""
-        strategy = STRATEGIES[self.fold_run.configuration.cell.strategy]
+    def needs_own_host(self) -> bool:
+        """Whether it trains the backbone, or may be what its hosts die of."""
         return (
-            self.crew != SINGLE_DEVICE
-            or strategy.trains_backbone
-            or self.deaths >= MAX_HOST_DEATHS - 1
+            self.workers != SINGLE_DEVICE
+            or STRATEGIES[self.cell.strategy].trains_backbone
+            or self.host_deaths >= MAX_HOST_DEATHS - 1
         )
 
 
 @dataclass(eq=False)
 class _Host:
-    crew: WorkerRange = SINGLE_DEVICE
+    """
+    Args:
+        requests: what it trains, by key, in the order of opening.
+        closing: keys of withdrawn lanes that it has not been told to close yet.
+        max_lanes: the number at which it last refused a lane; None if it has not.
+        handing_over: keys that its last order told it to hand over.
+        settled_at: until then it is not asked to hand over lanes.
+    """
+
+    workers: WorkerRange = SINGLE_DEVICE
     backbone: Backbone | None = None
-    wishes: dict[str, _Wish] = field(default_factory=dict)
+    requests: dict[str, _Request] = field(default_factory=dict)
     closing: set[str] = field(default_factory=set)
-    most: int | None = None
+    max_lanes: int | None = None
     idle_since: float | None = None
-    heard_at: float | None = None
-    asked_for: tuple[str, ...] = ()
-    keeps_until: float = -math.inf
+    reported_at: float | None = None
+    handing_over: tuple[str, ...] = ()
+    settled_at: float = -math.inf
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether it trains one fold-run that needs the host for itself."""
+        return any(request.needs_own_host for request in self.requests.values())
 
     @property
     def shares(self) -> bool:
-        """Whether it has lanes beside each other, or may have."""
-        return self.crew == SINGLE_DEVICE and not any(
-            wish.is_alone for wish in self.wishes.values()
-        )
+        """Whether it may train several lanes."""
+        return self.workers == SINGLE_DEVICE and not self.is_exclusive
 
 
 @dataclass(eq=False, slots=True)
-class _Paying:
-    """What is left while fold-runs are given out, one after another.
+class _BudgetLeft:
+    """What is left of the budget while fold-runs are assigned one after another.
 
     Args:
-        room: device-seconds for what is yet to begin.
-        beside: device-seconds that what the host has still wants.
-        is_first: nothing trains.
-        is_host: whether all is for one host.
+        room: device-seconds for new fold-runs.
+        host_seconds: device-seconds that the host's open fold-runs still need; 0 where fold-runs are counted
+            for no host in particular.
+        is_first: nothing is training.
+        is_one_host: whether all fold-runs go to the same host.
     """
 
     allowance: Allowance
     room: float
-    beside: float
+    host_seconds: float
     is_first: bool
-    is_host: bool
+    is_one_host: bool
 
-    def is_enough_for(self, wish: _Wish) -> bool:
+    def fits(self, request: _Request) -> bool:
         return self.allowance.fits(
-            wish.key,
+            request.key,
             self.room,
             is_first=self.is_first,
-            host=self.beside,
-            devices=wish.crew[1] * self.allowance.unit,
+            host_seconds=self.host_seconds,
+            devices=request.workers.max_devices * self.allowance.host_devices,
         )
 
-    def take(self, wish: _Wish) -> None:
-        wants = self.allowance.wants(wish.key)
-        self.room -= wants
-        self.beside += wants if self.is_host else 0.0
+    def take(self, request: _Request) -> None:
+        needed = self.allowance.remaining(request.key)
+        self.room -= needed
+        self.host_seconds += needed if self.is_one_host else 0.0
         self.is_first = False
 
 
 class WorkQueue:
     """
     Args:
-        lanes: open on one host at once, at most.
-        max_devices: of all hosts together.
-        fill: fold-runs that are worth one more host.
-        idle_seconds: a host without work for so long goes.
-        crews: of cells that do not train on one device.
-        saved: where lanes were saved by an earlier run, by key.
-        allowance: where the study has a budget.
+        lanes: maximum number of open lanes per host.
+        max_devices: maximum number of devices of all hosts together.
+        fill: number of waiting fold-runs that justify one more host.
+        idle_seconds: a host without work for this long leaves.
+        worker_ranges: by cell; cells that are missing train on a single device.
+        checkpoints: names of checkpoints that an earlier run has left, by key.
+        allowance: present if the study has a budget.
     """
 
     def __init__(
@@ -198,74 +163,79 @@ class WorkQueue:
         max_devices: int,
         fill: int = 1,
         idle_seconds: float = 5.0,
-        crews: Mapping[Cell, WorkerRange] | None = None,
-        saved: Mapping[str, str] | None = None,
+        worker_ranges: Mapping[Cell, WorkerRange] | None = None,
+        checkpoints: Mapping[str, str] | None = None,
         allowance: Allowance | None = None,
     ) -> None:
         self.lanes = lanes
         self.max_devices = max_devices
         self.fill = fill
         self.idle_seconds = idle_seconds
-        self.crews = crews or {}
+        self.worker_ranges = worker_ranges or {}
         self.allowance = allowance
-        self._saved = dict(saved or {})
-        self._queue: list[_Wish] = []
-        self._wishes: dict[str, _Wish] = {}
+        self._checkpoints = dict(checkpoints or {})
+        self._queue: list[_Request] = []
+        self._requests: dict[str, _Request] = {}
         self._hosts: dict[str, _Host] = {}
         self._results: dict[str, list[dict[str, Any]]] = {}
         self._over: set[str] = set()
         self._staying: set[str] = set()
         self._idle: set[str] = set()
-        # Between two hosts: as good as under way, though they may be in the queue for a moment.
+        # Keys between two hosts. They count as training, although they may be queued for a moment.
         self._moving: set[str] = set()
 
-    # --- trials -----------------------------------------------------------------------------------
+    # --- trials -------------------------------------------------------------------------------------
 
     def submit(
         self,
         trial: str,
         fold_runs: Iterable[FoldRun],
-        until: Mapping[str, int] | None = None,
+        pause_epochs: Mapping[str, int] | None = None,
         needs: Mapping[str, Need] | None = None,
         *,
         stays: bool = False,
         turn: int = 0,
     ) -> None:
-        """A trial wants these trained, after all that was wanted in an earlier turn, or in this one.
+        """Add fold-runs to the queue, behind all of the same and earlier turns.
 
         Args:
-            until: by key, the epoch at which to pause; others are trained to their end.
-            needs: what they are expected to cost from beginning to end, by key, as far as it is known.
-            stays: whether the trial may be back for more, and is over only when it is withdrawn.
-            turn: counts what the driver hands in. Calls of an actor may overtake each other, and of what was
-                handed in last a trial's process may be yet to come: finished fold-runs would wait for it.
+            pause_epochs: by key, the epoch after which to pause; the others are trained to their end.
+            needs: expected needs of whole fold-runs by key, as far as they are known.
+            stays: whether the trial may submit more; then it is over only when it is withdrawn.
+            turn: a count of the driver's submissions. Calls of an actor may overtake each other, and the
+                process of the trial that was submitted last may not be there yet: finished fold-runs would
+                wait for it.
         """
         self._results.setdefault(trial, [])
         self._idle.discard(trial)
         if stays:
             self._staying.add(trial)
-        first = next((i for i, w in enumerate(self._queue) if w.turn > turn), len(self._queue))
+        first = next((i for i, r in enumerate(self._queue) if r.turn > turn), len(self._queue))
         for place, run in enumerate(fold_runs, first):
-            crew = self.crews.get(run.configuration.cell, SINGLE_DEVICE)
-            wish = _Wish(run, trial, crew, (until or {}).get(run.key), turn)
-            self._wishes[run.key] = wish
-            self._queue.insert(place, wish)
+            workers = self.worker_ranges.get(run.configuration.cell, SINGLE_DEVICE)
+            request = _Request(run, trial, workers, (pause_epochs or {}).get(run.key), turn)
+            self._requests[request.key] = request
+            self._queue.insert(place, request)
             if self.allowance is not None:
-                need = (needs or {}).get(run.key)
-                is_saved = run.key in self._saved
-                self.allowance.expect(run, need, is_saved=is_saved, until=wish.until)
-        if self.allowance is not None:  # what was begun goes before what was not
-            self._queue.sort(key=lambda wish: wish.key not in self._saved)
+                self.allowance.expect(
+                    run,
+                    (needs or {}).get(request.key),
+                    has_checkpoint=request.key in self._checkpoints,
+                    pause_epoch=request.pause_epoch,
+                )
+        if self.allowance is not None:  # started fold-runs go before new ones
+            self._queue.sort(key=lambda request: request.key not in self._checkpoints)
 
     def collect(self, trial: str) -> tuple[list[dict[str, Any]], bool]:
-        """What is new of a trial's fold-runs, as Tune is told it, and whether that was all.
+        """A trial's new results, as they are reported to Tune, and whether the trial is over.
 
-        One that stays is not over then: the last that it is told says `is_idle`.
+        A trial that stays is not over when its work is; its last result then says `is_idle`.
         """
-        if trial not in self._results:  # over, or not heard of yet
+        if trial not in self._results:  # over, or not submitted yet
             return [], trial in self._over
         results, self._results[trial] = self._results[trial], []
-        if any(wish.trial == trial for wish in self._wishes.values()) or trial in self._idle:
+        has_work = any(request.trial == trial for request in self._requests.values())
+        if has_work or trial in self._idle:
             return results, False
         if trial in self._staying:
             self._idle.add(trial)
@@ -275,23 +245,21 @@ class WorkQueue:
         return results, True
 
     def withdraw(self, trial: str) -> None:
-        """A trial is over: what is left of it is closed and not begun."""
-        self._queue = [wish for wish in self._queue if wish.trial != trial]
+        """End a trial: its open lanes are closed and its waiting fold-runs dropped."""
+        self._queue = [request for request in self._queue if request.trial != trial]
         for host in self._hosts.values():
-            dropped = [key for key, wish in host.wishes.items() if wish.trial == trial]
-            for key in dropped:
-                del host.wishes[key]
+            for key in [key for key, r in host.requests.items() if r.trial == trial]:
+                del host.requests[key]
                 host.closing.add(key)
-        self._wishes = {k: wish for k, wish in self._wishes.items() if wish.trial != trial}
-        self._moving &= self._wishes.keys()
+        self._requests = {key: r for key, r in self._requests.items() if r.trial != trial}
+        self._moving &= self._requests.keys()
         self._end(trial)
 
     def close_cell(self, cell: Cell) -> None:
-        """What no host has of a cell is not begun; what is under way ends as it would have."""
-        of_cell = [w for w in self._queue if w.fold_run.configuration.cell == cell]
-        for wish in [w for w in of_cell if w.key not in self._moving]:
-            self._queue.remove(wish)
-            del self._wishes[wish.fold_run.key]
+        """Drop a cell's waiting fold-runs; those that have started go on."""
+        for request in [r for r in self._queue if r.cell == cell and r.key not in self._moving]:
+            self._queue.remove(request)
+            del self._requests[request.key]
 
     def _end(self, trial: str) -> None:
         self._results.pop(trial, None)
@@ -299,316 +267,321 @@ class WorkQueue:
         self._idle.discard(trial)
         self._over.add(trial)
 
-    # --- hosts ------------------------------------------------------------------------------------
+    # --- hosts --------------------------------------------------------------------------------------
 
-    def wanted(self, there: Mapping[WorkerRange, int]) -> Counter[WorkerRange]:
-        """How many hosts of each crew what is wanted and not settled makes worth it.
+    def wanted_hosts(self, existing: Mapping[WorkerRange, int]) -> Counter[WorkerRange]:
+        """The number of hosts of each worker range that the unfinished work justifies.
 
-        Those that are there keep their devices until they go. What is free goes to whoever is first in
-        the queue; where that is too little for a group, the group is not asked for: it would hold
-        nothing and keep others waiting.
+        Existing hosts keep their devices until they leave. Free devices go to the first in the queue. A group
+        for which too few are free is not wanted: it would hold nothing and keep others waiting.
 
         Args:
-            there: hosts that have started or were asked for.
+            existing: hosts that are running or requested.
         """
         queue = self._affordable()
-        wishes = [*self._open.values(), *queue]
-        needs = Counter(wish.crew for wish in wishes if wish.is_alone)
-        needs[SINGLE_DEVICE] += math.ceil(sum(not wish.is_alone for wish in wishes) / self.fill)
-        wanted = Counter({crew: min(need, there.get(crew, 0)) for crew, need in needs.items()})
-        free = self.max_devices - sum(crew[1] * number for crew, number in there.items())
-        # For what is between two hosts there is one that waits for it.
-        new = [wish for wish in queue if wish.key not in self._moving]
-        for crew in dict.fromkeys(wish.crew for wish in new):
-            more = min(needs[crew] - wanted[crew], free // crew[1])
+        requests = [*self._open.values(), *queue]
+        needs = Counter(request.workers for request in requests if request.needs_own_host)
+        sharing = sum(not request.needs_own_host for request in requests)
+        needs[SINGLE_DEVICE] += math.ceil(sharing / self.fill)
+        wanted = Counter({w: min(need, existing.get(w, 0)) for w, need in needs.items()})
+        free = self.max_devices - sum(w.max_devices * number for w, number in existing.items())
+        # Moving fold-runs have a host that waits for them.
+        new = [request.workers for request in queue if request.key not in self._moving]
+        for workers in dict.fromkeys(new):
+            more = min(needs[workers] - wanted[workers], free // workers.max_devices)
             if more > 0:
-                wanted[crew] += more
-                free -= more * crew[1]
+                wanted[workers] += more
+                free -= more * workers.max_devices
         return +wanted
 
     @property
     def queued(self) -> tuple[FoldRun, ...]:
-        """What no host has."""
-        return tuple(wish.fold_run for wish in self._queue)
+        """Fold-runs that wait for a host."""
+        return tuple(request.fold_run for request in self._queue)
 
     @property
     def training(self) -> tuple[FoldRun, ...]:
-        """What hosts have."""
-        return tuple(wish.fold_run for wish in self._open.values())
+        """Fold-runs that hosts have open."""
+        return tuple(request.fold_run for request in self._open.values())
 
     def exchange(
         self,
-        host: str,
+        name: str,
         reports: Sequence[HostReport],
         now: float,
-        crew: WorkerRange = SINGLE_DEVICE,
+        workers: WorkerRange = SINGLE_DEVICE,
     ) -> Order:
-        """A host says what came of its lanes, and hears what to do.
+        """Take a host's reports and give it its next order.
 
         Args:
-            now: seconds, of any clock that goes on.
+            now: seconds of any monotonic clock.
         """
-        mine = self._hosts.setdefault(host, _Host(crew))
-        self.hear(host, reports, now)
-        if kept := [key for key in mine.asked_for if key in mine.wishes]:
-            mine.keeps_until = now + CHECKPOINT_SECONDS
+        host = self._hosts.setdefault(name, _Host(workers))
+        self.handle_reports(name, reports, now)
+        if kept := [key for key in host.handing_over if key in host.requests]:
+            host.settled_at = now + FAILED_HANDOVER_SECONDS
             self._moving.difference_update(kept)
-        mine.asked_for = ()
-        close = tuple(mine.closing)
-        mine.closing.clear()
-        opened, until = [], {}
-        paying = self._pay(mine)
-        while (wish := self._next_for(mine, paying)) is not None:
-            if paying is not None:
-                paying.take(wish)
-            self._queue.remove(wish)
-            self._moving.discard(wish.key)
-            wish.is_back = False
-            mine.backbone = wish.backbone
-            mine.wishes[wish.fold_run.key] = wish
-            wish.told_at = now
-            opened.append((wish.fold_run, self._saved.get(wish.fold_run.key)))
-            if wish.until is not None:
-                until[wish.fold_run.key] = wish.until
-        if mine.wishes:
-            mine.idle_since = None
-        elif mine.idle_since is None:
-            mine.idle_since = now
-        if not opened and now >= mine.keeps_until:
-            mine.asked_for = self._surplus(mine, now)
-            self._moving.update(mine.asked_for)
-        if opened or mine.asked_for:
-            mine.keeps_until = max(mine.keeps_until, now + SETTLING_SECONDS)
+        host.handing_over = ()
+        close = tuple(host.closing)
+        host.closing.clear()
+        opened, pause_epochs = [], {}
+        left = self._budget_left(host)
+        while (request := self._next_for(host, left)) is not None:
+            if left is not None:
+                left.take(request)
+            self._queue.remove(request)
+            self._moving.discard(request.key)
+            request.was_refused = False
+            request.published_at = now
+            host.backbone = request.cell.backbone
+            host.requests[request.key] = request
+            opened.append((request.fold_run, self._checkpoints.get(request.key)))
+            if request.pause_epoch is not None:
+                pause_epochs[request.key] = request.pause_epoch
+        if host.requests:
+            host.idle_since = None
+        elif host.idle_since is None:
+            host.idle_since = now
+        if not opened and now >= host.settled_at:
+            host.handing_over = self._surplus_lanes(host, now)
+            self._moving.update(host.handing_over)
+        if opened or host.handing_over:
+            host.settled_at = max(host.settled_at, now + SETTLING_SECONDS)
         leave = (
-            mine.idle_since is not None
-            and now - mine.idle_since >= self.idle_seconds
-            and not (mine.crew == SINGLE_DEVICE and self._moving)
-            and not any(wish.crew == mine.crew for wish in self._affordable())
+            host.idle_since is not None
+            and now - host.idle_since >= self.idle_seconds
+            and not (host.workers == SINGLE_DEVICE and self._moving)
+            and not any(request.workers == host.workers for request in self._affordable())
         )
         if leave:
-            del self._hosts[host]
-        return Order(close, tuple(opened), until, mine.asked_for, leave)
+            del self._hosts[name]
+        return Order(close, tuple(opened), pause_epochs, host.handing_over, leave)
 
     def is_idle(self, host: str) -> bool:
-        return host in self._hosts and not self._hosts[host].wishes
+        return host in self._hosts and not self._hosts[host].requests
 
     def release(self, host: str, reports: Sequence[HostReport], now: float) -> None:
-        """A host hands over what it has open, and goes; that is nobody's fault."""
-        self.hear(host, reports, now)
-        self.lost(host, counts=False)
+        """Take the last reports of a host that has drained; its fold-runs return to the queue."""
+        self.handle_reports(host, reports, now)
+        self.remove_host(host, count_death=False)
 
-    def hear(self, host: str, reports: Sequence[HostReport], now: float) -> None:
-        """What came of a host's lanes, by itself."""
-        mine = self._hosts.get(host)
-        if mine is None:
+    def handle_reports(self, name: str, reports: Sequence[HostReport], now: float) -> None:
+        """Take a host's reports; those of removed hosts and withdrawn fold-runs are ignored."""
+        host = self._hosts.get(name)
+        if host is None:
             return
-        if self.allowance is not None and mine.heard_at is not None:
-            held = (now - mine.heard_at) * mine.crew[1] * self.allowance.unit
-            self.allowance.accrue(mine.wishes, held)
-        mine.heard_at = now
+        if self.allowance is not None and host.reported_at is not None:
+            devices = host.workers.max_devices * self.allowance.host_devices
+            self.allowance.accrue(host.requests, (now - host.reported_at) * devices)
+        host.reported_at = now
         for report in reports:
-            wish = mine.wishes.get(report.key)
-            if wish is not None:  # else it was withdrawn meanwhile
-                self._receive(mine, wish, report, now)
+            request = host.requests.get(report.key)
+            if request is not None:
+                self._handle_report(host, request, report, now)
 
-    def _receive(self, host: _Host, wish: _Wish, report: HostReport, now: float) -> None:
-        key = report.key
+    def _handle_report(
+        self, host: _Host, request: _Request, report: HostReport, now: float
+    ) -> None:
+        key, epoch = report.key, report.epoch
         if report.refused:
-            del host.wishes[key]
-            host.most = len(host.wishes)
-            wish.is_back = report.key in self._saved
-            self._queue.insert(0, wish)
+            del host.requests[key]
+            host.max_lanes = len(host.requests)
+            request.was_refused = key in self._checkpoints
+            self._queue.insert(0, request)
             return
-        if report.saved is not None:
-            self._saved[key] = report.saved
-        if report.hands_over:
-            del host.wishes[key]
-            self._queue.insert(0, wish)
+        if report.checkpoint is not None:
+            self._checkpoints[key] = report.checkpoint
+        if report.handed_over:
+            del host.requests[key]
+            self._queue.insert(0, request)
         if self.allowance is not None:
             self.allowance.advance(
                 key,
-                report.epoch.epoch if report.epoch is not None else None,
-                is_saved=report.saved is not None,
+                epoch.epoch if epoch is not None else None,
+                is_saved=report.checkpoint is not None,
                 saving_seconds=report.saving_seconds,
             )
-        fold = wish.fold_run.fold
         if report.record is not None:
-            self._settle(wish, report.record, pauses=report.pauses)
-            del host.wishes[key]
-            host.most = None
-        elif report.epoch is not None and now - wish.told_at >= EPOCH_SECONDS:
-            wish.told_at = now
-            epoch = report.epoch
-            self._results[wish.trial].append(
-                {"fold": fold, "epoch": epoch.epoch, "f1": epoch.validation_f1}
+            self._settle(request, report.record, pauses=report.pauses)
+            del host.requests[key]
+            host.max_lanes = None
+        elif epoch is not None and now - request.published_at >= EPOCH_REPORT_SECONDS:
+            request.published_at = now
+            self._results[request.trial].append(
+                {
+                    "fold": request.fold_run.fold,
+                    "epoch": epoch.epoch,
+                    "f1": epoch.validation_f1,
+                }
             )
 
-    def _settle(self, wish: _Wish, record: str, *, pauses: bool = False) -> None:
-        key = wish.fold_run.key
-        del self._wishes[key]
+    def _settle(self, request: _Request, record: str, *, pauses: bool = False) -> None:
+        key = request.key
+        del self._requests[key]
         self._moving.discard(key)
-        self._results[wish.trial].append({"fold": wish.fold_run.fold, "record": record})
+        self._results[request.trial].append({"fold": request.fold_run.fold, "record": record})
         if not pauses:
-            self._saved.pop(key, None)
+            self._checkpoints.pop(key, None)
         if self.allowance is not None and pauses:
             self.allowance.pause(key)
         elif self.allowance is not None:
             self.allowance.settle(key, is_done=json.loads(record)["status"] == "done")
 
-    def _next_for(self, host: _Host, paying: _Paying | None = None) -> _Wish | None:
-        """What this host opens next, beside what it has; its own backbone first."""
-        num_open = len(host.wishes)
-        mine = (
-            wish
-            for wish in self._queue
-            if wish.crew == host.crew and (paying is None or paying.is_enough_for(wish))
+    def _next_for(self, host: _Host, left: _BudgetLeft | None) -> _Request | None:
+        """The next request for this host to open; those for its present backbone go first."""
+        candidates = (
+            request
+            for request in self._queue
+            if request.workers == host.workers and (left is None or left.fits(request))
         )
-        if not num_open:
-            first = next(mine, None)
-            if first is None or first.backbone == host.backbone:
+        if not host.requests:
+            first = next(candidates, None)
+            if first is None or first.cell.backbone == host.backbone:
                 return first
-            own = (wish for wish in mine if wish.backbone == host.backbone)
-            return next(own, first)
-        # At a study's end nobody takes more than an even share.
-        shared = sum(not wish.is_alone for wish in self._wishes.values())
-        taken = sum(
-            h.crew[1]
-            for h in self._hosts.values()
-            if h.crew != SINGLE_DEVICE or any(w.is_alone for w in h.wishes.values())
+            same_backbone = (r for r in candidates if r.cell.backbone == host.backbone)
+            return next(same_backbone, first)
+        # Near the end of a study no host takes more than an even share.
+        sharing = sum(not request.needs_own_host for request in self._requests.values())
+        taken = sum(h.workers.max_devices for h in self._hosts.values() if not h.shares)
+        hosts = min(self.max_devices - taken, math.ceil(sharing / self.fill))
+        share = math.ceil(sharing / max(1, hosts)) + sum(r.was_refused for r in self._queue)
+        max_lanes = self.lanes if host.max_lanes is None else host.max_lanes
+        if len(host.requests) >= min(self.lanes, share, max_lanes) or host.is_exclusive:
+            return None
+        fitting = (
+            r for r in candidates if r.cell.backbone == host.backbone and not r.needs_own_host
         )
-        hosts = min(self.max_devices - taken, math.ceil(shared / self.fill))
-        share = math.ceil(shared / max(1, hosts)) + sum(wish.is_back for wish in self._queue)
-        if num_open >= min(self.lanes, share, self.lanes if host.most is None else host.most):
-            return None
-        if any(wish.is_alone for wish in host.wishes.values()):
-            return None
-        fitting = (w for w in mine if w.backbone == host.backbone and not w.is_alone)
         return next(fitting, None)
 
-    def _surplus(self, host: _Host, now: float) -> tuple[str, ...]:
-        """Lanes that this host has beyond an even share while another one has nothing to do.
+    def _surplus_lanes(self, host: _Host, now: float) -> tuple[str, ...]:
+        """Lanes beyond an even share of this host, if another host has nothing to do.
 
-        A study's end would otherwise keep all but one device waiting: who is alone on the board
-        while the others train a backbone takes all lanes that there are.
+        Without a handover all but one device may wait at the end of a study: the only host that was free
+        while the others trained a backbone has taken all lanes.
         """
-        if len(host.wishes) < 2 or not host.shares:
+        if len(host.requests) < 2 or not host.shares:
             return ()
         hosts = [h for h in self._hosts.values() if h.shares]
-        waits = any(
-            h.idle_since is not None and now - h.idle_since >= WAITING_SECONDS for h in hosts
+        has_idle_host = any(
+            h.idle_since is not None and now - h.idle_since >= IDLE_SECONDS_BEFORE_HANDOVER
+            for h in hosts
         )
-        # What waits, a group too, has a claim on the device of a host that has nothing.
-        if not waits or self._affordable():
+        # Queued work, of groups too, has a claim on an idle host's device.
+        if not has_idle_host or self._affordable():
             return ()
-        shared = sum(len(h.wishes) for h in hosts)
-        share = math.ceil(shared / min(len(hosts), math.ceil(shared / self.fill)))
-        # The last that were opened, which have most left to do.
-        return tuple(key for key in list(host.wishes)[share:] if self._may_move(key))
+        lanes = sum(len(h.requests) for h in hosts)
+        share = math.ceil(lanes / min(len(hosts), math.ceil(lanes / self.fill)))
+        # The last ones that were opened have most left to do.
+        return tuple(key for key in list(host.requests)[share:] if self._can_restart(key))
 
-    def _may_move(self, key: str) -> bool:
-        """Whether it could be begun again with what is left, if it had stopped."""
+    def _can_restart(self, key: str) -> bool:
+        """Whether an open fold-run could start on what would be left of the budget without it."""
         if self.allowance is None:
             return True
         room = self.allowance.room(k for k in self._open if k != key)
-        return self.allowance.fits(key, room, is_first=False, host=0.0, devices=self.allowance.unit)
+        devices = self.allowance.host_devices
+        return self.allowance.fits(key, room, is_first=False, host_seconds=0.0, devices=devices)
 
-    # --- what is left of a budget -------------------------------------------------------------------
+    # --- the rest of a budget -----------------------------------------------------------------------
 
     @property
-    def _open(self) -> dict[str, _Wish]:
-        """What hosts have, by key."""
-        return {key: wish for host in self._hosts.values() for key, wish in host.wishes.items()}
+    def _open(self) -> dict[str, _Request]:
+        """What hosts train, by key."""
+        return {key: r for host in self._hosts.values() for key, r in host.requests.items()}
 
     @property
     def num_open(self) -> int:
-        return sum(len(host.wishes) for host in self._hosts.values())
+        return sum(len(host.requests) for host in self._hosts.values())
 
     @property
     def committed(self) -> float:
-        """Device-seconds that what hosts have is still expected to want; 0 without a budget."""
+        """Device-seconds that open fold-runs are expected to need still; 0 without a budget."""
         return 0.0 if self.allowance is None else self.allowance.committed(self._open)
 
     def saving_seconds(self, host: str) -> float:
-        """That a host is expected to take to save all that it has open."""
-        mine = self._hosts.get(host)
-        if mine is None or self.allowance is None:
+        """Expected seconds for a host to save all its open lanes."""
+        if host not in self._hosts or self.allowance is None:
             return 0.0
-        return self.allowance.saving_seconds(mine.wishes)
+        return self.allowance.saving_seconds(self._hosts[host].requests)
 
     @property
-    def left_saved(self) -> dict[str, float]:
-        """Of fold-runs that are saved and not finished, by key, the share that is still to do, 0 to 1."""
-        return {} if self.allowance is None else self.allowance.left_saved(self._saved)
+    def unfinished_shares(self) -> dict[str, float]:
+        """By key, the share still to do of fold-runs with a checkpoint, 0 to 1."""
+        return {} if self.allowance is None else self.allowance.unfinished_shares(self._checkpoints)
 
-    def _pay(self, host: _Host | None = None) -> _Paying | None:
-        """What is left for what is yet to begin; None without a budget."""
+    def _budget_left(self, host: _Host | None = None) -> _BudgetLeft | None:
+        """What is left for new fold-runs, on one host or on any; None without a budget."""
         if self.allowance is None:
             return None
-        there = self._open
-        beside = self.allowance.committed(host.wishes) if host is not None else 0.0
-        return _Paying(
-            self.allowance, self.allowance.room(there), beside, not there, is_host=host is not None
+        training = self._open
+        host_seconds = 0.0 if host is None else self.allowance.committed(host.requests)
+        return _BudgetLeft(
+            self.allowance,
+            self.allowance.room(training),
+            host_seconds,
+            is_first=not training,
+            is_one_host=host is not None,
         )
 
-    def _affordable(self) -> list[_Wish]:
-        """Of the queue, those that what is left is enough for, in order and all of them together."""
-        paying = self._pay()
-        if paying is None:
+    def _affordable(self) -> list[_Request]:
+        """The queued requests that the rest of the budget pays for together, in order."""
+        left = self._budget_left()
+        if left is None:
             return self._queue
-        found = []
-        for wish in self._queue:
-            if paying.is_enough_for(wish):
-                paying.take(wish)
-                found.append(wish)
-        return found
+        affordable = []
+        for request in self._queue:
+            if left.fits(request):
+                left.take(request)
+                affordable.append(request)
+        return affordable
 
     def shortfall(self) -> float | None:
-        """Device-seconds that the cheapest of the queue wants, where nothing trains and nothing fits in what
-        is left; else None."""
+        """Device-seconds that the cheapest queued fold-run needs, if nothing is training and nothing fits;
+        None otherwise."""
         if self.allowance is None or not self._queue or self._open or self._affordable():
             return None
-        return min(self.allowance.wants(wish.key, "low") for wish in self._queue)
+        return min(self.allowance.remaining(request.key, "low") for request in self._queue)
 
-    def shelve(self) -> int:
-        """Takes all that no host has from the queue, for another run; their trials hear that they are over.
+    def defer(self) -> int:
+        """Drop all queued fold-runs, for a later run of the study.
 
         Returns:
-            How many trials have nothing left here.
+            The number of trials that are over because of it.
         """
-        trials = {wish.trial for wish in self._queue}
-        for wish in self._queue:
-            del self._wishes[wish.key]
-        self._moving &= self._wishes.keys()
+        trials = {request.trial for request in self._queue}
+        for request in self._queue:
+            del self._requests[request.key]
+        self._moving &= self._requests.keys()
         self._queue = []
-        return len(trials - {wish.trial for wish in self._wishes.values()})
+        return len(trials - {request.trial for request in self._requests.values()})
 
     # --- losses -------------------------------------------------------------------------------------
 
-    def lost(self, host: str, *, counts: bool = True) -> list[FoldRun]:
-        """A host is gone; its lanes go back to the head of the queue.
+    def remove_host(self, name: str, *, count_death: bool = True) -> list[FoldRun]:
+        """Remove a host that is gone; its fold-runs return to the head of the queue.
 
         Args:
-            counts: whether one of its lanes may have been the cause; not so if the machine went.
+            count_death: whether one of its fold-runs may have been the cause; not so if its machine is gone.
 
         Returns:
-            Fold-runs under which too many hosts died: the caller has to `fail` them.
+            The fold-runs under which `MAX_HOST_DEATHS` hosts have died. The caller has to `fail` them.
         """
-        gone = self._hosts.pop(host, None)
-        if gone is None:
+        host = self._hosts.pop(name, None)
+        if host is None:
             return []
-        # It may have been the one that lanes were for.
-        self._moving &= self._open.keys() - gone.wishes.keys()
+        # It may have been the host that moving fold-runs waited for.
+        self._moving &= self._open.keys() - host.requests.keys()
         hopeless = []
-        for wish in reversed(gone.wishes.values()):
-            wish.deaths += counts
-            self._queue.insert(0, wish)
-            if wish.deaths >= MAX_HOST_DEATHS:
-                hopeless.append(wish.fold_run)
+        for request in reversed(host.requests.values()):
+            request.host_deaths += count_death
+            self._queue.insert(0, request)
+            if request.host_deaths >= MAX_HOST_DEATHS:
+                hopeless.append(request.fold_run)
         return hopeless
 
-    def fail(self, records: Iterable[Record]) -> None:
-        """Settles queued fold-runs without training them."""
-        for record in records:
-            wish = self._wishes[record.key]
-            self._queue.remove(wish)
-            self._settle(wish, record.to_json())
+    def fail(self, fold_runs: Iterable[FoldRun], reason: str) -> None:
+        """Settle queued fold-runs as failed."""
+        for run in fold_runs:
+            request = self._requests[run.key]
+            self._queue.remove(request)
+            self._settle(request, failed_record(run, reason).to_json())

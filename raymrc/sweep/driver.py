@@ -36,16 +36,18 @@ from ray.tune.search import Searcher
 
 from raymrc.scheduling.allowance import Allowance
 from raymrc.scheduling.checkpoints import Checkpoints
+from raymrc.scheduling.cluster_survey import check_room, count_devices
 from raymrc.scheduling.failures import FailureTerms
 from raymrc.scheduling.only_run import only_run
+from raymrc.scheduling.orders import SINGLE_DEVICE, WorkerRange
 from raymrc.scheduling.record_writer import OUTAGE_PATIENCE_SECONDS, RecordWriter
 from raymrc.scheduling.spending import Spending, Stopped
 from raymrc.scheduling.state import Room, StudyOutcome, StudyRun
-from raymrc.scheduling.work_queue import SINGLE_DEVICE, WorkerRange
-from raymrc.sweep.capacity import can_grow, check_crew, count_devices
 from raymrc.sweep.coordinator import open_coordinator
 from raymrc.sweep.hosts import HostTerms, OpenPool
 from raymrc.sweep.metrics import MetricPublisher
+from raymrc.sweep.ray_cluster import alive_nodes
+from raymrc.sweep.ray_internals import read_cluster_status
 from raymrc.sweep.session import (
     HostResources,
     catch_interrupt,
@@ -344,11 +346,11 @@ def _run_tune(
             scratch=str(workplace),
             patience_seconds=resources.patience_seconds,
             together=resources.together,
-            told=told,
+            metrics_study=told,
         )
-        crews = {plan.cell: _crew(plan) for plan in study.plan.cells}
-        grows = not is_ours and can_grow()
-        slots = count_slots(resources, terms, set(crews.values()), grows=grows)
+        ranges = {plan.cell: _worker_range(plan) for plan in study.plan.cells}
+        grows = not is_ours and read_cluster_status().can_grow
+        slots = count_slots(resources, terms, set(ranges.values()), grows=grows)
         max_devices = resources.max_hosts or max(slots, MOST_HOSTS) if grows else slots
         lanes = 1
         if any(not STRATEGIES[cell.cell.strategy].trains_backbone for cell in study.plan.cells):
@@ -361,8 +363,11 @@ def _run_tune(
             lanes=lanes,
             max_devices=max_devices,
             fill=FILL[resources.kind],
-            crews={cell: (least, min(most, max_devices)) for cell, (least, most) in crews.items()},
-            saved=study.saved.left,
+            worker_ranges={
+                cell: WorkerRange(workers.min_devices, min(workers.max_devices, max_devices))
+                for cell, workers in ranges.items()
+            },
+            checkpoints=study.saved.left,
             allowance=_allowance(study.spending, terms),
         )
         study.room = _room(study.plan, max_devices, lanes)
@@ -383,7 +388,7 @@ def _run_tune(
                     # Trials only wait and pass on. They stay where no spot instance takes them away,
                     # and leave the cores to hosts.
                     tune.with_resources(
-                        tune.with_parameters(run_trial, reception=[reception]),
+                        tune.with_parameters(run_trial, coordinator=[reception]),
                         {"cpu": 0, HEAD: share},
                     ),
                     tune_config=tune.TuneConfig(
@@ -411,7 +416,7 @@ def _run_tune(
 def _allowance(spending: Spending, terms: HostTerms) -> Allowance | None:
     if not spending.budget:
         return None
-    return Allowance(terms.devices(SINGLE_DEVICE), spending.overhead, spending.unfinished)
+    return Allowance(terms.charge(SINGLE_DEVICE), spending.overhead, spending.unfinished)
 
 
 def _room(plan: Plan, devices: int, lanes: int) -> Room:
@@ -421,20 +426,23 @@ def _room(plan: Plan, devices: int, lanes: int) -> Room:
     return Room(
         max(devices * lanes, 2 * devices),
         {
-            cell.cell: whole * _crew(cell)[0]
+            cell.cell: whole * _worker_range(cell).min_devices
             for cell in plan.cells
-            if STRATEGIES[cell.cell.strategy].trains_backbone or _crew(cell) != SINGLE_DEVICE
+            if STRATEGIES[cell.cell.strategy].trains_backbone
+            or _worker_range(cell) != SINGLE_DEVICE
         },
     )
 
 
-def _crew(plan: CellPlan) -> WorkerRange:
+def _worker_range(plan: CellPlan) -> WorkerRange:
     placement = plan.placement
-    return placement.workers if placement and placement.mode == "group" else SINGLE_DEVICE
+    if placement is None or placement.mode != "group":
+        return SINGLE_DEVICE
+    return WorkerRange(*placement.workers)
 
 
 def count_slots(
-    resources: HostResources, terms: HostTerms, crews: Collection[WorkerRange], *, grows: bool
+    resources: HostResources, terms: HostTerms, ranges: Collection[WorkerRange], *, grows: bool
 ) -> int:
     """How many devices there are for hosts.
 
@@ -444,18 +452,19 @@ def count_slots(
     Raises:
         RaymrcError: too few for a host, or for the smallest group.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = alive_nodes().values()
     slots = count_devices(nodes, {"CPU": resources.cpus_per_host, "GPU": resources.gpus_per_host})
     groups = count_devices(nodes, terms.resources)
     most = resources.max_hosts
-    for crew in crews:
-        if most is not None and crew[0] > most:
+    for workers in ranges:
+        if most is not None and workers.min_devices > most:
             raise RaymrcError(
-                f"a worker group wants at least {crew[0]} devices and resources.max_hosts is {most}; "
-                "set one of them otherwise"
+                f"a worker group needs at least {workers.min_devices} devices, but resources.max_hosts is "
+                f"{most}; raise max_hosts or lower resources.workers"
             )
     if grows:
         return max(1, slots)
-    for crew in crews:
-        check_crew(crew, terms, slots if crew == SINGLE_DEVICE else groups)
+    for workers in ranges:
+        room = slots if workers == SINGLE_DEVICE else groups
+        check_room(workers, terms.resources, room)
     return min(slots, most or slots)

@@ -1,6 +1,6 @@
 """Hosts: actors that hold one backbone and train the lanes of many fold-runs on it.
 
-Reception -> Order: close, open, go -> Host -> Report: epochs, saved lanes, records -> Reception
+coordinator -> Order: close, open, hand over, leave -> Host -> HostReport -> coordinator
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ from raymrc.configuration import Backbone, FoldRun
 from raymrc.ledger.record import Epoch, LaneEvent, Record
 from raymrc.ledger.storage import SAVED, open_files
 from raymrc.scheduling.failures import record_error
-from raymrc.scheduling.work_queue import SINGLE_DEVICE, HostReport, Order, WorkerRange
+from raymrc.scheduling.orders import (
+    SINGLE_DEVICE,
+    SLICE_SECONDS,
+    HostReport,
+    Order,
+    WorkerRange,
+)
 from raymrc.sweep.metrics import LaneMetrics, MetricPublisher
 
-SLICE_SECONDS = 0.5
-"""A host trains so long, or to the next event, before it asks what is new."""
-
-SAVING_SHARE = 0.05
-"""Of a host's time, what may go into saving its lanes at epochs' ends."""
+MAX_SAVING_SHARE = 0.05
+"""Share of a host's time that may go into saving lanes at the ends of epochs."""
 
 
 class LanePool(Protocol):
-    """What trains: `training.pool.Pool`, or a stand-in."""
+    """Trains lanes: `training.pool.Pool`, or a stand-in."""
 
     def __len__(self) -> int: ...
     def fits(self, fold_run: FoldRun) -> bool: ...
@@ -49,32 +52,32 @@ class OpenPool(Protocol):
     """Loads a backbone. Picklable.
 
     Args:
-        ranks: where several processes hold it together, `training.sharded.Ranks`.
+        ranks: `training.sharded.Ranks`, if several processes hold the backbone together.
     """
 
     def __call__(self, backbone: Backbone, data: Any, ranks: Any = None) -> LanePool: ...
 
 
 Shared: TypeAlias = "list[ray.ObjectRef[tuple[OpenPool, Any]]]"
-"""What all hosts of a study train with: Ray fetches no reference that is in a list."""
+"""A reference to what all hosts of a study train with. Ray fetches no reference inside a list by itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostTerms:
-    """What a host holds while it is there.
+    """What a host gets and how it behaves.
 
     Args:
         cpus, gpus: of each device.
-        num_threads: for torch; more than the host's share would slow its neighbours.
-        save_seconds: see `workplace.Resources`.
-        storage: of the study; lanes are saved there.
-        marker: a file that the driver has put there, for hosts to see whether they see it.
-        device: "cpu" or "cuda", of worker groups.
-        folder: that the driver runs in; paths of a study are relative to it.
+        num_threads: of torch; more than the host's share of cores would slow down its neighbours.
+        save_seconds: see `session.HostResources`.
+        storage: the study's; lanes are saved there.
+        marker: name of a file that the driver has written, by which a host knows that it sees the storage.
+        device: "cpu" or "cuda", for worker groups.
+        folder: the driver's working folder; a study's paths are relative to it.
         scratch: a folder on the driver's machine for what Ray Train writes.
-        patience_seconds: a group that has waited so long for all its devices starts with fewer.
-        together: a group's devices have to be of one machine.
-        told: the study's name, by which metrics are told; "" where they are not.
+        patience_seconds: a group that has waited this long for all its devices starts with fewer.
+        together: whether all devices of a group have to be on one machine.
+        metrics_study: the study's name in metrics; "" publishes none.
     """
 
     cpus: float
@@ -88,28 +91,27 @@ class HostTerms:
     scratch: str = ""
     patience_seconds: float = 60.0
     together: bool = False
-    told: str = ""
+    metrics_study: str = ""
 
     @property
     def resources(self) -> dict[str, float]:
-        """Of one device of a worker group, which is a whole one."""
-        wanted = {"CPU": self.cpus, "GPU": math.ceil(self.gpus)}
-        return {name: amount for name, amount in wanted.items() if amount}
+        """Ray's resources of one device of a worker group, which is always a whole device."""
+        resources = {"CPU": self.cpus, "GPU": math.ceil(self.gpus)}
+        return {name: amount for name, amount in resources.items() if amount}
 
-    def devices(self, crew: WorkerRange, size: int = 1) -> float:
-        """That a host, or a group of so many, is charged for: GPUs, else a CPU's cores."""
-        if crew == SINGLE_DEVICE:
+    def charge(self, workers: WorkerRange, size: int = 1) -> float:
+        """The number of GPUs, or of CPU cores without a GPU, that a host of this size is charged for."""
+        if workers == SINGLE_DEVICE:
             return self.gpus or self.cpus or 1.0
         return size * (math.ceil(self.gpus) or self.cpus or 1.0)
 
 
 class Host:
-    """A process with one backbone at a time.
+    """A process that holds one backbone at a time.
 
     Args:
-        shared: holds the reference of what it trains with, an `OpenPool` and the study's data. They are
-            fetched when the first fold-run is opened: torch comes with them, which takes seconds, and a host
-            has to say that it is there before them.
+        shared: refers to an `OpenPool` and the study's data. They are fetched when the first fold-run is
+            opened: importing torch with them takes seconds, and a host has to make contact before that.
     """
 
     def __init__(self, shared: Shared, terms: HostTerms) -> None:
@@ -121,87 +123,104 @@ class Host:
         self._pool: LanePool | None = None
         self._backbone: Backbone | None = None
         self._runs: dict[str, FoldRun] = {}
-        self._until: dict[str, int] = {}
-        self._saved: dict[str, str] = {}
+        self._pause_epochs: dict[str, int] = {}
+        self._checkpoints: dict[str, str] = {}
         self._saved_at: dict[str, float] = {}
         self._saving_took: dict[str, float] = {}
-        self._lane_metrics = LaneMetrics(MetricPublisher(terms.told))
+        self._metrics = LaneMetrics(MetricPublisher(terms.metrics_study))
 
     @property
     def _leads(self) -> bool:
-        """Whether it speaks for its group; one alone does."""
+        """Whether this process speaks for its group."""
         return True
 
-    def run(self, name: str, reception: Any) -> None:
-        """Trains what the reception has, until that says to go."""
-        me = (name, self._nodes())
+    def run(self, name: str, coordinator: Any) -> None:
+        """Follow the coordinator's orders until it says to leave."""
+        nodes = self._nodes()
         if self._leads:
-            reception.arrive.remote(name, process_age())
+            coordinator.arrive.remote(name, process_age())
         if not self._sees_storage():
             if self._leads:
-                ray.get(reception.blind.remote(name, ray.util.get_node_ip_address()))
+                node = ray.util.get_node_ip_address()
+                ray.get(coordinator.report_missing_storage.remote(name, node))
             return
         reports: list[HostReport] = []
         while True:
-            order = self._ask(reception, me, reports)
+            order = self._exchange(coordinator, name, nodes, reports)
             if order.leave:
                 return
-            if order.evacuate:
-                self._hand_over(reception, name)
+            if order.drain:
+                self._drain(coordinator, name)
                 return
-            reports = self._obey(order)
-            until = time.monotonic() + SLICE_SECONDS
-            while self._goes_on(reports, until):
-                assert self._pool is not None
-                for event in self._pool.step():
-                    reports.append(self._report(event))
-            if self._pool is not None:
-                self._lane_metrics.publish(self._pool.tokens)
+            reports = self.obey(order)
+            reports += self.train(reports)
 
     def _nodes(self) -> tuple[str, ...]:
-        """Where it is."""
         return (ray.get_runtime_context().get_node_id(),)
 
-    def _ask(self, reception: Any, me: tuple[Any, ...], reports: Sequence[HostReport]) -> Order:
-        order: Order = ray.get(reception.exchange.remote(*me, reports))
+    def _exchange(
+        self,
+        coordinator: Any,
+        name: str,
+        nodes: tuple[str, ...],
+        reports: Sequence[HostReport],
+    ) -> Order:
+        order: Order = ray.get(coordinator.exchange.remote(name, nodes, reports))
         return order
+
+    def train(self, waiting: Sequence[HostReport] = ()) -> list[HostReport]:
+        """Train for a slice of time, or until there is something to report.
+
+        Args:
+            waiting: reports from before; if there are any, nothing is trained.
+        """
+        reports: list[HostReport] = []
+        until = time.monotonic() + SLICE_SECONDS
+        while self._goes_on([*waiting, *reports], until):
+            assert self._pool is not None
+            reports += map(self._report, self._pool.step())
+        if self._pool is not None:
+            self._metrics.publish(self._pool.tokens)
+        return reports
 
     def _goes_on(self, reports: Sequence[HostReport], until: float) -> bool:
         return bool(self._runs) and not reports and time.monotonic() < until
 
-    def _obey(self, order: Order) -> list[HostReport]:
+    def obey(self, order: Order) -> list[HostReport]:
+        """Close, hand over and open lanes."""
         for key in order.close:
             if self._pool is not None:
                 self._pool.close(key)
             self._forget(key)
-        reports = [r for key in order.hand_over if (r := self._hand_on(key)) is not None]
-        for fold_run, saved in order.open:
+        reports = [r for key in order.hand_over if (r := self._hand_over(key)) is not None]
+        for fold_run, checkpoint in order.open:
             key = fold_run.key
             try:
                 pool = self._pool_of(fold_run.configuration.cell.backbone)
                 if len(pool) and not pool.fits(fold_run):
                     reports.append(HostReport(key, refused=True))
                     continue
-                self._open(pool, fold_run, saved)
+                self._open(pool, fold_run, checkpoint)
             except Exception as error:
                 failed = record_error(fold_run, error)
                 reports.append(HostReport(key, record=failed.to_json()))
-            else:
-                self._runs[key] = fold_run
-                self._lane_metrics.open(fold_run, pool.tokens(key))
-                self._saved_at[key] = time.monotonic()
-                if key in order.until and order.until[key] < fold_run.configuration.epochs:
-                    self._until[key] = order.until[key]
-                    if pool.epochs(key) >= order.until[key]:  # as after a driver's death
-                        reports.append(self._pause(key))
+                continue
+            self._runs[key] = fold_run
+            self._metrics.open(fold_run, pool.tokens(key))
+            self._saved_at[key] = time.monotonic()
+            pause_epoch = order.pause_epochs.get(key, math.inf)
+            if pause_epoch < fold_run.configuration.epochs:
+                self._pause_epochs[key] = int(pause_epoch)
+                if pool.epochs(key) >= pause_epoch:  # for example after a driver's death
+                    reports.append(self._pause(key))
         return reports
 
-    def _open(self, pool: LanePool, fold_run: FoldRun, saved: str | None) -> None:
-        """From where it was saved; from its beginning where that cannot be read any more."""
-        if saved is not None:
-            self._saved[fold_run.key] = saved
+    def _open(self, pool: LanePool, fold_run: FoldRun, checkpoint: str | None) -> None:
+        """Open a lane from its checkpoint, or from the beginning if that cannot be read."""
+        if checkpoint is not None:
+            self._checkpoints[fold_run.key] = checkpoint
             try:
-                pool.open(fold_run, self._files.read(saved))
+                pool.open(fold_run, self._files.read(checkpoint))
                 return
             except Exception:
                 pool.close(fold_run.key)
@@ -209,7 +228,7 @@ class Host:
 
     def _pool_of(self, backbone: Backbone) -> LanePool:
         if self._pool is None or self._backbone != backbone:
-            self._pool = None  # before the next one is loaded: both may be too much
+            self._pool = None  # first, because memory may be too small for two
             if self._fetched is None:
                 self._fetched = ray.get(self._shared[0])
             self._pool = self._load(*self._fetched, backbone)
@@ -222,35 +241,39 @@ class Host:
     def _report(self, event: LaneEvent) -> HostReport:
         key, what = event.key, event.what
         if isinstance(what, Epoch):
-            self._lane_metrics.set_loss(key, what.loss)
-            if key in self._until and what.epoch >= self._until[key]:
+            self._metrics.set_loss(key, what.loss)
+            if what.epoch >= self._pause_epochs.get(key, math.inf):
                 return self._pause(key)
-            saved = self._save(key)
-            took = self._saving_took.get(key, 0.0) if saved else 0.0
-            return HostReport(key, epoch=what, saved=saved, saving_seconds=took)
+            checkpoint = self._save(key)
+            took = self._saving_took.get(key, 0.0) if checkpoint else 0.0
+            return HostReport(key, epoch=what, checkpoint=checkpoint, saving_seconds=took)
         fold_run = self._runs[key]
         if isinstance(what, Record):
-            self._lane_metrics.set_tokens(key, what.tokens)
+            self._metrics.set_tokens(key, what.tokens)
         self._forget(key)
         if not isinstance(what, Record):
             what = record_error(fold_run, what, event.device_seconds)
         return HostReport(key, record=what.to_json())
 
     def _pause(self, key: str) -> HostReport:
-        """Saved and closed. Where it cannot be written, going on begins where it was saved before."""
+        """Save and close a lane. If it cannot be saved, it will resume from its last checkpoint."""
         assert self._pool is not None
-        saved, began = None, time.monotonic()
+        checkpoint, began = None, time.monotonic()
         with suppress(OSError):
-            saved = self._write(key)
+            checkpoint = self._write(key)
         took = time.monotonic() - began
         record = self._pool.pause(key)
-        self._lane_metrics.set_tokens(key, record.tokens)
+        self._metrics.set_tokens(key, record.tokens)
         self._forget(key)
         return HostReport(
-            key, saved=saved, record=record.to_json(), pauses=True, saving_seconds=took
+            key,
+            checkpoint=checkpoint,
+            record=record.to_json(),
+            pauses=True,
+            saving_seconds=took,
         )
 
-    # --- saving -----------------------------------------------------------------------------------
+    # --- checkpoints --------------------------------------------------------------------------------
 
     def _sees_storage(self) -> bool:
         if not self._terms.marker:
@@ -261,8 +284,8 @@ class Host:
             return False
 
     def _save(self, key: str) -> str | None:
-        """At an epoch's end, unless it was just done. What cannot be written is not missed: training goes
-        on, and the next epoch tries again."""
+        """Save a lane at an epoch's end, unless it was saved a moment ago or cannot be written: training
+        goes on, and the next epoch tries again."""
         if not self._is_due(key):
             return None
         began = time.monotonic()
@@ -278,62 +301,65 @@ class Host:
         if not self._terms.save_seconds:
             return True
         took = self._saving_took.get(key, 0.0)
-        every = max(self._terms.save_seconds, took / SAVING_SHARE)
-        return time.monotonic() - self._saved_at[key] >= every
+        interval = max(self._terms.save_seconds, took / MAX_SAVING_SHARE)
+        return time.monotonic() - self._saved_at[key] >= interval
 
     def _write(self, key: str) -> str:
         assert self._pool is not None
         name = self._next_name(key)
         self._files.write(name, self._pool.save(key), replace=True)
-        self._replace_saved(key, name)
+        self._replace_checkpoint(key, name)
         return name
 
     def _next_name(self, key: str) -> str:
-        """Names of a key sort by age."""
-        before = self._saved.get(key)
+        """Names of a fold-run's checkpoints sort by age."""
+        before = self._checkpoints.get(key)
         number = int(before.rsplit("/", 1)[1]) if before else 0
         return f"{key}/{number + 1:06d}"
 
-    def _replace_saved(self, key: str, name: str) -> None:
-        before, self._saved[key] = self._saved.get(key), name
+    def _replace_checkpoint(self, key: str, name: str) -> None:
+        before, self._checkpoints[key] = self._checkpoints.get(key), name
         if before is not None and self._leads:
             with suppress(OSError):
-                self._drop(before)
+                self._remove(before)
 
-    def _drop(self, saved: str) -> None:
-        self._files.remove(saved)
+    def _remove(self, checkpoint: str) -> None:
+        self._files.remove(checkpoint)
 
-    def _hand_on(self, key: str) -> HostReport | None:
-        """One lane, for another host to go on with. Where it cannot be written it stays."""
+    def _hand_over(self, key: str) -> HostReport | None:
+        """Save and close a lane, for another host to resume. It stays open if it cannot be saved."""
         assert self._pool is not None
         began = time.monotonic()
         try:
-            saved = self._write(key)
+            checkpoint = self._write(key)
         except OSError:
             return None
         took = time.monotonic() - began
-        self._lane_metrics.set_tokens(key, self._pool.tokens(key))
+        self._metrics.set_tokens(key, self._pool.tokens(key))
         self._pool.close(key)
         self._forget(key)
-        return HostReport(key, saved=saved, hands_over=True, saving_seconds=took)
+        return HostReport(key, checkpoint=checkpoint, handed_over=True, saving_seconds=took)
 
-    def _hand_over(self, reception: Any, name: str) -> None:
-        """Saves all that is open, within an epoch too, for others to go on with."""
+    def _drain(self, coordinator: Any, name: str) -> None:
+        """Save all open lanes, also within an epoch, for other hosts to resume."""
         reports = []
         for key in self._runs:
             with suppress(OSError):
-                reports.append(HostReport(key, saved=self._write(key)))
+                reports.append(HostReport(key, checkpoint=self._write(key)))
         if self._leads:
-            ray.get(reception.release.remote(name, reports))
+            ray.get(coordinator.release.remote(name, reports))
 
     def _forget(self, key: str) -> None:
-        for of in (self._runs, self._until, self._saved, self._saved_at, self._saving_took):
-            of.pop(key, None)  # type: ignore[attr-defined]
-        self._lane_metrics.close(key)
+        self._runs.pop(key, None)
+        self._pause_epochs.pop(key, None)
+        self._checkpoints.pop(key, None)
+        self._saved_at.pop(key, None)
+        self._saving_took.pop(key, None)
+        self._metrics.close(key)
 
 
 def process_age() -> float:
-    """Seconds since this process was started."""
+    """Seconds since this process was started; 0 where that is not known."""
     try:  # Linux: proc(5), field 22, in clock ticks since the machine's start
         ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
@@ -342,7 +368,7 @@ def process_age() -> float:
 
 
 def _set_threads(num_threads: int) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(num_threads)  # for a torch that is yet to be imported
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)  # in case torch is imported later
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() != num_threads:
         torch.set_num_threads(num_threads)

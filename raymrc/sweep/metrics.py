@@ -15,11 +15,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 from raymrc.errors import RaymrcError
 from raymrc.planning.arithmetic import price
+from raymrc.scheduling.orders import HostKind, HostState
 
 if TYPE_CHECKING:
     from raymrc.configuration import Cell, FoldRun
@@ -168,7 +169,7 @@ class MetricPublisher:
 
     def __init__(self, study: str = "") -> None:
         self._study = study
-        self._registered: dict[str, Any] = {}
+        self._recorders: dict[str, Callable[[float, dict[str, str]], None]] = {}
         self._published_at = -math.inf
 
     def __bool__(self) -> bool:
@@ -189,13 +190,10 @@ class MetricPublisher:
         """Set a gauge, add to a counter, or count a value into a histogram."""
         if not self:
             return
-        if metric.name not in self._registered:
-            self._registered[metric.name] = _register(metric)
+        if metric.name not in self._recorders:
+            self._recorders[metric.name] = _register(metric)
         cell_labels = {} if cell is None else _labels(cell)
-        # Not by `inc`, which refuses 0.
-        self._registered[metric.name]._record(
-            value, {"study": self._study, **cell_labels, **labels}
-        )
+        self._recorders[metric.name](value, {"study": self._study, **cell_labels, **labels})
 
     # --- by the driver ------------------------------------------------------------------------------
 
@@ -242,15 +240,15 @@ class MetricPublisher:
             self.publish(LANES_OPEN, lanes[cell], cell)
             self.publish(QUEUE, waiting[cell], cell)
 
-    def publish_hosts(self, hosts: Iterable[tuple[str, str]], devices: float) -> None:
+    def publish_hosts(self, hosts: Iterable[tuple[HostKind, HostState]], devices: float) -> None:
         """
         Args:
-            hosts: kind and state of each, see `HOSTS`.
+            hosts: kind and state of each.
             devices: how many the study is charged for.
         """
         counts = Counter(hosts)
-        for kind in ("host", "group"):
-            for state in ("there", "asked for"):
+        for kind in HostKind:
+            for state in HostState:
                 self.publish(HOSTS, counts[kind, state], kind=kind, state=state)
             for counter in (HOST_DEATHS, EVICTIONS):
                 self.publish(counter, 0, kind=kind)
@@ -268,14 +266,17 @@ class MetricPublisher:
             self.publish(BUDGET_WALL_SECONDS, 3600 * budget.wall_hours)
 
 
-def _register(metric: Metric) -> Any:
+def _register(metric: Metric) -> Callable[[float, dict[str, str]], None]:
     """Needs a process with a Ray core worker."""
     from ray.util.metrics import Counter, Gauge, Histogram
 
+    from raymrc.sweep.ray_internals import record_metric
+
+    text, labels = metric.description, metric.labels
     if metric.kind == "histogram":
-        return Histogram(metric.name, metric.description, list(metric.buckets), metric.labels)
+        return partial(record_metric, Histogram(metric.name, text, list(metric.buckets), labels))
     kind = {"gauge": Gauge, "counter": Counter}[metric.kind]
-    return kind(metric.name, metric.description, metric.labels)
+    return partial(record_metric, kind(metric.name, text, labels))
 
 
 @lru_cache(maxsize=4096)

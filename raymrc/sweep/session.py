@@ -24,6 +24,7 @@ from raymrc.errors import RaymrcError
 import ray
 
 from raymrc.sweep.metrics import check_port
+from raymrc.sweep.ray_internals import metrics_port_option
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Holds the notes and what hosts report; Ray's default of 30 % of memory is for data sets."""
@@ -91,7 +92,7 @@ def cluster(resources: HostResources, workplace: Path) -> Iterator[bool]:
             # What does not fit into memory holds notes: it stays in the study's folder.
             "object_spilling_directory": str(spill),
             # Ray's agent, which exports, is there without the dashboard too.
-            "_metrics_export_port": resources.metrics_port,
+            **metrics_port_option(resources.metrics_port),
         }
     # Workers import raymrc from where this process has it, installed or not.
     package = str(Path(raymrc.__file__).resolve().parents[1])

@@ -1,4 +1,4 @@
-"""One trial: what comes of a configuration's fold-runs, which hosts train, Tune is told here."""
+"""One Tune trial: it passes a configuration's results on from the coordinator to Tune."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import ray
 from ray import tune
 
 
-def run_trial(config: Mapping[str, Any], *, reception: list[Any]) -> None:
-    """The function that Tune runs; every finished fold-run is one report with its whole record.
+def run_trial(config: Mapping[str, Any], *, coordinator: list[Any]) -> None:
+    """Report each finished fold-run with its whole record, and epochs on the way.
 
     Args:
-        config: "work": the `Work` of this trial; for schedulers to see. The driver has handed it in.
-        reception: holds the actor of `reception.Reception`.
+        config: "work" holds this trial's `WorkItem`, for schedulers; the driver has submitted it already.
+        coordinator: holds the `Coordinator` actor.
     """
-    (actor,) = reception
+    (actor,) = coordinator
     trial = tune.get_context().get_trial_id()
     is_over = False
     while not is_over:

@@ -1,13 +1,13 @@
-"""Worker groups: Ray Train's processes that hold one sharded model together and take one fold-run after
+"""Worker groups: Ray Train processes that hold one sharded model together and train one fold-run after
 another.
 
-    Reception -> start_group (a task beside it) -> Ray Train's controller -> Member on every device
-              <------------------ exchange, by the first of them ------------------'
+    coordinator -> start_group (a task on its machine) -> Ray Train's controller -> Member on every device
+                <------------------- exchange, by the first member -------------------'
 
-A group stands as long as there is work for it: starting one costs 8 to 16 seconds and the model's load.
-Where one of its processes is lost the group ends, and the reception starts another one. Ray Train's own
-elasticity is not used: it asks the autoscaler for all groups together at their largest, which refuses them
-all where that is too much, and it ends a group that could grow in the middle of an epoch.
+A group stays as long as there is work for it, because starting one takes 8 to 16 seconds and the loading of
+the model. If one of its processes is lost the group ends, and the coordinator starts another one. Ray Train's
+own elasticity is not used: it requests all groups together at their largest size, which the autoscaler
+refuses if that is too much, and it ends a group that could grow in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import ray
 from raymrc.configuration import Backbone
 from raymrc.errors import RaymrcError
 from raymrc.ledger.record import Epoch, LaneEvent
-from raymrc.scheduling.work_queue import HostReport, Order
+from raymrc.scheduling.orders import HostReport, Order
 from raymrc.sweep.hosts import Host, HostTerms, LanePool, OpenPool, Shared
 from raymrc.sweep.metrics import LaneMetrics, MetricPublisher
 
@@ -32,61 +32,47 @@ if TYPE_CHECKING:
     from raymrc.training.sharded import Ranks, Saving
 
 SHARDS = ".shards"
-"""Behind a saved lane's name, the folder with what each process has written of it."""
+"""Ending of the folder beside a checkpoint that holds what each process has written of it."""
 
 
-def start_group(
-    name: str,
-    size: int,
-    reception: Any,
-    shared: Shared,
-    terms: HostTerms,
-) -> Any:
+def start_group(name: str, size: int, coordinator: Any, shared: Shared, terms: HostTerms) -> Any:
     """
     Args:
-        size: in devices.
+        size: number of devices.
 
     Returns:
         The reference of a task on this machine, which ends when the group does.
     """
-    task = ray.remote(_keep_group).options(**on_this_node(), max_retries=0)
-    return task.remote(name, size, [reception], shared, terms)
+    task = ray.remote(_run_group).options(**on_this_node(), max_retries=0)
+    return task.remote(name, size, [coordinator], shared, terms)
 
 
 def on_this_node() -> dict[str, Any]:
-    """Options of what only waits and passes on: it stays where no spot instance takes it away."""
+    """Options of actors and tasks that only wait and pass on: on this machine no spot notice takes them."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return {"num_cpus": 0, "scheduling_strategy": here}
+    node = ray.get_runtime_context().get_node_id()
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+    return {"num_cpus": 0, "scheduling_strategy": strategy}
 
 
-def end_group(running: Any) -> None:
-    """Ray Train is interrupted, so that it gives back what it holds or has asked for."""
-    ray.cancel(running)
-
-
-def _keep_group(
-    name: str,
-    size: int,
-    reception: list[Any],
-    shared: Shared,
-    terms: HostTerms,
+def _run_group(
+    name: str, size: int, coordinator: list[Any], shared: Shared, terms: HostTerms
 ) -> None:
-    """One Ray Train run, as long as the group stands."""
+    """One run of Ray Train, for as long as the group stays."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     no_restarts: Any = {"max_failures": 0, "max_preemption_failures": 0}
-    work = {"name": name, "reception": reception, "shared": shared}
+    work = {"name": name, "coordinator": coordinator, "shared": shared, "terms": terms}
     TorchTrainer(
-        _be_member,
-        train_loop_config={**work, "terms": terms},
+        _run_member,
+        train_loop_config=work,
         scaling_config=ScalingConfig(
             num_workers=size,
             use_gpu="GPU" in terms.resources,
             resources_per_worker=terms.resources,
-            # Near each other: a layer is sent around for every use of it.
+            # Close together, because a layer is sent around each time it is used.
             placement_strategy="STRICT_PACK" if terms.together else "PACK",
         ),
         torch_config=TorchConfig(backend="nccl" if terms.device == "cuda" else "gloo"),
@@ -98,36 +84,30 @@ def _keep_group(
     ).fit()
 
 
-def _be_member(work: dict[str, Any]) -> None:
-    """What Ray Train runs in every process of a group."""
-    import torch
+def _run_member(work: dict[str, Any]) -> None:
+    """Ray Train runs this in every process of a group."""
+    from ray.train.torch import get_device
 
     from raymrc.training.sharded import Ranks
 
     terms: HostTerms = work["terms"]
-    with suppress(OSError):  # Ray Train has moved it; a node may not have this folder
+    with suppress(OSError):  # Ray Train has changed the folder; a node may not have this one
         os.chdir(terms.folder)
-    device = torch.device("cpu")
-    if terms.device == "cuda":
-        from ray.train.torch import get_device
-
-        device = get_device()
-        torch.cuda.set_device(device)
-    ranks = Ranks.of_group(device)
-    Member(work["shared"], terms, ranks).run(work["name"], work["reception"][0])
+    ranks = Ranks.of_group(get_device() if terms.device == "cuda" else "cpu")
+    Member(work["shared"], terms, ranks).run(work["name"], work["coordinator"][0])
 
 
 class Member(Host):
-    """A host that is one of several processes with one model.
+    """One of several processes that hold one model together.
 
-    The first of them talks with the reception and looks at the clock; all do what it hears.
+    The first one talks to the coordinator and looks at the clock; all of them do what it broadcasts.
     """
 
     def __init__(self, shared: Shared, terms: HostTerms, ranks: Ranks) -> None:
         super().__init__(shared, terms)
         self._ranks = ranks
-        if not self._leads:  # all of them train on the same
-            self._lane_metrics = LaneMetrics(MetricPublisher())
+        if not self._leads:  # the first one publishes for all
+            self._metrics = LaneMetrics(MetricPublisher())
         self._writing: tuple[str, str, Saving] | None = None
 
     @property
@@ -135,16 +115,23 @@ class Member(Host):
         return self._ranks.rank == 0
 
     def _nodes(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(n for of in self._ranks.gather(super()._nodes()) for n in of))
+        gathered = self._ranks.gather(super()._nodes())
+        return tuple(dict.fromkeys(node for nodes in gathered for node in nodes))
 
     def _sees_storage(self) -> bool:
         return all(self._ranks.gather(super()._sees_storage()))
 
-    def _ask(self, reception: Any, me: tuple[Any, ...], reports: Sequence[HostReport]) -> Order:
+    def _exchange(
+        self,
+        coordinator: Any,
+        name: str,
+        nodes: tuple[str, ...],
+        reports: Sequence[HostReport],
+    ) -> Order:
         order = None
         if self._leads:
             reports = [*reports, *self._written()]
-            order = ray.get(reception.exchange.remote(*me, reports))
+            order = super()._exchange(coordinator, name, nodes, reports)
         answer: Order = self._ranks.hear(order)
         return answer
 
@@ -160,25 +147,25 @@ class Member(Host):
             self._finish_writing()
         return super()._report(event)
 
-    # --- saving -----------------------------------------------------------------------------------
+    # --- checkpoints --------------------------------------------------------------------------------
 
     def _save(self, key: str) -> str | None:
-        """Begins to; that it is whole is reported later."""
+        """Start saving; a complete checkpoint is reported later."""
         is_free = self._writing is None or self._writing[2].is_done or not self._terms.save_seconds
         if self._ranks.hear(is_free and self._is_due(key)):
             self._finish_writing()
-            self._begin_writing(key)
+            self._start_writing(key)
         return None
 
     def _write(self, key: str) -> str:
         self._finish_writing()
-        self._begin_writing(key)
+        self._start_writing(key)
         self._finish_writing()
-        if key not in self._saved:
-            raise OSError("nothing of it could be written")
-        return self._saved[key]
+        if key not in self._checkpoints:
+            raise OSError("the checkpoint could not be written")
+        return self._checkpoints[key]
 
-    def _begin_writing(self, key: str) -> None:
+    def _start_writing(self, key: str) -> None:
         began = time.monotonic()
         name = self._ranks.hear(self._next_name(key))
         pool: Any = self._pool
@@ -187,16 +174,20 @@ class Member(Host):
         self._saving_took[key] = self._saved_at[key] - began
 
     def _written(self) -> list[HostReport]:
-        """What is whole by now."""
+        """The report of a checkpoint that is complete by now."""
         if self._writing is None or not self._writing[2].is_done:
             return []
         key = self._writing[0]
         name = self._finish_writing()
-        return [] if name is None else [HostReport(key, saved=name)]
+        return [] if name is None else [HostReport(key, checkpoint=name)]
 
     def _finish_writing(self) -> str | None:
-        """Waits until all processes have written, and says under which name; None where there is nothing
-        to wait for, or it could not be written. That is not missed: the next epoch tries again."""
+        """Wait until all processes have written.
+
+        Returns:
+            The checkpoint's name; None if nothing was being written, or it could not be: the next epoch
+            tries again.
+        """
         if self._writing is None:
             return None
         (key, name, saving), self._writing = self._writing, None
@@ -206,9 +197,9 @@ class Member(Host):
                 self._files.write(name, saving.state, replace=True)
         except (OSError, RaymrcError):
             return None
-        self._replace_saved(key, name)
+        self._replace_checkpoint(key, name)
         return name
 
-    def _drop(self, saved: str) -> None:
-        super()._drop(saved)
-        self._files.remove_all(saved + SHARDS)
+    def _remove(self, checkpoint: str) -> None:
+        super()._remove(checkpoint)
+        self._files.remove_all(checkpoint + SHARDS)

@@ -88,6 +88,8 @@ class Ranks:
     def of_group(cls, device: torch.device | str) -> Ranks:
         """After `init_process_group`."""
         device = torch.device(device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         # Checkpoints are written while training goes on: they talk on a line of their own.
         return cls(mesh, device, cast(dist.ProcessGroup, dist.new_group(backend="gloo")))

@@ -26,7 +26,7 @@ OF_THE_JOURNAL = {
     ("scheduling/spending.py", "time.time", "last"),
     ("sweep/coordinator.py", "time.time", "Account"),
     ("sweep/coordinator.py", "time.time", "lease"),
-    ("sweep/coordinator.py", "time.time", "last"),
+    ("sweep/coordinator.py", "time.time", "close"),
 }
 """Where the calendar is asked, and what for. The journal of a budget needs a time that drivers on several
 machines share, to place their runs beside each other; `tests/costs/test_budget.py` sets it wrong."""

@@ -1,8 +1,8 @@
-"""Promise: hosts never hold devices for longer than the budget pays, what they had is saved, and what was
-spent is counted, also where a driver was killed or the storage is away.
+"""Promise: hosts never hold devices for longer than the budget pays, their lanes are saved, and all spending
+is counted, even if a driver is killed or the storage is away.
 
-It would break without anyone noticing: a study that spends too much ends like any other. So processes of
-hosts are watched from outside, and compared with what the journal says.
+A failure would go unnoticed, because a study that spends too much ends like any other. So the processes of
+hosts are watched from outside and compared with the journal.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ from raymrc.costs.journal import Journal
 from raymrc.errors import LedgerError
 from raymrc.ledger.ledger import Ledger
 from raymrc.scheduling.allowance import Allowance
+from raymrc.scheduling.orders import HostReport, Order
 from raymrc.scheduling.state import StudyOutcome
-from raymrc.scheduling.work_queue import SINGLE_DEVICE, HostReport
-from raymrc.sweep import coordinator as reception
-from raymrc.sweep import session as workplace
+from raymrc.sweep import session
+from raymrc.sweep.coordinator import Coordinator, open_coordinator
 from raymrc.sweep.driver import run_study
 from raymrc.sweep.hosts import HostTerms, process_age
 from raymrc.sweep.session import HostResources
 from tests.paths import ROOT
+from tests.sweep.fake_cluster import FakeCluster
 from tests.sweep.making import Script, actors, fold_runs, make_plan, make_record, open_pool
 
 pytestmark = [
@@ -56,161 +57,147 @@ def seconds(number: float, **limits: float) -> Budget:
     return Budget(device_hours=number / 3600, device_hour_usd=1.0, **limits)
 
 
-# --- the reception, without Ray -------------------------------------------------------------------
+# --- the coordinator, without Ray -----------------------------------------------------------------------
 
 
 class Guarded:
-    """A reception with hosts that this test plays."""
+    """A coordinator with a budget and hosts that this test plays."""
 
-    def __init__(self, folder: Path, budget: Budget, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, budget: Budget) -> None:
         terms = HostTerms(cpus=1, gpus=0, num_threads=1, save_seconds=0.0, storage=str(folder))
         self.journal = Journal(str(folder))
-        account = Account(budget, self.journal.entries(), time.time(), time.monotonic())
-        board = {"lanes": 4, "max_devices": 2, "allowance": Allowance(), "idle_seconds": 1.0}
-        self.reception = reception.Coordinator(board, [], terms, account)
-        self.account = account
-        self.started: list[str] = []
-        self.ended: list[str] = []
-        monkeypatch.setattr(self.reception, "_start", self._start)
+        self.account = Account(budget, self.journal.entries(), time.time(), time.monotonic())
+        self.cluster = FakeCluster()
+        queue = {"lanes": 4, "max_devices": 2, "allowance": Allowance(), "idle_seconds": 1.0}
+        self.coordinator = Coordinator(queue, terms, self.cluster, self.account)
 
-    def _start(self, crew: Any) -> None:
-        name = f"h{len(self.started)}"
-        self.started.append(name)
+    async def submit(self, runs: list[FoldRun], value: float) -> None:
+        needs = {run.key: Need(value, value, value, saving_seconds=0.1) for run in runs}
+        await self.coordinator.submit("t", runs, needs=needs)
 
-        def end() -> None:
-            self.ended.append(name)
-            self.account.end(name, time.monotonic())
+    async def started(self, number: int) -> None:
+        async with asyncio.timeout(20):
+            while len(self.cluster.hosts) < number:
+                await asyncio.sleep(0.05)
 
-        self.reception._hosts[name] = reception._Asked(SINGLE_DEVICE, end)
-
-    async def ask(self, host: str, *reports: HostReport) -> Any:
-        return await self.reception.exchange(host, ("node",), reports)
+    async def exchange(self, host: str) -> Order:
+        return await self.coordinator.exchange(host, ("node",), ())
 
 
-def sure(runs: list[FoldRun], value: float) -> dict[str, Need]:
-    return {run.key: Need(value, value, value, saving_seconds=0.1) for run in runs}
-
-
-def test_no_host_is_asked_for_before_what_it_may_spend_is_written(tmp_path, monkeypatch):
+def test_no_host_is_requested_before_what_it_may_spend_is_written(tmp_path, monkeypatch):
     async def study() -> None:
-        guarded = Guarded(tmp_path, seconds(1000), monkeypatch)
-        runs = fold_runs(make_plan([0.1], ["fine_tune"]))
+        guarded = Guarded(tmp_path, seconds(1000))
         writes = []
-        write = guarded.reception._journal.write
+        write = Journal.write
 
-        def slow(entry: Any) -> None:
-            assert not guarded.started or writes, "a host came first"
+        def write_slowly(journal: Journal, entry: Entry) -> None:
+            assert not guarded.cluster.hosts or writes, "a host came first"
             time.sleep(0.3)
-            write(entry)
+            write(journal, entry)
             writes.append(entry.ahead_device_seconds)
 
-        monkeypatch.setattr(guarded.reception._journal, "write", slow)
-        await guarded.reception.submit("t", runs, needs=sure(runs, 1.0))
-        assert guarded.started == []
-        until = time.monotonic() + 20
-        while len(guarded.started) < 2 and time.monotonic() < until:
-            await asyncio.sleep(0.05)
-        assert guarded.started == ["h0", "h1"] and max(writes) >= 2 * LEAST_LEASE
-        await guarded.reception.close()
+        monkeypatch.setattr(Journal, "write", write_slowly)
+        await guarded.submit(fold_runs(make_plan([0.1], ["fine_tune"])), 1.0)
+        assert not guarded.cluster.hosts
+        await guarded.started(2)
+        assert max(writes) >= 2 * LEAST_LEASE
+        await guarded.coordinator.close()
+        assert list(guarded.cluster.hosts) == ["host-1", "host-2"]
 
     asyncio.run(study())
 
 
-def test_at_the_cap_hosts_save_and_go_and_one_that_does_not_answer_is_ended(tmp_path, monkeypatch):
+def test_at_the_cap_hosts_save_and_leave_and_one_that_does_not_answer_is_killed(tmp_path):
     async def study() -> None:
-        guarded = Guarded(tmp_path, seconds(14.0), monkeypatch)
-        runs = fold_runs(make_plan([0.1], ["fine_tune"]))
-        await guarded.reception.submit("t", runs, needs=sure(runs, 5.0))
-        while len(guarded.started) < 2:
-            await asyncio.sleep(0.05)
-        for name in ("h0", "h1"):
-            await guarded.reception.arrive(name, 0.0)
-            assert (await guarded.ask(name)).open
+        guarded = Guarded(tmp_path, seconds(14.0))
+        await guarded.submit(fold_runs(make_plan([0.1], ["fine_tune"])), 5.0)
+        await guarded.started(2)
+        opened = []
+        for name in ("host-1", "host-2"):
+            await guarded.coordinator.arrive(name, 0.0)
+            opened += (await guarded.exchange(name)).open
         began = time.monotonic()
-        stopped = asyncio.create_task(guarded.reception.stopped())
-        order = await guarded.ask("h0")
-        while not order.evacuate:
+        stopped = asyncio.create_task(guarded.coordinator.stopped())
+        while not (await guarded.exchange("host-1")).drain:
             await asyncio.sleep(0.1)
-            order = await guarded.ask("h0")
-        key = next(iter(guarded.reception._board._hosts["h0"].wishes))
-        await guarded.reception.release("h0", [HostReport(key, saved=f"{key}/000001")])
-        guarded.account.end("h0", time.monotonic())  # as `_watch` says it
-        why = await asyncio.wait_for(stopped, 20)  # h1 is silent
-        assert why.by_budget and guarded.ended == ["h1"]
+        key = opened[0][0].key
+        report = HostReport(key, checkpoint=f"{key}/000001")
+        await guarded.coordinator.release("host-1", [report])
+        guarded.cluster.hosts["host-1"].leave()
+        why = await asyncio.wait_for(stopped, 20)  # host-2 is silent
+        assert why.by_budget and guarded.cluster.ended == ["host-2"]
         assert 4 < time.monotonic() - began < 12
-        closing = await guarded.reception.close()
+        closing = await guarded.coordinator.close()
         assert closing.stopped.by_budget and "the budget is used up" in closing.stopped.sentence
         assert closing.spent.device_seconds <= 14.0
         (entry,) = guarded.journal.entries()
         assert entry.has_ended and entry.device_seconds == closing.device_seconds
         assert list(entry.unfinished) == [key]
-        assert guarded.reception._board.collect("t")[0] == [], "nothing is recorded, nothing lost"
+        with pytest.raises(TimeoutError):  # nothing is recorded, nothing lost
+            await asyncio.wait_for(guarded.coordinator.listen("t"), 0.2)
 
     asyncio.run(study())
 
 
-def test_a_study_ends_where_what_is_left_is_too_little_for_a_host(tmp_path, monkeypatch):
-    """And not for its fold-runs: trials would wait for a host that nobody asks for."""
+def test_a_study_ends_if_the_budget_left_is_too_small_for_a_host(tmp_path):
+    """Not only if it is too small for a fold-run: trials would wait for a host that is never requested."""
 
     async def study() -> None:
         Journal(str(tmp_path)).write(Entry("before", 0.0, device_seconds=98.0))
-        guarded = Guarded(tmp_path, seconds(100.0), monkeypatch)
-        runs = fold_runs(make_plan([0.1], ["fine_tune"]))
-        await guarded.reception.submit("t", runs, needs=sure(runs, 0.5))
-        why = await asyncio.wait_for(guarded.reception.stopped(), 20)
+        guarded = Guarded(tmp_path, seconds(100.0))
+        await guarded.submit(fold_runs(make_plan([0.1], ["fine_tune"])), 0.5)
+        why = await asyncio.wait_for(guarded.coordinator.stopped(), 20)
         assert why.by_budget and "the budget is used up" in why.sentence
-        assert guarded.started == []
-        await guarded.reception.close()
+        assert not guarded.cluster.hosts
+        await guarded.coordinator.close()
 
     asyncio.run(study())
 
 
-def test_a_storage_that_refuses_ends_hosts_only_when_the_lease_does(tmp_path, monkeypatch):
+def test_a_refusing_storage_ends_hosts_only_when_the_lease_runs_out(tmp_path, monkeypatch):
     monkeypatch.setattr("raymrc.costs.account.LEAST_LEASE", 4.0)
     monkeypatch.setattr("raymrc.costs.account.MOST_LEASE", 4.0)
-    monkeypatch.setattr("raymrc.costs.account.WRITE_SECONDS", 0.4)
-    monkeypatch.setattr(reception, "WRITE_SECONDS", 0.4)
+    for module in ("costs.account", "scheduling.budget_guard", "sweep.coordinator"):
+        monkeypatch.setattr(f"raymrc.{module}.WRITE_SECONDS", 0.4)
 
     async def study() -> None:
-        guarded = Guarded(tmp_path, seconds(1000.0), monkeypatch)
-        runs = fold_runs(make_plan([0.1], ["fine_tune"]))[:1]
-        await guarded.reception.submit("t", runs, needs=sure(runs, 500.0))
-        while not guarded.started:
-            await asyncio.sleep(0.05)
-        await guarded.reception.arrive("h0", 0.0)
-        await guarded.ask("h0")
+        guarded = Guarded(tmp_path, seconds(1000.0))
+        await guarded.submit(fold_runs(make_plan([0.1], ["fine_tune"]))[:1], 500.0)
+        await guarded.started(1)
+        await guarded.coordinator.arrive("host-1", 0.0)
+        await guarded.exchange("host-1")
 
-        async def wait(long: float) -> bool:
-            until = time.monotonic() + long
-            while time.monotonic() < until:
-                if "h0" in guarded.reception._hosts and (await guarded.ask("h0")).evacuate:
+        async def is_drained(within: float) -> bool:
+            until = time.monotonic() + within
+            while time.monotonic() < until and not guarded.cluster.ended:
+                if (await guarded.exchange("host-1")).drain:
                     return True
                 await asyncio.sleep(0.1)
             return False
 
         spend = tmp_path / "spend"
-        for number, long in enumerate((1.5, 8.0)):
+        for number, outage in enumerate((1.5, 8.0)):
             spend.rename(tmp_path / f"away-{number}")
             spend.touch()  # a file in the folder's place
-            was_ended = await wait(long)
-            assert was_ended == (long > 4), "a short outage ends nobody, a long one everybody"
+            was_drained = await is_drained(outage)
+            assert was_drained == (outage > 4), "only a long outage ends hosts"
             spend.unlink()
             (tmp_path / f"away-{number}").rename(spend)
-            if not was_ended:
-                assert not await wait(1.0)
+            if not was_drained:
+                assert not await is_drained(1.0)
         spent = guarded.account.device_seconds(time.monotonic())
         (entry,) = Journal(str(tmp_path)).entries()
-        assert not entry.has_ended and entry.charged >= spent, "what is written covers it"
-        await guarded.reception.release("h0", [])
-        guarded.account.end("h0", time.monotonic())
-        why = await asyncio.wait_for(guarded.reception.stopped(), 10)
-        assert not why.by_budget and "could not be noted" in why.sentence
-        await guarded.reception.close()
+        assert not entry.has_ended and entry.charged >= spent, "the last lease covers it"
+        await guarded.coordinator.release("host-1", [])
+        guarded.cluster.hosts["host-1"].leave()
+        why = await asyncio.wait_for(guarded.coordinator.stopped(), 10)
+        assert not why.by_budget and "could not be written" in why.sentence
+        await guarded.coordinator.close()
 
     asyncio.run(study())
 
 
-def test_a_process_knows_how_old_it_is():
+def test_a_process_knows_its_age():
     code = "import time\ntime.sleep(1)\nfrom raymrc.sweep.hosts import process_age\nprint(process_age())"
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -223,7 +210,7 @@ def test_a_process_knows_how_old_it_is():
 
 
 class Watch(threading.Thread):
-    """How long processes of hosts are there, seen from outside; device-seconds, as each holds one core."""
+    """Measures from outside how long processes of hosts exist: in device-seconds, at one core each."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -255,7 +242,7 @@ class Watch(threading.Thread):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with workplace.cluster(HostResources(max_hosts=2), tmp_path_factory.mktemp("cluster")):
+    with session.cluster(HostResources(max_hosts=2), tmp_path_factory.mktemp("cluster")):
         yield
 
 
@@ -281,7 +268,7 @@ def wanted() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SlowToFetch:
-    """Opens pools, and takes its time to be unpickled, as torch takes to be imported."""
+    """Opens pools, and takes long to be unpickled, like an import of torch."""
 
     folder: Path
 
@@ -300,12 +287,14 @@ def _fetch_slowly(folder: Path) -> Any:
 @pytest.mark.ray
 @pytest.mark.timed
 class TestOnRay:
-    def test_a_host_is_charged_before_it_has_what_it_trains_with(self, cluster, tmp_path, script):
+    def test_a_host_is_charged_before_it_has_fetched_what_it_trains_with(
+        self, cluster, tmp_path, script
+    ):
         import ray
 
         terms = HostTerms(cpus=1, gpus=0, num_threads=1, save_seconds=0.0, storage=str(tmp_path))
         account = Account(seconds(600), (), time.time(), time.monotonic())
-        desk = reception.open_coordinator(
+        coordinator = open_coordinator(
             SlowToFetch(tmp_path),
             script,
             terms,
@@ -314,19 +303,19 @@ class TestOnRay:
             max_devices=1,
         )
         try:
-            desk.submit.remote("t", fold_runs(PLAN)[:1])
+            coordinator.submit.remote("t", fold_runs(PLAN)[:1])
             until = time.monotonic() + 60
             while not (tmp_path / "begun").exists() and time.monotonic() < until:
                 time.sleep(0.05)
-            assert ray.get(desk.spent.remote(), timeout=10).device_seconds > 0
+            assert ray.get(coordinator.spent.remote(), timeout=10).device_seconds > 0
             (tmp_path / "go").touch()
-            results, _ = ray.get(desk.listen.remote("t"), timeout=60)
-            assert results, "and it trains, as it would have"
+            results, _ = ray.get(coordinator.listen.remote("t"), timeout=60)
+            assert results, "it trains as usual"
         finally:
-            ray.get(desk.close.remote())
-            ray.kill(desk)
+            ray.get(coordinator.close.remote())
+            ray.kill(coordinator)
 
-    def test_the_cap_holds_and_a_larger_budget_goes_on_from_what_was_saved(
+    def test_the_cap_holds_and_a_larger_budget_resumes_from_checkpoints(
         self, cluster, tmp_path, script
     ):
         slow = replace(script, nap=6.0)
@@ -337,12 +326,12 @@ class TestOnRay:
         (entry,) = Journal(str(tmp_path)).entries()
         assert entry.has_ended
         assert entry.device_seconds <= 24.0 * 1.01
-        # From outside processes are seen a little later, and each look takes a while.
+        # From outside, processes are seen a little later, and each look takes time.
         assert watch.device_seconds <= entry.device_seconds + 1.0
         assert outcome.spent.device_seconds == pytest.approx(entry.device_seconds)
 
         again = run(tmp_path, slow, seconds(24.0))
-        assert again.out_of_budget and again.done == 0, "what is spent stays spent"
+        assert again.out_of_budget and again.done == 0, "what was spent is still spent"
 
         began = len(script.trained())
         saved = len(list((tmp_path / "saved").glob("*/*")))
@@ -351,19 +340,19 @@ class TestOnRay:
         assert (outcome.out_of_budget, outcome.done + outcome.reused) == ("", 6)
         assert {r.key: r for r in Ledger(str(tmp_path)).records()} == wanted()
         later = [path for path in script.folder.iterdir() if int(path.name.split("-")[2]) > 0]
-        assert later, "some went on from where they were"
-        assert len(script.trained()) - began == outcome.done, "each once"
+        assert later, "some fold-runs resumed"
+        assert len(script.trained()) - began == outcome.done, "each was trained once"
         total = add_up(Journal(str(tmp_path)).entries(), 1.0)
         assert total.device_seconds == pytest.approx(outcome.spent.device_seconds)
 
-    def test_a_wall_clock_cap_closes_hosts_too(self, cluster, tmp_path, script):
+    def test_a_wall_clock_cap_ends_hosts_too(self, cluster, tmp_path, script):
         budget = Budget(wall_hours=20.0 / 3600)
         outcome = run(tmp_path, replace(script, nap=8.0), budget)
         assert outcome.out_of_budget and outcome.done < 6
         (entry,) = Journal(str(tmp_path)).entries()
         assert 10.0 < entry.seconds <= 20.0 * 1.01
 
-    def test_what_does_not_fit_is_not_begun_and_the_run_says_what_is_wanted(
+    def test_fold_runs_that_do_not_fit_are_not_started_and_the_message_says_what_they_need(
         self, cluster, tmp_path, script
     ):
         def expect(fold_run: FoldRun) -> Need:
@@ -379,7 +368,7 @@ class TestOnRay:
         outcome = run(tmp_path, script, Budget(), expect=expect)
         assert outcome.done == 4 and not outcome.out_of_budget
 
-    def test_without_a_budget_what_is_spent_is_written_down(self, cluster, tmp_path, script):
+    def test_spending_is_written_down_without_a_budget(self, cluster, tmp_path, script):
         outcome = run(tmp_path, replace(script, nap=1.0), Budget(device_hour_usd=3600.0))
         (entry,) = Journal(str(tmp_path)).entries()
         assert outcome.done == 6 and entry.has_ended and entry.device_seconds > 3
@@ -413,7 +402,7 @@ class TestOnRay:
         assert outcome.done + outcome.reused == len(PLAN.cells[0].configurations) * 3
 
     @pytest.mark.chaos
-    def test_a_study_without_storage_ends_within_its_lease_and_goes_on_later(
+    def test_a_study_without_storage_ends_within_its_lease_and_resumes_later(
         self, cluster, tmp_path, script
     ):
         def take_away() -> None:
@@ -425,7 +414,7 @@ class TestOnRay:
 
         thread = threading.Thread(target=take_away, daemon=True)
         thread.start()
-        with Watch() as watch, pytest.raises(LedgerError, match="could not be noted"):
+        with Watch() as watch, pytest.raises(LedgerError, match="could not be written"):
             run(tmp_path, replace(script, nap=60.0), seconds(1000.0))
         thread.join()
         (tmp_path / "spend").unlink()

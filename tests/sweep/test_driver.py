@@ -452,7 +452,7 @@ def test_a_cell_in_which_all_fails_is_closed_and_the_others_go_on(cluster, tmp_p
 
 def test_a_trial_that_wants_more_than_there_is_gets_a_sentence(cluster, tmp_path, script):
     with pytest.raises(
-        RaymrcError, match="a host wants 1 CPU and 1 GPU of this cluster: there is room for 0"
+        RaymrcError, match="a host needs 1 CPU and 1 GPU, but the cluster has room for 0; lower"
     ):
         run(make_plan(), tmp_path, script, resources=HostResources(gpus_per_host=1.0))
 
@@ -462,7 +462,7 @@ def test_a_group_of_more_than_there_is_gets_a_sentence_before_anything_starts(
 ):
     plan = make_plan([0.1], ["soft_prompt"])
     cells = (replace(plan.cells[0], placement=Placement("group", (3, 4))),)
-    wanted = "a worker group wants at least 3 times 1 CPU of this cluster: there is room for 2; set"
+    wanted = "a worker group needs at least 3 times 1 CPU, but the cluster has room for 2; lower"
     with pytest.raises(RaymrcError, match=wanted):
         run(replace(plan, cells=cells), tmp_path, script)
     assert script.trained() == []

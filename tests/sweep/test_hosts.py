@@ -1,4 +1,4 @@
-"""Promise: a host or a machine that goes costs time, never a digit of a result.
+"""Promise: the loss of a host or a machine costs time, and changes no digit of a result.
 
 Real Ray, real training of a tiny backbone; hosts and nodes are killed at random moments.
 """
@@ -18,15 +18,20 @@ from typing import Any
 import psutil
 import pytest
 
+from raymrc.costs.account import Account
+from raymrc.costs.budget import Budget
 from raymrc.ledger.ledger import Ledger
-from raymrc.ledger.record import Record
-from raymrc.scheduling.work_queue import MAX_HOST_DEATHS, SINGLE_DEVICE, WorkerRange
-from raymrc.sweep.capacity import had_process
-from raymrc.sweep.coordinator import _Asked
+from raymrc.scheduling.fleet import FleetHost
+from raymrc.scheduling.orders import Order
+from raymrc.scheduling.work_queue import MAX_HOST_DEATHS
+from raymrc.sweep.coordinator import Coordinator
 from raymrc.sweep.driver import run_study
-from raymrc.sweep.hosts import HostTerms
+from raymrc.sweep.hosts import Host, HostTerms
+from raymrc.sweep.ray_cluster import RayHost
+from raymrc.sweep.ray_internals import had_process
 from raymrc.sweep.session import HostResources
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
+from tests.sweep.fake_cluster import FakeCluster
 from tests.sweep.making import (
     Script,
     actors,
@@ -51,138 +56,30 @@ pytestmark = [
 TERMS = HostTerms(cpus=1, gpus=0, num_threads=1, save_seconds=5.0, storage="nowhere")
 
 
-def asked(name: str, ended: list[str] | None = None) -> _Asked:
-    return _Asked(SINGLE_DEVICE, lambda: (ended if ended is not None else []).append(name))
-
-
-def test_hosts_that_cannot_start_are_not_started_for_ever(monkeypatch: Any) -> None:
-    from ray.exceptions import ActorDiedError
-
-    from raymrc.sweep.coordinator import MAX_FAILED_STARTS, Coordinator
-
-    reception = Coordinator({"lanes": 2, "max_devices": 2}, [], TERMS)
-    monkeypatch.setattr(reception, "_scale", lambda: None)
-    runs = fold_runs(make_plan([0.1], ["frozen_soft_prompt"]))
-
-    async def die() -> None:
-        raise ActorDiedError
-
-    async def study() -> tuple[list[dict[str, Any]], bool]:
-        await reception.submit("t", runs)
-        await reception._watch("called-off", die())
-        for number in range(MAX_FAILED_STARTS):
-            reception._hosts[f"h{number}"] = asked(f"h{number}")
-            await reception._watch(f"h{number}", die())
-        return await reception.listen("t")
-
-    results, is_over = asyncio.run(study())
-    assert is_over and len(results) == len(runs)
-    reasons = {Record.from_json(result["record"]).reason for result in results}
-    assert all(reason.startswith("no host can be started (ray.exceptions") for reason in reasons)
-
-
-def test_a_host_that_dies_while_it_waits_takes_no_work_with_it(monkeypatch: Any) -> None:
-    from raymrc.sweep.coordinator import Coordinator
-
-    reception = Coordinator({"lanes": 4, "max_devices": 1}, [], TERMS)
-    monkeypatch.setattr(reception, "_scale", lambda: None)
-    runs = fold_runs(make_plan([0.1], ["frozen_soft_prompt"]))
-
-    async def end() -> None:
-        pass
-
-    async def study() -> list[str]:
-        reception._hosts["a"] = asked("a")
-        waiting = asyncio.create_task(reception.exchange("a", ("node",), ()))
-        await asyncio.sleep(0.05)
-        await reception._watch("a", end())
-        await reception.submit("t", runs)
-        order = await waiting
-        assert order.leave and not order.open
-        reception._hosts["b"] = asked("b")
-        return [run.key for run, _ in (await reception.exchange("b", ("node",), ())).open]
-
-    assert asyncio.run(study()) == [run.key for run in runs]
-
-
-def test_hosts_and_groups_that_are_lost_or_taken_away_are_counted(monkeypatch: Any) -> None:
-    """What the dashboard's panel of node churn and its alert are drawn from."""
-    import ray
-    from ray.exceptions import ActorDiedError
-
-    from raymrc.sweep.coordinator import Coordinator
-    from raymrc.sweep.metrics import EVICTIONS, HOST_DEATHS
-
-    reception = Coordinator({"lanes": 4, "max_devices": 4}, [], TERMS)
-    monkeypatch.setattr(reception, "_scale", lambda: None)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "node", "Alive": True}])
-    told: list[tuple[str, str]] = []
-
-    def tell(series: Any, value: float, *_: Any, kind: str = "", **__: Any) -> None:
-        told.extend([(series.name, kind)] * int(value))
-
-    monkeypatch.setattr(reception._metrics, "publish", tell)
-
-    async def die() -> None:
-        raise ActorDiedError
-
-    async def go() -> None:
-        pass
-
-    async def study() -> None:
-        reception._hosts |= {"h": asked("h"), "g": _Asked((1, 2), lambda: None), "i": asked("i")}
-        for name in "hgi":
-            reception._hosts[name].nodes = ("node",)
-        reception._draining = {"gone"}
-        for host in "hg":
-            assert (await reception.exchange(host, ("gone",), ())).evacuate
-        reception._hosts["g"].nodes = reception._hosts["h"].nodes = ("node",)
-        await reception._watch("h", die())
-        await reception._watch("g", die())
-        await reception._watch("i", go())
-
-    asyncio.run(study())
-    assert told == [
-        (EVICTIONS.name, "host"), (EVICTIONS.name, "group"),
-        (HOST_DEATHS.name, "host"), (HOST_DEATHS.name, "group"),
-    ], "who goes by itself is not lost"  # fmt: skip
-
-
-def test_a_host_that_has_not_started_is_called_off_only_where_work_stays_away(
-    monkeypatch: Any,
+def test_a_host_saves_and_closes_the_lanes_that_it_hands_over_and_another_one_resumes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from raymrc.sweep.coordinator import Coordinator
+    """Two hosts in this process; what they train with is given to them without Ray."""
+    import ray
 
-    board = {"lanes": 1, "max_devices": 2, "idle_seconds": 0.2}
-    reception = Coordinator(board, [], TERMS)
-    started: list[str] = []
-    called_off: list[Any] = []
-
-    def start(crew: WorkerRange) -> None:
-        assert crew == SINGLE_DEVICE
-        started.append(f"h{len(started)}")
-        reception._hosts[started[-1]] = asked(started[-1], called_off)
-
-    monkeypatch.setattr(reception, "_start", start)
-    one, two, three = (
-        fold_runs(make_plan([rate], ["frozen_soft_prompt"])) for rate in (0.1, 0.2, 0.3)
-    )
-
-    async def study() -> None:
-        await reception.submit("one", one)
-        await reception.exchange("h0", ("node",), ())  # the first has started, the second not yet
-        await reception.withdraw("one")
-        await asyncio.sleep(0.1)
-        await reception.submit("two", two)  # soon enough
-        await asyncio.sleep(0.2)
-        assert (started, called_off) == (["h0", "h1"], [])
-        await reception.withdraw("two")
-        await asyncio.sleep(0.3)
-        assert called_off == ["h1"]
-        await reception.submit("three", three)
-        assert started == ["h0", "h1", "h2"]
-
-    asyncio.run(study())
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    (tmp_path / "trained").mkdir()
+    script = Script(tmp_path / "trained")
+    terms = replace(TERMS, save_seconds=1e9, storage=str(tmp_path))
+    shared: Any = [(open_pool, script)]
+    one, other = Host(shared, terms), Host(shared, terms)
+    stays, moves, _ = fold_runs(make_plan([0.1], ["frozen_soft_prompt"]))
+    assert one.obey(Order(open=((stays, None), (moves, None)))) == []
+    assert [report.key for report in one.train()] == [stays.key, moves.key]
+    (tmp_path / "saved").touch()  # a file in the folder's place
+    order = Order(hand_over=(moves.key,))
+    assert one.obey(order) == [], "a lane that cannot be saved stays"
+    (tmp_path / "saved").unlink()
+    (report,) = one.obey(order)
+    assert report.handed_over and report.checkpoint is not None
+    assert [report.key for report in one.train()] == [stays.key]
+    assert other.obey(Order(open=((moves, report.checkpoint),))) == []
+    assert script.begun_at() == [0, 0, 1]
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +101,6 @@ def cluster() -> Iterator[Any]:
 def test_a_host_that_has_left_does_not_hold_its_device_any_longer(cluster: Any) -> None:
     import ray
 
-    from raymrc.sweep.coordinator import run_to_its_end
-
     @ray.remote(num_cpus=1)
     class Host:
         def run(self) -> int:
@@ -213,21 +108,17 @@ def test_a_host_that_has_left_does_not_hold_its_device_any_longer(cluster: Any) 
 
     host = Host.remote()
     pid = ray.get(host.run.remote())
-    asyncio.run(run_to_its_end(host, host.run.remote()))
+    asyncio.run(RayHost(host, host.run.remote()).wait())
     until = time.monotonic() + 10
     while psutil.pid_exists(pid):
-        assert time.monotonic() < until, "it is still there, and so is who holds it"
+        assert time.monotonic() < until, "its process is still there, and holds the device"
         time.sleep(0.05)
 
 
-def test_who_is_ended_before_the_first_word_is_charged_where_there_was_a_process(
-    cluster: Any,
+def test_a_host_that_is_killed_before_its_first_contact_is_charged_if_it_had_a_process(
+    cluster: Any, tmp_path: Path
 ) -> None:
     import ray
-
-    from raymrc.costs.account import Account
-    from raymrc.costs.budget import Budget
-    from raymrc.sweep.coordinator import Coordinator, run_to_its_end
 
     @ray.remote(num_cpus=1)
     class Host:
@@ -236,29 +127,39 @@ def test_who_is_ended_before_the_first_word_is_charged_where_there_was_a_process
 
         def run(self) -> None: ...
 
+    class OneHost(FakeCluster):
+        def __init__(self, host: Any) -> None:
+            super().__init__()
+            self.host = host
+
+        def launch(self, _: FleetHost) -> Any:
+            return RayHost(self.host, self.host.run.remote())
+
     async def end_after(seconds: float, host: Any) -> float:
-        """Device-seconds that are charged."""
+        """The device-seconds that are charged."""
         account = Account(Budget(), (), time.time(), time.monotonic())
-        reception = Coordinator({"lanes": 1, "max_devices": 9}, [], TERMS, account)
-        account.ask("h", 1.0, time.monotonic())
-        running = run_to_its_end(host, host.run.remote())
-        watch = asyncio.create_task(reception._watch("h", running, host._actor_id.hex()))
+        terms = replace(TERMS, storage=str(tmp_path))
+        coordinator = Coordinator({"lanes": 1, "max_devices": 1}, terms, OneHost(host), account)
+        await coordinator.submit("t", fold_runs(make_plan([0.1]))[:1])
+        await coordinator.withdraw("t")  # so that no other host is started
         await asyncio.sleep(seconds)
         ray.kill(host)
-        await watch
-        assert not account.awaits("h")
-        return account.device_seconds(time.monotonic())
+        while account.awaits("host-1"):
+            await asyncio.sleep(0.01)
+        charged = account.device_seconds(time.monotonic())
+        await coordinator.close()
+        return charged
 
-    def there(hosts: list[Any]) -> list[Any]:
-        return [host for host in hosts if had_process(host._actor_id.hex())]
+    def with_process(hosts: list[Any]) -> list[Any]:
+        return [host for host in hosts if had_process(host)]
 
     async def study() -> None:
         hosts = [Host.remote() for _ in range(3)]
         until = time.monotonic() + 60
-        while len(there(hosts)) < 2:
+        while len(with_process(hosts)) < 2:
             assert time.monotonic() < until
             await asyncio.sleep(0.1)
-        first, second = there(hosts)  # on the two devices; Ray does not promise which two
+        first, second = with_process(hosts)  # on the two devices; Ray does not promise which two
         (queued,) = set(hosts) - {first, second}
         assert await end_after(1.0, queued) == 0.0, "there is no device for it"
         assert 1.0 <= await end_after(1.0, first) < 10.0
@@ -268,7 +169,12 @@ def test_who_is_ended_before_the_first_word_is_charged_where_there_was_a_process
 
 
 class Killer(threading.Thread):
-    """Kills a random host every so often while a study runs, so many times."""
+    """Kills a random host now and then while a study runs.
+
+    Args:
+        every: mean seconds between two kills.
+        times: number of kills.
+    """
 
     def __init__(self, every: float, times: int) -> None:
         super().__init__(daemon=True)
@@ -294,7 +200,7 @@ def test_killed_hosts_change_no_result(cluster: Any, tmp_path: Path) -> None:
         [0.01, 0.02, 0.03], ["frozen_soft_prompt"], backbone=backbone,
         prompt_length=4, match_width=16, epochs=18, batch_size=4, window=20, overlap=4,
     )  # fmt: skip
-    killer = Killer(every=4.0, times=MAX_HOST_DEATHS - 1)  # more, and one of them may be given up
+    killer = Killer(every=4.0, times=MAX_HOST_DEATHS - 1)  # one more, and a fold-run might fail
     killer.start()
     ledger = Ledger(str(tmp_path))
     outcome = run_study(
@@ -320,7 +226,7 @@ def script(tmp_path: Path) -> Script:
     return Script(tmp_path / "trained", nap=3.0)
 
 
-def test_lanes_of_a_lost_machine_go_on_on_another_from_their_last_epoch(
+def test_lanes_of_a_lost_machine_resume_on_another_one_from_their_last_epoch(
     cluster: Any, tmp_path: Path, script: Script
 ) -> None:
     plan = make_plan([0.1, 0.2], ["frozen_soft_prompt"])
@@ -328,7 +234,7 @@ def test_lanes_of_a_lost_machine_go_on_on_another_from_their_last_epoch(
 
     def lose_and_replace() -> None:
         until = time.monotonic() + 60
-        # What was saved first has been told of by the second time.
+        # The coordinator knows of a lane's first checkpoint when the second one is written.
         while len(list(tmp_path.glob("saved/*/*2"))) < 6 and time.monotonic() < until:
             time.sleep(0.05)
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
@@ -346,10 +252,10 @@ def test_lanes_of_a_lost_machine_go_on_on_another_from_their_last_epoch(
     assert len(script.trained()) > 6 and max(script.begun_at()) > 0
 
 
-def test_a_machine_with_a_notice_saves_what_is_open_at_that_moment(
+def test_a_machine_with_a_notice_saves_its_open_lanes_at_that_moment(
     cluster: Any, tmp_path: Path, script: Script
 ) -> None:
-    """Nothing is saved at epochs' ends here, so that what goes on from a state was saved by the notice."""
+    """Nothing is saved at the ends of epochs here, so lanes resume from what was saved after the notice."""
     plan = make_plan([0.1, 0.2], ["frozen_soft_prompt"])
     ledger = Ledger(str(tmp_path))
 
@@ -374,13 +280,13 @@ def test_a_machine_with_a_notice_saves_what_is_open_at_that_moment(
     assert (outcome.done, outcome.failed) == (6, 0)
     assert {r.key: r for r in ledger.records()} == {r.key: make_record(r) for r in fold_runs(plan)}
     assert max(script.begun_at()) > 0
-    assert len(script.trained()) <= 9, "each went on once at most"
+    assert len(script.trained()) <= 9, "each lane resumed at most once"
 
 
-def test_hosts_go_when_there_is_nothing_to_do_and_come_again(
+def test_hosts_leave_when_there_is_no_work_and_start_again(
     cluster: Any, tmp_path: Path, script: Script
 ) -> None:
-    """Between studies no core is held, so that a cluster can shrink."""
+    """No core is held between two studies, so that a cluster can shrink."""
     import ray
 
     quick = replace(script, nap=0.0)

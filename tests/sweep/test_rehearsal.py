@@ -78,6 +78,6 @@ def test_a_group_that_the_cluster_can_never_have_gets_a_sentence(
     battle = Battle(growing, folder, [], every=1)
     said, code = battle.run_once(180)
     assert code == 2
-    assert said.startswith("a worker group wants at least 3 times 1 CPU and 1 GPU of this cluster")
-    assert "its autoscaler says it can never have" in said
+    assert said.startswith("a worker group needs at least 3 times 1 CPU and 1 GPU, but the cluster")
+    assert "autoscaler says that it can never provide this" in said
     assert Ledger(str(folder)).records() == ()

@@ -1,0 +1,107 @@
+"""The cluster as the coordinator sees it: it starts hosts and worker groups, and has nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import ray
+
+from raymrc.scheduling.cluster_survey import ClusterStatus
+from raymrc.scheduling.fleet import FleetHost
+from raymrc.scheduling.orders import SINGLE_DEVICE
+from raymrc.sweep.hosts import Host, HostTerms, Shared
+from raymrc.sweep.ray_internals import draining_nodes, had_process, read_cluster_status
+from raymrc.sweep.workers import start_group
+
+
+class LaunchedHost(Protocol):
+    async def wait(self) -> None:
+        """Wait until the host has left.
+
+        Raises:
+            RayError: it died.
+        """
+
+    def end(self) -> None:
+        """End the host, whatever it is doing."""
+
+    def had_process(self) -> bool:
+        """Whether the host has ever held its devices, as far as that is known; may block."""
+
+
+class ClusterBackend(Protocol):
+    def launch(self, host: FleetHost) -> LaunchedHost:
+        """Start a host that will contact the coordinator whose actor this process is."""
+
+    def nodes(self) -> dict[str, Mapping[str, float]]:
+        """Total resources of each node that is alive, by id."""
+
+    def draining_nodes(self) -> set[str]:
+        """Ids of nodes that will be taken away; may block."""
+
+    def status(self) -> ClusterStatus:
+        """What an autoscaler says; may block."""
+
+
+class RayHost:
+    """A host on one device: an actor."""
+
+    def __init__(self, actor: Any, running: Any) -> None:
+        self._actor = actor
+        self._running = running
+
+    async def wait(self) -> None:
+        try:
+            await self._running
+        finally:
+            # A process with torch takes its time to exit by itself, and holds its device meanwhile.
+            ray.kill(self._actor)
+
+    def end(self) -> None:
+        ray.kill(self._actor)
+
+    def had_process(self) -> bool:
+        return had_process(self._actor)
+
+
+class RayGroup:
+    """A worker group: a task that runs Ray Train."""
+
+    def __init__(self, running: Any) -> None:
+        self._running = running
+
+    async def wait(self) -> None:
+        await self._running
+
+    def end(self) -> None:
+        # Interrupts Ray Train, so that it gives back what it holds or has requested.
+        ray.cancel(self._running)
+
+    def had_process(self) -> bool:
+        return False
+
+
+def alive_nodes() -> dict[str, Mapping[str, float]]:
+    """Total resources of each node that is alive, by id."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+
+class RayCluster:
+    nodes = staticmethod(alive_nodes)
+    draining_nodes = staticmethod(draining_nodes)
+    status = staticmethod(read_cluster_status)
+
+    def __init__(self, shared: Shared, terms: HostTerms) -> None:
+        self._shared = shared
+        self._terms = terms
+
+    def launch(self, host: FleetHost) -> LaunchedHost:
+        coordinator = ray.get_runtime_context().current_actor
+        if host.workers != SINGLE_DEVICE:
+            group = start_group(host.name, host.size, coordinator, self._shared, self._terms)
+            return RayGroup(group)
+        # An actor has a process of its own, in which it can set torch's number of threads.
+        options = {"num_cpus": self._terms.cpus, "num_gpus": self._terms.gpus}
+        actor: Any = ray.remote(Host).options(**options).remote(self._shared, self._terms)
+        return RayHost(actor, actor.run.remote(host.name, coordinator))
