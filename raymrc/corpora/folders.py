@@ -1,4 +1,4 @@
-"""A folder that is there whole or not at all."""
+"""Writing a folder atomically."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from raymrc.errors import CorpusError
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into; it takes its place once all is written.
-
-    Whatever goes wrong in between, nothing half-written is left behind.
+    """A temporary folder beside `folder` that replaces it when the block ends without an error.
 
     Raises:
-        CorpusError: `folder` already holds something, or cannot be made.
+        CorpusError: `folder` is not empty or cannot be written.
     """
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -27,11 +25,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
         raise CorpusError(
-            f"{folder}: cannot be made ({error.strerror}); choose a folder that you may write to"
+            f"{folder}: cannot be created ({error.strerror}); choose a writable folder"
         ) from None
     try:
         yield beside
-        beside.chmod(0o755)  # mkdtemp keeps others out; a corpus folder is the user's to share
+        beside.chmod(0o755)  # mkdtemp creates it with 0700, and users share corpus folders
         beside.replace(folder)
     except OSError as error:
         raise CorpusError(f"{folder}: cannot be written ({error.strerror})") from None

@@ -1,8 +1,8 @@
-"""The corpus formats by name, and the one way to read them.
+"""The corpus formats by name, and reading a corpus.
 
     path -> reader -> notes, problems -> label map -> sites -> corpus
 
-A format is one row of `READERS`; a new one is a function from a path to a `Reading`.
+A format is one row of `READERS`, with a function from a path to a `Reading`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ SHAC_JOINS = tuple(
     for argument in arguments
     for value in SHAC_VALUE_ATTRIBUTES.get(value_attribute(argument), ("",))
 )
-"""Which event has which argument, 29 in all, and with which values."""
+"""The 29 pairs of event and argument, with the values of each argument."""
 
 N2C2_2022 = BratScheme(
     labels=SHAC_TRIGGERS + SHAC_ARGUMENT_LABELS,
@@ -91,10 +91,10 @@ class Reader:
 
     Args:
         read: path -> notes and problems.
-        labels, relation_labels: what it can give, in order; None where that depends on the data.
+        labels, relation_labels: labels in order; None if they depend on the data.
         about: one line for lists of formats.
         triggers: labels of events' triggers, for `write_corpus`.
-        joins: all that relations can join; None where that depends on the data.
+        joins: what relations can join; None if it depends on the data.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Reader:
 
 
 def _read_maccrobat(path: Path) -> Reading:
-    """Group is the note: a file is an article, named by its PubMed id."""
+    """Each file is an article, named by its PubMed id, and a group by itself."""
     return read_brat(path / "brat" if (path / "brat").is_dir() else path)
 
 
@@ -154,35 +154,37 @@ READERS = {
 
 
 def find_reader(name: str) -> Reader:
-    """Raises CorpusError, with the nearest right name, where there is no such reader."""
+    """
+    Raises:
+        CorpusError: there is no such reader.
+    """
     if name not in READERS:
         raise CorpusError(f"there is no reader {name!r}{suggest(name, READERS)}")
     return READERS[name]
 
 
 def read_notes(path: Path, reader: str) -> Reading:
-    """Notes and problems, before anything is raised; an empty corpus is a problem too."""
+    """Notes and problems; an empty corpus is a problem."""
     row = find_reader(reader)
     if not path.exists():
         reading = Reading()
-        reading.problems.error(path, None, "is not there; mend the path or fetch the corpus")
+        reading.problems.error(path, None, "does not exist; correct the path or fetch the corpus")
         return reading
     reading = row.read(path)
     if not reading.notes and not any(p.severity == ERROR for p in reading.problems.found):
         reading.problems.error(
-            path, None, f"holds no notes that reader {reader} can see; mend the path or the reader"
+            path, None, f"contains no notes for reader {reader}; correct the path or the reader"
         )
     return reading
 
 
 def known_labels(reader: str, labels: Labels = None) -> tuple[str, ...] | None:
-    """The labels that `read_corpus` will give, without reading a file.
+    """The labels that `read_corpus` will return, without reading a file; None if the data decide.
 
-    None where they depend on the data. A list or mapping is taken at its word where the reader's
-    own labels depend on the data; `read_corpus` checks it.
+    A list or mapping cannot be checked if the reader's labels depend on the data; `read_corpus` does.
 
     Raises:
-        CorpusError: an unknown reader, label map or label, with the nearest right one.
+        CorpusError: an unknown reader, label map or label.
     """
     row = find_reader(reader)
     if labels is None:
@@ -191,10 +193,10 @@ def known_labels(reader: str, labels: Labels = None) -> tuple[str, ...] | None:
 
 
 def known_joins(reader: str, labels: Labels = None) -> tuple[Join, ...] | None:
-    """What relations can join, unread; None where that depends on the data.
+    """What relations can join, without reading a file; None if the data decide.
 
     Raises:
-        CorpusError: an unknown reader, label map or label, with the nearest right one.
+        CorpusError: an unknown reader, label map or label.
     """
     joins = find_reader(reader).joins
     if isinstance(labels, str):
@@ -216,27 +218,26 @@ def read_corpus(
     labels: Labels = None,
     sites: Sequence[str] | None = None,
 ) -> Corpus:
-    """Notes with one label set.
+    """Read notes and give them one label set.
 
     Args:
-        path: what the reader reads, a folder or a file.
+        path: a folder or file, as the reader needs it.
         reader: a name in `READERS`.
-        labels: None for the reader's own; a list keeps these; a mapping renames its keys and keeps
-            only them; a name is a built-in map, such as "drug-ade" (`corpora.labels`).
-        sites: keep the notes of these; None for all.
+        labels: None for the reader's labels; a list keeps these labels; a mapping keeps and renames
+            its keys; a name is a built-in map, such as "drug-ade" (`corpora.labels`).
+        sites: keep notes of these sites; None for all.
 
     Raises:
-        CorpusError: all problems of the files, in file order; or labels or sites that are
-            not there.
+        CorpusError: all errors of the files, in file order; or unknown labels or sites.
     """
     path = Path(path)
     row = find_reader(reader)
-    known_labels(reader, labels)  # a wrong label is told before a long read
+    known_labels(reader, labels)  # reports a wrong label before a long read
     reading = read_notes(path, reader)
     errors = [str(p) for p in reading.problems.found if p.severity == ERROR]
     if errors:
         raise CorpusError(errors)
-    # All notes decide, whatever sites are kept, so that two sites have one label set.
+    # Notes of all sites decide, so that two sites have one label set.
     source = row.labels
     if source is None:
         source = tuple(sorted({span.label for note in reading.notes for span in note.spans}))
@@ -251,7 +252,7 @@ def read_corpus(
 def _present(
     notes: Sequence[Note], targets: Sequence[str], order: Sequence[str]
 ) -> tuple[str, ...]:
-    """Relation labels that occur: in the reader's order, then that of "X-Drug", then by name."""
+    """Occurring relation labels: in the reader's order, then that of "X-Drug", then by name."""
     names = {relation.label for note in notes for relation in note.relations}
     ranks = {name: rank for rank, name in enumerate([*order, *(f"{t}-Drug" for t in targets)])}
     return tuple(sorted(names, key=lambda name: (ranks.get(name, len(ranks)), name)))
@@ -260,30 +261,19 @@ def _present(
 def _of_sites(notes: tuple[Note, ...], sites: Sequence[str] | None, path: Path) -> tuple[Note, ...]:
     if sites is None:
         return notes
-    there = sorted({note.site for note in notes if note.site})
-    unknown = [site for site in sites if site not in there]
+    known = sorted({note.site for note in notes if note.site})
+    unknown = [site for site in sites if site not in known]
     if unknown:
         raise CorpusError(
-            [f"{path}: no note is of site {site!r}{suggest(site, there)}" for site in unknown]
+            [f"{path}: no note is from site {site!r}{suggest(site, known)}" for site in unknown]
         )
     return tuple(note for note in notes if note.site in sites)
 
 
 def write_corpus(corpus: Corpus, folder: Path, reader: str = "brat") -> None:
-    """Writes brat files that the reader reads back; events as event lines for "n2c2-2022".
+    """Write brat files that the reader reads back; for "n2c2-2022" with event lines.
 
     Raises:
         CorpusError: see `brat.write_brat`.
     """
     write_brat(corpus.notes, folder, find_reader(reader).triggers)
-
-
-__all__ = [
-    "READERS",
-    "Reader",
-    "find_reader",
-    "known_labels",
-    "read_corpus",
-    "read_notes",
-    "write_corpus",
-]

@@ -1,10 +1,10 @@
-"""Label maps: how corpora with different labels come to share one set.
+"""Label maps give corpora with different labels one common set.
 
-    labels: None (as they are) | a list (keep these) | a mapping (rename, keep these) | a name
+    labels: None (unchanged) | a list (keep these) | a mapping (keep and rename) | a name (built-in map)
 
-A built-in map may look at relations: a duration is a drug's only if it modifies a medication. It
-names relations anew as well. Only labels that a corpus annotates are in its result, so that
-what nobody marked is not trained or scored as absent.
+A built-in map may depend on relations (a Duration counts only if it modifies a medication) and renames
+them. Its result has only labels that the corpus annotates, so that unannotated labels are not trained
+or scored as absent.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ class LabelRule:
     """Spans with the label `source` get the label `target`.
 
     Args:
-        as_end, of, other: only if the span is that end ("head" or "tail") of a relation `of`
-            whose other end has the label `other`; "" for always.
+        as_end, relation, other: only if the span is the end `as_end` ("head" or "tail") of such a
+            relation whose other end has the label `other`; "" for always.
     """
 
     source: str
     target: str
     as_end: str = ""
-    of: str = ""
+    relation: str = ""
     other: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltIn:
-    """A map for one reader.
+    """A label map for one reader.
 
     Args:
-        rules: the first that fits a span names it; spans that none fits are left out.
-        links: ids of (attribute, drug) span pairs, from a note as read.
+        rules: the first rule that fits a span gives its label; spans without a rule are dropped.
+        links: note -> ids of (attribute, drug) span pairs.
     """
 
     rules: tuple[LabelRule, ...]
@@ -49,12 +49,12 @@ class BuiltIn:
 
 
 def _as_given(note: Note) -> Iterator[LabelPair]:
-    """2018 n2c2: a relation runs from the attribute to the drug already."""
+    """2018 n2c2: relations already run from the attribute to the drug."""
     return ((relation.head, relation.tail) for relation in note.relations)
 
 
 def _modified_or_caused(note: Note) -> Iterator[LabelPair]:
-    """MACCROBAT: X MODIFY Medication; Medication CAUSE sign, which is turned round."""
+    """MACCROBAT: X MODIFY Medication; Medication CAUSE sign, which is reversed."""
     for relation in note.relations:
         if relation.label == "MODIFY":
             yield relation.head, relation.tail
@@ -65,7 +65,7 @@ def _modified_or_caused(note: Note) -> Iterator[LabelPair]:
 def _under_one_treatment(note: Note) -> Iterator[LabelPair]:
     """PHEE: every X with every Drug of its treatment, every Effect with every Drug of its event.
 
-    Where a treatment holds several drugs and one dosage, whose dosage it is was not annotated.
+    If a treatment has several drugs and one dosage, PHEE does not annotate whose dosage it is.
     """
     labels = {span.id: span.label for span in note.spans}
     arguments: dict[str, list[str]] = {}
@@ -87,7 +87,7 @@ def _under_one_treatment(note: Note) -> Iterator[LabelPair]:
 
 
 DRUG_ADE_LABELS = ("Drug", "Dosage", "Route", "Frequency", "Duration", "ADE", "Reason")
-"""The common set; a relation is "X-Drug" from X to the drug. Dosage covers strength."""
+"""The common labels; relations are "X-Drug", from X to the drug. Dosage includes strength."""
 
 BUILT_IN_LABEL_MAPS: dict[str, dict[str, BuiltIn]] = {
     "drug-ade": {
@@ -110,9 +110,15 @@ BUILT_IN_LABEL_MAPS: dict[str, dict[str, BuiltIn]] = {
                 LabelRule("Dosage", "Dosage"),
                 LabelRule("Administration", "Route"),
                 LabelRule("Frequency", "Frequency"),
-                LabelRule("Duration", "Duration", as_end="head", of="MODIFY", other="Medication"),
-                LabelRule("Sign_symptom", "ADE", as_end="tail", of="CAUSE", other="Medication"),
-                LabelRule("Disease_disorder", "ADE", as_end="tail", of="CAUSE", other="Medication"),
+                LabelRule(
+                    "Duration", "Duration", as_end="head", relation="MODIFY", other="Medication"
+                ),
+                LabelRule(
+                    "Sign_symptom", "ADE", as_end="tail", relation="CAUSE", other="Medication"
+                ),
+                LabelRule(
+                    "Disease_disorder", "ADE", as_end="tail", relation="CAUSE", other="Medication"
+                ),
             ),
             _modified_or_caused,
         ),
@@ -123,7 +129,7 @@ BUILT_IN_LABEL_MAPS: dict[str, dict[str, BuiltIn]] = {
                 LabelRule("Route", "Route"),
                 LabelRule("Freq", "Frequency"),
                 LabelRule("Duration", "Duration"),
-                LabelRule("Effect", "ADE", as_end="tail", of="Effect", other="Adverse_event"),
+                LabelRule("Effect", "ADE", as_end="tail", relation="Effect", other="Adverse_event"),
                 LabelRule("Treat-Disorder", "Reason"),
             ),
             _under_one_treatment,
@@ -133,7 +139,10 @@ BUILT_IN_LABEL_MAPS: dict[str, dict[str, BuiltIn]] = {
 
 
 def find_built_in(name: str, reader: str) -> BuiltIn:
-    """Raises CorpusError where there is no such map, or none for this reader."""
+    """
+    Raises:
+        CorpusError: there is no such map, or none for this reader.
+    """
     if name not in BUILT_IN_LABEL_MAPS:
         raise CorpusError(
             f"labels: there is no label map {name!r}{suggest(name, BUILT_IN_LABEL_MAPS)}"
@@ -141,20 +150,20 @@ def find_built_in(name: str, reader: str) -> BuiltIn:
     maps = BUILT_IN_LABEL_MAPS[name]
     if reader not in maps:
         raise CorpusError(
-            f"labels: the map {name!r} has no rules for reader {reader}, only for "
-            f"{', '.join(maps)}; give a mapping of labels instead"
+            f"labels: the map {name!r} has rules for readers {', '.join(maps)} only, not for {reader}; "
+            "give a mapping of labels instead"
         )
     return maps[reader]
 
 
 def target_labels(labels: Labels, reader: str, source: Sequence[str] | None) -> tuple[str, ...]:
-    """Labels after the map, in the order that questions, prompts and heads use.
+    """Labels after the map, in the order of questions, prompts and heads.
 
     Args:
-        source: labels that the reader gives; None where that is not known yet.
+        source: the reader's labels; None if not known yet.
 
     Raises:
-        CorpusError: a label or map that does not exist, with the nearest right one.
+        CorpusError: a label or map does not exist.
     """
     if labels is None:
         assert source is not None
@@ -179,7 +188,7 @@ def target_labels(labels: Labels, reader: str, source: Sequence[str] | None) -> 
 
 
 def apply_labels(note: Note, labels: Labels, reader: str) -> Note:
-    """The note with the spans that the map keeps, and the relations between them."""
+    """The note with its spans renamed by the map, and the relations between kept spans."""
     if labels is None:
         return note
     if isinstance(labels, str):
@@ -192,7 +201,7 @@ def apply_labels(note: Note, labels: Labels, reader: str) -> Note:
 
 
 def common_labels(corpus: Corpus, other: Corpus) -> Corpus:
-    """A corpus with the labels and relations alone that another one has too, in that one's order."""
+    """The corpus, reduced to the labels and relations that `other` has too, in the order of `other`."""
     labels = tuple(label for label in other.labels if label in corpus.labels)
     relation_labels = tuple(r for r in other.relation_labels if r in corpus.relation_labels)
     notes = []
@@ -212,7 +221,7 @@ def _apply_built_in(note: Note, built_in: BuiltIn) -> Note:
 
     def rename(span: Span) -> str | None:
         for rule in built_in.rules:
-            fits = not rule.as_end or (span.id, rule.as_end, rule.of, rule.other) in ends
+            fits = not rule.as_end or (span.id, rule.as_end, rule.relation, rule.other) in ends
             if rule.source == span.label and fits:
                 return rule.target
         return None

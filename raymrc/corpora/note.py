@@ -1,8 +1,7 @@
-"""A note, its spans and its relations: plain values that every room understands.
+"""A note, its spans and its relations as plain values.
 
-Offsets are characters, half-open, and count from the first character of the note's
-text. A span may have several fragments; its envelope runs from the first start to the
-last end.
+Offsets are half-open and count characters from the start of the note's text. A span may have several
+fragments; its envelope runs from the first start to the last end.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ class Span:
     """A typed stretch of a note.
 
     Args:
-        id: its name in the note, such as "T3"; unique within a note.
+        id: unique within the note, such as "T3".
         label: its type.
-        fragments: (start, end) pairs, half-open, ascending; one unless discontinuous.
+        fragments: (start, end) pairs, half-open, ascending; several if discontinuous.
         attributes: (name, value) pairs in file order; value is "" for a flag.
     """
 
@@ -44,7 +43,7 @@ class Span:
 
     @property
     def value(self) -> str:
-        """Of the attribute that is named after its label, as StatusTimeVal of a StatusTime; "" without one.
+        """Value of the attribute named after the label, such as StatusTimeVal of a StatusTime, or "".
 
         Source: SHAC's labelled arguments, Lybarger et al. 2021, J Biomed Inform 113:103631.
         """
@@ -52,12 +51,12 @@ class Span:
 
 
 def value_attribute(label: str) -> str:
-    """The attribute that holds a labelled argument's value."""
+    """Name of the attribute that holds a labelled argument's value."""
     return f"{label}Val"
 
 
 class Join(NamedTuple):
-    """What a relation may join: its label, the labels of head and tail, and the tail's value."""
+    """What a relation may join: its label, the labels of head and tail, the tail's value."""
 
     relation: str
     head: str
@@ -77,13 +76,13 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A document. Its text stays out of `repr`, so that it cannot reach a log by accident.
+    """A document. `repr` leaves out its text, so that it cannot reach a log by accident.
 
     Args:
         id: unique in its corpus.
         text: the characters that offsets count.
-        group: what must stay in one fold: the patient or article where known, else the id.
-        site: the institution or source it comes from, "" where unknown.
+        group: patient or article if known, else the id; notes of one group stay in one fold.
+        site: institution or source, "" if unknown.
     """
 
     id: str
@@ -102,8 +101,8 @@ class Corpus:
     """Notes with one label set.
 
     Args:
-        notes: in a stable order, ids unique.
-        labels: span labels, in the order that questions, prompts and heads use.
+        notes: in a stable order, with unique ids.
+        labels: span labels, in the order of questions, prompts and heads.
         relation_labels: relation labels, in order.
     """
 
@@ -113,7 +112,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over labels, texts, spans, relations, groups and sites: 64 hex digits."""
+        """SHA-256 over labels, texts, spans, relations, groups and sites, 64 hex digits."""
         return fingerprint_notes(self.notes, self.labels, self.relation_labels)
 
 

@@ -1,12 +1,12 @@
-"""PHEE: pharmacovigilance events in sentences, as the authors' JSON lines.
+"""PHEE: pharmacovigilance events in sentences, from the authors' JSON lines.
 
     json/train.json, json/dev.json, sites.tsv -> notes
 
-Both files together are the corpus: folds are drawn over articles, and so is the authors' split.
-An event becomes its trigger, its arguments, and relations from the trigger to them; arguments of
-a treatment or subject hang on that. A relation has the label of its tail. Labels are those of the
-corpus's own brat files (`Treat-Disorder`, `Severity_cue`). What a cue says is its attribute, such
-as ("Severity", "High"); that of a negation has no value.
+Both files together are the corpus; folds are drawn over articles. An event becomes a trigger, its
+arguments, and relations from the trigger to them; arguments of a treatment or subject get relations
+from that. A relation has the label of its tail. Labels are those of PHEE's brat files
+(`Treat-Disorder`, `Severity_cue`). A cue's value is an attribute, such as ("Severity", "High"); a
+negation has none.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from raymrc.errors import suggest
 
 TRIGGERS = ("Adverse_event", "Potential_therapeutic_event", "Combination")
 
-# key in the JSON -> label, by what it hangs on
+# key in the JSON -> label, of an event's arguments and of an argument's
 EVENT_ARGUMENTS = {
     "Treatment": "Treatment",
     "Effect": "Effect",
@@ -74,7 +74,7 @@ RELATION_LABELS = tuple(label for label in LABELS if label not in TRIGGERS[:2])
 
 
 def read_phee(folder: Path) -> Reading:
-    """Train and dev as one corpus, in file order; group is the article, site from `sites.tsv`."""
+    """Train and dev as one corpus, in file order; the group is the article, the site from `sites.tsv`."""
     reading = Reading()
     problems = reading.problems
     files = [folder / "json" / name for name in ("train.json", "dev.json")]
@@ -91,7 +91,7 @@ def read_phee(folder: Path) -> Reading:
             try:
                 document = json.loads(line)
             except ValueError:
-                problems.error(path, number, "is not JSON; mend or delete the line")
+                problems.error(path, number, "is not JSON; correct or delete the line")
                 continue
             note = _read_document(document, path, number, problems)
             if note is not None:
@@ -113,7 +113,7 @@ class _Parsed:
     broken: list[str] = field(default_factory=list)
 
     def link(self, heads: tuple[str, ...], tails: tuple[str, ...]) -> None:
-        """A relation to each tail from the head that holds it; from the first if none does."""
+        """Add a relation to each tail from the head that contains it, or from the first head."""
         for tail in tails:
             if not heads:
                 continue
@@ -133,7 +133,7 @@ def _read_document(document: Any, path: Path, line: int, problems: Problems) -> 
         if not isinstance(note_id, str) or not isinstance(text, str):
             raise _Malformed("id and context must be strings")
         if re.search("[\ud800-\udfff]", note_id + text):
-            raise _Malformed("half of a surrogate pair stands in its text")
+            raise _Malformed("its text contains half of a surrogate pair")
         parsed = _Parsed(text)
         for annotation in document["annotations"]:
             for event in annotation["events"]:
@@ -142,10 +142,10 @@ def _read_document(document: Any, path: Path, line: int, problems: Problems) -> 
         problems.error(path, line, f"has no field {error.args[0]}; add it or delete the line")
         return None
     except (TypeError, AttributeError, ValueError):
-        problems.error(path, line, "does not have PHEE's structure; mend or delete the line")
+        problems.error(path, line, "does not have PHEE's structure; correct or delete the line")
         return None
     except _Malformed as error:
-        problems.error(path, line, f"{error}; mend or delete the line")
+        problems.error(path, line, f"{error}; correct or delete the line")
         return None
     for reason in parsed.broken:
         problems.error(path, line, f"note {note_id}: {reason}")
@@ -159,7 +159,7 @@ def _read_document(document: Any, path: Path, line: int, problems: Problems) -> 
 def _read_event(event: Mapping[str, Any], parsed: _Parsed) -> None:
     kind = event["event_type"]
     if kind not in TRIGGERS:
-        raise _Malformed(f"event type {kind} is unknown{suggest(str(kind), TRIGGERS)}")
+        raise _Malformed(f"unknown event type {kind}{suggest(str(kind), TRIGGERS)}")
     trigger = _read_spans(event["Trigger"], kind, parsed)
     for key, argument in event.items():
         if key in ("event_id", "event_type", "Trigger"):
@@ -168,7 +168,7 @@ def _read_event(event: Mapping[str, Any], parsed: _Parsed) -> None:
             parsed.link(trigger, _read_spans(argument, "Drug", parsed))
             continue
         if key not in EVENT_ARGUMENTS:
-            raise _Malformed(f"argument {key} is unknown{suggest(key, EVENT_ARGUMENTS)}")
+            raise _Malformed(f"unknown argument {key}{suggest(key, EVENT_ARGUMENTS)}")
         heads = _read_spans(argument, EVENT_ARGUMENTS[key], parsed, attribute=key)
         parsed.link(trigger, heads)
         for sub_key, sub_argument in argument.items():
@@ -180,7 +180,7 @@ def _read_event(event: Mapping[str, Any], parsed: _Parsed) -> None:
                 continue
             labels = SUB_ARGUMENTS.get(key, {})
             if sub_key not in labels:
-                raise _Malformed(f"argument {key}.{sub_key} is unknown{suggest(sub_key, labels)}")
+                raise _Malformed(f"unknown argument {key}.{sub_key}{suggest(sub_key, labels)}")
             parsed.link(heads, _read_spans(sub_argument, labels[sub_key], parsed))
 
 
@@ -192,7 +192,7 @@ def _read_event_trigger(event: Mapping[str, Any], parsed: _Parsed) -> tuple[str,
 def _read_spans(
     argument: Mapping[str, Any], label: str, parsed: _Parsed, attribute: str = ""
 ) -> tuple[str, ...]:
-    """Ids of an argument's spans; those that events share are taken in once."""
+    """Add an argument's spans and return their ids; spans shared by events are added once."""
     value = argument.get("value")
     attributes: tuple[tuple[str, str], ...] = ()
     if value is not None:
@@ -207,16 +207,16 @@ def _read_spans(
             if not text or start < 0 or end > len(parsed.text):
                 parsed.broken.append(
                     f"{span_id} {label} {start}-{end} is empty or reaches past the note's end "
-                    f"({len(parsed.text)} characters); mend the offsets"
+                    f"({len(parsed.text)} characters); correct the offsets"
                 )
             elif parsed.text[start:end] != text:
                 parsed.broken.append(
-                    f"{span_id} {label} {start}-{end}: its text is not what stands there; "
-                    "mend the offsets or the text"
+                    f"{span_id} {label} {start}-{end}: its text differs from the note there; "
+                    "correct the offsets or the text"
                 )
         span = Span(span_id, label, fragments, attributes)
         if parsed.spans.setdefault(span_id, span) != span:
-            parsed.broken.append(f"{span_id} is given twice, differently; give a new id")
+            parsed.broken.append(f"{span_id} is defined twice, differently; give a new id")
         ids.append(span_id)
     return tuple(ids)
 

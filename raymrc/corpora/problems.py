@@ -1,6 +1,7 @@
-"""What readers find wrong, as values: `read_corpus` raises the errors, `validate` lists them all.
+"""Problems that readers find, and reading files in a way that reports them.
 
-A message names ids, labels and offsets, never a note's text.
+`read_corpus` raises the errors, `validate` lists all problems. A message names ids, labels and
+offsets, never a note's text.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ WARNING = "warning"
 
 @dataclass(frozen=True, slots=True)
 class CorpusProblem:
-    """One breach of the data contract.
+    """One violation of the data contract.
 
     Args:
-        severity: "error" stops reading, "warning" does not.
-        path: the file, as the user would name it.
-        line: from 1; None where the whole file is meant.
-        message: what is wrong; what to do.
+        severity: ERROR stops reading, WARNING does not.
+        path: the file.
+        line: counted from 1; None for the whole file.
+        message: what is wrong and what to do.
     """
 
     severity: str
@@ -37,7 +38,7 @@ class CorpusProblem:
 
 @dataclass(slots=True)
 class Problems:
-    """Collects what a reader finds, in the order of the files."""
+    """Collects problems in file order."""
 
     found: list[CorpusProblem] = field(default_factory=list)
 
@@ -50,19 +51,22 @@ class Problems:
 
 @dataclass(frozen=True, slots=True)
 class NotePlace:
-    """Where a note begins: its file, and its line where a file holds many."""
+    """Where a note begins: its file, and the line if the file holds several notes."""
 
     path: Path
     line: int | None = None
 
+    def __str__(self) -> str:
+        return str(self.path) if self.line is None else f"{self.path}:{self.line}"
+
 
 @dataclass(slots=True)
 class Reading:
-    """What a reader brings back, before anything is decided about it.
+    """What a reader returns.
 
     Args:
-        notes: those that could be read, in file order.
-        places: note id -> where it is.
+        notes: readable notes, in file order.
+        places: note id -> where the note begins.
         problems: in file order.
     """
 
@@ -71,22 +75,21 @@ class Reading:
     problems: Problems = field(default_factory=Problems)
 
     def add(self, note: Note, place: NotePlace, annotations: Path | None = None) -> None:
-        """Takes a note in, unless its id is taken: that is an error.
+        """Add a note, or report an error if its id is used already.
 
         Args:
-            annotations: the file of its spans, where that is not the place's.
+            annotations: the file of its spans, if not `place.path`.
         """
-        first = self.places.get(note.id)
-        if first is not None:
-            where = str(first.path) if first.line is None else f"{first.path}:{first.line}"
+        if note.id in self.places:
             self.problems.error(
                 place.path,
                 place.line,
-                f"note id {note.id} is already at {where}; rename one of them or read them apart",
+                f"note id {note.id} is already used at {self.places[note.id]}; rename one of them "
+                "or read them separately",
             )
             return
         if not note.text.strip():
-            self.problems.warn(place.path, place.line, f"note {note.id} is empty; leave it out")
+            self.problems.warn(place.path, place.line, f"note {note.id} is empty; remove it")
         seen: dict[object, str] = {}
         for span in note.spans:
             first_id = seen.setdefault((span.label, span.fragments), span.id)
@@ -102,10 +105,10 @@ class Reading:
 
 
 def read_text(path: Path, problems: Problems) -> str | None:
-    """The file's characters as they are: UTF-8, no translation of line ends, nothing stripped.
+    """The file's characters, decoded as UTF-8 without any change to line ends.
 
-    A byte order mark stays a character, because brat counts it. None, and a problem, where
-    the file cannot be read.
+    A byte order mark stays a character, because brat counts it. An unreadable file gives None and a
+    problem.
     """
     try:
         data = path.read_bytes()
@@ -122,10 +125,10 @@ def read_text(path: Path, problems: Problems) -> str | None:
 
 
 def read_lines(path: Path, problems: Problems) -> list[str] | None:
-    """Lines without their ends (LF or CRLF) and without a byte order mark; None as `read_text`.
+    """Lines without their ends (LF or CRLF) and without a byte order mark; None as in `read_text`.
 
-    Only LF ends a line: `splitlines` would also cut at characters such as U+2028 or U+0085,
-    which occur inside notes.
+    `splitlines` is not used because it also cuts at characters such as U+2028 or U+0085, which
+    occur inside notes.
     """
     text = read_text(path, problems)
     if text is None:
@@ -136,10 +139,9 @@ def read_lines(path: Path, problems: Problems) -> list[str] | None:
 def read_table(path: Path, column: str, reading: Reading) -> dict[str, str]:
     """A column of a tab-separated file with a header line, by its column `doc_id`.
 
-    Such a file says what a format has no place for: `sites.tsv` (doc_id, site) and `groups.tsv`
-    (doc_id, group). Other columns are ignored, and so are ids that are not in the corpus, so
-    that a part of a corpus can keep the file of the whole. Notes that it does not name are
-    warned of: a patient whose notes fall into two folds is a leak that nobody would see.
+    `sites.tsv` (doc_id, site) and `groups.tsv` (doc_id, group) hold what a format cannot. Other columns
+    and unknown ids are ignored, so that part of a corpus can keep the file of the whole. Notes missing
+    from the file give a warning, because a patient whose notes are in two folds is a hidden leak.
     """
     if not path.exists():
         return {}
@@ -150,7 +152,7 @@ def read_table(path: Path, column: str, reading: Reading) -> dict[str, str]:
     header = lines[0].split("\t")
     missing = [name for name in ("doc_id", column) if name not in header]
     if missing:
-        problems.error(path, 1, f"has no column {missing[0]}; the first line must name the columns")
+        problems.error(path, 1, f"has no column {missing[0]}; name the columns in the first line")
         return {}
     key, value = header.index("doc_id"), header.index(column)
     table: dict[str, str] = {}
@@ -160,7 +162,7 @@ def read_table(path: Path, column: str, reading: Reading) -> dict[str, str]:
             continue
         if len(cells) != len(header):
             problems.error(
-                path, number, f"has {len(cells)} cells, the header {len(header)}; mend the line"
+                path, number, f"has {len(cells)} cells, the header {len(header)}; correct the line"
             )
         elif table.get(cells[key], cells[value]) != cells[value]:
             problems.error(
@@ -173,6 +175,6 @@ def read_table(path: Path, column: str, reading: Reading) -> dict[str, str]:
         problems.warn(
             path,
             None,
-            f"names no {column} for {len(unnamed)} notes, first {unnamed[0]}; add their lines",
+            f"has no {column} for {len(unnamed)} notes, first {unnamed[0]}; add lines for them",
         )
     return table

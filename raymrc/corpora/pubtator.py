@@ -2,10 +2,10 @@
 
     PMID|t|title, PMID|a|abstract, PMID<tab>start<tab>end<tab>text<tab>type<tab>concepts
 
-The note's text is title, one blank, abstract: offsets run over that. A mention's concept ids are
-its attribute ("concept", "D014786|D006311"). Relations of this format (CID lines) join concepts
-over a whole document and do not say which mentions they mean. Drawing them between all mentions
-of the two concepts would train on pairs that the text does not state, so they are left out.
+The note's text is title, one blank, abstract; offsets count its characters. A mention's concept ids are
+its attribute ("concept", "D014786|D006311"). Relations of this format (CID lines) join concepts of a
+whole document, not mentions. Relations between all mentions of two concepts would be pairs that the
+text does not state, so they are ignored.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ FILE_PATTERNS = ("*.PubTator.txt", "*.PubTator", "*.pubtator")
 
 
 def read_pubtator(path: Path) -> Reading:
-    """A file, or all files of a folder with one of `FILE_PATTERNS`; a blank line ends a document."""
+    """Read a file, or a folder's files by `FILE_PATTERNS`; a blank line ends a document."""
     reading = Reading()
     files = [path]
     if path.is_dir():
         files = sorted({file for ending in FILE_PATTERNS for file in path.glob(ending)})
         if not files:
-            reading.problems.error(path, None, f"holds no file named {' or '.join(FILE_PATTERNS)}")
+            reading.problems.error(path, None, f"has no file named {' or '.join(FILE_PATTERNS)}")
     for file in files:
         document: _Document | None = None
         for number, line in enumerate(read_lines(file, reading.problems) or (), start=1):
@@ -59,7 +59,7 @@ def _finish(document: _Document | None, path: Path, reading: Reading) -> None:
             rest.append((number, line))
         elif match[2] in parts:
             problems.error(
-                path, number, f"is a second {match[2]} line; part documents by a blank line"
+                path, number, f"is a second {match[2]} line; separate documents by a blank line"
             )
         else:
             parts[match[2]] = (match[1], match[3])
@@ -67,7 +67,7 @@ def _finish(document: _Document | None, path: Path, reading: Reading) -> None:
         problems.error(
             path,
             document.first_line,
-            "needs a title (id|t|...) and an abstract (id|a|...) of one id",
+            "needs a title (id|t|...) and an abstract (id|a|...) with the same id",
         )
         return
     note_id = parts["t"][0]
@@ -76,7 +76,7 @@ def _finish(document: _Document | None, path: Path, reading: Reading) -> None:
     for number, line in rest:
         cells = line.split("\t")
         if cells[0] != note_id:
-            problems.error(path, number, f"does not belong to document {note_id}; mend the id")
+            problems.error(path, number, f"does not belong to document {note_id}; correct the id")
         elif len(cells) == 4 and not cells[1].isdigit():
             continue  # a relation between concepts
         else:
@@ -93,24 +93,24 @@ def _read_mention(
 ) -> Span | None:
     if len(cells) < 5 or not (cells[1].isdigit() and cells[2].isdigit()) or not cells[4].strip():
         problems.error(
-            path, line, "is not 'id start end text type concept' with tabs between; mend the line"
+            path, line, "is not 'id start end text type concept', tab-separated; correct the line"
         )
         return None
     start, end, label = int(cells[1]), int(cells[2]), cells[4]
     where = f"{label} {start}-{end}"
     if start >= end:
-        problems.error(path, line, f"{where} ends before it starts; mend the offsets")
+        problems.error(path, line, f"{where} ends before it starts; correct the offsets")
     elif end > len(text):
         problems.error(
             path,
             line,
-            f"{where} reaches past the note's end ({len(text)} characters); mend the offsets",
+            f"{where} reaches past the note's end ({len(text)} characters); correct the offsets",
         )
     elif text[start:end] != cells[3]:
         problems.error(
             path,
             line,
-            f"{where}: the text column is not what stands there; mend one of them",
+            f"{where}: the text column differs from the note there; correct one of them",
         )
     else:
         concept = cells[5] if len(cells) > 5 else ""

@@ -95,7 +95,7 @@ def change(path: Path, old: str, new: str) -> None:
 
 def test_a_missing_corpus_is_named(place):
     change(place / "study.yaml", "path: notes", "path: not/there")
-    assert one_sentence(place, "run", "study.yaml").startswith("not/there: is not there")
+    assert one_sentence(place, "run", "study.yaml").startswith("not/there: does not exist")
 
 
 def test_offsets_past_the_text_are_named_with_file_and_line(place):

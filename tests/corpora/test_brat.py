@@ -158,19 +158,19 @@ def test_all_problems_come_at_once_in_file_order(tmp_path):
     where = f"{tmp_path}/b.ann"
     assert errors_of(tmp_path, "n2c2-2018") == [
         f"{tmp_path}/a.ann: has no a.txt beside it; add the note's text",
-        f"{where}:1: T1 Drug 0-70 reaches past the note's end (13 characters); mend the offsets",
+        f"{where}:1: T1 Drug 0-70 reaches past the note's end (13 characters); correct the offsets",
         f"{where}:2: T2 has the unknown label Drugg; did you mean 'Drug'?",
-        f"{where}:3: T3 Dosage 8-10: the text column is not what stands there; "
-        "mend the offsets or the text column",
-        f"{where}:4: T4 is not 'label start end', tab, text; mend the line",
-        f"{where}:5: id T2 is taken by line 2; give a new id",
-        f"{where}:6: R1 names T5, which is not there; mend the id",
+        f"{where}:3: T3 Dosage 8-10: the text column differs from the note there; "
+        "correct the offsets or the text column",
+        f"{where}:4: T4 is not 'label start end', tab, text; correct the line",
+        f"{where}:5: id T2 is used in line 2; give a new id",
+        f"{where}:6: R1 names T5, which does not exist; correct the id",
         f"{where}:7: R2 has the unknown label Dosage-Drg; did you mean 'Dosage-Drug'?",
-        f"{where}:9: R3 is not 'label Arg1:id Arg2:id'; mend the line",
-        f"{where}:11: T7 Dosage 9-9 ends before it starts; mend the offsets",
-        f"{where}:12: is not a brat line (T, R, E, A, M, N, * or #, id, tab); mend it",
-        f"{tmp_path}/c.txt: has no c.ann beside it; add one (empty where nothing is annotated) "
-        "or take the file away",
+        f"{where}:9: R3 is not 'label Arg1:id Arg2:id'; correct the line",
+        f"{where}:11: T7 Dosage 9-9 ends before it starts; correct the offsets",
+        f"{where}:12: is not a brat line; start it with T, R, E, A, M, N, * or #, an id and a tab",
+        f"{tmp_path}/c.txt: has no c.ann beside it; add one (empty if nothing is annotated) "
+        "or remove the file",
         f"{tmp_path}/d.txt: byte 3 (from 0) is not UTF-8; save the file as UTF-8",
     ]
 
@@ -199,8 +199,8 @@ def test_two_notes_of_one_name_in_two_folders_are_refused(tmp_path):
         write_pair(tmp_path / folder, "pain", "", "1")
     (problem,) = errors_of(tmp_path)
     assert problem == (
-        f"{tmp_path}/y/1.txt: note id 1 is already at {tmp_path}/x/1.txt; "
-        "rename one of them or read them apart"
+        f"{tmp_path}/y/1.txt: note id 1 is already used at {tmp_path}/x/1.txt; "
+        "rename one of them or read them separately"
     )
 
 
@@ -227,11 +227,11 @@ def test_groups_and_sites_beside_the_notes_are_read_and_gaps_warned_of(tmp_path)
         ("3", "3", "south"),
     ]
     (warning,) = reading.problems.found
-    assert "names no group for 1 notes, first 3" in warning.message
+    assert "has no group for 1 notes, first 3" in warning.message
     (tmp_path / "groups.tsv").write_text("doc_id\tgroup\n1\tann\n1\tbob\n2\n")
     assert errors_of(tmp_path) == [
         f"{tmp_path}/groups.tsv:3: gives note 1 a second group; delete one of the lines",
-        f"{tmp_path}/groups.tsv:4: has 1 cells, the header 2; mend the line",
+        f"{tmp_path}/groups.tsv:4: has 1 cells, the header 2; correct the line",
     ]
 
 
@@ -332,11 +332,11 @@ def test_real_corpora_come_back_from_brat_as_they_were(tmp_path, reader, folder)
 @pytest.mark.parametrize(
     ("note", "reason"),
     [
-        (Note("../a", "pain"), "no file name"),
+        (Note("../a", "pain"), "not a file name"),
         (Note("a", "pain", (Span("x", "Sign", ((0, 4),)),)), "not T and a number"),
         (Note("a", "pain", (Span("T1", "Sign", ((0, 5),)),)), "past the note's end"),
         (Note("a", "pain", (Span("T1", "two words", ((0, 4),)),)), "not one word"),
-        (Note("a", "pain", relations=(Relation("R1", "Of", "T1", "T2"),)), "not there"),
+        (Note("a", "pain", relations=(Relation("R1", "Of", "T1", "T2"),)), "does not exist"),
     ],
 )
 def test_a_note_that_brat_cannot_hold_is_refused_before_anything_is_written(tmp_path, note, reason):
@@ -347,6 +347,6 @@ def test_a_note_that_brat_cannot_hold_is_refused_before_anything_is_written(tmp_
 
 def test_notes_are_not_written_among_others(tmp_path):
     write_brat([Note("old", "pain")], tmp_path)
-    with pytest.raises(CorpusError, match="holds another note, old"):
+    with pytest.raises(CorpusError, match="contains another note, old"):
         write_brat([Note("new", "pain")], tmp_path)
     assert not (tmp_path / "new.txt").exists()

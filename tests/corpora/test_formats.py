@@ -97,7 +97,7 @@ def test_phee_sentences_of_one_article_share_a_group_and_keep_their_sites(phee):
         ("77_2", "77", "phaedra"),
     ]
     assert [n.id for n in read_corpus(phee, "phee", sites=["phaedra"]).notes] == ["77_2"]
-    with pytest.raises(CorpusError, match="no note is of site 'fedra'; did you mean 'phaedra'"):
+    with pytest.raises(CorpusError, match="no note is from site 'fedra'; did you mean 'phaedra'"):
         read_corpus(phee, "phee", sites=["fedra"])
 
 
@@ -133,15 +133,15 @@ def test_phee_s_broken_lines_are_named_all_at_once(phee):
     with pytest.raises(CorpusError) as raised:
         read_corpus(phee, "phee")
     assert raised.value.problems == (
-        f"{train}:1: is not JSON; mend or delete the line",
+        f"{train}:1: is not JSON; correct or delete the line",
         f"{train}:2: note 78_1: T5 Drug 99-107 is empty or reaches past the note's end "
-        "(40 characters); mend the offsets",
-        f"{train}:3: note 79_1: T2 Effect 8-12: its text is not what stands there; "
-        "mend the offsets or the text",
-        f"{train}:4: argument Efect is unknown; did you mean 'Effect'?; mend or delete the line",
+        "(40 characters); correct the offsets",
+        f"{train}:3: note 79_1: T2 Effect 8-12: its text differs from the note there; "
+        "correct the offsets or the text",
+        f"{train}:4: unknown argument Efect; did you mean 'Effect'?; correct or delete the line",
         f"{train}:5: has no field context; add it or delete the line",
-        f"{train}:6: does not have PHEE's structure; mend or delete the line",
-        f"{train}:8: note id 77_1 is already at {train}:7; rename one of them or read them apart",
+        f"{train}:6: does not have PHEE's structure; correct or delete the line",
+        f"{train}:8: note id 77_1 is already used at {train}:7; rename one of them or read them separately",
     )
 
 
@@ -201,13 +201,13 @@ def test_pubtator_s_broken_lines_are_named(tmp_path):
     with pytest.raises(CorpusError) as raised:
         read_corpus(path, "pubtator")
     assert [problem.removeprefix(f"{path}:") for problem in raised.value.problems] == [
-        "3: Drug 0-50 reaches past the note's end (14 characters); mend the offsets",
-        "4: Drug 0-4: the text column is not what stands there; mend one of them",
-        "5: does not belong to document 1; mend the id",
-        "6: Drug 5-5 ends before it starts; mend the offsets",
-        "7: does not belong to document 1; mend the id",
-        "8: is not 'id start end text type concept' with tabs between; mend the line",
-        f"10: note id 1 is already at {path}:1; rename one of them or read them apart",
+        "3: Drug 0-50 reaches past the note's end (14 characters); correct the offsets",
+        "4: Drug 0-4: the text column differs from the note there; correct one of them",
+        "5: does not belong to document 1; correct the id",
+        "6: Drug 5-5 ends before it starts; correct the offsets",
+        "7: does not belong to document 1; correct the id",
+        "8: is not 'id start end text type concept', tab-separated; correct the line",
+        f"10: note id 1 is already used at {path}:1; rename one of them or read them separately",
         "13: needs a title (id|t|...) and an abstract (id|a|...) of one id",
     ]
 
@@ -263,7 +263,7 @@ def test_a_label_that_is_not_there_is_told_with_the_nearest_that_is(tmp_path):
         known_labels("n2c2-2018", {"Strenght": "Dosage"})
     with pytest.raises(CorpusError, match="did you mean 'drug-ade'"):
         known_labels("phee", "drug_ade")
-    with pytest.raises(CorpusError, match="has no rules for reader pubtator"):
+    with pytest.raises(CorpusError, match="not for pubtator"):
         known_labels("pubtator", "drug-ade")
     with pytest.raises(CorpusError, match="did you mean 'n2c2-2018'"):
         known_labels("n2c2_2018")
@@ -300,7 +300,7 @@ def test_a_missing_or_empty_corpus_is_one_sentence(tmp_path):
     with pytest.raises(CorpusError) as missing:
         read_corpus(tmp_path / "nowhere", "brat")
     assert missing.value.problems == (
-        f"{tmp_path}/nowhere: is not there; mend the path or fetch the corpus",
+        f"{tmp_path}/nowhere: does not exist; correct the path or fetch the corpus",
     )
     for reader in READERS:
         with pytest.raises(CorpusError) as empty:
