@@ -1,12 +1,12 @@
-"""Who trains, who validates, who is scored: folds over whole groups, balanced by label.
+"""Folds of whole groups, balanced by label: which notes train, validate and are scored.
 
     corpus -> groups -> folds -> (train, validation) within the training folds of each
 
-Promise: notes of one patient or article, and notes with one text, never stand on two sides. It
-could break unnoticed where a corpus names no groups, or where the same text is in it twice under
-two ids: so notes with equal text are joined here, whatever their groups.
+Promise: notes of one patient or article, and notes with equal text, are never on two sides of a
+split. This could break unnoticed if a corpus names no groups or contains a text twice, so notes with
+equal text are joined, whatever their groups.
 
-The order of the notes does not matter: everything is drawn from ids and the seed.
+The order of the notes does not matter; everything is drawn from ids and the seed.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from raymrc.corpora.note import Corpus, Note
 from raymrc.errors import CorpusError
 
 MAX_PASSES = 20
-"""Of moving groups between parts; each pass ends in fewer moves, and three or four are usual."""
+"""Passes of moving groups between parts; three or four usually suffice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Note ids of one fold-run, each sorted; disjoint, together the corpus.
+    """Sorted note ids of one fold-run; the three parts are disjoint.
 
     Args:
-        train: what gradients come from.
+        train: notes that give gradients.
         validation: the part of the training folds that chooses the checkpoint.
         scored: the held-out fold.
     """
@@ -42,12 +42,12 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Folds:
-    """Folds of a corpus, and who validates while each is scored.
+    """Folds of a corpus, and the validation notes for each scored fold.
 
     Args:
-        count: how many folds.
+        count: number of folds.
         assignment: (note id, fold from 0), sorted by note id.
-        validation: per scored fold, the ids of notes that validate, sorted.
+        validation: per scored fold, the sorted ids of validation notes.
     """
 
     count: int
@@ -56,20 +56,20 @@ class Folds:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over who is in which fold and who validates: 64 hex digits."""
+        """SHA-256 over assignment and validation, 64 hex digits."""
         body = [self.count, self.assignment, self.validation]
         return hashlib.sha256(json.dumps(body).encode()).hexdigest()
 
     def few_shot(self, fold: int, shots: int, mentions: Mapping[str, int] | None = None) -> Split:
-        """A split with so many training notes, or so many mentions in them, and as few to validate on.
+        """A split with `shots` training notes, or mentions in them, and equally few for validation.
 
-        Notes are drawn one after the other until they are enough; all that a note holds stays, so
-        there may be a few mentions more, and notes without any among them. All validation notes are
-        kept where they are not enough. With one draw fewer shots are part of more.
+        Notes are drawn one by one until the number is reached. Notes stay whole, so there may be a few
+        more mentions, and notes without any. If there are too few validation notes, all are kept.
+        Within one draw fewer shots are a subset of more.
 
         Args:
             fold: the scored fold plus draw times the number of folds.
-            mentions: how many each note has (`count_mentions`), where shots are mentions.
+            mentions: mentions per note (`count_mentions`), if shots are mentions.
         """
         draw, fold = divmod(fold, self.count)
         whole = self.split(fold)
@@ -99,9 +99,9 @@ def choose_split(
     """The split of a fold-run.
 
     Args:
-        notes: of the corpus.
-        fold: draws included, where few notes are drawn.
-        shots: how many "notes" or "mentions", as `shots_of` says; None for all.
+        notes: notes of the corpus.
+        fold: with shots, see `Folds.few_shot`.
+        shots: number of "notes" or "mentions", as `shots_of` says; None for all notes.
     """
     if shots is None:
         return folds.split(fold)
@@ -109,11 +109,12 @@ def choose_split(
 
 
 def check_folds(folds: Folds, corpus: Corpus) -> None:
-    """That no note is on two sides of a fold-run, by id, text or group. `make_folds` sees to it; this
-    looks at what came out, since nothing else would show a leak.
+    """Check that no note is on two sides of a fold-run by id, text or group.
+
+    `make_folds` ensures this, but nothing else would show a leak.
 
     Raises:
-        CorpusError: one is.
+        CorpusError: a note is on two sides.
     """
     marks = {note.id: (f"id {note.id}", *note_marks(note)) for note in corpus.notes}
     for fold in range(folds.count):
@@ -124,31 +125,31 @@ def check_folds(folds: Folds, corpus: Corpus) -> None:
                 for mark in marks[note_id]:
                     if side_of.setdefault(mark, side) != side:
                         raise CorpusError(
-                            f"folds: note {note_id} is in {side_of[mark]} and {side} of fold {fold}, by "
+                            f"folds: note {note_id} is in {side_of[mark]} and {side} of fold {fold} by "
                             "id, text or group; this is an error in raymrc, please report it"
                         )
 
 
 def make_folds(corpus: Corpus, count: int, seed: int, validation_share: float = 0.1) -> Folds:
-    """Folds of about equal size and equal label counts, of whole groups.
+    """Folds of whole groups, with about equal sizes and label counts.
 
     Args:
-        count: folds, at least 2.
+        count: number of folds, at least 2.
         seed: another seed draws other folds.
-        validation_share: of the training folds' notes, 0 to below 1; 0 for no validation part.
+        validation_share: share of the training folds' notes, 0 (no validation part) to below 1.
 
     Raises:
-        CorpusError: fewer groups than folds, or too few to keep some for validation.
+        CorpusError: there are fewer groups than folds, or too few for validation.
     """
     if count < 2:
-        raise CorpusError(f"folds: {count} is too few; take at least 2")
+        raise CorpusError(f"folds: {count} is too few; set at least 2")
     if not 0 <= validation_share < 1:
         raise CorpusError(f"folds: validation_share {validation_share} is not from 0 to below 1")
     groups = _join_groups(corpus.notes)
     if len(groups) < count:
         raise CorpusError(
             f"folds: {len(groups)} groups of notes cannot fill {count} folds; "
-            "take fewer folds or more notes"
+            "use fewer folds or more notes"
         )
     fold_of = _distribute(groups, [1 / count] * count, f"{seed}:folds")
     validation: list[tuple[str, ...]] = []
@@ -159,8 +160,8 @@ def make_folds(corpus: Corpus, count: int, seed: int, validation_share: float = 
             continue
         if len(training) < 2:
             raise CorpusError(
-                f"folds: {len(groups)} groups of notes in {count} folds leave none to validate on; "
-                "take more notes, or a validation_share of 0"
+                f"folds: {len(groups)} groups of notes in {count} folds leave none for validation; "
+                "use more notes, or a validation_share of 0"
             )
         shares = [1 - validation_share, validation_share]
         part_of = _distribute(training, shares, f"{seed}:validation:{fold}")
@@ -171,35 +172,35 @@ def make_folds(corpus: Corpus, count: int, seed: int, validation_share: float = 
 
 
 def take_subset(corpus: Corpus, notes: int, seed: int) -> Corpus:
-    """Whole groups, drawn by seed, until there are at least so many notes; labels stay.
+    """Whole groups, drawn by seed, with together at least `notes` notes.
 
-    With one seed a smaller subset is part of a larger one. Notes keep the corpus's order.
+    With one seed a smaller subset is part of a larger one. Labels and the order of notes stay.
 
     Raises:
-        CorpusError: a number of notes below 1.
+        CorpusError: `notes` is below 1.
     """
     if notes < 1:
-        raise CorpusError(f"subset: {notes} notes is too few; take at least 1, or leave it out")
-    taken: set[str] = set()
+        raise CorpusError(f"subset: {notes} notes is too few; set at least 1, or remove it")
+    chosen: set[str] = set()
     for group in sorted(_join_groups(corpus.notes), key=lambda g: _draw(f"{seed}:subset", g.name)):
-        if len(taken) >= notes:
+        if len(chosen) >= notes:
             break
-        taken.update(group.note_ids)
-    return replace(corpus, notes=tuple(note for note in corpus.notes if note.id in taken))
+        chosen.update(group.note_ids)
+    return replace(corpus, notes=tuple(note for note in corpus.notes if note.id in chosen))
 
 
 def hold_out(corpus: Corpus, share: float, seed: int) -> tuple[Corpus, Corpus]:
-    """The corpus without a part of whole groups, and that part, balanced by label. Labels stay.
+    """Split the corpus into whole groups, balanced by label: the rest and a held-out part.
 
     Args:
-        share: of the notes that is held out, above 0 and below 1.
+        share: share of notes that is held out, above 0 and below 1.
 
     Raises:
-        CorpusError: fewer than two groups.
+        CorpusError: there are fewer than two groups.
     """
     groups = _join_groups(corpus.notes)
     if len(groups) < 2:
-        raise CorpusError("final_test: one group of notes cannot be parted; take more notes")
+        raise CorpusError("final_test: one group of notes cannot be split; use more notes")
     part_of = _distribute(groups, [1 - share, share], f"{seed}:test")
     held = {note_id for g in groups if part_of[g.name] == 1 for note_id in g.note_ids}
     rest, test = (
@@ -215,10 +216,10 @@ def count_mentions(notes: Sequence[Note]) -> dict[str, int]:
 
 
 def shared_notes(corpus: Corpus, other: Corpus) -> list[str]:
-    """Ids of the other corpus's notes whose text or group is in this one, too.
+    """Ids of notes in `other` whose text or group is in `corpus`, too.
 
-    Blanks do not count. Nor does a group that is on both sides just the note's own id: two hospitals
-    number their notes alike.
+    White space is ignored. A group that is only the note's id on both sides does not count, because two
+    hospitals may number their notes alike.
     """
     texts = {_words(note) for note in corpus.notes} - {""}
     groups = {note.group for note in corpus.notes} - {""}
@@ -232,8 +233,10 @@ def shared_notes(corpus: Corpus, other: Corpus) -> list[str]:
 
 
 def note_marks(note: Note) -> frozenset[str]:
-    """What tells that a note was seen, without a word of it: a hash of its text, blanks aside, and one of
-    its group where that is more than itself. 16 hex digits each."""
+    """Hashes that identify a note without its text, 16 hex digits each.
+
+    One is of its text, white space ignored, the other of its group unless that is the note's id.
+    """
     marks = [f"text {_words(note)}"] if _words(note) else []
     if note.group and note.group != note.id:
         marks.append(f"group {note.group}")
@@ -249,8 +252,8 @@ class _Group:
     """Notes that stay together.
 
     Args:
-        name: the smallest of the note ids, so that it does not hang on the notes' order.
-        amounts: what is to be balanced -> how much of it is here.
+        name: the smallest note id, which does not depend on the notes' order.
+        amounts: quantity to be balanced -> its amount in this group.
     """
 
     name: str
@@ -259,7 +262,7 @@ class _Group:
 
 
 def _join_groups(notes: Sequence[Note]) -> list[_Group]:
-    """Groups sorted by name. Notes are joined by their group and by equal text (blank ones not)."""
+    """Groups sorted by name. Notes are joined by their group and by equal text, unless it is blank."""
     parent = {note.id: note.id for note in notes}
 
     def root(note_id: str) -> str:
@@ -275,8 +278,8 @@ def _join_groups(notes: Sequence[Note]) -> list[_Group]:
         if words:
             keys.append(("text", words))
         for key in keys:
-            one, other = root(first.setdefault(key, note.id)), root(note.id)
-            parent[max(one, other)] = min(one, other)
+            roots = root(first.setdefault(key, note.id)), root(note.id)
+            parent[max(roots)] = min(roots)
     members: dict[str, list[Note]] = {}
     for note in notes:
         members.setdefault(root(note.id), []).append(note)
@@ -298,17 +301,17 @@ def _amounts(notes: Sequence[Note]) -> Counter[tuple[str, str]]:
 
 
 def _draw(seed: str, name: str) -> str:
-    """A group's lot: the same on every machine and in every order."""
+    """A hash to sort by, equal on every machine."""
     return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
 
 
 def _distribute(groups: Sequence[_Group], shares: Sequence[float], seed: str) -> dict[str, int]:
-    """Group name -> part, so that each part has its share of every amount.
+    """Group name -> part, such that each part gets its share of every amount.
 
-    Large groups are placed first, each where the sum over amounts of (part's portion)^2 / share
-    grows least; that sum is smallest where every portion is its share. A portion is relative to
-    the whole, so rare labels weigh as much as frequent ones. Then single groups are moved while
-    that helps. No part is left without a group.
+    Large groups are placed first, each where the sum over amounts of (part's portion)^2 / share grows
+    least; that sum is smallest if every portion equals its share. A portion is relative to the whole,
+    so rare labels count as much as frequent ones. Then single groups are moved as long as that helps.
+    Every part gets at least one group.
     """
     totals: Counter[tuple[str, str]] = Counter()
     for group in groups:
@@ -329,10 +332,9 @@ def _distribute(groups: Sequence[_Group], shares: Sequence[float], seed: str) ->
         for key, portion in portions[name].items():
             held[key] += sign * portion
 
-    # Lots decide within a size class: by size alone, nearly all seeds would draw one split.
-    lots = {group.name: _draw(seed, group.name) for group in groups}
-    by_lot = sorted(groups, key=lambda group: lots[group.name])
-    by_size = sorted(by_lot, key=lambda g: -int(sum(g.amounts.values())).bit_length())
+    # The order is random within a size class: by size alone, nearly all seeds would give one split.
+    drawn = sorted(groups, key=lambda group: _draw(seed, group.name))
+    by_size = sorted(drawn, key=lambda g: -int(sum(g.amounts.values())).bit_length())
     parts = range(len(shares))
     part_of: dict[str, int] = {}
     for group in by_size:
@@ -349,20 +351,20 @@ def _distribute(groups: Sequence[_Group], shares: Sequence[float], seed: str) ->
 
     for part in parts:
         if not sizes[part]:
-            donors = [g for g in by_lot if sizes[part_of[g.name]] > 1]
+            donors = [g for g in drawn if sizes[part_of[g.name]] > 1]
             move(min(donors, key=lambda g: growth(g.name, part)).name, part)
     for _ in range(MAX_PASSES):
         moved = False
-        for group in by_lot:
-            name, here = group.name, part_of[group.name]
-            if sizes[here] == 1:
+        for group in drawn:
+            name, current = group.name, part_of[group.name]
+            if sizes[current] == 1:
                 continue
-            put(name, here, -1)
+            put(name, current, -1)
             growths = [growth(name, part) for part in parts]
-            put(name, here, 1)
+            put(name, current, 1)
             best = min(parts, key=lambda part: growths[part])
-            # A margin beyond rounding, so that no group goes back and forth for ever.
-            if growths[best] < growths[here] - 1e-12:
+            # The margin exceeds rounding errors, so that no group moves back and forth forever.
+            if growths[best] < growths[current] - 1e-12:
                 move(name, best)
                 moved = True
         if not moved:

@@ -1,17 +1,16 @@
-"""Made-up notes with exact annotations, for demos and tests where no real corpus may go.
+"""Synthetic notes with exact annotations, for demos and tests.
 
-a patient -> templates, filled by dice -> blocks of text with marks -> wrapped lines -> Note
+    patient -> templates, filled at random -> blocks of text with marks -> wrapped lines -> Note
 
-Every sentence is ours. Templates are written in a small markup: `<Label|text>` is a span,
-`<Label=value|text>` one with a value, `<Label@2|text>` one of the second group (a mark is
-related to the hubs of its own group: the drugs, or the triggers), marks may nest, and
-`{slot}` is filled from the word lists, `{^slot}` with a capital. Offsets are recorded while
-the text is written, never searched for.
+Templates use a small markup: `<Label|text>` is a span, `<Label=value|text>` a span with a value,
+`<Label@2|text>` a span of the second group (a mark is related to the hubs of its group, which are drugs
+or triggers). Marks may nest. `{slot}` is filled from the word lists, `{^slot}` with a capital. Offsets
+are recorded while the text is written.
 
-What makes the notes hard on purpose: the same symptom is a Reason, an ADE or neither, and
-only the verb tells; drugs in allergy lists, of relatives, or never given are not annotated;
-durations, frequencies and amounts that are not about a drug are not annotated; most drug
-names are new, and people and hospitals carry names of the same make; words are misspelt.
+The notes are hard on purpose: the same symptom is a Reason, an ADE or neither, and only the verb tells;
+drugs in allergy lists, of relatives, or never given are not annotated, nor are durations, frequencies
+and amounts of other things; most drug names are invented, and people and hospitals have similar names;
+words are misspelt.
 """
 
 from __future__ import annotations
@@ -25,47 +24,39 @@ from typing import Literal, TypeVar
 from raymrc.corpora import synthetic_texts as texts
 from raymrc.corpora.brat import BratScheme
 from raymrc.corpora.formats import N2C2_2018_SCHEME, N2C2_2022, SHAC_TRIGGERS
-from raymrc.corpora.note import Corpus, Note, Relation, Span
+from raymrc.corpora.note import Corpus, Note, Relation, Span, value_attribute
 from raymrc.errors import CorpusError
 
 SyntheticScheme = Literal["n2c2-2018", "n2c2-2022"]
 Site = Literal["a", "b"]
 _Item = TypeVar("_Item")
 
-# The value of a labelled argument stands in an attribute of its span.
-VALUE_ATTRIBUTES = {
-    "StatusTime": "StatusTimeVal",
-    "StatusEmploy": "StatusEmployVal",
-    "TypeLiving": "TypeLivingVal",
-}
-
-SHORTEST, LONGEST = 800, 2500  # characters of a note
+MIN_CHARACTERS, MAX_CHARACTERS = 800, 2500  # of a note
 
 
 def synthesize_corpus(scheme: SyntheticScheme, notes: int, site: Site, seed: int) -> Corpus:
-    """A corpus of made-up notes; the same arguments give the same bytes on any machine.
+    """A corpus of synthetic notes; the same arguments give the same bytes on any machine.
 
-    Patients come one after the other and a third of them has two notes, which share a
-    group. A longer corpus begins with the notes of a shorter one of the same seed.
+    A third of the patients have two notes, which share a group. A longer corpus begins with the notes
+    of a shorter one of the same seed.
 
     Args:
-        scheme: "n2c2-2018", discharge summaries with drugs and their attributes, or
-            "n2c2-2022", social histories with triggers and their arguments.
-        notes: how many, at least 1.
-        site: "a" writes whole sentences under headings and wraps hard at a narrow width;
-            "b" writes terse lower-case lists, abbreviates, and errs more. Their label
-            priors differ too.
+        scheme: "n2c2-2018" for discharge summaries with drugs and their attributes, "n2c2-2022" for
+            social histories with triggers and their arguments.
+        notes: number of notes, at least 1.
+        site: "a" writes full sentences under headings with narrow lines; "b" writes terse lower-case
+            lists with abbreviations and more errors. Their label priors differ, too.
         seed: any whole number.
 
     Raises:
-        CorpusError: an unknown scheme or site, or fewer than one note.
+        CorpusError: scheme or site is unknown, or `notes` is below 1.
     """
     if scheme not in _SCHEMES:
         raise CorpusError(f"unknown scheme '{scheme}'; choose one of {', '.join(_SCHEMES)}")
     if site not in _SITES:
         raise CorpusError(f"unknown site '{site}'; choose one of {', '.join(_SITES)}")
     if notes < 1:
-        raise CorpusError(f"cannot make {notes} notes; ask for 1 or more")
+        raise CorpusError(f"cannot make {notes} notes; set 1 or more")
     written: list[Note] = []
     patient = 0
     while len(written) < notes:
@@ -81,11 +72,8 @@ def synthesize_corpus(scheme: SyntheticScheme, notes: int, site: Site, seed: int
     return Corpus(tuple(written), described.labels or (), described.relation_labels or ())
 
 
-# --- dice -------------------------------------------------------------------------------
-
-
 class _Dice:
-    """Draws that stay the same on every Python: only `random()` itself is promised to."""
+    """Random draws that are equal in every version of Python, which guarantees this of `random()` alone."""
 
     def __init__(self, seed: str) -> None:
         self._random = random.Random(seed)
@@ -112,12 +100,9 @@ class _Dice:
         return [rest.pop(self.whole(0, len(rest) - 1)) for _ in range(len(items))]
 
 
-# --- blocks of text with marks ----------------------------------------------------------
-
-
 @dataclass(eq=False)
 class _Mark:
-    """A span in the making. Marks are told apart by identity: two may look the same."""
+    """A span under construction. Marks are compared by identity, because two may be equal in value."""
 
     label: str
     value: str
@@ -127,7 +112,7 @@ class _Mark:
 
 @dataclass
 class _Block:
-    """A stretch of text and its marks, in order of their starts."""
+    """A stretch of text and its marks, ordered by start."""
 
     text: str = ""
     marks: list[_Mark] = field(default_factory=list)
@@ -146,11 +131,11 @@ _OPENING = re.compile(r"<(\w+)(?:=(\w+))?(?:@(\w+))?\|")
 
 
 def _mark_up(markup: str, hubs: Sequence[str], spell: Callable[[str], str]) -> _Block:
-    """Markup without slots -> the text it writes, its marks, and who belongs to whom.
+    """Convert markup without slots to text, marks and their relations.
 
     Args:
-        hubs: labels that the other marks of their group are related to.
-        spell: what becomes of each stretch of words between two brackets.
+        hubs: labels to which the other marks of a group are related.
+        spell: applied to each stretch of words between two brackets.
     """
     block = _Block()
     opened: list[tuple[_Mark, int]] = []
@@ -182,9 +167,9 @@ def _mark_up(markup: str, hubs: Sequence[str], spell: Callable[[str], str]) -> _
 
 
 def _wrap(block: _Block, width: int, hanging: int) -> _Block:
-    """Breaks lines at spaces; later lines are indented by `hanging` characters.
+    """Break lines at spaces, and indent later lines by `hanging` characters.
 
-    A span over a break becomes a span of several fragments, one a line, as brat has it.
+    A span over a break gets one fragment per line, as in brat.
     """
     breaks = []
     line_start, last_space, indent = 0, -1, 0
@@ -211,20 +196,18 @@ def _wrap(block: _Block, width: int, hanging: int) -> _Block:
     return _Block(text, block.marks, block.relations)
 
 
-# --- sites, patients, words -------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Style:
     """How a site writes.
 
     Args:
-        width, hanging: line length in prose and lists, and the indent of a broken line.
-        lower: how often a note's prose is all in lower case.
-        typo: how often a word of five or more letters is misspelt.
-        familiar: the share of drug names that are real ones.
-        courses: how often each kind of hospital-course sentence comes.
-        words: word lists that differ from the common ones.
+        width, hanging: line length, and the indent of a wrapped line.
+        lower: probability that a note's prose is in lower case.
+        typo: probability that a word of five or more letters is misspelt.
+        familiar: share of real drug names.
+        listed: fewest and most discharge medications.
+        courses: weight of each kind of hospital-course sentence.
+        words: the site's word lists.
     """
 
     name: str
@@ -240,7 +223,7 @@ class _Style:
 
 @dataclass(frozen=True)
 class _Persona:
-    """One patient at one site: what all of their notes have in common."""
+    """One patient at one site: what their notes have in common."""
 
     style: _Style
     words: Mapping[str, str]
@@ -287,7 +270,7 @@ def _strength(dice: _Dice) -> str:
 
 
 def _signature(dice: _Dice) -> str:
-    """`10 mg Tablet Sig: One (1) Tablet PO DAILY`, marked up; a form may lie in the dosage."""
+    """`10 mg Tablet Sig: One (1) Tablet PO DAILY`, marked up; a form may be inside the dosage."""
     form, counted, route = dice.pick(texts.FORMS)
     word, number = dice.pick(texts.COUNTS)
     count = f"{word} ({number})" if word != number else number
@@ -343,14 +326,12 @@ _SITES: Mapping[str, _Style] = {
 }
 
 
-# --- notes ------------------------------------------------------------------------------
-
 _SLOT = re.compile(r"\{(\^?)(\w+)\}")
 _WORD = re.compile(r"[A-Za-z]{5,}")
 
 
 class _Author:
-    """Writes one note: fills slots, misspells, marks up, wraps and joins the blocks."""
+    """Writes one note: fills slots, misspells, marks up, wraps and joins blocks."""
 
     def __init__(self, persona: _Persona, dice: _Dice, hubs: Sequence[str]) -> None:
         self.persona, self.dice, self.hubs = persona, dice, hubs
@@ -394,7 +375,7 @@ class _Author:
         return word[:at] + word[at] + word[at:]
 
     def write(self, block: _Block, end: str = "\n") -> None:
-        """Puts a paragraph or list item on the page, wrapped."""
+        """Add a paragraph or list item to the page, wrapped."""
         self.page.add(_wrap(block, self.style.width, self.style.hanging))
         self.page.text += end
 
@@ -478,7 +459,7 @@ def _write_summary(author: _Author, visit_date: str) -> None:
 
 
 def _write_social(author: _Author, visit_date: str) -> None:
-    """A social history among its neighbours: the complaint, the family, loose sentences."""
+    """A social history between the present illness, the family history and loose sentences."""
     dice, style = author.dice, author.style
     words, is_a = texts.SOCIAL_WORDS, style.name == "a"
 
@@ -498,7 +479,7 @@ def _write_social(author: _Author, visit_date: str) -> None:
         kinds = ["Tobacco", "Alcohol", "Drug", "Employment", "LivingStatus"]
     events = []
     for kind in dice.shuffled(kinds):
-        # Site b asks less about work and home and more about substances.
+        # Site b writes less about work and home.
         if not is_a and kind in ("Employment", "LivingStatus") and dice.chance(0.45):
             continue
         chosen = dice.shuffled(templates[kind])
@@ -523,13 +504,13 @@ def _write_social(author: _Author, visit_date: str) -> None:
 
     author.head("\nFAMILY HISTORY AND OTHER:\n" if is_a else "fh/other\n")
     rest: list[_Block] = []
-    target = dice.whole(SHORTEST + 60, 1300)
+    target = dice.whole(MIN_CHARACTERS + 60, 1300)
     while decoys and len(author.page.text) + sum(len(x.text) + 1 for x in rest) < target:
         rest.append(decoys.pop())
     author.write(_prose(rest))
 
 
-_Link = tuple[str, str, str, str]  # label and id of a hub, label and id of what belongs to it
+_Link = tuple[str, str, str, str]  # label and id of a hub, label and id of a mark related to it
 
 
 def _drug_relations(links: Sequence[_Link]) -> tuple[Relation, ...]:
@@ -541,7 +522,7 @@ def _drug_relations(links: Sequence[_Link]) -> tuple[Relation, ...]:
 
 
 def _event_relations(links: Sequence[_Link]) -> tuple[Relation, ...]:
-    """From trigger to argument, named as they are when read off brat's event lines."""
+    """Relations from trigger to argument, with the ids that brat's event lines give."""
     arguments: dict[str, list[tuple[str, str]]] = {}
     for _, hub, label, span in links:
         arguments.setdefault(hub, []).append((label, span))
@@ -554,10 +535,10 @@ def _event_relations(links: Sequence[_Link]) -> tuple[Relation, ...]:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a scheme annotates, and who writes its notes.
+    """What a scheme annotates, and how its notes are written.
 
     Args:
-        hubs: labels that the other spans of a sentence belong to.
+        hubs: labels to which the other spans of a sentence are related.
     """
 
     scheme: BratScheme
@@ -586,7 +567,8 @@ def _write_note(kind: _Kind, persona: _Persona, dice: _Dice, note_id: str, group
     author = _Author(persona, dice, kind.hubs)
     kind.write(author, author.fill("{date}", {}))
     page = author.page
-    assert SHORTEST <= len(page.text) <= LONGEST, f"{note_id}: {len(page.text)} characters"
+    size = len(page.text)
+    assert MIN_CHARACTERS <= size <= MAX_CHARACTERS, f"{note_id}: {size} characters"
     marks = sorted(page.marks, key=lambda mark: (mark.fragments[0][0], -mark.fragments[-1][1]))
     ids = {id(mark): f"T{number}" for number, mark in enumerate(marks, start=1)}
     spans = tuple(
@@ -594,7 +576,7 @@ def _write_note(kind: _Kind, persona: _Persona, dice: _Dice, note_id: str, group
             ids[id(mark)],
             mark.label,
             tuple(mark.fragments),
-            ((VALUE_ATTRIBUTES[mark.label], mark.value),) if mark.value else (),
+            ((value_attribute(mark.label), mark.value),) if mark.value else (),
         )
         for mark in marks
     )

@@ -1,10 +1,10 @@
-"""The words and sentences that made-up notes are put together from, in the markup of `synthetic`.
+"""Words and sentences of synthetic notes, in the markup of `synthetic`; all written for raymrc.
 
-All of it is ours. What is marked and what is not is the guideline: in the lists of hospital-course
-sentences, look at two neighbours to see which verb makes a symptom a Reason and which an ADE.
+The marks are the annotation guideline: in the hospital-course sentences, compare two neighbours to see
+which verb makes a symptom a Reason and which an ADE.
 """
 
-# One sentence a line reads best, however long it is.
+# One sentence per line, however long.
 # ruff: noqa: E501
 # fmt: off
 
@@ -45,7 +45,7 @@ UNIT_STEPS = ("0.5", "1", "2", "2.5", "5", "10", "12.5", "20", "25", "40", "50",
 
 COUNTS = (("One", "1"), ("Two", "2"), ("Three", "3"), ("0.5", "0.5"), ("1-2", "1-2"))
 
-# what is dispensed, what is counted out, how it is taken
+# dispensed form, counted unit, route
 FORMS = (
     ("Tablet", "Tablet", "PO"),
     ("Tablet", "Tablet", "PO"),

@@ -1,9 +1,8 @@
-"""The data contract, checked before anything is trained: what is there, and what is wrong.
+"""Counts and problems of a corpus, before anything is trained.
 
     path -> reader -> notes, problems -> counts
 
-The problems are the reader's own, so `validate_corpus` and `read_corpus` cannot disagree: an error stops
-reading, a warning does not.
+The problems come from the reader, so `validate_corpus` and `read_corpus` cannot disagree.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from raymrc.corpora.problems import ERROR, CorpusProblem
 
 @dataclass(frozen=True, slots=True)
 class ValidationCounts:
-    """How much there is. Extents are envelopes: first start to last end.
+    """Counts of notes, spans and relations. A span's extent runs from its first start to its last end.
 
     Args:
-        groups: patients or articles, as far as they are known.
+        groups: patients or articles, as far as known.
         nested: spans strictly inside another.
-        same_extent: pairs of spans with one extent and two labels.
-        crossing: pairs that overlap without one holding the other.
+        same_extent: pairs of spans with equal extent and different labels.
+        crossing: pairs that overlap without one containing the other.
         overlapping: spans whose extent shares a character with another's.
-        discontinuous: spans of several fragments.
-        empty_notes: without a character that is not white space.
-        notes_without_spans: the empty ones among them.
+        discontinuous: spans with several fragments.
+        empty_notes: notes of white space only.
+        notes_without_spans: empty notes included.
         duplicate_spans: spans that repeat label and fragments of an earlier one.
-        duplicate_texts: notes that repeat an earlier note's text, white space aside.
-        labels, relation_labels: (label, how often), by label.
+        duplicate_texts: notes that repeat an earlier note's text, white space ignored.
+        labels, relation_labels: (label, count), sorted by label.
     """
 
     notes: int
@@ -57,7 +56,7 @@ class ValidationCounts:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What `validate_corpus` found; `ok` where `read_corpus` would give a corpus."""
+    """Result of `validate_corpus`; `ok` means that `read_corpus` would succeed."""
 
     path: str
     reader: str
@@ -77,7 +76,7 @@ class Validation:
         return not self.errors
 
     def to_json(self) -> str:
-        """One object: path, reader, ok, every count by its name, and the list of problems."""
+        """One object: path, reader, ok, every count by name, and the list of problems."""
         counts = asdict(self.counts)
         for name in ("labels", "relation_labels"):
             counts[name] = dict(counts[name])
@@ -94,15 +93,21 @@ class Validation:
 
 
 def validate_corpus(path: Path, reader: str) -> Validation:
-    """Reads all there is and says what is wrong with it, without raising for that.
+    """Read a corpus and report its problems instead of raising them.
 
-    Notes and spans that could not be read are in the problems, not in the counts.
+    Unreadable notes and spans are in the problems, not in the counts.
 
     Raises:
         CorpusError: there is no such reader.
     """
     reading = read_notes(Path(path), reader)
     return Validation(str(path), reader, count_notes(reading.notes), tuple(reading.problems.found))
+
+
+_SUMS = (
+    "nested", "same_extent", "crossing", "overlapping", "discontinuous", "empty_notes",
+    "notes_without_spans", "duplicate_spans", "duplicate_texts",
+)  # fmt: skip
 
 
 def count_notes(notes: Iterable[Note]) -> ValidationCounts:
@@ -129,17 +134,9 @@ def count_notes(notes: Iterable[Note]) -> ValidationCounts:
         groups=len({note.group or note.id for note in notes}),
         spans=labels.total(),
         relations=relation_labels.total(),
-        nested=sums["nested"],
-        same_extent=sums["same_extent"],
-        crossing=sums["crossing"],
-        overlapping=sums["overlapping"],
-        discontinuous=sums["discontinuous"],
-        empty_notes=sums["empty_notes"],
-        notes_without_spans=sums["notes_without_spans"],
-        duplicate_spans=sums["duplicate_spans"],
-        duplicate_texts=sums["duplicate_texts"],
         labels=tuple(sorted(labels.items())),
         relation_labels=tuple(sorted(relation_labels.items())),
+        **{name: sums[name] for name in _SUMS},
     )
 
 

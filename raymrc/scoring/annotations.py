@@ -1,9 +1,9 @@
-"""Gold and system folders of .ann files, paired by name. No .txt is needed, none is looked at."""
+"""Gold and system folders of .ann files, paired by name. Their .txt files are not read."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ _EVENT_ATTRIBUTE = re.compile(r"A\S*\s+\S+\s+E\d")
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """What one .ann says, in file order."""
+    """Content of one .ann, in file order."""
 
     spans: tuple[Span, ...] = ()
     relations: tuple[Relation, ...] = ()
@@ -31,7 +31,7 @@ class Annotations:
 
 @dataclass(frozen=True, slots=True)
 class NotePair:
-    """One note's two sides; a side that is missing holds nothing."""
+    """A note's gold and system annotations; a missing side is empty."""
 
     note_id: str
     gold: Annotations
@@ -40,10 +40,10 @@ class NotePair:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """All gold notes, beside what the system made of them.
+    """All gold notes with the system's annotations.
 
     Args:
-        missing: gold notes without a system file; they are in `pairs`, as missed.
+        missing: gold notes without a system file; they are in `pairs` with an empty system side.
         unjudged: system files without gold; they are not in `pairs`.
     """
 
@@ -53,20 +53,20 @@ class Pairs:
 
 
 def pair_folders(gold: Path, system: Path, kinds: str, judged: str) -> Pairs:
-    """Reads both folders, subfolders included; notes come in the order of their ids.
+    """Read both folders, subfolders included; notes are ordered by id.
 
     Args:
-        kinds: the first letters of the lines to read, such as "TRE".
-        judged: those of them whose errors count; the others only help to resolve ids.
+        kinds: first letters of the lines to read, such as "TRE".
+        judged: those kinds whose errors are reported; the others only help to resolve ids.
 
     Raises:
-        CorpusError: a folder without .ann files, two folders without a name in common, or
-            lines that cannot be read: all of them at once.
+        CorpusError: a folder has no .ann files, the folders have no name in common, or lines are
+            broken (all are listed).
     """
     gold_files, system_files = _annotation_files(gold), _annotation_files(system)
     if not gold_files.keys() & system_files.keys():
         raise CorpusError(
-            f"{system}: no .ann file here has the name of one in {gold}; give the gold folder "
+            f"{system}: has no .ann file of the same name as one in {gold}; give the gold folder "
             "first, then the system's folder for the same notes"
         )
     problems: list[CorpusProblem] = []
@@ -89,20 +89,17 @@ def pair_folders(gold: Path, system: Path, kinds: str, judged: str) -> Pairs:
     )
 
 
-def say_unpaired(missing: Iterable[str], unjudged: Iterable[str]) -> str:
-    """One line each for notes that only one side has; "" where there are none."""
-    said = ""
-    for ids, what in (
-        (tuple(missing), "gold notes have no system file and count as missed"),
-        (tuple(unjudged), "system files have no gold and are left out"),
-    ):
-        if ids:
-            said += f"{len(ids)} {what}: {first_few(ids)}\n"
-    return said
+def describe_unpaired(missing: Sequence[str], unjudged: Sequence[str]) -> str:
+    """One line each for missing and unjudged notes, "" without any."""
+    sides = (
+        (missing, "gold notes have no system file and count as missed"),
+        (unjudged, "system files have no gold and are ignored"),
+    )
+    return "".join(f"{len(ids)} {what}: {first_few(ids)}\n" for ids, what in sides if ids)
 
 
 def _annotation_files(folder: Path) -> dict[str, Path]:
-    """Path below the folder, without its ending -> file."""
+    """Path below the folder without its suffix -> file."""
     if not folder.is_dir():
         raise CorpusError(f"{folder}: is not a folder; give a folder of .ann files")
     files = {
@@ -111,15 +108,15 @@ def _annotation_files(folder: Path) -> dict[str, Path]:
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
     if not files:
-        raise CorpusError(f"{folder}: holds no .ann file; give a folder of .ann files")
+        raise CorpusError(f"{folder}: has no .ann file; give a folder of .ann files")
     return files
 
 
 def _read(path: Path, kinds: str, judged: str, problems: list[CorpusProblem]) -> Annotations:
     found = Problems()
     lines = read_lines(path, found) or []
-    # A line of another kind is blanked, not removed, so that line numbers stay true.
-    # Attributes of events are not looked at; the reader would give them to the trigger.
+    # Lines of other kinds are blanked, not removed, so that line numbers stay correct.
+    # Attributes of events are ignored; the reader would give them to the trigger.
     kept = [
         line if line[:1] and line[0] in kinds and not _EVENT_ATTRIBUTE.match(line) else ""
         for line in lines
@@ -136,9 +133,9 @@ def _read(path: Path, kinds: str, judged: str, problems: list[CorpusProblem]) ->
 
 
 def _last_of_each_id(lines: list[str]) -> list[str]:
-    """An id that is used again takes the new content but keeps its first place.
+    """Replace the first line of a repeated id by the last one.
 
-    The official scripts keep lines in a dictionary by id, so this is what they count.
+    The official scripts do the same by keeping lines in a dictionary by id.
     """
     first: dict[str, int] = {}
     kept = list(lines)

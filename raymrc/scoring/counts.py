@@ -1,4 +1,4 @@
-"""The one definition of precision, recall and F1 in the house."""
+"""Counts of matched, spurious and missed items, and the only definition of precision, recall and F1."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Matched, spurious and missed items. Counts add up; F1 is read off a sum."""
+    """Matched, spurious and missed items. Counts are added, and F1 is computed from the sum."""
 
     tp: int = 0
     fp: int = 0
@@ -18,22 +18,35 @@ class Counts:
         return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
 
     @property
+    def gold(self) -> int:
+        return self.tp + self.fn
+
+    @property
+    def predicted(self) -> int:
+        return self.tp + self.fp
+
+    @property
     def precision(self) -> float:
-        """0 to 1; 0.0 where nothing was predicted."""
-        return self.tp / (self.tp + self.fp) if self.tp else 0.0
+        """0 to 1; 0.0 if nothing was predicted."""
+        return self.tp / self.predicted if self.tp else 0.0
 
     @property
     def recall(self) -> float:
-        """0 to 1; 0.0 where nothing was to be found."""
-        return self.tp / (self.tp + self.fn) if self.tp else 0.0
+        """0 to 1; 0.0 if there is no gold item."""
+        return self.tp / self.gold if self.tp else 0.0
 
     @property
     def f1(self) -> float:
-        """0 to 1; 0.0 where nothing was there and nothing found, as the official scorers have it."""
+        """0 to 1; 0.0 if there is no gold item and no prediction, as in the official scorers."""
         return 2 * self.tp / (2 * self.tp + self.fp + self.fn) if self.tp else 0.0
 
+    @property
+    def percentages(self) -> str:
+        """Precision, recall and F1 as three columns of a text table."""
+        return "".join(f"{100 * share:>8.2f}" for share in (self.precision, self.recall, self.f1))
+
     def to_json(self) -> dict[str, float]:
-        """Counts and what is read off them, as `--json` gives them."""
+        """Counts, precision, recall and F1, for `--json`."""
         return {
             "tp": self.tp,
             "fp": self.fp,

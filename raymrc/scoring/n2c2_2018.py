@@ -1,6 +1,6 @@
-"""The 2018 n2c2 track 2 (drug-ADE) counts, as its official script (version 4) takes them.
+"""The 2018 n2c2 track 2 (drug-ADE) counts, computed as its official script (version 4) does.
 
-gold and system notes -> items that equal each other -> Counts per note and label -> sums
+gold and system notes -> equal items -> Counts per note and label -> sums
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from raymrc.corpora.note import Relation, Span
-from raymrc.scoring.annotations import pair_folders, say_unpaired
+from raymrc.scoring.annotations import describe_unpaired, pair_folders
 from raymrc.scoring.counts import Counts, pool
 
 Mode = Literal["strict", "lenient"]
@@ -21,17 +21,15 @@ MODES: tuple[Mode, ...] = ("strict", "lenient")
 
 
 def score_note(gold: Sequence[Span], system: Sequence[Span], mode: Mode) -> dict[str, Counts]:
-    """Counts per label of one note's spans. Order matters where spans are duplicated.
+    """Counts per occurring label of one note's spans, in alphabetical order.
 
-    Labels come in alphabetical order; those that neither side holds are absent. A
-    discontinuous span is read by its envelope, and the attributes are not looked at.
+    A discontinuous span counts by its envelope. Ids and attributes are ignored.
 
     Args:
-        gold, system: in file order; ids play no part, so a list may hold duplicates.
-        mode: "strict" wants the same start and end, "lenient" one character in common.
+        gold, system: in file order, which matters if there are duplicates.
+        mode: "strict" requires equal start and end, "lenient" one common character.
     """
-    same_place = _SAME_PLACE[mode]
-    return _count_by_label(gold, system, same_place)
+    return _count_by_label(gold, system, _SAME_PLACE[mode])
 
 
 def score_relations(
@@ -43,9 +41,8 @@ def score_relations(
 ) -> dict[str, Counts]:
     """Counts per label of one note's relations.
 
-    Head must match head and tail must match tail, each as a span of the same label by
-    the rule of `mode`. A relation that names a span which its side does not hold matches
-    nothing: it counts as missed, or as spurious.
+    Heads and tails must match as spans of the same label by the rule of `mode`. A relation that names
+    an unknown span matches nothing.
     """
     same_place = _SAME_PLACE[mode]
     gold_by_id = {span.id: span for span in gold_spans}
@@ -66,7 +63,7 @@ def score_relations(
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Counts of every note and label: what all figures are read off."""
+    """Counts of every note and label, from which all figures are computed."""
 
     notes: tuple[Mapping[str, Counts], ...]
 
@@ -77,7 +74,7 @@ class Tally:
 
     @property
     def macro(self) -> dict[str, float]:
-        """Means over notes; a note with nothing to find and nothing found counts as 0."""
+        """Means over notes; a note without gold items and predictions counts as 0."""
         pooled = [pool(note.values()) for note in self.notes]
         return {
             figure: sum(getattr(counts, figure) for counts in pooled) / len(pooled)
@@ -97,7 +94,7 @@ class ScoreReport2018:
 
     Args:
         tallies: by mode ("strict", "lenient"), then kind ("entities", "relations").
-        missing: gold notes without a system file; all they hold counts as missed.
+        missing: gold notes without a system file; their items count as missed.
         unjudged: system files without gold; they are not counted.
     """
 
@@ -108,8 +105,8 @@ class ScoreReport2018:
     def to_json(self) -> dict[str, Any]:
         """`{"strict": {"entities": {"tp", "fp", "fn", "precision", "recall", "f1"}, ...}, ...}`.
 
-        Beside the two modes stand "macro" and "per_type", each by mode and kind, and the
-        lists "missing" and "unjudged".
+        Further keys are "macro" and "per_type", each by mode and kind, and the lists "missing" and
+        "unjudged".
         """
         return {
             **self._by_mode(lambda tally: tally.micro.to_json()),
@@ -129,13 +126,13 @@ class ScoreReport2018:
 
 
 def score_2018_folders(gold: Path, system: Path) -> ScoreReport2018:
-    """Scores the .ann files of two folders, paired by name, in both modes.
+    """Score the .ann files of two folders, paired by name, in both modes.
 
-    Only T and R lines count, as officially. A relation whose argument is an event's id means
-    that event's trigger (the official script stops there).
+    Only T and R lines count, as in the official script. An argument that names an event stands for the
+    event's trigger (the official script fails there).
 
     Raises:
-        CorpusError: folders that do not fit each other, or broken T and R lines.
+        CorpusError: the folders do not fit each other, or T or R lines are broken.
     """
     paired = pair_folders(gold, system, kinds="TRE", judged="TR")
     tallies: dict[str, dict[str, Tally]] = {}
@@ -155,7 +152,7 @@ def score_2018_folders(gold: Path, system: Path) -> ScoreReport2018:
 
 
 def render_2018_scores(report: ScoreReport2018) -> str:
-    """The report as a text table; shares are in per cent."""
+    """The report as a text table with percentages."""
     lines = [f"{'':<32}{'TP':>7}{'FP':>7}{'FN':>7}{'P':>8}{'R':>8}{'F1':>8}"]
     for mode, kinds in report.tallies.items():
         for kind, tally in kinds.items():
@@ -165,12 +162,11 @@ def render_2018_scores(report: ScoreReport2018) -> str:
             lines.append(_row("  micro", tally.micro))
             macro = "".join(f"{100 * share:>8.2f}" for share in tally.macro.values())
             lines.append(f"{'  macro':<53}{macro}")
-    return "\n".join(lines) + "\n" + say_unpaired(report.missing, report.unjudged)
+    return "\n".join(lines) + "\n" + describe_unpaired(report.missing, report.unjudged)
 
 
 def _row(name: str, counts: Counts) -> str:
-    shares = "".join(f"{100 * x:>8.2f}" for x in (counts.precision, counts.recall, counts.f1))
-    return f"{name:<32}{counts.tp:>7}{counts.fp:>7}{counts.fn:>7}{shares}"
+    return f"{name:<32}{counts.tp:>7}{counts.fp:>7}{counts.fn:>7}{counts.percentages}"
 
 
 def _same_envelope(gold: Span, system: Span) -> bool:
@@ -190,7 +186,7 @@ _SAME_PLACE: Mapping[str, Callable[[Span, Span], bool]] = {
 def _count_by_label(
     gold: Sequence[_Item], system: Sequence[_Item], same: Callable[[_Item, _Item], bool]
 ) -> dict[str, Counts]:
-    # Items of different labels never equal each other, so each label can be counted alone.
+    # Items of different labels are never equal, so each label can be counted separately.
     gold_by_label: dict[str, list[_Item]] = _by_label(gold)
     system_by_label: dict[str, list[_Item]] = _by_label(system)
     return {
@@ -209,22 +205,20 @@ def _by_label(items: Iterable[_Item]) -> dict[str, list[_Item]]:
 def _count(
     gold: Sequence[_Item], system: Sequence[_Item], same: Callable[[_Item, _Item], bool]
 ) -> Counts:
-    """The official counting, where a system item that meets a marked gold item is thrown out.
+    """The official counting, which ignores a system item that matches an already matched gold item.
 
-    So duplicate predictions cost nothing, a prediction that covers two gold items finds
-    one of them, and the second of two equal gold items is always missed.
+    Hence duplicate predictions cost nothing, a prediction that covers two gold items finds one of
+    them, and the second of two equal gold items is always missed.
     """
-    marked = [False] * len(gold)
+    matched = [False] * len(gold)
     tp = fp = 0
     for item in system:
-        met = [index for index, candidate in enumerate(gold) if same(candidate, item)]
-        thrown_out = any(marked[index] for index in met)
-        for index in met:
-            marked[index] = True
-        if thrown_out:
-            continue
-        if met:
-            tp += 1
-        else:
+        equal = [index for index, candidate in enumerate(gold) if same(candidate, item)]
+        is_ignored = any(matched[index] for index in equal)
+        for index in equal:
+            matched[index] = True
+        if not equal:
             fp += 1
+        elif not is_ignored:
+            tp += 1
     return Counts(tp, fp, len(gold) - tp)

@@ -1,4 +1,4 @@
-"""The 2022 n2c2 SDoH counts, as `brat_scoring` 0.2.0 takes them.
+"""The 2022 n2c2 SDoH counts, computed as `brat_scoring` 0.2.0 does.
 
 .ann -> events -> gold and system triggers paired -> arguments matched within pairs -> rows
 """
@@ -13,25 +13,27 @@ from typing import Any, Literal, TypeVar
 
 from raymrc.corpora.note import Relation, Span
 from raymrc.errors import CorpusError, suggest
-from raymrc.scoring.annotations import Annotations, pair_folders, say_unpaired
-from raymrc.scoring.counts import Counts
+from raymrc.scoring.annotations import Annotations, describe_unpaired, pair_folders
+from raymrc.scoring.counts import Counts, pool
 
 LABELED_ARGUMENTS = ("StatusTime", "StatusEmploy", "TypeLiving")
 NO_VALUE = "N/A"
 TRIGGER = "Trigger"
 
-Key = tuple[str, str, str]  # event, argument, subtype: what a row is about
+Key = tuple[str, str, str]
+"""Event, argument and subtype of a row."""
+
 _Item = TypeVar("_Item")
 MatchRule = Literal["exact", "overlap", "label"]
 
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """What makes two items equal, beside their type.
+    """What makes two items of a type equal.
 
     Args:
         trigger, span: "exact" ends, or "overlap" of one character.
-        labeled: the same, or "label" for anywhere in the event; and always the same value.
+        labeled: likewise, or "label" for anywhere in the event; values must always be equal.
     """
 
     trigger: MatchRule
@@ -56,7 +58,7 @@ class SocialEvent:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """How often an event's trigger or argument was there, was predicted, was both.
+    """Counts of one kind of trigger or argument.
 
     Args:
         argument: the argument's type, or "Trigger".
@@ -66,21 +68,18 @@ class ScoreRow:
     event: str
     argument: str
     subtype: str
-    gold: int
-    system: int
-    matched: int
+    counts: Counts
 
-    @property
-    def precision(self) -> float:
-        return self.matched / self.system if self.system else 0.0
-
-    @property
-    def recall(self) -> float:
-        return self.matched / self.gold if self.gold else 0.0
-
-    @property
-    def f1(self) -> float:
-        return 2 * self.matched / (self.gold + self.system) if self.matched else 0.0
+    def to_json(self) -> dict[str, Any]:
+        """Event, argument, subtype and the numbers of gold, system and matched items."""
+        return {
+            "event": self.event,
+            "argument": self.argument,
+            "subtype": self.subtype,
+            "gold": self.counts.gold,
+            "system": self.counts.predicted,
+            "matched": self.counts.tp,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ class ScoreReport2022:
 
     Args:
         rows: by event, argument and subtype.
-        missing: gold notes without a system file; all they hold counts as missed.
+        missing: gold notes without a system file; their items count as missed.
         unjudged: system files without gold; they are not counted.
     """
 
@@ -101,29 +100,21 @@ class ScoreReport2022:
 
     @property
     def overall(self) -> ScoreRow:
-        """The micro figure over triggers and arguments."""
-        gold, system, matched = (
-            sum(getattr(row, column) for row in self.rows)
-            for column in ("gold", "system", "matched")
-        )
-        return ScoreRow("OVERALL", "OVERALL", "OVERALL", gold, system, matched)
+        """Micro counts over triggers and arguments."""
+        return ScoreRow("OVERALL", "OVERALL", "OVERALL", pool(row.counts for row in self.rows))
 
     def to_json(self) -> dict[str, Any]:
-        """`{"rows": [{"event", "argument", "subtype", "gold", "system", "matched"}], "overall"}`.
-
-        Beside them stand "criterion", "labeled_args", "missing" and "unjudged".
-        """
-        columns = ("event", "argument", "subtype", "gold", "system", "matched")
-        overall = self.overall
+        """`{"rows": [{"event", "argument", "subtype", "gold", "system", "matched"}], "overall", ...}`."""
+        total = self.overall.counts
         return {
-            "rows": [{name: getattr(row, name) for name in columns} for row in self.rows],
+            "rows": [row.to_json() for row in self.rows],
             "overall": {
-                "gold": overall.gold,
-                "system": overall.system,
-                "matched": overall.matched,
-                "precision": overall.precision,
-                "recall": overall.recall,
-                "f1": overall.f1,
+                "gold": total.gold,
+                "system": total.predicted,
+                "matched": total.tp,
+                "precision": total.precision,
+                "recall": total.recall,
+                "f1": total.f1,
             },
             "criterion": self.criterion,
             "labeled_args": list(self.labeled),
@@ -138,39 +129,33 @@ def score_2022_folders(
     criterion: str = "challenge",
     labeled: Sequence[str] = LABELED_ARGUMENTS,
 ) -> ScoreReport2022:
-    """Scores the events in the .ann files of two folders, paired by name.
+    """Score the events in the .ann files of two folders, paired by name.
 
     Args:
-        criterion: one of `CRITERIA`.
-        labeled: argument types that are compared by value; SHAC's three unless told.
+        criterion: a key of `CRITERIA`.
+        labeled: argument types that are compared by value; SHAC's three by default.
 
     Raises:
-        CorpusError: an unknown criterion, folders that do not fit each other, or broken
-            T, E and A lines.
+        CorpusError: the criterion is unknown, the folders do not fit each other, or T, E or A lines
+            are broken.
     """
     if criterion not in CRITERIA:
         raise CorpusError(f"unknown criterion {criterion!r}{suggest(criterion, CRITERIA)}")
     paired = pair_folders(gold, system, kinds="TEA", judged="TEA")
-    in_gold: Counter[Key] = Counter()
-    in_system: Counter[Key] = Counter()
-    in_both: Counter[Key] = Counter()
+    counts: dict[Key, Counts] = {}
     for pair in paired.pairs:
-        gold_events, system_events = read_events(pair.gold), read_events(pair.system)
-        in_gold += _count_items(gold_events)
-        in_system += _count_items(system_events)
-        in_both += match_events(gold_events, system_events, CRITERIA[criterion], labeled)
-    rows = tuple(
-        ScoreRow(*key, in_gold[key], in_system[key], in_both[key])
-        for key in sorted({*in_gold, *in_system})
-    )
+        sides = read_events(pair.gold), read_events(pair.system)
+        for key, found in count_events(*sides, CRITERIA[criterion], labeled).items():
+            counts[key] = counts.get(key, Counts()) + found
+    rows = tuple(ScoreRow(*key, counts[key]) for key in sorted(counts))
     return ScoreReport2022(criterion, tuple(labeled), rows, paired.missing, paired.unjudged)
 
 
 def read_events(annotations: Annotations) -> list[SocialEvent]:
-    """Events in file order. Types of the spans decide, not the roles on the event line.
+    """Events in file order, typed by their spans and not by the roles on the event line.
 
-    Relations do not serve here: an event without arguments has none. An argument that
-    names an event means that event's trigger.
+    They are read from the lines, because an event without arguments has no relation. An argument that
+    names an event stands for that event's trigger.
     """
     spans = {span.id: span for span in annotations.spans}
     named = {
@@ -197,26 +182,21 @@ def score_events(
 
     Args:
         gold, system: spans, and relations that run from triggers to arguments.
-        triggers: labels of spans that are events, with arguments or without.
+        triggers: labels of spans that are events, with or without arguments.
     """
-    sides = [_build_events(*side, triggers) for side in (gold, system)]
-    in_gold, in_system = (_count_items(events) for events in sides)
-    in_both = match_events(sides[0], sides[1], CRITERIA[criterion], labeled)
+    sides = (_build_events(*side, triggers) for side in (gold, system))
     counts: dict[tuple[str, ...], Counts] = {}
-    for key in sorted({*in_gold, *in_system}):
+    for key, found in sorted(count_events(*sides, CRITERIA[criterion], labeled).items()):
         event, argument, _ = key
-        both = in_both[key]
         name = (event,) if argument == TRIGGER else (event, argument)
-        own = Counts(both, in_system[key] - both, in_gold[key] - both)
-        counts[name] = counts.get(name, Counts()) + own
+        counts[name] = counts.get(name, Counts()) + found
     return counts
 
 
 def _build_events(
     spans: Sequence[Span], relations: Sequence[Relation], triggers: Collection[str]
 ) -> list[SocialEvent]:
-    """By event where relations were read off event lines (`E1.2`), else by head; then those without an
-    argument."""
+    """Events by the event id of their relations (`E1.2`) or else by head; then those without arguments."""
     by_id = {span.id: span for span in spans}
     named: dict[str, tuple[Span, list[Span]]] = {}
     for relation in relations:
@@ -230,51 +210,55 @@ def _build_events(
     return events + [SocialEvent(span) for span in alone]
 
 
-def match_events(
+def count_events(
     gold: Sequence[SocialEvent],
     system: Sequence[SocialEvent],
     criterion: Criterion,
     labeled: Collection[str],
-) -> Counter[Key]:
-    """One note's matches, under the gold items' keys.
+) -> dict[Key, Counts]:
+    """One note's counts by key; a match has the gold item's key.
 
-    Triggers pair one to one, greedily in file order, by type and the criterion's rule.
-    Arguments are compared within paired events only, one to one and greedily as well.
+    Triggers pair one to one, greedily in file order, by type and the criterion's rule. Arguments are
+    compared within paired events only, likewise one to one and greedily.
     """
     rule = _RULES[criterion.trigger]
-    matched: Counter[Key] = Counter()
-    paired = _pair_greedily(
-        gold, system, lambda a, b: a.trigger.label == b.trigger.label and rule(a.trigger, b.trigger)
-    )
 
-    def same(a: Span, b: Span) -> bool:
+    def same_trigger(a: SocialEvent, b: SocialEvent) -> bool:
+        return a.trigger.label == b.trigger.label and rule(a.trigger, b.trigger)
+
+    def same_argument(a: Span, b: Span) -> bool:
         if a.label != b.label:
             return False
         if a.label in labeled:
             return _value(a) == _value(b) and _RULES[criterion.labeled](a, b)
         return _RULES[criterion.span](a, b)
 
-    for ours, theirs in paired:
+    matched: Counter[Key] = Counter()
+    for ours, theirs in _pair_greedily(gold, system, same_trigger):
         matched[_trigger_key(ours)] += 1
-        for argument, _ in _pair_greedily(ours.arguments, theirs.arguments, same):
+        for argument, _ in _pair_greedily(ours.arguments, theirs.arguments, same_argument):
             matched[_argument_key(ours, argument)] += 1
-    return matched
+    in_gold, in_system = _count_items(gold), _count_items(system)
+    return {
+        key: Counts(matched[key], in_system[key] - matched[key], in_gold[key] - matched[key])
+        for key in {*in_gold, *in_system}
+    }
 
 
 def render_2022_scores(report: ScoreReport2022) -> str:
-    """The report as a text table; shares are in per cent."""
+    """The report as a text table with percentages."""
     lines = [
         f"{'event':<28}{'argument':<16}{'subtype':<14}"
         f"{'gold':>7}{'system':>8}{'match':>7}{'P':>8}{'R':>8}{'F1':>8}"
     ]
     for row in (*report.rows, report.overall):
-        shares = "".join(f"{100 * x:>8.2f}" for x in (row.precision, row.recall, row.f1))
+        counts = row.counts
         lines.append(
             f"{row.event:<28}{row.argument:<16}{row.subtype:<14}"
-            f"{row.gold:>7}{row.system:>8}{row.matched:>7}{shares}"
+            f"{counts.gold:>7}{counts.predicted:>8}{counts.tp:>7}{counts.percentages}"
         )
     lines.append(f"criterion {report.criterion}; compared by value: {', '.join(report.labeled)}")
-    return "\n".join(lines) + "\n" + say_unpaired(report.missing, report.unjudged)
+    return "\n".join(lines) + "\n" + describe_unpaired(report.missing, report.unjudged)
 
 
 _RULES: Mapping[str, Callable[[Span, Span], bool]] = {
@@ -287,7 +271,7 @@ _RULES: Mapping[str, Callable[[Span, Span], bool]] = {
 def _pair_greedily(
     gold: Sequence[_Item], system: Sequence[_Item], same: Callable[[_Item, _Item], bool]
 ) -> list[tuple[_Item, _Item]]:
-    """Each gold item takes the first free system item that equals it."""
+    """Pair each gold item with the first unpaired system item that equals it."""
     free = list(system)
     pairs = []
     for item in gold:
@@ -300,7 +284,7 @@ def _pair_greedily(
 
 
 def _value(span: Span) -> str:
-    """The value of the span's last attribute, as officially; "N/A" without one."""
+    """The value of the span's last attribute, as in the official scorer, or "N/A"."""
     return (span.attributes[-1][1] or NO_VALUE) if span.attributes else NO_VALUE
 
 

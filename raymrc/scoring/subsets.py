@@ -1,9 +1,8 @@
-"""Nested, overlapping and discontinuous spans by themselves: which they are, how many are found.
+"""Separate counts of nested, overlapping and discontinuous spans.
 
     gold and predicted spans of a note -> items -> subsets of each side -> Counts per subset
 
-A few such spans among thousands do not show in an overall F1: a model that never finds one looks
-as good as one that does.
+A few such spans among thousands do not show in an overall F1.
 """
 
 from __future__ import annotations
@@ -20,49 +19,49 @@ SUBSETS = ("nested", "overlapping", "discontinuous", "any")
 Fragments = tuple[tuple[int, int], ...]
 
 Item = tuple[str, Fragments]
-"""Label and fragments: spans that have both in common are one item, however often annotated."""
+"""Label and fragments; spans with equal label and fragments are one item."""
 
 
 def items_of(text: str, spans: Iterable[Span]) -> set[Item]:
     """A note's spans as items.
 
-    Fragments with nothing but blanks between them are joined: brat writes a span over a line
-    end as two.
+    Fragments separated by white space only are joined, because brat writes a span over a line end as
+    two fragments.
 
     Args:
-        text: the note's.
+        text: the note's text.
     """
     return {(span.label, _join(text, span.fragments)) for span in spans}
 
 
 def find_subsets(items: Iterable[Item]) -> dict[str, set[Item]]:
-    """The items of one note by subset, whatever their labels; an item may be in several.
+    """One note's items by subset, whatever their labels; an item may be in several.
 
-    nested: all its characters are another item's, or all of another's are its own. So the outer
-        one is in it too, and so are two labels of one stretch.
+    nested: its characters are a subset or superset of another item's; two labels of one stretch are
+        both nested.
     overlapping: it shares characters with another item, and each has some that the other lacks.
     discontinuous: it has several fragments.
-    any: what is in one of the three.
+    any: it is in one of the three.
 
-    The gaps of a discontinuous item are not its own: what stands there is not nested in it.
+    Gaps of a discontinuous item do not belong to it, so an item in a gap is not nested in it.
     (`corpora.validate` counts by envelopes.)
     """
     items = set(items)
     labels = Counter(fragments for _, fragments in items)
-    # In the order of their starts, stretches that share characters stand near each other.
+    # Sorted by start, stretches that share characters are near each other.
     stretches = sorted(labels)
     nested = [labels[stretch] > 1 for stretch in stretches]
     overlapping = [False] * len(stretches)
-    for i, one in enumerate(stretches):
+    for i, first in enumerate(stretches):
         for j in range(i + 1, len(stretches)):
-            other = stretches[j]
-            if other[0][0] >= one[-1][1]:
+            second = stretches[j]
+            if second[0][0] >= first[-1][1]:
                 break
             if nested[i] and nested[j] and overlapping[i] and overlapping[j]:
-                continue  # a model gone astray says thousands, of which most soon are both
-            if _holds(one, other) or _holds(other, one):
+                continue  # saves time on a bad model's thousands of predictions
+            if _contains(first, second) or _contains(second, first):
                 nested[i] = nested[j] = True
-            elif _share(one, other):
+            elif _share(first, second):
                 overlapping[i] = overlapping[j] = True
     found = {
         "nested": set(compress(stretches, nested)),
@@ -74,21 +73,21 @@ def find_subsets(items: Iterable[Item]) -> dict[str, set[Item]]:
 
 
 def score_subsets(text: str, gold: Iterable[Span], predicted: Iterable[Span]) -> dict[str, Counts]:
-    """Strict counts of one note by subset, in the order of `SUBSETS`; empty ones are absent.
+    """Strict counts of one note by subset, in the order of `SUBSETS`; empty subsets are left out.
 
-    Two items are equal if label and fragments are. A gold item of a subset is a true positive if
-    a prediction equals it, else a false negative: tp + fn is their number. A prediction that
-    belongs to the subset among the predictions is a false positive unless it equals a gold item,
-    be that in the subset or not: nothing is held against a right answer for what stands around it.
+    Two items are equal if label and fragments are. A gold item of a subset is a true positive if a
+    prediction equals it, else a false negative. A prediction that belongs to the subset among the
+    predictions is a false positive unless it equals any gold item: a correct answer is not spurious
+    because of wrong answers around it.
 
-    A model whose answers are single stretches never finds a discontinuous item. Its envelope,
-    which the 2018 scheme takes for a match, is none here.
+    A model that answers with single stretches never finds a discontinuous item. The item's envelope,
+    a match in the 2018 scheme, is not a match here.
 
     Args:
-        text: the note's.
+        text: the note's text.
         gold, predicted: in any order.
 
-    Source: so `nested_metric` of github.com/matirojasg/nestednereval counts nested entities.
+    Source: `nested_metric` of github.com/matirojasg/nestednereval counts nested entities in this way.
     """
     gold_items, predicted_items = items_of(text, gold), items_of(text, predicted)
     gold_subsets, predicted_subsets = find_subsets(gold_items), find_subsets(predicted_items)
@@ -114,10 +113,10 @@ def _join(text: str, fragments: Fragments) -> Fragments:
     return tuple(joined)
 
 
-def _holds(outer: Fragments, inner: Fragments) -> bool:
-    # Joined fragments never touch, so what lies in several of them lies in one.
+def _contains(outer: Fragments, inner: Fragments) -> bool:
+    # Joined fragments never touch, so each inner fragment must lie within a single outer one.
     return all(any(a <= start and end <= b for a, b in outer) for start, end in inner)
 
 
-def _share(one: Fragments, other: Fragments) -> bool:
-    return any(a < end and start < b for a, b in one for start, end in other)
+def _share(first: Fragments, second: Fragments) -> bool:
+    return any(a < end and start < b for a, b in first for start, end in second)

@@ -221,7 +221,7 @@ def test_predictions_are_brat_that_the_scorers_read(tmp_path, study):
     assert folder == tmp_path / run.configuration.cell.name / f"seed-4-{run.key[:8]}"
     assert folder == tmp_path / run.place
     write_brat(corpus.notes, tmp_path / "gold", triggers)
-    assert score_event_folders(tmp_path / "gold", folder).overall.f1 == 1.0
+    assert score_event_folders(tmp_path / "gold", folder).overall.counts.f1 == 1.0
     assert score_2018_folders(tmp_path / "gold", folder).tallies["strict"]["entities"].micro.tp == 3
     # Asked for again, they are left as they are.
     assert write_predictions([record], corpus, tmp_path, triggers) == [folder]

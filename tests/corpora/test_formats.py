@@ -208,7 +208,7 @@ def test_pubtator_s_broken_lines_are_named(tmp_path):
         "7: does not belong to document 1; correct the id",
         "8: is not 'id start end text type concept', tab-separated; correct the line",
         f"10: note id 1 is already used at {path}:1; rename one of them or read them separately",
-        "13: needs a title (id|t|...) and an abstract (id|a|...) of one id",
+        "13: needs a title (id|t|...) and an abstract (id|a|...) with the same id",
     ]
 
 

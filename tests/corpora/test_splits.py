@@ -175,8 +175,8 @@ def test_blank_notes_are_not_taken_for_copies_of_each_other():
     ("groups", "count", "share", "reason"),
     [
         (4, 5, 0.1, "4 groups of notes cannot fill 5 folds"),
-        (2, 2, 0.1, "leave none to validate on"),
-        (4, 1, 0.1, "take at least 2"),
+        (2, 2, 0.1, "leave none for validation"),
+        (4, 1, 0.1, "set at least 2"),
         (4, 2, 1.0, "is not from 0 to below 1"),
     ],
 )
@@ -196,7 +196,7 @@ def test_a_small_subset_is_part_of_a_large_one_and_holds_whole_groups():
     assert len(groups_of(corpus, (note.id for note in small.notes))) == 4
     assert (small.labels, small.relation_labels) == (corpus.labels, corpus.relation_labels)
     assert take_subset(corpus, 1000, seed=7) == corpus
-    with pytest.raises(CorpusError, match="take at least 1"):
+    with pytest.raises(CorpusError, match="set at least 1"):
         take_subset(corpus, 0, seed=7)
 
 

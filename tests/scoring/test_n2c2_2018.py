@@ -237,7 +237,7 @@ def test_a_broken_line_is_named_and_its_text_is_not(tmp_path, lines, place):
 
 def test_folders_that_share_no_name_are_refused(tmp_path):
     gold, system = write(tmp_path / "gold", one=GOLD), write(tmp_path / "system", two=GOLD)
-    with pytest.raises(CorpusError, match=r"no \.ann file here has the name"):
+    with pytest.raises(CorpusError, match=r"has no \.ann file of the same name"):
         score_2018_folders(gold, system)
     with pytest.raises(CorpusError, match="is not a folder"):
         score_2018_folders(tmp_path / "nowhere", system)

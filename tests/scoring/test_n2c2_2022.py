@@ -32,8 +32,9 @@ def rows(folder: Path, gold: str, system: str, criterion: str = "challenge") -> 
         (folder / name / "one.ann").write_text(lines)
     report = score_2022_folders(folder / "gold", folder / "system", criterion)
     return {
-        (row.event, row.argument, row.subtype): (row.gold, row.system, row.matched)
+        (row.event, row.argument, row.subtype): (c.gold, c.predicted, c.tp)
         for row in (*report.rows, report.overall)
+        if (c := row.counts)
     }
 
 
@@ -57,14 +58,15 @@ def test_every_row_is_the_official_one(criterion):
     }
     ours = {
         (row.event, row.argument, row.subtype): [
-            row.gold,
-            row.system,
-            row.matched,
-            row.precision,
-            row.recall,
-            row.f1,
+            c.gold,
+            c.predicted,
+            c.tp,
+            c.precision,
+            c.recall,
+            c.f1,
         ]
         for row in (*report.rows, report.overall)
+        if (c := row.counts)
     }
     assert ours == official
 
@@ -160,7 +162,7 @@ def test_a_missing_system_file_counts_as_missed_and_is_named(tmp_path):
     (tmp_path / "gold" / "site" / "two.ann").write_text(GOLD)
     report = score_2022_folders(tmp_path / "gold", tmp_path / "system")
     assert report.missing == ("site/two",)
-    assert (report.overall.gold, report.overall.matched) == (6, 3)
+    assert (report.overall.counts.gold, report.overall.counts.tp) == (6, 3)
 
 
 def test_an_unknown_criterion_is_told_the_nearest(tmp_path):
