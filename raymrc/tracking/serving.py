@@ -92,12 +92,7 @@ def _load_pyfunc(data_path: str) -> ServedModel:
         AdapterError: the adapter cannot be read.
         BackboneError: its backbone is missing on this machine, or has other weights.
     """
-    import torch
-
-    from raymrc.configuration import Configuration
-    from raymrc.model.adapters import read_adapter
-    from raymrc.model.loading import load_backbone
-    from raymrc.training.predictor import Predictor
+    from raymrc.training.predictor import load_predictor  # seconds of imports
 
     folder = Path(data_path)
     saved = json.loads((folder / ASKED_FILE).read_text(encoding="utf-8"))
@@ -108,7 +103,4 @@ def _load_pyfunc(data_path: str) -> ServedModel:
         for question in saved["relations"]
     )
     asked = Asked(tuple(saved["labels"]), tuple(relations))
-    configuration = Configuration.from_values(read_adapter(folder).configuration)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_backbone(configuration.cell.backbone, device)
-    return ServedModel(Predictor(folder, loaded, asked, saved["questions"]))
+    return ServedModel(load_predictor(folder, asked, saved["questions"]))

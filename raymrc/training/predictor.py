@@ -11,10 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
+from raymrc.configuration import Configuration
 from raymrc.corpora.note import Note
 from raymrc.errors import AdapterError
 from raymrc.ledger.record import Found
-from raymrc.model.loading import Loaded
+from raymrc.model.adapters import read_adapter
+from raymrc.model.loading import Loaded, load_backbone
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.relations import Asked, mentions_of
 from raymrc.reading.windows import cut_windows, read_pieces
@@ -83,3 +87,15 @@ class Predictor:
                 for row, answer in zip(batch, answers, strict=True):
                     exam.hear(row, answer)
         return {note.id: exam.found(note) for note in notes}
+
+
+def load_predictor(place: Path | str, asked: Asked, questions: Mapping[str, str]) -> Predictor:
+    """A predictor on this machine's GPU, or else its CPU, over the backbone that the adapter names.
+
+    Raises:
+        AdapterError: the adapter cannot be read.
+        BackboneError: the backbone is missing on this machine, or has other weights.
+    """
+    backbone = Configuration.from_values(read_adapter(place).configuration).cell.backbone
+    loaded = load_backbone(backbone, "cuda" if torch.cuda.is_available() else "cpu")
+    return Predictor(place, loaded, asked, questions)
