@@ -1,8 +1,8 @@
-"""Write the Grafana dashboard: what is shown of the figures that `raymrc.sweep.metrics` declares.
+"""Write the Grafana dashboard over the metrics that `raymrc.sweep.metrics` declares.
 
     python dashboards/build.py
 
-`make docs` runs it; a test compares what it would write with what is there.
+`make docs` runs it; a test compares its output with the committed file.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from raymrc.sweep.metrics import Metric
 
 GRAFANA = Path(__file__).resolve().parent / "grafana"
 
-WIDTH, HEIGHT = 24, 8
-"""Of Grafana's grid; of a panel."""
+GRID_WIDTH, PANEL_HEIGHT = 24, 8
 
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 
@@ -28,13 +27,13 @@ SOURCE = {"type": "prometheus", "uid": "${source}"}
 class Panel:
     """
     Args:
-        unit: as Grafana names it.
-        queries: PromQL, and what a series of it is called.
-        width: of 24.
-        kind: "timeseries", or "stat" for the latest value alone.
-        stacks: whether the series add up to something.
-        most: the axis's end, where there is one.
-        warns_at: from here on it is orange, and red half way to `most`.
+        unit: Grafana's name for it.
+        queries: PromQL, and the legend of each of its series.
+        width: in columns of the grid, which has 24.
+        kind: "timeseries", or "stat" for the latest value only.
+        stacks: whether to stack the series, because their sum means something.
+        max_value: end of the axis, if it is fixed.
+        warns_at: the value turns orange from here, and red half way to `max_value`.
     """
 
     title: str
@@ -44,156 +43,155 @@ class Panel:
     width: int = 8
     kind: str = "timeseries"
     stacks: bool = False
-    most: float | None = None
+    max_value: float | None = None
     warns_at: float | None = None
 
 
-# --- what is asked -----------------------------------------------------------------------------------
+# --- queries -----------------------------------------------------------------------------------------
 
 
-def of(metric: Metric, **labels: str) -> str:
-    """A figure of the chosen studies, and of the chosen cells where it has cells."""
+def selected(metric: Metric, **labels: str) -> str:
+    """A metric of the selected studies, and of the selected cells if it has cells."""
     chosen = {"study": "$study"} | ({"cell": "$cell"} if "cell" in metric.labels else {})
     matchers = [f'{name}=~"{value}"' for name, value in (chosen | labels).items()]
     return f"{metric.exported}{{{', '.join(matchers)}}}"
 
 
 def rate(metric: Metric, by: str, **labels: str) -> str:
-    """A second, added up over processes."""
-    return f"sum by ({by}) (rate({of(metric, **labels)}[$__rate_interval]))"
+    """Increase per second, summed over processes."""
+    return f"sum by ({by}) (rate({selected(metric, **labels)}[$__rate_interval]))"
 
 
-def in_all(metric: Metric, by: str) -> str:
-    return f"sum by ({by}) ({of(metric)})"
+def total(metric: Metric, by: str) -> str:
+    return f"sum by ({by}) ({selected(metric)})"
 
 
-def seen(metric: Metric, **labels: str) -> str:
-    """Of what each driver of a study sees whole, once: two of them would count it twice."""
-    labels_of = ", ".join(name for name in metric.labels)
-    return f"max by ({labels_of}) ({of(metric, **labels)})"
+def largest(metric: Metric, **labels: str) -> str:
+    """A metric that every driver of a study publishes in full: a sum would count two drivers twice."""
+    return f"max by ({', '.join(metric.labels)}) ({selected(metric, **labels)})"
 
 
 def share(spent: Metric, budget: Metric) -> str:
-    return f"max by (study) ({of(spent)}) / max by (study) ({of(budget)})"
+    return f"max by (study) ({selected(spent)}) / max by (study) ({selected(budget)})"
 
 
-def left(spent: Metric, budget: Metric) -> str:
-    return f"max by (study) ({of(budget)}) - max by (study) ({of(spent)})"
+def remaining(spent: Metric, budget: Metric) -> str:
+    return f"max by (study) ({selected(budget)}) - max by (study) ({selected(spent)})"
 
 
-# --- what is shown -----------------------------------------------------------------------------------
+# --- panels ------------------------------------------------------------------------------------------
 
-DONE = seen(metrics.FOLD_RUNS, state="done")
-TO_DO = seen(metrics.FOLD_RUNS, state="done|left")
+DONE = largest(metrics.FOLD_RUNS, state="done")
+TO_DO = largest(metrics.FOLD_RUNS, state="done|left")
 
 ROWS: dict[str, tuple[Panel, ...]] = {
     "Study": (
         Panel(
-            "Done", "Share of the fold-runs to do that are done; those that racing spares are not to do.",
+            "Done", "Share of fold-runs done. Those that racing spares do not count.",
             "percentunit", [(f"sum by (study) ({DONE}) / sum by (study) ({TO_DO})", "{{study}}")],
-            width=4, kind="stat", most=1.0,
+            width=4, kind="stat", max_value=1.0,
         ),
         Panel(
             "Best F1 so far",
-            "Mean validation F1 of each cell's best configuration whose folds are all done. It chooses; "
-            "the verdict is of the scored folds (raymrc report).",
-            "percentunit", [(seen(metrics.BEST_F1), "{{cell}}")], width=10, most=1.0,
+            "Mean validation F1 of each cell's best configuration with all folds done. It selects the "
+            "winner; the report compares scored folds (raymrc report).",
+            "percentunit", [(largest(metrics.BEST_F1), "{{cell}}")], width=10, max_value=1.0,
         ),
         Panel(
             "Fold-runs by state",
-            "Of the plan. Closed ones are of cells that were given up after failures; racing spares those "
-            "whose configuration cannot win any more.",
-            "short", [(f"sum by (state) ({seen(metrics.FOLD_RUNS)})", "{{state}}")], width=10, stacks=True,
+            "All fold-runs of the plan. Closed: their cell was abandoned after failures. Spared: a race "
+            "stopped their configuration, because it can no longer win.",
+            "short", [(f"sum by (state) ({largest(metrics.FOLD_RUNS)})", "{{state}}")], width=10, stacks=True,
         ),
         Panel(
             "Training loss",
-            "Mean loss of the latest epoch of the fold-runs that are open. It rises where new ones begin.",
-            "short", [(f"avg by (cell) ({of(metrics.TRAINING_LOSS)})", "{{cell}}")],
+            "Mean loss of the latest epoch, over open fold-runs. It rises when new ones start.",
+            "short", [(f"avg by (cell) ({selected(metrics.TRAINING_LOSS)})", "{{cell}}")],
         ),
         Panel(
-            "Tokens trained a second", "Real pieces through the encoder, by backbone and strategy.",
+            "Tokens per second", "Trained pieces without padding, by backbone and strategy.",
             "short", [(rate(metrics.TOKENS, "backbone, strategy"), "{{backbone}} {{strategy}}")],
         ),
         Panel(
-            "Tries that ended, a minute",
-            "Done, failed, paused at a rung of a race, or stopped by it.",
+            "Attempts ended per minute",
+            "Attempts at fold-runs, by how they ended: done, failed, or paused or stopped by a race.",
             "short", [(f"60 * {rate(metrics.ENDED, 'status')}", "{{status}}")],
         ),
         Panel(
-            "How long a fold-run takes",
-            "By the clock, of those that are done: half of them are quicker, and 95 %. Read from buckets "
+            "Duration of fold-runs",
+            "Wall-clock time of fold-runs that are done: median and 95th percentile. Estimated from buckets "
             "that are a factor of three wide.",
             "s",
             [
                 (
                     f"histogram_quantile({quantile}, "
-                    f"sum by (strategy, le) ({of(metrics.FOLD_RUN_SECONDS)}))",
+                    f"sum by (strategy, le) ({selected(metrics.FOLD_RUN_SECONDS)}))",
                     f"{{{{strategy}}}} {name}",
                 )
-                for quantile, name in ((0.5, "half"), (0.95, "95 %"))
+                for quantile, name in ((0.5, "median"), (0.95, "95 %"))
             ],
             width=12,
         ),
         Panel(
-            "Tried again", "Fold-runs that failed and were given another try in this run.",
-            "short", [(in_all(metrics.RETRIES, "strategy"), "{{strategy}}")], width=12,
+            "Retries", "Fold-runs that failed and were retried in this run.",
+            "short", [(total(metrics.RETRIES, "strategy"), "{{strategy}}")], width=12,
         ),
     ),
     "Cluster": (
         Panel(
-            "Fold-runs that train", "Lanes that are open on hosts and worker groups.",
-            "short", [(in_all(metrics.LANES_OPEN, "cell"), "{{cell}}")], stacks=True,
+            "Fold-runs in training", "Lanes open on hosts and worker groups.",
+            "short", [(total(metrics.LANES_OPEN, "cell"), "{{cell}}")], stacks=True,
         ),
         Panel(
-            "Fold-runs that wait", "Handed in, and no host has them yet.",
-            "short", [(in_all(metrics.QUEUE, "cell"), "{{cell}}")], stacks=True,
+            "Fold-runs waiting", "Submitted fold-runs that no host has taken yet.",
+            "short", [(total(metrics.QUEUE, "cell"), "{{cell}}")], stacks=True,
         ),
         Panel(
-            "Hosts and worker groups", "There, or asked for: those wait for devices.",
-            "short", [(in_all(metrics.HOSTS, "kind, state"), "{{kind}} {{state}}")],
+            "Hosts and worker groups", "Running, or requested and waiting for devices.",
+            "short", [(total(metrics.HOSTS, "kind, state"), "{{kind}} {{state}}")],
         ),
         Panel(
             "Losses and evictions",
-            "Hosts and groups that were lost without a word, and those that saved what they had before "
-            "their machine was taken away.",
+            "Hosts and worker groups that died, and those that saved their work before their machine was "
+            "taken away.",
             "short",
             [
-                (in_all(metrics.HOST_DEATHS, "kind"), "{{kind}} lost"),
-                (in_all(metrics.EVICTIONS, "kind"), "{{kind}} evicted"),
+                (total(metrics.HOST_DEATHS, "kind"), "{{kind}} lost"),
+                (total(metrics.EVICTIONS, "kind"), "{{kind}} evicted"),
             ],
         ),
         Panel(
-            "Machines", "Of the cluster, the head among them, as Ray counts them.",
+            "Machines", "Machines of the cluster, including the head, as counted by Ray.",
             "short", [("max by (SessionName) (ray_cluster_active_nodes)", "{{SessionName}}")],
         ),
         Panel(
-            "CPU use", "Of each machine of the cluster, as Ray measures it.",
-            "percent", [("max by (ip) (ray_node_cpu_utilization)", "{{ip}}")], most=100.0,
+            "CPU utilization", "CPU utilization of each machine, as measured by Ray.",
+            "percent", [("max by (ip) (ray_node_cpu_utilization)", "{{ip}}")], max_value=100.0,
         ),
         Panel(
-            "Memory in use", "Of each machine of the cluster, as Ray measures it.",
+            "Memory in use", "Memory in use on each machine, as measured by Ray.",
             "bytes", [("max by (ip) (ray_node_mem_used)", "{{ip}}")],
         ),
         Panel(
-            "GPU use", "Of each GPU, as Ray measures it. Nothing where there is none.",
+            "GPU utilization", "Utilization of each GPU, as measured by Ray. Empty without GPUs.",
             "percent",
             [("max by (ip, GpuIndex) (ray_node_gpus_utilization)", "{{ip}} GPU {{GpuIndex}}")],
-            most=100.0,
+            max_value=100.0,
         ),
         Panel(
             "GPU memory",
-            "In use on each GPU, as Ray measures it, and what hosts' processes have taken of it. Nothing "
-            "where there is none.",
+            "Memory in use on each GPU, as measured by Ray, and the memory that hosts have reserved. Empty "
+            "without GPUs.",
             "bytes",
             [
                 ("1048576 * max by (ip, GpuIndex) (ray_node_gram_used)", "{{ip}} GPU {{GpuIndex}}"),
-                (f"sum by (backbone) ({of(metrics.GPU_RESERVED_BYTES)})", "hosts of {{backbone}}"),
+                (f"sum by (backbone) ({selected(metrics.GPU_RESERVED_BYTES)})", "hosts of {{backbone}}"),
             ],
         ),
     ),
     "Cost": (
         Panel(
-            "Share of the budget", "Spent of each cap that the study has, in all its runs.",
+            "Budget used", "Spent share of each cap, over all runs of the study.",
             "percentunit",
             [
                 (share(metrics.SPENT_USD, metrics.BUDGET_USD), "{{study}} USD"),
@@ -201,65 +199,65 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                     share(metrics.SPENT_DEVICE_SECONDS, metrics.BUDGET_DEVICE_SECONDS),
                     "{{study}} devices",
                 ),
-                (share(metrics.SPENT_WALL_SECONDS, metrics.BUDGET_WALL_SECONDS), "{{study}} clock"),
+                (share(metrics.SPENT_WALL_SECONDS, metrics.BUDGET_WALL_SECONDS), "{{study}} wall clock"),
             ],
-            kind="stat", most=1.0, warns_at=0.8,
+            kind="stat", max_value=1.0, warns_at=0.8,
         ),
         Panel(
-            "Money", "Dollars of device time: spent in all runs of the study, and its cap.",
+            "Total cost", "Dollars of device time spent in all runs of the study, and the cap.",
             "currencyUSD",
             [
-                (seen(metrics.SPENT_USD), "{{study}} spent"),
-                (seen(metrics.BUDGET_USD), "{{study}} cap"),
+                (largest(metrics.SPENT_USD), "{{study}} spent"),
+                (largest(metrics.BUDGET_USD), "{{study}} cap"),
             ],
         ),
         Panel(
-            "Money an hour", "What the hosts that are there cost, over the latest minutes.",
+            "Cost per hour", "Cost of the hosts that are running, averaged over the last minutes.",
             "currencyUSD",
             [
                 (
-                    f"3600 * max by (study) (deriv({of(metrics.SPENT_USD)}[$__rate_interval]))",
+                    f"3600 * max by (study) (deriv({selected(metrics.SPENT_USD)}[$__rate_interval]))",
                     "{{study}}",
                 )
             ],
         ),
         Panel(
-            "Budget left", "Device time and time by the clock, where the study caps them.",
+            "Budget left", "Device time and wall-clock time left, if the study caps them.",
             "s",
             [
-                (left(metrics.SPENT_DEVICE_SECONDS, metrics.BUDGET_DEVICE_SECONDS), "{{study}} devices"),
-                (left(metrics.SPENT_WALL_SECONDS, metrics.BUDGET_WALL_SECONDS), "{{study}} clock"),
+                (remaining(metrics.SPENT_DEVICE_SECONDS, metrics.BUDGET_DEVICE_SECONDS), "{{study}} devices"),
+                (remaining(metrics.SPENT_WALL_SECONDS, metrics.BUDGET_WALL_SECONDS), "{{study}} wall clock"),
             ],
         ),
         Panel(
-            "Devices held", "What the study is charged for now: GPUs, else a CPU's cores.",
-            "short", [(in_all(metrics.DEVICES_HELD, "study"), "{{study}}")],
+            "Devices held", "Devices that the study is charged for now: GPUs, or CPU cores without GPUs.",
+            "short", [(total(metrics.DEVICES_HELD, "study"), "{{study}}")],
         ),
         Panel(
-            "Money by strategy",
-            "What finished fold-runs used in this run of the study, at its price. Hosts are held for longer "
-            "than that, so it is less than what is spent.",
-            "currencyUSD", [(in_all(metrics.COST_USD, "strategy"), "{{strategy}}")], stacks=True,
+            "Cost by strategy",
+            "Cost of the fold-runs that ended in this run, at the study's price. The total spent is higher, "
+            "because hosts are held for longer.",
+            "currencyUSD", [(total(metrics.COST_USD, "strategy"), "{{strategy}}")], stacks=True,
         ),
         Panel(
-            "Device time by cell", "What finished fold-runs used in this run of the study.",
-            "s", [(in_all(metrics.DEVICE_SECONDS, "cell"), "{{cell}}")], width=24, stacks=True,
+            "Device time by cell", "Device-seconds of the fold-runs that ended in this run of the study.",
+            "s", [(total(metrics.DEVICE_SECONDS, "cell"), "{{cell}}")], width=24, stacks=True,
         ),
     ),
 }  # fmt: skip
 
-NEEDS_GPU = ("GPU use", "GPU memory")
-"""Panels that show nothing where there is no GPU."""
+NEEDS_GPU = ("GPU utilization", "GPU memory")
+"""Panels that are empty without GPUs."""
 
 
-# --- as Grafana has it ---------------------------------------------------------------------------------
+# --- Grafana's JSON ------------------------------------------------------------------------------------
 
 
 def dashboard() -> dict[str, Any]:
     return {
         "uid": "raymrc",
         "title": "raymrc",
-        "description": "Studies that run: how far they are, on what, and what they spend.",
+        "description": "Running studies: progress, cluster and cost.",
         "tags": ["raymrc", "ray"],
         "schemaVersion": 41,
         "editable": True,
@@ -288,14 +286,14 @@ def variables() -> list[dict[str, Any]]:
 
 
 def variable(name: str, query: str) -> dict[str, Any]:
-    """To choose one, several or all of the values that Prometheus has of a label."""
+    """A selector for one, several or all values that Prometheus has of a label."""
     return {
         "name": name,
         "label": name.capitalize(),
         "type": "query",
         "datasource": SOURCE,
         "query": {"query": query, "refId": name},
-        "refresh": 2,  # whenever the range of time changes
+        "refresh": 2,  # whenever the time range changes
         "sort": 1,
         "multi": True,
         "includeAll": True,
@@ -305,30 +303,30 @@ def variable(name: str, query: str) -> dict[str, Any]:
 
 
 def panels() -> Iterator[dict[str, Any]]:
-    """Each row's title, and its panels from left to right."""
+    """The title of each row, then its panels from left to right."""
     number, y = 0, 0
     for title, row in ROWS.items():
         number += 1
-        place = {"x": 0, "y": y, "w": WIDTH, "h": 1}
+        place = {"x": 0, "y": y, "w": GRID_WIDTH, "h": 1}
         yield {
             "id": number, "type": "row", "title": title, "collapsed": False, "gridPos": place, "panels": [],
         }  # fmt: skip
         x, y = 0, y + 1
         for panel in row:
             number += 1
-            if x + panel.width > WIDTH:
-                x, y = 0, y + HEIGHT
-            yield drawn(panel, number, x, y)
+            if x + panel.width > GRID_WIDTH:
+                x, y = 0, y + PANEL_HEIGHT
+            yield panel_json(panel, number, x, y)
             x += panel.width
-        y += HEIGHT
+        y += PANEL_HEIGHT
 
 
-def drawn(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
+def panel_json(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
     defaults: dict[str, Any] = {"unit": panel.unit, "min": 0}
-    if panel.most is not None:
-        defaults["max"] = panel.most
+    if panel.max_value is not None:
+        defaults["max"] = panel.max_value
     if panel.warns_at is not None:
-        defaults["thresholds"] = thresholds(panel.warns_at, panel.most or panel.warns_at)
+        defaults["thresholds"] = thresholds(panel.warns_at, panel.max_value or panel.warns_at)
     if panel.kind == "timeseries":
         defaults["custom"] = {
             "fillOpacity": 20 if panel.stacks else 0,
@@ -341,7 +339,7 @@ def drawn(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
         "title": panel.title,
         "description": panel.description,
         "datasource": SOURCE,
-        "gridPos": {"x": x, "y": y, "w": panel.width, "h": HEIGHT},
+        "gridPos": {"x": x, "y": y, "w": panel.width, "h": PANEL_HEIGHT},
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "options": OPTIONS[panel.kind],
         "targets": [
@@ -358,8 +356,8 @@ def drawn(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
     }
 
 
-def thresholds(warns_at: float, most: float) -> dict[str, Any]:
-    steps = [("green", None), ("orange", warns_at), ("red", (warns_at + most) / 2)]
+def thresholds(warns_at: float, max_value: float) -> dict[str, Any]:
+    steps = [("green", None), ("orange", warns_at), ("red", (warns_at + max_value) / 2)]
     return {
         "mode": "absolute",
         "steps": [{"color": color, "value": value} for color, value in steps],
@@ -388,7 +386,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def files() -> dict[Path, str]:
-    """What is made, and its text."""
+    """Path -> text of each generated file."""
     return {GRAFANA / "raymrc.json": json.dumps(dashboard(), indent=1) + "\n"}
 
 

@@ -1,9 +1,7 @@
-"""Promise: Grafana takes the dashboard, Prometheus its configuration and rules, and they speak of the figures
-that a run tells.
+"""Promise: Grafana and Prometheus accept the dashboard, configuration and rules, which use published metrics.
 
-They would break without anyone noticing: a misspelt option is dropped in silence, a renamed figure is an
-empty panel, and a rule that asks for it never fires. That panels show something is asked of a
-running study, in tests/sweep/test_metrics.py.
+They could break without anyone noticing: Grafana ignores a misspelt option, a renamed metric leaves a panel
+empty, and a rule on it never fires. tests/sweep/test_metrics.py checks the panels on a running study.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ BOARDS = ROOT / "dashboards"
 BUILT = runpy.run_path(str(BOARDS / "build.py"))
 SCHEMAS = json.loads((ROOT / "tests" / "house" / "grafana-schema.json").read_text("utf-8"))
 
-of_ray = re.compile(r"\bray_\w+")
+ray_metric = re.compile(r"\bray_\w+")
 
 
 @pytest.fixture
@@ -50,7 +48,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def check_board(board: dict[str, Any]) -> None:
-    """Against what Grafana publishes: of the whole, and of what it leaves to each kind of panel."""
+    """Against Grafana's published schemas: the dashboard's, and those of each kind of panel."""
     jsonschema.validate(board, SCHEMAS["dashboard"])
     for panel in panels_of(board):
         jsonschema.validate(panel["options"], SCHEMAS[panel["type"]])
@@ -64,12 +62,12 @@ def check_board(board: dict[str, Any]) -> None:
 # --- the dashboard -------------------------------------------------------------------------------------
 
 
-def test_the_dashboard_is_what_its_script_makes():
+def test_the_committed_dashboard_is_what_its_script_writes():
     for path, text in BUILT["files"]().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run make docs"
 
 
-def test_grafana_takes_the_dashboard(board):
+def test_the_dashboard_matches_grafana_s_schema(board):
     check_board(board)
 
 
@@ -96,7 +94,7 @@ def test_a_misspelt_field_of_the_dashboard_is_refused(board, place, right, wrong
         check_board(board)
 
 
-def test_every_panel_says_what_it_shows_in_which_unit(board):
+def test_every_panel_has_a_title_a_description_and_a_unit(board):
     units = {metric.unit for metric in METRICS} | {"percent"}
     for panel in panels_of(board):
         assert panel["title"] and panel["description"].endswith(".")
@@ -108,7 +106,7 @@ def test_every_panel_says_what_it_shows_in_which_unit(board):
     assert rows == ["Study", "Cluster", "Cost"]
 
 
-def test_a_legend_names_labels_that_its_query_keeps(board):
+def test_a_legend_uses_only_labels_that_its_query_keeps(board):
     for panel in panels_of(board):
         for target in panel["targets"]:
             named = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
@@ -120,7 +118,7 @@ def test_a_legend_names_labels_that_its_query_keeps(board):
             assert named <= kept, panel["title"]
 
 
-def test_panels_have_ids_of_their_own_and_lie_beside_each_other(board):
+def test_panels_have_unique_ids_and_do_not_overlap(board):
     ids = [panel["id"] for panel in board["panels"]]
     assert len(ids) == len(set(ids))
     places = [panel["gridPos"] for panel in board["panels"]]
@@ -131,7 +129,7 @@ def test_panels_have_ids_of_their_own_and_lie_beside_each_other(board):
         assert beside or below, (a, b)
 
 
-def test_every_query_asks_the_source_that_was_chosen_of_the_studies_that_were(board):
+def test_every_query_uses_the_selected_source_studies_and_cells(board):
     names = [variable["name"] for variable in board["templating"]["list"]]
     assert names == ["source", "study", "cell"]
     source = {"type": "prometheus", "uid": "${source}"}
@@ -147,43 +145,43 @@ def test_every_query_asks_the_source_that_was_chosen_of_the_studies_that_were(bo
             assert ('cell=~"$cell"' in matchers) is (name in of_cells)
 
 
-# --- the figures -----------------------------------------------------------------------------------------
+# --- the metrics ---------------------------------------------------------------------------------------
 
 
-def test_every_figure_is_shown_or_watched_and_none_is_asked_for_that_is_not_told(board):
-    told = {metric.exported for metric in METRICS}
-    asked = [*expressions_of(board), *(rule["expr"] for rule in rules())]
-    asked += [variable["query"]["query"] for variable in board["templating"]["list"][1:]]
-    found = set(of_ray.findall(" ".join(asked)))
-    assert {name for name in found if name.startswith("ray_raymrc")} == told
+def test_every_metric_is_shown_or_watched_and_every_queried_metric_is_published(board):
+    published = {metric.exported for metric in METRICS}
+    queries = [*expressions_of(board), *(rule["expr"] for rule in rules())]
+    queries += [variable["query"]["query"] for variable in board["templating"]["list"][1:]]
+    queried = set(ray_metric.findall(" ".join(queries)))
+    assert {name for name in queried if name.startswith("ray_raymrc")} == published
 
 
-def test_prometheus_keeps_what_is_asked_for(board):
+def test_prometheus_keeps_every_queried_metric(board):
     config = yaml.safe_load((BOARDS / "prometheus" / "prometheus.yml").read_text("utf-8"))
-    asked = [*expressions_of(board), *(rule["expr"] for rule in rules())]
+    queries = [*expressions_of(board), *(rule["expr"] for rule in rules())]
     for job in config["scrape_configs"]:
         keep = job["metric_relabel_configs"][0]["regex"]
-        names = set(of_ray.findall(" ".join(asked)))
+        names = set(ray_metric.findall(" ".join(queries)))
         assert not [name for name in names if not re.fullmatch(keep, name)]
 
 
-def test_names_and_labels_are_few_and_hold_no_text():
+def test_metrics_have_few_labels_and_unique_names():
     labels = {label for metric in METRICS for label in metric.labels}
     assert labels == {*CELL_LABELS, "state", "status", "kind"}
     for metric in METRICS:
         assert re.fullmatch(r"raymrc_[a-z0-9_]+", metric.name)
-        assert not metric.name.endswith("_total"), "Ray puts it there"
+        assert not metric.name.endswith("_total"), "Ray adds it"
         assert metric.description.endswith(".")
         assert bool(metric.buckets) is (metric.kind == "histogram")
     assert len({metric.name for metric in METRICS}) == len(METRICS)
 
 
-# --- Prometheus and Grafana's own files --------------------------------------------------------------------
+# --- files of Prometheus and Grafana -------------------------------------------------------------------
 
 
 def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
     if shutil.which("promtool") is None:
-        pytest.skip("promtool, of Debian's package prometheus, is not installed")
+        pytest.skip("promtool (Debian's package prometheus) is not installed")
     return subprocess.run(
         ["promtool", *arguments], cwd=BOARDS / "prometheus", capture_output=True, text=True
     )
@@ -198,24 +196,24 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
     ],
     ids=" ".join,
 )
-def test_promtool_finds_nothing_wrong(arguments):
+def test_promtool_accepts_the_configuration_and_rules(arguments):
     checked = promtool(*arguments)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_every_alert_is_played_through_when_it_comes_and_when_it_does_not():
-    played = yaml.safe_load((BOARDS / "prometheus" / "rules_test.yml").read_text("utf-8"))
-    cases = [case for test in played["tests"] for case in test["alert_rule_test"]]
+def test_every_alert_is_simulated_firing_and_not_firing():
+    simulations = yaml.safe_load((BOARDS / "prometheus" / "rules_test.yml").read_text("utf-8"))
+    cases = [case for test in simulations["tests"] for case in test["alert_rule_test"]]
     for rule in rules():
-        mine = [case for case in cases if case["alertname"] == rule["alert"]]
-        assert {bool(case["exp_alerts"]) for case in mine} == {True, False}, rule["alert"]
+        outcomes = [case["exp_alerts"] for case in cases if case["alertname"] == rule["alert"]]
+        assert {bool(alerts) for alerts in outcomes} == {True, False}, rule["alert"]
 
 
 @pytest.mark.parametrize(
     ("threshold", "other"),
     [("> 0.9", "> 0.95"), ("> 0.2", "> 0.5"), ("> 5", "> 7"), (">= 3", ">= 1"), ("[15m]", "[90m]")],
 )
-def test_playing_the_alerts_through_tells_another_threshold(tmp_path, threshold, other):
+def test_the_simulation_notices_another_threshold(tmp_path, threshold, other):
     text = (BOARDS / "prometheus" / "rules.yml").read_text("utf-8")
     assert threshold in text
     (tmp_path / "rules.yml").write_text(text.replace(threshold, other), encoding="utf-8")
@@ -223,7 +221,7 @@ def test_playing_the_alerts_through_tells_another_threshold(tmp_path, threshold,
     assert promtool("test", "rules", str(tmp_path / "rules_test.yml")).returncode != 0
 
 
-def test_grafana_is_told_where_prometheus_and_the_dashboard_are():
+def test_grafana_s_provisioning_names_prometheus_and_the_dashboard():
     place = BOARDS / "grafana" / "provisioning"
     sources = yaml.safe_load((place / "datasources" / "raymrc.yml").read_text("utf-8"))
     (source,) = sources["datasources"]
