@@ -47,7 +47,7 @@ from raymrc.sweep.coordinator import open_coordinator
 from raymrc.sweep.hosts import HostTerms, OpenPool
 from raymrc.sweep.metrics import MetricPublisher
 from raymrc.sweep.ray_cluster import alive_nodes
-from raymrc.sweep.ray_internals import read_cluster_status
+from raymrc.sweep.ray_internals import HEAD_RESOURCE, read_cluster_status
 from raymrc.sweep.session import (
     HostResources,
     catch_interrupt,
@@ -63,9 +63,6 @@ FILL = {"cpu": 1, "gpu": 8}
 
 MOST_TRIALS = 64
 """At once: each is a process of about 100 MB on the head node."""
-
-HEAD = "node:__internal_head__"
-"""A resource that Ray gives to the head node alone, 1.0 of it."""
 
 MOST_HOSTS = 64
 """On a cluster that others own, or that may grow, where the study does not say."""
@@ -389,7 +386,7 @@ def _run_tune(
                     # and leave the cores to hosts.
                     tune.with_resources(
                         tune.with_parameters(run_trial, coordinator=[reception]),
-                        {"cpu": 0, HEAD: share},
+                        {"cpu": 0, HEAD_RESOURCE: share},
                     ),
                     tune_config=tune.TuneConfig(
                         search_alg=search,

@@ -1,4 +1,4 @@
-"""All calls into private parts of Ray, one function each.
+"""All uses of private parts of Ray, one function or constant each.
 
 `tests/sweep/test_ray_internals.py` has a test for each that says what breaks if Ray changes it.
 """
@@ -11,6 +11,9 @@ from typing import Any
 import ray
 
 from raymrc.scheduling.cluster_survey import ClusterStatus
+
+HEAD_RESOURCE = "node:__internal_head__"
+"""Ray gives 1.0 of this resource to the head node, and none to others."""
 
 
 def draining_nodes() -> set[str]:
