@@ -36,7 +36,7 @@ from raymrc.planning.devices import (
     device_of,
 )
 from raymrc.planning.fold_runs import fold_run
-from raymrc.planning.placement import peak_bytes, row_pieces
+from raymrc.planning.placement import PlacementMode, peak_bytes, row_pieces
 from raymrc.planning.plan import (
     CellPlan,
     Plan,
@@ -595,7 +595,7 @@ def _arithmetic(cell: CellPlan, job: Job, kind: str, *, pairs: bool = True) -> f
         job.shape,
         job.num_labels + job.num_relations,
         kind,
-        mode=placed.mode if placed is not None else "device",
+        mode=placed.mode if placed is not None else PlacementMode.DEVICE,
         lanes=lanes,
         devices=placed.workers[0] if placed is not None else 1,
         checkpoints=placed.checkpoints if placed is not None else False,

@@ -13,6 +13,7 @@ from raymrc.costs.rates import (
 )
 from raymrc.errors import LedgerError
 from raymrc.ledger.storage import not_writable, open_files, said
+from raymrc.planning.placement import PlacementMode
 from raymrc.planning.plan import (
     Plan,
     representatives,
@@ -54,7 +55,7 @@ def choose_probed(plan: Plan) -> tuple[list[Probed], list[str]]:
         like = (cell.cell.backbone.name, cell.cell.strategy)
         if like in chosen or cell.shape is None or cell.placement is None:
             continue
-        if cell.placement.mode == "group":
+        if cell.placement.mode == PlacementMode.GROUP:
             left_out.append(f"{cell.cell.name} wants several devices and is not measured")
             continue
         both = representatives(cell, plan.seed)

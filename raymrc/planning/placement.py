@@ -14,6 +14,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from typing import Any
 
@@ -48,20 +49,27 @@ MOST_DEVICES = 64
 """That one model is cut over, where the study does not say."""
 
 
+class PlacementMode(StrEnum):
+    LANES = "lanes"
+    """Frozen fold-runs side by side on one device."""
+    DEVICE = "device"
+    """One fold-run on one device, with a copy of the backbone."""
+    GROUP = "group"
+    """One fold-run on several devices that hold one model together."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where the fold-runs of a cell train.
 
     Args:
-        mode: "lanes" (frozen fold-runs side by side on one device), "device" (one, with a copy of the
-            backbone) or "group" (one model over several devices).
         workers: (least, most) devices that train one model together; (1, 1) unless a group.
         lanes: frozen fold-runs on one device at once; 1 unless "lanes".
         checkpoints: whether layers compute again what a gradient needs, instead of keeping it.
         peak_bytes: predicted, of one device, for the largest configuration, with all lanes open.
     """
 
-    mode: str
+    mode: PlacementMode
     workers: tuple[int, int] = (1, 1)
     lanes: int = 1
     checkpoints: bool = False
@@ -69,9 +77,9 @@ class Placement:
 
     def __str__(self) -> str:
         """As a table shows it: "4 lanes", "1 device, recomputes", "group of 2 to 8"."""
-        if self.mode == "lanes":
+        if self.mode == PlacementMode.LANES:
             said = "1 lane" if self.lanes == 1 else f"{self.lanes} lanes"
-        elif self.mode == "device":
+        elif self.mode == PlacementMode.DEVICE:
             said = "1 device"
         else:
             least, most = self.workers
@@ -92,7 +100,7 @@ def peak_bytes(
     num_labels: int,
     kind: str = "cpu",
     *,
-    mode: str = "lanes",
+    mode: PlacementMode = PlacementMode.LANES,
     lanes: int = 1,
     devices: int = 1,
     checkpoints: bool = False,
@@ -129,7 +137,7 @@ class _Way:
     shape: Shape
     num_labels: int
     kind: str
-    mode: str
+    mode: PlacementMode
     lanes: int
     devices: int
     checkpoints: bool
@@ -162,10 +170,10 @@ class _Way:
     def rows(self) -> float:
         """Of one training pass on one device."""
         size = self.configuration.batch_size
-        if self.mode == "group":
+        if self.mode == PlacementMode.GROUP:
             own = math.ceil(size / self.devices)
             return min(own, max(1.0, self.pass_pieces / self.row))
-        if self.fills_pass and self.mode == "lanes" and self.lanes > 1:
+        if self.fills_pass and self.mode == PlacementMode.LANES and self.lanes > 1:
             return max(size, self.pass_pieces / self.row)
         return size * self.sharing
 
@@ -178,10 +186,10 @@ class _Way:
         small = counts.prompt + counts.heads
         # Gradients are of the pass: there are none while answers are asked for.
         each = lane_bytes(1, self.kind) - 4
-        if self.mode == "lanes":
+        if self.mode == PlacementMode.LANES:
             return counts.backbone * self.computed_in + self.lanes * small * each
         own = each * (small + (counts.backbone / self.devices if self.trains_backbone else 0))
-        if self.mode == "device":
+        if self.mode == PlacementMode.DEVICE:
             # The pretrained numbers are kept for the next fold-run.
             return own + counts.backbone * self.computed_in
         if not self.trains_backbone:
@@ -197,7 +205,7 @@ class _Way:
         if self.kind == "gpu":
             return 0.0
         counts = count_parameters(self.configuration, self.shape, self.num_labels)
-        if self.mode == "group":
+        if self.mode == PlacementMode.GROUP:
             backbone = counts.backbone if self.trains_backbone else 0
             return 4.0 * 4 * (counts.prompt + counts.heads + backbone / self.devices)
         return 5.0 * 4 * counts.trained
@@ -205,7 +213,7 @@ class _Way:
     def peak_beside_bytes(self) -> float:
         """What comes on top of what stays, at its most."""
         passing = max(self.training_bytes(), self.asking_bytes())
-        if self.mode == "group":
+        if self.mode == PlacementMode.GROUP:
             return passing + self.saving_bytes()
         return max(passing, self.saving_bytes())
 
@@ -277,7 +285,9 @@ class _Way:
         """Of one pass that asks for answers; nothing is kept in it."""
         configuration, shape = self.configuration, self.shape
         c = self.computed_in
-        pieces = max(self.pass_pieces, self.row) / (self.devices if self.mode == "group" else 1)
+        pieces = max(self.pass_pieces, self.row) / (
+            self.devices if self.mode == PlacementMode.GROUP else 1
+        )
         rows = max(1.0, pieces / self.row)
         positions = rows * configuration.prompt_length
         prompted = shape.num_layers - configuration.first_layer
@@ -314,21 +324,21 @@ class _Way:
         """All that there are at the end of a backward pass."""
         counts = count_parameters(self.configuration, self.shape, self.num_labels)
         small = counts.prompt + counts.heads
-        if self.mode == "lanes":
+        if self.mode == PlacementMode.LANES:
             return 4.0 * self.sharing * small
         backbone = counts.backbone / self.devices if self.trains_backbone else 0
         return 4.0 * (backbone + small)
 
     def _stack_bytes(self) -> float:
         """What lanes of one pass train, side by side."""
-        if self.mode != "lanes" or self.sharing < 2:
+        if self.mode != PlacementMode.LANES or self.sharing < 2:
             return 0.0
         counts = count_parameters(self.configuration, self.shape, self.num_labels)
         return 4.0 * self.sharing * (counts.prompt + counts.heads)
 
     def _cast_bytes(self) -> float:
         """Trained weights once more, in what a GPU computes in."""
-        if self.kind == "cpu" or not self.trains_backbone or self.mode == "group":
+        if self.kind == "cpu" or not self.trains_backbone or self.mode == PlacementMode.GROUP:
             return 0.0
         return 2.0 * self.shape.num_layers * self.shape.layer_parameters
 
@@ -338,7 +348,7 @@ class _Way:
         While a layer is computed the embeddings are there, it and the one before (or, going back,
         the next); then its gradients, and the sum of another layer's that is on its way.
         """
-        if self.mode != "group":
+        if self.mode != PlacementMode.GROUP:
             return _Parts()
         layer = self.shape.layer_parameters
         rest = self.shape.num_parameters - self.shape.num_layers * layer
@@ -411,9 +421,9 @@ def place(
     if workers is None or workers == (1, 1):
         if cell.trains_backbone:
             for checkpoints in (False, True):
-                peak = cell.peak("device", checkpoints=checkpoints)
+                peak = cell.peak(PlacementMode.DEVICE, checkpoints=checkpoints)
                 if peak <= device.usable_bytes:
-                    return Placement("device", checkpoints=checkpoints, peak_bytes=peak)
+                    return Placement(PlacementMode.DEVICE, checkpoints=checkpoints, peak_bytes=peak)
         if workers is not None:
             raise cell.does_not_fit(1)
         least = cell.fewest(2, MOST_DEVICES)
@@ -441,7 +451,7 @@ class _Cell:
 
     def peak(
         self,
-        mode: str,
+        mode: PlacementMode,
         *,
         lanes: int = 1,
         devices: int = 1,
@@ -470,10 +480,10 @@ class _Cell:
         # Where passes of the usual size leave room for fewer, they are of one lane's batch.
         best: Placement | None = None
         for is_small in (False, True):
-            peak = partial(self.peak, "lanes", is_small=is_small)
+            peak = partial(self.peak, PlacementMode.LANES, is_small=is_small)
             count = bisect_right(range(1, wanted + 1), usable, key=lambda n: peak(lanes=n))
             if count > (best.lanes if best else 0):
-                best = Placement("lanes", lanes=count, peak_bytes=peak(lanes=count))
+                best = Placement(PlacementMode.LANES, lanes=count, peak_bytes=peak(lanes=count))
         return best
 
     def fewest(self, least: int, most: int) -> int | None:
@@ -483,7 +493,7 @@ class _Cell:
             (
                 devices
                 for devices in range(least, most + 1)
-                if self.peak("group", devices=devices, checkpoints=True) <= usable
+                if self.peak(PlacementMode.GROUP, devices=devices, checkpoints=True) <= usable
             ),
             None,
         )
@@ -491,10 +501,12 @@ class _Cell:
     def group(self, least: int, most: int) -> Placement:
         """Of devices that are known to hold it; they recompute only where they must."""
         for checkpoints in (False, True):
-            peak = self.peak("group", devices=least, checkpoints=checkpoints)
+            peak = self.peak(PlacementMode.GROUP, devices=least, checkpoints=checkpoints)
             if peak <= self.device.usable_bytes:
                 break
-        return Placement("group", (least, most), checkpoints=checkpoints, peak_bytes=peak)
+        return Placement(
+            PlacementMode.GROUP, (least, most), checkpoints=checkpoints, peak_bytes=peak
+        )
 
     def does_not_fit(self, devices: int, *, is_asked: bool = True) -> DoesNotFit:
         """
@@ -503,9 +515,9 @@ class _Cell:
             is_asked: by the study.
         """
         cell = self.configurations[0].cell
-        peak = self.peak("group", devices=devices, checkpoints=True)
+        peak = self.peak(PlacementMode.GROUP, devices=devices, checkpoints=True)
         if devices == 1:
-            mode = "device" if self.trains_backbone else "lanes"
+            mode = PlacementMode.DEVICE if self.trains_backbone else PlacementMode.LANES
             peak = self.peak(mode, checkpoints=self.trains_backbone)
         total, usable = self.device.total_bytes, self.device.usable_bytes
         has = f"a device has {_gib(total)}"
@@ -519,7 +531,7 @@ class _Cell:
         if more is not None:
             return DoesNotFit(f"{needs}; set resources.workers to {more} or more")
         most = max(MOST_DEVICES, devices)
-        least = self.peak("group", devices=most, checkpoints=True)
+        least = self.peak(PlacementMode.GROUP, devices=most, checkpoints=True)
         enough = math.ceil(least / FILLED[self.device.kind] / GIB)
         return DoesNotFit(
             f"{needs}; {most} devices of {enough} GiB each would do: set batch_size or window to less, or "

@@ -22,7 +22,7 @@ from raymrc.errors import LedgerError, RaymrcError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Record
 from raymrc.model.strategies import STRATEGIES
-from raymrc.planning.placement import LANES
+from raymrc.planning.placement import LANES, PlacementMode
 from raymrc.planning.plan import CellPlan, Plan
 from raymrc.scheduling.progress import Snapshot
 from raymrc.scheduling.search import WorkItem
@@ -433,7 +433,7 @@ def _room(plan: Plan, devices: int, lanes: int) -> Room:
 
 def _worker_range(plan: CellPlan) -> WorkerRange:
     placement = plan.placement
-    if placement is None or placement.mode != "group":
+    if placement is None or placement.mode != PlacementMode.GROUP:
         return SINGLE_DEVICE
     return WorkerRange(*placement.workers)
 
