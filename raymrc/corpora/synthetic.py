@@ -5,7 +5,8 @@
 Templates use a small markup: `<Label|text>` is a span, `<Label=value|text>` a span with a value,
 `<Label@2|text>` a span of the second group (a mark is related to the hubs of its group, which are drugs
 or triggers). Marks may nest. `{slot}` is filled from the word lists, `{^slot}` with a capital. Offsets
-are recorded while the text is written.
+are recorded while the text is written. Words and templates, all written for raymrc, are in
+`synthetic_texts.json`; the marks there are the annotation guideline.
 
 The notes are hard on purpose: the same symptom is a Reason, an ADE or neither, and only the verb tells;
 drugs in allergy lists, of relatives, or never given are not annotated, nor are durations, frequencies
@@ -15,13 +16,14 @@ words are misspelt.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
-from raymrc.corpora import synthetic_texts as texts
 from raymrc.corpora.brat import BratScheme
 from raymrc.corpora.formats import N2C2_2018_SCHEME, N2C2_2022, SHAC_TRIGGERS
 from raymrc.corpora.note import Corpus, Note, Relation, Span, value_attribute
@@ -32,6 +34,11 @@ Site = Literal["a", "b"]
 _Item = TypeVar("_Item")
 
 MIN_CHARACTERS, MAX_CHARACTERS = 800, 2500  # of a note
+
+_TEXTS: dict[str, Any] = json.loads(
+    Path(__file__).with_name("synthetic_texts.json").read_text("utf-8")
+)
+_UNIT_STEPS = _TEXTS["unit_steps"]
 
 
 def synthesize_corpus(scheme: SyntheticScheme, notes: int, site: Site, seed: int) -> Corpus:
@@ -233,21 +240,21 @@ class _Persona:
 def _meet(dice: _Dice, style: _Style) -> _Persona:
     she, her, woman = dice.pick((("she", "her", "woman"), ("he", "his", "man")))
     words = {"she": she, "her": her, "woman": woman, "age": str(dice.whole(24, 91))}
-    words["surname"] = _coin(dice, texts.NAME_ENDS)
+    words["surname"] = _coin(dice, _TEXTS["name_ends"])
     drugs = tuple(_drug(dice, style) for _ in range(7))
     return _Persona(style, words, drugs)
 
 
 def _coin(dice: _Dice, ends: Sequence[str]) -> str:
-    middles = "".join(dice.pick(texts.MIDDLES) for _ in range(dice.whole(0, 2)))
-    return dice.pick(texts.STARTS) + middles + dice.pick(ends)
+    middles = "".join(dice.pick(_TEXTS["middles"]) for _ in range(dice.whole(0, 2)))
+    return dice.pick(_TEXTS["starts"]) + middles + dice.pick(ends)
 
 
 def _drug(dice: _Dice, style: _Style) -> str:
     familiar = dice.chance(style.familiar)
-    name = dice.pick(style.words["known_drug"]) if familiar else _coin(dice, texts.DRUG_ENDS)
+    name = dice.pick(style.words["known_drug"]) if familiar else _coin(dice, _TEXTS["drug_ends"])
     if dice.chance(0.2):
-        name += " " + dice.pick(texts.SALTS)
+        name += " " + dice.pick(_TEXTS["salts"])
     return name
 
 
@@ -258,21 +265,21 @@ def _tenths(dice: _Dice, low: int, high: int) -> str:
 def _amount(dice: _Dice) -> str:
     unit = dice.pick(("mg", "mg", "mg", "mg", "units", "mcg", "g", "mL"))
     space = "" if dice.chance(0.2) else " "
-    return f"{dice.pick(texts.UNIT_STEPS)}{space}{unit}"
+    return f"{dice.pick(_UNIT_STEPS)}{space}{unit}"
 
 
 def _strength(dice: _Dice) -> str:
     if dice.chance(0.2):
-        return f"{dice.pick(texts.UNIT_STEPS)} mg/{dice.pick(('5 mL', 'mL', '24 hr'))}"
+        return f"{dice.pick(_UNIT_STEPS)} mg/{dice.pick(('5 mL', 'mL', '24 hr'))}"
     if dice.chance(0.1):
-        return f"{dice.pick(texts.UNIT_STEPS)}-{dice.pick(texts.UNIT_STEPS)} mg"
-    return f"{dice.pick(texts.UNIT_STEPS)} {dice.pick(('mg', 'mg', 'mg', 'mcg', '%', 'unit/mL'))}"
+        return f"{dice.pick(_UNIT_STEPS)}-{dice.pick(_UNIT_STEPS)} mg"
+    return f"{dice.pick(_UNIT_STEPS)} {dice.pick(('mg', 'mg', 'mg', 'mcg', '%', 'unit/mL'))}"
 
 
 def _signature(dice: _Dice) -> str:
     """`10 mg Tablet Sig: One (1) Tablet PO DAILY`, marked up; a form may be inside the dosage."""
-    form, counted, route = dice.pick(texts.FORMS)
-    word, number = dice.pick(texts.COUNTS)
+    form, counted, route = dice.pick(_TEXTS["forms"])
+    word, number = dice.pick(_TEXTS["counts"])
     count = f"{word} ({number})" if word != number else number
     counted = f"<Form|{counted}>" if counted not in ("mL", "Appl", "Puff") else counted
     if dice.chance(0.35) or not counted.startswith("<"):
@@ -287,7 +294,7 @@ def _signature(dice: _Dice) -> str:
 
 _COMPUTED: Mapping[str, Callable[[_Dice, _Persona], str]] = {
     "drug": lambda dice, who: dice.pick(who.drugs) if dice.chance(0.4) else _drug(dice, who.style),
-    "name": lambda dice, who: _coin(dice, texts.NAME_ENDS),
+    "name": lambda dice, who: _coin(dice, _TEXTS["name_ends"]),
     "amount": lambda dice, who: _amount(dice),
     "strength": lambda dice, who: _strength(dice),
     "signature": lambda dice, who: _signature(dice),
@@ -310,7 +317,7 @@ _SITES: Mapping[str, _Style] = {
         familiar=0.45,
         listed=(4, 6),
         courses={"ade": 1.6, "reason": 2, "duration": 0.7, "drug": 2, "decoy": 3},
-        words=texts.WORDS,
+        words=_TEXTS["words"],
     ),
     "b": _Style(
         name="b",
@@ -321,7 +328,7 @@ _SITES: Mapping[str, _Style] = {
         familiar=0.3,
         listed=(2, 4),
         courses={"ade": 4, "reason": 2.5, "duration": 2.5, "drug": 1.5, "decoy": 3.5},
-        words=texts.TERSE_WORDS,
+        words=_TEXTS["terse_words"],
     ),
 }
 
@@ -404,7 +411,7 @@ def _write_summary(author: _Author, visit_date: str) -> None:
         items = []
         for number in range(1, count + 1):
             item = _Block(f"{number}. " if is_a else "- ")
-            item.add(sentence(dice.weighted(texts.LISTED[style.name])))
+            item.add(sentence(dice.weighted(_TEXTS["listed"][style.name])))
             items.append(item)
         return items
 
@@ -423,7 +430,7 @@ def _write_summary(author: _Author, visit_date: str) -> None:
         author.write(sentence("{drug} = {symptom}, {drug}"))
         author.head(dice.pick(("hpi: ", "HPI - ")))
         opening = "{age}yo {woman} w/ {problem}, {problem} p/w {symptom} x {duration}."
-    decoys = dice.shuffled(texts.COURSES["decoy"])
+    decoys = dice.shuffled(_TEXTS["courses"]["decoy"])
     author.write(_prose([sentence(opening), sentence(decoys.pop())]), "\n\n" if is_a else "\n")
     author.head("Medications on Admission:\n" if is_a else "home meds\n")
     for item in home:
@@ -432,7 +439,7 @@ def _write_summary(author: _Author, visit_date: str) -> None:
     author.head("\nBrief Hospital Course:\n" if is_a else dice.pick(("course:\n", "A/P\n")))
     lists = sum(len(item.text) + 1 + style.hanging * 3 for item in discharge)
     target = dice.whole(1050, 1900)
-    decks = {kind: dice.shuffled(templates) for kind, templates in texts.COURSES.items()}
+    decks = {kind: dice.shuffled(templates) for kind, templates in _TEXTS["courses"].items()}
     decks["decoy"] = decoys
     course: list[_Block] = []
     length = len(author.page.text) + lists
@@ -461,18 +468,18 @@ def _write_summary(author: _Author, visit_date: str) -> None:
 def _write_social(author: _Author, visit_date: str) -> None:
     """A social history between the present illness, the family history and loose sentences."""
     dice, style = author.dice, author.style
-    words, is_a = texts.SOCIAL_WORDS, style.name == "a"
+    words, is_a = _TEXTS["social_words"], style.name == "a"
 
     def sentence(template: str) -> _Block:
         return author.sentence(template, words)
 
-    decoys = [sentence(template) for template in dice.shuffled(texts.SOCIAL_DECOYS)]
+    decoys = [sentence(template) for template in dice.shuffled(_TEXTS["social_decoys"])]
     author.head(f"NOTE [{visit_date}]\n\n" if is_a else f"{visit_date}\n")
     author.head("HISTORY OF PRESENT ILLNESS:\n" if is_a else "cc/hpi - ")
     opening = "{age}-year-old {woman} with {problem} who came for {symptom} of {duration}."
     author.write(_prose([sentence(opening), *[decoys.pop() for _ in range(3)]]))
 
-    templates = texts.SOCIAL[style.name]
+    templates = _TEXTS["social"][style.name]
     if dice.chance(0.2 if is_a else 0.25):
         kinds = ["all", "Employment", "LivingStatus"]
     else:
