@@ -201,7 +201,11 @@ def write_ours(storage: str, num_records: int, first: int = 0) -> dict[str, Any]
 def use_ours(storage: str, num_records: int) -> dict[str, Any]:
     from rich.console import Console
 
-    from raymrc.analysis.summary import render_summaries, summarise, to_json
+    from raymrc.analysis.findings import summaries_json
+    from raymrc.analysis.judging import conclude
+    from raymrc.analysis.summary import summarise
+    from raymrc.report.results import winner_table
+    from raymrc.report.terminal import render
     from raymrc.scheduling.search import StudySearch
 
     seconds: dict[str, Any] = {"empty_bytes": peak_bytes()}
@@ -229,8 +233,10 @@ def use_ours(storage: str, num_records: int) -> dict[str, Any]:
         ]
         summaries = summarise(planned, FOLDS, cells, same)
         with Path(os.devnull).open("w") as nowhere:
-            Console(file=nowhere, width=160).print(render_summaries(summaries))
-            json.dump(to_json(summaries), nowhere)
+            Console(file=nowhere, width=160).print(
+                render([winner_table(summaries, conclude((), 0.01))])
+            )
+            json.dump(summaries_json(summaries), nowhere)
         assert sum(summary.num_done for summary in summaries) == num_records
 
     measure(seconds, "report", report)

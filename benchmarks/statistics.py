@@ -38,20 +38,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import Options, json_line, read_options, start, time_in_turn
+from benchmarks.selection_peers import best_fold_bias, bootstrap_best
 from raymrc.analysis.statistics import (
-    best_fold_bias,
     bootstrap,
-    bootstrap_best,
     compare_folds,
     compare_on_shared_notes,
-    fit_sizes,
     guarded_correlation,
     holm,
     leave_fold_out,
     micro_f1,
-    parity_size,
     published_correlation,
 )
+from raymrc.analysis.tradeoffs import fit_sizes, parity_size
 
 STUDIES, QUICK_STUDIES = 20_000, 400
 SEED = 20261125

@@ -1,43 +1,32 @@
-"""What is concluded, as values and in plain words: what to do, how sure we are, and what it costs."""
+"""What a study concludes, as values: gaps with their certainty, winners, sizes, the frontier."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from raymrc.analysis.statistics import (
-    Comparison,
-    CostPerPoint,
-    Interval,
-    ParitySize,
-    Probabilities,
-    Selection,
-    SizeFit,
-)
-from raymrc.analysis.summary import FrozenGap
-from raymrc.quantities import points, short_count
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from raymrc.analysis.gaps import FrozenGap
+from raymrc.analysis.statistics import Comparison, Interval, Probabilities, Selection
+from raymrc.analysis.tradeoffs import CostPerPoint, ParitySize, SizeFit
 
 UNKNOWN_INTERVAL = Interval(None, None)
 
 EQUIVALENT, BEHIND, AHEAD, UNSURE = "equivalent", "behind", "ahead", "not enough data"
+"""Outcomes: how frozen compares with trained, or that the data do not say."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A gap, trained F1 minus frozen F1, and what can be said of it.
+    """A gap, trained F1 minus frozen F1, and what can be claimed about it.
 
     Args:
-        comparison: None where it cannot be made.
-        outcome: "equivalent", "behind" and "ahead" are of the frozen one, and claimed at an error rate of 5 %
-            over all gaps and sites of the report; else "not enough data".
-        why: it is not enough, where the reason is not simply an interval that is too wide.
+        comparison: None where the gap cannot be tested.
+        outcome: a claim holds at an error rate of 5 % over all gaps and sites of the report.
+        why: the reason for `UNSURE`, unless the interval is simply too wide.
         probabilities: that frozen is ahead of, within and behind the margin (`below`, `within`, `above`).
         p_difference, p_equivalence: Holm-adjusted.
-        published: p-value and interval at Nadeau and Bengio's own correlation, for comparison with papers.
+        published: p-value and interval at Nadeau and Bengio's correlation, for comparison with papers.
     """
 
     comparison: Comparison | None
@@ -50,35 +39,34 @@ class Judgement:
     published: tuple[float, Interval] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        of = self.comparison
-        published = None
-        if self.published is not None:
-            published = {"p_difference": self.published[0], "interval": asdict(self.published[1])}
+        test, chances, published = self.comparison, self.probabilities, self.published
         return {
             "outcome": self.outcome,
             "why": self.why or None,
-            "gap": None if of is None else of.difference,
+            "gap": None if test is None else test.difference,
             "interval": asdict(self.interval),
             "probabilities": None
-            if self.probabilities is None
+            if chances is None
             else {
-                "frozen_ahead": self.probabilities.below,
-                "within": self.probabilities.within,
-                "frozen_behind": self.probabilities.above,
+                "frozen_ahead": chances.below,
+                "within": chances.within,
+                "frozen_behind": chances.above,
             },
             "p_difference": self.p_difference,
             "p_equivalence": self.p_equivalence,
-            "assumed_correlation": None if of is None else of.correlation,
-            "published": published,
+            "assumed_correlation": None if test is None else test.correlation,
+            "published": None
+            if published is None
+            else {"p_difference": published[0], "interval": asdict(published[1])},
         }
 
 
 @dataclass(frozen=True)
 class StillLearning:
-    """A winner that has not learnt all that it could.
+    """A winner whose validation F1 still rose at the end of training.
 
     Args:
-        gain: validation F1 that the last third of its epochs still brought, mean over fold-runs, 0 to 1.
+        gain: validation F1 gained in the last third of its epochs, mean over fold-runs, 0 to 1.
     """
 
     strategy: str
@@ -88,15 +76,16 @@ class StillLearning:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """
+    """One gap: a frozen winner against a trained one.
+
     Args:
         home: on the scored folds.
         away: at each other site.
-        pooled: of the same gap with all folds' counts together, were other notes drawn; models as trained.
-        extra_usd, extra_device_seconds: the trained winner's less the frozen one's, all folds.
-        per_point: what a point of the trained winner's lead costs, in USD or, where time has no price, in
-            device seconds.
-        still_learning: those of the two winners whose last epochs still brought more than the margin.
+        pooled: interval of the gap with all folds' counts pooled, notes resampled, models fixed.
+        extra_usd, extra_device_seconds: the trained winner's minus the frozen one's, all folds.
+        per_point: cost of one point of the trained winner's lead, in USD or, without a price, in device
+            seconds.
+        still_learning: of the two winners, those that gained more than the margin at the end of training.
     """
 
     gap: FrozenGap
@@ -129,11 +118,11 @@ class Conclusion:
 
 @dataclass(frozen=True)
 class Overall:
-    """The best frozen winner of a corpus's backbones against the best trained one.
+    """The best frozen winner of all of a corpus's backbones against the best trained one.
 
     Args:
-        num_backbones: with a winner.
-        frozen, unfrozen: their backbones' names, which may be one.
+        num_backbones: backbones with a winner.
+        frozen, unfrozen: names of the two winners' backbones, which may be the same.
         usd, device_seconds: of the frozen and of the trained winner, all folds.
     """
 
@@ -143,11 +132,6 @@ class Overall:
     conclusion: Conclusion
     usd: tuple[float, float]
     device_seconds: tuple[float, float]
-
-    @property
-    def name(self) -> str:
-        """What it is of: corpus and shots."""
-        return self.conclusion.gap.name.replace(f"/{self.conclusion.gap.backbone}", "", 1)
 
     def to_json(self) -> dict[str, Any]:
         values = self.conclusion.to_json()
@@ -165,10 +149,10 @@ class WinnerScore:
     """A winner's pooled strict micro F1.
 
     Args:
-        interval: were other notes drawn like these; the trained models stay as they are.
-        num_groups: notes, or patients and articles where known.
-        selection: what its mean F1 over folds owes to having been chosen; None where there was no choice. Of
-            one cell it is unsure by more than itself: look at many.
+        interval: over resampled notes, models fixed.
+        num_groups: patients or articles where known, else notes.
+        selection: how much of its mean F1 over folds is luck of the choice; None without a choice. For one
+            cell the estimate is noisier than the luck itself; look at many cells.
     """
 
     cell: str
@@ -178,24 +162,24 @@ class WinnerScore:
     selection: Selection | None
 
     def to_json(self) -> dict[str, Any]:
-        of = self.selection
+        selection = self.selection
         return {
             "cell": self.cell,
             "pooled_f1": self.f1,
             "interval": asdict(self.interval),
             "groups": self.num_groups,
-            "optimism": None if of is None else of.optimism,
-            "corrected_f1": None if of is None else of.corrected,
+            "optimism": None if selection is None else selection.optimism,
+            "corrected_f1": None if selection is None else selection.corrected,
         }
 
 
 @dataclass(frozen=True)
 class SiteScore:
-    """A winner at another site, mean over the models of its folds; of labels that both sites have.
+    """A winner at another site, mean over the models of its folds, on labels that both sites have.
 
     Args:
-        f1, interval: strict micro F1 there, were other notes of that site drawn; models as trained.
-        drop, drop_interval: F1 at home less that, over folds and those notes.
+        f1, interval: strict micro F1 there; interval over that site's notes, models fixed.
+        drop, drop_interval: F1 at home minus F1 there; interval over folds and those notes.
     """
 
     cell: str
@@ -211,11 +195,11 @@ class SiteScore:
 
 @dataclass(frozen=True)
 class BySize:
-    """Frozen gaps of one corpus, and F1, against the backbones' size.
+    """A corpus's gaps, and F1 itself, against the backbones' size.
 
     Args:
-        fit, parity: of the gap; None where sizes are too few; `why` says how many.
-        f1: of each strategy's winners; only of strategies with sizes enough.
+        fit, parity: of the gap; None with too few sizes, and then `why` says how many.
+        f1: one fit per strategy with enough sizes.
     """
 
     corpus: str
@@ -242,14 +226,15 @@ def _fit_json(fit: SizeFit) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Conclusions:
-    """
+    """All that a study concludes.
+
     Args:
         margin: of practical equivalence, F1 from 0 to 1.
-        num_compared: gaps and sites that Holm's adjustment is over.
-        frontier: cells whose winner no other one of its corpus beats in F1, money, time, energy, memory and
-            bytes kept together, as far as these are known of all of them.
-        overall: best against best, of each corpus with several backbones.
-        sites: of each winner, at each other site.
+        num_compared: gaps and sites that Holm's adjustment covers.
+        frontier: cells whose winner no other winner of the corpus beats in F1, money, time, energy, memory
+            and bytes stored together, as far as these are known of all.
+        overall: best frozen against best trained, one per corpus with several backbones.
+        sites: one per winner and other site.
     """
 
     margin: float
@@ -263,11 +248,14 @@ class Conclusions:
 
     @property
     def compared(self) -> tuple[tuple[str, Conclusion], ...]:
-        """All gaps, each with a name: those between two backbones first."""
+        """All gaps with their names; those between two backbones come first."""
         across = [
-            (f"{one.name}/{one.frozen} frozen, {one.unfrozen} trained", one.conclusion)
-            for one in self.overall
-            if one.frozen != one.unfrozen
+            (
+                f"{best.conclusion.gap.corpus_name}/{best.frozen} frozen, {best.unfrozen} trained",
+                best.conclusion,
+            )
+            for best in self.overall
+            if best.frozen != best.unfrozen
         ]
         return (*across, *((one.gap.name, one) for one in self.gaps))
 
@@ -282,247 +270,4 @@ class Conclusions:
             "sites": [score.to_json() for score in self.sites],
             "by_size": [fitted.to_json() for fitted in self.by_size],
             "frontier": list(self.frontier),
-            "sentences": list(sentences(self)),
         }
-
-
-# --- said -----------------------------------------------------------------------------------------
-
-
-def sentences(conclusions: Conclusions) -> tuple[str, ...]:
-    """A paragraph for each corpus with several backbones, one a gap, and one a corpus with several sizes."""
-    said = [_of_best(one, conclusions) for one in conclusions.overall]
-    said += [_of_gap(one, conclusions) for one in conclusions.gaps]
-    return (*said, *(_of_size(one, conclusions.margin) for one in conclusions.by_size))
-
-
-def _of_best(one: Overall, all_of_them: Conclusions) -> str:
-    """What to do, how sure it is, and what it costs."""
-    gap, home = one.conclusion.gap, one.conclusion.home
-    frozen, unfrozen = f"{one.frozen} ({gap.frozen})", f"{one.unfrozen} ({gap.unfrozen})"
-    is_across = one.frozen != one.unfrozen
-    against = one.unfrozen if is_across else gap.unfrozen
-    advice = {
-        EQUIVALENT: f"freeze {frozen}.",
-        AHEAD: f"freeze {frozen}.",
-        BEHIND: f"train {unfrozen}.",
-        UNSURE: "not enough data to say.",
-    }[home.outcome]
-    parts = [
-        f"{one.name}, best against best of {one.num_backbones} backbones: {advice}",
-        f"The best frozen one is {frozen}, the best trained one {unfrozen}.",
-        _evidence(home, against, all_of_them.margin, all_of_them.num_compared),
-    ]
-    unit, (freezing, training) = (
-        ("USD", one.usd) if all(one.usd) else ("device seconds", one.device_seconds)
-    )
-    if freezing and training:
-        parts.append(
-            f"Over all folds the frozen one cost {freezing:.3g} {unit}, the trained one {training:.3g}."
-        )
-    if gap.adapter_share is not None:
-        parts.append(f"Freezing keeps {_percent(gap.adapter_share)} of the bytes for a task.")
-    if is_across:  # else its backbone's own paragraph has it
-        parts += map(_more_epochs, one.conclusion.still_learning)
-        parts += _elsewhere(one.conclusion, against, all_of_them)
-    return " ".join(parts)
-
-
-def _of_gap(one: Conclusion, all_of_them: Conclusions) -> str:
-    gap, home, margin = one.gap, one.home, all_of_them.margin
-    over = all_of_them.num_compared
-    advice = {
-        EQUIVALENT: f"freeze ({gap.frozen}).",
-        AHEAD: f"freeze ({gap.frozen}).",
-        BEHIND: f"train the backbone ({gap.unfrozen}).",
-        UNSURE: "not enough data to say.",
-    }[home.outcome]
-    parts = [f"{gap.name}: {advice}", _evidence(home, gap.unfrozen, margin, over)]
-    if home.outcome == BEHIND:
-        parts.append(_price_of_lead(one))
-    else:
-        parts.append(_price_of_freezing(gap))
-    parts += map(_more_epochs, one.still_learning)
-    parts += _elsewhere(one, gap.unfrozen, all_of_them)
-    return " ".join(part for part in parts if part)
-
-
-def _more_epochs(one: StillLearning) -> str:
-    return (
-        f"In the last third of its {one.epochs} epochs {one.strategy} still gained {_tenths(one.gain)} "
-        "points on validation notes: with more of them this may change."
-    )
-
-
-def _elsewhere(one: Conclusion, against: str, all_of_them: Conclusions) -> list[str]:
-    """At each other site, and what to do there where that is something else."""
-    parts = []
-    for site, judged in one.away.items():
-        evidence = _evidence(judged, against, all_of_them.margin, all_of_them.num_compared)
-        only = ""
-        if judged.outcome in (AHEAD, EQUIVALENT) and one.home.outcome in (BEHIND, UNSURE):
-            only = " For notes from there, freeze."
-        if judged.outcome == BEHIND and one.home.outcome != BEHIND:
-            only = " For notes from there, train the backbone."
-        enough = "not enough data. " if judged.outcome == UNSURE else ""
-        parts.append(f"At {site}: {enough}{evidence}{only}")
-    return parts
-
-
-def _evidence(judged: Judgement, unfrozen: str, margin: float, over: int) -> str:
-    one = judged.comparison
-    within = f"within {100 * margin:g} point{'' if margin == 0.01 else 's'}"
-    if one is None or judged.probabilities is None:
-        return f"Nothing tells how sure it is: {judged.why}."
-    where = (
-        f"{_tenths(abs(one.difference))} points {'behind' if one.difference > 0 else 'ahead'}, "
-        f"95 % interval of what it is behind by: {ends(judged.interval)}"
-    )
-    chances, times = judged.probabilities, f"over {over} comparison{'s' if over > 1 else ''}"
-    if judged.outcome == EQUIVALENT:
-        return (
-            f"Frozen is {within} of {unfrozen} with a probability of {chance(chances.within)} ({where}; "
-            f"{_p(judged.p_equivalence)} {times})."
-        )
-    if judged.outcome in (BEHIND, AHEAD):
-        further = chances.above if judged.outcome == BEHIND else chances.below
-        return (
-            f"Frozen is {judged.outcome} ({where}; {_p(judged.p_difference)} {times}), and by more than "
-            f"{100 * margin:g} with a probability of {chance(further)}."
-        )
-    alone = ""
-    if over > 1 and 0.0 not in judged.interval:
-        alone = f"That the interval holds no 0 is not enough where {over} gaps are looked at. "
-    return (
-        f"Frozen was {where}: {within} of {unfrozen} with a probability of {chance(chances.within)}, "
-        f"further behind {chance(chances.above)}, further ahead {chance(chances.below)}. "
-        f"{alone}More notes or more folds would tell."
-    )
-
-
-def _price_of_lead(one: Conclusion) -> str:
-    price = price_of_point(one)
-    if price is None:
-        return "Training it costs no more than freezing did here."
-    unit = "USD" if one.extra_usd else "device seconds"
-    extra = one.extra_usd or one.extra_device_seconds
-    return (
-        f"The lead costs {extra:.3g} {unit} more over all folds, {price[0]} a point ({price[1]})."
-    )
-
-
-def price_of_point(one: Conclusion) -> tuple[str, str] | None:
-    """What a point of the trained winner's lead costs, and its interval; None where it is not ahead or
-    costs no more."""
-    if one.per_point is None or one.per_point.value is None:
-        return None
-    low, high = one.per_point.interval.low, one.per_point.interval.high
-    most = "no upper bound" if high is None else f"{high:.2g}"
-    return f"{one.per_point.value:.2g}", f"{'0' if low is None else f'{low:.2g}'} to {most}"
-
-
-def _price_of_freezing(gap: FrozenGap) -> str:
-    shares = [
-        f"{_percent(share)} of {what}"
-        for share, what in (
-            (gap.device_share, "the device time"),
-            (gap.adapter_share, "what is kept for a task"),
-        )
-        if share is not None
-    ]
-    return f"Freezing takes {' and '.join(shares)}." if shares else ""
-
-
-def _of_size(one: BySize, margin: float) -> str:
-    if one.fit is None or one.parity is None:
-        return (
-            f"{one.corpus}, by size: not enough data to say how the gap goes with size: {one.why}."
-        )
-    slope = one.fit.slope_interval()
-    said = (
-        f"{one.corpus}, by size: over {one.num_sizes} sizes a tenfold of parameters changes what frozen is "
-        f"behind by {100 * one.fit.slope:+.1f} points (95 % interval {ends(slope)})."
-    )
-    changes = [
-        f"{100 * fit.slope:+.1f} under {strategy} ({ends(fit.slope_interval())})"
-        for strategy, fit in one.f1.items()
-    ]
-    f1 = f" F1 itself changes by {', '.join(changes)}." if changes else ""
-    parity = one.parity
-    if parity.parameters is None or parity.interval.low is None or parity.interval.high is None:
-        return f"{said} From which size on it is at most {100 * margin:g}, these sizes do not tell.{f1}"
-    beyond = ", beyond the sizes that were tried" if parity.is_extrapolated else ""
-    low, high = (short_count(round(end)) for end in (parity.interval.low, parity.interval.high))
-    return (
-        f"{said} It comes down to {100 * margin:g} at {short_count(round(parity.parameters))} parameters "
-        f"({low} to {high}){beyond}.{f1}"
-    )
-
-
-def render_conclusions(conclusions: Conclusions) -> RenderableType:
-    """Winners and gaps with their intervals as tables, and under them what to do in words."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    shown: list[RenderableType] = []
-    if conclusions.winners:
-        table = Table(title="How sure the winners' F1 is: strict, all folds together, in points")
-        table.add_column("corpus / backbone / strategy", no_wrap=True)
-        for heading in ("F1", "95 % interval", "notes or groups"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for winner in conclusions.winners:
-            table.add_row(
-                winner.cell, points(winner.f1), ends(winner.interval), str(winner.num_groups)
-            )
-        shown.append(table)
-    if conclusions.compared:
-        margin = f"{100 * conclusions.margin:g}"
-        table = Table(title="How sure the gaps are: what frozen is behind by, in points")
-        table.add_column("corpus / backbone", no_wrap=True)
-        for heading in (
-            "behind by", "95 % interval", f"within {margin}", "further behind", "further ahead",
-            "p, no gap", f"p, not within {margin}",
-        ):  # fmt: skip
-            table.add_column(heading, justify="right", no_wrap=True)
-        for name, one in conclusions.compared:
-            for site, judged in {"": one.home, **one.away}.items():
-                of_gap, chances = judged.comparison, judged.probabilities
-                figures = ["-"] * 5
-                if chances is not None:
-                    likely = (chances.within, chances.above, chances.below)
-                    unlikely = (judged.p_difference, judged.p_equivalence)
-                    figures = [*map(chance, likely), *(f"{p:.2g}" for p in unlikely)]
-                table.add_row(
-                    name + (f" at {site}" if site else ""),
-                    points(None if of_gap is None else of_gap.difference),
-                    ends(judged.interval),
-                    *figures,
-                )
-        shown.append(table)
-    shown += [Text(f"\n{sentence}") for sentence in sentences(conclusions)]
-    return Group(*shown)
-
-
-def ends(interval: Interval) -> str:
-    if interval.low is None or interval.high is None:
-        return "-"
-    return f"{_tenths(interval.low)} to {_tenths(interval.high)}"
-
-
-def _tenths(value: float) -> str:
-    return f"{100 * value + 0.0:.1f}".replace("-0.0", "0.0")
-
-
-def chance(value: float) -> str:
-    if value > 0.99:
-        return "over 99 %"
-    return "under 1 %" if value < 0.01 else f"{100 * value:.0f} %"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"
-
-
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"

@@ -1,32 +1,24 @@
-"""The final test: winners, trained anew on all notes of the study, score held-out notes once.
+"""The final test: winners, retrained on all notes of the study, are scored once on held-out notes.
 
-    winners of cross-validation -> plan of one fold-run a seed -> records -> scores, predictions
+    winners of cross-validation -> plan of one fold-run per seed -> records -> scores, predictions
 
-Nothing is chosen here. There is no validation part, so a winner trains as many epochs as were best for it,
-the median over its folds; its rate decays over these.
+Nothing is chosen here. Without validation notes, a winner trains for the median of its folds' best epochs,
+and its learning rate decays over these.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from raymrc.analysis.conclusions import UNKNOWN_INTERVAL, ends
+from raymrc.analysis.conclusions import UNKNOWN_INTERVAL
+from raymrc.analysis.gaps import best_pairs, frozen_pairs, name_gap
 from raymrc.analysis.judging import over_held_out_notes
 from raymrc.analysis.statistics import Interval, TooFewError
-from raymrc.analysis.summary import (
-    CellSummary,
-    ConfigurationSummary,
-    Spread,
-    best_pairs,
-    frozen_pairs,
-    name_gap,
-    say_lost,
-    spread,
-)
+from raymrc.analysis.summary import CellSummary, ConfigurationSummary, Spread, spread
 from raymrc.configuration import Cell, Configuration, FoldRun
 from raymrc.corpora.brat import write_brat
 from raymrc.corpora.folders import new_folder
@@ -35,12 +27,8 @@ from raymrc.errors import StudyError
 from raymrc.ledger.record import Record
 from raymrc.planning.fold_runs import fold_run
 from raymrc.planning.plan import Plan
-from raymrc.quantities import points
 from raymrc.scoring.counts import Counts
 from raymrc.study.spec import Spec
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 def plan_final_test(
@@ -50,45 +38,45 @@ def plan_final_test(
     records: Iterable[Record],
     test: Corpus,
 ) -> Plan:
-    """One fold-run a winner and seed.
+    """A plan with one fold-run per winner and seed.
 
     Args:
-        plan: of the study, with fingerprints.
-        summaries: of its cells, in its order.
-        records: all of its ledger.
+        plan: the study's, with fingerprints.
+        summaries: of the plan's cells, in its order.
+        records: the study's whole ledger.
         test: the held-out notes.
 
     Raises:
-        StudyError: cross-validation is not finished; or the held-out notes were scored before by a cell, with
-            anything but its seed different: a second look would choose by them.
+        StudyError: cross-validation is not finished, or a cell was scored on the held-out notes before with
+            more than the seed different: scoring again would choose by them.
     """
     assert plan.fingerprints is not None and spec.final_test is not None
     fingerprints = replace(plan.fingerprints, test=test.fingerprint)
-    looked: dict[Cell, list[FoldRun]] = {}
+    scored: dict[Cell, list[FoldRun]] = {}
     for record in records:
         run = record.fold_run
         if run.test_fingerprint == test.fingerprint and record.status == "done":
-            looked.setdefault(run.configuration.cell, []).append(run)
+            scored.setdefault(run.configuration.cell, []).append(run)
     cells = []
     for cell, summary in zip(plan.cells, summaries, strict=True):
         missing = cell.num_fold_runs - summary.num_done - summary.num_failed - summary.num_spared
         if missing > 0:
             raise StudyError(
-                f"{cell.cell.name}: {missing} of {cell.num_fold_runs} fold-runs are still to be done; "
-                "'raymrc run' comes first"
+                f"{cell.cell.name}: {missing} of {cell.num_fold_runs} fold-runs are not done; "
+                "rerun 'raymrc run' first"
             )
         if summary.winner is None:
             raise StudyError(
-                f"{cell.cell.name}: no configuration has all of its folds, so there is no winner to "
-                "test; 'raymrc run' tries failed fold-runs again, or take the cell out of the study"
+                f"{cell.cell.name}: no configuration has all folds done, so there is no winner to test; "
+                "rerun 'raymrc run' to retry failed fold-runs, or remove the cell from the study"
             )
         chosen = _refitted(summary.winner)
-        for run in looked.get(cell.cell, ()):
+        for run in scored.get(cell.cell, ()):
             same_seed = replace(chosen, seed=run.configuration.seed)
             if run != fold_run(same_seed, run.fold, fingerprints):
                 raise StudyError(
-                    f"{cell.cell.name}: the held-out notes were scored before, with another "
-                    "configuration or other notes; scoring them again would choose by them, so the "
+                    f"{cell.cell.name}: the held-out notes were already scored with another "
+                    "configuration or other notes; a second score would choose by them, so the "
                     "first scores stand (raymrc report)"
                 )
         configurations = tuple(replace(chosen, seed=seed) for seed in spec.final_test.seeds)
@@ -115,21 +103,17 @@ def _refitted(winner: ConfigurationSummary) -> Configuration:
     return replace(winner.configuration, epochs=epochs)
 
 
-def _whatever_seed(configuration: Configuration) -> Configuration:
-    return replace(configuration, seed=0)
-
-
 @dataclass(frozen=True, slots=True)
 class FinalScore:
     """A cell's winner on held-out notes, over seeds.
 
     Args:
-        configuration: but for its seed.
-        seeds: that are done, ascending.
-        strict, lenient, events: micro F1, over seeds; see `ConfigurationSummary`.
-        interval: of the mean of strict, were other notes held out; models as trained.
-        counts: strict, of one of the seeds.
-        unreachable, unreachable_reasons: gold of the held-out notes that no answer can be.
+        configuration: with seed 0.
+        seeds: those done, ascending.
+        strict, lenient, events: micro F1 over seeds; see `ConfigurationSummary`.
+        interval: of the mean strict F1; notes resampled, models fixed.
+        counts: strict counts of one seed.
+        unreachable, unreachable_reasons: held-out gold items that no answer can match.
     """
 
     cell: Cell
@@ -160,13 +144,13 @@ class FinalScore:
 
 @dataclass(frozen=True, slots=True)
 class FinalGap:
-    """A frozen winner on held-out notes against the best trained one, of its backbone or of all.
+    """A frozen winner against the best trained one on held-out notes, on its backbone or on any.
 
     Args:
         name: corpus and backbones.
         frozen, unfrozen: strategies.
-        gap: mean strict F1 over seeds of the trained one minus the frozen one's, 0 to 1.
-        interval: of the gap, were other notes held out; models as trained, so it judges no strategy.
+        gap: mean strict F1 over seeds, trained minus frozen, -1 to 1.
+        interval: of the gap; notes resampled, models fixed, so it does not judge the strategies.
     """
 
     name: str
@@ -178,25 +162,16 @@ class FinalGap:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def __str__(self) -> str:
-        side = "behind" if self.gap > 0 else "ahead of"
-        return (
-            f"{self.name}: on held-out notes {self.frozen} was {100 * abs(self.gap):.1f} points {side} "
-            f"{self.unfrozen} (95 % interval of what it is behind by, were other notes held out: "
-            f"{ends(self.interval)})."
-        )
-
 
 def final_gaps(
     records: Iterable[Record],
     summaries: Sequence[CellSummary],
     groups: Mapping[str, str] | None = None,
 ) -> tuple[FinalGap, ...]:
-    """The gaps of cross-validation on held-out notes, where both sides were scored on the same ones with the
-    same seeds.
+    """Cross-validation's gaps on held-out notes, if both sides were scored on the same notes and seeds.
 
     Args:
-        groups: note id -> patient or article, of held-out notes.
+        groups: note id -> patient or article, for held-out notes.
     """
     by_cell = final_records(records)
     pairs = {
@@ -234,8 +209,7 @@ def _interval(
 
 
 def final_records(records: Iterable[Record]) -> dict[Cell, list[Record]]:
-    """What a study's ledger has of final tests, by cell: a record a seed, ascending; of several held-out sets
-    those of the latest."""
+    """Records of final tests by cell, one per seed, ascending; of several held-out sets, the latest."""
     by_basis: dict[Cell, dict[tuple[str, ...], list[Record]]] = {}
     for record in sorted(records, key=lambda record: record.started_at):
         run = record.fold_run
@@ -253,10 +227,10 @@ def final_records(records: Iterable[Record]) -> dict[Cell, list[Record]]:
 def final_scores(
     records: Iterable[Record], cells: Sequence[Cell], groups: Mapping[str, str] | None = None
 ) -> tuple[FinalScore, ...]:
-    """What a study's ledger has of final tests, by cell, in the order of `cells`.
+    """Scores of final tests, in the order of `cells`.
 
     Args:
-        groups: note id -> patient or article, of held-out notes.
+        groups: note id -> patient or article, for held-out notes.
     """
     by_cell = final_records(records)
     scores = []
@@ -268,7 +242,7 @@ def final_scores(
         scores.append(
             FinalScore(
                 cell,
-                _whatever_seed(any_seed.fold_run.configuration),
+                replace(any_seed.fold_run.configuration, seed=0),
                 tuple(record.fold_run.configuration.seed for record in runs),
                 spread([record.strict.f1 for record in runs]),
                 spread([record.lenient.f1 for record in runs]),
@@ -288,12 +262,12 @@ def write_predictions(
     folder: Path,
     triggers: frozenset[str] = frozenset(),
 ) -> list[Path]:
-    """What was found in held-out notes, as brat files: a folder for each cell and seed.
+    """Writes predictions on held-out notes as brat files, one folder per cell and seed.
 
     Args:
-        records: of final tests on these notes; others are left out.
-        test: the held-out notes, whose text the files hold.
-        folder: gets the folders; what is there already is left as it is.
+        records: of any kind; final tests on these notes are written.
+        test: the held-out notes; the files contain their text.
+        folder: parent of the folders; existing ones are left as they are.
         triggers: see `brat.write_brat`.
 
     Raises:
@@ -315,55 +289,3 @@ def write_predictions(
                 write_brat(notes, made, triggers)
         written.append(place)
     return written
-
-
-def lost_in_test(scores: Sequence[FinalScore]) -> str:
-    """What no answer can be, by strategy; of several backbones where it is most."""
-    most: dict[str, FinalScore] = {}
-    for score in scores:
-        if score.unreachable:
-            strategy = score.cell.strategy
-            most[strategy] = max(score, most.get(strategy, score), key=lambda s: s.unreachable)
-    said = "; ".join(
-        f"{strategy} {say_lost(score.unreachable, score.counts, score.unreachable_reasons)}"
-        for strategy, score in most.items()
-    )
-    return f"Held-out gold that no answer can be, and that counts as missed: {said}" if said else ""
-
-
-def render_final(
-    scores: Sequence[FinalScore],
-    validated: Mapping[Cell, float | None],
-    gaps: Sequence[FinalGap] = (),
-) -> RenderableType:
-    """The final test as a table for the terminal, and what frozen is behind by there.
-
-    Args:
-        validated: mean strict F1 of each cell's winner over the folds.
-    """
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title="Final test: F1 in points on held-out notes, mean over seeds",
-        caption=lost_in_test(scores) or None,
-    )
-    table.add_column("corpus / backbone / strategy", no_wrap=True)
-    with_events = any(score.events.mean is not None for score in scores)
-    shown: list[tuple[str, Callable[[FinalScore], str]]] = [
-        ("strict F1", lambda score: points(score.strict.mean)),
-        ("sd", lambda score: points(score.strict.sd)),
-        ("95 % interval", lambda score: ends(score.interval)),
-        ("lenient F1", lambda score: points(score.lenient.mean)),
-        ("over folds", lambda score: points(validated.get(score.cell))),
-        ("seeds", lambda score: str(len(score.seeds))),
-        ("epochs", lambda score: str(score.configuration.epochs)),
-    ]
-    if with_events:
-        shown.insert(4, ("events F1", lambda score: points(score.events.mean)))
-    for heading, _ in shown:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for score in scores:
-        table.add_row(score.cell.name, *(tell(score) for _, tell in shown))
-    return Group(table, *(Text(f"\n{gap}") for gap in gaps))

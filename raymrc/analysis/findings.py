@@ -1,4 +1,4 @@
-"""All that a study's ledger says, as one value: terminal, page, comparison and export are drawn from it.
+"""Everything a study's ledger shows, as one value; terminal, page, comparison and exports are drawn from it.
 
 spec, plan, records -> the records that count -> cells -> conclusions, final tests
 """
@@ -11,8 +11,10 @@ from typing import Any
 
 from raymrc.analysis.conclusions import Conclusions
 from raymrc.analysis.final import FinalGap, FinalScore, final_gaps, final_scores
+from raymrc.analysis.gaps import frozen_gaps
 from raymrc.analysis.judging import conclude
-from raymrc.analysis.summary import CellSummary, choose_records, count_failing, summarise, to_json
+from raymrc.analysis.sentences import verdicts
+from raymrc.analysis.summary import CellSummary, choose_records, count_failing, summarise
 from raymrc.corpora.note import Corpus
 from raymrc.ledger.record import Record
 from raymrc.planning.fold_runs import fold_run
@@ -24,10 +26,10 @@ from raymrc.study.spec import Spec
 class Findings:
     """
     Args:
-        fold_runs: the records that count: of the planned cells, on the notes, folds and weights of now,
-            whatever their status; those of final tests last.
+        fold_runs: the records that count: those of planned cells on today's notes, folds and weights, with
+            any status; final tests last.
         summaries: in the plan's order of cells.
-        closed: of each cell that was given up, its name and how many of its fold-runs were not begun.
+        closed: (cell, fold-runs not begun) for each abandoned cell.
     """
 
     spec: Spec
@@ -41,16 +43,17 @@ class Findings:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `raymrc report --json`."""
+        sentences = [str(verdict) for verdict in verdicts(self.conclusions)]
         return {
-            **to_json(self.summaries),
-            "conclusions": self.conclusions.to_json(),
+            **summaries_json(self.summaries),
+            "conclusions": {**self.conclusions.to_json(), "sentences": sentences},
             "final_test": [score.to_json() for score in self.finals],
             "final_gaps": [gap.to_json() for gap in self.final_gaps],
         }
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What failed and what was given up, a sentence each."""
+        """One sentence per reason for failed fold-runs and per abandoned cell."""
         failed = [
             f"{summary.cell.name}: {times} fold-runs failed: {reason}"
             for summary in self.summaries
@@ -58,11 +61,24 @@ class Findings:
         ]
         most = self.spec.failures.close_cell_after
         closed = [
-            f"{name}: closed, as {most} configurations in a row failed (failures.close_cell_after); "
-            f"{left} of its fold-runs were not begun, and 'raymrc run' tries it again"
+            f"{name}: abandoned after {most} consecutive failing configurations "
+            f"(failures.close_cell_after); {left} fold-runs were not begun, rerun 'raymrc run' to retry them"
             for name, left in self.closed
         ]
         return (*failed, *closed)
+
+
+def summaries_json(summaries: Sequence[CellSummary]) -> dict[str, Any]:
+    """Plain values: cells, gaps and totals."""
+    totals = ("num_done", "num_failed", "num_spared", "device_seconds", "cost_usd")
+    return {
+        "cells": [summary.to_json() for summary in summaries],
+        "frozen_gaps": [gap.to_json() for gap in frozen_gaps(summaries)],
+        **{
+            name.removeprefix("num_"): sum(getattr(summary, name) for summary in summaries)
+            for name in totals
+        },
+    }
 
 
 def build_findings(
@@ -75,9 +91,9 @@ def build_findings(
 ) -> Findings:
     """
     Args:
-        records: all of the study's ledger.
-        corpus, transfer, test: notes of a patient or article count as one where the notes are at hand, and by
-            themselves where not.
+        records: the study's whole ledger.
+        corpus, transfer, test: if available locally, notes of one patient or article are resampled
+            together; otherwise each note by itself.
     """
     cells = [cell_plan.cell for cell_plan in plan.cells]
     planned = [r for r in records if plan.holds(r.fold_run.configuration)]
@@ -87,14 +103,11 @@ def build_findings(
         same = [
             fold_run(r.fold_run.configuration, r.fold_run.fold, plan.fingerprints) for r in planned
         ]
-    kept = [r for of in choose_records(planned, cells, same).values() for r in of]
+    kept = [r for chosen in choose_records(planned, cells, same).values() for r in chosen]
     summaries = summarise(kept, spec.num_folds, cells)
     sites = {"": corpus} if corpus is not None else {}
-    groups = {
-        name: {note.id: note.group or note.id for note in of_site.notes}
-        for name, of_site in (sites | dict(transfer or {})).items()
-    }
-    held_out = {note.id: note.group or note.id for note in test.notes} if test is not None else {}
+    groups = {name: _groups(site) for name, site in (sites | dict(transfer or {})).items()}
+    held_out = _groups(test) if test is not None else {}
     tests = [r for r in records if r.fold_run.is_test and r.fold_run.configuration.cell in cells]
     return Findings(
         spec=spec,
@@ -108,14 +121,17 @@ def build_findings(
     )
 
 
+def _groups(corpus: Corpus) -> dict[str, str]:
+    return {note.id: note.group or note.id for note in corpus.notes}
+
+
 def _closed(
     spec: Spec, plan: Plan, records: Sequence[Record], summaries: Sequence[CellSummary]
 ) -> tuple[tuple[str, int], ...]:
     failing, most = count_failing(records), spec.failures.close_cell_after
     found = []
     for summary, cell_plan in zip(summaries, plan.cells, strict=True):
-        left = cell_plan.num_fold_runs - summary.num_done - summary.num_failed
-        left -= summary.num_spared
+        left = cell_plan.num_fold_runs - summary.num_done - summary.num_failed - summary.num_spared
         if most is not None and failing.get(summary.cell, 0) >= most and left > 0:
             found.append((summary.cell.name, left))
     return tuple(found)

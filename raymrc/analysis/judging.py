@@ -1,9 +1,9 @@
-"""How sure each frozen gap, winner and drop is, and what is concluded of it.
+"""Tests gaps, winners and drops, and draws the conclusions.
 
     winners of a frozen and a trained cell -> differences on folds and notes -> Holm over all -> a conclusion
 
-Where the folds do not tell, the conclusion is "not enough data" and never the likelier side. The decision
-and its figures: docs/decisions/0024.
+Where the folds do not decide, the conclusion is "not enough data", never the likelier side
+(docs/decisions/0024).
 """
 
 from __future__ import annotations
@@ -30,69 +30,69 @@ from raymrc.analysis.conclusions import (
     StillLearning,
     WinnerScore,
 )
+from raymrc.analysis.gaps import (
+    FrozenGap,
+    backbone_sizes,
+    best_pairs,
+    comparable,
+    frozen_gap,
+    frozen_pairs,
+)
 from raymrc.analysis.statistics import (
     LEVEL,
     Bootstrap,
     Comparison,
     Interval,
     Selection,
-    SizeFit,
     TooFewError,
     bootstrap,
     compare_folds,
     compare_on_shared_notes,
-    cost_per_point,
-    fit_sizes,
     holm,
     leave_fold_out,
     micro_f1,
-    pareto,
-    parity_size,
     published_correlation,
 )
-from raymrc.analysis.summary import (
-    CellSummary,
-    ConfigurationSummary,
-    FrozenGap,
-    backbone_sizes,
-    best_pairs,
-    frozen_gap,
-    frozen_pairs,
+from raymrc.analysis.summary import CellSummary, ConfigurationSummary, winner_of
+from raymrc.analysis.tradeoffs import (
+    SizeFit,
+    cost_per_point,
+    fit_sizes,
+    pareto,
+    parity_size,
 )
-from raymrc.configuration import Cell
 from raymrc.ledger.record import NoteCounts, Record
 from raymrc.scoring.counts import Counts, pool
 
 Array = NDArray[np.float64]
 
 RESAMPLING_SEED = 20261125
-"""Of resamples: the same ledger gives the same report."""
+"""Fixed, so that the same ledger gives the same report."""
 
 Groups = Mapping[str, Mapping[str, str]]
-"""By name of a site, "" for the study's own notes: note id -> patient or article. A note that is not there is
-its own group."""
+"""Per site, "" for the study's own notes: note id -> patient or article. A note without an entry is its own
+group."""
 
 
 def conclude(
     summaries: Sequence[CellSummary], margin: float, groups: Groups | None = None
 ) -> Conclusions:
-    """All that can be said of a study's frozen gaps and winners.
+    """All conclusions on a study's gaps and winners.
 
     Args:
         margin: of practical equivalence, F1 from 0 to 1.
-        groups: what was annotated of one patient or article is drawn together; each note by itself where not
-            known.
+        groups: notes of one patient or article are resampled together.
     """
     known = groups or {}
-    of_backbones = frozen_pairs(summaries)
+    per_backbone = frozen_pairs(summaries)
     best = best_pairs(summaries)
-    # Where the best frozen and the best trained one are of one backbone they are compared once.
-    by_cells = {(f.cell, u.cell): (f, u) for f, u in of_backbones}
+    # The best frozen and the best trained winner may share a backbone; then they are compared once.
+    by_cells = {(f.cell, u.cell): (f, u) for f, u in per_backbone}
     by_cells |= {(f.cell, u.cell): (f, u) for f, u in best}
     pairs = list(by_cells.values())
     compared: dict[tuple[int, str], Comparison | str] = {}
     for place, pair in enumerate(pairs):
-        frozen, unfrozen = (_winner(of) for of in pair)
+        frozen, unfrozen = map(winner_of, pair)
         compared[place, ""] = _at_home(frozen, unfrozen)
         for site in sorted({*frozen.transfer} & {*unfrozen.transfer}):
             compared[place, site] = _at_site(frozen, unfrozen, site, known.get(site, {}))
@@ -100,8 +100,8 @@ def conclude(
     scores, gap_intervals = _resample(summaries, pairs, known.get("", {}))
     conclusions = []
     for place, (frozen_cell, unfrozen_cell) in enumerate(pairs):
-        frozen, unfrozen = _winner(frozen_cell), _winner(unfrozen_cell)
-        away = {site: of for (at, site), of in judged.items() if at == place and site}
+        frozen, unfrozen = winner_of(frozen_cell), winner_of(unfrozen_cell)
+        away = {site: there for (at, site), there in judged.items() if at == place and site}
         usd = unfrozen.cost_usd - frozen.cost_usd
         seconds = unfrozen.device_seconds - frozen.device_seconds
         home, extra = judged[place, ""], usd if usd else seconds
@@ -120,7 +120,7 @@ def conclude(
                 still_learning=tuple(_still_learning((frozen_cell, unfrozen_cell), margin)),
             )
         )
-    gaps = conclusions[: len(of_backbones)]
+    gaps = conclusions[: len(per_backbone)]
     by_pair = dict(zip(by_cells, conclusions, strict=True))
     return Conclusions(
         margin=margin,
@@ -137,14 +137,14 @@ def conclude(
                     {
                         s.cell.backbone.name
                         for s in summaries
-                        if s.winner is not None and _same(s.cell) == _same(f.cell)
+                        if s.winner is not None and comparable(s.cell) == comparable(f.cell)
                     }
                 ),
                 frozen=f.cell.backbone.name,
                 unfrozen=u.cell.backbone.name,
                 conclusion=by_pair[f.cell, u.cell],
-                usd=(_winner(f).cost_usd, _winner(u).cost_usd),
-                device_seconds=(_winner(f).device_seconds, _winner(u).device_seconds),
+                usd=(winner_of(f).cost_usd, winner_of(u).cost_usd),
+                device_seconds=(winner_of(f).device_seconds, winner_of(u).device_seconds),
             )
             for f, u in best
         ),
@@ -152,21 +152,8 @@ def conclude(
     )
 
 
-# --- compared -------------------------------------------------------------------------------------
-
-
-def _same(cell: Cell) -> tuple[str, str, int | None, str]:
-    """What must be equal for cells to be set against each other."""
-    return cell.task, cell.corpus, cell.shots, cell.shots_of
-
-
-def _winner(summary: CellSummary) -> ConfigurationSummary:
-    assert summary.winner is not None
-    return summary.winner
-
-
 def _by_fold(fold_runs: Sequence[Record], values: Sequence[float]) -> Array:
-    """The mean of each fold's: few notes are drawn several times for the same scored ones."""
+    """Mean per fold: with few training notes, several draws score the same fold."""
     folds: dict[frozenset[str], list[float]] = {}
     for record, value in zip(fold_runs, values, strict=True):
         folds.setdefault(frozenset(record.notes), []).append(value)
@@ -174,11 +161,11 @@ def _by_fold(fold_runs: Sequence[Record], values: Sequence[float]) -> Array:
 
 
 def over_folds(fold_runs: Sequence[Record], values: Sequence[float]) -> Comparison:
-    """A mean over folds and how sure it is: of differences, or of F1 itself, where 0 is none.
+    """A mean over folds with its certainty: of differences, or of F1 itself.
 
     Args:
-        fold_runs: who scored which notes.
-        values: of each.
+        fold_runs: say which notes each value was scored on.
+        values: one per fold-run.
 
     Raises:
         TooFewError: fewer than two folds.
@@ -187,7 +174,7 @@ def over_folds(fold_runs: Sequence[Record], values: Sequence[float]) -> Comparis
 
 
 def over_notes(fold_runs: Sequence[Record], others: Sequence[Record]) -> Interval:
-    """Of pooled F1 less that of others on the same notes, were other notes drawn; models as trained.
+    """Interval of pooled F1 minus that of `others` on the same notes; notes resampled, models fixed.
 
     Raises:
         TooFewError: fewer than two notes.
@@ -201,26 +188,26 @@ def over_held_out_notes(
     others: Sequence[Record] = (),
     groups: Mapping[str, str] | None = None,
 ) -> Interval:
-    """Of mean F1 over runs that scored the same notes, less that of others, were other notes drawn; models as
-    trained.
+    """Interval of mean F1 minus that of `others`; notes resampled, models fixed.
 
     Args:
-        groups: see `Groups`, of these notes.
+        runs, others: all scored the same notes.
+        groups: note id -> patient or article.
 
     Raises:
         TooFewError: fewer than two notes, patients or articles.
     """
-    drawn, weights = _of_one_set(runs, others, groups or {})
+    drawn, weights = _draw_shared_notes(runs, others, groups or {})
     return drawn.interval(weights)
 
 
-def _of_one_set(
+def _draw_shared_notes(
     runs: Sequence[Record], others: Sequence[Record], groups: Mapping[str, str], site: str = ""
 ) -> tuple[Bootstrap, list[float]]:
-    """Draws of notes that all of these scored, and the weights of `runs`' mean less `others`'.
+    """Resamples of notes that all of these scored, and the weights of mean(runs) - mean(others).
 
     Args:
-        site: whose notes; "": those that the records score.
+        site: take that site's notes; "": the scored folds.
     """
     systems = [
         _note_counts(record.transfer[site] if site else record.notes) for record in (*runs, *others)
@@ -231,7 +218,7 @@ def _of_one_set(
 
 def _still_learning(cells: Iterable[CellSummary], margin: float) -> Iterable[StillLearning]:
     for summary in cells:
-        winner = _winner(summary)
+        winner = winner_of(summary)
         gain = winner.late_gain
         if gain is not None and gain > margin:
             yield StillLearning(summary.cell.strategy, winner.configuration.epochs, gain)
@@ -242,21 +229,21 @@ def _at_sites(summaries: Sequence[CellSummary], groups: Groups) -> Iterable[Site
         if summary.winner is None:
             continue
         runs = summary.winner.fold_runs
-        for site, of in summary.winner.transfer.items():
+        for site, transfer in summary.winner.transfer.items():
             interval = drop_interval = UNKNOWN_INTERVAL
             with suppress(TooFewError):
-                drawn, weights = _of_one_set(runs, (), groups.get(site, {}), site)
+                drawn, weights = _draw_shared_notes(runs, (), groups.get(site, {}), site)
                 interval = drawn.interval(weights)
-                # All folds' models read the same notes there: their luck is in every fold's drop alike.
+                # All folds' models read the same notes there, so the notes' luck is in every fold's drop.
                 drop_interval = compare_on_shared_notes(
-                    _by_fold(runs, of.fold_drops), drawn.variance(weights), drawn.num_groups
+                    _by_fold(runs, transfer.fold_drops), drawn.variance(weights), drawn.num_groups
                 ).interval()
             yield SiteScore(
                 cell=summary.cell.name,
                 site=site,
-                f1=of.away.mean or 0.0,
+                f1=transfer.away.mean or 0.0,
                 interval=interval,
-                drop=of.drop.mean or 0.0,
+                drop=transfer.drop.mean or 0.0,
                 drop_interval=drop_interval,
             )
 
@@ -275,14 +262,14 @@ def _at_site(
     site: str,
     groups: Mapping[str, str],
 ) -> Comparison | str:
-    """Every fold-run of both has scored all of the site's notes."""
+    """All fold-runs of both scored all of the site's notes."""
     f1 = [
         [pool(_note_counts(record.transfer[site]).values()).f1 for record in one.fold_runs]
         for one in (unfrozen, frozen)
     ]
     differences = [u - f for u, f in zip(*f1, strict=True)]
     try:
-        drawn, weights = _of_one_set(unfrozen.fold_runs, frozen.fold_runs, groups, site)
+        drawn, weights = _draw_shared_notes(unfrozen.fold_runs, frozen.fold_runs, groups, site)
         by_fold = _by_fold(unfrozen.fold_runs, differences)
         return compare_on_shared_notes(by_fold, drawn.variance(weights), drawn.num_groups)
     except TooFewError as error:
@@ -292,7 +279,7 @@ def _at_site(
 def _judge(
     compared: Mapping[tuple[int, str], Comparison | str], margin: float
 ) -> dict[tuple[int, str], Judgement]:
-    """Holm over all that can be compared; "no gap" and "not within the margin" cannot both be true of one."""
+    """Holm over all comparisons. "No gap" and "not within the margin" cannot both be true of one gap."""
     tested = {
         key: one for key, one in compared.items() if isinstance(one, Comparison) and one.has_spread
     }
@@ -327,12 +314,9 @@ def _judge(
 
 def _published(one: Comparison) -> tuple[float, Interval]:
     folds = round(one.degrees) + 1
-    there, here = (
-        math.sqrt(1 / folds + r / (1 - r)) for r in (published_correlation(folds), one.correlation)
-    )
-    published = Comparison(
-        one.difference, one.scale * there / here, one.degrees, published_correlation(folds)
-    )
+    correlation = published_correlation(folds)
+    theirs, ours = (math.sqrt(1 / folds + r / (1 - r)) for r in (correlation, one.correlation))
+    published = Comparison(one.difference, one.scale * theirs / ours, one.degrees, correlation)
     return published.p_difference, published.interval()
 
 
@@ -341,7 +325,7 @@ def _note_counts(notes: Mapping[str, NoteCounts]) -> dict[str, Counts]:
 
 
 def _pooled_notes(fold_runs: Iterable[Record]) -> dict[str, Counts]:
-    """Of all folds; where a note was scored in several draws, all of them together."""
+    """Counts per note over all folds; a note scored in several draws has their sum."""
     found: dict[str, Counts] = {}
     for record in fold_runs:
         for note, counts in _note_counts(record.notes).items():
@@ -358,9 +342,9 @@ def _bootstrap(
         for system in systems
     ]
     shaped = np.array(counts, dtype=np.float64).reshape(len(systems), len(ids), 3)
-    # A note's own id may be some other note's group.
-    of_note = [("group", groups[note]) if note in groups else ("note", note) for note in ids]
-    return bootstrap(shaped, of_note, generator=np.random.default_rng(RESAMPLING_SEED))
+    # A note's id may equal another note's group.
+    units = [("group", groups[note]) if note in groups else ("note", note) for note in ids]
+    return bootstrap(shaped, units, generator=np.random.default_rng(RESAMPLING_SEED))
 
 
 def _resample(
@@ -368,14 +352,17 @@ def _resample(
     pairs: Sequence[tuple[CellSummary, CellSummary]],
     groups: Mapping[str, str],
 ) -> tuple[tuple[WinnerScore, ...], list[Interval]]:
-    """Winners on the same notes share their resamples, so that their differences are paired."""
+    """Pooled scores of all winners, and the intervals of the pairs' pooled gaps.
+
+    Winners on the same notes share their resamples, so their differences are paired.
+    """
     cells = [summary for summary in summaries if summary.winner is not None]
-    notes = {summary.cell: _pooled_notes(_winner(summary).fold_runs) for summary in cells}
+    notes = {summary.cell: _pooled_notes(winner_of(summary).fold_runs) for summary in cells}
     together: dict[tuple[str, ...], list[CellSummary]] = {}
     for summary in cells:
         together.setdefault(tuple(sorted(notes[summary.cell])), []).append(summary)
     intervals = dict.fromkeys((summary.cell for summary in cells), UNKNOWN_INTERVAL)
-    of_pairs = [UNKNOWN_INTERVAL] * len(pairs)
+    gap_intervals = [UNKNOWN_INTERVAL] * len(pairs)
     num_groups = {summary.cell: len(notes[summary.cell]) for summary in cells}
     for ids, members in together.items():
         try:
@@ -390,22 +377,22 @@ def _resample(
             num_groups[cell] = drawn.num_groups
         for place, (frozen, unfrozen) in enumerate(pairs):
             if frozen.cell in unit and unfrozen.cell in unit:
-                of_pairs[place] = drawn.interval(unit[unfrozen.cell] - unit[frozen.cell])
+                gap_intervals[place] = drawn.interval(unit[unfrozen.cell] - unit[frozen.cell])
     scores = tuple(
         WinnerScore(
             cell=summary.cell.name,
-            f1=_winner(summary).pooled_strict.f1,
+            f1=winner_of(summary).pooled_strict.f1,
             interval=intervals[summary.cell],
             num_groups=num_groups[summary.cell],
             selection=_selection(summary),
         )
         for summary in cells
     )
-    return scores, of_pairs
+    return scores, gap_intervals
 
 
 def _selection(summary: CellSummary) -> Selection | None:
-    """Among complete configurations, best on validation first, as the cell has them."""
+    """How much of the winner's F1 is luck of the choice among the complete configurations."""
     complete = [one for one in summary.configurations if one.is_complete]
     if len(complete) < 2:
         return None
@@ -424,7 +411,7 @@ def _selection(summary: CellSummary) -> Selection | None:
 
 
 def _validated_elsewhere(fold_runs: Sequence[Record]) -> Array:
-    """Validation F1 of each fold's fold-runs on the notes that the second fold does not score, (F, F)."""
+    """[i, j]: validation F1 of fold i's fold-runs on notes that fold j does not score, (F, F)."""
     folds = dict.fromkeys(frozenset(record.notes) for record in fold_runs)
     values = np.empty((len(folds), len(fold_runs)))
     for place, record in enumerate(fold_runs):
@@ -438,22 +425,22 @@ def _by_size(
     gaps: Sequence[FrozenGap], margin: float, summaries: Sequence[CellSummary]
 ) -> tuple[BySize, ...]:
     together: dict[tuple[str, str, int | None, str], list[FrozenGap]] = {}
-    size_of = backbone_sizes(summaries)
+    sizes_by_name = backbone_sizes(summaries)
     for gap in gaps:
         together.setdefault((gap.task, gap.corpus, gap.shots, gap.shots_of), []).append(gap)
     found = []
-    for (task, corpus, shots, shots_of), members in together.items():
+    for key, members in together.items():
         if len(members) < 2:
             continue
         f1: dict[str, list[tuple[int, float]]] = {}
         for summary in summaries:
             cell = summary.cell
-            if summary.winner is not None and _same(cell) == (task, corpus, shots, shots_of):
-                known = size_of[cell.backbone.name], summary.winner.strict.mean or 0.0
+            if summary.winner is not None and comparable(cell) == key:
+                known = sizes_by_name[cell.backbone.name], summary.winner.strict.mean or 0.0
                 f1.setdefault(cell.strategy, []).append(known)
         fits = {strategy: _fit(known) for strategy, known in f1.items()}
-        of_f1 = {strategy: fit for strategy, fit in fits.items() if fit is not None}
-        where = corpus + (f"/{shots} {shots_of}" if shots else "")
+        f1_fits = {strategy: fit for strategy, fit in fits.items() if fit is not None}
+        where = members[0].corpus_name
         sizes = [gap.backbone_parameters for gap in members]
         try:
             fit = fit_sizes(sizes, [gap.gap for gap in members])
@@ -461,12 +448,12 @@ def _by_size(
             found.append(BySize(where, len(set(sizes)), None, None, str(error)))
         else:
             parity = parity_size(fit, margin)
-            found.append(BySize(where, len(set(sizes)), fit, parity, f1=of_f1))
+            found.append(BySize(where, len(set(sizes)), fit, parity, f1=f1_fits))
     return tuple(found)
 
 
 def _fit(known: Sequence[tuple[int, float]]) -> SizeFit | None:
-    """Of F1 against parameters; None where they are too few."""
+    """F1 against parameters; None with too few sizes."""
     try:
         return fit_sizes([size for size, _ in known], [f1 for _, f1 in known])
     except ValueError:
@@ -477,17 +464,17 @@ def _frontier(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
     together: dict[tuple[str, str, int | None, str], list[CellSummary]] = {}
     for summary in summaries:
         if summary.winner is not None:
-            together.setdefault(_same(summary.cell), []).append(summary)
+            together.setdefault(comparable(summary.cell), []).append(summary)
     found = []
     for members in together.values():
-        winners = [_winner(summary) for summary in members]
+        winners = [winner_of(summary) for summary in members]
         costs = [
             (w.cost_usd, w.device_seconds, w.energy_kwh, w.peak_bytes, w.adapter_bytes)
             for w in winners
         ]
-        # What one of them is not known to cost, it must not win by.
-        known = [of_all for of_all in zip(*costs, strict=True) if all(of_all)]
-        of_each = list(zip(*known, strict=True)) or [()] * len(winners)
-        best = pareto([winner.strict.mean or 0.0 for winner in winners], of_each)
+        # A cost that is unknown for one winner decides nothing.
+        known = [column for column in zip(*costs, strict=True) if all(column)]
+        rows = list(zip(*known, strict=True)) or [()] * len(winners)
+        best = pareto([winner.strict.mean or 0.0 for winner in winners], rows)
         found += [members[place].cell.name for place in best]
     return tuple(found)

@@ -1,11 +1,10 @@
-"""How sure a comparison is: tests, intervals, corrections and fits. Pure functions of numbers.
+"""How certain a comparison is: tests, intervals and corrections. Pure functions of numbers.
 
-    F1 on folds        -> corrected t: interval, p-values, probability of practical equivalence -> Holm
-    counts per note    -> cluster bootstrap: intervals of micro F1 and of differences
-    many configurations -> what the best of them owes to luck
-    F1 by size         -> a line in log parameters, and where it reaches parity
+    F1 on folds         -> corrected t: interval, p-values, probability of practical equivalence -> Holm
+    counts per note     -> cluster bootstrap: intervals of micro F1 and of differences
+    many configurations -> the luck in the best one's score
 
-F1 and differences run from 0 to 1 throughout. scipy is loaded by what needs a distribution, not by import.
+F1 and differences run from 0 to 1 throughout. scipy is imported by the functions that need it.
 """
 
 from __future__ import annotations
@@ -23,28 +22,26 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 LEVEL = 0.95
-"""Of every interval, and of a claim of parity."""
+"""Of every interval and every claim."""
 
 GUARDED_CORRELATION = 0.3
-"""Between the differences of two folds, the largest that verdicts guard against (docs/decisions/0024)."""
+"""Largest correlation between two folds' differences that claims guard against (docs/decisions/0024)."""
 
-MIN_SIZES = 4
-"""A line through three sizes leaves one degree of freedom, whose t is 12.7: an interval that says nothing."""
 
 DRAWS = 10_000
-"""Of a bootstrap: its intervals' ends then move by less than a tenth of their width from seed to seed."""
+"""Bootstrap resamples: interval ends then move by less than a tenth of the width from seed to seed."""
 
 NO_SPREAD = 1e-12
-"""Differences that vary by less are equal but for rounding: nothing says how far off they may be."""
+"""Differences that vary by less are equal up to rounding; they have no interval."""
 
 
 class TooFewError(ValueError):
-    """Too few folds, notes or sizes for what is asked; the message says how many there are and are needed."""
+    """Too few folds, notes or sizes; the message says how many there are and how many are needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Of `level`; None for an end that the data do not bound."""
+    """None for an end that the data do not bound."""
 
     low: float | None
     high: float | None
@@ -59,7 +56,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Probabilities:
-    """That a difference is below, within and above a region of practical equivalence; they sum to 1."""
+    """Of a difference below, within and above a region of practical equivalence; they sum to 1."""
 
     below: float
     within: float
@@ -68,17 +65,17 @@ class Probabilities:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A difference, and how sure it is: Student's t around it.
+    """A difference with Student's t around it.
 
     The same t is the sampling distribution of a test and, with a flat prior, the posterior of the
     difference, so interval, p-values and probabilities cannot contradict each other.
 
     Args:
-        difference: mean of F1 of A minus F1 of B, -1 to 1.
-        scale: its standard error; 0 where all folds gave the same difference, and then nothing is claimed:
-            there is no interval, no probability, and p-values are 1.
-        degrees: of freedom.
-        correlation: between folds, that was assumed.
+        difference: mean F1 of A minus F1 of B, -1 to 1.
+        scale: standard error. 0 if all folds gave the same difference; then there is no interval, no
+            probability, and p-values are 1.
+        degrees: degrees of freedom.
+        correlation: assumed between folds.
     """
 
     difference: float
@@ -92,13 +89,13 @@ class Comparison:
 
     @property
     def p_difference(self) -> float:
-        """Two-sided, of the null hypothesis that there is no difference."""
+        """Two-sided, for the null hypothesis of no difference."""
         if not self.has_spread:
             return 1.0
         return float(2 * _t_below(-abs(self.difference) / self.scale, self.degrees))
 
     def p_equivalence(self, margin: float) -> float:
-        """Of the null hypothesis that the difference is `margin` or more, either way.
+        """For the null hypothesis that the difference is `margin` or more in either direction.
 
         Two one-sided tests (Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15, 657-680).
 
@@ -113,11 +110,11 @@ class Comparison:
     def interval(self, level: float = LEVEL) -> Interval:
         if not self.has_spread:
             return Interval(None, None, level)
-        half = self.scale * _t_quantile(level, self.degrees)
+        half = self.scale * t_quantile(level, self.degrees)
         return Interval(self.difference - half, self.difference + half, level)
 
     def probabilities(self, margin: float) -> Probabilities | None:
-        """Bayesian correlated t-test; None where there is no spread to tell by.
+        """Bayesian correlated t-test; None without spread.
 
         Source: Corani and Benavoli 2015, Machine Learning 100, 285-304; Benavoli et al. 2017, JMLR 18 (77).
 
@@ -133,7 +130,7 @@ class Comparison:
 
 
 def published_correlation(num_folds: int) -> float:
-    """Between folds, as Nadeau and Bengio assume it: scored notes / all notes, 1/k.
+    """Between folds, as Nadeau and Bengio assume: scored notes / all notes = 1/k.
 
     Raises:
         TooFewError: fewer than two folds.
@@ -144,10 +141,10 @@ def published_correlation(num_folds: int) -> float:
 
 
 def guarded_correlation(num_folds: int) -> float:
-    """What verdicts assume: the published one, and at least `GUARDED_CORRELATION`.
+    """The correlation that claims assume: the published one, and at least `GUARDED_CORRELATION`.
 
-    One cross-validation does not tell its own correlation (Bengio and Grandvalet 2004, JMLR 5, 1089-1105), so
-    it has to be assumed; too small a one gives false wins, too large a one wide intervals.
+    One cross-validation cannot estimate its own correlation (Bengio and Grandvalet 2004, JMLR 5, 1089-1105).
+    Assuming too little gives false wins, assuming too much gives wide intervals.
     """
     return max(GUARDED_CORRELATION, published_correlation(num_folds))
 
@@ -156,13 +153,13 @@ def compare_folds(differences: ArrayLike, correlation: float | None = None) -> C
     """Corrected paired t-test over folds.
 
     Folds share training notes, so their differences are correlated and the plain test calls too many wins.
-    With k differences of mean d and sample variance s2, each two of them correlated by r, the variance of
-    d is estimated without bias by (1/k + r / (1 - r)) s2, and d over its root is exactly t with k - 1
-    degrees of freedom where differences are Gaussian and d is 0 on average.
+    Given k differences with mean d, sample variance s2 and pairwise correlation r, the variance of d is
+    estimated without bias by (1/k + r / (1 - r)) s2. For Gaussian differences with mean 0, d over the root
+    of that is exactly t with k - 1 degrees of freedom.
 
     Args:
         differences: F1 of A minus F1 of B on each fold, (F,).
-        correlation: r, 0 to below 1; `guarded_correlation` where not given. 0 is the plain paired t-test.
+        correlation: r, 0 to below 1; 0 is the plain paired t-test. Default: `guarded_correlation`.
 
     Raises:
         TooFewError: fewer than two folds.
@@ -185,19 +182,19 @@ def compare_on_shared_notes(
     num_groups: int,
     correlation: float | None = None,
 ) -> Comparison:
-    """As `compare_folds`, where every fold's models are scored on the same notes, as at another site.
+    """As `compare_folds`, for models of all folds scored on the same notes, as at another site.
 
-    What these notes happen to be is then the same luck for all folds and cannot be seen between them. It is
-    added: variance = (1/k + r / (1 - r)) s2 + that over resampled notes, with Satterthwaite's degrees of
-    freedom. Models are counted twice where notes and models interact, so intervals are rather too wide.
+    The choice of notes is then the same luck for all folds and invisible between them, so its variance is
+    added: (1/k + r / (1 - r)) s2 + variance over resampled notes, with Satterthwaite's degrees of freedom.
+    Where notes and models interact, models count twice, so intervals err on the wide side.
 
     Args:
-        note_variance: of the mean difference over `bootstrap`'s draws.
-        num_groups: that were drawn from.
+        note_variance: of the mean difference over `bootstrap`'s resamples.
+        num_groups: groups of notes that were resampled.
 
     Raises:
         TooFewError: fewer than two folds or groups.
-        ValueError: as in `compare_folds`; or the variance is negative.
+        ValueError: as in `compare_folds`, or the variance is negative.
 
     Source: Satterthwaite 1946, Biometrics Bulletin 2, 110-114.
     """
@@ -208,25 +205,27 @@ def compare_on_shared_notes(
         raise ValueError(f"{note_variance} is no variance")
     if correlation is None:
         correlation = guarded_correlation(len(values))
-    of_folds = _fold_variance(values, correlation)
-    total = of_folds + note_variance
+    fold_variance = _fold_variance(values, correlation)
+    total = fold_variance + note_variance
     if total <= NO_SPREAD**2:
         return Comparison(float(values.mean()), 0.0, float(len(values) - 1), correlation)
-    degrees = total**2 / (of_folds**2 / (len(values) - 1) + note_variance**2 / (num_groups - 1))
+    degrees = total**2 / (
+        fold_variance**2 / (len(values) - 1) + note_variance**2 / (num_groups - 1)
+    )
     return Comparison(float(values.mean()), math.sqrt(total), degrees, correlation)
 
 
-def holm(p_values: Sequence[float], most_true: int | None = None) -> tuple[float, ...]:
-    """Adjusted p-values, in the order given: claims of those up to a are all true with probability 1 - a.
+def holm(p_values: Sequence[float], max_true: int | None = None) -> tuple[float, ...]:
+    """Adjusted p-values, in the given order: rejections at a are all right with probability 1 - a.
 
     Args:
-        most_true: how many of the hypotheses can be true together; all, where that is not known. Of one gap
-            "no difference" and "not equivalent" cannot both be true, so there it is half of them.
+        max_true: how many hypotheses can be true at once; by default all. "No difference" and "not
+            equivalent" cannot both be true of one gap, so for gaps it is half of them.
 
     Raises:
         ValueError: a p-value is not from 0 to 1.
 
-    Source: Holm 1979, Scandinavian J. of Statistics 6, 65-70; with `most_true`, Shaffer 1986, JASA 81,
+    Source: Holm 1979, Scandinavian J. of Statistics 6, 65-70; with `max_true`, Shaffer 1986, JASA 81,
     826-831.
     """
     values = np.asarray(p_values, dtype=np.float64)
@@ -234,7 +233,7 @@ def holm(p_values: Sequence[float], most_true: int | None = None) -> tuple[float
         raise ValueError("a p-value is from 0 to 1")
     count = len(values)
     order = np.argsort(values, kind="stable")
-    left = np.minimum(count - np.arange(count), count if most_true is None else most_true)
+    left = np.minimum(count - np.arange(count), count if max_true is None else max_true)
     adjusted = np.empty(count)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(left * values[order]))
     return tuple(float(value) for value in adjusted)
@@ -269,8 +268,8 @@ def _t_below(value: float, degrees: float) -> float:
     return float(stdtr(degrees, value))
 
 
-def _t_quantile(level: float, degrees: float) -> float:
-    """Of the middle `level` of the distribution, its upper end."""
+def t_quantile(level: float, degrees: float) -> float:
+    """Upper end of the middle `level` of Student's t."""
     from scipy.special import stdtrit
 
     if not 0 < level < 1:
@@ -283,11 +282,11 @@ def _t_quantile(level: float, degrees: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """Micro F1 of systems, were other notes drawn like these. The trained models stay as they are.
+    """Micro F1 of systems over resampled notes, models fixed.
 
     Args:
         f1: as scored, (S,).
-        drawn: over resampled notes, the same ones for all systems, (B, S).
+        drawn: on each resample, the same resamples for all systems, (B, S).
         without: with each group left out, (G, S).
     """
 
@@ -300,17 +299,17 @@ class Bootstrap:
         return len(self.without)
 
     def variance(self, weights: ArrayLike) -> float:
-        """Of a sum of systems' F1 over draws; `weights` as in `interval`."""
+        """Of a weighted sum of F1 over resamples; `weights` as in `interval`."""
         return float((self.drawn @ np.asarray(weights, dtype=np.float64)).var(ddof=1))
 
     def interval(self, weights: ArrayLike, level: float = LEVEL) -> Interval:
-        """Bias-corrected and accelerated (BCa), its ends moved out as far as few groups ask for.
+        """Bias-corrected and accelerated (BCa), widened for few groups.
 
-        Few groups scatter less than what they are drawn from, by (G - 1) / G in variance, and how much
-        they scatter is unsure, so the normal's quantile gives way to Student's.
+        G groups vary less than their population, by (G - 1) / G in variance, and that variance is itself
+        uncertain, so Student's quantile replaces the normal one.
 
         Args:
-            weights: (S,); of one system [1, 0 ...] for its F1, [1, -1, 0 ...] for a difference.
+            weights: (S,); [1, 0 ...] for one system's F1, [1, -1, 0 ...] for a difference.
 
         Source: Hesterberg 2015, American Statistician 69, 371-386 (expanded percentiles); the
         rest as `bca_interval`.
@@ -318,22 +317,22 @@ class Bootstrap:
         from scipy.special import ndtr
 
         groups = self.num_groups
-        reach = _t_quantile(level, groups - 1) * math.sqrt(groups / (groups - 1))
+        reach = t_quantile(level, groups - 1) * math.sqrt(groups / (groups - 1))
         return replace(self.bca_interval(weights, float(2 * ndtr(reach) - 1)), level=level)
 
     def bca_interval(self, weights: ArrayLike, level: float = LEVEL) -> Interval:
-        """The textbook's BCa interval, as scipy computes it; with few groups it is too short.
+        """The textbook BCa interval, as scipy computes it; too short with few groups.
 
-        Source: Efron 1987, JASA 82, 171-185, with the half of ties counted as below.
+        Source: Efron 1987, JASA 82, 171-185, with half of the ties counted as below.
         """
         from scipy.special import ndtr, ndtri
 
         weights = np.asarray(weights, dtype=np.float64)
         value, drawn, without = self.f1 @ weights, self.drawn @ weights, self.without @ weights
         if np.ptp(drawn) <= NO_SPREAD:
-            # All notes say the same: nothing is known of others.
+            # All notes score the same: they say nothing about other notes.
             return Interval(None, None, level)
-        # Sums in another order differ in their last digits and are ties all the same.
+        # Sums in another order differ in their last digits; these are ties as well.
         tied = np.abs(drawn - value) <= NO_SPREAD
         below = (((drawn < value) & ~tied).sum() + tied.sum() / 2) / len(drawn)
         bias = ndtri(np.clip(below, 0.5 / len(drawn), 1 - 0.5 / len(drawn)))
@@ -352,16 +351,16 @@ def bootstrap(
     *,
     generator: np.random.Generator,
 ) -> Bootstrap:
-    """Draws groups of notes with replacement, and counts micro F1 anew.
+    """Resamples groups of notes with replacement and recomputes micro F1.
 
     Args:
-        counts: matched, spurious and missed of each system and note, (S, N, 3), in the same order of notes.
-        groups: of each note, (N,): notes of a patient or article are drawn together. Each note by itself
-            where not given.
+        counts: matched, spurious and missed items per system and note, (S, N, 3).
+        groups: of each note, (N,): notes of one patient or article are drawn together. By default each note
+            is its own group.
 
     Raises:
         TooFewError: fewer than two groups.
-        ValueError: counts are not of this shape, or groups are not as many as notes.
+        ValueError: `counts` has another shape, or `groups` another length.
 
     Source: Field and Welsh 2007, J. Royal Statistical Society B 69, 369-390 (clusters); Berg-Kirkpatrick
     et al. 2012, EMNLP (differences of F1).
@@ -379,11 +378,12 @@ def bootstrap(
 
 
 def micro_f1(counts: ArrayLike) -> Array:
-    """As `scoring.counts.Counts.f1`, of arrays whose last axis is matched, spurious, missed."""
+    """As `scoring.counts.Counts.f1`, for arrays whose last axis is matched, spurious, missed."""
     counts = np.asarray(counts, dtype=np.float64)
     found = 2 * counts[..., 0]
     below = found + counts[..., 1] + counts[..., 2]
-    return np.divide(found, below, out=np.zeros_like(found), where=below > 0)
+    f1: Array = np.divide(found, below, out=np.zeros_like(found), where=below > 0)
+    return f1
 
 
 def _sum_groups(counts: ArrayLike, groups: Sequence[object] | None) -> Array:
@@ -407,7 +407,7 @@ def _sum_groups(counts: ArrayLike, groups: Sequence[object] | None) -> Array:
 def _resamples(
     num_groups: int, draws: int, generator: np.random.Generator
 ) -> Iterator[tuple[int, Array]]:
-    """How often each group is in a draw, some draws at a time: all of them would not fit for many notes."""
+    """(first draw, how often each group is in each draw), in blocks that fit into memory."""
     size = max(1, 2_000_000 // num_groups)
     for start in range(0, draws, size):
         rows = min(size, draws - start)
@@ -422,12 +422,12 @@ def _resamples(
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The configuration that was chosen, and what it owes to having been chosen.
+    """The chosen configuration, and how much of its F1 is luck of the choice.
 
     Args:
-        chosen: its place.
+        chosen: its index.
         scored: its F1 as reported.
-        corrected: F1 without the luck that chose it.
+        corrected: its F1 without that luck.
     """
 
     chosen: int
@@ -436,30 +436,30 @@ class Selection:
 
     @property
     def optimism(self) -> float:
-        """F1 that is not to be expected again."""
+        """F1 that a repetition would not show."""
         return self.scored - self.corrected
 
 
 def leave_fold_out(
     choosing: ArrayLike, scored: ArrayLike, elsewhere: ArrayLike | None = None
 ) -> Selection:
-    """Chooses on all folds but one, each in turn: what the chosen one is ahead of all configurations there,
-    and not on the fold that is left out, is luck, and is taken off the winner.
+    """Repeats the choice without each fold in turn and takes its luck off the winner.
 
-    Not the chosen one's F1 on the fold left out: a fold less chooses worse, by up to 0.3 points where
-    configurations differ, which is no luck of the winner.
+    Luck is by how much the configuration chosen without a fold leads the mean of all configurations on the
+    other folds but not on the fold left out. The chosen one's own F1 on the fold left out is not used: with
+    a fold less the choice is worse, by up to 0.3 points, and that is not the winner's luck.
 
     Args:
         choosing: what the winner has the best mean of, (C, F): validation F1, or `scored` itself.
         scored: F1 of each configuration and fold, (C, F).
-        elsewhere: validation F1 of each configuration and fold-run on the notes that the fold which is left
-            out does not score, (C, F, F). Without it those notes choose by whom they are reported.
+        elsewhere: validation F1 of each configuration and fold-run on notes that the fold left out does not
+            score, (C, F, F). Without it, those notes help to choose and are then scored.
 
     Raises:
         TooFewError: fewer than two folds.
         ValueError: the shapes do not fit.
 
-    Source: the outer loop of nested cross-validation, on what is already trained (Varma and Simon 2006, BMC
+    Source: the outer loop of nested cross-validation, on finished fold-runs (Varma and Simon 2006, BMC
     Bioinformatics 7 (91)), for the optimism rather than the error (Efron 1983, JASA 78, 316-331).
     """
     by, values = np.asarray(choosing, dtype=np.float64), np.asarray(scored, dtype=np.float64)
@@ -475,235 +475,8 @@ def leave_fold_out(
     ahead = values - values.mean(0)
     there = ahead[chosen_without, np.arange(folds)]
     luck = (ahead[chosen_without].sum(1) - there) / (folds - 1) - there
-    # A maximum over the noise of a fold less is larger. Validation that leaves out the fold's notes as well
-    # shares fewer of them with the others, which comes to the same again.
+    # With a fold less, the maximum over noise is larger. Validation without the fold's notes shares fewer
+    # notes with the others, which cancels this.
     fewer = math.sqrt((folds - 1) / folds) if elsewhere is None else 1.0
     reported = float(values[chosen].mean())
     return Selection(chosen, reported, reported - fewer * float(luck.mean()))
-
-
-def best_fold_bias(scored: ArrayLike) -> Selection:
-    """What the best of each fold is ahead of the winner there, taken off the winner.
-
-    Args:
-        scored: F1 that also chooses, (C, F).
-
-    Source: Tibshirani and Tibshirani 2009, Annals of Applied Statistics 3, 822-829.
-    """
-    values = np.asarray(scored, dtype=np.float64)
-    chosen = int(values.mean(1).argmax())
-    bias = float((values.max(0) - values[chosen]).mean())
-    reported = float(values[chosen].mean())
-    return Selection(chosen, reported, reported - bias)
-
-
-def bootstrap_best(
-    counts: ArrayLike,
-    groups: Sequence[object] | None = None,
-    draws: int = 1000,
-    *,
-    generator: np.random.Generator,
-) -> tuple[Selection, Interval]:
-    """Chooses by pooled F1 on drawn notes and reports those that were not drawn (BBC-CV).
-
-    Args:
-        counts: of each configuration, (C, N, 3), by which it is chosen; groups and errors as in `bootstrap`.
-
-    Returns:
-        The selection, and the interval of the corrected F1.
-
-    Source: Tsamardinos, Greasidou and Borboudakis 2018, Machine Learning 107, 1895-1922.
-    """
-    by_group = _sum_groups(counts, groups)
-    num, num_groups, _ = by_group.shape
-    flat = by_group.transpose(1, 0, 2).reshape(num_groups, -1)
-    found: list[Array] = []
-    for _, weights in _resamples(num_groups, draws, generator):
-        outside = (weights == 0).astype(np.float64)
-        inside = micro_f1((weights @ flat).reshape(-1, num, 3))
-        left = micro_f1((outside @ flat).reshape(-1, num, 3))
-        # A draw of all groups leaves none to report on.
-        some = outside.any(1)
-        found.append(left[np.arange(len(left)), inside.argmax(1)][some])
-    reported = np.concatenate(found)
-    total = micro_f1(by_group.sum(1))
-    chosen = int(total.argmax())
-    low, high = np.quantile(reported, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    selection = Selection(chosen, float(total[chosen]), float(reported.mean()))
-    return selection, Interval(float(low), float(high))
-
-
-# --- size and price -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class SizeFit:
-    """A line: value = intercept + slope * log10(parameters), by least squares.
-
-    Intervals are of the line, from how sizes scatter about it. What moves all sizes together, such as which
-    notes there are, is not in them.
-
-    Args:
-        intercept_variance, slope_variance, covariance: of the two estimates.
-        degrees: of freedom, sizes - 2.
-        smallest, largest: parameters of what was fitted.
-    """
-
-    intercept: float
-    slope: float
-    intercept_variance: float
-    slope_variance: float
-    covariance: float
-    degrees: int
-    smallest: float
-    largest: float
-
-    def slope_interval(self, level: float = LEVEL) -> Interval:
-        """What a tenfold of parameters changes."""
-        half = _t_quantile(level, self.degrees) * math.sqrt(self.slope_variance)
-        return Interval(self.slope - half, self.slope + half, level)
-
-    def at(self, parameters: float, level: float = LEVEL) -> tuple[float, Interval]:
-        """The line at a size, and the interval of the line there."""
-        x = math.log10(parameters)
-        value = self.intercept + self.slope * x
-        variance = self.intercept_variance + 2 * x * self.covariance + x**2 * self.slope_variance
-        half = _t_quantile(level, self.degrees) * math.sqrt(max(0.0, variance))
-        return value, Interval(value - half, value + half, level)
-
-
-@dataclass(frozen=True, slots=True)
-class ParitySize:
-    """
-    Args:
-        parameters: from which size on the line is within the margin; None where it does not fall with size.
-        interval: of that size, in parameters; open at both ends where the slope may be none at all.
-        is_extrapolated: it lies outside of the sizes that were fitted.
-    """
-
-    parameters: float | None
-    interval: Interval
-    is_extrapolated: bool = False
-
-
-def fit_sizes(parameters: ArrayLike, values: ArrayLike) -> SizeFit:
-    """F1, or the frozen gap, against the logarithm of the backbone's parameters.
-
-    Args:
-        parameters: of each backbone, above 0.
-        values: of each, 0 to 1.
-
-    Raises:
-        TooFewError: fewer than `MIN_SIZES` different sizes.
-        ValueError: they are not as many as each other, or not numbers.
-    """
-    sizes, y = np.asarray(parameters, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    if sizes.shape != y.shape or sizes.ndim != 1:
-        raise ValueError(f"{sizes.size} sizes have {y.size} values")
-    if not (np.isfinite(sizes) & np.isfinite(y) & (sizes > 0)).all():
-        raise ValueError("a size or a value is not a number, or no size")
-    different = len(set(sizes.tolist()))
-    if different < MIN_SIZES:
-        raise TooFewError(f"{different} sizes are too few for a line; {MIN_SIZES} are needed")
-    x = np.log10(sizes)
-    centre, degrees = x.mean(), len(x) - 2
-    squares = ((x - centre) ** 2).sum()
-    slope = ((x - centre) * (y - y.mean())).sum() / squares
-    intercept = y.mean() - slope * centre
-    residual = ((y - intercept - slope * x) ** 2).sum() / degrees
-    slope_variance = residual / squares
-    return SizeFit(
-        intercept=float(intercept),
-        slope=float(slope),
-        intercept_variance=float(residual / len(x) + centre**2 * slope_variance),
-        slope_variance=float(slope_variance),
-        covariance=float(-centre * slope_variance),
-        degrees=degrees,
-        smallest=float(sizes.min()),
-        largest=float(sizes.max()),
-    )
-
-
-def parity_size(fit: SizeFit, margin: float, level: float = LEVEL) -> ParitySize:
-    """Where a gap that falls with size comes down to the margin.
-
-    Args:
-        fit: of gaps.
-        margin: the gap that is parity, 0 to 1.
-
-    Source: Fieller 1954, J. Royal Statistical Society B 16, 175-185: all sizes x at which the line's own
-    interval holds the margin, |a + b x - margin| <= t * se(a + b x).
-    """
-    unknown = Interval(None, None, level)
-    if not fit.slope < 0:
-        return ParitySize(None, unknown)
-    t2 = _t_quantile(level, fit.degrees) ** 2
-    above = fit.intercept - margin
-    where = -above / fit.slope
-    size = _power_of_ten(where)
-    square = fit.slope**2 - t2 * fit.slope_variance
-    linear = above * fit.slope - t2 * fit.covariance
-    constant = above**2 - t2 * fit.intercept_variance
-    if square > 0:
-        root = math.sqrt(max(0.0, linear**2 - square * constant))
-        low, high = (-linear - root) / square, (-linear + root) / square
-        unknown = Interval(_power_of_ten(low), _power_of_ten(high), level)
-    outside = size is None or not fit.smallest <= size <= fit.largest
-    return ParitySize(size, unknown, outside)
-
-
-def _power_of_ten(exponent: float) -> float | None:
-    """None for what no backbone can have: the line says so, the numbers end."""
-    return 10**exponent if -300 < exponent < 300 else None
-
-
-@dataclass(frozen=True, slots=True)
-class CostPerPoint:
-    """What one more point of F1 costs.
-
-    Args:
-        value: cost for a point; None where the dearer one is not ahead.
-        interval: open above where the dearer one may not be ahead at all.
-    """
-
-    value: float | None
-    interval: Interval
-
-
-def cost_per_point(extra_cost: float, ahead: Interval, difference: float) -> CostPerPoint:
-    """The incremental cost-effectiveness ratio: extra cost / extra points.
-
-    Args:
-        extra_cost: of the dearer one, above 0, in any unit.
-        ahead: interval of its F1 minus the cheaper one's, 0 to 1; `difference` is its middle.
-
-    Raises:
-        ValueError: the extra cost is not above 0.
-    """
-    if not extra_cost > 0:
-        raise ValueError(f"an extra cost of {extra_cost} buys nothing")
-
-    def each(gain: float | None) -> float | None:
-        return extra_cost / (100 * gain) if gain is not None and gain > 0 else None
-
-    return CostPerPoint(each(difference), Interval(each(ahead.high), each(ahead.low), ahead.level))
-
-
-def pareto(f1: ArrayLike, costs: ArrayLike) -> tuple[int, ...]:
-    """Places of those that no other one beats: as good in all and better in something. Equals all stay.
-
-    Args:
-        f1: more is better, (n,).
-        costs: less is better, such as money, memory, bytes and energy, (n, any).
-
-    Raises:
-        ValueError: they are not as many as each other, or not numbers.
-    """
-    gain = np.asarray(f1, dtype=np.float64)
-    loss = np.asarray(costs, dtype=np.float64).reshape(len(gain), -1)
-    values = np.column_stack([-gain, loss])
-    if not np.isfinite(values).all():
-        raise ValueError("a figure is not a number")
-    as_good = (values[:, None] <= values[None]).all(-1)
-    better = (values[:, None] < values[None]).any(-1)
-    return tuple(int(place) for place in np.flatnonzero(~(as_good & better).any(0)))

@@ -19,20 +19,16 @@ def read_findings(study: Path, changes: list[str] | None) -> tuple[Findings, boo
     return known_at_hand(spec).find(spec, records), unreadable
 
 
-def print_cells(findings: Findings) -> None:
-    """Each cell's winner, and how sure that is."""
-    from raymrc.analysis.conclusions import render_conclusions as render_conclusions
-    from raymrc.analysis.summary import render_summaries
+def print_findings(findings: Findings) -> None:
+    """The verdict and the tables behind it."""
+    from raymrc.report.terminal import render_findings
 
-    print_table(render_summaries(findings.summaries))
-    if findings.conclusions.winners:
-        print_table(render_conclusions(findings.conclusions))
+    print_table(render_findings(findings))
 
 
 def print_final(findings: Findings) -> None:
-    """The final test's scores, where there are any."""
-    from raymrc.analysis.final import render_final
+    """The final test's scores, if there are any."""
+    from raymrc.report.terminal import render_final
 
     if findings.finals:
-        validated = {s.cell: s.winner.strict.mean if s.winner else None for s in findings.summaries}
-        print_table(render_final(findings.finals, validated, findings.final_gaps))
+        print_table(render_final(findings))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raymrc.cli.answers import print_cells, print_final, read_findings
+from raymrc.cli.answers import print_final, print_findings, read_findings
 from raymrc.cli.app import MUST_CHANGE, AsJson, Changes, Study, answer_json, app, print_table, say
 from raymrc.cli.local import load_study
 
@@ -35,7 +35,7 @@ def report(
     if as_json:
         answer_json(findings.to_json())
     elif html is None:
-        print_cells(findings)
+        print_findings(findings)
         print_final(findings)
         for remark in findings.remarks:
             say(remark)
@@ -51,7 +51,7 @@ def compare(
 ) -> None:
     """Set two studies' winners against each other, cell by cell."""
     from raymrc.analysis.comparison import compare_studies as set_against
-    from raymrc.analysis.comparison import render_comparison
+    from raymrc.report.terminal import render_comparison
 
     (one, some), (other, others) = read_findings(first, None), read_findings(second, None)
     found = set_against(one, other)

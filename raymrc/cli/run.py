@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raymrc.cli.answers import print_cells, print_final
+from raymrc.cli.answers import print_final, print_findings
 from raymrc.cli.app import (
     INTERRUPTED,
     OUT_OF_BUDGET,
@@ -54,7 +54,7 @@ def run(study: Study, changes: Changes = None, metrics_port: MetricsPort = None)
     job_of_folds = replace(job, data=replace(job.data, test=None))
     outcome, is_in_mlflow = _train(job_of_folds, job.plan, metrics_port)
     findings = _findings(job, job.ledger.records())
-    print_cells(findings)
+    print_findings(findings)
     write_page(findings, attaches=is_in_mlflow)
     tell(job.spec, outcome)
 

@@ -1,7 +1,7 @@
-"""Plots, as plotly draws them: one function a plot, from plain values.
+"""Plotly figures from plain values: one function per kind of plot.
 
-Strategies have a colour of Okabe and Ito's palette, which the colour-blind can tell apart, and a symbol,
-which print can. Whatever comes from a study is escaped: plotly reads tags in text.
+Each strategy has a colour-blind-safe colour (Okabe and Ito's palette) and a symbol for black-and-white print.
+All text from a study is escaped, since plotly interprets tags.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from raymrc.analysis.statistics import Interval, SizeFit
+from raymrc.analysis.statistics import Interval
+from raymrc.analysis.tradeoffs import SizeFit
 from raymrc.quantities import short_count
 
 LOOKS = {
@@ -24,18 +25,18 @@ LOOKS = {
     "soft_prompt": ("#009E73", "diamond"),
     "frozen_soft_prompt": ("#D55E00", "triangle-up"),
 }
-"""Of a strategy: colour and symbol."""
+"""Strategy -> colour and symbol."""
 
 OTHERS = (("#CC79A7", "cross"), ("#56B4E9", "x"), ("#000000", "star"))
-"""Of strategies that came later."""
+"""Colours and symbols of further strategies."""
 
 INK, GRID = "#1f2933", "#e4e7eb"
 SHADES = [[0.0, "#e6f0f8"], [0.5, "#a9cfe8"], [1.0, "#4a9bd0"]]
-"""Of F1, from low to high: one hue, dark text is readable on all of it, and print keeps the order."""
+"""F1 from low to high, in one hue: dark text stays readable, and print keeps the order."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
-ROW, FRAME = 30, 96
-"""Pixels of a row of a plot with names down its side; of what stands around the rows."""
+ROW_PIXELS, FRAME_PIXELS = 30, 96
+"""Height of one row in a plot with names on its side, and of everything around the rows."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Mark:
     """One point of a plot.
 
     Args:
-        x: a figure, or a name on an axis of names.
-        low, high: ends of its interval along the axis of values; None: no such end.
-        size: in pixels, across.
-        ringed: stands out.
+        x, y: a number, or a name on a category axis.
+        low, high: ends of the interval along the axis of values; None for an open end.
+        size: diameter in pixels.
+        ringed: drawn with a black ring.
     """
 
     x: float | str
@@ -59,7 +60,6 @@ class Mark:
 
 
 def look(strategy: str) -> tuple[str, str]:
-    """Colour and symbol."""
     return LOOKS.get(strategy) or OTHERS[sum(map(ord, strategy)) % len(OTHERS)]
 
 
@@ -77,18 +77,20 @@ def scatter(
     ticks: Sequence[float | str] = (),
     y_range: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-    """Marks of each strategy, with intervals upwards and downwards.
+    """Marks of each strategy with vertical intervals.
 
     Args:
-        log: the x axis is logarithmic.
-        lines: from mark to mark.
-        ticks: of the x axis, where only some values are there.
+        log: logarithmic x axis.
+        lines: connect the marks.
+        ticks: of the x axis; by default plotly's.
     """
     figure = _figure(x, y)
     for strategy, marks in by_strategy.items():
         figure.add_trace(_marks(strategy, marks, "y", "lines+markers" if lines else "markers"))
     if log:
-        figure.update_xaxes(_log_axis(float(m.x) for of in by_strategy.values() for m in of))
+        figure.update_xaxes(
+            _log_axis(float(m.x) for members in by_strategy.values() for m in members)
+        )
     if ticks and (not log or _have_room(ticks)):
         values = [escape(t) if isinstance(t, str) else t for t in ticks]
         words = [v if isinstance(v, str) else f"{v:.4g}" for v in values]
@@ -109,13 +111,13 @@ def dots(
     band: float | None = None,
     zero: bool = False,
 ) -> dict[str, Any]:
-    """Names down the side, a mark for each with its interval along.
+    """Names on the side, each with its marks and horizontal intervals.
 
     Args:
-        by_strategy: of strategies, or of outcomes with a look of their own (`OUTCOMES`).
+        by_strategy: by strategy, or by a key of `OUTCOMES`.
         names: from top to bottom.
-        band: shaded from -band to band.
-        zero: draws a line there.
+        band: shade from -band to band.
+        zero: draw a line at 0.
     """
     figure = _figure(x, "")
     if band is not None:
@@ -124,7 +126,7 @@ def dots(
         figure.add_vline(0, line={"color": INK, "width": 1})
     for strategy, marks in by_strategy.items():
         figure.add_trace(_marks(strategy, marks, "x", "markers"))
-    # Names that no mark of the first trace has would else be put last.
+    # Without an explicit order, names missing from the first trace would come last.
     figure.update_yaxes(
         type="category",
         categoryorder="array",
@@ -133,7 +135,9 @@ def dots(
         showgrid=True,
     )
     if log:
-        figure.update_xaxes(_log_axis(float(m.x) for of in by_strategy.values() for m in of))
+        figure.update_xaxes(
+            _log_axis(float(m.x) for members in by_strategy.values() for m in members)
+        )
     return _plain(figure)
 
 
@@ -147,12 +151,12 @@ OUTCOMES = {
     "held-out notes": ("#0072B2", "diamond"),
     "frozen gap": ("#D55E00", "triangle-up"),
 }
-"""Looks of what is not a strategy."""
+"""Colour and symbol of series that are not strategies."""
 
 
 def height_of(rows: int) -> int:
-    """Of a plot with so many names down its side."""
-    return FRAME + 24 + ROW * max(rows, 2)
+    """Pixels of a plot with this many names on its side."""
+    return FRAME_PIXELS + 24 + ROW_PIXELS * max(rows, 2)
 
 
 def heat(
@@ -166,11 +170,11 @@ def heat(
     value_range: tuple[float, float],
     says: str,
 ) -> dict[str, Any]:
-    """A field of F1 in points; `rows` from top to bottom.
+    """Heat map of F1 in points; `rows` from top to bottom.
 
     Args:
-        texts: what is written into each.
-        says: what a value is, for whoever points at it.
+        texts: written into the fields.
+        says: the name of a value in the hover text.
     """
     figure = _figure(x, y)
     low, high = value_range
@@ -207,7 +211,7 @@ def field(
     log: tuple[bool, bool],
     value_range: tuple[float, float],
 ) -> dict[str, Any]:
-    """Points of a search that drew its settings, coloured by F1 in points."""
+    """Sampled configurations as points over two settings, coloured by F1 in points."""
     figure = _figure(x, y)
     figure.add_trace(
         go.Scatter(
@@ -229,11 +233,10 @@ def field(
         )
     )
     figure.update_layout(margin_t=10, showlegend=False)
-    of_axes = [[float(getattr(mark, axis)) for mark in marks] for axis in ("x", "y")]
-    updates = (figure.update_xaxes, figure.update_yaxes)
-    for axes, places, is_log in zip(updates, of_axes, log, strict=True):
+    updates = {"x": figure.update_xaxes, "y": figure.update_yaxes}
+    for (axis, update), is_log in zip(updates.items(), log, strict=True):
         if is_log:
-            axes(_log_axis(places))
+            update(_log_axis(float(getattr(mark, axis)) for mark in marks))
     return _plain(figure)
 
 
@@ -243,7 +246,7 @@ def size_figure(
     """Gaps in points against parameters, with the fitted line and its interval.
 
     Args:
-        margin: of practical equivalence, in points.
+        margin: of practical equivalence, in points; shaded.
     """
     figure = _figure(x, y)
     figure.add_hrect(-margin, margin, fillcolor="#9fb3c8", opacity=0.25, line_width=0)
@@ -279,11 +282,8 @@ def size_figure(
     return _plain(figure)
 
 
-# --- shared ---------------------------------------------------------------------------------------
-
-
 def _marks(name: str, marks: Sequence[Mark], along: str, mode: str) -> go.Scatter:
-    """One trace: marks of one look, their intervals along one axis."""
+    """One trace of marks with the same look and intervals along one axis."""
     colour, symbol = OUTCOMES.get(name) or look(name)
     values = [mark.x if along == "x" else mark.y for mark in marks]
     error = None
@@ -358,7 +358,7 @@ def _figure(x: str, y: str) -> go.Figure:
 
 
 def _log_axis(values: Iterable[float]) -> dict[str, Any]:
-    """A logarithmic axis whose ticks are whole numbers: plotly's own are bare digits between decades."""
+    """A logarithmic axis with full numbers as ticks; plotly would show bare digits between decades."""
     found = [value for value in values if value > 0]
     if not found:
         return {"type": "log"}
@@ -374,7 +374,7 @@ def _log_axis(values: Iterable[float]) -> dict[str, Any]:
 
 
 def _have_room(ticks: Sequence[float | str]) -> bool:
-    """Whether ticks at just these values of a logarithmic axis would not run into each other."""
+    """Whether ticks at exactly these values of a logarithmic axis do not overlap."""
     places = sorted(math.log10(float(tick)) for tick in ticks)
     gaps = [b - a for a, b in itertools.pairwise(places)]
     return len(places) < 9 and min(gaps, default=1.0) > 0.1 * (places[-1] - places[0])
@@ -389,6 +389,6 @@ def _plain(figure: go.Figure) -> dict[str, Any]:
 
 
 def in_points(interval: Interval) -> tuple[float | None, float | None]:
-    """Ends of an interval of F1, for a mark."""
+    """Ends of an interval of F1, for a `Mark`."""
     low, high = interval.low, interval.high
     return (None if low is None else 100 * low, None if high is None else 100 * high)

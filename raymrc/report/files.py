@@ -1,4 +1,4 @@
-"""Where reports are written: whole or not at all."""
+"""Writes report files atomically."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from raymrc.errors import StudyError
 
 
 def put(path: Path, write: Callable[[Path], object]) -> Path:
-    """Has a file written beside its place, and then puts it there; an older one gives way.
+    """Writes to a temporary file in the same folder, then replaces `path` with it.
 
     Raises:
-        StudyError: it cannot be written.
+        StudyError: the file cannot be written.
     """
     beside = None
     try:
@@ -23,7 +23,7 @@ def put(path: Path, write: Callable[[Path], object]) -> Path:
         os.close(handle)
         beside = Path(name)
         write(beside)
-        beside.chmod(0o644)  # mkstemp keeps others out; a report is there to be handed on
+        beside.chmod(0o644)  # mkstemp allows only the owner; reports are shared
         beside.replace(path)
     except OSError as error:
         raise StudyError(

@@ -1,7 +1,7 @@
-"""A study's findings as one HTML page that needs nothing else: no network, no server, no other file.
+"""A study's findings as one self-contained HTML page: no network, no server, no other file.
 
-The same findings give the same bytes. Tables are in the page as they are; plots are drawn by plotly.js, which
-is in it once, when they come into sight.
+The same findings give the same bytes. Tables are plain HTML; plotly.js, embedded once, draws each plot when
+it scrolls into view.
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from raymrc.analysis.findings import Findings
+from raymrc.analysis.sentences import verdicts
 from raymrc.errors import StudyError
 from raymrc.report.files import put
+from raymrc.report.results import gap_table
+from raymrc.report.verdict import study_verdict
 
 
 def write(findings: Findings, folder: Path) -> Path:
-    """The page, STUDY.html in `folder`; an older one gives way.
+    """Writes the page to `folder`/STUDY.html, replacing an older one.
 
     Raises:
-        StudyError: it cannot be written.
+        StudyError: the page cannot be written.
     """
     return _put(folder / f"{findings.spec.study}.html", build_page(findings))
 
 
 def write_plots(findings: Findings, folder: Path) -> Path:
-    """The page's plots one by one, as Plotly's JSON (`plotly.io.read_json` opens it), in `plots` in `folder`,
-    which is emptied of older ones.
+    """Writes each plot as Plotly JSON (for `plotly.io.read_json`) to `folder`/plots, replacing older ones.
 
     Raises:
-        StudyError: they cannot be written.
+        StudyError: the plots cannot be written.
     """
     from raymrc.report.sections import build_sections
 
@@ -48,12 +50,11 @@ def write_plots(findings: Findings, folder: Path) -> Path:
 
 
 def build_page(findings: Findings) -> str:
-    """The page's text; see `write`."""
+    """The page as HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    from raymrc.analysis.conclusions import sentences
     from raymrc.report.sections import build_facts, build_sections
 
     environment = Environment(
@@ -64,20 +65,24 @@ def build_page(findings: Findings) -> str:
         lstrip_blocks=True,
     )
     environment.filters["data"] = lambda values: Markup(data(values))
+    # A line does not break between a number and its percent sign.
+    environment.filters["unbroken"] = lambda text: str(text).replace(" %", "\u00a0%")
+    conclusions = findings.conclusions
 
-    def own(name: str) -> Markup:
+    def read(name: str) -> Markup:
         return Markup(resources.files("raymrc.report").joinpath("look", name).read_text("utf-8"))
 
     return environment.get_template("page.html").render(
         study=findings.spec.study,
         question=_question(findings.spec.path),
         facts=build_facts(findings),
-        # A line does not end between a number and its sign.
-        decision=[s.replace(" %", "\u00a0%") for s in sentences(findings.conclusions)],
+        verdict=study_verdict(findings).verdict,
+        gap_table=gap_table(findings.summaries, conclusions) if conclusions.compared else None,
+        comparisons=verdicts(conclusions),
         sections=build_sections(findings),
         repeat=f"raymrc run {findings.spec.arguments}",
-        style=own("page.css"),
-        script=own("page.js"),
+        style=read("page.css"),
+        script=read("page.js"),
         plotly=Markup(get_plotlyjs()),
     )
 
@@ -87,18 +92,18 @@ def _put(path: Path, text: str) -> Path:
 
 
 def data(values: Any) -> str:
-    """JSON for a script element, which nothing in it can end."""
+    """JSON for a script element; no text in it can close the element."""
     text = json.dumps(values, allow_nan=False, separators=(",", ":"), default=_plain)
     return text.replace("<", "\\u003c")
 
 
 def _plain(value: Any) -> Any:
-    """plotly keeps some lists as tuples and arrays."""
+    """plotly keeps some lists as arrays."""
     return value.tolist()
 
 
 def _question(path: str) -> str:
-    """A study file opens with its question, as a comment."""
+    """The study file's first line, if it is a comment."""
     try:
         first = Path(path).read_text(encoding="utf-8").partition("\n")[0]
     except (OSError, UnicodeDecodeError):

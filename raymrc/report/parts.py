@@ -1,4 +1,4 @@
-"""What a page is made of, as plain values: sections, plots and tables. `page.html` lays them out."""
+"""Parts of a page, as plain values: sections, plots and facts. `page.html` lays them out."""
 
 from __future__ import annotations
 
@@ -6,44 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-MOST_ROWS_SHOWN = 30
-"""A longer table is folded away on the screen; print has it whole."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """
-    Args:
-        align: a letter a column: "l" for words, "r" for figures.
-        rows: what the cells say; the first column heads its row.
-        note: a sentence under it.
-    """
-
-    caption: str
-    headings: Sequence[str]
-    align: str
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        assert len(self.align) == len(self.headings), self.caption
-        assert all(len(row) == len(self.headings) for row in self.rows), self.caption
-
-    @property
-    def is_folded(self) -> bool:
-        return len(self.rows) > MOST_ROWS_SHOWN
+from raymrc.report.table import Table
 
 
 @dataclass(frozen=True)
 class Plot:
     """
     Args:
-        title: what is drawn.
-        says: the same in a sentence, for those who cannot see it and for captions.
-        figure: data and layout as plotly.js takes them.
+        says: the plot in one sentence: its caption, and its text for screen readers.
+        figure: data and layout for plotly.js.
         height: in CSS pixels.
-        table: the figures that are drawn.
-        is_wide: takes the page's whole width, where others stand beside each other.
+        table: the plotted numbers.
+        is_wide: spans the page; other plots stand side by side.
     """
 
     title: str
@@ -59,8 +33,8 @@ class Section:
     """
     Args:
         id: its anchor.
-        lead: sentences above all else.
-        folded: where all tables are folded away together, what they are.
+        lead: opening sentences.
+        folded: heading under which all tables are folded; "" to show them.
     """
 
     id: str
@@ -73,10 +47,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Fact:
-    """One tile of the strip at the top.
+    """One tile at the top of the page.
 
     Args:
-        mark: "freeze", "train" or "unsure" where it is a decision.
+        mark: on the decision's tile, "freeze", "train" or "unsure": chooses its colour.
     """
 
     name: str

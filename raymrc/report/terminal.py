@@ -1,93 +1,100 @@
-"""Tables for the terminal."""
+"""What commands print: sentences and tables, drawn with rich."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from raymrc.planning.devices import GIB
-from raymrc.planning.plan import Plan
-from raymrc.quantities import in_time, in_usd, short_count
+from raymrc.analysis.comparison import StudyComparison
+from raymrc.analysis.findings import Findings
+from raymrc.analysis.sentences import final_sentence, size_verdict
+from raymrc.report import results
+from raymrc.report.plans import plan_table
+from raymrc.report.table import Table
+from raymrc.report.verdict import study_verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
-    from raymrc.costs.forecast import CellForecast, Forecast
+    from raymrc.costs.forecast import Forecast
+    from raymrc.planning.plan import Plan
+
+MIN_HEADING_WIDTH = 8
+"""A heading breaks into lines of at least this many characters."""
+
+Part = Table | str
+
+
+def render_findings(findings: Findings) -> RenderableType:
+    """The verdict, its table, and the tables behind it."""
+    summaries, found = findings.summaries, findings.conclusions
+    verdict = study_verdict(findings).verdict
+    parts: list[Part | None] = [verdict.headline, *verdict.details]
+    if found.compared:
+        parts += [results.gap_table(summaries, found), results.cost_table(summaries, found)]
+    for fitted in found.by_size:
+        parts += [results.size_table(fitted, found), str(size_verdict(fitted, found.margin))]
+    parts += [
+        results.winner_table(summaries, found),
+        results.kept_table(summaries),
+        *results.counts_tables(summaries),
+        *results.site_tables(summaries, found).values(),
+        results.race_table(summaries),
+    ]
+    return render(part for part in parts if part is not None)
+
+
+def render_final(findings: Findings) -> RenderableType:
+    table = results.final_table(findings.finals, findings.summaries)
+    return render([table, *map(final_sentence, findings.final_gaps)])
+
+
+def render_comparison(found: StudyComparison) -> RenderableType:
+    parts: list[Part] = []
+    if not found.both:
+        parts.append("No cell is in both: task, corpus, backbone, strategy and shots differ.")
+    for name, cells in ((found.first, found.only_first), (found.second, found.only_second)):
+        if cells:
+            parts.append(f"Only in {name}: {', '.join(cell.name for cell in cells)}")
+    return render([*results.comparison_tables(found), *parts])
 
 
 def render_plan(plan: Plan, forecast: Forecast | None = None) -> RenderableType:
-    """The plan as a table for the terminal.
+    return render([plan_table(plan, forecast)])
 
-    Args:
-        forecast: what it will cost; each figure has its 90 % interval below.
-    """
+
+def render(parts: Iterable[Part]) -> RenderableType:
+    """One below the other."""
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(*(Text(part) if isinstance(part, str) else _draw(part) for part in parts))
+
+
+def _draw(table: Table) -> RenderableType:
+    from rich import table as rich_table
     from rich.box import SIMPLE
-    from rich.table import Table
+    from rich.markup import escape
 
-    remarks = (*plan.remarks, *(forecast.said if forecast is not None else ()))
-    table = Table(
-        title=f"{plan.study}: {plan.task}, {plan.folds} folds, {plan.algorithm} search",
-        caption="; ".join(remarks) or None,
+    drawn = rich_table.Table(
+        title=escape(table.title),
+        caption=escape(table.caption) or None,
+        title_justify="left",
+        caption_justify="left",
         box=SIMPLE,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("corpus / backbone / strategy", overflow="fold")
-    if forecast is not None:
-        return _with_costs(table, plan, forecast)
-    for heading in ("fold-runs", "done", "trained", "saved"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("where", max_width=16)
-    table.add_column("memory", justify="right", no_wrap=True)
-    for cell in plan.cells:
-        known, placement = cell.parameters, cell.placement
-        table.add_row(
-            cell.cell.name,
-            f"{cell.num_configurations} x {plan.folds}",
-            "-" if cell.done is None else str(cell.done),
-            f"{short_count(known.trained)}, {100 * known.share:.3g} %" if known else "?",
-            f"{short_count(cell.adapter_bytes or 0)}B" if known else "?",
-            str(placement) if placement else "?",
-            f"{placement.peak_bytes / GIB:.1f} GiB" if placement else "?",
-        )
-    table.add_section()
-    table.add_row(
-        "in total",
-        str(plan.num_fold_runs),
-        "-" if plan.done is None else str(plan.done),
-        *[""] * 4,
-    )
-    return table
-
-
-def _with_costs(table: Table, plan: Plan, forecast: Forecast) -> Table:
-    """Two lines a cell, so that intervals have room beside names."""
-    for heading in ("fold-\nruns", "trained", "where", "memory", "device\ntime", "USD"):
-        if heading == "where":
-            table.add_column(heading, max_width=11)
-        else:
-            table.add_column(heading, justify="right", no_wrap=True)
-    for cell, cost in zip(plan.cells, forecast.cells, strict=True):
-        known, placement = cell.parameters, cell.placement
-        table.add_row(
-            cell.cell.name,
-            f"{cell.num_configurations} x {plan.folds}{_done(cell.done)}",
-            f"{short_count(known.trained)}\n{100 * known.share:.3g} %" if known else "?",
-            str(placement) if placement else "?",
-            f"{placement.peak_bytes / GIB:.1f} GiB" if placement else "?",
-            *_cost_columns(cost),
-        )
-    table.add_section()
-    total = f"{plan.num_fold_runs}{_done(plan.done)}"
-    table.add_row("in total", total, "", "", "", *_cost_columns(forecast))
-    return table
-
-
-def _done(number: int | None) -> str:
-    return f"\n{number} done" if number else ""
-
-
-def _cost_columns(cost: CellForecast | Forecast | None) -> tuple[str, str]:
-    """Device time and dollars, each with its interval on a line of its own."""
-    if cost is None:
-        return "?", "?"
-    return cost.shown("device_seconds", in_time), cost.shown("usd", in_usd)
+    rows = [*table.cells, *([table.texts(table.total)] if table.total else [])]
+    for place, column in enumerate(table.columns):
+        lines = [line for row in rows for line in row[place].split("\n")]
+        width = max([MIN_HEADING_WIDTH, *map(len, lines)])
+        heading = textwrap.fill(column.heading, width, break_long_words=False)
+        is_number = column.align == "right"
+        justify: rich_table.JustifyMethod = "right" if is_number else "left"
+        drawn.add_column(escape(heading), justify=justify, no_wrap=is_number, overflow="fold")
+    for place, row in enumerate(rows):
+        if place == len(table.rows):
+            drawn.add_section()
+        drawn.add_row(*map(escape, row))
+    return drawn

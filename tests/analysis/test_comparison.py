@@ -18,13 +18,13 @@ from raymrc.analysis.comparison import (
     SAME_FOLDS,
     SAME_NOTES,
     compare_studies,
-    render_comparison,
 )
 from raymrc.analysis.findings import Findings
 from raymrc.analysis.judging import conclude
 from raymrc.analysis.statistics import compare_folds
 from raymrc.analysis.summary import summarise
 from raymrc.planning.plan import plan_study
+from raymrc.report.terminal import render_comparison
 from tests.analysis.test_conclusions import scored
 from tests.study.making import STUDY, cell, record, spec_of
 
@@ -103,7 +103,7 @@ def test_cells_of_one_study_alone_and_settings_that_differ_are_named(tmp_path):
     assert settings["backbones[0].name"] == ("minilm", "bert-large")
     assert "task" not in settings
     text = shown(found)
-    assert "No cell is in both" in text and "only in b: notes/minilm/soft_prompt" in text
+    assert "No cell is in both" in text and "Only in b: notes/minilm/soft_prompt" in text
     assert json.loads(json.dumps(found.to_json()))["only_a"] == ["notes/minilm/fine_tune"]
 
 

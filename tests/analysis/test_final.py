@@ -5,20 +5,18 @@ It could break unnoticed: a test score that counts as a fold's makes the winner 
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
 from raymrc.analysis.final import (
     final_gaps,
     final_scores,
     plan_final_test,
-    render_final,
     write_predictions,
 )
 from raymrc.analysis.judging import over_notes
+from raymrc.analysis.sentences import final_sentence
 from raymrc.analysis.summary import summarise
 from raymrc.corpora.brat import write_brat
 from raymrc.corpora.note import Note, Relation, Span
@@ -26,6 +24,8 @@ from raymrc.errors import SpecError, StudyError
 from raymrc.ledger.record import Found, NoteCounts, Record
 from raymrc.planning.fold_runs import fold_run
 from raymrc.planning.plan import plan_study
+from raymrc.quantities import points
+from raymrc.report.results import final_table
 from raymrc.scheduling.search import StudySearch
 from raymrc.scoring.counts import Counts
 from raymrc.scoring.n2c2_2018 import score_2018_folders
@@ -95,10 +95,10 @@ def test_each_winner_is_trained_once_a_seed_for_as_long_as_was_best(study):
 
 def test_cross_validation_comes_first(study):
     *_, records = study
-    with pytest.raises(StudyError, match="1 of 4 fold-runs are still to be done; 'raymrc run'"):
+    with pytest.raises(StudyError, match="1 of 4 fold-runs are not done; rerun 'raymrc run'"):
         final_plan(study, records[1:])
     failed = [replace(r, status="failed", reason="x") for r in records[:4]]
-    with pytest.raises(StudyError, match="no configuration has all of its folds"):
+    with pytest.raises(StudyError, match="no configuration has all folds done"):
         final_plan(study, [*failed, *records[4:]])
 
 
@@ -107,7 +107,7 @@ def test_what_racing_spared_is_not_waited_for(study):
     stopped = [replace(r, status="stopped", reason="x", notes={}) for r in records[:1]]
     assert final_plan(study, [*stopped, *records[2:]]).num_fold_runs > 0
     paused = [replace(r, status="paused", notes={}) for r in records[:1]]
-    with pytest.raises(StudyError, match="2 of 4 fold-runs are still to be done"):
+    with pytest.raises(StudyError, match="2 of 4 fold-runs are not done"):
         final_plan(study, [*paused, *records[2:]])
 
 
@@ -139,11 +139,11 @@ def test_held_out_notes_are_not_scored_by_a_second_choice(study):
         )
     }
     moved = [replace(r, validation_f1=0.9) if r.key in other else r for r in records]
-    with pytest.raises(StudyError, match="were scored before, with another configuration"):
+    with pytest.raises(StudyError, match="were already scored with another configuration"):
         final_plan(study, [*moved, *scores])
     # So have other training notes, or folds.
     changed = [made(replace(r.fold_run, folds_fingerprint="others")) for r in scores]
-    with pytest.raises(StudyError, match="were scored before"):
+    with pytest.raises(StudyError, match="were already scored"):
         final_plan(study, [*records, *changed])
     # Scores of other held-out notes stand in nobody's way.
     elsewhere = [made(replace(r.fold_run, test_fingerprint="others")) for r in scores]
@@ -164,11 +164,12 @@ def test_scores_are_means_over_seeds_and_of_the_latest_held_out_notes(study):
     assert all(score.seeds == (4, 5) and score.unreachable == 3 for score in scores)
     assert all(score.strict.mean == pytest.approx(0.9) for score in scores)
     assert scores[0].to_json()["epochs"] == 8 and scores[0].to_json()["events_f1"]["mean"] is None
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(render_final(scores, {cells[0]: 0.5}))
-    shown = console.export_text()
-    assert "90.00" in shown and "50.00" in shown and "events" not in shown
-    assert "counts as missed: fine_tune 3 of" in shown and "duplicate 3" in shown
+    over_folds = summarise(study[3], 2, cells)
+    table = final_table(scores, over_folds)
+    assert [row[1] for row in table.cells] == ["90.00"] * len(cells)
+    assert table.cells[0][5] == points(over_folds[0].winner.strict.mean)
+    assert "events F1" not in [column.name for column in table.columns]
+    assert "counts as missed: fine_tune 3 of" in table.caption and "duplicate 3" in table.caption
     assert final_scores(study[3], cells) == ()
 
 
@@ -255,13 +256,9 @@ def test_held_out_scores_and_gaps_have_intervals_over_notes_of_whole_patients(st
     alone = over_notes([by_cell[cells[0]]], [by_cell[cells[1]]])
     (of_one,) = final_gaps(one_seed, summaries)
     assert (of_one.interval.low, of_one.interval.high) == pytest.approx((alone.low, alone.high))
-    console = Console(width=250, record=True, file=io.StringIO())
-    console.print(render_final((trained, frozen), {}, (gap,)))
-    said = " ".join(console.export_text().split())
-    assert (
-        "on held-out notes frozen_soft_prompt was" in said
-        and "points behind fine_tune (95 %" in said
-    )
+    sentence = final_sentence(gap)
+    assert "on held-out notes frozen_soft_prompt scored" in sentence
+    assert "points lower (95 % interval" in sentence and sentence.endswith("than fine_tune.")
     # One side with other seeds, or scored on other notes, is no gap.
     assert not final_gaps([r for r in tests if r not in one_seed[:1]], summaries)
     # One note tells nothing about others.

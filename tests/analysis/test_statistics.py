@@ -15,24 +15,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from benchmarks.selection_peers import best_fold_bias, bootstrap_best
 from raymrc.analysis.statistics import (
     GUARDED_CORRELATION,
     Interval,
     TooFewError,
-    best_fold_bias,
     bootstrap,
-    bootstrap_best,
     compare_folds,
     compare_on_shared_notes,
-    cost_per_point,
-    fit_sizes,
     guarded_correlation,
     holm,
     leave_fold_out,
     micro_f1,
+    published_correlation,
+)
+from raymrc.analysis.tradeoffs import (
+    cost_per_point,
+    fit_sizes,
     pareto,
     parity_size,
-    published_correlation,
 )
 from raymrc.scoring.counts import Counts, pool
 

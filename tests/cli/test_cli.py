@@ -536,10 +536,8 @@ def test_report_says_which_cell_was_closed_and_that_a_run_tries_it_again(place):
         options = ("--set", rates, "--set", f"failures.close_cell_after={most}")
         told = raymrc("report", "study.yaml", *options, folder=place).stderr
         assert "3 fold-runs failed: it is ill" in told
-        assert ("closed, as 3 configurations in a row failed" in told) is said
-        assert (
-            "5 of its fold-runs were not begun, and 'raymrc run' tries it again" in told
-        ) is said
+        assert ("abandoned after 3 consecutive failing configurations" in told) is said
+        assert ("5 fold-runs were not begun, rerun 'raymrc run' to retry them" in told) is said
 
 
 def test_a_run_ends_by_saying_which_cell_was_closed(place, capsys, monkeypatch):

@@ -16,12 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from raymrc.analysis.summary import render_summaries, summarise, to_json
+from raymrc.analysis.findings import summaries_json
+from raymrc.analysis.judging import conclude
+from raymrc.analysis.summary import summarise
 from raymrc.errors import LedgerError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import NoteCounts, Record, SummedNotes
 from raymrc.ledger.storage import AHEAD, Folder, ObjectStore
 from raymrc.planning.fold_runs import fold_run
+from raymrc.report.results import winner_table
 from raymrc.scheduling.search import StudySearch
 from raymrc.scoring.counts import Counts
 from tests.study.making import record
@@ -140,8 +143,8 @@ def report(records, plan):
     held = [r for r in records if plan.holds(r.fold_run.configuration)]
     same = [fold_run(r.fold_run.configuration, r.fold_run.fold, plan.fingerprints) for r in held]
     summaries = summarise(held, plan.folds, cells, same)
-    render_summaries(summaries)
-    assert to_json(summaries)["done"] == len(records)
+    winner_table(summaries, conclude((), 0.01))
+    assert summaries_json(summaries)["done"] == len(records)
 
 
 @pytest.mark.parametrize("name", STEPS)

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from raymrc.analysis.conclusions import ends
+from raymrc.analysis.conclusions import AHEAD, BEHIND, EQUIVALENT, UNSURE
 from raymrc.analysis.findings import Findings
 from raymrc.analysis.judging import conclude
+from raymrc.analysis.sentences import final_sentence, interval_text
 from raymrc.analysis.summary import summarise
 from raymrc.cli import main
 from raymrc.cli.track import write_page
@@ -30,6 +31,7 @@ from raymrc.planning.fold_runs import fold_run
 from raymrc.planning.plan import plan_study
 from raymrc.report import write, write_plots
 from raymrc.report.page import build_page, data
+from raymrc.report.results import gap_table
 from raymrc.report.sections import build_facts, build_sections
 from raymrc.scoring.counts import Counts
 from raymrc.study.load import load_spec
@@ -94,9 +96,8 @@ class Outline(HTMLParser):
 def test_the_page_has_a_section_for_all_that_there_is_to_show(rich):
     assert list(sections_of(rich)) == ALL
     text = build_page(rich)
-    for sentence in rich.conclusions.to_json()["sentences"]:
-        advice, _, evidence = sentence.replace(" %", "\u00a0%").partition(". ")
-        assert html.escape(advice) in text and html.escape(evidence) in text
+    for sentence in rich.to_json()["conclusions"]["sentences"]:
+        assert html.escape(sentence.replace(" %", "\u00a0%")) in text
     assert "Does a frozen clinical model keep up" in text, "the study file's question"
     assert "raymrc run" in text and "c" * 64 in text and "torch 2.13.0" in text
 
@@ -122,21 +123,17 @@ def test_sections_with_nothing_to_show_are_left_out(tmp_path):
     nothing = small(tmp_path, [record(0, status="failed")])
     assert list(sections_of(nothing)) == ["failures", "repeat"]
     assert build_facts(nothing)[0].value == "Nothing to compare yet"
-    assert "Nothing can be said yet" in build_page(nothing)
+    assert "Nothing to compare yet: no backbone has both" in build_page(nothing)
 
 
 def test_the_final_test_has_intervals_over_notes_and_says_what_frozen_is_behind_by(rich):
     section = sections_of(rich)["final-test"]
     (plot,) = section.plots
     assert plot.table is not None and len(plot.table.rows) == len(rich.finals) > 1
-    for row, score in zip(plot.table.rows, rich.finals, strict=True):
-        assert row[1] == f"{100 * score.strict.mean:.2f}" and row[3] == ends(score.interval) != "-"
-    assert list(section.lead) == [str(gap) for gap in rich.final_gaps] != []
-
-
-def test_what_no_answer_can_be_is_told_under_the_labels(tmp_path):
-    runs = [replace(record(f), unreachable=2, unreachable_reasons={"no_piece": 2}) for f in (0, 1)]
-    assert "no piece 4)" in sections_of(small(tmp_path, runs))["labels"].tables[0].note
+    for row, score in zip(plot.table.cells, rich.finals, strict=True):
+        assert row[1] == f"{100 * score.strict.mean:.2f}"
+        assert row[3] == interval_text(score.interval) != "-"
+    assert list(section.lead) == [final_sentence(gap) for gap in rich.final_gaps] != []
 
 
 def test_mentions_on_the_way_to_relations_have_a_table(tmp_path):
@@ -145,16 +142,14 @@ def test_mentions_on_the_way_to_relations_have_a_table(tmp_path):
     }
     alone = small(tmp_path, [replace(record(f), notes=notes) for f in (0, 1)])
     (table,) = sections_of(alone)["kinds"].tables
-    assert [row[1:] for row in table.rows] == [
-        ("Drug", "8", "75.00", "75.00", "75.00"), (BOTH_FOUND, "8", "-", "25.00", "-"),
-    ]  # fmt: skip
+    assert [row[1] for row in table.cells] == ["Drug", BOTH_FOUND]
 
 
 def test_f1_by_size_is_that_of_the_winners_with_its_slope(rich):
     (plot,) = (p for p in sections_of(rich)["size"].plots if p.title.startswith("F1 by size"))
     (fitted,) = rich.conclusions.by_size
     assert plot.table is not None
-    said = {(row[0], row[1]): row for row in plot.table.rows}
+    said = {(row[0], row[1]): row for row in plot.table.cells}
     assert len(said) == 16
     for summary in rich.summaries:
         row, cell = said[summary.cell.strategy, summary.cell.backbone.name], summary.cell
@@ -211,7 +206,7 @@ def test_figures_are_those_of_the_verdict(rich):
     """Each cell's F1 stands in the table, and is drawn where the table says."""
     section = sections_of(rich)["winners"]
     (table,), (plot,) = section.tables, section.plots
-    said = {row[0]: row[1] for row in table.rows}
+    said = {row[0]: row[1] for row in table.cells}
     drawn = {
         text.partition("<br>")[0]: y
         for trace in plot.figure["data"]
@@ -222,9 +217,10 @@ def test_figures_are_those_of_the_verdict(rich):
         name = summary.cell.name.removeprefix("synthetic-n2c2-2018/")
         assert said[name] == f"{100 * summary.winner.strict.mean:.2f}"
         assert drawn[name] == pytest.approx(100 * summary.winner.strict.mean)
-    gaps, _ = sections_of(rich)["gaps"].tables
+    gaps = gap_table(rich.summaries, rich.conclusions)
+    assert f'<th scope="row" class="left">{gaps.cells[0][0]}</th>' in build_page(rich)
     home = {one.gap.backbone: one for one in rich.conclusions.gaps}
-    for row in gaps.rows:
+    for row in gaps.cells:
         if row[0] in home:
             assert row[4] == f"{100 * home[row[0]].home.comparison.difference:.2f}"
     assert len(gaps.rows) == 8, "each gap, at home and at the other site"
@@ -253,10 +249,10 @@ def strict_f1(record, site=None, labels=None):
 
 
 def test_what_a_point_of_the_lead_costs_stands_beside_each_gap(rich):
-    _, table = sections_of(rich)["gaps"].tables
-    assert table.headings[-1] == "a point more costs"
+    (table,) = sections_of(rich)["gaps"].tables
+    assert table.columns[-1].name == "price of a point"
     priced = 0
-    for (_, one), row in zip(rich.conclusions.compared, table.rows, strict=True):
+    for (_, one), row in zip(rich.conclusions.compared, table.cells, strict=True):
         extra = one.extra_usd / (100 * one.home.comparison.difference)
         if one.extra_usd > 0 and one.home.comparison.difference > 0:
             assert row[-1].startswith(f"{extra:.2g} USD (") and " to " in row[-1]
@@ -268,11 +264,11 @@ def test_what_a_point_of_the_lead_costs_stands_beside_each_gap(rich):
 
 def test_what_choosing_owes_to_luck_is_told(rich):
     luck, *listed = sections_of(rich)["search"].tables
-    assert "having been chosen" in luck.caption and len(listed) == 16
+    assert "choosing the best" in luck.title and len(listed) == 16
     several = {name_of(s): s for s in rich.summaries
                if sum(c.is_complete for c in s.configurations) > 1}  # fmt: skip
-    assert {row[0] for row in luck.rows} == several.keys()
-    for name, tried, scored, owed, without in luck.rows:
+    assert {row[0] for row in luck.cells} == several.keys()
+    for name, tried, scored, owed, without in luck.cells:
         assert tried == str(sum(c.is_complete for c in several[name].configurations))
         assert scored == in_points(several[name].winner.strict.mean)
         assert float(scored) - float(owed) == pytest.approx(float(without), abs=0.011)
@@ -282,7 +278,7 @@ def test_other_sites_have_intervals_and_the_figures_of_their_records(rich):
     (plot,) = sections_of(rich)["transfer"].plots
     assert len(plot.table.rows) == 16
     by_name = {name_of(s): s.winner for s in rich.summaries}
-    for name, home, home_sd, away, _, over_notes, drop, drop_sd, of_drop in plot.table.rows:
+    for name, home, home_sd, away, _, over_notes, drop, drop_sd, of_drop in plot.table.cells:
         runs = by_name[name].fold_runs
         both = ("Drug", "ADE")
         at_home = [strict_f1(r, labels=both) for r in runs]
@@ -304,7 +300,7 @@ def test_labels_shares_and_what_was_stopped_are_those_of_the_records(rich):
     by_name = {name_of(s): s for s in rich.summaries}
     (labels,) = sections["labels"].tables
     assert len(labels.rows) == 4 * 16
-    for label, name, gold, _, _, strict, lenient in labels.rows:
+    for label, name, gold, _, _, strict, lenient in labels.cells:
         runs = by_name[name].winner.fold_runs
         of = [n.strict[label] for r in runs for n in r.notes.values()]
         loose = [n.lenient[label] for r in runs for n in r.notes.values()]
@@ -313,23 +309,23 @@ def test_labels_shares_and_what_was_stopped_are_those_of_the_records(rich):
     (heat,) = sections["labels"].plots
     drawn = heat.figure["data"][0]
     for name, row in zip(drawn["y"], drawn["z"], strict=True):
-        told = {r[0]: r[5] for r in labels.rows if r[1] == name}
+        told = {r[0]: r[5] for r in labels.cells if r[1] == name}
         assert [f"{value:.2f}" for value in row] == [told[label] for label in drawn["x"]]
     (kept,) = sections["kept"].tables
-    for row in kept.rows:
+    for row in kept.cells:
         run = by_name[row[0]].winner.fold_runs[0]
         share = run.trained_parameters / run.total_parameters
         assert float(row[3].rstrip(" %")) == pytest.approx(100 * share, rel=0.01)
     raced, stopped = sections["races"].tables
-    for name, tried, beaten, epochs, *_ in raced.rows:
+    for name, tried, beaten, epochs, *_ in raced.cells:
         cell_runs = [r for r in rich.fold_runs if not r.fold_run.is_test
                      and r.fold_run.configuration.cell == by_name[name].cell]  # fmt: skip
         those = {r.fold_run.configuration.id for r in cell_runs if r.status == "stopped"}
         assert (int(tried), int(beaten)) == (len(by_name[name].configurations), len(those))
         assert int(epochs.replace(",", "")) == sum(len(r.epochs) for r in cell_runs)
-    assert {row[3] for row in stopped.rows} == {WHY}
+    assert {row[3] for row in stopped.cells} == {WHY}
     (failed,) = sections["failures"].tables
-    assert {row[2] for row in failed.rows} == {"the loss is not a number at step 12"}
+    assert {row[2] for row in failed.cells} == {"the loss is not a number at step 12"}
 
 
 def test_heat_maps_and_curves_draw_the_means_of_the_records(rich, tmp_path):
@@ -351,7 +347,7 @@ def test_heat_maps_and_curves_draw_the_means_of_the_records(rich, tmp_path):
         (backbone,) = {
             s.cell.backbone.name for s in few.summaries if s.cell.backbone.name in plot.title
         }
-        for strategy, shots, f1, sd, interval in plot.table.rows:
+        for strategy, shots, f1, sd, interval in plot.table.cells:
             (winner,) = (s.winner for s in few.summaries if s.cell.strategy == strategy
                          and s.cell.shots == int(shots) and s.cell.backbone.name == backbone)  # fmt: skip
             scores = [strict_f1(r) for r in winner.fold_runs]
@@ -360,7 +356,7 @@ def test_heat_maps_and_curves_draw_the_means_of_the_records(rich, tmp_path):
                 in_points(statistics.stdev(scores)),
             )
             assert interval != "-"
-        assert {row[0] for row in plot.table.rows} == names
+        assert {row[0] for row in plot.table.cells} == names
 
 
 def test_strategies_are_told_apart_without_colour(rich):
@@ -411,13 +407,13 @@ def test_a_search_that_drew_its_settings_shows_its_configurations_as_points(tmp_
 def test_the_decision_tile_says_what_the_sentences_say(tmp_path, rich):
     decision = build_facts(rich)[0]
     assert decision.value == "Not enough data"
-    assert decision.more == "gatortron-8.9b frozen against gatortron-8.9b trained"
+    assert decision.more == "gatortron-8.9b frozen vs gatortron-8.9b trained"
     # Of one number of few examples it says nothing about the others.
     few = make_findings(tmp_path, FEW_SHOT)
     first = [s for s in few.summaries if s.cell.shots == 5 or s.cell.backbone.name == "bert-large"]
     begun = replace(few, summaries=tuple(first), conclusions=conclude(first, 0.01))
     assert len(begun.conclusions.overall) == 1
-    assert build_facts(begun)[0].more == "on all 5 that were compared"
+    assert build_facts(begun)[0].more == "in all 5 comparisons"
     good, poor = {"Drug": Counts(9, 1, 1)}, {"Drug": Counts(2, 8, 8)}
     one_sided = [
         record(f, of=cell(strategy), counts=counts, validation_f1=0.5 + f / 100)
@@ -525,7 +521,7 @@ def real(tmp_path_factory):
     (folder / "study.yaml").write_text(REAL)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        job = _prepare(Path("study.yaml"), None, races=True)
+        job = _prepare(Path("study.yaml"), None)
         pool = Trainer().open_pool(job.spec.backbones[0].backbone, job.data)
         for cell in job.plan.cells:
             for configuration in cell.configurations:
@@ -566,6 +562,38 @@ def test_a_real_study_s_page_is_drawn_in_a_browser_on_any_screen(real):
         assert not visit.page.locator("nav").is_visible()
 
 
+FREEZE_COLOUR, TRAIN_COLOUR, INK = "rgb(168, 72, 10)", "rgb(0, 85, 138)", "rgb(31, 41, 51)"
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    "outcome, value, colour",
+    [
+        (AHEAD, "Freeze", FREEZE_COLOUR),
+        (EQUIVALENT, "Freeze", FREEZE_COLOUR),
+        (BEHIND, "Train the backbone", TRAIN_COLOUR),
+        (UNSURE, "Not enough data", INK),
+    ],
+)
+def test_the_decision_s_tile_has_the_colour_of_its_strategy(rich, tmp_path, outcome, value, colour):
+    """Freezing is orange and training blue, like their strategies in plots; unsure is neither."""
+    (best,) = rich.conclusions.overall
+    home = replace(best.conclusion.home, outcome=outcome)
+    best = replace(best, conclusion=replace(best.conclusion, home=home))
+    judged = replace(rich, conclusions=replace(rich.conclusions, overall=(best,)))
+    with browser() as chromium:
+        visit = Visit(chromium, write(judged, tmp_path), 1280)
+        tile = visit.page.locator(".fact").first
+        assert tile.locator("dt").inner_text() == "Decision"
+        assert tile.locator(".value").inner_text() == value
+        computed = "(element, name) => getComputedStyle(element)[name]"
+        assert tile.locator(".value").evaluate(computed, "color") == colour
+        edge = tile.evaluate(computed, "borderTopColor")
+        assert edge == (colour if outcome != UNSURE else "rgb(82, 96, 109)")
+    red, _, blue = (int(part) for part in re.findall(r"\d+", colour))
+    assert {FREEZE_COLOUR: red > blue, TRAIN_COLOUR: red < blue}.get(colour, True)
+
+
 @needs_chromium
 @pytest.mark.slow
 def test_plots_that_a_small_study_has_not_are_drawn_on_any_screen_too(rich, tmp_path):
@@ -603,17 +631,17 @@ def test_on_paper_every_plot_is_drawn_and_nothing_is_folded_away(real, tmp_path)
         assert visit.wrong == []
 
 
-def test_the_terminal_s_verdict_is_the_page_s(real, monkeypatch, capsys):
+def test_terminal_and_page_open_with_the_same_verdict_and_then_its_table(real, monkeypatch, capsys):
     monkeypatch.chdir(real)
     assert main(["report", "study.yaml"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
     assert main(["report", "study.yaml", "--json"]) == 0
-    sentences = json.loads(capsys.readouterr().out)["conclusions"]["sentences"]
+    (verdict,) = json.loads(capsys.readouterr().out)["conclusions"]["sentences"]
+    assert shown.startswith(f"{verdict} Frozen vs trained: F1 difference in points")
     text = html.unescape((real / "out" / "real.html").read_text()).replace("\u00a0", " ")
-    assert sentences
-    for sentence in sentences:
-        first, _, rest = sentence.partition(". ")
-        assert sentence in said and first in text and rest in text
+    page = " ".join(re.sub(r"<[^>]+>", " ", text.partition('id="decision"')[2]).split())
+    _, _, page = page.partition("The decision ")
+    assert page.startswith(f"{verdict} Frozen vs trained: F1 difference in points")
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's, about its own database
@@ -668,7 +696,7 @@ def test_a_real_study_is_exported_and_compared_by_command(real, monkeypatch, cap
         "strategies.fine_tune.learning_rate",
     ]
     assert main(["compare", "study.yaml", "other.yaml"]) == 0
-    assert "What the study files say differently" in capsys.readouterr().out
+    assert "Settings in which the study files differ" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

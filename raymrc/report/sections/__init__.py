@@ -1,6 +1,6 @@
-"""What a page says: findings -> sections of plots and tables. Whatever has nothing to show is left out.
+"""The page's sections: findings -> sections of plots and tables. A section with nothing to show is left out.
 
-Nothing is reckoned here that `study` has not: figures are chosen, named and put in order.
+Numbers are computed in `analysis`; a section chooses, names and orders them. Enter at `build_sections`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,7 @@ from collections.abc import Callable
 
 from raymrc.analysis.findings import Findings
 from raymrc.report.parts import Section
-from raymrc.report.sections import (
-    compared,
-    searched,
-)
-from raymrc.report.sections import (
-    details as told,
-)
+from raymrc.report.sections import compared, details, searched
 from raymrc.report.sections.facts import build_facts
 
 __all__ = ["build_facts", "build_sections"]
@@ -27,17 +21,17 @@ SECTIONS: tuple[Callable[[Findings], Section | None], ...] = (
     compared.few_examples,
     compared.other_sites,
     searched.search,
-    told.by_label,
-    told.events_and_subsets,
-    told.trained_and_kept,
-    told.final_test,
-    told.stopped_early,
-    told.failures,
-    told.how_to_repeat,
+    details.by_label,
+    details.events_and_subsets,
+    details.trained_and_kept,
+    details.final_test,
+    details.stopped_early,
+    details.failures,
+    details.how_to_repeat,
 )
 """In the order of the page."""
 
 
 def build_sections(findings: Findings) -> tuple[Section, ...]:
-    found = (make(findings) for make in SECTIONS)
+    found = (build(findings) for build in SECTIONS)
     return tuple(section for section in found if section is not None)

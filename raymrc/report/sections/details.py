@@ -1,4 +1,4 @@
-"""What stands behind it: labels, sizes, the final test, how the study went, how to repeat it."""
+"""The rest: labels, sizes, the final test, what was stopped or failed, and how to repeat the study."""
 
 from __future__ import annotations
 
@@ -6,69 +6,69 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from raymrc.analysis.conclusions import ends
-from raymrc.analysis.final import lost_in_test
 from raymrc.analysis.findings import Findings
-from raymrc.analysis.summary import counts_row, differing, out_of_reach, say_settings
-from raymrc.ledger.record import BOTH_FOUND, Record
+from raymrc.analysis.sentences import final_sentence
+from raymrc.analysis.summary import differing, settings_text
+from raymrc.ledger.record import Record
 from raymrc.quantities import percent, points, short_count, size_of
 from raymrc.report import figures
 from raymrc.report.figures import Mark
-from raymrc.report.parts import Plot, Section, Table
-from raymrc.report.sections.naming import (
+from raymrc.report.parts import Plot, Section
+from raymrc.report.results import (
     CELL_COLUMN,
     cell_names,
-    in_order,
+    counts_tables,
+    final_table,
+    kept_table,
+    leaders,
+    race_table,
+    show_count,
 )
+from raymrc.report.sections.naming import in_order
+from raymrc.report.table import Table, numbers, words
 from raymrc.scoring.counts import Counts
 
-MOST_STOPPED = 200
-"""That are listed with their reasons; the export has all."""
+MAX_STOPPED = 200
+"""Listed with their reasons; the export has all."""
 
 
 def by_label(findings: Findings) -> Section | None:
-    led = [(s, s.leader) for s in findings.summaries if s.leader is not None]
+    led = leaders(findings.summaries)
     labels = sorted({label for _, leader in led for label in leader.labels_strict})
     if not labels:
         return None
-    names = cell_names(findings)
+    names = cell_names(findings.summaries)
     rows = []
     for label in labels:
         for summary, leader in led:
             strict = leader.labels_strict.get(label, Counts())
             lenient = leader.labels_lenient.get(label, Counts())
-            rows.append(
-                (label, names[summary.cell], f"{strict.tp + strict.fn:,}", points(strict.precision),
-                 points(strict.recall), points(strict.f1), points(lenient.f1))
-            )  # fmt: skip
-    return Section(
-        "labels",
-        "By label",
-        (),
-        (
-            _label_heat(
-                "Strict F1 by label",
-                "Strict F1 of each cell's winner by label, all folds together, in points.",
-                [(names[s.cell], leader.labels_strict) for s, leader in led],
-                labels,
-            ),
-        ),
-        (
-            Table(
-                "By label, all folds together, in points",
-                ("label", CELL_COLUMN, "gold", "precision", "recall", "strict F1", "lenient F1"),
-                "llrrrrr",
-                rows,
-                out_of_reach(findings.summaries) or "",
-            ),
-        ),
+            gold = strict.tp + strict.fn
+            scores = (strict.precision, strict.recall, strict.f1, lenient.f1)
+            rows.append((label, names[summary.cell], gold, *scores))
+    heat = _label_heat(
+        "Strict F1 by label",
+        "Strict F1 of each cell's winner by label, all folds pooled, in points.",
+        [(names[summary.cell], leader.labels_strict) for summary, leader in led],
+        labels,
     )
+    columns = [
+        *words("label"),
+        *CELL_COLUMN,
+        *numbers("gold", show=show_count),
+        *numbers("precision", "recall", "strict F1", "lenient F1", show=points),
+    ]
+    table = Table("By label, all folds pooled, in points", columns, rows)
+    return Section("labels", "By label", (), (heat,), (table,))
 
 
 def _label_heat(
     title: str, says: str, rows: Sequence[tuple[str, Mapping[str, Counts]]], labels: Sequence[str]
 ) -> Plot:
-    values = [[100 * of[label].f1 if label in of else None for label in labels] for _, of in rows]
+    values = [
+        [100 * by_label[label].f1 if label in by_label else None for label in labels]
+        for _, by_label in rows
+    ]
     known = [value for row in values for value in row if value is not None]
     texts = [["" if value is None else f"{value:.1f}" for value in row] for row in values]
     return Plot(
@@ -83,88 +83,48 @@ def _label_heat(
 
 
 def events_and_subsets(findings: Findings) -> Section | None:
-    """Events by the 2022 scheme; mentions on the way to relations; spans that nest, overlap, have gaps."""
-    led = [(s, s.leader) for s in findings.summaries if s.leader is not None]
-    names = cell_names(findings)
-    plots, tables = [], []
-    events = sorted({name for _, leader in led for name in leader.labels_events})
+    tables, names = counts_tables(findings.summaries), cell_names(findings.summaries)
+    led = [(names[s.cell], leader.labels_events) for s, leader in leaders(findings.summaries)]
+    events = sorted({name for _, by_event in led for name in by_event})
+    plots = []
     if events:
         plots.append(
             _label_heat(
                 "F1 of events by the 2022 scheme",
-                "F1 of triggers and arguments of each cell's winner, all folds together, in "
-                "points: triggers overlap, "
-                "spans exact, values equal.",
-                [
-                    (names[s.cell], leader.labels_events)
-                    for s, leader in led
-                    if leader.labels_events
-                ],
+                "F1 of triggers and arguments of each cell's winner, all folds pooled, in points.",
+                [(name, by_event) for name, by_event in led if by_event],
                 events,
             )
         )
-        tables.append(
-            _counts_table("Events by the 2022 scheme, all folds together, in points", "of",
-                          [(names[s.cell], leader.labels_events) for s, leader in led])
-        )  # fmt: skip
-    if any(leader.mentions for _, leader in led):
-        tables.append(
-            _counts_table("Mentions found on the way to relations: strict, in points",
-                          "mentions", [(names[s.cell], leader.mentions) for s, leader in led])
-        )  # fmt: skip
-    if any(leader.subsets for _, leader in led):
-        tables.append(
-            _counts_table("Nested, overlapping and discontinuous spans by themselves: strict, in points",
-                          "spans", [(names[s.cell], leader.subsets) for s, leader in led])
-        )  # fmt: skip
     return Section("kinds", "Events, mentions, nested spans", (), plots, tables) if tables else None
 
 
-def _counts_table(caption: str, of: str, rows: Iterable[tuple[str, Mapping[str, Counts]]]) -> Table:
-    return Table(
-        caption,
-        (CELL_COLUMN, of, "gold", "precision", "recall", "F1"),
-        "llrrrr",
-        [
-            (name, kind, *counts_row(c, is_share=kind == BOTH_FOUND))
-            for name, by_kind in rows
-            for kind, c in by_kind.items()
-        ],
-    )
-
-
 def trained_and_kept(findings: Findings) -> Section | None:
-    led = [(s, s.leader) for s in findings.summaries if s.leader is not None]
-    led = [(s, leader) for s, leader in led if leader.trained_parameters]
-    if not led:
+    table, names = kept_table(findings.summaries), cell_names(findings.summaries)
+    if table is None:
         return None
-    names = cell_names(findings)
-    order = [names[s.cell] for s, _ in led]
     shares: dict[str, list[Mark]] = {}
     sizes: dict[str, list[Mark]] = {}
-    rows = []
-    for summary, leader in led:
+    order = []
+    for summary, leader in leaders(findings.summaries):
+        if not leader.trained_parameters:
+            continue
         name, strategy = names[summary.cell], summary.cell.strategy
-        share = percent(leader.trained_share)
-        of_all = (
-            f"{short_count(leader.trained_parameters)} of {short_count(leader.total_parameters)}"
+        order.append(name)
+        text = (
+            f"{name}\n{percent(leader.trained_share)}: {short_count(leader.trained_parameters)} of "
+            f"{short_count(leader.total_parameters)}"
         )
-        shares.setdefault(strategy, []).append(
-            Mark(100 * leader.trained_share, name, f"{name}\n{share}: {of_all}", size=12)
-        )
+        share = Mark(100 * leader.trained_share, name, text, size=12)
+        shares.setdefault(strategy, []).append(share)
         if leader.adapter_bytes:
-            sizes.setdefault(strategy, []).append(
-                Mark(leader.adapter_bytes / 2**20, name, f"{name}\n{size_of(leader.adapter_bytes)}", size=12)
-            )  # fmt: skip
-        rows.append(
-            (names[summary.cell], short_count(leader.trained_parameters),
-             short_count(leader.total_parameters), share, size_of(leader.adapter_bytes),
-             size_of(leader.peak_bytes) if leader.peak_bytes else "-",
-             f"{leader.tokens:,}" if leader.tokens else "-",
-             f"{leader.flops:.2g}" if leader.flops else "-")
-        )  # fmt: skip
-    drawn = ((shares, "Trained share of all parameters", "percent of all parameters"),
-             (sizes, "Kept for a task", "MiB"))  # fmt: skip
+            text = f"{name}\n{size_of(leader.adapter_bytes)}"
+            mark = Mark(leader.adapter_bytes / 2**20, name, text, size=12)
+            sizes.setdefault(strategy, []).append(mark)
+    drawn = (
+        (shares, "Trained share of all parameters", "percent of all parameters"),
+        (sizes, "Stored per task", "MiB"),
+    )
     plots = [
         Plot(
             title,
@@ -176,156 +136,89 @@ def trained_and_kept(findings: Findings) -> Section | None:
         for marks, title, axis in drawn
         if marks
     ]
-    table = Table(
-        "What is trained and what is kept",
-        (CELL_COLUMN, "trained", "parameters", "share", "kept per task", "peak memory", "tokens trained on",
-         "FLOPs"),
-        "lrrrrrrr",
-        rows,
-    )  # fmt: skip
-    return Section("kept", "What is trained, and what is kept", (), plots, (table,))
+    return Section("kept", "Trained parameters and stored bytes", (), plots, (table,))
 
 
 def final_test(findings: Findings) -> Section | None:
     if not findings.finals:
         return None
-    names = cell_names(findings)
-    over = {s.cell: s.winner for s in findings.summaries}
-    tested, folds, rows, order = [], [], [], []
+    names = cell_names(findings.summaries)
+    winners = {summary.cell: summary.winner for summary in findings.summaries}
+    tested, folds, order = [], [], []
     for score in findings.finals:
-        name, winner = names[score.cell], over.get(score.cell)
+        name, winner = names[score.cell], winners.get(score.cell)
         order.append(name)
         f1, sd = 100 * (score.strict.mean or 0.0), 100 * (score.strict.sd or 0.0)
-        tested.append(
-            Mark(f1, name, f"{name}\nheld-out notes {f1:.2f}",
-                 f1 - sd if sd else None, f1 + sd if sd else None)
-        )  # fmt: skip
-        validated = winner.strict.mean if winner else None
-        if validated is not None:
-            folds.append(Mark(100 * validated, name, f"{name}\nover folds {points(validated)}"))
-        rows.append(
-            (name, points(score.strict.mean), points(score.strict.sd),
-             ends(score.interval), points(score.lenient.mean), points(validated),
-             str(len(score.seeds)), str(score.configuration.epochs))
-        )  # fmt: skip
+        ends = (f1 - sd, f1 + sd) if sd else (None, None)
+        tested.append(Mark(f1, name, f"{name}\nheld-out notes {f1:.2f}", *ends))
+        if winner is not None and winner.strict.mean is not None:
+            mean = winner.strict.mean
+            folds.append(Mark(100 * mean, name, f"{name}\nover folds {points(mean)}"))
     plot = Plot(
         "Held-out notes",
-        "Strict F1 of each winner, trained anew on all notes of the study, on held-out notes: "
-        "mean and sd over seeds, "
-        "beside its mean over folds.",
+        "Strict F1 on held-out notes of each winner, retrained on all notes of the study: mean and sd over "
+        "seeds, beside its mean over folds.",
         figures.dots({"over folds": folds, "held-out notes": tested}, order, "strict F1, points"),
         figures.height_of(len(order)),
-        Table(
-            "Final test: F1 in points on held-out notes, mean over seeds",
-            (
-                CELL_COLUMN,
-                "strict F1",
-                "sd",
-                "95 % interval, notes",
-                "lenient F1",
-                "over folds",
-                "seeds",
-                "epochs",
-            ),
-            "lrrrrrrr",
-            rows,
-            lost_in_test(findings.finals),
-        ),
+        final_table(findings.finals, findings.summaries),
     )
-    said = [str(gap) for gap in findings.final_gaps]
-    return Section("final-test", "Final test", said, (plot,))
+    lead = [final_sentence(gap) for gap in findings.final_gaps]
+    return Section("final-test", "Final test", lead, (plot,))
 
 
 def stopped_early(findings: Findings) -> Section | None:
-    raced = [s for s in findings.summaries if any(c.stopped for c in s.configurations)]
-    if not raced:
+    table, racing = race_table(findings.summaries), findings.plan.racing
+    if table is None:
         return None
-    names, rows, stopped = cell_names(findings), [], []
-    for summary in raced:
-        of_cell = summary.configurations
-        trained = sum(c.fold_epochs for c in of_cell)
-        grid = sum(c.configuration.epochs * c.num_folds for c in of_cell)
-        varied = differing(of_cell)
-        those = [c for c in of_cell if c.stopped]
-        rows.append(
-            (names[summary.cell], str(len(of_cell)), str(len(those)), f"{trained:,}",
-             f"{100 * trained / grid:.0f} %", f"{summary.device_seconds:,.0f}")
-        )  # fmt: skip
-        stopped += [
-            (
-                names[summary.cell],
-                say_settings(c.configuration, varied),
-                str(c.fold_epochs),
-                c.stopped,
-            )
-            for c in those
-        ]
-    racing = findings.plan.racing
+    names, rows = cell_names(findings.summaries), []
+    for summary in findings.summaries:
+        varied = differing(summary.configurations)
+        for stopped in (c for c in summary.configurations if c.stopped):
+            settings = settings_text(stopped.configuration, varied)
+            rows.append((names[summary.cell], settings, stopped.fold_epochs, stopped.stopped))
     lead = []
     if racing is not None:
         lead.append(
-            f"Configurations that could no longer win their cell were stopped, at an error rate of "
+            "Configurations that could no longer win their cell were stopped, at an error rate of "
             f"{100 * racing.error_rate:g} %."
         )
-    left = len(stopped) - MOST_STOPPED
-    return Section(
-        "races",
-        "Stopped early",
-        lead,
-        (),
-        (
-            Table(
-                "What racing left out",
-                (
-                    CELL_COLUMN,
-                    "configurations",
-                    "stopped",
-                    "fold-epochs",
-                    "of the full grid",
-                    "device s",
-                ),
-                "lrrrrr",
-                rows,
-            ),
-            Table(
-                "Who was stopped, and why",
-                (CELL_COLUMN, "configuration", "fold-epochs", "why"),
-                "llrl",
-                stopped[:MOST_STOPPED],
-                f"{left} more are in the table of fold-runs: raymrc export." if left > 0 else "",
-            ),
-        ),
+    left = len(rows) - MAX_STOPPED
+    reasons = Table(
+        "Reasons for stopping",
+        [*CELL_COLUMN, *words("configuration"), *numbers("fold-epochs"), *words("reason")],
+        rows[:MAX_STOPPED],
+        f"'raymrc export' writes the other {left}." if left > 0 else "",
     )
+    return Section("races", "Stopped early", lead, (), (table, reasons))
 
 
 def failures(findings: Findings) -> Section | None:
-    names = cell_names(findings)
+    names = cell_names(findings.summaries)
     rows = [
-        (names[s.cell], str(times), reason)
-        for s in findings.summaries
-        for reason, times in s.reasons
+        (names[summary.cell], times, reason)
+        for summary in findings.summaries
+        for reason, times in summary.reasons
     ]
-    if not rows and not findings.closed:
-        return None
-    tables = []
-    if rows:
-        tables.append(Table("Why fold-runs failed", (CELL_COLUMN, "fold-runs", "why"), "lrl", rows))
-    if findings.closed:
-        tables.append(
-            Table(
-                "Cells that were given up",
-                (CELL_COLUMN, "fold-runs not begun"),
-                "lr",
-                [(name, str(left)) for name, left in findings.closed],
-                f"{findings.spec.failures.close_cell_after} configurations in a row failed "
-                "(failures.close_cell_after). 'raymrc run' tries them again.",
-            )
-        )
-    return Section("failures", "Failures", (), (), tables)
+    tables = [
+        Table(
+            "Reasons of failed fold-runs",
+            [*CELL_COLUMN, *numbers("fold-runs"), *words("reason")],
+            rows,
+        ),
+        Table(
+            "Abandoned cells",
+            [*CELL_COLUMN, *numbers("fold-runs not begun")],
+            findings.closed,
+            f"{findings.spec.failures.close_cell_after} consecutive configurations failed "
+            "(failures.close_cell_after). Rerun 'raymrc run' to retry them.",
+        ),
+    ]
+    shown = [table for table in tables if table.rows]
+    return Section("failures", "Failures", (), (), shown) if shown else None
 
 
 def how_to_repeat(findings: Findings) -> Section:
-    """Versions, machines, seeds, fingerprints."""
+    """Inputs with seeds and fingerprints, versions, machines."""
     spec, runs = findings.spec, [r for r in findings.fold_runs if r.status == "done"]
     facts = [
         ("study", spec.study),
@@ -355,24 +248,16 @@ def how_to_repeat(findings: Findings) -> Section:
         ("held-out notes", _listed(r.fold_run.test_fingerprint for r in runs)),
         ("first and last fold-run", _first_and_last(runs)),
     ]  # fmt: skip
-    tables = [
-        Table("What it was made from", ("", "value"), "ll", [(n, v) for n, v in facts if v]),
-    ]
+    columns = [*words(""), *words("value")]
+    tables = [Table("Inputs", columns, [(name, value) for name, value in facts if value])]
     versions = Counter(_versions(r) for r in runs)
     machines = Counter((r.hardware or "-", r.device) for r in runs)
+    fold_runs = numbers("fold-runs", show=show_count)
     if runs:
-        tables.append(
-            Table(
-                "Versions", ("versions", "fold-runs"), "lr",
-                [(words or "-", f"{times:,}") for words, times in versions.most_common()],
-            )
-        )  # fmt: skip
-        tables.append(
-            Table(
-                "Machines", ("machine", "device", "fold-runs"), "llr",
-                [(*names, f"{times:,}") for names, times in machines.most_common()],
-            )
-        )  # fmt: skip
+        rows = [(text or "-", times) for text, times in versions.most_common()]
+        tables.append(Table("Versions", [*words("versions"), *fold_runs], rows))
+        devices = [(*machine, times) for machine, times in machines.most_common()]
+        tables.append(Table("Machines", [*words("machine", "device"), *fold_runs], devices))
     return Section("repeat", "How to repeat it", (), (), tables)
 
 

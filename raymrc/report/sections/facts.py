@@ -1,113 +1,75 @@
-"""The strip at the top: the decision, the best F1, the gap, the cost, how far the study is."""
+"""The strip of tiles at the top: verdict, best F1, gap, cost, progress."""
 
 from __future__ import annotations
 
-from collections import Counter
-
-from raymrc.analysis.conclusions import Overall, ends
 from raymrc.analysis.findings import Findings
+from raymrc.analysis.sentences import interval_text
 from raymrc.analysis.statistics import Interval
+from raymrc.analysis.summary import winner_of
 from raymrc.quantities import points
 from raymrc.report.parts import Fact
-from raymrc.report.sections.naming import (
-    FREEZE,
-    TRAIN,
-    UNSURE,
-    advice_of,
-    cell_names,
-    note_intervals,
-    shown_gap_name,
-    winner_of,
-    won,
-)
+from raymrc.report.results import cell_names, without_corpus
+from raymrc.report.sections.naming import won
+from raymrc.report.verdict import best_of_all, study_verdict
 
 
 def build_facts(findings: Findings) -> tuple[Fact, ...]:
-    """The decision, the best F1, the gap, the cost, how far the study is."""
-    summaries = findings.summaries
-    gaps = findings.conclusions.gaps
+    verdict = study_verdict(findings)
+    facts = (
+        Fact("Decision", verdict.advice, verdict.about, verdict.mark),
+        _best_f1(findings),
+        _gap(findings),
+        _cost(findings),
+        _progress(findings),
+    )
+    return tuple(fact for fact in facts if fact is not None)
+
+
+def _best_f1(findings: Findings) -> Fact | None:
+    best = max(won(findings), key=lambda s: winner_of(s).validation.mean or 0.0, default=None)
+    if best is None:
+        return None
+    intervals = {w.cell: w.interval for w in findings.conclusions.winners}
+    name = _spaced(cell_names(findings.summaries)[best.cell])
+    about = f"{name}, {_interval_words(intervals[best.cell.name])}"
+    return Fact("Best on validation, strict F1", points(winner_of(best).strict.mean), about)
+
+
+def _gap(findings: Findings) -> Fact | None:
+    gaps, best = findings.conclusions.gaps, best_of_all(findings)
+    if best is None and not gaps:
+        return None
+    shown = gaps[-1] if best is None else best.conclusion
+    name = _spaced(without_corpus(shown.gap.name, shown.gap.corpus, findings.summaries))
+    about = f"{name if best is None else 'best vs best'}, {_interval_words(shown.home.interval)}"
+    return Fact("Trained minus frozen, points", points(shown.gap.gap), about)
+
+
+def _cost(findings: Findings) -> Fact:
+    usd = sum(summary.cost_usd for summary in findings.summaries)
+    hours = f"{sum(summary.device_seconds for summary in findings.summaries) / 3600:,.3g}"
+    if not usd:
+        return Fact("Device time of the study", f"{hours} h")
+    shown = f"{usd:,.0f}" if usd >= 100 else f"{usd:,.2f}" if usd >= 1 else f"{usd:.2g}"
+    return Fact("Cost of the study, USD", shown, f"{hours} device hours")
+
+
+def _progress(findings: Findings) -> Fact:
     done, failed, spared = (
-        sum(getattr(s, name) for s in summaries)
+        sum(getattr(summary, name) for summary in findings.summaries)
         for name in ("num_done", "num_failed", "num_spared")
     )
-    facts = [_decision(findings)]
-    best = max(won(findings), key=lambda s: winner_of(s).validation.mean or 0.0, default=None)
-    if best is not None:
-        facts.append(
-            Fact(
-                "Best on validation, strict F1",
-                points(winner_of(best).strict.mean),
-                f"{_spaced(cell_names(findings)[best.cell])}, "
-                + _interval_words("95 % interval", note_intervals(findings)[best.cell.name]),
-            )
-        )
-    best_of_all = _best_of_all(findings)
-    if best_of_all is not None or gaps:
-        one = gaps[-1] if best_of_all is None else best_of_all.conclusion
-        of = (
-            "best against best"
-            if best_of_all is not None
-            else _spaced(shown_gap_name(one, findings))
-        )
-        interval = _interval_words("95 % interval", one.home.interval)
-        facts.append(Fact("Frozen behind by, points", points(one.gap.gap), f"{of}, {interval}"))
-    seconds, usd = (
-        sum(getattr(s, name) for s in summaries) for name in ("device_seconds", "cost_usd")
-    )
-    hours = f"{seconds / 3600:,.3g}"
-    facts.append(
-        Fact("Cost of the study, USD", _money(usd), f"{hours} device hours")
-        if usd
-        else Fact("Device time of the study", f"{hours} h")
-    )
-    planned = findings.plan.num_fold_runs
-    others = [
+    about = [f"of {findings.plan.num_fold_runs:,} planned"]
+    about += [
         f"{n:,} {word}" for n, word in ((failed, "failed"), (spared, "spared by racing")) if n
     ]
-    of_all = f"of {planned:,} planned"
-    facts.append(Fact("Fold-runs done", f"{done:,}", ", ".join([of_all, *others])))
-    return tuple(facts)
-
-
-def _best_of_all(findings: Findings) -> Overall | None:
-    """Best against best, where it is of all that the study compares: one corpus, and no few examples."""
-    overall = findings.conclusions.overall
-    shots = {summary.cell.shots for summary in findings.summaries}
-    return overall[0] if len(overall) == len(shots) == 1 else None
-
-
-def _decision(findings: Findings) -> Fact:
-    gaps, best_of_all = findings.conclusions.gaps, _best_of_all(findings)
-    marks = {FREEZE: "freeze", TRAIN: "train", UNSURE: "unsure"}
-    if best_of_all is not None:
-        advice = advice_of(best_of_all.conclusion.home)
-        more = f"{best_of_all.frozen} frozen against {best_of_all.unfrozen} trained"
-        return Fact("Decision", advice.capitalize(), more, marks[advice])
-    if not gaps:
-        return Fact(
-            "Decision", "Nothing to compare yet", "no backbone has a winner on both sides", "unsure"
-        )
-    said = Counter(advice_of(one.home) for one in gaps)
-    if len(said) == 1:
-        (advice,) = said
-        more = (
-            shown_gap_name(gaps[0], findings)
-            if len(gaps) == 1
-            else f"on all {len(gaps)} that were compared"
-        )
-        return Fact("Decision", advice.capitalize(), more, marks[advice])
-    more = ", ".join(f"{advice} on {times}" for advice, times in said.most_common())
-    return Fact("Decision", "It depends", more, marks[UNSURE])
+    return Fact("Fold-runs done", f"{done:,}", ", ".join(about))
 
 
 def _spaced(name: str) -> str:
-    """Where a tile is narrow, a name has to break somewhere."""
+    """Lets a name break in a narrow tile."""
     return name.replace("/", " / ")
 
 
-def _money(usd: float) -> str:
-    return f"{usd:,.0f}" if usd >= 100 else f"{usd:,.2f}" if usd >= 1 else f"{usd:.2g}"
-
-
-def _interval_words(of: str, interval: Interval) -> str:
-    return f"{of} {ends(interval)}" if interval.low is not None else "no interval"
+def _interval_words(interval: Interval) -> str:
+    return "no interval" if interval.low is None else f"95 % interval {interval_text(interval)}"

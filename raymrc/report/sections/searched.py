@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from raymrc.analysis.findings import Findings
-from raymrc.analysis.summary import CellSummary, ConfigurationSummary, differing, say_settings
+from raymrc.analysis.summary import (
+    CellSummary,
+    ConfigurationSummary,
+    differing,
+    settings_text,
+    short_value,
+)
+from raymrc.configuration import Cell
 from raymrc.quantities import points
 from raymrc.report import figures
 from raymrc.report.figures import Mark
-from raymrc.report.parts import Plot, Section, Table
+from raymrc.report.parts import Plot, Section
+from raymrc.report.results import CELL_COLUMN, cell_names, show_seconds, without_corpus
 from raymrc.report.sections.naming import (
     ABOUT_INTERVALS,
-    CELL_COLUMN,
-    cell_names,
+    curve_columns,
     curve_mark,
     curve_row,
-    fold_interval,
     in_order,
-    place_of,
     plus_minus,
-    without_corpus,
 )
+from raymrc.report.table import Table, numbers, words
 
-MOST_CONFIGURATIONS = 20
-"""Of a cell that are listed; the export has all."""
-MOST_VALUES = 12
-"""Of a setting along an axis; where a search drew more, its configurations are points."""
+MAX_CONFIGURATIONS = 20
+"""Listed per cell; the export has all."""
+
+MAX_AXIS_VALUES = 12
+"""With more values of a setting, a search is drawn as points instead of a heat map or a curve."""
 
 
 def search(findings: Findings) -> Section | None:
@@ -36,47 +43,41 @@ def search(findings: Findings) -> Section | None:
     if not searched:
         return None
     done = [c for s in searched for c in s.configurations if c.strict.mean is not None]
-    low, high = (100 * of(c.strict.mean or 0.0 for c in done) for of in (min, max))
-    span = (max(0.0, low), high)
-    names = cell_names(findings)
+    f1 = [100 * (c.strict.mean or 0.0) for c in done]
+    span = (min(f1), max(f1))
+    names = cell_names(findings.summaries)
     plots = [plot for s in searched if (plot := _field_of(s, names[s.cell], span)) is not None]
     plots += _curves(findings, searched)
     tables = [*_luck(findings), *(_configurations(s, names[s.cell]) for s in searched)]
     lead = (
-        "Strict F1 in points, mean over folds. Winners are chosen on validation notes, so the "
-        "one with the best "
-        "score here need not be it. " + ABOUT_INTERVALS,
+        "Strict F1 in points, mean over folds. Winners are chosen on validation notes, so a winner need not "
+        f"have the best score here. {ABOUT_INTERVALS}",
     )
-    folded = (
-        "What choosing owes to luck, and the configurations of each cell, best on validation first"
-    )
+    folded = "Luck of the choice, and each cell's configurations, best on validation first"
     return Section("search", "The search", lead, plots, tables, folded)
 
 
 def _luck(findings: Findings) -> list[Table]:
-    """What the winners' F1 owes to their having been chosen among several."""
+    """How much of the winners' F1 is luck of the choice among several configurations."""
     by_name = {summary.cell.name: summary for summary in findings.summaries}
-    names, rows = cell_names(findings), []
+    names, rows = cell_names(findings.summaries), []
     for winner in findings.conclusions.winners:
-        of, summary = winner.selection, by_name[winner.cell]
-        if of is None:
-            continue
-        tried = sum(one.is_complete for one in summary.configurations)
-        values = (of.scored, of.optimism, of.corrected)
-        rows.append((names[summary.cell], str(tried), *map(points, values)))
-    if not rows:
-        return []
-    return [
-        Table(
-            "What the winners owe to having been chosen, in points",
-            (CELL_COLUMN, "configurations", "strict F1", "owed to luck", "F1 without it"),
-            "lrrrr",
-            rows,
-            "Chosen on all folds but one, each in turn: what the chosen one is further ahead of all "
-            "configurations there than on the fold left out. Of one cell this is unsure by more than itself, "
-            "and may be below 0: look at many.",
-        )
+        found, summary = winner.selection, by_name[winner.cell]
+        if found is not None:
+            tried = sum(c.is_complete for c in summary.configurations)
+            rows.append((names[summary.cell], tried, found.scored, found.optimism, found.corrected))
+    columns = [
+        *CELL_COLUMN,
+        *numbers("configurations"),
+        *numbers("strict F1", "luck", "F1 without luck", show=points),
     ]
+    caption = (
+        "The choice is repeated without each fold in turn; luck is the chosen configuration's lead on the "
+        "other folds that it does not have on the fold left out. For one cell this estimate is noisier than "
+        "the luck itself and may be negative; look at many cells."
+    )
+    title = "Luck in the winners' F1 from choosing the best, in points"
+    return [Table(title, columns, rows, caption)] if rows else []
 
 
 def _varied(configurations: Sequence[ConfigurationSummary]) -> dict[str, list[Any]]:
@@ -92,8 +93,8 @@ def _varied(configurations: Sequence[ConfigurationSummary]) -> dict[str, list[An
 
 
 def _value_key(value: Any) -> tuple[bool, float, str]:
-    """By which values of a setting are told apart and sorted: numbers before words."""
-    is_number = isinstance(value, int | float)
+    """Identifies and sorts a setting's values: numbers before words."""
+    is_number = _is_number(value)
     return not is_number, float(value) if is_number else 0.0, "" if is_number else str(value)
 
 
@@ -101,16 +102,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _word(name: str) -> str:
     return name.replace("_", " ")
 
 
 def _field_of(summary: CellSummary, name: str, span: tuple[float, float]) -> Plot | None:
-    """Over two settings; the second is the first whole number, where there is one, such as a length."""
+    """F1 over two settings; the second is the first integer one, if any, such as a prompt's length."""
     varied = {
         field: values
         for field, values in _varied(summary.configurations).items()
@@ -122,15 +119,15 @@ def _field_of(summary: CellSummary, name: str, span: tuple[float, float]) -> Plo
     x = next((f for f in others if all(isinstance(v, int) for v in varied[f])), others[0])
     places = {_place_of(one, y, x) for one in summary.configurations}
     is_sparse = 2 * len(places) < len(varied[x]) * len(varied[y])
-    if is_sparse or max(len(varied[x]), len(varied[y])) > MOST_VALUES:
+    if is_sparse or max(len(varied[x]), len(varied[y])) > MAX_AXIS_VALUES:
         return _points_of(summary, name, x, y, varied, span)
-    # Of several at one place the one that is best on validation: they come in that order.
+    # Configurations come best on validation first; at each place the first one counts.
     best: dict[tuple[Any, Any], ConfigurationSummary] = {}
     for one in summary.configurations:
         best.setdefault(_place_of(one, y, x), one)
     cells = [[best.get((row, column)) for column in varied[x]] for row in varied[y]]
     texts = [[_heat_text(one, summary) for one in row] for row in cells]
-    rows, columns = ([_short(v) for v in varied[f]] for f in (y, x))
+    rows, columns = ([short_value(v) for v in varied[f]] for f in (y, x))
     values = [
         [None if c is None or c.strict.mean is None else 100 * c.strict.mean for c in row]
         for row in cells
@@ -142,9 +139,8 @@ def _field_of(summary: CellSummary, name: str, span: tuple[float, float]) -> Plo
         130 + 44 * len(rows),
         Table(
             f"{name}: F1, sd, by {_word(y)} (down) and {_word(x)} (across)",
-            (_word(y), *columns),
-            "r" * (1 + len(columns)),
-            [(row, *texts_of) for row, texts_of in zip(rows, texts, strict=True)],
+            numbers(_word(y), *columns),
+            [(row, *line) for row, line in zip(rows, texts, strict=True)],
         ),
         is_wide=False,
     )
@@ -178,7 +174,7 @@ def _points_of(
     marks = [
         Mark(
             getattr(c.configuration, x), getattr(c.configuration, y),
-            f"F1 {plus_minus(c)}\n{say_settings(c.configuration, names)}", ringed=c is summary.winner,
+            f"F1 {plus_minus(c)}\n{settings_text(c.configuration, names)}", ringed=c is summary.winner,
         )
         for c in shown
     ]  # fmt: skip
@@ -186,9 +182,8 @@ def _points_of(
     log = tuple(varied[f][0] > 0 and varied[f][-1] / varied[f][0] > 8 for f in (x, y))
     return Plot(
         name,
-        f"Strict F1 by {_word(x)} and {_word(y)}, a point a configuration; the winner is ringed. "
-        "The figures are in "
-        "the list of configurations.",
+        f"Strict F1 by {_word(x)} and {_word(y)}, one point per configuration; the winner is ringed. The "
+        "list of configurations has the numbers.",
         figures.field(marks, values, _word(x), _word(y), (log[0], log[1]), span),
         340,
         is_wide=False,
@@ -196,21 +191,21 @@ def _points_of(
 
 
 def _curves(findings: Findings, searched: Sequence[CellSummary]) -> list[Plot]:
-    """Of each setting that has a few values: the best on validation at each value, a line a strategy."""
+    """One plot per setting with few values: the best on validation at each value, one line per strategy."""
     groups: dict[tuple[str, str], dict[str, list[CellSummary]]] = {}
     for summary in searched:
         cell = summary.cell
-        where = without_corpus(place_of(cell), cell.corpus, findings)
+        where = without_corpus(_place(cell), cell.corpus, findings.summaries)
         varied = _varied(summary.configurations)
         for name, values in varied.items():
-            # Drawn values are each of one configuration, which differs in all else, too.
+            # A drawn value belongs to a single configuration, which differs in its other settings too.
             is_drawn = len(varied) > 1 and len(values) == len(summary.configurations)
-            if len(values) <= MOST_VALUES and not is_drawn:
+            if len(values) <= MAX_AXIS_VALUES and not is_drawn:
                 groups.setdefault((name, where), {}).setdefault(cell.strategy, []).append(summary)
     plots = []
     for (name, where), by_strategy in groups.items():
         marks: dict[str, list[Mark]] = {}
-        rows, there = [], dict[tuple[bool, float, str], Any]()
+        rows, found = [], dict[tuple[bool, float, str], Any]()
         for strategy, (summary, *_) in in_order(by_strategy).items():
             for value in _varied(summary.configurations)[name]:
                 best = next(
@@ -219,35 +214,31 @@ def _curves(findings: Findings, searched: Sequence[CellSummary]) -> list[Plot]:
                 )  # fmt: skip
                 if best is None:
                     continue
-                there[_value_key(value)] = value
-                interval = fold_interval(best)
-                at = value if _is_number(value) else str(value)
-                text = f"{strategy}, {_word(name)} {_short(value)}"
-                marks.setdefault(strategy, []).append(curve_mark(at, text, best, interval))
-                rows.append((strategy, _short(value), *curve_row(best, interval)))
-        values = [there[key] for key in sorted(there)]
+                found[_value_key(value)] = value
+                x = value if _is_number(value) else str(value)
+                text = f"{strategy}, {_word(name)} {short_value(value)}"
+                marks.setdefault(strategy, []).append(curve_mark(x, text, best))
+                rows.append((strategy, short_value(value), *curve_row(best)))
+        values = [found[key] for key in sorted(found)]
         if len(values) < 2:
             continue
-        numbers = [v for v in values if _is_number(v)]
-        is_words = len(numbers) < len(values)
-        if is_words:  # an axis of names, numbers among them
-            marks = {s: [_named(m) for m in of] for s, of in marks.items()}
-            values = [_short(v) if _is_number(v) else str(v) for v in values]
+        is_category = not all(map(_is_number, values))
+        if is_category:
+            marks = {strategy: list(map(_named, members)) for strategy, members in marks.items()}
+            values = [short_value(v) if _is_number(v) else str(v) for v in values]
         plots.append(
             Plot(
                 f"By {_word(name)}: {where}",
-                f"Strict F1 by {_word(name)}, at each value of the configuration that is best on "
-                "validation there, "
+                f"Strict F1 by {_word(name)}: at each value the configuration that is best on validation, "
                 "with 95 % intervals over folds.",
                 figures.scatter(
                     marks, _word(name), "strict F1, points", lines=True, ticks=values,
-                    log=not is_words and values[0] > 0 and values[-1] / values[0] > 8,
+                    log=not is_category and values[0] > 0 and values[-1] / values[0] > 8,
                 ),
                 380,
                 Table(
                     f"By {_word(name)}: {where}",
-                    ("strategy", _word(name), "strict F1", "sd", "95 % interval over folds"),
-                    "lrrrr",
+                    [*words("strategy"), *numbers(_word(name)), *curve_columns()],
                     rows,
                 ),
                 is_wide=False,
@@ -257,41 +248,41 @@ def _curves(findings: Findings, searched: Sequence[CellSummary]) -> list[Plot]:
 
 
 def _named(mark: Mark) -> Mark:
-    at = mark.x if isinstance(mark.x, str) else _short(mark.x)
-    return Mark(at, mark.y, mark.says, mark.low, mark.high, mark.size, mark.ringed)
+    return replace(mark, x=mark.x if isinstance(mark.x, str) else short_value(mark.x))
+
+
+def _place(cell: Cell) -> str:
+    """Corpus, backbone and shots."""
+    return cell.name.replace(f"/{cell.strategy}", "", 1)
 
 
 def _configurations(summary: CellSummary, name: str) -> Table:
-    shown = summary.configurations[:MOST_CONFIGURATIONS]
+    shown = summary.configurations[:MAX_CONFIGURATIONS]
     names = differing(summary.configurations)
     left = len(summary.configurations) - len(shown)
     return Table(
         f"{name}: configurations, best on validation first",
-        (
-            "configuration",
-            "validation F1",
-            "strict F1",
-            "sd",
-            "lenient F1",
-            "folds",
-            "device s",
-            "",
-        ),
-        "lrrrrrrl",
+        [
+            *words("configuration"),
+            *numbers("validation F1", "strict F1", "sd", "lenient F1", show=points),
+            *numbers("folds"),
+            *numbers("device time", unit="s", show=show_seconds),
+            *words(""),
+        ],
         [
             (
-                say_settings(one.configuration, names),
-                points(one.validation.mean),
-                points(one.strict.mean),
-                points(one.strict.sd),
-                points(one.lenient.mean),
+                settings_text(one.configuration, names),
+                one.validation.mean,
+                one.strict.mean,
+                one.strict.sd,
+                one.lenient.mean,
                 f"{len(one.folds)} of {one.num_folds}",
-                f"{one.device_seconds:,.0f}",
+                one.device_seconds,
                 _state(one, summary),
             )
             for one in shown
         ],
-        f"{left} more are in the table of fold-runs: raymrc export." if left else "",
+        f"'raymrc export' writes the other {left}." if left else "",
     )
 
 

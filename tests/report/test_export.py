@@ -13,7 +13,7 @@ import pytest
 
 from raymrc.analysis.summary import summarise
 from raymrc.report import write_tables
-from raymrc.report.tables import SETTING_TYPES
+from raymrc.report.export import SETTING_TYPES
 from tests.report.making import STUDY, make_findings
 
 

@@ -1,9 +1,9 @@
-"""A study's figures as tidy tables, for whoever goes on with them elsewhere.
+"""Exports a study's numbers as tidy tables, CSV or Parquet.
 
-    fold_runs   a row a fold-run: settings, scores, cost, state
-    labels      a row a label, scheme and site of each finished fold-run
+    fold_runs   one row per fold-run: settings, scores, cost, status
+    labels      one row per label, scheme and site of each finished fold-run
 
-A row of `labels` is joined to its fold-run by `key`. No note's id and no note's text is in them.
+`key` joins `labels` to `fold_runs`. Neither contains a note's id or text.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from raymrc.analysis.findings import Findings
 from raymrc.configuration import Cell, Configuration, FoldRun
 from raymrc.ledger.record import COUNT_SCHEMES, Record
 from raymrc.report.files import put
+from raymrc.report.table import Column, Table
 from raymrc.scoring.counts import Counts
 
 FILE_FORMATS = ("csv", "parquet")
 
 SETTING_TYPES = {f.name: str(f.type) for f in fields(Configuration) if f.name != "cell"}
-"""By name, with the type as it is written."""
+"""Setting -> its type as written in `Configuration`."""
 
 COSTS = (
     "unreachable", "best_epoch", "trained_parameters", "total_parameters", "adapter_bytes",
@@ -33,24 +34,23 @@ COSTS = (
     "training_seconds", "evaluation_seconds", "tokens", "flops", "peak_bytes", "cost_usd",
     "hardware", "started_at",
 )  # fmt: skip
-"""Fields of a record that are a column as they are."""
+"""Fields of a record that become columns unchanged."""
 
 
 def write_tables(findings: Findings, folder: Path, kind: str) -> tuple[Path, ...]:
-    """`fold_runs` and `labels` as files of a kind, one of `FILE_FORMATS`.
+    """Writes `fold_runs` and `labels` in a format of `FILE_FORMATS`.
 
     Raises:
-        StudyError: they cannot be written.
+        StudyError: the files cannot be written.
     """
-    tables = {"fold_runs": fold_run_table(findings), "labels": label_table(findings)}
     return tuple(
-        put(folder / f"{name}.{kind}", partial(_write, table, kind))
-        for name, table in tables.items()
+        put(folder / f"{table.title}.{kind}", partial(_write, table, kind))
+        for table in (fold_run_table(findings), label_table(findings))
     )
 
 
-def fold_run_table(findings: Findings) -> pa.Table:
-    """F1, precision, recall and shares run from 0 to 1; what a fold-run that is not done lacks is empty."""
+def fold_run_table(findings: Findings) -> Table:
+    """F1, precision, recall and shares run from 0 to 1. Scores are empty unless the fold-run is done."""
     winners = {s.winner.configuration for s in findings.summaries if s.winner is not None}
 
     def row(record: Record) -> dict[str, Any]:
@@ -70,15 +70,15 @@ def fold_run_table(findings: Findings) -> pa.Table:
             "weights_fingerprint": run.weights_fingerprint,
         }
 
-    return _table(map(row, findings.fold_runs), row(_any_record(findings)))
+    return _table("fold_runs", map(row, findings.fold_runs), row(_sample_record(findings)))
 
 
-def label_table(findings: Findings) -> pa.Table:
-    """`site` is empty for the scored fold, and the name of the other site where notes are from there."""
+def label_table(findings: Findings) -> Table:
+    """`site` is empty for the scored fold, else the name of the other site."""
 
     def row(record: Record, site: str, mode: str, label: str, counts: Counts) -> dict[str, Any]:
-        said = {"site": site, "scheme": mode, "label": label}
-        return {**_names(findings, record), **said, **counts.to_json()}
+        place = {"site": site, "scheme": mode, "label": label}
+        return {**_names(findings, record), **place, **counts.to_json()}
 
     rows = (
         row(record, site, mode, label, counts)
@@ -88,17 +88,17 @@ def label_table(findings: Findings) -> pa.Table:
         for mode in COUNT_SCHEMES
         for label, counts in record.per_label(mode, site).items()
     )
-    return _table(rows, row(_any_record(findings), "", "", "", Counts()))
+    return _table("labels", rows, row(_sample_record(findings), "", "", "", Counts()))
 
 
-def _any_record(findings: Findings) -> Record:
-    """Has a record's fields, for a ledger that holds none."""
+def _sample_record(findings: Findings) -> Record:
+    """Shows the columns and their types even if the ledger is empty."""
     configuration = Configuration(findings.plan.cells[0].cell, learning_rate=0.0)
     return Record("", FoldRun(configuration, 0, "", "", "", ""))
 
 
 def _names(findings: Findings, record: Record) -> dict[str, Any]:
-    """What tells a row from others."""
+    """Columns that identify a row."""
     run = record.fold_run
     return {
         "key": record.key,
@@ -134,31 +134,28 @@ def _scores(record: Record) -> dict[str, Any]:
     columns: dict[str, Any] = {"validation_f1": record.validation_f1 if done else None}
     for mode in COUNT_SCHEMES:
         counts: Counts = getattr(record, mode)
-        # The scheme of events is of tasks that ask for them.
+        # Only some tasks have events.
         scored = done and (mode != "events" or counts != Counts())
         found = counts.to_json()
         columns |= {f"{mode}_{name}": value if scored else None for name, value in found.items()}
     return columns
 
 
-def _table(rows: Iterable[Mapping[str, Any]], sample: Mapping[str, Any]) -> pa.Table:
+def _table(title: str, rows: Iterable[Mapping[str, Any]], sample: Mapping[str, Any]) -> Table:
     """
     Args:
-        sample: a row like the others, which is not in the table: without rows it has columns all the same.
+        sample: a row that is not in the table; names its columns, and types those of an empty table.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in sample}
-    for row in rows:
-        for name, value in row.items():
-            columns[name].append(value)
-    types = {
-        name: _type_of(name) or (None if values else pa.array([sample[name]]).type)
-        for name, values in columns.items()
-    }
-    return pa.table({name: pa.array(v, types[name]) for name, v in columns.items()})
+    values = [tuple(row.values()) for row in rows]
+    columns = [
+        Column(name, arrow_type=_type_of(name) or (None if values else pa.scalar(value).type))
+        for name, value in sample.items()
+    ]
+    return Table(title, columns, values)
 
 
 def _type_of(name: str) -> pa.DataType | None:
-    """Where a whole column may be empty, it is of the type that it would have; else as its values are."""
+    """Fixed for columns that may be empty throughout; other columns take the type of their values."""
     if name in SETTING_TYPES:
         written = SETTING_TYPES[name].removesuffix(" | None")
         return {"float": pa.float64(), "int": pa.int64()}.get(written, pa.string())
@@ -169,12 +166,19 @@ def _type_of(name: str) -> pa.DataType | None:
     return pa.string() if name in ("shots_of", "reason") else None
 
 
-def _write(table: pa.Table, kind: str, path: Path) -> None:
+def _write(table: Table, kind: str, path: Path) -> None:
+    values = zip(*table.rows, strict=True) if table.rows else [()] * len(table.columns)
+    found = pa.table(
+        {
+            column.name: pa.array(list(cells), column.arrow_type)
+            for column, cells in zip(table.columns, values, strict=True)
+        }
+    )
     if kind == "csv":
         from pyarrow import csv
 
-        csv.write_csv(table, path)
+        csv.write_csv(found, path)
     else:
         from pyarrow import parquet
 
-        parquet.write_table(table, path)
+        parquet.write_table(found, path)

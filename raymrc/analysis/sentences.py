@@ -1,0 +1,296 @@
+"""Conclusions in plain English: a headline of at most 25 words and at most three short sentences each.
+
+What is concluded is decided in `judging`; this module only words it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from raymrc.analysis.conclusions import (
+    AHEAD,
+    BEHIND,
+    EQUIVALENT,
+    UNSURE,
+    BySize,
+    Conclusion,
+    Conclusions,
+    Judgement,
+    Overall,
+    StillLearning,
+)
+from raymrc.analysis.final import FinalGap, FinalScore
+from raymrc.analysis.statistics import Interval
+from raymrc.analysis.summary import CellSummary
+from raymrc.quantities import percent, short_count
+from raymrc.scoring.counts import Counts
+
+MAX_HEADLINE_WORDS, MAX_DETAILS = 25, 3
+
+FREEZE, TRAIN, UNDECIDED = "freeze", "train the backbone", "not enough data"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """
+    Args:
+        headline: the advice, at most `MAX_HEADLINE_WORDS` words.
+        details: at most `MAX_DETAILS` sentences on evidence, other sites and cost.
+    """
+
+    headline: str
+    details: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join((self.headline, *self.details))
+
+
+def advice(judged: Judgement) -> str:
+    return {EQUIVALENT: FREEZE, AHEAD: FREEZE, BEHIND: TRAIN}.get(judged.outcome, UNDECIDED)
+
+
+def verdicts(found: Conclusions) -> tuple[Verdict, ...]:
+    """One per corpus with several backbones, one per gap, and one per corpus with several sizes."""
+    return (
+        *(overall_verdict(best, found) for best in found.overall),
+        *(gap_verdict(one, found) for one in found.gaps),
+        *(size_verdict(fitted, found.margin) for fitted in found.by_size),
+    )
+
+
+def gap_verdict(one: Conclusion, found: Conclusions) -> Verdict:
+    cost = _price_of_lead(one) if one.home.outcome == BEHIND else _price_of_freezing(one)
+    return Verdict(
+        _headline(one.gap.name, one.home, one.gap.frozen, one.gap.unfrozen, found.margin),
+        _details(one, cost, found.num_compared),
+    )
+
+
+def overall_verdict(best: Overall, found: Conclusions) -> Verdict:
+    one = best.conclusion
+    frozen, unfrozen = f"{best.frozen} ({one.gap.frozen})", f"{best.unfrozen} ({one.gap.unfrozen})"
+    name = f"{one.gap.corpus_name}, best of {best.num_backbones} backbones"
+    return Verdict(
+        _headline(name, one.home, frozen, unfrozen, found.margin),
+        _details(one, _price_of_both(best), found.num_compared),
+    )
+
+
+def size_verdict(fitted: BySize, margin: float) -> Verdict:
+    """How the gap, and F1 itself, change with the backbone's size."""
+    name = f"{fitted.corpus}, by size"
+    if fitted.fit is None or fitted.parity is None:
+        return Verdict(f"{name}: not enough data: {fitted.why}.")
+    slopes = [
+        f"{100 * fit.slope:+.1f} under {strategy} ({interval_text(fit.slope_interval())})"
+        for strategy, fit in fitted.f1.items()
+    ]
+    parity, within = fitted.parity, points_text(margin)
+    where = f"These sizes do not show where the gap shrinks to {within}."
+    if parity.parameters and parity.interval.low and parity.interval.high:
+        size, low, high = (
+            short_count(round(end))
+            for end in (parity.parameters, parity.interval.low, parity.interval.high)
+        )
+        beyond = ", beyond the sizes tried" if parity.is_extrapolated else ""
+        where = f"The gap shrinks to {within} at {size} parameters ({low} to {high}){beyond}."
+    return Verdict(
+        f"{name}: a tenfold larger backbone changes the gap by {100 * fitted.fit.slope:+.1f} points "
+        f"(95 % interval {interval_text(fitted.fit.slope_interval())}).",
+        (where, *([f"F1 itself changes by {', '.join(slopes)}."] if slopes else [])),
+    )
+
+
+def _headline(name: str, home: Judgement, frozen: str, unfrozen: str, margin: float) -> str:
+    return {
+        EQUIVALENT: f"{name}: freeze the backbone; {frozen} scores within {points_text(margin)} of "
+        f"{unfrozen}.",
+        AHEAD: f"{name}: freeze the backbone; {frozen} scores higher than {unfrozen}.",
+        BEHIND: f"{name}: train the backbone; {unfrozen} scores higher than {frozen}.",
+        UNSURE: f"{name}: not enough data to choose between {frozen} and {unfrozen}.",
+    }[home.outcome]
+
+
+def _details(one: Conclusion, cost: str, num_compared: int) -> tuple[str, ...]:
+    """The most important ones; the tables have the rest."""
+    home = one.home
+    is_unsure = home.outcome == UNSURE and home.comparison is not None
+    found = [
+        _evidence(home),
+        *_site_advice(one),
+        f"The interval excludes 0, but not after correction for {num_compared} comparisons."
+        if is_unsure and num_compared > 1 and 0.0 not in home.interval
+        else "",
+        learning_sentence(one.still_learning),
+        cost,
+        "More notes or more folds are needed to decide." if is_unsure else "",
+    ]
+    return tuple(filter(None, found))[:MAX_DETAILS]
+
+
+def _evidence(judged: Judgement) -> str:
+    if judged.comparison is None or judged.probabilities is None:
+        return f"The difference has no interval: {judged.why}."
+    return f"Frozen scored {difference_text(judged.comparison.difference, judged.interval)}."
+
+
+def _site_advice(one: Conclusion) -> list[str]:
+    """What to do at other sites where that is known and differs from what to do at home."""
+    at_home = advice(one.home)
+    sites: dict[str, list[str]] = {}
+    for site, judged in one.away.items():
+        if advice(judged) not in (UNDECIDED, at_home):
+            sites.setdefault(advice(judged), []).append(site)
+    return [f"For notes from {' or '.join(names)}, {what}." for what, names in sites.items()]
+
+
+def learning_sentence(winners: Iterable[StillLearning]) -> str:
+    gains = [f"{one.strategy} gained {_tenths(one.gain)}" for one in winners]
+    if not gains:
+        return ""
+    return (
+        f"More epochs may change this: in the last third of training {' and '.join(gains)} "
+        "points on validation notes."
+    )
+
+
+def _price_of_lead(one: Conclusion) -> str:
+    price = price_of_point(one)
+    if price is None:
+        return "Training cost no more than freezing."
+    unit = "USD" if one.extra_usd else "device seconds"
+    extra = one.extra_usd or one.extra_device_seconds
+    return (
+        f"Training cost {extra:.3g} {unit} more over all folds, {price[0]} per point ({price[1]})."
+    )
+
+
+def price_of_point(one: Conclusion) -> tuple[str, str] | None:
+    """Cost of one point of the trained winner's lead, and its interval; None without a lead or extra cost."""
+    if one.per_point is None or one.per_point.value is None:
+        return None
+    low, high = one.per_point.interval.low, one.per_point.interval.high
+    most = "no upper bound" if high is None else f"{high:.2g}"
+    return f"{one.per_point.value:.2g}", f"{'0' if low is None else f'{low:.2g}'} to {most}"
+
+
+def _price_of_freezing(one: Conclusion) -> str:
+    shares = [
+        f"{_percent(share)} of {what}"
+        for share, what in (
+            (one.gap.device_share, "the device time"),
+            (one.gap.adapter_share, "the bytes stored per task"),
+        )
+        if share is not None
+    ]
+    return f"Freezing takes {' and '.join(shares)}." if shares else ""
+
+
+def _price_of_both(best: Overall) -> str:
+    unit, (freezing, training) = (
+        ("USD", best.usd) if all(best.usd) else ("device seconds", best.device_seconds)
+    )
+    if not (freezing and training):
+        return ""
+    share = best.conclusion.gap.adapter_share
+    stored = "" if share is None else f"; a frozen task stores {_percent(share)} of the bytes"
+    return f"Over all folds freezing cost {freezing:.3g} {unit}, training {training:.3g}{stored}."
+
+
+def final_sentence(gap: FinalGap) -> str:
+    return (
+        f"{gap.name}: on held-out notes {gap.frozen} scored {difference_text(gap.gap, gap.interval)} "
+        f"than {gap.unfrozen}."
+    )
+
+
+def unreachable_in_folds(summaries: Iterable[CellSummary]) -> str:
+    return _unreachable_sentence(
+        "Gold",
+        (
+            (s.cell.strategy, s.leader.unreachable, s.leader.pooled_strict, s.leader.unreachable_reasons)
+            for s in summaries
+            if s.leader is not None
+        ),
+    )  # fmt: skip
+
+
+def unreachable_in_test(scores: Iterable[FinalScore]) -> str:
+    return _unreachable_sentence(
+        "Held-out gold",
+        ((s.cell.strategy, s.unreachable, s.counts, s.unreachable_reasons) for s in scores),
+    )
+
+
+def _unreachable_sentence(
+    what: str, cells: Iterable[tuple[str, int, Counts, Mapping[str, int]]]
+) -> str:
+    """Gold items that no answer can match, by strategy; of several backbones, the one with the most."""
+    worst: dict[str, tuple[int, Counts, Mapping[str, int]]] = {}
+    for strategy, lost, counts, reasons in cells:
+        if lost > (worst[strategy][0] if strategy in worst else 0):
+            worst[strategy] = (lost, counts, reasons)
+    if not worst:
+        return ""
+    shares = "; ".join(f"{strategy} {_lost_text(*found)}" for strategy, found in worst.items())
+    return f"{what} that no answer can match, and that counts as missed: {shares}"
+
+
+def _lost_text(lost: int, counts: Counts, reasons: Mapping[str, int]) -> str:
+    """Such as "3 of 127 (2.36 %: beyond context 2, no mention 1)".
+
+    Args:
+        reasons: shown where they account for every lost item; older records have none.
+    """
+    gold = counts.tp + counts.fn
+    reasons = reasons if sum(reasons.values()) == lost else {}
+    why = ", ".join(
+        f"{reason.replace('_', ' ')} {times}"
+        for reason, times in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    )
+    return f"{lost} of {gold} ({percent(lost / gold)}{': ' if why else ''}{why})"
+
+
+def difference_text(gap: float, interval: Interval) -> str:
+    """How frozen scored, such as "47.7 points lower (95 % interval -5.2 to 100.5)".
+
+    Args:
+        gap: F1 of trained minus frozen; the interval is the gap's. Where frozen scored higher, both are
+            turned round.
+    """
+    if gap < 0:
+        low, high = interval.low, interval.high
+        turned = Interval(None if high is None else -high, None if low is None else -low)
+        return f"{_tenths(-gap)} points higher ({_interval_clause(turned)})"
+    return f"{_tenths(gap)} points lower ({_interval_clause(interval)})"
+
+
+def _interval_clause(interval: Interval) -> str:
+    is_open = interval.low is None or interval.high is None
+    return "no interval" if is_open else f"95 % interval {interval_text(interval)}"
+
+
+def interval_text(interval: Interval) -> str:
+    """In points; "-" where an end is open."""
+    if interval.low is None or interval.high is None:
+        return "-"
+    return f"{_tenths(interval.low)} to {_tenths(interval.high)}"
+
+
+def chance_text(value: float) -> str:
+    if value > 0.99:
+        return "over 99 %"
+    return "under 1 %" if value < 0.01 else f"{100 * value:.0f} %"
+
+
+def points_text(margin: float) -> str:
+    return f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
+
+
+def _tenths(value: float) -> str:
+    return f"{100 * value + 0.0:.1f}".replace("-0.0", "0.0")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"
