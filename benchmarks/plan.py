@@ -152,7 +152,7 @@ class Planned:
         found = forecast(self.spec, self.plan, self.workload, measured)
         (cell,) = found.cells
         assert cell is not None
-        return cell.device_seconds, cell.peak_memory, cell.rates.source
+        return cell.device_seconds, cell.peak_memory_bytes, cell.rates.source
 
 
 # --- one process ----------------------------------------------------------------------------------

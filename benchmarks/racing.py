@@ -46,8 +46,8 @@ from raymrc.racing.simulate import (
     WORLDS,
     Curves,
     generate,
-    read_tables,
-    reorder,
+    read_grids,
+    reorder_folds,
     replay,
 )
 
@@ -187,8 +187,9 @@ def run_peer(table: Curves, method: str, setting: float) -> Outcome:
 
 
 def run_ours(table: Curves, method: str, setting: float) -> Outcome:
-    racing = Racing("none") if method == "none" else Racing(error_rate=setting)
-    result = replay(table, racing, SLOTS)
+    if method == "none":
+        return Outcome(table.fold_epochs, table.fold_epochs, 0.0, True)
+    result = replay(table, Racing(error_rate=setting), SLOTS)
     return Outcome(result.grid_fold_epochs, result.fold_epochs, 100 * result.regret, result.is_same)
 
 
@@ -212,14 +213,14 @@ def recorded(orders: int) -> dict[str, list[Curves]]:
             tuple(tuple(map(tuple, folds)) for folds in values["courses"]),
             tuple(values["trained_parameters"]),
         )
-        found[path.stem] = reorder(table, orders)
+        found[path.stem] = reorder_folds(table, orders)
     return found
 
 
 def keep_grids(storage: str, name: str) -> None:
     """The full grids of a study's ledger, as files that `recorded` reads: scores, no notes."""
     RECORDED.mkdir(exist_ok=True)
-    for number, table in enumerate(read_tables(Ledger(storage, write=False).records())):
+    for number, table in enumerate(read_grids(Ledger(storage, write=False).records())):
         path = RECORDED / f"{name}-{number + 1}.json"
         values = {"cell": table.name, **asdict(table)}
         del values["name"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -16,6 +17,18 @@ def in_time(seconds: float) -> tuple[float, str]:
 
 def in_usd(usd: float) -> tuple[float, str]:
     return 1.0, ""
+
+
+Unit = Callable[[float], tuple[float, str]]
+"""Chooses a unit for a value: its size and its name."""
+
+
+def format_time(seconds: float) -> str:
+    """1234.0 -> "20.6 min"; "-" if it is infinite."""
+    if not math.isfinite(seconds):
+        return "-"
+    size, unit = in_time(abs(seconds))
+    return f"{seconds / size:.3g} {unit}"
 
 
 def short_count(number: float) -> str:
@@ -77,3 +90,20 @@ class Estimate:
         )
         value = self.value * other.value
         return Estimate(value, value / down, value * up)
+
+
+def format_estimate(estimate: Estimate, unit: Unit, between: str = "\n") -> str:
+    """A figure and its interval, in the same unit and with two digits: "30 s (20-45)"."""
+    size, name = unit(estimate.value)
+    value, low, high = (
+        _two_digits(number / size) for number in (estimate.value, estimate.low, estimate.high)
+    )
+    suffix = f" {name}" if name else ""
+    return f"{value}{suffix}" + (f"{between}({low}-{high})" if estimate.value else "")
+
+
+def _two_digits(number: float) -> str:
+    rounded = float(f"{number:.2g}")
+    if rounded >= 10:
+        return f"{rounded:.0f}"
+    return f"{rounded:.4f}".rstrip("0").rstrip(".")

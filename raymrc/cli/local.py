@@ -111,7 +111,7 @@ def find_measured(
     spec: Spec, planned: Plan, workload: Workload, records: Sequence[Record]
 ) -> list[Measured]:
     """What is known of its cost: by the ledger and a probe, if there was one."""
-    from raymrc.costs.forecast import read_history
+    from raymrc.costs.history import read_history
     from raymrc.costs.probe import read_probe
 
     return [*read_history(planned, workload, records), *read_probe(spec.storage)]

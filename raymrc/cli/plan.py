@@ -39,11 +39,12 @@ def plan(
 ) -> None:
     """Say what a study will train and what it will cost, before anything starts."""
     from raymrc.costs.budget import Budget
-    from raymrc.costs.forecast import forecast, read_progress
+    from raymrc.costs.forecast import forecast
+    from raymrc.costs.history import read_progress
     from raymrc.costs.plan_json import plan_json
     from raymrc.costs.prices import read_cluster, read_prices
     from raymrc.costs.probe import write_probe
-    from raymrc.costs.status import exceeds
+    from raymrc.costs.status import over_budget_remark
     from raymrc.errors import CorpusError
     from raymrc.model.backbones import find_backbone
     from raymrc.report.terminal import render_plan
@@ -67,7 +68,7 @@ def plan(
     elif probe:
         raise CorpusError("--probe trains on a few of the study's notes, which are not here")
     if costs is not None and spec.budget is not None:
-        said = exceeds(Budget.of(spec), _spent(spec), costs)
+        said = over_budget_remark(Budget.of(spec), _spent(spec), costs)
         costs = replace(costs, remarks=(*costs.remarks, said)) if said else costs
     if as_json:
         answer_json(plan_json(planned, costs))
@@ -77,8 +78,7 @@ def plan(
 
 def _spent(spec: Spec) -> Spent:
     """By all runs of a study until now."""
-    from raymrc.costs.budget import spent_by
-    from raymrc.costs.journal import Journal
+    from raymrc.costs.journal import Journal, spent_by
 
     entries = Journal(spec.storage).entries()
     return spent_by(entries, spec.prices.device_hour_usd, time.time())
@@ -90,7 +90,7 @@ def _run_probes(spec: Spec, planned: Plan, workload: Workload) -> list[Measured]
     Raises:
         StudyError: nothing could be measured.
     """
-    from raymrc.costs.probe import SECONDS_OF_PROBE, choose_probed
+    from raymrc.costs.probe import MAX_PROBE_SECONDS, choose_probed
     from raymrc.errors import StudyError
     from raymrc.training.probe import Probe, run_probes
     from raymrc.training.trainer import Trainer
@@ -108,7 +108,7 @@ def _run_probes(spec: Spec, planned: Plan, workload: Workload) -> list[Measured]
         Probe(
             one.configurations, one.shape, one.lanes, trainer, workload.corpus,
             dict(workload.questions), max(1, int(resources.cpus_per_host)),
-            SECONDS_OF_PROBE / len(chosen),
+            MAX_PROBE_SECONDS / len(chosen),
         )
         for one in chosen
     ]  # fmt: skip
@@ -122,10 +122,12 @@ def _run_probes(spec: Spec, planned: Plan, workload: Workload) -> list[Measured]
 def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> None:
     """Say how far a study is, what it has spent, and when it will end."""
     from raymrc.costs.budget import Budget
-    from raymrc.costs.forecast import forecast, read_progress
+    from raymrc.costs.forecast import forecast
+    from raymrc.costs.history import read_progress
     from raymrc.costs.journal import Journal
     from raymrc.costs.prices import read_prices
-    from raymrc.costs.status import read_status, render_status
+    from raymrc.costs.status import read_status
+    from raymrc.report.status import render_status
 
     spec = load_study(study, changes)
     records, unreadable = read_ledger(spec)

@@ -112,7 +112,8 @@ def simulate(
     from raymrc.errors import LedgerError
     from raymrc.ledger.ledger import Ledger
     from raymrc.planning.plan import build_racing
-    from raymrc.racing.simulate import read_tables, render_replays, reorder, replay_all
+    from raymrc.racing.simulate import read_grids, reorder_folds, replay_all
+    from raymrc.report.status import render_replays
 
     spec = load_study(source, None) if made_up or source.is_file() else None
     problems: tuple[str, ...] = ()
@@ -124,8 +125,8 @@ def simulate(
         records, problems = ledger.read_all()
         for problem in problems:
             say(problem)
-        tables = read_tables(records, spec.num_folds if spec else None)
-        cells = [(table.name, reorder(table, orders)) for table in tables]
+        grids = read_grids(records, spec.num_folds if spec else None)
+        cells = [(grid.name, reorder_folds(grid, orders)) for grid in grids]
     if not cells:
         raise LedgerError(
             f"{source}: no cell has two configurations"
@@ -145,13 +146,13 @@ def simulate(
 def _make_up(spec: Spec, of_each: int) -> list[tuple[str, list[Curves]]]:
     """Grids like those of a study's cells, with their names. No notes and no weights are asked."""
     from raymrc.planning.plan import plan_study, representatives
-    from raymrc.racing.simulate import make_up
+    from raymrc.racing.simulate import generate_like
 
     planned = plan_study(spec, places=False)
     return [
         (
             cell.cell.name,
-            make_up(
+            generate_like(
                 cell.num_configurations, planned.folds,
                 representatives(cell, planned.seed)[0].epochs, of_each,
             ),

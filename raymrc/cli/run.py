@@ -275,5 +275,5 @@ def _spending(spec: Spec, spent: Spent, device_seconds: float) -> str:
     word = "GPU-seconds" if spec.resources.gpus_per_host else "core-seconds"
     in_all = f"{spent.device_seconds:,.0f}"
     usd = f" ({spent.usd:.4g} USD)" if spent.usd else ""
-    of = f", {budget.told(spent)}" if budget else ""
+    of = f", {budget.describe(spent)}" if budget else ""
     return f"this run held devices for {device_seconds:,.0f} {word}, the study for {in_all}{usd} in all{of}"

@@ -1,4 +1,4 @@
-"""TODO: say what this module holds."""
+"""The account of one run of a driver: what it spends, and how long its hosts may stay."""
 
 from __future__ import annotations
 
@@ -6,40 +6,35 @@ import math
 import secrets
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from raymrc.costs.budget import (
-    HOST_START_SECONDS,
-    LEASE_SHARE,
-    LEAST_LEASE,
-    MOST_LEASE,
-    WRITE_SECONDS,
-    Budget,
-    Entry,
-    Left,
-    Spent,
-    add_up,
-)
+from raymrc.costs.budget import Budget, Left, Spent
+from raymrc.costs.journal import WRITE_SECONDS, JournalEntry, add_up
 
-if TYPE_CHECKING:
-    pass
+MIN_LEASE_SECONDS, MAX_LEASE_SECONDS = 30.0, 60.0
+"""Time that is charged in advance: at most what a killed driver is overcharged, at least how long a storage
+may refuse before hosts are closed. Between them a lease is `LEASE_SHARE` of the budget."""
+
+LEASE_SHARE = 0.01
+
+MAX_SILENT_START_SECONDS = 20.0
+"""A requested host may hold devices at most this long before its first message."""
 
 
 class Account:
-    """What one run of a driver spends, and how long it may go on. Knows no clock and no files.
+    """Spending of one run of a driver, and its limits. Uses neither clocks nor files.
 
     Args:
         budget: of the study.
-        others: the journal's entries, read before this run begins.
+        others: entries of the journal, read before this run begins.
         now: Unix time.
-        moment: seconds of a monotonic clock. All later moments are of the same one.
-        process: see `Entry`.
+        moment: seconds of a monotonic clock, like all later moments.
+        process: see `JournalEntry`.
     """
 
     def __init__(
         self,
         budget: Budget,
-        others: Iterable[Entry],
+        others: Iterable[JournalEntry],
         now: float,
         moment: float,
         driver: str | None = None,
@@ -49,138 +44,138 @@ class Account:
         self.process = process
         self.driver = driver or secrets.token_hex(8)
         self._others = tuple(others)
-        # What the others had written was written before this moment, whatever clocks say.
+        # The others wrote their entries before this moment, whatever the clocks say.
         self.began = max([now, *(e.began + e.seconds for e in self._others)])
         self._began_at = moment
         self._held: dict[str, tuple[float, float]] = {}
-        self._asked: dict[str, tuple[float, float]] = {}
+        self._requested: dict[str, tuple[float, float]] = {}
         self._slowest_start = 0.0
-        self._gone = 0.0
-        self._paid_until = -math.inf
-        self._paid_devices = self._paid_for = 0.0
+        self._ended_device_seconds = 0.0
+        self._lease_end = -math.inf
+        self._leased_devices = self._leased_device_seconds = 0.0
 
     # --- hosts ------------------------------------------------------------------------------------
 
     def ask(self, host: str, devices: float, moment: float) -> None:
-        """A host was asked for. Since when it holds devices is known when it has said a word; until then
-        what it may hold already is kept free below the limits."""
-        self._asked[host] = (devices, moment)
+        """A host was requested. Only its first message says since when it holds devices; until then the
+        account keeps free what the host may hold already."""
+        self._requested[host] = (devices, moment)
 
     def start(self, host: str, devices: float, moment: float, took: float = 0.0) -> None:
-        """A host holds devices, since this moment.
+        """A host holds devices since this moment.
 
         Args:
-            took: seconds since then, until it could say so.
+            took: seconds from then to its first message.
         """
-        self._asked.pop(host, None)
+        self._requested.pop(host, None)
         self._slowest_start = max(self._slowest_start, took)
         self._held.setdefault(host, (devices, moment))
 
     def awaits(self, host: str) -> bool:
-        """Whether it was asked for, and has not said a word."""
-        return host in self._asked
+        """Whether the host was requested and has sent no message yet."""
+        return host in self._requested
 
     def end(self, host: str, moment: float, *, was_silent: bool = False) -> None:
-        """It is gone.
+        """A host is gone.
 
         Args:
-            was_silent: it had a process, and has not said a word. Since when is not known, so it is charged
-                for what was kept free for it.
+            was_silent: the host had a process and sent no message. Its start is unknown, so it is charged
+                what was kept free for it.
         """
-        asked = self._asked.pop(host, None)
-        if asked is not None and was_silent:
-            self._gone += _may_have_held(*asked, moment)
+        request = self._requested.pop(host, None)
+        if request is not None and was_silent:
+            self._ended_device_seconds += _max_silent_device_seconds(*request, moment)
         devices, since = self._held.pop(host, (0.0, moment))
-        self._gone += devices * max(0.0, moment - since)
+        self._ended_device_seconds += devices * max(0.0, moment - since)
 
     @property
     def devices(self) -> float:
-        """That are held."""
+        """Devices that hosts hold."""
         return sum(devices for devices, _ in self._held.values())
 
     def held_beside(self, hosts: Collection[str]) -> float:
-        """Devices that others than these hosts hold."""
+        """Devices that hosts other than these hold."""
         return sum(devices for host, (devices, _) in self._held.items() if host not in hosts)
 
     def device_seconds(self, moment: float) -> float:
-        """That its hosts have held until then."""
+        """Device time that its hosts have held until this moment."""
         held = sum(devices * max(0.0, moment - since) for devices, since in self._held.values())
-        return self._gone + held
+        return self._ended_device_seconds + held
 
     # --- what is left -----------------------------------------------------------------------------
 
     def spent(self, moment: float) -> Spent:
-        """By all runs: what others are charged, and what this one really has."""
-        seconds = max(0.0, moment - self._began_at)
-        mine = Entry(
-            self.driver, self.began, seconds, self.device_seconds(moment),
-            device_hour_usd=self.budget.device_hour_usd,
-        )  # fmt: skip
-        until = self.began + seconds
-        return add_up((*self._others, mine), self.budget.device_hour_usd, until)
+        """Spending of all runs: the charges of the others, and what this run really spent."""
+        this_run = self._entry(moment)
+        until = self.began + this_run.seconds
+        return add_up((*self._others, this_run), self.budget.device_hour_usd, until)
 
     def left(self, moment: float) -> Left:
         return self.budget.left(self.spent(moment))
 
     @property
     def reserved(self) -> float:
-        """Device-seconds that other runs will want beyond what they are charged."""
+        """Device-seconds that the fold-runs of other runs will need beyond their charges."""
         return sum(entry.reserved for entry in self._others)
 
     def seconds_left(self, moment: float) -> float:
-        """How long all devices that are held may stay; infinite where nothing is limited.
+        """How long all held devices may stay: until a limit is reached or the lease is used up.
 
-        Until a limit is reached, or what the lease charges is used up and more would not be counted.
+        Infinite without a limit.
         """
         if not self.budget or not self.devices:
             return self.limit_left(moment)
         return min(self.limit_left(moment), self.lease_left(moment))
 
     def limit_left(self, moment: float) -> float:
-        """The same, by the limits alone."""
+        """The same by the limits alone."""
         left = self.left(moment)
-        seconds = left.device_seconds - self._coming_up(moment)
-        devices = self.devices + sum(devices for devices, _ in self._asked.values())
+        seconds = left.device_seconds - self._silent_device_seconds(moment)
+        devices = self.devices + sum(devices for devices, _ in self._requested.values())
         if devices:
             return min(left.wall_seconds, seconds / devices)
         return left.wall_seconds if seconds > 0 else seconds
 
-    def _coming_up(self, moment: float) -> float:
-        """Device-seconds that those which were asked for may have held by now."""
-        return sum(_may_have_held(*asked, moment) for asked in self._asked.values())
+    def _silent_device_seconds(self, moment: float) -> float:
+        """Device-seconds that requested hosts may have held by now."""
+        return sum(
+            _max_silent_device_seconds(*request, moment) for request in self._requested.values()
+        )
 
     def seconds_left_of_budget(self, moment: float) -> float:
-        """How long a device could be held before a limit is reached; 0 or less where one is."""
+        """How long one device could be held before a limit is reached; 0 or less if one is reached."""
         left = self.left(moment)
         return min(left.device_seconds, left.wall_seconds)
 
     def lease_left(self, moment: float) -> float:
-        """Seconds until what is spent is more than was written down."""
-        left = self._paid_until - moment
+        """Seconds until spending exceeds what the journal says."""
+        left = self._lease_end - moment
         if self.devices:
-            left = min(left, (self._paid_for - self.device_seconds(moment)) / self.devices)
+            left = min(
+                left, (self._leased_device_seconds - self.device_seconds(moment)) / self.devices
+            )
         return left
 
     def is_counted(self, moment: float) -> bool:
-        """Whether the lease is in force."""
-        return moment <= self._paid_until
+        """Whether the lease is valid."""
+        return moment <= self._lease_end
 
     def covers(self, devices: float, moment: float) -> bool:
-        """Whether so many devices may be held: the lease was written for them, and for a while. Where nothing
-        is limited nobody waits for a storage."""
+        """Whether this number of devices may be held: a lease covers them for some time. Always true without
+        a limit, so that nothing waits for the storage."""
         if not self.budget:
             return True
-        charged = self._paid_for - self.device_seconds(moment)
+        charged = self._leased_device_seconds - self.device_seconds(moment)
         return (
-            devices <= self._paid_devices + 1e-9
+            devices <= self._leased_devices + 1e-9
             and self.is_counted(moment)
             and charged >= WRITE_SECONDS * devices
             and self.is_worth_starting(devices, moment)
         )
 
     def is_worth_starting(self, devices: float, moment: float) -> bool:
-        """Whether hosts with so many devices in all would not be closed before the last has started."""
-        left = self.left(moment).device_seconds - self._coming_up(moment)
+        """Whether hosts with this number of devices in all could all start before the budget closes them."""
+        left = self.left(moment).device_seconds - self._silent_device_seconds(moment)
         return left >= max(WRITE_SECONDS, self._slowest_start) * devices
 
     # --- the journal ------------------------------------------------------------------------------
@@ -193,28 +188,24 @@ class Account:
         running: int = 0,
         committed: float = 0.0,
         closing_seconds: float = 0.0,
-    ) -> Entry:
-        """What to write now.
+    ) -> JournalEntry:
+        """The journal entry to write now.
 
         Args:
             now: Unix time.
-            devices: that are held or asked for.
-            closing_seconds: that hosts take to save and go; the lease has to be longer by some writes.
+            devices: number that is held or requested.
+            closing_seconds: time that hosts take to save and end; the lease is longer by a few writes.
         """
         seconds = self._lease_seconds(max(devices, self.devices))
         seconds = max(seconds, closing_seconds + 4 * WRITE_SECONDS)
         left = self.left(moment)
         ahead = seconds * max(devices, self.devices)
-        return Entry(
-            self.driver,
-            self.began,
-            max(0.0, moment - self._began_at),
-            self.device_seconds(moment),
-            # At the cap hosts are closed: nothing beyond it will be spent.
+        return replace(
+            self._entry(moment),
+            # Hosts are closed at the limit, so nothing is spent beyond it.
             ahead=max(0.0, min(seconds, left.wall_seconds)),
             ahead_device_seconds=max(0.0, min(ahead, left.device_seconds)),
             lease=seconds,
-            device_hour_usd=self.budget.device_hour_usd,
             running=running,
             committed=committed,
             written_at=now,
@@ -223,44 +214,52 @@ class Account:
 
     def _lease_seconds(self, devices: float) -> float:
         share = LEASE_SHARE * self.budget.device_seconds
-        return min(MOST_LEASE, max(LEAST_LEASE, share / devices if devices else math.inf))
+        return min(
+            MAX_LEASE_SECONDS, max(MIN_LEASE_SECONDS, share / devices if devices else math.inf)
+        )
 
-    def paid(self, entry: Entry, moment: float, devices: float) -> None:
-        """A lease was written.
+    def paid(self, entry: JournalEntry, moment: float, devices: float) -> None:
+        """A lease was written to the journal.
 
         Args:
-            moment: when it was made, however long its writing took.
+            moment: when the entry was made, however long writing took.
         """
-        self._paid_until = moment + entry.lease
-        self._paid_devices = devices
-        self._paid_for = entry.charged
+        self._lease_end = moment + entry.lease
+        self._leased_devices = devices
+        self._leased_device_seconds = entry.charged
 
-    def hear(self, entries: Iterable[Entry]) -> None:
-        """What the journal says of all runs."""
+    def hear(self, entries: Iterable[JournalEntry]) -> None:
+        """Take over the journal's entries."""
         self._others = tuple(entry for entry in entries if entry.driver != self.driver)
 
     def last(
         self, now: float, moment: float, unfinished: Mapping[str, float] | None = None
-    ) -> Entry:
-        """What to write at the end: what it was. A lease still, where a host may not be gone."""
+    ) -> JournalEntry:
+        """The journal entry at the end of a run; still a lease if a host may be alive."""
         if self._held:
             return replace(self.lease(now, moment, self.devices), unfinished=dict(unfinished or {}))
-        return Entry(
-            self.driver,
-            self.began,
-            max(0.0, moment - self._began_at),
-            self.device_seconds(moment),
-            device_hour_usd=self.budget.device_hour_usd,
+        return replace(
+            self._entry(moment),
             unfinished=dict(unfinished or {}),
             written_at=now,
             process=self.process,
         )
 
+    def _entry(self, moment: float) -> JournalEntry:
+        """What this run has spent until this moment."""
+        return JournalEntry(
+            self.driver,
+            self.began,
+            max(0.0, moment - self._began_at),
+            self.device_seconds(moment),
+            device_hour_usd=self.budget.device_hour_usd,
+        )
 
-def _may_have_held(devices: float, since: float, moment: float) -> float:
-    """Device-seconds of a host that has not said a word, at most.
+
+def _max_silent_device_seconds(devices: float, since: float, moment: float) -> float:
+    """Largest device time of a host that has sent no message.
 
     Args:
-        since: when it was asked for.
+        since: moment of the request.
     """
-    return devices * min(HOST_START_SECONDS, max(0.0, moment - since))
+    return devices * min(MAX_SILENT_START_SECONDS, max(0.0, moment - since))

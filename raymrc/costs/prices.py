@@ -1,6 +1,6 @@
-"""What machines cost by the hour: a dated table, ours or the user's.
+"""Hourly prices of machines, from a dated table: the built-in one or the user's.
 
-YAML -> PriceTable;  "g5.xlarge=4" -> Cluster
+YAML -> PriceTable;  "g5.xlarge=4" -> Cluster;  study + table -> DevicePrice
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raymrc.errors import SpecError, suggest
+from raymrc.planning.devices import GIB, device_of
 from raymrc.study.source import read_source
+
+if TYPE_CHECKING:
+    from raymrc.study.spec import Spec
 
 BUILT_IN_PRICES = Path(__file__).with_name("prices.yaml")
 
 UTILISATION = 0.7
-"""Of a device's watts, while it trains; an assumption."""
+"""Assumed share of its watts that a device draws while it trains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class DeviceType:
 
     Args:
         kind: "cpu" or "gpu".
-        peak_tflops: 10^12 floating-point operations a second, in what layers compute with.
+        peak_tflops: 10^12 floating-point operations per second, in the number format of the layers.
         watts: under load.
     """
 
@@ -43,9 +47,9 @@ class Instance:
 
     Args:
         device: name of its `DeviceType`.
-        devices: how many of them.
-        gib: memory of one GPU; of a CPU type, of the machine.
-        on_demand, spot: US dollars for one hour of all of it.
+        devices: number of devices.
+        gib: memory of one GPU, or of the whole machine for a CPU type.
+        on_demand, spot: US dollars per hour of the machine.
     """
 
     device: str
@@ -57,11 +61,12 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class PriceTable:
-    """
+    """Devices and instance types with their prices.
+
     Args:
-        name: of the file, or that it is ours.
-        date: of the prices, as it is written there.
-        source: whose prices.
+        name: path of the file, or "the built-in table".
+        date: as written in the file.
+        source: whose prices these are.
     """
 
     name: str
@@ -71,25 +76,25 @@ class PriceTable:
     instances: Mapping[str, Instance]
 
     def cheapest(self, kind: str, gib: float = 0.0) -> str:
-        """Name of the instance whose devices of a kind cost least, on demand.
+        """Name of the instance type with the lowest price per device, on demand; "" if there is none.
 
         Args:
-            gib: that a GPU has, at least; where none has so much, of those with most.
+            gib: smallest memory of a GPU. If no type has that much, those with most memory qualify.
         """
         of_kind = {n: i for n, i in self.instances.items() if self.devices[i.device].kind == kind}
-        most = max((i.gib for i in of_kind.values()), default=0.0)
+        largest = max((i.gib for i in of_kind.values()), default=0.0)
         enough = {
-            n: i for n, i in of_kind.items() if kind == "cpu" or i.gib >= min(0.95 * gib, most)
+            n: i for n, i in of_kind.items() if kind == "cpu" or i.gib >= min(0.95 * gib, largest)
         }
         return min(enough, key=lambda n: enough[n].on_demand / enough[n].devices, default="")
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Machines that a study is to run on.
+    """Machines to run a study on.
 
     Args:
-        machines: (name, instance, how many).
+        machines: (name, instance, number of them).
     """
 
     machines: tuple[tuple[str, Instance, int], ...]
@@ -99,7 +104,7 @@ class Cluster:
         return sum(number * instance.devices for _, instance, number in self.machines)
 
     def hour_usd(self, *, spot: bool = False) -> float:
-        """Of all machines."""
+        """Price of all machines per hour."""
         return sum(n * (i.spot if spot else i.on_demand) for _, i, n in self.machines)
 
     def __str__(self) -> str:
@@ -107,12 +112,13 @@ class Cluster:
 
 
 def read_prices(path: Path | None = None) -> PriceTable:
-    """
+    """Read a price table.
+
     Args:
-        path: of the user's own table; None: the one that comes with raymrc.
+        path: the user's own table; None reads the built-in one.
 
     Raises:
-        SpecError: it cannot be read, or an entry is not one, in one sentence.
+        SpecError: the file cannot be read, or an entry is wrong.
     """
     place = path or BUILT_IN_PRICES
     source = read_source(place)
@@ -142,7 +148,7 @@ def read_prices(path: Path | None = None) -> PriceTable:
 
 
 def _entry(kind: type[Any], name: str, values: Any, wrong: Any) -> Any:
-    """One line of a table as an object."""
+    """One entry of a table as a `DeviceType` or an `Instance`."""
     wanted = {field.name: field.type for field in fields(kind)}
     if not isinstance(values, dict) or set(values) != set(wanted):
         raise wrong(f"{name} has {', '.join(wanted)}, and nothing else")
@@ -159,16 +165,16 @@ def _entry(kind: type[Any], name: str, values: Any, wrong: Any) -> Any:
 
 
 def energy_kwh(device_seconds: float, watts: float) -> float:
-    """What devices draw: an estimate, as nothing here measures it. The rest of a machine is not in it."""
+    """Estimated energy drawn by devices, without the rest of the machine. raymrc does not measure energy."""
     return device_seconds * UTILISATION * watts / 3.6e6
 
 
 @cache
 def watts_of(device: str) -> float:
-    """One device under load, by the built-in table; 0 where it is not there.
+    """Watts of one device under load by the built-in table; 0 if the table lacks the device.
 
     Args:
-        device: "cpu" (one core of it), or a GPU's name as its driver says it.
+        device: "cpu" (one core), or a GPU's name as its driver reports it.
     """
     devices = read_prices().devices
     if device == "cpu":
@@ -178,12 +184,13 @@ def watts_of(device: str) -> float:
 
 
 def read_cluster(given: Sequence[str], table: PriceTable) -> Cluster:
-    """
+    """Read the values of `--instances`.
+
     Args:
-        given: each "TYPE=N", or "TYPE" for one.
+        given: each "TYPE=N", or "TYPE" for one machine.
 
     Raises:
-        SpecError: a type that the table does not have, or no number of them; or both GPUs and CPUs.
+        SpecError: the table lacks a type, a number is wrong, or device types are mixed.
     """
     machines = []
     for text in given:
@@ -200,3 +207,71 @@ def read_cluster(given: Sequence[str], table: PriceTable) -> Cluster:
     if len(kinds) > 1:
         raise SpecError(f"--instances: devices of one type alone, not {', '.join(sorted(kinds))}")
     return Cluster(tuple(machines))
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePrice:
+    """Price of one device of a study.
+
+    Args:
+        hour_usd: US dollars per hour.
+        source: where the price comes from, in words.
+        name: of the device in the price table; "" without a table.
+        type: its entry in the table.
+    """
+
+    hour_usd: float
+    source: str
+    name: str = ""
+    type: DeviceType | None = None
+
+    @property
+    def watts(self) -> float:
+        return self.type.watts if self.type is not None else 0.0
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Operations per second of a GPU; None if unknown."""
+        if self.type is None or self.type.kind != "gpu":
+            return None
+        return self.type.peak_tflops * 1e12
+
+
+def find_device_price(
+    spec: Spec, kind: str, table: PriceTable | None, cluster: Cluster | None = None
+) -> DevicePrice:
+    """Price of the devices that a study trains on: of the cluster, else the study's, else the cheapest that
+    fits.
+
+    Args:
+        kind: "cpu" or "gpu".
+
+    Raises:
+        SpecError: the cluster has devices of the other kind.
+    """
+    study_usd = spec.prices.device_hour_usd
+    if table is None:
+        return DevicePrice(study_usd, "the study's own")
+    dated = f"{table.name}, of {table.date}"
+    if cluster is not None:
+        name, instance, _ = cluster.machines[0]
+        device = table.devices[instance.device]
+        if device.kind != kind:
+            wants, has = ("a GPU", "none") if kind == "gpu" else ("no GPU", "them")
+            raise spec.error(
+                ("resources",),
+                f"the study asks for {wants} (resources.gpus_per_host), and {name} is priced for "
+                f"{has}; set one or the other",
+            )
+        hour_usd = cluster.hour_usd() / cluster.devices
+        return DevicePrice(hour_usd, f"on demand, {dated}", instance.device, device)
+    name = table.cheapest(kind, device_of(spec.resources).total_bytes / GIB)
+    if not name:
+        return DevicePrice(study_usd, "the study's own")
+    instance = table.instances[name]
+    device = table.devices[instance.device]
+    if study_usd:
+        source = "the study's own (prices.device_hour_usd)"
+        return DevicePrice(study_usd, source, instance.device, device)
+    hour_usd = instance.on_demand / instance.devices
+    return DevicePrice(hour_usd, f"{name} on demand, {dated}", instance.device, device)

@@ -1,4 +1,4 @@
-"""TODO: say what this module holds."""
+"""Which cells `raymrc plan --probe` measures, and the file that keeps the measurements."""
 
 from __future__ import annotations
 
@@ -8,36 +8,29 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from raymrc.configuration import Cell, Configuration
-from raymrc.costs.rates import (
-    Measured,
-)
+from raymrc.costs.rates import Measured
 from raymrc.errors import LedgerError
 from raymrc.ledger.storage import not_writable, open_files, said
 from raymrc.planning.placement import PlacementMode
-from raymrc.planning.plan import (
-    Plan,
-    representatives,
-)
+from raymrc.planning.plan import Plan, representatives
 
 if TYPE_CHECKING:
     from raymrc.model.shapes import Shape
 
 
-PROBE = "probe.json"
-"""In the study's storage."""
+PROBE_FILE = "probe.json"
 
-
-SECONDS_OF_PROBE = 40.0
-"""That all cells' probes may take together, the start of their processes aside."""
+MAX_PROBE_SECONDS = 40.0
+"""For the probes of all cells together, without the start of their processes."""
 
 
 @dataclass(frozen=True)
 class Probed:
-    """A cell that a probe measures: the first of a backbone and strategy.
+    """A cell to probe: the first one of each backbone and strategy.
 
     Args:
-        configurations: two of them, which may be the same.
-        lanes: side by side, as it is placed.
+        configurations: the cell's two extremes, which may be equal.
+        lanes: number of lanes side by side.
     """
 
     cell: Cell
@@ -48,7 +41,7 @@ class Probed:
 
 
 def choose_probed(plan: Plan) -> tuple[list[Probed], list[str]]:
-    """What to measure, and a sentence for each cell that one device cannot."""
+    """The cells to probe, and a sentence for each cell that does not fit one device."""
     chosen: dict[tuple[str, str], Probed] = {}
     left_out = []
     for cell in plan.cells:
@@ -56,11 +49,11 @@ def choose_probed(plan: Plan) -> tuple[list[Probed], list[str]]:
         if like in chosen or cell.shape is None or cell.placement is None:
             continue
         if cell.placement.mode == PlacementMode.GROUP:
-            left_out.append(f"{cell.cell.name} wants several devices and is not measured")
+            left_out.append(f"{cell.cell.name} needs several devices and is not probed")
             continue
         both = representatives(cell, plan.seed)
         first, last = (
-            # All notes, whatever a cell of few shots has; and no adapter, which may not be here.
+            # Use all notes, even for few-shot cells, and no adapter: it may not be on this machine.
             replace(
                 configuration,
                 cell=replace(cell.cell, shots=None, shots_of="notes"),
@@ -76,43 +69,44 @@ def choose_probed(plan: Plan) -> tuple[list[Probed], list[str]]:
 
 
 def read_probe(storage: str) -> list[Measured]:
-    """What probes have measured, on any hardware; nothing where there was none.
+    """Measurements of earlier probes, on any hardware.
 
     Raises:
-        LedgerError: there is one and it cannot be read.
+        LedgerError: the file exists and cannot be read.
     """
     files = open_files(storage, "")
     try:
-        if not files.exists(PROBE):
+        if not files.exists(PROBE_FILE):
             return []
-        values = json.loads(files.read(PROBE))
-        return [Measured.from_values(one) for of in values["hardware"].values() for one in of]
+        values = json.loads(files.read(PROBE_FILE))
+        return [Measured.from_values(m) for found in values["hardware"].values() for m in found]
     except OSError as error:
-        raise LedgerError(f"{files.place(PROBE)}: cannot be read ({said(error)})") from None
+        raise LedgerError(f"{files.place(PROBE_FILE)}: cannot be read ({said(error)})") from None
     except (KeyError, TypeError, ValueError, AttributeError):
         raise LedgerError(
-            f"{files.place(PROBE)}: is not a probe of this version of raymrc; remove it, and probe again"
+            f"{files.place(PROBE_FILE)}: was not written by this version of raymrc; remove it, "
+            "and run --probe again"
         ) from None
 
 
 def write_probe(storage: str, measured: Sequence[Measured]) -> str:
-    """Keep what a probe has measured; of other cells and other hardware what is there stays.
+    """Save measurements; those of other cells and other hardware stay.
 
     Returns:
-        Where.
+        Path or URL of the file.
 
     Raises:
         LedgerError: the storage cannot be read or written.
     """
-    again = {(one.hardware, one.like) for one in measured}
-    kept = [one for one in read_probe(storage) if (one.hardware, one.like) not in again]
+    replaced = {(m.hardware, m.like) for m in measured}
+    kept = [m for m in read_probe(storage) if (m.hardware, m.like) not in replaced]
     by_hardware: dict[str, list[dict[str, Any]]] = {}
-    for one in (*kept, *measured):
-        by_hardware.setdefault(one.hardware, []).append(one.to_values())
+    for m in (*kept, *measured):
+        by_hardware.setdefault(m.hardware, []).append(m.to_values())
     files = open_files(storage, "")
     content = json.dumps({"hardware": by_hardware}, indent=1).encode()
     try:
-        files.write(PROBE, content, replace=True)
+        files.write(PROBE_FILE, content, replace=True)
     except OSError as error:
         raise not_writable(files, error) from None
-    return files.place(PROBE)
+    return files.place(PROBE_FILE)

@@ -1,9 +1,9 @@
-"""How long fold-runs will take, from arithmetic and what was measured before.
+"""How long fold-runs take: operation counts, scaled by measured fold-runs.
 
-    Work -> parts, in seconds of a first guess -> multiplied by what measured fold-runs say -> Estimate
+    FoldRunWork -> seconds per part by a first guess -> times multipliers fitted to measurements -> Estimate
 
-Each step of trust starts from the one before: a built-in guess for the kind of device, fold-runs of
-other cells on the same hardware, a probe of the cell, the ledger's own fold-runs of the cell.
+Fits start from a built-in guess for the kind of device and are refined in order of trust: by fold-runs of
+other cells on the same hardware, by a probe of the cell, by the cell's own fold-runs in the ledger.
 """
 
 from __future__ import annotations
@@ -25,23 +25,21 @@ from raymrc.model.strategies import STRATEGIES, count_parameters
 # --- a first guess --------------------------------------------------------------------------------
 
 PARTS = ("training", "evaluation", "steps", "passes", "updates", "rows", "opening")
-"""What a fold-run's time is made of: operations, forward and backward; operations of passes that ask; what
-each step and each pass costs beside; the optimiser, by trained numbers; rows, by collating and
-reading answers; and opening a lane."""
+"""Parts of a fold-run's time: training operations; evaluation operations; overhead of each training step and
+of each evaluation pass; the optimiser; collating rows and reading answers; opening a lane."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A kind of device, roughly.
+    """Rough speed of a kind of device.
 
     Args:
-        flops: a second, that training and evaluation reach.
-        layer_seconds: of one layer in a training step, beside its operations; a third of it in a pass
-            that asks.
-        update_seconds: of one trained number in a step.
-        row_seconds: of one row.
-        opening_seconds: of a lane, and for each of its trained numbers `update_seconds` four times.
-        shares_passes: lanes side by side have these steps in common.
+        flops: operations per second in training and evaluation.
+        layer_seconds: overhead per layer and training step; an evaluation pass has a third of it.
+        update_seconds: per trained number and step.
+        row_seconds: per row.
+        opening_seconds: per lane, plus four `update_seconds` per trained number.
+        shares_passes: lanes side by side share the overhead of a step.
     """
 
     flops: float
@@ -56,21 +54,20 @@ GUESSES = {
     "cpu": Guess(7e10, 5e-4, 1.5e-9, 1e-4, 0.2, False),
     "gpu": Guess(1e14, 1e-3, 2e-11, 1e-4, 1.0, True),
 }
-"""Of one core (AVX2 and newer, fp32), and of a GPU like an A100 (bf16), which `peak_flops` of a price table
-replaces. The CPU's row was measured on two cores of an EPYC; the GPU's is arithmetic, at a third of
-the peak."""
+"""One CPU core (AVX2 or newer, fp32), measured on two cores of an EPYC; and a GPU like an A100 (bf16),
+computed at a third of its peak. A price table's `peak_flops` replaces the GPU's `flops`."""
 
 GPU_UTILISATION = 0.3
-"""Share of a GPU's peak that passes of an encoder reach, roughly."""
+"""Rough share of its peak that a GPU reaches in an encoder's passes."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A fold-run, as far as its cost goes.
+    """A fold-run and all that its cost depends on.
 
     Args:
-        num_labels, num_relations: that are asked for.
-        lanes: that share its passes.
+        num_labels, num_relations: of the study's questions.
+        lanes: number of lanes that share its passes.
     """
 
     configuration: Configuration
@@ -81,11 +78,11 @@ class Job:
     lanes: int = 1
 
     def parts(self, kind: str, peak_flops: float | None = None) -> np.ndarray:
-        """Seconds of a device by the first guess, in the order of `PARTS`.
+        """Device-seconds by the first guess, in the order of `PARTS`.
 
         Args:
-            kind: of device, "cpu" or "gpu".
-            peak_flops: of a GPU, where it is known.
+            kind: "cpu" or "gpu".
+            peak_flops: of the GPU; None if unknown.
         """
         guess = GUESSES[kind]
         flops = guess.flops if peak_flops is None else GPU_UTILISATION * peak_flops
@@ -116,16 +113,16 @@ class Job:
         ).trained
 
 
-# --- what was measured ----------------------------------------------------------------------------
+# --- measurements ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished fold-run and what it cost.
+    """A finished fold-run and its cost.
 
     Args:
-        hardware: as `training.meter.hardware` says it.
-        kind: of device, "cpu" or "gpu".
+        hardware: description by `training.meter.hardware`.
+        kind: "cpu" or "gpu".
         source: "ledger" or "probe".
     """
 
@@ -138,7 +135,7 @@ class Measured:
 
     @property
     def like(self) -> tuple[str, str]:
-        """What has to be equal for it to be of the same cell, whatever the notes."""
+        """Backbone and strategy: equal for fold-runs of the same cell, whatever the notes."""
         cell = self.job.configuration.cell
         return cell.backbone.name, cell.strategy
 
@@ -161,7 +158,7 @@ class Measured:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Measured:
-        """Of a probe. Raises KeyError, TypeError or ValueError where they are not such values."""
+        """Read what `to_values` wrote. Raises KeyError, TypeError or ValueError on other values."""
         job = dict(values["job"])
         job["configuration"] = Configuration.from_values(job["configuration"])
         job["work"] = FoldRunWork(
@@ -174,23 +171,26 @@ class Measured:
 # --- fitting --------------------------------------------------------------------------------------
 
 SPREADS = {"guess": 0.85, "others": 0.3, "probe": 0.12, "ledger": 0.08}
-"""Standard deviation of the logarithm by where rates come from, until enough was measured to say: a guess is
-within four times, either way; fold-runs of another cell, 60 %; a probe, 20 %; the ledger, 14 %."""
+"""Standard deviation of log time by the source of the rates, used until enough was measured. A guess may be
+off by a factor of four, other cells by 60 %, a probe by 20 %, the ledger by 14 %."""
 
 RIDGE = 0.02
-"""What keeps parts near where they were, against the squares of relative errors."""
+"""Penalty that keeps multipliers near their start, relative to squared relative errors."""
+
+PRIOR_FOLD_RUNS = 4
+"""Weight of the usual spread, in fold-runs."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """By how much a cell's parts differ from the first guess.
+    """Multipliers of the first guess for one cell.
 
     Args:
         multipliers: in the order of `PARTS`, none negative.
-        spread: standard deviation of the logarithm of what is predicted.
+        spread: standard deviation of the logarithm of predicted times.
         source: a key of `SPREADS`.
-        measured: fold-runs that it was fitted to.
-        hardware: where they were measured; "" for a guess.
+        measured: number of fold-runs in the fit.
+        hardware: where these ran; "" for a guess.
     """
 
     multipliers: np.ndarray
@@ -206,21 +206,20 @@ class Rates:
 def fit_rates(
     like: tuple[str, str], measured: Iterable[Measured], kind: str, peak_flops: float | None = None
 ) -> Rates:
-    """The rates of a cell.
+    """Fit the rates of a cell.
 
     Args:
         like: its backbone's name and its strategy; see `Measured.like`.
-        measured: of any cell, all on one hardware.
-        kind: of device.
-        peak_flops: see `Job.parts`.
+        measured: fold-runs of any cell, all on one hardware.
+        kind, peak_flops: see `Job.parts`.
     """
-    everything = [m for m in measured if m.kind == kind and m.device_seconds > 0]
+    usable = [m for m in measured if m.kind == kind and m.device_seconds > 0]
     rates = Rates(np.ones(len(PARTS)), SPREADS["guess"])
-    own = [m for m in everything if m.like == like]
+    of_cell = [m for m in usable if m.like == like]
     stages = {
-        "others": [m for m in everything if m.like != like],
-        "probe": [m for m in own if m.source == "probe"],
-        "ledger": [m for m in own if m.source == "ledger"],
+        "others": [m for m in usable if m.like != like],
+        "probe": [m for m in of_cell if m.source == "probe"],
+        "ledger": [m for m in of_cell if m.source == "ledger"],
     }
     for source, found in stages.items():
         if found:
@@ -233,12 +232,12 @@ def fit_rates(
 
 
 def _fit(start: np.ndarray, parts: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Non-negative least squares of relative errors, from `start` scaled to the median.
+    """Non-negative least squares on relative errors, starting from `start` scaled to the median.
 
     Shapes:
         start: (parts,), parts: (fold-runs, parts), seconds: (fold-runs,)
     """
-    from scipy.optimize import nnls  # a third of a second, and only where something was measured
+    from scipy.optimize import nnls  # importing takes a third of a second
 
     scaled = start * float(np.median(seconds / (parts @ start)))
     shares = parts * scaled / seconds[:, None]
@@ -250,27 +249,27 @@ def _fit(start: np.ndarray, parts: np.ndarray, seconds: np.ndarray) -> np.ndarra
 
 
 def _spread(start: np.ndarray, parts: np.ndarray, seconds: np.ndarray, usual: float) -> float:
-    """Of fold-runs predicted from the others; drawn to `usual` where there are few."""
+    """Leave-one-out prediction error, shrunk towards the usual spread when there are few fold-runs."""
     number = len(seconds)
     errors = []
-    for at in range(number) if number > 1 else ():
-        others = np.arange(number) != at
+    for left_out in range(number) if number > 1 else ():
+        others = np.arange(number) != left_out
         multipliers = _fit(start, parts[others], seconds[others])
-        errors.append(math.log(seconds[at] / float(parts[at] @ multipliers)))
+        errors.append(math.log(seconds[left_out] / float(parts[left_out] @ multipliers)))
     squares = sum(error * error for error in errors)
-    return math.sqrt((squares + 4 * usual**2) / (len(errors) + 4))
+    return math.sqrt((squares + PRIOR_FOLD_RUNS * usual**2) / (len(errors) + PRIOR_FOLD_RUNS))
 
 
 def choose_hardware(measured: Sequence[Measured], kind: str, named: str = "") -> list[Measured]:
-    """The fold-runs of one hardware: of the ledger before a probe's, where most were measured.
+    """Fold-runs on the hardware with most measurements; the ledger's count before a probe's.
 
     Args:
-        named: only hardware with this name in it, such as "A10G"; "": any of this kind.
+        named: part of the hardware's name, such as "A10G"; "" allows any of this kind.
     """
-    found = [m for m in measured if m.kind == kind and named in m.hardware]
+    candidates = [m for m in measured if m.kind == kind and named in m.hardware]
     for source in ("ledger", "probe"):
-        of_source = [m.hardware for m in found if m.source == source]
-        if of_source:
-            chosen = statistics.mode(of_source)
-            return [m for m in found if m.hardware == chosen]
+        hardware = [m.hardware for m in candidates if m.source == source]
+        if hardware:
+            chosen = statistics.mode(hardware)
+            return [m for m in candidates if m.hardware == chosen]
     return []

@@ -276,7 +276,7 @@ def plan_study(
 def build_racing(spec: Spec) -> Racing | None:
     """How the study races the configurations of a cell; None where it trains all of them."""
     race = spec.racing
-    return None if race is None else Racing("paired", race.error_rate, race.rungs, race.min_folds)
+    return None if race is None else Racing(race.error_rate, race.rungs, race.min_folds)
 
 
 # --- one cell -------------------------------------------------------------------------------------

@@ -1,22 +1,21 @@
-"""Which fold-runs of a cell are worth training on, and which configurations can no longer win. Pure.
+"""Decides what a cell trains next and which configurations can no longer win. Pure functions.
 
-    validation F1 so far -> what it says of the mean over all folds -> what to run next, who is stopped
+    validation F1 so far -> posterior of each mean over all folds -> fold-runs to train, contenders to stop
 
-A configuration's worth T is what `verdict.rank` goes by: over all folds, the mean of each fold-run's best
-validation F1. What a fold-run has reached at a share of its epochs (a rung) is taken as
+A configuration's worth is what `ledger.rank.rank` goes by: the mean over all folds of each fold-run's best
+validation F1. The best F1 that configuration c has reached at a share of its epochs (a rung) is modelled as
 
-    y[c, fold, rung] = level[fold, rung] + effect[c, rung] + rest[c, fold, rung]
+    y[c, fold, rung] = level[fold, rung] + effect[c, rung] + residual[c, fold, rung]
 
-of configuration c, with a free level for every fold and rung, so that only what was measured on the
-same fold at the same share of training is ever compared, and with Gaussian effects and rests,
-correlated over rungs. This gives each T a mean and a variance, whatever is still missing;
-covariances are fitted to the race itself, from a prior. That beaten configurations are not trained
-on does not bias the fit: why they are missing can be read off what is there (Rubin 1976, Biometrika
-63, 581-592).
+Every fold and rung has a free level, so the model compares only values from the same fold and the same share
+of training. Effects and residuals are Gaussian and correlated over rungs; their covariances are fitted to the
+race itself, starting from a prior. This gives each worth a mean and a variance, whatever is still missing.
+Stopping beaten configurations does not bias the fit, because the observed values explain why the others are
+missing (Rubin 1976, Biometrika 63, 581-592).
 
-Sources: races over blocks, Birattari et al. 2002, GECCO; going on where the posterior says that the
-best may be, Russo 2020, Operations Research 68, 1625-1647; Gaussian models of learning curves, Swersky
-et al. 2014, arXiv:1406.3896; REML by EM, Laird and Ware 1982, Biometrics 38, 963-974.
+Sources: races over blocks, Birattari et al. 2002, GECCO; sampling where the posterior says that the best may
+be, Russo 2020, Operations Research 68, 1625-1647; Gaussian models of learning curves, Swersky et al. 2014,
+arXiv:1406.3896; REML by EM, Laird and Ware 1982, Biometrics 38, 963-974.
 """
 
 from __future__ import annotations
@@ -36,69 +35,53 @@ from raymrc.ledger.rank import rank
 
 Array = NDArray[np.floating]
 
-METHODS = ("none", "paired")
+EM_STEPS = 2
+"""Later steps move the covariances by less than the uncertainty of the prior."""
 
-FIT_STEPS = 2
-"""Of EM; later ones move the covariances by less than the prior's own vagueness."""
-
-FAR = 3.0
-"""What lies further below a fold's best than so many times its median does is as good as there: diverged runs
-would otherwise pass for the spread of all."""
+MAX_GAP_MEDIANS = 3.0
+"""A gap to the fold's best counts as at most this many times the median gap; otherwise a few diverged runs
+would inflate the variance of all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Racing:
-    """How a cell's configurations are raced.
+    """Settings of a race between a cell's configurations.
 
     Args:
-        method: "none" trains everything.
-        error_rate: the configuration that would have won is stopped with at most this probability, 0 to 1,
-            over the whole race.
+        error_rate: largest probability that the race stops the configuration that would have won, 0 to 1.
         rungs: shares of a fold-run's epochs at which it may pause, ascending; the last is 1.
-        min_folds: no configuration is stopped before it has reached the first rung on so many.
+        min_folds: a configuration is stopped only after it has reached the first rung on this many folds.
 
     Raises:
-        ValueError: one of these is not so.
+        ValueError: a setting is out of range.
     """
 
-    method: str = "paired"
     error_rate: float = 0.05
     rungs: tuple[float, ...] = (0.1, 0.3, 0.6, 1.0)
     min_folds: int = 1
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"racing is one of {', '.join(METHODS)}, not '{self.method}'")
         if not 0 < self.error_rate < 1:
-            raise ValueError("the error rate lies between 0 and 1")
+            raise ValueError("the error rate must lie between 0 and 1")
         ascending = all(a < b for a, b in zip((0.0, *self.rungs), self.rungs, strict=False))
         if not self.rungs or not ascending or self.rungs[-1] != 1.0:
-            raise ValueError("rungs are shares of the epochs, ascending, and the last is 1")
+            raise ValueError("rungs must be ascending shares of the epochs, the last of them 1")
 
     def epochs_at(self, epochs: int) -> tuple[int, ...]:
-        """The epoch of each rung, from 1; of a fold-run with few epochs several may be the same."""
+        """The epoch of each rung, from 1. Rungs of a short fold-run may share an epoch."""
         return tuple(max(1, math.ceil(share * epochs - 1e-9)) for share in self.rungs)
-
-    def reached(self, course: Sequence[float], epochs: int) -> list[float]:
-        """The best validation F1 by each rung that a course has come to.
-
-        Args:
-            course: of the epochs that are done.
-            epochs: of the whole fold-run.
-        """
-        return [max(course[:end]) for end in self.epochs_at(epochs) if end <= len(course)]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A configuration of the cell, as far as it has been trained.
+    """A configuration of the cell and its results so far.
 
     Args:
-        configuration: its id.
-        epochs: of each of its fold-runs.
+        configuration: id of the configuration.
+        epochs: length of each of its fold-runs.
         courses: by fold, validation F1 after each finished epoch, 0 to 1.
-        stopped: an earlier decision has stopped it; what it has reached still counts as evidence.
-        trained_parameters: the smaller one wins a tie.
+        stopped: an earlier decision stopped it; its results still count as evidence.
+        trained_parameters: the smaller number wins a tie.
     """
 
     configuration: str
@@ -109,12 +92,12 @@ class Contender:
 
     @cached_property
     def done(self) -> list[int]:
-        """Epochs of each fold-run."""
+        """Finished epochs of each fold-run."""
         return [len(course) for course in self.courses]
 
     @cached_property
     def best(self) -> Array:
-        """The best validation F1 by each epoch that is done, (folds, epochs); 0 beyond."""
+        """Best validation F1 up to each finished epoch, (folds, epochs); 0 for later epochs."""
         best = np.zeros((len(self.courses), self.epochs))
         for fold, course in enumerate(self.courses):
             best[fold, : len(course)] = np.maximum.accumulate(course)
@@ -126,7 +109,7 @@ class Contender:
 
     @property
     def worth(self) -> float | None:
-        """Mean over folds of the best validation F1; None while a fold-run is not done."""
+        """Mean over folds of the best validation F1; None while a fold-run is unfinished."""
         if not self.is_complete:
             return None
         return sum(max(course) for course in self.courses) / len(self.courses)
@@ -134,7 +117,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Train this fold-run until so many of its epochs are done; it starts or goes on from where it is."""
+    """Train a fold-run up to an epoch, from wherever it is now."""
 
     configuration: str
     fold: int
@@ -143,9 +126,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class StoppedContender:
-    """
+    """A configuration that leaves the race.
+
     Args:
-        probability: that it would have won against the leader, when it was stopped.
+        probability: its probability of beating the leader, at the time of the decision.
         reason: a sentence for the record.
     """
 
@@ -156,11 +140,12 @@ class StoppedContender:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """
+    """What to do now.
+
     Args:
-        run: what free slots take, in this order.
-        stopped: configurations that are stopped now.
-        winner: once the race is over: nothing is left to run, or worth running.
+        run: fold-runs for the free slots, in this order.
+        stopped: configurations that leave the race now.
+        winner: set once no further run can change it.
     """
 
     run: tuple[Run, ...] = ()
@@ -170,31 +155,32 @@ class Decision:
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed before a race, and as how many configurations' worth of evidence.
+    """Standard deviations expected before a race, and their weight as evidence. F1 runs from 0 to 1.
 
     Args:
-        effect_sd: of configurations' worth over all folds, F1 from 0 to 1.
-        rest_sd: of a configuration on one fold, beside its effect.
-        effect_lag_sd, rest_lag_sd: how far the standing at the very start may be from the one at the end.
-        effect_weight, rest_weight: in configurations and in fold-runs.
+        effect_sd: of a configuration's worth over all folds.
+        residual_sd: of one fold-run around its configuration's effect.
+        effect_lag_sd, residual_lag_sd: how far the order at the very start may differ from the final one.
+        lag_rate: how fast that difference decays over a fold-run.
+        effect_weight, residual_weight: prior weight, in configurations and in fold-runs.
     """
 
     effect_sd: float = 0.03
-    rest_sd: float = 0.015
+    residual_sd: float = 0.015
     effect_lag_sd: float = 0.08
-    rest_lag_sd: float = 0.04
+    residual_lag_sd: float = 0.04
     lag_rate: float = 3.0
     effect_weight: float = 4.0
-    rest_weight: float = 4.0
+    residual_weight: float = 4.0
 
     def covariances(self, rungs: Sequence[float]) -> tuple[Array, Array]:
-        """Of effects and of rests, (R, R) each: the end's, and what is still to come on the way."""
+        """Covariances of effects and of residuals over rungs, (R, R) each."""
         share = np.asarray(rungs)
         to_come = np.exp(-2 * self.lag_rate * share) - math.exp(-2 * self.lag_rate)
         later = np.minimum.outer(to_come, to_come)
         return (
             self.effect_sd**2 + self.effect_lag_sd**2 * later,
-            self.rest_sd**2 + self.rest_lag_sd**2 * later,
+            self.residual_sd**2 + self.residual_lag_sd**2 * later,
         )
 
 
@@ -203,40 +189,25 @@ def decide(
     racing: Racing,
     slots: int,
     running: Collection[Run] = (),
-    prior: Prior | None = None,
 ) -> Decision:
-    """What is to happen now. A function of its arguments alone, and not of the contenders' order.
+    """Decide what to run and what to stop, whatever the contenders' order.
 
     Args:
-        contenders: of one cell, with the same folds; without those of which a fold-run failed.
-        slots: fold-runs that may start now.
-        running: what earlier decisions gave out and is not reported yet.
+        contenders: configurations of one cell, with the same folds; leave out those with a failed fold-run.
+        slots: number of fold-runs that may start now.
+        running: runs of earlier decisions that have not reported yet.
     """
     contenders = sorted(contenders, key=attrgetter("configuration"))
-    if racing.method == "none":
-        return _everything(contenders, slots, running)
     race = _Race(contenders, racing, running)
     first = race.first_rungs(slots)
     if len(first) == slots or not race.has_evidence:
         return Decision(first)
-    fit = _fit(race.reached, race.depth, prior or Prior(), racing.rungs)
+    fit = _fit(race.reached, race.depth, Prior(), racing.rungs)
     return race.decide(fit, first, slots - len(first))
 
 
-def _everything(contenders: Sequence[Contender], slots: int, running: Collection[Run]) -> Decision:
-    """The full grid, configuration by configuration."""
-    busy = {(run.configuration, run.fold) for run in running}
-    left = [
-        Run(contender.configuration, fold, contender.epochs)
-        for contender in contenders
-        for fold, course in enumerate(contender.courses)
-        if len(course) < contender.epochs and (contender.configuration, fold) not in busy
-    ]
-    return Decision(tuple(left[:slots]), (), None if left or busy else _winner(contenders))
-
-
 def _winner(contenders: Sequence[Contender]) -> str | None:
-    """By the verdict's rule, of those with all folds done."""
+    """The best of the complete contenders, by the rule that chooses a cell's winner."""
     complete = [contender for contender in contenders if contender.is_complete]
     ranked = min(
         (rank(len(c.courses), c.worth, c.trained_parameters, c.configuration) for c in complete),
@@ -246,7 +217,7 @@ def _winner(contenders: Sequence[Contender]) -> str | None:
 
 
 class _Race:
-    """The contenders as arrays: how far each fold-run is, and the best it had reached by each rung."""
+    """The contenders as arrays: the progress of each fold-run and its best F1 at each rung."""
 
     def __init__(
         self, contenders: Sequence[Contender], racing: Racing, running: Collection[Run]
@@ -264,12 +235,11 @@ class _Race:
         self.place = {contender.configuration: c for c, contender in enumerate(contenders)}
         self.busy = np.zeros(done.shape, dtype=bool)
         self.planned = self.depth.copy()
-        """How far each will be, once what is running has reported."""
+        """Rungs reached once all running fold-runs have reported."""
         for run in running:
             self.begin(run)
 
     def begin(self, run: Run) -> None:
-        """It is running from now on."""
         c = self.place[run.configuration]
         self.busy[c, run.fold] = True
         self.planned[c, run.fold] = np.searchsorted(self.epochs[c], run.until, "right")
@@ -279,7 +249,7 @@ class _Race:
         return bool((self.depth[:, 0] > 0).any())
 
     def first_rungs(self, slots: int) -> tuple[Run, ...]:
-        """Everybody starts on the first fold; nobody is judged unseen."""
+        """Every configuration starts on the first fold, so none is judged without evidence."""
         waiting = (self.planned[:, 0] == 0) & ~self.is_stopped
         return tuple(
             Run(self.contenders[c].configuration, 0, int(self.epochs[c, 0]))
@@ -298,16 +268,16 @@ class _Race:
         ahead[complete] = 0.0
         waiting = ~complete & ~stopped
         behind = waiting & (np.arange(len(waiting)) != leader)
-        # Who can be left as they are, all of them together, at the stated error rate: nothing is spent
-        # on them, and when only they are behind a leader that is done, the race is over.
+        # The least likely contenders whose chances add up to at most the error rate get no further runs.
+        # The race is over when only these are left behind a finished leader.
         share = self.racing.error_rate / len(self.contenders)
         left = self.racing.error_rate - share * (stopped & ~complete).sum()
+        least_likely = np.array(
+            [c for c in np.argsort(ahead, kind="stable") if behind[c]], dtype=int
+        )
         hopeless = np.zeros_like(behind)
-        least = [c for c in np.argsort(ahead, kind="stable") if behind[c]]
-        hopeless[
-            [c for c, sum_ in zip(least, np.cumsum(ahead[least]), strict=True) if sum_ <= left]
-        ] = True
-        # Whoever is stopped is so by a configuration that is done; until then the others wait.
+        hopeless[least_likely[np.cumsum(ahead[least_likely]) <= left]] = True
+        # Only a finished configuration can stop others; until then they wait.
         finished = bool(complete[leader])
         is_over = finished and not (behind & ~hopeless).any()
         beaten = finished & behind & (is_over | (ahead <= share)) & ~self.busy.any(1)
@@ -324,15 +294,15 @@ class _Race:
     def _next_runs(self, order: Sequence[int], fit: _Fit, slots: int) -> list[Run]:
         """
         Args:
-            order: of contenders that are worth a run, the likeliest first.
+            order: contenders that are worth a run, most likely winner first.
         """
         runs: list[Run] = []
         left = list(order)
         under_way = self.busy.sum(1).tolist()
         while left and len(runs) < slots:
-            # Who has the fewest under way, the likeliest of these. Slots get free one by one: by likelihood
-            # alone each would go to who leads just then, who would be trained on all folds before the others
-            # have come to the rung at which he led.
+            # The contender with the fewest runs under way goes first. Slots become free one by one: by
+            # likelihood alone each would go to the current leader, which would train on all folds before the
+            # others reach the rung at which it led.
             c = min(left, key=under_way.__getitem__)
             fold = fit.best_fold(self.planned[c], self.busy[c], self.epochs[c])
             if fold is None:
@@ -354,27 +324,28 @@ class _Race:
             self.contenders[c].configuration,
             float(probability),
             f"after {epochs} epochs on {folds} of {self.depth.shape[1]} folds it is expected to end "
-            f"{gap:.1f} points below {self.contenders[leader].configuration}; to win, it has a "
-            f"probability of {probability:.2g}",
+            f"{gap:.1f} points below {self.contenders[leader].configuration}; its probability of "
+            f"winning is {probability:.2g}",
         )
 
 
 def _rounded(values: Array) -> Array:
-    """Without the last digits, in which machines differ: who is as good goes by the order of names."""
+    """Drops the last digits, in which machines differ, so that ties go by name everywhere."""
     return np.round(values, 12)
 
 
 @dataclass
 class _Fit:
-    """What is known of every contender's worth, given the race.
+    """The posterior of every contender's worth.
 
     Args:
-        worth: expected, (C,); without what is common to all, so only differences mean something.
-        variance: of each, were the levels known, (C,).
-        slope: how each moves with the levels, (C, L).
+        worth: expected worth, (C,), up to a common constant; only differences have a meaning.
+        variance: of each worth at known levels, (C,).
+        slope: derivative of each worth by the levels, (C, L).
         level_covariance: (L, L).
-        degrees: of freedom of the rests' variance, the prior's weight included.
-        effects: fitted covariance.
+        degrees: degrees of freedom of the residual variance, including the prior's weight.
+        effects: fitted covariance of effects.
+        residuals: tables from the fitted covariance of residuals.
     """
 
     worth: Array
@@ -383,17 +354,17 @@ class _Fit:
     level_covariance: Array
     degrees: float
     effects: _Covariance
-    tables: _Rests
+    residuals: _Residuals
 
     def ahead_of(self, leader: int) -> Array:
-        """Probability that each is worth more than the leader, (C,)."""
+        """Probability that each contender is worth more than the leader, (C,)."""
         slope = self.slope - self.slope[leader]
         variance = self.variance + self.variance[leader]
         variance = variance + ((slope @ self.level_covariance) * slope).sum(1)
         gap = self.worth - self.worth[leader]
         t = gap / np.sqrt(np.maximum(variance, 1e-14))
-        # The variances are estimated: Student's t, as a normal deviate (Wallace 1959, Annals of
-        # Mathematical Statistics 30, 1121-1130).
+        # The variances are estimates, so t follows Student's distribution. As a normal deviate: Wallace 1959,
+        # Annals of Mathematical Statistics 30, 1121-1130.
         n = self.degrees
         z = np.sign(t) * (8 * n + 1) / (8 * n + 3) * np.sqrt(n * np.log1p(t**2 / n))
         ahead = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z])
@@ -401,10 +372,10 @@ class _Fit:
         return ahead
 
     def best_fold(self, planned: Array, busy: Array, epochs: Array) -> int | None:
-        """Where the next epochs of a contender say most about its worth; None if there are none.
+        """The fold whose next epochs say most about a contender's worth; None if no fold is free.
 
-        By how much the variance falls for each epoch, of going on with a fold as far as is best for
-        it. A fold is begun after the one before it, so that contenders meet on the same folds.
+        Each fold is rated by how far the variance falls per epoch, at the best rung to train it to. Folds
+        start in order, so that contenders meet on the same folds.
         """
         num_folds, num_rungs = len(planned), len(epochs)
         options = []
@@ -419,69 +390,84 @@ class _Fit:
         if not options:
             return None
         depths = np.array([planned, *(then for _, _, then in options)])
-        _, _, variance = _remaining(self.effects, self.tables, depths)
+        _, _, variance = _remaining(self.effects, self.residuals, depths)
         gains = (variance[0] - variance[1:]) / np.array([cost for _, cost, _ in options])
-        # Of folds that say as much the first, whatever the last digits are.
+        # Ties go to the first fold, whatever the last digits are.
         return int(options[int(np.argmax(gains >= gains.max() * (1 - 1e-9)))][0])
 
 
 @dataclass(frozen=True, slots=True)
 class _Covariance:
-    """Of R rungs, by what each is expected to be, given those before it.
+    """A covariance over R rungs.
 
     Args:
-        factor: lower triangular, (R, R): of its first k rows the sum of the outer products is the
-            precision of the first k rungs.
+        factor: lower triangular, (R, R). The sum of the outer products of its first k rows is the precision
+            of the first k rungs.
     """
 
     matrix: Array
     factor: Array
 
     @classmethod
-    def of(cls, matrix: Array) -> _Covariance:
+    def from_matrix(cls, matrix: Array) -> _Covariance:
         return cls(matrix, np.linalg.inv(np.linalg.cholesky(matrix)))
 
 
 @lru_cache
-def _believed(prior: Prior, rungs: tuple[float, ...]) -> tuple[_Covariance, _Covariance]:
-    """Covariances of effects and of rests before a race."""
-    effects, rests = prior.covariances(rungs)
-    return _Covariance.of(effects), _Covariance.of(rests)
+def _prior_covariances(prior: Prior, rungs: tuple[float, ...]) -> tuple[_Covariance, _Covariance]:
+    effects, residuals = prior.covariances(rungs)
+    return _Covariance.from_matrix(effects), _Covariance.from_matrix(residuals)
 
 
-class _Rests:
-    """Of each depth, from 0 rungs to all: precision, what it says of the end, and variance left."""
+class _Residuals:
+    """Tables for fold-runs that have reached 0 to R rungs.
 
-    def __init__(self, rests: _Covariance) -> None:
-        self._factor = rests.factor
-        num_rungs = len(rests.matrix)
+    Args:
+        covariance: of residuals over rungs.
+
+    Shapes:
+        precision: of the rungs reached, (R + 1, R, R)
+        weights: of these rungs in the prediction of the last one, (R + 1, R)
+        variance_left: of the last rung, given these rungs, (R + 1,)
+    """
+
+    def __init__(self, covariance: _Covariance) -> None:
+        self._factor = covariance.factor
+        num_rungs = len(covariance.matrix)
         self.precision = np.zeros((num_rungs + 1, num_rungs, num_rungs))
-        outer = rests.factor[:, :, None] * rests.factor[:, None]
+        outer = covariance.factor[:, :, None] * covariance.factor[:, None]
         np.cumsum(outer, axis=0, out=self.precision[1:])
-        with_end = rests.matrix[:, -1]
+        with_end = covariance.matrix[:, -1]
         self.weights = self.precision @ with_end
-        self.left = np.maximum(with_end[-1] - self.weights @ with_end, 0.0)
+        self.variance_left = np.maximum(with_end[-1] - self.weights @ with_end, 0.0)
 
     def weigh(self, values: Array, seen: NDArray[np.bool_]) -> Array:
-        """Each fold-run's values, (C, F, R) and 0 beyond its depth, times the precision of what is seen."""
+        """Values of each fold-run, (C, F, R) and 0 where unseen, times the precision of the seen rungs."""
         return np.where(seen, values @ self._factor.T, 0.0) @ self._factor
 
 
 def _remaining(
-    effects: _Covariance, rests: _Rests, depths: NDArray[np.int64]
+    effects: _Covariance, residuals: _Residuals, depths: NDArray[np.int64]
 ) -> tuple[Array, Array, Array]:
-    """Of contenders with such depths (C, F): the effects' covariance (C, R, R), how their worth
-    depends on the effect (C, R), and its variance, levels known (C,)."""
+    """What is left to learn about contenders at known levels.
+
+    Args:
+        depths: rungs reached by each fold-run, (C, F).
+
+    Returns:
+        The covariance of their effects (C, R, R), the derivative of their worth by the effect (C, R), and the
+        variance of their worth (C,).
+    """
     num_folds, num_rungs = depths.shape[1], len(effects.matrix)
-    # How many folds of each are so deep: sums over folds are products with this.
+    # Number of folds at each depth, so that sums over folds become matrix products.
     folds_at = (depths[..., None] == np.arange(num_rungs + 1)).sum(1).astype(float)
-    within = folds_at @ rests.precision.reshape(num_rungs + 1, -1)
+    within = folds_at @ residuals.precision.reshape(num_rungs + 1, -1)
     precision = effects.factor.T @ effects.factor
     covariance = np.linalg.inv(precision + within.reshape(-1, num_rungs, num_rungs))
-    pull = folds_at @ rests.weights / -num_folds
+    pull = folds_at @ residuals.weights / -num_folds
     pull[:, -1] += 1.0
     variance = ((pull[:, None] @ covariance)[:, 0] * pull).sum(1)
-    return covariance, pull, variance + folds_at @ rests.left / num_folds**2
+    return covariance, pull, variance + folds_at @ residuals.variance_left / num_folds**2
 
 
 def _fit(
@@ -490,88 +476,95 @@ def _fit(
     prior: Prior,
     shares: tuple[float, ...],
 ) -> _Fit:
-    """Covariances from the prior's by a few steps of EM, then what they say of every worth.
+    """Fit the covariances by a few EM steps from the prior, then compute the posterior of every worth.
 
     Args:
-        reached: best validation F1 by each rung, (C, F, R); what lies beyond `depth` is not looked at.
+        reached: best validation F1 at each rung, (C, F, R); values beyond `depth` are ignored.
         depth: rungs reached, (C, F).
     """
     num, num_folds, num_rungs = reached.shape
     folds = np.arange(num_folds)
     seen = np.arange(num_rungs) < depth[:, :, None]
-    y_CFR = without_far(reached, seen)
-    of, on = np.nonzero(depth)  # fold-runs that have reached a rung, N
-    # A level that nobody has reached is a block of its own, in which nothing is seen.
-    nobody = np.diag((~seen.any(0)).reshape(-1).astype(float))
-    prior_effects, prior_rests = effects, rests = _believed(prior, shares)
-    for step in range(FIT_STEPS + 1):
-        tables = _Rests(rests)
+    y_CFR = _clip_outliers(reached, seen)
+    run_c, run_f = np.nonzero(depth)  # the N fold-runs that have reached a rung
+    # A level that no fold-run has reached gets precision 1 of its own, so that the matrix is invertible.
+    unreached = np.diag((~seen.any(0)).reshape(-1).astype(float))
+    prior_effects, prior_residuals = _prior_covariances(prior, shares)
+    effects, residuals = prior_effects, prior_residuals
+    for step in range(EM_STEPS + 1):
+        tables = _Residuals(residuals)
         covariance, pull, variance = _remaining(effects, tables, depth)
-        # Levels by generalised least squares, the effects integrated out.
+        # Levels by generalised least squares, with the effects integrated out.
         precision = tables.precision[depth]  # C F R R
         wide = precision.transpose(0, 2, 1, 3).reshape(num, num_rungs, -1)  # C R L
-        moves = -(covariance @ wide)  # of an effect with the levels, C R L
+        moves = -(covariance @ wide)  # derivative of the effects by the levels, C R L
         flat = moves.reshape(num * num_rungs, -1)
-        own = np.zeros((num_folds, num_rungs, num_folds, num_rungs))
-        own[folds, :, folds] = precision.sum(0)
-        own = own.reshape(nobody.shape) + nobody
-        level_covariance = np.linalg.inv(own + wide.reshape(flat.shape).T @ flat)
+        blocks = np.zeros((num_folds, num_rungs, num_folds, num_rungs))
+        blocks[folds, :, folds] = precision.sum(0)
+        level_precision = blocks.reshape(unreached.shape) + unreached
+        level_covariance = np.linalg.inv(level_precision + wide.reshape(flat.shape).T @ flat)
         py = tables.weigh(y_CFR, seen)
         right = py.sum(0).reshape(-1) + py.sum(1).reshape(-1) @ flat
         level = (level_covariance @ right).reshape(num_folds, num_rungs)
         off = np.where(seen, y_CFR - level, 0.0)
         effect = (tables.weigh(off, seen).sum(1)[:, None] @ covariance)[:, 0]
-        if step == FIT_STEPS:
+        if step == EM_STEPS:
             break
         with_levels = (flat @ level_covariance).reshape(moves.shape)
         spread = covariance + with_levels @ moves.swapaxes(1, 2)
         squares = effect[:, :, None] * effect[:, None] + spread
-        effects = _of_squares(squares, depth.max(1), prior_effects.matrix, prior.effect_weight)
-        # A rest is what is seen less level and effect, which err together.
-        rest = off[of, on] - effect[of]
-        both = with_levels.reshape(num, num_rungs, num_folds, num_rungs)[of, :, on]
+        effects = _fit_covariance(squares, depth.max(1), prior_effects.matrix, prior.effect_weight)
+        # A residual is the value less its level and effect, whose errors are correlated.
+        residual = off[run_c, run_f] - effect[run_c]
+        both = with_levels.reshape(num, num_rungs, num_folds, num_rungs)[run_c, :, run_f]
         levels = level_covariance.reshape(num_folds, num_rungs, num_folds, num_rungs)
-        squares = rest[:, :, None] * rest[:, None] + spread[of]
-        squares += both + both.swapaxes(1, 2) + levels[folds, :, folds][on]
-        rests = _of_squares(squares, depth[of, on], prior_rests.matrix, prior.rest_weight)
+        squares = residual[:, :, None] * residual[:, None] + spread[run_c]
+        squares += both + both.swapaxes(1, 2) + levels[folds, :, folds][run_f]
+        residuals = _fit_covariance(
+            squares, depth[run_c, run_f], prior_residuals.matrix, prior.residual_weight
+        )
     ends = tables.weights[depth]  # C F R
     worth = (pull * effect).sum(1) + (ends * off).sum((1, 2)) / num_folds
     slope = (pull[:, None] @ moves)[:, 0] - ends.reshape(num, -1) / num_folds
-    degrees = prior.rest_weight + float(len(of) - len(np.unique(of)))
+    degrees = prior.residual_weight + float(len(run_c) - len(np.unique(run_c)))
     return _Fit(worth, variance, slope, level_covariance, degrees, effects, tables)
 
 
-def _of_squares(
+def _fit_covariance(
     squares: Array, depth: NDArray[np.int64], prior: Array, weight: float
 ) -> _Covariance:
-    """A covariance over rungs, of expected squares (N, R, R) that mean something down to each depth.
+    """A covariance over rungs from expected squares.
 
-    Rung after rung, regressed on those before it by whoever has reached it: where the deeper ones are
-    some of those less deep, this is the maximum of the likelihood in one step, for which plain EM takes
-    hundreds (Anderson 1957, Journal of the American Statistical Association 52, 200-203).
+    Each rung is regressed on the earlier ones, over the fold-runs that have reached it. Fold-runs that have
+    reached a rung have reached all earlier ones, so this maximises the likelihood in one step, where plain EM
+    takes hundreds (Anderson 1957, Journal of the American Statistical Association 52, 200-203).
+
+    Args:
+        squares: (N, R, R); each is valid down to its depth.
+        depth: rungs reached, (N,).
     """
     num_rungs = len(prior)
     rungs = np.arange(num_rungs)
-    there = (depth > rungs[:, None]).astype(float)
-    sums = (there @ squares.reshape(len(squares), -1)).reshape(-1, num_rungs, num_rungs)
-    totals = (weight * prior + sums) / (weight + there.sum(1))[:, None, None]
+    has_reached = (depth > rungs[:, None]).astype(float)
+    sums = (has_reached @ squares.reshape(len(squares), -1)).reshape(-1, num_rungs, num_rungs)
+    totals = (weight * prior + sums) / (weight + has_reached.sum(1))[:, None, None]
     before = rungs < rungs[:, None]  # of each rung
-    # What is not before it is a block of its own, which the regression does not see.
+    # Rungs that are not earlier form an identity block, which the regression does not see.
     among = np.where(before[:, :, None] & before[:, None], totals, np.eye(num_rungs))
-    own = totals[rungs, :, rungs]
-    slopes = np.linalg.solve(among, np.where(before, own, 0.0)[..., None])[..., 0]
-    left = own[rungs, rungs] - (slopes * own).sum(1)
+    with_rung = totals[rungs, :, rungs]
+    slopes = np.linalg.solve(among, np.where(before, with_rung, 0.0)[..., None])[..., 0]
+    left = with_rung[rungs, rungs] - (slopes * with_rung).sum(1)
     factor = (np.eye(num_rungs) - slopes) / np.sqrt(left)[:, None]
     root = np.linalg.inv(factor)
     return _Covariance(root @ root.T, factor)
 
 
-def without_far(reached: Array, seen: NDArray[np.bool_]) -> Array:
-    """What is seen, raised to what is as good as hopeless; 0 elsewhere."""
+def _clip_outliers(reached: Array, seen: NDArray[np.bool_]) -> Array:
+    """The seen values, low outliers raised to `MAX_GAP_MEDIANS`; 0 where unseen."""
     values = np.sort(np.where(seen, reached, np.inf), axis=0)
     count = seen.sum(0)[None]
     values[~np.isfinite(values)] = 0.0
     best = values.max(0)
     middle = np.take_along_axis(values, np.maximum(count - 1, 0) // 2, 0)[0]
-    lowest = np.where(count[0], best - FAR * (best - np.minimum(middle, best)), 0.0)
+    lowest = np.where(count[0], best - MAX_GAP_MEDIANS * (best - np.minimum(middle, best)), 0.0)
     return np.where(seen, np.maximum(reached, np.where(count[0], lowest, 0.0)), 0.0)

@@ -1,9 +1,9 @@
-"""A race replayed on a table of scores that is known in full: what it costs, and who wins.
+"""Replays races on full grids of learning curves: what a race costs and whether it finds the same winner.
 
-    records or a generator -> Table -> replay (through racing.decide) -> Replay
+    records or a generator -> Curves -> replay (through racing.decide) -> Replay
 
-No clock and no Ray: slots are filled, the fold-run that is done first reports, and so on. An epoch takes as
-long in every fold-run.
+There is no clock and no Ray: a replay fills the slots, lets the fold-run that finishes first report, and
+repeats. All epochs take equally long.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,23 +22,21 @@ from raymrc.configuration import Cell
 from raymrc.ledger.rank import rank
 from raymrc.ledger.record import Record
 from raymrc.quantities import Estimate
-from raymrc.racing.racing import Contender, Prior, Racing, Run, decide
+from raymrc.racing.racing import Contender, Racing, Run, decide
 
 # C configurations, F folds, E epochs
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 ERROR_RATES = (0.01, 0.05, 0.2)
-"""That `raymrc simulate` shows."""
+"""Error rates that `raymrc simulate` shows."""
 
+GENERATED_SEED = 20261127
 
-MADE_UP_SEED = 20261127
-"""Of grids that are made up."""
+GRIDS_PER_WORLD = 3
+"""Generated grids of each world that `expected_share` replays."""
 
-TABLES, MOST_CONFIGURATIONS = 3, 40
-"""Tables of each world that `expected_share` replays, and configurations that are worth the time, about a
-second. Of more of them a race trains a smaller share."""
+MAX_REPLAYED_CONFIGURATIONS = 40
+"""Larger grids are replayed as if they had this many, which takes about a second. Of a larger grid a race
+trains a smaller share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +44,10 @@ class Curves:
     """Validation F1 of every epoch of a cell's full grid.
 
     Args:
-        configurations: ids, C of them.
-        courses: by configuration and fold, a value an epoch, 0 to 1; epochs may differ between
-            configurations, not between folds of one.
-        trained_parameters: of each; the smaller one wins a tie.
+        configurations: C ids.
+        courses: by configuration and fold, one F1 per epoch, 0 to 1. Configurations may differ in epochs, the
+            folds of one configuration may not.
+        trained_parameters: by configuration; the smaller number wins a tie.
     """
 
     name: str
@@ -63,17 +61,17 @@ class Curves:
 
     @property
     def fold_epochs(self) -> int:
-        """Of the full grid."""
+        """Fold-epochs of the full grid."""
         return sum(len(course) for folds in self.courses for course in folds)
 
     @property
     def worths(self) -> tuple[float, ...]:
-        """Mean over folds of the best epoch's F1: what the full grid chooses by."""
+        """Mean over folds of the best epoch's F1, by which the full grid chooses its winner."""
         return tuple(statistics.fmean(max(course) for course in folds) for folds in self.courses)
 
     @property
     def winner(self) -> str:
-        """Of the full grid, by the verdict's rule."""
+        """Winner of the full grid."""
         sizes = self.trained_parameters or (0,) * len(self.configurations)
         places = zip(self.worths, sizes, self.configurations, strict=True)
         return min(rank(self.num_folds, worth, size, name) for worth, size, name in places)[-1]
@@ -81,22 +79,20 @@ class Curves:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What a race on a table came to.
+    """The outcome of a race on a full grid.
 
     Args:
-        fold_epochs, grid_fold_epochs: trained, and of the full grid.
-        regret: mean validation F1 of the full grid's winner less this one's, 0 to 1.
-        wall_epochs: time, in epochs; the full grid's is about fold-epochs / slots.
-        decisions: how often was decided.
+        fold_epochs, grid_fold_epochs: trained by the race, and by the full grid.
+        regret: mean validation F1 of the full grid's winner less that of the race's winner, 0 to 1.
+        decisions: number of calls of `racing.decide`.
     """
 
-    table: str
+    grid: str
     winner: str
     grid_winner: str
     fold_epochs: int
     grid_fold_epochs: int
     regret: float
-    wall_epochs: int
     decisions: int
 
     @property
@@ -104,15 +100,19 @@ class Replay:
         return self.winner == self.grid_winner
 
 
-def replay(table: Curves, racing: Racing, slots: int = 8, prior: Prior | None = None) -> Replay:
-    """A race as a driver would hold it, with so many fold-runs at a time."""
-    place = {name: c for c, name in enumerate(table.configurations)}
-    sizes = table.trained_parameters or (0,) * len(place)
-    done = [[0] * table.num_folds for _ in place]
+def replay(grid: Curves, racing: Racing, slots: int = 8) -> Replay:
+    """Run a race as a driver would.
+
+    Args:
+        slots: number of fold-runs that train at a time.
+    """
+    place = {name: c for c, name in enumerate(grid.configurations)}
+    sizes = grid.trained_parameters or (0,) * len(place)
+    done = [[0] * grid.num_folds for _ in place]
     stopped: set[str] = set()
 
-    def look_at(c: int) -> Contender:
-        name, courses = table.configurations[c], table.courses[c]
+    def contender_at(c: int) -> Contender:
+        name, courses = grid.configurations[c], grid.courses[c]
         return Contender(
             name,
             len(courses[0]),
@@ -121,18 +121,18 @@ def replay(table: Curves, racing: Racing, slots: int = 8, prior: Prior | None = 
             sizes[c],
         )
 
-    contenders = [look_at(c) for c in place.values()]
-    running: list[tuple[int, int, Run]] = []  # when it reports, in which order it began, what
+    contenders = [contender_at(c) for c in place.values()]
+    running: list[tuple[int, int, Run]] = []  # (end, order of start, run)
     clock = began = spent = decisions = 0
     winner = None
     while winner is None:
         busy = [run for _, _, run in running]
-        decision = decide(contenders, racing, slots - len(busy), busy, prior)
+        decision = decide(contenders, racing, slots - len(busy), busy)
         decisions += 1
         winner = decision.winner
         for stop in decision.stopped:
             stopped.add(stop.configuration)
-            contenders[place[stop.configuration]] = look_at(place[stop.configuration])
+            contenders[place[stop.configuration]] = contender_at(place[stop.configuration])
         for run in decision.run:
             epochs = run.until - done[place[run.configuration]][run.fold]
             spent += epochs
@@ -143,44 +143,43 @@ def replay(table: Curves, racing: Racing, slots: int = 8, prior: Prior | None = 
         clock, _, run = heapq.heappop(running)
         c = place[run.configuration]
         done[c][run.fold] = run.until
-        contenders[c] = look_at(c)
-    assert winner is not None, "a race that has nothing to run has a winner"
-    worths = table.worths
+        contenders[c] = contender_at(c)
+    assert winner is not None, "a race with nothing left to run has a winner"
+    worths = grid.worths
     return Replay(
-        table.name,
+        grid.name,
         winner,
-        table.winner,
+        grid.winner,
         spent,
-        table.fold_epochs,
-        worths[place[table.winner]] - worths[place[winner]],
-        clock,
+        grid.fold_epochs,
+        worths[place[grid.winner]] - worths[place[winner]],
         decisions,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What generated tables are like; F1 in points, from 0 to 100.
+    """Distribution of generated grids; F1 in points, from 0 to 100.
 
-    A configuration is a learning rate and one of a few other settings; its worth falls off with the
-    square of the rate's distance from the best one, whose place differs from table to table. Rates
-    too far above it diverge on some folds or on all.
+    A configuration is a learning rate and one of a few other settings. Its worth falls with the square of the
+    rate's distance from the best one, which is drawn for each grid. Rates far above the best one diverge on
+    some folds or on all.
 
     Args:
-        configurations, epochs: least and most; drawn for each table.
-        rate_spread: how many decades of rates are searched.
-        rate_curvature: points lost at a decade from the best rate.
+        configurations, epochs: smallest and largest number; drawn for each grid.
+        rate_spread: searched range of rates, in decades.
+        rate_curvature: points lost at one decade from the best rate.
         setting_sd: of the other settings' effects.
-        configuration_sd: of what is left to a configuration.
+        configuration_sd: of a configuration's own effect.
         fold_sd: of folds.
-        interaction_sd: of a configuration on a fold.
-        heavy_tails: interactions by Student's t with 3 degrees, of the same standard deviation.
-        epoch_sd: of an epoch, at the end; twice that at the start, as rates decay to nothing.
-        speed: epochs to come within 37 % of the end, at the best rate and as a share of all; a tenth of
-            the rate is twice as slow.
-        speed_spread: of its logarithm, by configuration; so curves cross.
-        diverging: decades above the best rate from where on runs diverge.
-        power_law: curves end in a power of the epoch instead of an exponential.
+        interaction_sd: of a configuration on one fold.
+        heavy_tails: draw interactions from Student's t with 3 degrees, with the same standard deviation.
+        epoch_sd: noise of the last epoch; the first has twice as much, because rates decay to zero.
+        speed: share of all epochs after which 37 % of the gain is left, at the best rate; at a tenth of the
+            rate, curves are half as fast.
+        speed_spread: standard deviation of log speed between configurations, so that curves cross.
+        diverging: decades above the best rate from which runs diverge.
+        power_law: curves approach their end by a power law instead of exponentially.
     """
 
     name: str = "ordinary"
@@ -206,11 +205,11 @@ WORLDS = {
     world.name: world
     for world in (
         World(),
-        # As few notes as our samples of PHEE and BC5CDR: folds differ by points, epochs too.
+        # Few notes, like our samples of PHEE and BC5CDR: folds and epochs differ by points.
         World("small", interaction_sd=3.0, epoch_sd=2.0, fold_sd=6.0, top=55.0),
-        # A grid about the best rate, in which most configurations are nearly as good.
+        # A grid near the best rate: most configurations are nearly as good as the best.
         World("near-ties", rate_curvature=8.0),
-        # Nothing in racing.py was chosen by a look at this one.
+        # No setting of racing.py was chosen on this world.
         World(
             "held-out",
             configurations=(16, 48),
@@ -231,12 +230,12 @@ WORLDS = {
         ),
     )
 }
-"""By name. MiniLM on PHEE lost 18 points in 0.6 decades of the rate, 50 at a decade if that were a parabola;
-30 and fewer are assumed here."""
+"""By name. MiniLM on PHEE lost 18 points in 0.6 decades of the rate, which makes 50 points at a decade for a
+parabola; these worlds assume at most 30."""
 
 
 def generate(world: World, count: int, seed: int) -> Iterator[Curves]:
-    """So many tables; equal seeds give equal ones."""
+    """Draw `count` grids; equal seeds give equal grids."""
     for index in range(count):
         yield _generate(world, index, np.random.default_rng([seed, index]))
 
@@ -262,7 +261,7 @@ def _generate(world: World, index: int, generator: np.random.Generator) -> Curve
     )
     end = worth[:, None] + generator.normal(0, world.fold_sd, folds)
     end = end + world.interaction_sd * interaction
-    # Learning curves, each fold-run with its own speed about its configuration's.
+    # Each fold-run has its own speed, around that of its configuration.
     speed = world.speed * 2.0 ** (-rate) * np.exp(generator.normal(0, world.speed_spread, num))
     speed = speed[:, None] * np.exp(generator.normal(0, world.speed_spread / 2, (num, folds)))
     share = np.arange(1, epochs + 1) / epochs
@@ -274,7 +273,7 @@ def _generate(world: World, index: int, generator: np.random.Generator) -> Curve
     scores = end[..., None] * (1 - missing)
     noise = world.epoch_sd * (2.0 - share)
     scores = scores + noise * generator.normal(0, 1, scores.shape)
-    # A diverged fold-run falls to nearly nothing at some epoch and stays there.
+    # A diverged fold-run drops to almost zero at some epoch and stays there.
     too_high = np.clip((rate - world.diverging) / 0.4, 0, 1)
     diverges = generator.random((num, folds)) < too_high[:, None]
     falls = generator.integers(0, max(1, epochs // 2), (num, folds))
@@ -284,145 +283,114 @@ def _generate(world: World, index: int, generator: np.random.Generator) -> Curve
     return Curves(
         f"{world.name}-{index}",
         tuple(f"{c:03d}" for c in range(num)),
-        tuple(tuple(map(tuple, of)) for of in scores.tolist()),
+        tuple(tuple(map(tuple, folds)) for folds in scores.tolist()),
     )
 
 
-def make_up(num_configurations: int, folds: int, epochs: int, of_each: int) -> list[Curves]:
-    """Grids of a study's size, so many of each of `WORLDS`: nobody knows beforehand how far apart a study's
-    configurations are."""
+def generate_like(num_configurations: int, folds: int, epochs: int, per_world: int) -> list[Curves]:
+    """Grids of a given size from each of `WORLDS`, because nobody knows in advance how much a study's
+    configurations differ.
+
+    Args:
+        per_world: number of grids from each world.
+    """
     size = (num_configurations, num_configurations)
     worlds = (
         replace(world, configurations=size, epochs=(epochs, epochs), folds=folds)
         for world in WORLDS.values()
     )
-    return [table for world in worlds for table in generate(world, of_each, MADE_UP_SEED)]
+    return [grid for world in worlds for grid in generate(world, per_world, GENERATED_SEED)]
 
 
 @lru_cache
 def expected_share(num_configurations: int, folds: int, epochs: int, racing: Racing) -> Estimate:
-    """Of a full grid's fold-epochs those that a race will train, by replays of made-up grids of its size."""
-    replays = [
-        replay(table, racing) for table in make_up(num_configurations, folds, epochs, TABLES)
-    ]
-    shares = [one.fold_epochs / one.grid_fold_epochs for one in replays]
+    """Share of a full grid's fold-epochs that a race is expected to train, by replays of generated grids."""
+    shares = []
+    for grid in generate_like(num_configurations, folds, epochs, GRIDS_PER_WORLD):
+        result = replay(grid, racing)
+        shares.append(result.fold_epochs / result.grid_fold_epochs)
     low, value, high = np.quantile(shares, (0.05, 0.5, 0.95)).tolist()
     return Estimate(value, low, high)
 
 
-def read_tables(records: Iterable[Record], num_folds: int | None = None) -> tuple[Curves, ...]:
-    """A table for each cell of a ledger, of the configurations with all folds done; at least two.
+def read_grids(records: Iterable[Record], num_folds: int | None = None) -> tuple[Curves, ...]:
+    """One grid per cell of a ledger, made of the configurations with all folds done; at least two of them.
 
-    Of a cell on other notes, folds or weights there is one table more: those are not mixed.
-
-    Args:
-        num_folds: as many as the records have where not given.
-    """
-    return tuple(
-        Curves(
-            cell.name,
-            tuple(folds[0].fold_run.configuration.id for folds in whole),
-            tuple(
-                tuple(tuple(epoch.validation_f1 for epoch in record.epochs) for record in folds)
-                for folds in whole
-            ),
-            tuple(folds[0].trained_parameters for folds in whole),
-        )
-        for cell, whole in _full_grids(records, num_folds)
-        if len(whole) > 1
-    )
-
-
-def _full_grids(
-    records: Iterable[Record], num_folds: int | None = None
-) -> list[tuple[Cell, list[list[Record]]]]:
-    """Of each cell the configurations with all folds done, by id, each with its records by fold.
-
-    A cell on other notes, folds or weights is another one: those are not mixed.
+    Records on other notes, folds or weights form a grid of their own.
 
     Args:
-        num_folds: as many as the records have where not given.
+        num_folds: None takes the number from the records.
     """
-    found: dict[tuple[Cell, tuple[str, ...]], dict[str, dict[int, Record]]] = {}
+    by_cell: dict[tuple[Cell, tuple[str, ...]], dict[str, dict[int, Record]]] = {}
     for record in records:
         run = record.fold_run
         if record.status == "done" and not run.is_test and record.epochs:
-            of_cell = found.setdefault((run.configuration.cell, run.basis), {})
-            of_cell.setdefault(run.configuration.id, {})[run.fold] = record
+            by_configuration = by_cell.setdefault((run.configuration.cell, run.basis), {})
+            by_configuration.setdefault(run.configuration.id, {})[run.fold] = record
     grids = []
-    for (cell, _), of_cell in sorted(found.items(), key=lambda item: (item[0][0].name, item[0][1])):
-        folds = num_folds or 1 + max(max(of) for of in of_cell.values())
-        whole = [
-            [of[fold] for fold in sorted(of)]
-            for _, of in sorted(of_cell.items())
-            if len(of) == folds
+    for (cell, _), by_configuration in sorted(
+        by_cell.items(), key=lambda item: (item[0][0].name, item[0][1])
+    ):
+        folds = num_folds or 1 + max(max(by_fold) for by_fold in by_configuration.values())
+        complete = [
+            (id_, [by_fold[fold] for fold in sorted(by_fold)])
+            for id_, by_fold in sorted(by_configuration.items())
+            if len(by_fold) == folds
         ]
-        if whole:
-            grids.append((cell, whole))
-    return grids
+        if len(complete) > 1:
+            grids.append(
+                Curves(
+                    cell.name,
+                    tuple(id_ for id_, _ in complete),
+                    tuple(tuple(_course(record) for record in folds) for _, folds in complete),
+                    tuple(folds[0].trained_parameters for _, folds in complete),
+                )
+            )
+    return tuple(grids)
 
 
-def reorder(table: Curves, orders: int) -> list[Curves]:
-    """With the folds in so many orders, drawn by the table's name."""
-    generator = random.Random(table.name)
+def _course(record: Record) -> tuple[float, ...]:
+    return tuple(epoch.validation_f1 for epoch in record.epochs)
+
+
+def reorder_folds(grid: Curves, orders: int) -> list[Curves]:
+    """Copies of a grid with its folds in random orders; the grid's name is the seed."""
+    generator = random.Random(grid.name)
     shuffled = []
     for _ in range(orders):
-        order = generator.sample(range(table.num_folds), table.num_folds)
-        courses = tuple(tuple(folds[f] for f in order) for folds in table.courses)
-        shuffled.append(replace(table, courses=courses))
+        order = generator.sample(range(grid.num_folds), grid.num_folds)
+        courses = tuple(tuple(folds[f] for f in order) for folds in grid.courses)
+        shuffled.append(replace(grid, courses=courses))
     return shuffled
 
 
 def replay_all(
-    cell: str, tables: Sequence[Curves], slots: int, racing: Racing | None = None
+    cell: str, grids: Sequence[Curves], slots: int, racing: Racing | None = None
 ) -> list[dict[str, Any]]:
-    """For each of `ERROR_RATES`, means over replays of a cell's tables.
+    """Replay a cell's grids at each of `ERROR_RATES`.
 
     Args:
-        racing: what else a race goes by.
+        racing: all other settings of the race.
 
     Returns:
-        Plain values: `saving` is the full grid's fold-epochs / those trained, `same_winner` a share, `regret`
-        the mean validation F1 given away, 0 to 1.
+        Plain values: `saving` is the full grid's fold-epochs divided by those trained, `same_winner` a share,
+        `regret` the mean validation F1 given away, 0 to 1.
     """
-    return [
-        {
-            "cell": cell,
-            "configurations": len(tables[0].configurations),
-            "folds": tables[0].num_folds,
-            "replays": len(tables),
-            "error_rate": error_rate,
-            **summarise_replays([replay(one, terms, slots) for one in tables]),
-        }
-        for error_rate in ERROR_RATES
-        for terms in [replace(racing or Racing(), method="paired", error_rate=error_rate)]
-    ]
-
-
-def summarise_replays(replays: Sequence[Replay]) -> dict[str, float]:
-    """Over all of them: fold-epochs saved as a ratio of sums, share of same winners, mean regret."""
-    return {
-        "saving": sum(r.grid_fold_epochs for r in replays) / sum(r.fold_epochs for r in replays),
-        "same_winner": statistics.fmean(r.is_same for r in replays),
-        "regret": statistics.fmean(r.regret for r in replays),
-    }
-
-
-def render_replays(outcomes: Iterable[dict[str, Any]]) -> RenderableType:
-    """`replay_all` of some cells as a table for the terminal."""
-    from rich.table import Table as Shown
-
-    shown = Shown(title="What racing saves of the full grid")
-    shown.add_column("cell", no_wrap=True)
-    for heading in ("configurations", "error rate", "saving", "same winner", "regret, points"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    for outcome in outcomes:
-        shown.add_row(
-            outcome["cell"],
-            str(outcome["configurations"]),
-            f"{outcome['error_rate']:g}",
-            f"{outcome['saving']:.1f}x",
-            f"{100 * outcome['same_winner']:.0f} %",
-            f"{100 * outcome['regret']:.2f}",
+    outcomes = []
+    for error_rate in ERROR_RATES:
+        settings = replace(racing or Racing(), error_rate=error_rate)
+        replays = [replay(grid, settings, slots) for grid in grids]
+        outcomes.append(
+            {
+                "cell": cell,
+                "configurations": len(grids[0].configurations),
+                "folds": grids[0].num_folds,
+                "replays": len(replays),
+                "error_rate": error_rate,
+                "saving": sum(r.grid_fold_epochs for r in replays)
+                / sum(r.fold_epochs for r in replays),
+                "same_winner": statistics.fmean(r.is_same for r in replays),
+                "regret": statistics.fmean(r.regret for r in replays),
+            }
         )
-    return shown
+    return outcomes

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from raymrc.costs.account import Account
-from raymrc.costs.budget import WRITE_SECONDS, Entry
+from raymrc.costs.journal import WRITE_SECONDS, JournalEntry
 from raymrc.scheduling.fleet import Fleet
 from raymrc.scheduling.orders import SINGLE_DEVICE, HostKind, WorkerRange
 from raymrc.scheduling.spending import Closing, Stopped
@@ -62,7 +62,7 @@ class BudgetGuard:
         self._fleet = fleet
         self._storage = storage
         self._written_at = now
-        self._pending: tuple[Entry, float, float] | None = None
+        self._pending: tuple[JournalEntry, float, float] | None = None
         self._deferred_trials = 0
         self._cheapest = math.inf
 
@@ -114,7 +114,7 @@ class BudgetGuard:
 
     # --- the journal --------------------------------------------------------------------------------
 
-    def lease(self, unix_time: float, now: float) -> Entry:
+    def lease(self, unix_time: float, now: float) -> JournalEntry:
         """The journal entry to write now."""
         devices, self.wanted_devices = max(self._fleet.devices, self.wanted_devices), 0.0
         entry = self._account.lease(
@@ -128,14 +128,14 @@ class BudgetGuard:
         self._pending = entry, now, devices
         return entry
 
-    def confirm_lease(self, entries: Iterable[Entry]) -> None:
+    def confirm_lease(self, entries: Iterable[JournalEntry]) -> None:
         """Note that the last lease was written, and what the journal says of all runs since."""
         assert self._pending is not None
         entry, self._written_at, devices = self._pending
         self._account.paid(entry, self._written_at, devices)
         self._account.hear(entries)
 
-    def close(self, unix_time: float, now: float) -> tuple[Entry, Closing]:
+    def close(self, unix_time: float, now: float) -> tuple[JournalEntry, Closing]:
         """The last journal entry, and the summary of the run."""
         moment = now if self.over_at is None else self.over_at
         last = self._account.last(unix_time, moment, self._queue.unfinished_shares)
@@ -189,11 +189,13 @@ class BudgetGuard:
         return GuardDecision(has_news=True)
 
     def _budget_reached(self, now: float) -> Stopped:
-        return Stopped(self._account.budget.reached(self._account.spent(now)), by_budget=True)
+        return Stopped(
+            self._account.budget.exhausted_message(self._account.spent(now)), by_budget=True
+        )
 
     def _too_little_left(self, now: float) -> Stopped:
         left, devices = self._account.left(now), self._charge(SINGLE_DEVICE)
-        sentence = self._account.budget.too_little(left, self._cheapest, devices)
+        sentence = self._account.budget.insufficient_message(left, self._cheapest, devices)
         return Stopped(sentence, by_budget=True)
 
     def _charge(self, workers: WorkerRange) -> float:

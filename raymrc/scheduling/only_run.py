@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from raymrc.costs.budget import Entry
-from raymrc.costs.journal import ROOM, Journal
+from raymrc.costs.journal import SPEND_FOLDER, Journal, JournalEntry
 from raymrc.errors import StudyError
 from raymrc.ledger.storage import Folder, open_files
 
@@ -55,7 +54,7 @@ def only_run(storage: str, say: Callable[[str], None]) -> Iterator[bool]:
         LedgerError: what runs have spent cannot be read or written.
         StudyError: another run has it.
     """
-    files = open_files(storage, ROOM)
+    files = open_files(storage, SPEND_FOLDER)
     if isinstance(files, Folder):
         place = files.root / ".lock"
     else:
@@ -110,7 +109,7 @@ def _see_off_others(storage: str, say: Callable[[str], None], *, is_locked: bool
     journal = Journal(storage)
     gone = {entry.driver: entry for entry in journal.entries() if not entry.has_ended}
 
-    def unsure() -> list[Entry]:
+    def unsure() -> list[JournalEntry]:
         return [entry for entry in gone.values() if not (is_locked and _is_here(entry.process))]
 
     waits = bool(unsure())
@@ -129,5 +128,5 @@ def _see_off_others(storage: str, say: Callable[[str], None], *, is_locked: bool
             if entry != before.get(entry.driver):
                 raise StudyError(f"{at_work(storage, entry.process)}; {WHAT_TO_DO}")
     for entry in gone.values():
-        journal.bury(entry)
+        journal.mark_dead(entry)
     return waits

@@ -14,9 +14,8 @@ from raymrc.costs.budget import (
     Need,
     Spent,
     overhead,
-    unfinished,
 )
-from raymrc.costs.journal import Journal
+from raymrc.costs.journal import Journal, unfinished
 from raymrc.errors import LedgerError, StudyError
 from raymrc.ledger.record import Record
 from raymrc.scheduling.only_run import (
@@ -64,14 +63,14 @@ class Spending:
     @property
     def told(self) -> str:
         """What is spent of the budget; "" where there is none."""
-        return self.budget.told(self.spent) if self.budget and self.spent is not None else ""
+        return self.budget.describe(self.spent) if self.budget and self.spent is not None else ""
 
     def may_begin(self) -> bool:
         moment = time.monotonic()
         if self.account.seconds_left_of_budget(moment) > 0:
             return True
         self.spent = self.account.spent(moment)
-        self.stopped = self.budget.reached(self.spent)
+        self.stopped = self.budget.exhausted_message(self.spent)
         return False
 
     def __enter__(self) -> None:

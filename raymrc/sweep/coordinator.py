@@ -21,8 +21,8 @@ from ray.exceptions import RayError
 
 from raymrc.configuration import Cell, FoldRun
 from raymrc.costs.account import Account
-from raymrc.costs.budget import WRITE_SECONDS, Budget, Entry, Need, Spent
-from raymrc.costs.journal import Journal
+from raymrc.costs.budget import Budget, Need, Spent
+from raymrc.costs.journal import WRITE_SECONDS, Journal, JournalEntry
 from raymrc.errors import LedgerError
 from raymrc.scheduling.budget_guard import BudgetGuard
 from raymrc.scheduling.cluster_survey import ClusterSurvey, count_devices
@@ -334,7 +334,7 @@ class Coordinator:
             await asyncio.sleep(PUBLISH_SECONDS)
 
 
-def _write_and_read(journal: Journal, entry: Entry) -> tuple[Entry, ...]:
+def _write_and_read(journal: Journal, entry: JournalEntry) -> tuple[JournalEntry, ...]:
     """In this order, so that of two drivers that start at once, one sees the other."""
     journal.write(entry)
     return journal.entries()

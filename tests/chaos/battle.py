@@ -26,8 +26,7 @@ from typing import Any
 
 import psutil
 
-from raymrc.costs.budget import Entry, add_up
-from raymrc.costs.journal import Journal
+from raymrc.costs.journal import Journal, JournalEntry, add_up
 from raymrc.ledger.ledger import RANKED_STATUS, Ledger
 from raymrc.ledger.record import Record
 from raymrc.ledger.storage import open_files
@@ -696,7 +695,7 @@ class Battle:
             return "" if same else _difference(mine, alone)
         return "" if mine.epochs == alone.epochs[: len(mine.epochs)] else "has another course"
 
-    def _entries(self) -> tuple[Entry, ...]:
+    def _entries(self) -> tuple[JournalEntry, ...]:
         return Journal(self.terms.storage).entries()
 
     def _check_budget(self, watch: Watch) -> float:

@@ -321,7 +321,7 @@ def test_a_budget_that_is_none_and_a_journal_that_is_cut_off_are_named(place):
     spend.mkdir(parents=True)
     (spend / "ab.json").write_text('{"began": 3')
     sentence = one_sentence(place, "status", "study.yaml")
-    assert "ab.json: does not say what a run has spent" in sentence
+    assert "ab.json: is not a journal entry" in sentence
 
 
 def test_a_plan_says_that_it_costs_more_than_the_budget(place):

@@ -14,23 +14,22 @@ from pathlib import Path
 
 import pytest
 
-from raymrc.costs.account import Account
-from raymrc.costs.budget import (
-    HOST_START_SECONDS,
-    LEAST_LEASE,
-    MOST_LEASE,
+from raymrc.costs.account import (
+    MAX_LEASE_SECONDS,
+    MAX_SILENT_START_SECONDS,
+    MIN_LEASE_SECONDS,
+    Account,
+)
+from raymrc.costs.budget import Budget, Left, Spent, overhead
+from raymrc.costs.journal import (
     WRITE_SECONDS,
-    Budget,
-    Entry,
-    Left,
-    Spent,
+    Journal,
+    JournalEntry,
     add_up,
-    overhead,
+    covered_seconds,
     spent_by,
     unfinished,
-    union,
 )
-from raymrc.costs.journal import Journal
 from raymrc.errors import LedgerError
 from tests.study.making import STUDY, problems_of, spec_of
 
@@ -87,22 +86,22 @@ def test_the_least_of_the_limits_holds_and_a_price_makes_dollars_of_device_time(
 
 def test_each_run_counts_at_its_own_price_and_one_without_at_the_present_one():
     runs = [
-        Entry("a", NOW, device_seconds=3600, device_hour_usd=4.0),
-        Entry("b", NOW, device_seconds=3600, device_hour_usd=1.0),
-        Entry("c", NOW, device_seconds=3600),
+        JournalEntry("a", NOW, device_seconds=3600, device_hour_usd=4.0),
+        JournalEntry("b", NOW, device_seconds=3600, device_hour_usd=1.0),
+        JournalEntry("c", NOW, device_seconds=3600),
     ]
     assert add_up(runs, 3.0).usd == 8.0
 
 
 def test_wall_time_is_counted_once_where_runs_overlap():
-    assert union([(0, 10), (5, 20), (30, 31), (6, 7)]) == 21
-    assert union([(0, 10), (5, 20)], until=8) == 8
-    assert union([]) == 0
+    assert covered_seconds([(0, 10), (5, 20), (30, 31), (6, 7)]) == 21
+    assert covered_seconds([(0, 10), (5, 20)], until=8) == 8
+    assert covered_seconds([]) == 0
     draw = random.Random(3)
     for _ in range(50):
         whole = [(a := draw.randrange(60), a + draw.randrange(20)) for _ in range(6)]
         seconds = {s for start, end in whole for s in range(start, end) if s < 50}
-        assert union(whole, 50) == len(seconds), "second by second"
+        assert covered_seconds(whole, 50) == len(seconds), "second by second"
 
 
 def test_overhead_is_never_less_than_what_was_recorded_nor_absurd():
@@ -135,12 +134,14 @@ def test_a_host_that_never_said_a_word_is_charged_where_it_had_a_process():
     account.end("starting", 13.0, was_silent=True)
     assert account.device_seconds(13.0) == 2 * 3
     account.end("late", 1e6, was_silent=True)
-    assert account.device_seconds(1e6) == 2 * 3 + 2 * HOST_START_SECONDS, "as was kept free for it"
+    assert account.device_seconds(1e6) == 2 * 3 + 2 * MAX_SILENT_START_SECONDS, (
+        "as was kept free for it"
+    )
     account.ask("heard", 2.0, 1e6)
     account.start("heard", 2.0, 1e6 + 1)
     assert account.awaits("heard") is False
     account.end("heard", 1e6 + 2, was_silent=True)
-    assert account.device_seconds(2e6) == 2 * 3 + 2 * HOST_START_SECONDS + 2, "once"
+    assert account.device_seconds(2e6) == 2 * 3 + 2 * MAX_SILENT_START_SECONDS + 2, "once"
 
 
 def test_what_is_held_may_stay_until_the_first_limit_or_the_end_of_the_lease(tmp_path):
@@ -148,7 +149,7 @@ def test_what_is_held_may_stay_until_the_first_limit_or_the_end_of_the_lease(tmp
     account = open_account(journal, replace(HOUR, wall_hours=0.5), NOW, 0.0)
     account.start("a", 4.0, 0.0)
     write(journal, account, NOW, 0.0)
-    assert account.seconds_left(0.0) == LEAST_LEASE, "1 % of an hour, shared by four, is less"
+    assert account.seconds_left(0.0) == MIN_LEASE_SECONDS, "1 % of an hour, shared by four, is less"
     write(journal, account, NOW + 890, 890.0)
     assert account.seconds_left(890.0) == pytest.approx(10.0), "3600 / 4"
     longer = open_account(Journal(str(tmp_path / "b")), Budget(wall_hours=0.01), NOW, 0.0)
@@ -164,7 +165,7 @@ def test_no_more_devices_than_a_lease_was_written_for(tmp_path):
     assert not account.covers(1.0, 0.0)
     write(journal, account, NOW, 0.0, devices=2.0)
     assert account.covers(2.0, 1.0) and not account.covers(2.5, 1.0)
-    assert not account.covers(2.0, MOST_LEASE + 1), "an old lease covers nothing"
+    assert not account.covers(2.0, MAX_LEASE_SECONDS + 1), "an old lease covers nothing"
 
 
 def test_a_host_that_comes_up_slowly_is_closed_before_the_cap_although_nobody_has_heard_of_it(
@@ -182,10 +183,10 @@ def test_a_host_that_comes_up_slowly_is_closed_before_the_cap_although_nobody_ha
     account.end("is called off", 20.0)
     assert account.limit_left(16.0) == pytest.approx((60 - 32 - 2) / 3)
     account.end("a", 16.0)
-    assert account.limit_left(1e6) == pytest.approx(60 - 32 - HOST_START_SECONDS)
+    assert account.limit_left(1e6) == pytest.approx(60 - 32 - MAX_SILENT_START_SECONDS)
     account.end("waits for a machine", 1e6)
     assert account.limit_left(1e6) == math.inf
-    account.paid(Entry("d", NOW, lease=60.0, ahead_device_seconds=60.0), 1e6, 2.0)
+    account.paid(JournalEntry("d", NOW, lease=60.0, ahead_device_seconds=60.0), 1e6, 2.0)
     assert account.covers(2.0, 1e6 + 1), "28 are left"
     account.start("b", 1.0, 1e6, took=14.0)
     account.end("b", 1e6 + 1)
@@ -197,10 +198,10 @@ def test_a_lease_is_a_hundredth_of_the_budget_within_bounds():
     def lease(hours: float | None, devices: float) -> float:
         return Account(Budget(device_hours=hours), (), NOW, 0.0).lease(NOW, 0.0, devices).lease
 
-    assert lease(0.01, 2) == LEAST_LEASE
+    assert lease(0.01, 2) == MIN_LEASE_SECONDS
     assert lease(2.0, 2) == 36.0  # 72 s of two
-    assert lease(1000.0, 2) == lease(None, 2) == lease(1.0, 0) == MOST_LEASE
-    assert LEAST_LEASE > 3 * WRITE_SECONDS, "one late write ends nothing"
+    assert lease(1000.0, 2) == lease(None, 2) == lease(1.0, 0) == MAX_LEASE_SECONDS
+    assert MIN_LEASE_SECONDS > 3 * WRITE_SECONDS, "one late write ends nothing"
 
 
 def test_what_is_charged_ahead_ends_at_the_cap(tmp_path):
@@ -223,8 +224,8 @@ def test_a_killed_run_stays_charged_for_all_that_its_lease_covers(tmp_path):
     after = Journal(str(tmp_path))
     spent = spent_by(after.entries(), 2.0, NOW + 1000)
     ahead = account.lease(NOW, 10.0, 2.0).ahead_device_seconds
-    assert spent.device_seconds == 12 + ahead == 12 + 2 * LEAST_LEASE
-    assert spent.wall_seconds == 10 + LEAST_LEASE
+    assert spent.device_seconds == 12 + ahead == 12 + 2 * MIN_LEASE_SECONDS
+    assert spent.wall_seconds == 10 + MIN_LEASE_SECONDS
     account.end("a", 13.0)
     journal.write(account.last(NOW + 13, 13.0))
     ended = spent_by(after.entries(), 2.0, NOW + 1000)
@@ -308,7 +309,7 @@ def test_a_store_that_refuses_gets_a_sentence(tmp_path):
     with pytest.raises(LedgerError, match=r"^s3://b/spend/: the store refuses \(slow down\)$"):
         journal.entries()
     with pytest.raises(LedgerError, match=r"^s3://b/spend/d\.json: the store refuses"):
-        journal.write(Entry("d", NOW))
+        journal.write(JournalEntry("d", NOW))
 
 
 # --- clocks ---------------------------------------------------------------------------------------
@@ -357,7 +358,7 @@ def test_two_that_run_at_once_count_as_one_in_wall_time_and_as_two_in_device_tim
 
 
 def test_a_lease_is_fresh_for_as_long_as_it_lasts_also_by_a_clock_that_is_a_little_off():
-    entry = Entry("a", NOW, lease=30.0, written_at=NOW)
+    entry = JournalEntry("a", NOW, lease=30.0, written_at=NOW)
     assert entry.is_alive(NOW + 29) and entry.is_alive(NOW - 29)
     assert not entry.is_alive(NOW + 31) and not entry.is_alive(NOW - 1e6)
     assert not replace(entry, lease=0.0).is_alive(NOW)
@@ -368,7 +369,9 @@ def test_a_lease_is_fresh_for_as_long_as_it_lasts_also_by_a_clock_that_is_a_litt
 
 def test_what_the_journal_holds_comes_back(tmp_path):
     journal = Journal(str(tmp_path))
-    entry = Entry("d1", NOW, 10.0, 20.0, 15.0, 30.0, 15.0, 0.04, 3, 40.0, {"key": 0.25}, NOW + 1)
+    entry = JournalEntry(
+        "d1", NOW, 10.0, 20.0, 15.0, 30.0, 15.0, 0.04, 3, 40.0, {"key": 0.25}, NOW + 1
+    )
     journal.write(entry)
     assert Journal(str(tmp_path)).entries() == (entry,)
     assert (tmp_path / "spend" / "d1.json").is_file()
@@ -382,14 +385,14 @@ def test_what_the_journal_holds_comes_back(tmp_path):
 def test_an_entry_that_cannot_be_read_is_not_taken_for_nothing(tmp_path, text):
     (tmp_path / "spend").mkdir()
     (tmp_path / "spend" / "d1.json").write_text(text)
-    with pytest.raises(LedgerError, match=r"d1\.json: does not say what a run has spent"):
+    with pytest.raises(LedgerError, match=r"d1\.json: is not a journal entry"):
         Journal(str(tmp_path)).entries()
 
 
 def test_an_ended_run_is_read_once_and_one_that_goes_on_every_time(tmp_path):
     journal = Journal(str(tmp_path))
-    journal.write(Entry("gone", NOW, device_seconds=5.0))
-    journal.write(Entry("here", NOW, device_seconds=5.0, lease=30.0))
+    journal.write(JournalEntry("gone", NOW, device_seconds=5.0))
+    journal.write(JournalEntry("here", NOW, device_seconds=5.0, lease=30.0))
     assert sum(e.device_seconds for e in journal.entries()) == 10
     for name in ("gone", "here"):
         path = tmp_path / "spend" / f"{name}.json"
@@ -399,8 +402,8 @@ def test_an_ended_run_is_read_once_and_one_that_goes_on_every_time(tmp_path):
 
 def test_the_latest_run_says_what_is_left_of_a_saved_fold_run():
     entries = [
-        Entry("b", NOW + 9, unfinished={"x": 0.2}),
-        Entry("a", NOW, unfinished={"x": 0.8, "y": 0.5}),
+        JournalEntry("b", NOW + 9, unfinished={"x": 0.2}),
+        JournalEntry("a", NOW, unfinished={"x": 0.8, "y": 0.5}),
     ]
     assert unfinished(entries) == {"x": 0.2, "y": 0.5}
 
@@ -429,10 +432,13 @@ def test_a_study_says_what_it_may_spend(tmp_path):
         ("{gpu_hours: many}", "gpu_hours: 'many' is not a number above 0"),
         ("{wall_hours: .inf}", "wall_hours: inf is not a number above 0"),
         ("{wall_hours: '3'}", "wall_hours: '3' is text because of its quotes"),
-        ("{}", "budget: say what is limited: usd, gpu_hours or wall_hours"),
-        ("{usd: }", "budget: say what is limited: usd, gpu_hours or wall_hours"),
+        ("{}", "budget: a budget needs a limit: usd, gpu_hours or wall_hours"),
+        ("{usd: }", "budget: a budget needs a limit: usd, gpu_hours or wall_hours"),
         ("5", "budget: 5 is not a mapping of fields"),
-        ("{gpu_hours: 1, device_hours: 2}", "gpu_hours and device_hours are one limit; remove"),
+        (
+            "{gpu_hours: 1, device_hours: 2}",
+            "gpu_hours and device_hours are the same limit; remove",
+        ),
         ("{hours: 2}", "unknown field 'hours' in budget; did you mean"),
     ],
 )

@@ -12,32 +12,20 @@ from dataclasses import replace
 import pytest
 
 from raymrc.costs.budget import Budget, Spent
-from raymrc.costs.forecast import (
-    FIGURES,
-    FoldRunProgress,
-    Forecast,
-    build_workload,
-    forecast,
-    read_history,
-    read_progress,
-    shown,
-)
+from raymrc.costs.cell_forecast import FIGURES
+from raymrc.costs.forecast import Forecast, build_workload, forecast
+from raymrc.costs.history import FoldRunProgress, read_history, read_progress
 from raymrc.costs.plan_json import plan_json
 from raymrc.costs.prices import read_cluster, read_prices
-from raymrc.costs.probe import (
-    PROBE,
-    choose_probed,
-    read_probe,
-    write_probe,
-)
+from raymrc.costs.probe import PROBE_FILE, choose_probed, read_probe, write_probe
 from raymrc.costs.rates import Measured
-from raymrc.costs.status import exceeds
+from raymrc.costs.status import over_budget_remark
 from raymrc.errors import LedgerError, SpecError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Epoch, Record
 from raymrc.planning.fold_runs import fold_run
 from raymrc.planning.plan import plan_study
-from raymrc.quantities import in_time
+from raymrc.quantities import Estimate, format_estimate, in_time
 from raymrc.racing.racing import Racing
 from raymrc.racing.simulate import expected_share
 from raymrc.reading.light_tokenizers import RoughTokenizer
@@ -80,7 +68,7 @@ def test_the_total_is_the_sum_of_the_cells_and_memory_the_largest(tmp_path):
     found = Cost(tmp_path).forecast()
     for name in FIGURES:
         values = [getattr(cell, name).value for cell in found.cells]
-        wanted = max(values) if name == "peak_memory" else sum(values)
+        wanted = max(values) if name == "peak_memory_bytes" else sum(values)
         assert found.total(name).value == pytest.approx(wanted)
         assert all(
             getattr(c, name).low <= getattr(c, name).value <= getattr(c, name).high
@@ -113,8 +101,8 @@ def test_the_ledger_s_own_history_goes_before_the_guess(tmp_path):
         assert narrow < wide
         assert cell.device_seconds.low <= 4 * 40 <= cell.device_seconds.high
         assert (cell.rates.source, cell.rates.measured) == ("ledger", 4)
-        assert cell.peak_memory.value == 3 * 2**30
-    assert found.hardware == HERE and f"times as measured on {HERE}" in found.remarks
+        assert cell.peak_memory_bytes.value == 3 * 2**30
+    assert found.hardware == HERE and f"times measured on {HERE}" in found.remarks
 
 
 def test_fold_runs_on_other_notes_or_in_a_final_test_are_no_history(tmp_path):
@@ -135,13 +123,13 @@ def test_what_is_done_is_not_to_do(tmp_path):
     cost = Cost(tmp_path, ledger=ledger)
     found = cost.forecast(progress=read_progress(cost.plan, ledger.records()))
     assert cost.plan.done == 4
-    assert found.total("left").value == pytest.approx(
+    assert found.total("device_seconds_left").value == pytest.approx(
         found.total("device_seconds").value / 2, rel=0.2
     )
     for record in cost.records():
         ledger.record(record)
     nothing = cost.forecast(progress=read_progress(cost.plan, ledger.records()))
-    assert nothing.total("left").value == nothing.wall.value == 0
+    assert nothing.total("device_seconds_left").value == nothing.wall_seconds.value == 0
 
 
 def test_what_a_race_has_stopped_is_not_to_do_while_it_races(tmp_path):
@@ -167,9 +155,12 @@ def test_what_a_race_has_stopped_is_not_to_do_while_it_races(tmp_path):
         share, 0.0
     )
     whole = cost.forecast().cells[0]
-    left = cost.forecast(progress=read_progress(racing, [stopped])).cells[0].left.value
+    left = (
+        cost.forecast(progress=read_progress(racing, [stopped])).cells[0].device_seconds_left.value
+    )
     assert left == pytest.approx(
-        whole.left.value - whole.device_seconds.value / len(cost.plan.cells[0].configurations),
+        whole.device_seconds_left.value
+        - whole.device_seconds.value / len(cost.plan.cells[0].configurations),
         rel=0.2,
     )
 
@@ -180,21 +171,31 @@ def test_a_race_is_expected_to_train_less_than_all(tmp_path):
     assert "a race" not in " ".join(cost_of_all.said)
     cost.plan = replace(cost.plan, racing=Racing())
     alone, pair = (found := cost.forecast()).cells
-    assert alone.raced == alone.device_seconds, "one configuration has nobody to race against"
+    assert alone.device_seconds_raced == alone.device_seconds, (
+        "one configuration has nobody to race against"
+    )
     assert found.races and not cost_of_all.races
     share = expected_share(2, 2, 20, Racing())
     assert 0 < share.low < share.value < share.high <= 1
-    assert pair.raced.value == pytest.approx(share.value * pair.device_seconds.value)
-    assert pair.raced.high / pair.raced.value > pair.device_seconds.high / pair.device_seconds.value
-    assert pair.raced_usd.value == pytest.approx(share.value * pair.usd.value)
-    left = found.total("raced_left").value
-    assert left == pytest.approx(alone.left.value + share.value * pair.left.value)
-    assert found.wall.value < cost_of_all.wall.value
-    budget = Budget(device_hours=(left + cost_of_all.total("left").value) / 2 / 3600)
-    assert exceeds(budget, Spent(), cost_of_all) and not exceeds(budget, Spent(), found)
+    assert pair.device_seconds_raced.value == pytest.approx(share.value * pair.device_seconds.value)
+    assert (
+        pair.device_seconds_raced.high / pair.device_seconds_raced.value
+        > pair.device_seconds.high / pair.device_seconds.value
+    )
+    assert pair.usd_raced.value == pytest.approx(share.value * pair.usd.value)
+    left = found.total("device_seconds_raced_left").value
+    assert left == pytest.approx(
+        alone.device_seconds_left.value + share.value * pair.device_seconds_left.value
+    )
+    assert found.wall_seconds.value < cost_of_all.wall_seconds.value
+    budget = Budget(device_hours=(left + cost_of_all.total("device_seconds_left").value) / 2 / 3600)
+    assert over_budget_remark(budget, Spent(), cost_of_all) and not over_budget_remark(
+        budget, Spent(), found
+    )
     said = " ".join(found.said)
-    assert f"a race is expected to train {shown(found.total('raced'), in_time, ' ')}" in said
-    assert found.to_json()["device_seconds_raced"] == found.total("raced").value
+    raced = format_estimate(found.total("device_seconds_raced"), in_time, " ")
+    assert f"racing is expected to train {raced}" in said
+    assert found.to_json()["device_seconds_raced"] == found.total("device_seconds_raced").value
 
 
 def test_what_a_race_has_left_is_what_is_expected_less_what_is_trained(tmp_path):
@@ -203,20 +204,29 @@ def test_what_a_race_has_left_is_what_is_expected_less_what_is_trained(tmp_path)
     whole = cost.forecast().cells[0]
     key, other = (r.key for r in cost.records() if r.fold_run.fold == 0 and of_first_cell(r))
     some = cost.forecast(progress={key: FoldRunProgress(0.1, 0.9)}).cells[0]
-    trained = whole.device_seconds.value - some.left.value
-    assert trained == pytest.approx(whole.left.value - some.left.value) and trained > 0
-    assert some.raced_left.value == pytest.approx(whole.raced.value - trained)
+    trained = whole.device_seconds.value - some.device_seconds_left.value
+    assert (
+        trained == pytest.approx(whole.device_seconds_left.value - some.device_seconds_left.value)
+        and trained > 0
+    )
+    assert some.device_seconds_raced_left.value == pytest.approx(
+        whole.device_seconds_raced.value - trained
+    )
     # Who is stopped leaves nothing; what is expected is no more than there is.
     stopped = cost.forecast(progress={key: FoldRunProgress(0.1, 0.0)}).cells[0]
-    assert stopped.left.value < some.left.value
-    least = min(stopped.left.value, some.raced_left.value)
-    assert stopped.raced_left.value == pytest.approx(least)
+    assert stopped.device_seconds_left.value < some.device_seconds_left.value
+    least = min(stopped.device_seconds_left.value, some.device_seconds_raced_left.value)
+    assert stopped.device_seconds_raced_left.value == pytest.approx(least)
     # A race that outlives its expectation.
     late = cost.forecast(
         progress={key: FoldRunProgress(1.0, 0.0), other: FoldRunProgress(0.9, 0.1)}
     ).cells[0]
-    assert 0 < late.raced_left.value < late.left.value
-    assert late.raced_left.low <= late.raced_left.value <= late.raced_left.high
+    assert 0 < late.device_seconds_raced_left.value < late.device_seconds_left.value
+    assert (
+        late.device_seconds_raced_left.low
+        <= late.device_seconds_raced_left.value
+        <= late.device_seconds_raced_left.high
+    )
 
 
 def of_first_cell(record: Record) -> bool:
@@ -261,9 +271,9 @@ def test_a_cluster_has_a_wall_time_and_two_prices(tmp_path):
         Cost(tmp_path).forecast(cluster=read_cluster([f"c7i.4xlarge={n}"], table)) for n in (1, 4)
     )
     assert (one.devices, four.devices) == (8, 32)
-    assert four.wall.value <= one.wall.value
+    assert four.wall_seconds.value <= one.wall_seconds.value
     on_demand, spot = one.cluster_usd
-    hours = one.wall.value / 3600
+    hours = one.wall_seconds.value / 3600
     assert on_demand.value == pytest.approx(hours * 0.714) and spot.value < on_demand.value
     values = one.to_json()["on_cluster"]
     assert values["usd_on_demand"] == on_demand.value and values["cluster"] == "1 x c7i.4xlarge"
@@ -325,11 +335,9 @@ def test_the_table_with_costs_fits_120_columns_without_folding_a_name(name):
 
 
 def test_figures_are_shown_in_one_unit_with_two_digits():
-    from raymrc.quantities import Estimate
-
-    assert shown(Estimate(6000, 3000, 20000), in_time) == "1.7 h\n(0.83-5.6)"
-    assert shown(Estimate(30, 20, 45), in_time, " ") == "30 s (20-45)"
-    assert shown(Estimate(), in_time) == "0 s"
+    assert format_estimate(Estimate(6000, 3000, 20000), in_time) == "1.7 h\n(0.83-5.6)"
+    assert format_estimate(Estimate(30, 20, 45), in_time, " ") == "30 s (20-45)"
+    assert format_estimate(Estimate(), in_time) == "0 s"
 
 
 # --- probes ---------------------------------------------------------------------------------------
@@ -344,7 +352,7 @@ def test_a_probe_is_kept_by_hardware_and_a_later_one_replaces_its_cells(tmp_path
     cost, place = Cost(tmp_path), str(tmp_path / "kept")
     assert read_probe(place) == []
     first, there = probed(cost, 10.0), probed(cost, 30.0, "there")
-    assert write_probe(place, first) == f"{place}/{PROBE}"
+    assert write_probe(place, first) == f"{place}/{PROBE_FILE}"
     write_probe(place, there)
     again = [m for m in probed(cost, 20.0) if m.like == ("minilm", "fine_tune")]
     write_probe(place, again)
@@ -360,8 +368,8 @@ def test_a_probe_is_kept_by_hardware_and_a_later_one_replaces_its_cells(tmp_path
 
 
 def test_a_broken_probe_is_told_in_one_sentence(tmp_path):
-    (tmp_path / PROBE).write_text('{"hardware": {"x": [{}]}}')
-    with pytest.raises(LedgerError, match="remove it, and probe again"):
+    (tmp_path / PROBE_FILE).write_text('{"hardware": {"x": [{}]}}')
+    with pytest.raises(LedgerError, match="remove it, and run --probe again"):
         read_probe(str(tmp_path))
 
 
@@ -379,4 +387,4 @@ def test_a_cell_of_several_devices_is_not_probed(tmp_path):
     cost = Cost(tmp_path, ["backbones=[gatortron-8.9b]", "resources.gpus_per_host=1"])
     chosen, left_out = choose_probed(cost.plan)
     assert [one.cell.strategy for one in chosen] == ["frozen_soft_prompt"]
-    assert left_out == [f"{cost.plan.cells[0].cell.name} wants several devices and is not measured"]
+    assert left_out == [f"{cost.plan.cells[0].cell.name} needs several devices and is not probed"]

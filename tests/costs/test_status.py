@@ -12,23 +12,24 @@ import pytest
 from rich.console import Console
 
 from raymrc.configuration import FoldRun
-from raymrc.costs.budget import Budget, Entry, Spent
+from raymrc.costs.budget import Budget, Spent
 from raymrc.costs.expectations import Expectations
 from raymrc.costs.forecast import (
     FIRST_TRAINING_SECONDS,
     Forecast,
     build_workload,
     forecast,
-    read_history,
-    read_progress,
 )
+from raymrc.costs.history import read_history, read_progress
+from raymrc.costs.journal import JournalEntry
 from raymrc.costs.rates import Measured
-from raymrc.costs.status import Status, exceeds, read_status, render_status
+from raymrc.costs.status import Status, over_budget_remark, read_status
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Record
 from raymrc.planning.fold_runs import fold_run
 from raymrc.planning.plan import plan_study
 from raymrc.reading.light_tokenizers import RoughTokenizer
+from raymrc.report.status import render_status
 from raymrc.study.notes import read_study_corpus
 from tests.study.making import STUDY, spec_of
 
@@ -71,7 +72,7 @@ class Study:
         return forecast(self.spec, self.plan, self.workload, measured, done)
 
     def status(
-        self, *entries: Entry, budget: Budget = BUDGET, costs: Forecast | None = None
+        self, *entries: JournalEntry, budget: Budget = BUDGET, costs: Forecast | None = None
     ) -> Status:
         plan = plan_study(self.spec, self.corpus, WEIGHTS, self.ledger)
         return read_status(plan, self.ledger.records(), entries, budget, costs, NOW)
@@ -89,9 +90,12 @@ def test_a_study_that_has_not_started_has_spent_nothing_and_has_it_all_before_it
     status = study.status(costs=costs)
     assert (status.total, status.done, status.failed, status.to_do) == (8, 0, 0, 8)
     assert status.spent == Spent() and status.drivers == ()
-    assert status.rest == costs.total("device_seconds") and status.wall == costs.wall
+    assert (
+        status.device_seconds_left == costs.total("device_seconds")
+        and status.wall_seconds_left == costs.wall_seconds
+    )
     assert "tiny: not started" in shown(status)
-    assert "if it were run now" in shown(status)
+    assert " if started now" in shown(status)
 
 
 def test_what_is_done_failed_spent_and_committed_is_what_was_written(tmp_path):
@@ -100,8 +104,8 @@ def test_what_is_done_failed_spent_and_committed_is_what_was_written(tmp_path):
         study.record(run)
     study.record(study.runs[3], "failed")
     entries = [
-        Entry("a", NOW - 5000, 600.0, 900.0, device_hour_usd=1.0),
-        Entry(
+        JournalEntry("a", NOW - 5000, 600.0, 900.0, device_hour_usd=1.0),
+        JournalEntry(
             "b", NOW - 100, 90.0, 180.0, 30.0, 60.0, 30.0, 1.0,
             running=2, committed=100.0, written_at=NOW - 10,
         ),
@@ -111,12 +115,14 @@ def test_what_is_done_failed_spent_and_committed_is_what_was_written(tmp_path):
     assert status.spent.device_seconds == 900 + 180 + 60
     assert status.spent.wall_seconds == 600 + 100, "until now, not until the lease ends"
     assert status.left.device_seconds == pytest.approx(3600 - 1140), "dollars are the nearer limit"
-    assert status.rest.value == pytest.approx(study.forecast().total("left").value * 3.0)
-    assert status.wall.value == pytest.approx(
-        study.forecast().wall.value * 3.0 - FIRST_TRAINING_SECONDS
+    assert status.device_seconds_left.value == pytest.approx(
+        study.forecast().total("device_seconds_left").value * 3.0
+    )
+    assert status.wall_seconds_left.value == pytest.approx(
+        study.forecast().wall_seconds.value * 3.0 - FIRST_TRAINING_SECONDS
     )
     text = shown(status)
-    assert "tiny: runs, 2 fold-runs train" in text and "expected end 20" in text
+    assert "tiny: 2 fold-runs are training" in text and "expected end 20" in text
     answer = json.loads(json.dumps(status.to_json()))
     assert answer["is_running"] and answer["fold_runs_left"] == 5
     assert answer["committed"] == {"device_seconds": 100.0, "usd": pytest.approx(100 / 3600)}
@@ -131,9 +137,9 @@ def test_what_is_done_failed_spent_and_committed_is_what_was_written(tmp_path):
 def test_a_study_without_a_budget_and_without_notes_has_a_status_too(tmp_path):
     study = Study(tmp_path)
     study.record(study.runs[0])
-    status = study.status(Entry("a", NOW - 50, 50.0, 80.0), budget=Budget())
+    status = study.status(JournalEntry("a", NOW - 50, 50.0, 80.0), budget=Budget())
     text = shown(status)
-    assert "budget" not in text and "is not known without the notes" in text and "80 s" in text
+    assert "budget" not in text and "the end is unknown" in text and "80 s" in text
     answer = status.to_json()
     assert answer["budget"] is None and answer["expected_end"] is None
     assert answer["rest"]["device_seconds"] is None and answer["spent"]["device_seconds"] == 80
@@ -153,36 +159,36 @@ def test_a_finished_study_wants_nothing(tmp_path):
     for run in study.runs:
         study.record(run)
     status = study.status(costs=study.forecast())
-    assert status.to_do == 0 and status.rest.value == 0 and status.affordable is None
+    assert status.to_do == 0 and status.device_seconds_left.value == 0 and status.affordable is None
     assert "tiny: done" in shown(status) and "expected end" not in shown(status)
 
 
 def test_what_the_budget_is_enough_for_is_the_nearer_of_its_limits(tmp_path):
     study = Study(tmp_path)
     costs = study.forecast()
-    rest, wall = costs.total("left").value, costs.wall.value
+    rest, wall = costs.total("device_seconds_left").value, costs.wall_seconds.value
     half = Budget(device_hours=rest / 2 / 3600)
     assert study.status(budget=half, costs=costs).affordable == pytest.approx(0.5)
     tenth = replace(half, wall_hours=wall / 10 / 3600)
     assert study.status(budget=tenth, costs=costs).affordable == pytest.approx(0.1)
-    assert "enough for 10 % of what is to do" in shown(study.status(budget=tenth, costs=costs))
+    assert "expected to cover 10 % of the remaining work" in shown(
+        study.status(budget=tenth, costs=costs)
+    )
 
 
 def test_a_plan_that_is_above_its_budget_says_so_in_the_budgets_unit(tmp_path):
     study = Study(tmp_path)
     costs = study.forecast()
-    seconds = costs.total("left").value
-    assert exceeds(Budget(), Spent(), costs) == ""
+    seconds = costs.total("device_seconds_left").value
+    assert over_budget_remark(Budget(), Spent(), costs) == ""
     enough = Budget(usd=2 * seconds / 3600, device_hour_usd=1.0)
-    assert exceeds(enough, Spent(), costs) == ""
-    said = exceeds(enough, Spent(seconds * 1.5, seconds * 1.5 / 3600), costs)
-    assert said.startswith("what is to do is expected to cost ") and said.endswith(
-        " USD is left of the budget"
-    )
-    said = exceeds(Budget(device_hours=0.001), Spent(), costs)
-    assert "is expected to take" in said and said.endswith("3.6 s is the budget")
-    said = exceeds(Budget(wall_hours=0.001), Spent(), costs)
-    assert said.endswith("3.6 s is the budget")
+    assert over_budget_remark(enough, Spent(), costs) == ""
+    said = over_budget_remark(enough, Spent(seconds * 1.5, seconds * 1.5 / 3600), costs)
+    assert said.startswith("remaining work is expected to need ") and said.endswith(" USD left")
+    said = over_budget_remark(Budget(device_hours=0.001), Spent(), costs)
+    assert "of device time, but" in said and said.endswith("the budget is 3.6 s")
+    said = over_budget_remark(Budget(wall_hours=0.001), Spent(), costs)
+    assert said.endswith("the budget is 3.6 s")
 
 
 def test_each_fold_run_is_expected_to_cost_what_the_plan_says_of_all(tmp_path):

@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymrc.ledger.record import Epoch, Record
-from raymrc.racing.racing import Contender, Racing, Run, _of_squares, _Rests, decide
+from raymrc.racing.racing import Contender, Racing, Run, _fit_covariance, _Residuals, decide
 from raymrc.racing.simulate import (
     WORLDS,
     World,
     expected_share,
     generate,
-    make_up,
-    read_tables,
-    reorder,
+    generate_like,
+    read_grids,
+    reorder_folds,
     replay,
     replay_all,
 )
@@ -48,12 +48,6 @@ def halfway(seed: int, depth: int = 10) -> list[Contender]:
 
 
 # --- decisions ------------------------------------------------------------------------------------
-
-
-def test_without_racing_the_full_grid_is_trained():
-    for table in generate(SMALL_GRID, 5, 3):
-        result = replay(table, Racing("none"))
-        assert result.fold_epochs == result.grid_fold_epochs and result.is_same
 
 
 def test_everybody_starts_on_the_first_fold_and_nobody_is_judged_unseen():
@@ -126,17 +120,20 @@ def test_what_is_said_at_each_depth_is_what_the_covariance_says(seed):
     prior = np.cov(draw.normal(size=(4, 9)))
     deviations = draw.normal(size=(30, 4))
     squares = deviations[:, :, None] * deviations[:, None]
-    fitted = _of_squares(squares, draw.integers(1, 5, 30), prior, 4.0)
-    told = _Rests(fitted)
+    fitted = _fit_covariance(squares, draw.integers(1, 5, 30), prior, 4.0)
+    residuals = _Residuals(fitted)
     for depth in range(5):
         inverse = np.linalg.inv(fitted.matrix[:depth, :depth])
-        assert np.allclose(told.precision[depth][:depth, :depth], inverse)
+        assert np.allclose(residuals.precision[depth][:depth, :depth], inverse)
         assert (
-            not told.precision[depth][depth:].any() and not told.precision[depth][:, depth:].any()
+            not residuals.precision[depth][depth:].any()
+            and not residuals.precision[depth][:, depth:].any()
         )
         with_end = fitted.matrix[:depth, -1]
-        assert np.isclose(told.left[depth], fitted.matrix[-1, -1] - with_end @ inverse @ with_end)
-    assert np.allclose(_of_squares(squares, np.full(30, 4), prior, 4.0).matrix,
+        assert np.isclose(
+            residuals.variance_left[depth], fitted.matrix[-1, -1] - with_end @ inverse @ with_end
+        )
+    assert np.allclose(_fit_covariance(squares, np.full(30, 4), prior, 4.0).matrix,
                        (4.0 * prior + squares.sum(0)) / 34)  # fmt: skip
 
 
@@ -185,7 +182,6 @@ def test_configurations_of_different_length_are_compared_at_equal_shares_of_trai
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"method": "asha"},
         {"error_rate": 0.0},
         {"rungs": ()},
         {"rungs": (0.5,)},
@@ -246,24 +242,22 @@ def test_a_ledgers_full_grid_becomes_a_table_of_its_epochs():
         trained(1, 1e-3, 0.1, 0.3),
         trained(0, 1e-2, 0.9, 0.9),  # a fold is missing: not of the grid
     ]
-    (table,) = read_tables(records)
+    (table,) = read_grids(records)
     assert table.num_folds == 2 and table.fold_epochs == 8
     assert sorted(table.worths) == pytest.approx([0.35, 0.45])
     assert table.winner == records[2].fold_run.configuration.id
-    outcomes = replay_all(table.name, reorder(table, 2), slots=2)
+    outcomes = replay_all(table.name, reorder_folds(table, 2), slots=2)
     assert outcomes[0]["error_rate"] == 0.01 and outcomes[0]["same_winner"] == 1.0
 
 
 def test_replays_of_a_study_go_by_its_own_rungs():
-    tables = make_up(8, 5, 10, 1)
+    tables = generate_like(8, 5, 10, 1)
     usual, whole = (
         replay_all("cell", tables, 4, racing) for racing in (None, Racing(rungs=(1.0,)))
     )
-    assert usual == replay_all("cell", tables, 4, Racing("none", error_rate=0.5)), (
-        "all but its rate"
-    )
+    assert usual == replay_all("cell", tables, 4, Racing(error_rate=0.5)), "all but its rate"
     assert whole[1]["saving"] < usual[1]["saving"], "who is not begun in part is begun whole"
 
 
 def test_a_ledger_without_a_grid_is_no_table():
-    assert read_tables([record(0), record(1)]) == ()
+    assert read_grids([record(0), record(1)]) == ()

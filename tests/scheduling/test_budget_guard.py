@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from raymrc.costs.budget import WRITE_SECONDS
+from raymrc.costs.journal import WRITE_SECONDS
 from raymrc.scheduling.budget_guard import (
     KILL_SECONDS,
     MAX_DEFERRED_TRIALS,
@@ -46,7 +46,7 @@ def test_hosts_are_drained_before_the_cap_and_killed_at_it():
         decision = made.guard.check(now)
     assert 100.0 - CLOSING_SECONDS - 0.2 <= now <= 100.0 - CLOSING_SECONDS + 0.2
     assert made.guard.stopped.by_budget
-    assert made.guard.stopped.sentence.startswith("the budget is used up")
+    assert made.guard.stopped.sentence.startswith("the budget is exhausted")
     assert decision == GuardDecision(has_news=True), "the host may save first"
     assert made.guard.check(98.9).kill == ()
     assert made.guard.check(99.1).kill == ("host-1",)
@@ -124,7 +124,7 @@ def test_trials_that_do_not_fit_are_deferred_until_there_are_too_many():
         assert made.guard.check(0.1 * number).has_news
         assert made.queue.collect(f"t{number}") == ([], True)
     assert made.guard.stopped is not None
-    assert "and the cheapest fold-run to do wants about" in made.guard.stopped.sentence
+    assert "but the cheapest fold-run needs about" in made.guard.stopped.sentence
 
 
 def test_deferred_trials_are_counted_anew_when_something_trains():
@@ -153,7 +153,7 @@ def test_a_run_that_deferred_work_says_so_at_its_end():
     made.guard.check(0.0)
     last, closing = made.guard.close(5.0, 5.0)
     assert last.has_ended and closing.stopped is not None
-    assert "the cheapest fold-run to do wants about" in closing.stopped.sentence
+    assert "the cheapest fold-run needs about" in closing.stopped.sentence
 
 
 def test_a_run_that_has_done_its_work_was_not_stopped():

@@ -211,7 +211,7 @@ def test_racing_is_a_word_or_a_mapping(tmp_path):
     assert spec.racing is not None and build_racing(spec) == Racing()
     spec = spec_of(tmp_path, STUDY + "racing: {error_rate: 0.1, rungs: [0.5, 1], min_folds: 2}\n")
     assert spec.racing is not None
-    assert build_racing(spec) == Racing("paired", 0.1, (0.5, 1.0), 2)
+    assert build_racing(spec) == Racing(0.1, (0.5, 1.0), 2)
     assert spec_of(tmp_path, STUDY + "racing: paired\n", ["racing=none"]).racing is None
 
 

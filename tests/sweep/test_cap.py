@@ -21,15 +21,12 @@ from typing import Any
 import pytest
 
 from raymrc.configuration import FoldRun
-from raymrc.costs.account import Account
+from raymrc.costs.account import MIN_LEASE_SECONDS, Account
 from raymrc.costs.budget import (
-    LEAST_LEASE,
     Budget,
-    Entry,
     Need,
-    add_up,
 )
-from raymrc.costs.journal import Journal
+from raymrc.costs.journal import Journal, JournalEntry, add_up
 from raymrc.errors import LedgerError
 from raymrc.ledger.ledger import Ledger
 from raymrc.scheduling.allowance import Allowance
@@ -90,7 +87,7 @@ def test_no_host_is_requested_before_what_it_may_spend_is_written(tmp_path, monk
         writes = []
         write = Journal.write
 
-        def write_slowly(journal: Journal, entry: Entry) -> None:
+        def write_slowly(journal: Journal, entry: JournalEntry) -> None:
             assert not guarded.cluster.hosts or writes, "a host came first"
             time.sleep(0.3)
             write(journal, entry)
@@ -100,7 +97,7 @@ def test_no_host_is_requested_before_what_it_may_spend_is_written(tmp_path, monk
         await guarded.submit(fold_runs(make_plan([0.1], ["fine_tune"])), 1.0)
         assert not guarded.cluster.hosts
         await guarded.started(2)
-        assert max(writes) >= 2 * LEAST_LEASE
+        assert max(writes) >= 2 * MIN_LEASE_SECONDS
         await guarded.coordinator.close()
         assert list(guarded.cluster.hosts) == ["host-1", "host-2"]
 
@@ -128,7 +125,7 @@ def test_at_the_cap_hosts_save_and_leave_and_one_that_does_not_answer_is_killed(
         assert why.by_budget and guarded.cluster.ended == ["host-2"]
         assert 4 < time.monotonic() - began < 12
         closing = await guarded.coordinator.close()
-        assert closing.stopped.by_budget and "the budget is used up" in closing.stopped.sentence
+        assert closing.stopped.by_budget and "the budget is exhausted" in closing.stopped.sentence
         assert closing.spent.device_seconds <= 14.0
         (entry,) = guarded.journal.entries()
         assert entry.has_ended and entry.device_seconds == closing.device_seconds
@@ -143,11 +140,11 @@ def test_a_study_ends_if_the_budget_left_is_too_small_for_a_host(tmp_path):
     """Not only if it is too small for a fold-run: trials would wait for a host that is never requested."""
 
     async def study() -> None:
-        Journal(str(tmp_path)).write(Entry("before", 0.0, device_seconds=98.0))
+        Journal(str(tmp_path)).write(JournalEntry("before", 0.0, device_seconds=98.0))
         guarded = Guarded(tmp_path, seconds(100.0))
         await guarded.submit(fold_runs(make_plan([0.1], ["fine_tune"])), 0.5)
         why = await asyncio.wait_for(guarded.coordinator.stopped(), 20)
-        assert why.by_budget and "the budget is used up" in why.sentence
+        assert why.by_budget and "the budget is exhausted" in why.sentence
         assert not guarded.cluster.hosts
         await guarded.coordinator.close()
 
@@ -155,8 +152,8 @@ def test_a_study_ends_if_the_budget_left_is_too_small_for_a_host(tmp_path):
 
 
 def test_a_refusing_storage_ends_hosts_only_when_the_lease_runs_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("raymrc.costs.account.LEAST_LEASE", 4.0)
-    monkeypatch.setattr("raymrc.costs.account.MOST_LEASE", 4.0)
+    monkeypatch.setattr("raymrc.costs.account.MIN_LEASE_SECONDS", 4.0)
+    monkeypatch.setattr("raymrc.costs.account.MAX_LEASE_SECONDS", 4.0)
     for module in ("costs.account", "scheduling.budget_guard", "sweep.coordinator"):
         monkeypatch.setattr(f"raymrc.{module}.WRITE_SECONDS", 0.4)
 
@@ -321,7 +318,7 @@ class TestOnRay:
         slow = replace(script, nap=6.0)
         with Watch() as watch:
             outcome = run(tmp_path, slow, seconds(24.0))
-        assert outcome.out_of_budget.startswith("the budget is used up (0.0")
+        assert outcome.out_of_budget.startswith("the budget is exhausted (0.0")
         assert not outcome.interrupted and outcome.done < 6
         (entry,) = Journal(str(tmp_path)).entries()
         assert entry.has_ended
@@ -362,7 +359,7 @@ class TestOnRay:
         outcome = run(tmp_path, script, seconds(400.0), expect=expect)
         assert outcome.done == 2 and not outcome.interrupted
         assert sorted(script.trained()) == sorted(r.key for r in fold_runs(PLAN) if r.fold == 0)
-        assert "of the budget is left, and the cheapest fold-run to do wants about" in (
+        assert "of the budget is left, but the cheapest fold-run needs about" in (
             outcome.out_of_budget
         )
         outcome = run(tmp_path, script, Budget(), expect=expect)

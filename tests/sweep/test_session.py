@@ -13,8 +13,8 @@ from dataclasses import replace
 import pytest
 import ray
 
-from raymrc.costs.budget import Budget, Entry
-from raymrc.costs.journal import Journal
+from raymrc.costs.budget import Budget
+from raymrc.costs.journal import Journal, JournalEntry
 from raymrc.errors import StudyError
 from raymrc.ledger.ledger import Ledger
 from raymrc.racing.racing import Racing
@@ -73,7 +73,7 @@ def test_another_machine_may_have_been_lost_and_is_waited_for(is_lost, tmp_path,
 def test_the_lock_is_no_run_that_has_spent_anything(tmp_path):
     with only_run(str(tmp_path), print):
         assert Journal(str(tmp_path)).entries() == ()
-        Journal(str(tmp_path)).write(Entry("me", 0.0))
+        Journal(str(tmp_path)).write(JournalEntry("me", 0.0))
     assert [entry.driver for entry in Journal(str(tmp_path)).entries()] == ["me"]
 
 
@@ -86,7 +86,7 @@ def test_a_storage_that_takes_no_lock_keeps_nobody_from_training(tmp_path):
 # --- runs that have not said that they ended -------------------------------------------------------
 
 
-KILLED = Entry(
+KILLED = JournalEntry(
     "killed", 1e9, 10.0, 20.0, 30.0, 60.0, 30.0, running=4, committed=500.0, process="process 7 on gone"
 )  # fmt: skip
 """Its clock was years behind ours."""
