@@ -39,18 +39,17 @@ from raymrc.configuration import Configuration, hash_values
 from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import Folds
 from raymrc.ledger.ledger import Ledger
-from raymrc.model.backbones import find_backbone, read_shape
-from raymrc.model.strategies import STRATEGIES
+from raymrc.model.backbones import find_backbone
 from raymrc.planning.plan import plan_study
 from raymrc.reading.answers import assemble, decode_tags
 from raymrc.reading.relations import Mention, assemble_relations, find_asked, mentions_of
-from raymrc.reading.windows import Window, build_windows, read_pieces
+from raymrc.reading.rows import Row, RowBuilder, RowForm
+from raymrc.reading.windows import Window, cut_windows, read_pieces
 from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.n2c2_2018 import score_note, score_relations
 from raymrc.study.load import load_spec
 from raymrc.study.notes import build_study_folds, read_study_corpus
 from raymrc.study.spec import Spec
-from raymrc.training.batching import Row, RowBuilder
 
 IGNORED = -100
 
@@ -243,7 +242,7 @@ class Tagger:
 
     def _windows(self, note: Note) -> list[Window]:
         c = self.configuration
-        return build_windows(note, self.tokenizer, c.window, c.overlap)
+        return cut_windows(read_pieces(note, self.tokenizer), c.window, c.overlap)
 
     def _items(self, notes: Sequence[Note]) -> list[dict[str, Any]]:
         items = []
@@ -274,12 +273,9 @@ class PairClassifier:
 
     def __post_init__(self) -> None:
         c = self.configuration
-        shape = read_shape(find_backbone(c.cell.backbone), c.cell.backbone.layers)
+        form = RowForm(c.window, context_sentences=c.context_sentences or 0, tags=True)
         asked = find_asked("relations", self.corpus)
-        self.builder = RowBuilder(
-            self.tokenizer, shape, asked, {}, STRATEGIES["fine_tune"], c.window,
-            c.context_sentences or 0,
-        )  # fmt: skip
+        self.builder = RowBuilder(self.tokenizer, form, asked, {})
 
     def fit(
         self,
@@ -327,8 +323,8 @@ class PairClassifier:
     def _items(rows: Sequence[Row]) -> list[dict[str, Any]]:
         return [
             {
-                "input_ids": row.ids.tolist(),
-                "attention_mask": [1] * len(row.ids),
+                "input_ids": row.pieces.ids.tolist(),
+                "attention_mask": [1] * row.length,
                 "labels": row.kind,
             }
             for row in rows

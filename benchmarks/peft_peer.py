@@ -33,11 +33,13 @@ from raymrc.model.inputs import SpanTargets
 from raymrc.model.loading import load_tokenizer
 from raymrc.model.network import Model
 from raymrc.model.strategies import STRATEGIES
+from raymrc.planning.rows import row_form
 from raymrc.reading.answers import assemble
 from raymrc.reading.relations import Asked
+from raymrc.reading.rows import Row, RowBuilder
 from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.n2c2_2018 import score_note
-from raymrc.training.batching import Row, RowBuilder, StudyData, collate, collate_targets
+from raymrc.training.batching import StudyData, collate, collate_targets
 
 if TYPE_CHECKING:
     from raymrc.model.shapes import Shape
@@ -337,7 +339,7 @@ class Sampled(torch.utils.data.Dataset[Row]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
-        self.tokens += len(self.rows[index].ids)
+        self.tokens += self.rows[index].length
         return self.rows[index]
 
 
@@ -382,13 +384,11 @@ def train_peer(
     labels = data.corpus.labels
     encoder, tokenizer, shape = keep_loaded(c.cell.backbone)
     windows = data.windows(tokenizer, c.cell.backbone.source, c.window, c.overlap)
-    builder = RowBuilder(
-        tokenizer, shape, Asked(labels), data.questions, STRATEGIES[c.cell.strategy], c.window
-    )
+    builder = RowBuilder(tokenizer, row_form(c, shape), Asked(labels), data.questions)
     notes = {note.id: note for note in data.corpus.notes}
     split = data.folds.split(fold)
     train, validation, scored = (
-        builder.rows([notes[i] for i in ids], windows)
+        [row for i in ids for row in builder.label_rows(notes[i], windows[i])]
         for ids in (split.train, split.validation, split.scored)
     )
     seed = int(hash_values([c.seed, fold])[:8], 16) % 2**31
@@ -472,7 +472,8 @@ def score(
         at = rows[row]
         first, last = divmod(int(found_RK[row, place]), STRIDE)
         own = spans[at.window.note_id].setdefault(at.window.index, [])
-        own.append((at.label, first - int(at.places[0]), last - int(at.places[0])))
+        begin = int(at.pieces.places[0])
+        own.append((at.label, first - begin, last - begin))
     return pool(
         counts
         for note in notes

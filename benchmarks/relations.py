@@ -34,18 +34,12 @@ from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.model.inputs import SpanTargets
 from raymrc.model.loading import Loaded
 from raymrc.model.network import Model
-from raymrc.model.strategies import STRATEGIES
+from raymrc.planning.rows import row_form
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import find_asked, mentions_of
+from raymrc.reading.rows import Row, RowBuilder, evaluation_batches, training_batches
 from raymrc.reading.windows import read_pieces
-from raymrc.training.batching import (
-    Row,
-    RowBuilder,
-    collate,
-    collate_targets,
-    evaluation_batches,
-    training_batches,
-)
+from raymrc.training.batching import collate, collate_targets
 from raymrc.training.pool import PASS_PIECES, keep_freed_memory
 
 GOALS = {"published head": 5.0, "factorised head": 1.0}
@@ -58,10 +52,12 @@ def make_rows(corpus: Corpus, loaded: Loaded, strategy: str, chooses: bool) -> l
     """The rows of each given mention, mentions shuffled."""
     asked = find_asked("relations", corpus)
     questions = build_questions((), {}, asked.relations)
-    builder = RowBuilder(
-        loaded.tokenizer, loaded.shape, asked, questions, STRATEGIES[strategy], WINDOW, SENTENCES,
-        chooses=chooses,
+    configuration = Configuration(
+        Cell("relations", "synthetic", loaded.backbone, strategy), 0.0, window=WINDOW,
+        context_sentences=SENTENCES, relation_answers="mentions" if chooses else "spans",
     )  # fmt: skip
+    form = row_form(configuration, loaded.shape)
+    builder = RowBuilder(loaded.tokenizer, form, asked, questions)
     groups = []
     for note in corpus.notes:
         pieces = read_pieces(note, loaded.tokenizer)
@@ -191,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         questions / seconds, number / peer_seconds, "questions/s",
                         ratio * questions / number, GOALS[head],
                         asked=round(len(rows) / questions, 3),
-                        mean_pieces=round(sum(len(row.ids) for row in rows) / len(rows), 1),
+                        mean_pieces=round(sum(row.length for row in rows) / len(rows), 1),
                         questions=questions, peer_questions=number, pairs_timed=pairs,
                         threads=torch.get_num_threads(),
                     )  # fmt: skip

@@ -47,10 +47,10 @@ from raymrc.model.loading import Loaded, from_hugging_face, load_backbone
 from raymrc.model.network import Model
 from raymrc.model.precision import precision
 from raymrc.model.shapes import SHAPES, Shape
-from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.relations import Asked
-from raymrc.reading.windows import build_windows
-from raymrc.training.batching import Row, RowBuilder, collate, collate_targets, training_batches
+from raymrc.reading.rows import Row, RowBuilder, RowForm, training_batches
+from raymrc.reading.windows import cut_windows, read_pieces
+from raymrc.training.batching import collate, collate_targets
 from raymrc.training.fused import Part
 from raymrc.training.pool import keep_freed_memory, share_passes
 
@@ -88,33 +88,30 @@ SUMMARIES = Mix("discharge summaries", 256, 8, 4, 2, 1)
 
 def read_rows(mix: Mix, corpus: Corpus, loaded: Loaded) -> list[Row]:
     """Rows of the mix with and without answers, shuffled: as an epoch of the study has them."""
-    builder = RowBuilder(
-        loaded.tokenizer,
-        loaded.shape,
-        Asked(corpus.labels),
-        {},
-        STRATEGIES["frozen_soft_prompt"],
-        mix.window,
-    )
+    builder = RowBuilder(loaded.tokenizer, RowForm(mix.window), Asked(corpus.labels), {})
     windows = {
-        note.id: build_windows(note, loaded.tokenizer, mix.window, 32) for note in corpus.notes
+        note.id: cut_windows(read_pieces(note, loaded.tokenizer), mix.window, 32)
+        for note in corpus.notes
     }
     draw = random.Random(13)
     rows = [
-        row for row in builder.rows(corpus.notes, windows) if row.has_answer or draw.random() < 0.3
+        row
+        for note in corpus.notes
+        for row in builder.label_rows(note, windows[note.id])
+        if row.has_answer or draw.random() < 0.3
     ]
     draw.shuffle(rows)
     return rows
 
 
 def count_tokens(rows: Iterable[Row]) -> int:
-    return sum(len(row.ids) for row in rows)
+    return sum(row.length for row in rows)
 
 
 def padded_share(batches: Iterable[Sequence[Row]]) -> float:
     """Of all positions that are computed, the share that is padding."""
     batches = list(batches)
-    padded = sum(len(batch) * max(len(row.ids) for row in batch) for batch in batches)
+    padded = sum(len(batch) * max(row.length for row in batch) for batch in batches)
     return round(1 - sum(map(count_tokens, batches)) / padded, 3)
 
 

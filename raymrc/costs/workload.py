@@ -9,33 +9,23 @@ together. Exact where the backbone's own tokenizer is at hand and every row is t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from raymrc.configuration import Configuration
-from raymrc.corpora.note import Corpus, Note
+from raymrc.corpora.note import Corpus
 from raymrc.corpora.splits import Folds, choose_split
 from raymrc.model.shapes import Shape
 from raymrc.model.strategies import STRATEGIES
 from raymrc.planning.arithmetic import forward_flops, head_parameters, match_flops, training_flops
-from raymrc.planning.placement import PASS_PIECES, SPECIAL_PIECES
-from raymrc.reading.examples import build_examples
-from raymrc.reading.questions import in_plain_words
-from raymrc.reading.relations import (
-    TYPE_MARKS,
-    Asked,
-    Context,
-    build_contexts,
-    gold_answers,
-    mentions_of,
-)
+from raymrc.planning.placement import PASS_PIECES
+from raymrc.planning.rows import row_form
+from raymrc.reading.relations import Asked
+from raymrc.reading.rows import BUCKET_BATCHES, Row, RowBuilder, RowForm
 from raymrc.reading.windows import Pieces, Window, cut_windows, read_pieces
-
-BUCKET_BATCHES = 16
-"""An epoch's rows are sorted by length within so many batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,19 +120,15 @@ class FoldRunWork:
         return trained, asked
 
 
-RowFacts = tuple[int, int, bool, bool]
-"""Pieces, answers, whether a pair of mentions, whether about a given mention."""
-
-
 @dataclass(frozen=True)
-class NoteRows:
-    """The rows of one note, or of many: one number a row, in the order of `training.batching`.
+class RowCounts:
+    """What is counted of rows, in their order: one number per row.
 
     Args:
         lengths: pieces, special ones and questions included.
-        answers: gold spans (of a pair: 1 where it is related; of tags: of all labels).
-        pairs: whether it is a pair of mentions.
-        about: whether it is about a given mention.
+        answers: gold spans (of all labels for tagging); 1 for a pair that is related.
+        pairs: whether the row is of a pair of mentions.
+        about: whether the row is about a given mention.
     """
 
     lengths: np.ndarray
@@ -153,38 +139,40 @@ class NoteRows:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def chosen(self, index: np.ndarray) -> NoteRows:
-        return NoteRows(
+    def chosen(self, index: np.ndarray) -> RowCounts:
+        return RowCounts(
             self.lengths[index], self.answers[index], self.pairs[index], self.about[index]
         )
 
 
-def join_rows(parts: Sequence[NoteRows]) -> NoteRows:
+def count_rows(rows: Sequence[Row]) -> RowCounts:
+    return RowCounts(
+        np.array([row.length for row in rows], dtype=np.int64),
+        np.array([row.num_answers for row in rows], dtype=np.int64),
+        np.array([row.target_kind == "pairs" for row in rows], dtype=bool),
+        np.array([row.context is not None for row in rows], dtype=bool),
+    )
+
+
+def join_counts(parts: Sequence[RowCounts]) -> RowCounts:
     """One after the other."""
-    none = make_rows([])
-    return NoteRows(
-        np.concatenate([none.lengths, *(part.lengths for part in parts)]),
-        np.concatenate([none.answers, *(part.answers for part in parts)]),
-        np.concatenate([none.pairs, *(part.pairs for part in parts)]),
-        np.concatenate([none.about, *(part.about for part in parts)]),
+    parts = [count_rows([]), *parts]
+    return RowCounts(
+        np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.answers for part in parts]),
+        np.concatenate([part.pairs for part in parts]),
+        np.concatenate([part.about for part in parts]),
     )
-
-
-def make_rows(rows: Sequence[RowFacts]) -> NoteRows:
-    lengths, answers, pairs, about = (
-        np.array([row[column] for row in rows], dtype=np.int64) for column in range(4)
-    )
-    return NoteRows(lengths, answers, pairs.astype(bool), about.astype(bool))
 
 
 # --- batches --------------------------------------------------------------------------------------
 
 
 def training_passes(
-    rows: NoteRows, batch_size: int, negative_rate: float, generator: random.Random
+    rows: RowCounts, batch_size: int, negative_rate: float, generator: random.Random
 ) -> Passes:
-    """One epoch as `training.batching.training_batches` makes it: exactly where `negative_rate` is 1, padding
-    aside, which depends on the order; else what is expected.
+    """One epoch of `reading.rows.training_batches`, in expectation; exact where `negative_rate` is 1, except
+    for padding, which depends on the order drawn.
 
     Args:
         generator: draws an order, for the padding.
@@ -219,7 +207,7 @@ def training_passes(
     return total
 
 
-def evaluation_passes(rows: NoteRows, pieces: int) -> Passes:
+def evaluation_passes(rows: RowCounts, pieces: int) -> Passes:
     """As `training.batching.evaluation_batches` makes them, longest first.
 
     Args:
@@ -263,7 +251,8 @@ class Workload:
     shapes: Mapping[str, Shape]
     kind: str = "cpu"
     _pieces: dict[Any, dict[str, Pieces]] = field(default_factory=dict, repr=False)
-    _rows: dict[Any, dict[str, NoteRows]] = field(default_factory=dict, repr=False)
+    _windows: dict[Any, dict[str, list[Window]]] = field(default_factory=dict, repr=False)
+    _rows: dict[Any, dict[str, RowCounts]] = field(default_factory=dict, repr=False)
     _work: dict[Any, FoldRunWork] = field(default_factory=dict, repr=False)
 
     def counts(self, configuration: Configuration) -> bool:
@@ -277,8 +266,10 @@ class Workload:
             fold: as in `FoldRun`, draws included.
         """
         c = configuration
-        key = (self._rows_key(c), c.cell.shots, c.cell.shots_of, fold, c.epochs, c.batch_size,
-               c.negative_rate)  # fmt: skip
+        key = (
+            c.cell.backbone.source, self._form(c), c.cell.shots, c.cell.shots_of, fold,
+            c.epochs, c.batch_size, c.negative_rate,
+        )  # fmt: skip
         if key not in self._work:
             self._work[key] = self._count(configuration, fold)
         return self._work[key]
@@ -287,7 +278,7 @@ class Workload:
         c = configuration
         cell, rows = c.cell, self._rows_of(c, None)
         split = choose_split(self.folds, self.corpus.notes, fold, cell.shots, cell.shots_of)
-        trained = join_rows([rows[note_id] for note_id in split.train])
+        trained = join_counts([rows[note_id] for note_id in split.train])
         epoch = training_passes(trained, c.batch_size, c.negative_rate, random.Random(c.seed))
         asked = self._asked_of(c, rows, split.validation).times(c.epochs)
         asked += self._asked_of(c, rows, split.scored)
@@ -296,133 +287,43 @@ class Workload:
         return FoldRunWork(epoch.times(c.epochs), asked)
 
     def _asked_of(
-        self, configuration: Configuration, rows: Mapping[str, NoteRows], notes: Iterable[str]
+        self, configuration: Configuration, rows: Mapping[str, RowCounts], notes: Iterable[str]
     ) -> Passes:
         """One exam. End to end, as many mentions are taken to be found as there are."""
-        joined = join_rows([rows[note_id] for note_id in notes])
+        joined = join_counts([rows[note_id] for note_id in notes])
         rounds = [joined]
         if configuration.cell.task == "end_to_end":
             rounds = [joined.chosen(~joined.about), joined.chosen(joined.about)]
         pieces = PASS_PIECES[self.kind]
         return sum((evaluation_passes(part, pieces) for part in rounds), Passes())
 
-    def _rows_key(self, configuration: Configuration) -> tuple[object, ...]:
-        c = configuration
-        strategy = STRATEGIES[c.cell.strategy]
-        return (
-            c.cell.task, c.cell.backbone.source, c.window, c.overlap, c.context_sentences,
-            c.relation_answers, strategy.asks == "words", strategy.answers,
-        )  # fmt: skip
+    def _form(self, configuration: Configuration) -> RowForm:
+        return row_form(configuration, self.shapes[configuration.cell.backbone.source])
 
-    def _rows_of(self, configuration: Configuration, site: str | None) -> dict[str, NoteRows]:
-        key = (site, self._rows_key(configuration))
+    def _rows_of(self, configuration: Configuration, site: str | None) -> dict[str, RowCounts]:
+        source, form = configuration.cell.backbone.source, self._form(configuration)
+        key = (site, source, form)
         if key not in self._rows:
             corpus = self.corpus if site is None else self.transfer[site]
-            source = configuration.cell.backbone.source
+            tokenizer = self.tokenizers[source]
             if (site, source) not in self._pieces:
                 self._pieces[site, source] = {
-                    note.id: read_pieces(note, self.tokenizers[source]) for note in corpus.notes
+                    note.id: read_pieces(note, tokenizer) for note in corpus.notes
                 }
             pieces = self._pieces[site, source]
-            counter = _RowCounter(
-                configuration,
-                self.asked,
-                self.questions,
-                self.tokenizers[source],
-                self.shapes[source],
-            )
-            self._rows[key] = {n.id: counter.rows(n, pieces[n.id]) for n in corpus.notes}
+            cut = (site, source, form.window, form.overlap)
+            if cut not in self._windows:
+                self._windows[cut] = {
+                    note_id: cut_windows(of_note, form.window, form.overlap)
+                    for note_id, of_note in pieces.items()
+                }
+            windows = self._windows[cut]
+            builder = RowBuilder(tokenizer, form, self.asked, self.questions)
+            self._rows[key] = {
+                note.id: count_rows(builder.gold_rows(note, pieces[note.id], windows[note.id]))
+                for note in corpus.notes
+            }
         return self._rows[key]
-
-
-class _RowCounter:
-    """The lengths of the rows that `training.batching.RowBuilder` makes."""
-
-    def __init__(
-        self,
-        configuration: Configuration,
-        asked: Asked,
-        questions: Mapping[str, str],
-        tokenizer: Any,
-        shape: Shape,
-    ) -> None:
-        def length(text: str) -> int:
-            return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        self.configuration = configuration
-        self.asked = asked
-        self.strategy = STRATEGIES[configuration.cell.strategy]
-        between = 2 if shape.kind == "roberta" else 1
-        self.before = [
-            length(questions[name]) + between if self.strategy.asks == "words" else 0
-            for name in asked.names
-        ]
-        self.marks: dict[tuple[int, str], int] = {}
-        labels = {label for q in asked.relations for label in (*q.given, *q.answers)}
-        for place, (sign, kind) in enumerate(TYPE_MARKS.items()):
-            for label in labels:
-                typed = length(f"{kind} {in_plain_words(label)}{kind}")
-                tells_types = self.strategy.answers == "tags"
-                self.marks[place, label] = 2 * length(sign) + (typed if tells_types else 0)
-
-    def rows(self, note: Note, pieces: Pieces) -> NoteRows:
-        rows: list[RowFacts] = []
-        if self.asked.labels:
-            c = self.configuration
-            rows += self._label_rows(note, cut_windows(pieces, c.window, c.overlap))
-        if self.asked.relations:
-            rows += self._relation_rows(note, pieces)
-        return make_rows(rows)
-
-    def _label_rows(self, note: Note, windows: Sequence[Window]) -> Iterator[RowFacts]:
-        examples = build_examples([note], windows, self.asked.labels)
-        per_window = len(self.asked.labels)
-        for at in range(0, len(examples), per_window):
-            of_window = examples[at : at + per_window]
-            length = len(of_window[0].window.piece_ids) + SPECIAL_PIECES
-            if self.strategy.answers == "tags":
-                yield length, sum(len(e.spans) for e in of_window), False, False
-                continue
-            for e in of_window:
-                yield length + self.before[e.label], len(e.spans), False, False
-
-    def _relation_rows(self, note: Note, pieces: Pieces) -> Iterator[RowFacts]:
-        c, relations = self.configuration, self.asked.relations
-        contexts = build_contexts(
-            note, pieces, mentions_of(note.spans), relations, c.context_sentences or 0, c.window
-        )
-        gold = gold_answers(note, relations)
-        make = self._pair_rows if self.strategy.answers == "tags" else self._question_rows
-        for context in contexts:
-            yield from make(context, gold)
-
-    def _question_rows(
-        self, context: Context, gold: Mapping[Any, Sequence[Any]]
-    ) -> Iterator[RowFacts]:
-        length = len(context.window.piece_ids) + SPECIAL_PIECES
-        length += self.marks[0, context.given.label]
-        pieces_of = dict(context.others)
-        for index, question in enumerate(self.asked.relations):
-            if context.given.label not in question.given:
-                continue
-            if self.configuration.relation_answers != "spans" and not any(
-                other.label in question.answers for other, _ in context.others
-            ):
-                continue
-            before = self.before[len(self.asked.labels) + index]
-            answers = gold.get((context.given, index), ())
-            spans = {pieces_of[answer] for answer in answers if answer in pieces_of}
-            yield length + before, len(spans), False, True
-
-    def _pair_rows(self, context: Context, gold: Mapping[Any, Sequence[Any]]) -> Iterator[RowFacts]:
-        given = context.given
-        length = len(context.window.piece_ids) + SPECIAL_PIECES + self.marks[0, given.label]
-        for other, _ in context.others:
-            related = any(
-                other in gold.get((given, index), ()) for index in range(len(self.asked.relations))
-            )
-            marked = length + self.marks[1, other.label]
-            yield marked, int(related), True, True
 
 
 def shortened(corpus: Corpus, characters: int) -> Corpus:

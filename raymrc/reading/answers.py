@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymrc.corpora.note import Note, Span
-from raymrc.reading.examples import BEGIN, INSIDE, OUTSIDE, PieceSpan, surest_apart
+from raymrc.reading.targets import BEGIN, INSIDE, OUTSIDE, PieceSpan, surest_apart
 from raymrc.reading.windows import Window, owner, strip_blanks
 
 

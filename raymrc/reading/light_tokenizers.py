@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+NOT_READ = -1
+"""Id of special pieces, which a plan counts and no model reads."""
+
+
 class FileTokenizer:
     """A backbone's own tokenizer: the same pieces as `transformers` reads.
 
@@ -25,6 +29,7 @@ class FileTokenizer:
 
     is_fast = True
     is_exact = True
+    cls_token_id = sep_token_id = NOT_READ
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         tokenizer.no_truncation()
@@ -44,6 +49,7 @@ class RoughTokenizer:
 
     is_fast = True
     is_exact = False
+    cls_token_id = sep_token_id = NOT_READ
     part = 6
     """Characters of a piece, at most."""
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from raymrc.corpora.note import Corpus, Join, Note, Relation, Span, value_attribute
-from raymrc.reading.examples import PieceSpan, Unreachable
+from raymrc.reading.targets import PieceSpan, Unreachable
 from raymrc.reading.windows import (
     Pieces,
     Window,

@@ -105,41 +105,29 @@ def read_pieces(note: Note, tokenizer: PreTrainedTokenizerFast) -> Pieces:
     return Pieces(note.id, ids, offsets, tuple(edges))
 
 
-def build_windows(
-    note: Note, tokenizer: PreTrainedTokenizerFast, window: int, overlap: int
-) -> list[Window]:
+def cut_windows(pieces: Pieces, window: int, overlap: int) -> list[Window]:
     """The windows of a note, in order; together they hold every piece of it.
 
-    They begin and end at sentences where they can. Neighbours share at least `overlap`
-    pieces, so every stretch of up to `overlap + 1` pieces, and every sentence of up to
-    `window` pieces, lies wholly in one of them. A note without pieces has no windows.
+    Windows begin and end at sentences where they can. Neighbours share at least `overlap` pieces, so every
+    stretch of up to `overlap + 1` pieces, and every sentence of up to `window` pieces, lies wholly in one of
+    them. A note without pieces has no windows.
 
     Args:
-        tokenizer: a fast one, since only those know offsets.
         window: pieces in a window, at most.
         overlap: pieces that neighbours share, at least; 0 to `window - 1`.
 
     Raises:
-        SpecError: `overlap` is not below `window`, or the tokenizer is not a fast one.
+        SpecError: `overlap` is not below `window`.
     """
     if not 0 <= overlap < window:
         raise SpecError(
             f"windows of {window} pieces cannot share {overlap} with their neighbours; "
             f"set window to 1 or more and overlap to a whole number from 0 to below window"
         )
-    return cut_windows(read_pieces(note, tokenizer), window, overlap)
-
-
-def cut_windows(pieces: Pieces, window: int, overlap: int) -> list[Window]:
-    """`build_windows` of a note that has been tokenised."""
     if not pieces.ids:
         return []
-    return [
-        pieces.cut(index, *bounds)
-        for index, bounds in enumerate(
-            window_bounds(pieces.edges, len(pieces.ids), window, overlap)
-        )
-    ]
+    bounds = window_bounds(pieces.edges, len(pieces.ids), window, overlap)
+    return [pieces.cut(index, begin, end) for index, (begin, end) in enumerate(bounds)]
 
 
 def context_bounds(
@@ -185,7 +173,7 @@ def window_bounds(
     Args:
         sentences: the first piece of each sentence, ascending, from 0.
         num_pieces: of the note, at least 1.
-        window, overlap: as in `build_windows`.
+        window, overlap: as in `cut_windows`.
     """
     edges = [*sentences, num_pieces]
     bounds: list[tuple[int, int]] = []

@@ -18,12 +18,12 @@ from raymrc.ledger.record import BOTH_FOUND, Found, NoteCounts
 from raymrc.model.heads import SpanAnswer
 from raymrc.reading.answers import assemble, decode_spans, decode_tags
 from raymrc.reading.relations import Mention, assemble_relations, mentions_of, surest_values
+from raymrc.reading.rows import Row, RowBuilder
 from raymrc.reading.windows import Pieces, Window, strip_blanks
 from raymrc.scoring.counts import Counts
 from raymrc.scoring.n2c2_2018 import Mode, score_note, score_relations
 from raymrc.scoring.n2c2_2022 import score_events
 from raymrc.scoring.subsets import score_subsets
-from raymrc.training.batching import Row, RowBuilder
 
 Answer = SpanAnswer | np.ndarray
 
@@ -49,6 +49,7 @@ class Exam:
     rows: Mapping[str, Sequence[Row]]
     windows: Mapping[str, list[Window]]
     pieces: Mapping[str, Pieces]
+    flat: bool = False
     counted: frozenset[str] | None = None
     _texts: dict[str, str] = field(init=False, repr=False)
     _round: int = 0
@@ -89,7 +90,7 @@ class Exam:
         """The model's answer to a row of this round."""
         note_id = row.window.note_id
         if row.context is None:
-            if spans := read_answer(row, answer, flat=self.builder.flat):
+            if spans := read_answer(row, answer, flat=self.flat):
                 of_note = self._labelled.setdefault(note_id, {})
                 of_note.setdefault(row.window.index, []).extend(spans)
         elif triples := self._read_relations(row, answer):
@@ -196,8 +197,9 @@ class Exam:
         assert not isinstance(answer, np.ndarray)
         index = row.label - len(self.builder.asked.labels)
         of_label = [(m, at) for m, at in context.others if m.label in questions[index].answers]
-        start, end = answer[0][row.places], answer[1][row.places]
-        if self.builder.chooses:
+        places = row.pieces.places
+        start, end = answer[0][places], answer[1][places]
+        if self.builder.form.chooses:
             # A mention's ends are not in question, so what they say is added up.
             sums = ((m, float(start[first] + end[last])) for m, (first, last) in of_label)
             return {(index, context.given, mention): sure for mention, sure in sums if sure > 0}
@@ -222,7 +224,7 @@ def read_answer(row: Row, answer: Answer, *, flat: bool = False) -> list[tuple[i
         flat: see `decode_spans`.
     """
     if isinstance(answer, np.ndarray):
-        tags = answer[row.places]
+        tags = answer[row.pieces.places]
         return [
             (label, first, last)
             for label in range(tags.shape[1])
@@ -234,8 +236,7 @@ def read_answer(row: Row, answer: Answer, *, flat: bool = False) -> list[tuple[i
 def decode_row(row: Row, answer: SpanAnswer, *, flat: bool = False) -> list[tuple[int, int]]:
     """(first, last) pieces of the window that answer a row's question."""
     start_S, end_S, pairs_K2, match_K = answer
+    places = row.pieces.places
     # Answers are only ever where the window is, so every position of a pair is one of its places.
-    return decode_spans(
-        start_S[row.places], end_S[row.places], np.searchsorted(row.places, pairs_K2), match_K,
-        flat=flat,
-    )  # fmt: skip
+    pairs_K2 = np.searchsorted(places, pairs_K2)
+    return decode_spans(start_S[places], end_S[places], pairs_K2, match_K, flat=flat)

@@ -33,20 +33,12 @@ from raymrc.model.loading import Loaded
 from raymrc.model.network import Model
 from raymrc.model.strategies import STRATEGIES
 from raymrc.planning.arithmetic import head_parameters, price, training_flops
-from raymrc.reading.examples import Unreachable, unreachable, unreachable_apart, untaggable
 from raymrc.reading.relations import mentions_of, unreachable_relations
+from raymrc.reading.rows import Row, evaluation_batches, steps_per_epoch, training_batches
+from raymrc.reading.targets import Unreachable, unreachable, unreachable_apart, untaggable
 from raymrc.scoring.counts import Counts, pool
 from raymrc.training.activations import Activations
-from raymrc.training.batching import (
-    Row,
-    StudyData,
-    collate,
-    collate_targets,
-    evaluation_batches,
-    prefetch,
-    steps_per_epoch,
-    training_batches,
-)
+from raymrc.training.batching import StudyData, collate, collate_targets, prefetch
 from raymrc.training.evaluation import Answer, Exam
 from raymrc.training.fused import Part
 from raymrc.training.meter import FoldRunUsage, device_name, hardware, versions
@@ -143,6 +135,7 @@ class Lane:
         )
         self.pieces = data.pieces(loaded.tokenizer, source)
         self.builder = data.builder(loaded.tokenizer, loaded.shape, configuration)
+        self.flat = configuration.overlapping_answers == "surest"
         self.notes = {note.id: note for note in data.corpus.notes}
         self.note_rows = data.rows(loaded.tokenizer, loaded.shape, configuration)
         self.split = data.split(fold_run)
@@ -210,7 +203,7 @@ class Lane:
         self._left -= 1
         if self.activations is not None:
             # It reads lengths off the host's copy, and sends what it fills in along with the batch.
-            inputs = self.activations.fill([row.key for row in rows], inputs)
+            inputs = self.activations.fill([row.pieces.key for row in rows], inputs)
             targets = None if targets is None else targets.to(self.device)
         return Batch(self, rows, inputs, targets)
 
@@ -231,7 +224,7 @@ class Lane:
         self.optimiser.zero_grad(set_to_none=True)
         self.steps += 1
         self._learnt += 1
-        self.tokens += sum(len(row.ids) for row in batch.rows)
+        self.tokens += sum(row.length for row in batch.rows)
         self.num_rows += len(batch.rows)
         self._losses.append(loss.detach())
         if not self._left:
@@ -278,7 +271,7 @@ class Lane:
             return self._exam_at(None)
         asked = self.split.scored if self.stage == SCORING else self.split.validation
         notes = [self.notes[note_id] for note_id in asked]
-        return Exam(self.builder, notes, self.note_rows, self.windows, self.pieces)
+        return Exam(self.builder, notes, self.note_rows, self.windows, self.pieces, self.flat)
 
     def _exam_at(self, name: str | None) -> Exam:
         """At another site, or of the held-out notes (None)."""
@@ -291,6 +284,7 @@ class Lane:
             site.rows(self.tokenizer, self.shape, c),
             site.windows(self.tokenizer, source, c.window, c.overlap),
             site.pieces(self.tokenizer, source),
+            self.flat,
             frozenset((*site.corpus.labels, *site.corpus.relation_labels)),
         )
 
@@ -489,14 +483,14 @@ class Lane:
 
     def _unreachable(self, note: Note, exam: Exam) -> list[Unreachable]:
         tags, windows = self.strategy.answers == "tags", exam.windows[note.id]
-        find = untaggable if tags else unreachable_apart if self.builder.flat else unreachable
+        find = untaggable if tags else unreachable_apart if self.flat else unreachable
         spans = find(note, windows) if self.asked.labels else []
         if not self.asked.relations:
             return spans
         # Of two spans that are one answer, that answer is both.
         lost = {one.span_id for one in spans if one.reason != "duplicate"}
         read = None
-        if lost and not tags and not self.builder.chooses:
+        if lost and not tags and not self.builder.form.chooses:
             # What is read off the text has not been found among the others of its label.
             read = {one.span_id for one in spans if one.reason != "same_label_overlap"} & lost
         contexts = self.builder.contexts(note, exam.pieces[note.id], mentions_of(note.spans))

@@ -345,7 +345,9 @@ class Pool:
         if first_layer not in self._activations:
             encoder = self.loaded.encoder
             rows = self.data.rows(self.loaded.tokenizer, self.loaded.shape, configuration)
-            pieces = sum({row.key: len(row.ids) for of in rows.values() for row in of}.values())
+            pieces = sum(
+                {row.pieces.key: row.length for of in rows.values() for row in of}.values()
+            )
             wanted = (1 + pieces) * self.loaded.shape.hidden * encoder.word.weight.itemsize
             most = int(min(wanted, ACTIVATIONS_SHARE * self.memory_bytes))
             self._activations[first_layer] = Activations(encoder, first_layer, most)

@@ -19,10 +19,11 @@ from raymrc.errors import AdapterError
 from raymrc.ledger.record import Found
 from raymrc.model.adapters import read_adapter
 from raymrc.model.loading import Loaded, load_backbone
-from raymrc.model.strategies import STRATEGIES
-from raymrc.reading.relations import Asked, mentions_of
+from raymrc.planning.rows import row_form
+from raymrc.reading.relations import Asked
+from raymrc.reading.rows import RowBuilder, evaluation_batches
 from raymrc.reading.windows import cut_windows, read_pieces
-from raymrc.training.batching import Row, RowBuilder, collate, evaluation_batches
+from raymrc.training.batching import collate
 from raymrc.training.evaluation import Exam
 from raymrc.training.lane import Answers
 from raymrc.training.pool import PASS_PIECES
@@ -55,11 +56,9 @@ class Predictor:
         self.configuration = c = self.model.configuration
         self.tokenizer = loaded.tokenizer
         self.device = next(self.model.parameters()).device
-        self.builder = RowBuilder(
-            loaded.tokenizer, loaded.shape, asked, questions, STRATEGIES[c.cell.strategy],
-            c.window, c.context_sentences or 0, chooses=c.relation_answers != "spans",
-            flat=c.overlapping_answers == "surest",
-        )  # fmt: skip
+        form = row_form(c, loaded.shape)
+        self.builder = RowBuilder(loaded.tokenizer, form, asked, questions)
+        self.builder.check_fits(loaded.shape.max_pieces)
 
     def find(self, notes: Sequence[Note]) -> dict[str, Found]:
         """Note id -> what is found there, by character offsets.
@@ -71,14 +70,9 @@ class Predictor:
         pieces = {note.id: read_pieces(note, self.tokenizer) for note in notes}
         windows = {note_id: cut_windows(of, c.window, c.overlap) for note_id, of in pieces.items()}
 
-        def rows(note: Note) -> list[Row]:
-            if self.builder.asked.labels:
-                return self.builder.rows([note], windows)
-            contexts = self.builder.contexts(note, pieces[note.id], mentions_of(note.spans))
-            return self.builder.relation_rows(note, contexts)
-
-        by_note = {note.id: rows(note) for note in notes}
-        exam = Exam(self.builder, notes, by_note, windows, pieces)
+        rows = {n.id: self.builder.gold_rows(n, pieces[n.id], windows[n.id]) for n in notes}
+        flat = c.overlapping_answers == "surest"
+        exam = Exam(self.builder, notes, rows, windows, pieces, flat)
         pad = int(self.tokenizer.pad_token_id or 0)
         while exam.has_more:
             batches = evaluation_batches(exam.next_round(), PASS_PIECES[self.device.type])

@@ -61,7 +61,8 @@ from raymrc.model.network import local_part
 from raymrc.model.precision import precision
 from raymrc.model.strategies import STRATEGIES
 from raymrc.planning.arithmetic import lane_bytes
-from raymrc.training.batching import Row, StudyData, collate, collate_targets
+from raymrc.reading.rows import Row
+from raymrc.training.batching import StudyData, collate, collate_targets
 from raymrc.training.lane import Answers, Batch, Lane
 from raymrc.training.meter import Meter
 from raymrc.training.pool import Pool, keep_freed_memory
@@ -412,7 +413,7 @@ class ShardedPool(Pool):
     def _cut(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         """A batch in parts of which no process gets more than `pass_pieces`. A part's loss counts by its
         rows, as where gradients of small batches are added up."""
-        widest = max(len(row.ids) for row in rows)
+        widest = max(row.length for row in rows)
         most = max(1, self.pass_pieces // widest) * self.ranks.size
         for begin in range(0, len(rows), most):
             yield rows[begin : begin + most]

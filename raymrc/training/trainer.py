@@ -24,8 +24,10 @@ from raymrc.model.loading import (
 )
 from raymrc.model.network import Model
 from raymrc.model.strategies import STRATEGIES
+from raymrc.planning.rows import row_form
 from raymrc.reading.relations import Asked
-from raymrc.training.batching import RowBuilder, StudyData
+from raymrc.reading.rows import RowBuilder
+from raymrc.training.batching import StudyData
 from raymrc.training.lane import Lane
 from raymrc.training.pool import Pool
 
@@ -176,7 +178,9 @@ def check_questions_fit(plan: Plan, asked: Asked, questions: Mapping[str, str]) 
             folder = find_backbone(cell.cell.backbone)
             shape = read_shape(folder, cell.cell.backbone.layers)
             tokenizer = load_tokenizer(folder)
+            longest = Configuration(cell.cell, learning_rate=0.0, window=cell.longest_window)
+            builder = RowBuilder(tokenizer, row_form(longest, shape), asked, questions)
             try:
-                RowBuilder(tokenizer, shape, asked, questions, strategy, cell.longest_window)
+                builder.check_fits(shape.max_pieces)
             except BackboneError as error:
                 raise BackboneError(f"{cell.cell.name}: {error}") from None

@@ -19,23 +19,21 @@ from raymrc.costs.workload import (
     Passes,
     Workload,
     evaluation_passes,
-    join_rows,
+    join_counts,
     shortened,
     training_passes,
 )
 from raymrc.errors import BackboneError
 from raymrc.model.backbones import read_shape
+from raymrc.model.inputs import PairTargets, SpanTargets
 from raymrc.model.loading import load_tokenizer
 from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.light_tokenizers import RoughTokenizer, read_light_tokenizer
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import TASKS, find_asked
-from raymrc.training.batching import (
-    StudyData,
-    evaluation_batches,
-    steps_per_epoch,
-    training_batches,
-)
+from raymrc.reading.rows import evaluation_batches, steps_per_epoch, training_batches
+from raymrc.reading.targets import BEGIN
+from raymrc.training.batching import StudyData, collate, collate_targets
 from tests.model.tiny import tiny_checkpoint
 
 SCHEMES = ("n2c2-2018", "n2c2-2022")
@@ -48,7 +46,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-def both(folder: Path, scheme: str, task: str, **fields):
+def build_both(folder: Path, scheme: str, task: str, **fields):
     """What counts, what trains, and a configuration of each strategy."""
     corpus = synthesize_corpus(scheme, 6, "a", 3)
     transfer = {"there": synthesize_corpus(scheme, 2, "b", 4)}
@@ -73,7 +71,9 @@ def both(folder: Path, scheme: str, task: str, **fields):
     return workload, data, configurations
 
 
-def made(data: StudyData, folder: Path, configuration: Configuration, site: str | None = None):
+def train_rows(
+    data: StudyData, folder: Path, configuration: Configuration, site: str | None = None
+):
     of = data if site is None else data.site(site, configuration.cell.task)
     # A tiny backbone's positions are fewer than a question in words has.
     shape = replace(read_shape(folder), positions=600)
@@ -88,27 +88,37 @@ WAYS = [
 
 @pytest.mark.parametrize(("task", "fields"), WAYS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_rows_are_as_many_and_as_long_as_training_makes_them(folder, scheme, task, fields):
-    workload, data, configurations = both(folder, scheme, task, **fields)
+def test_a_plan_counts_the_rows_that_training_collates(folder, scheme, task, fields):
+    """Counted with a light tokenizer and without ids; collated into tensors with the backbone's own."""
+    workload, data, configurations = build_both(folder, scheme, task, **fields)
     for configuration in configurations:
         for site in (None, "there"):
             counted = workload._rows_of(configuration, site)
-            for note_id, rows in made(data, folder, configuration, site).items():
-                one = counted[note_id]
-                assert one.lengths.tolist() == [len(row.ids) for row in rows]
-                assert (one.answers > 0).tolist() == [row.has_answer for row in rows]
-                assert one.pairs.tolist() == [row.is_asked == "pairs" for row in rows]
-                assert one.about.tolist() == [row.context is not None for row in rows]
+            for note_id, rows in train_rows(data, folder, configuration, site).items():
+                found = counted[note_id]
+                inputs = [collate([row], 0) for row in rows]
+                targets = [collate_targets([row], i) for row, i in zip(rows, inputs, strict=True)]
+                assert found.lengths.tolist() == [i.input_ids_BS.shape[1] for i in inputs]
+                for answers, target in zip(found.answers, targets, strict=True):
+                    if isinstance(target, SpanTargets):
+                        assert answers == len(target.pairs_K3)
+                    elif isinstance(target, PairTargets):
+                        assert answers == int(target.kind_B > 0)
+                    else:  # of overlapping spans of one label, tags hold one
+                        begun = int((target.tags_BSL == BEGIN).sum())
+                        assert answers >= begun and (answers > 0) == (begun > 0)
+                assert found.pairs.tolist() == [isinstance(t, PairTargets) for t in targets]
+                assert found.about.tolist() == [row.context is not None for row in rows]
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_steps_and_passes_are_those_that_training_takes(folder, task):
-    workload, data, configurations = both(folder, "n2c2-2018", task)
+    workload, data, configurations = build_both(folder, "n2c2-2018", task)
     for configuration in configurations:
-        rows = made(data, folder, configuration)
+        rows = train_rows(data, folder, configuration)
         split = data.split(FoldRun(configuration, 1, "", "", "", ""))
         train = [row for note_id in split.train for row in rows[note_id]]
-        counted = join_rows([workload._rows_of(configuration, None)[n] for n in split.train])
+        counted = join_counts([workload._rows_of(configuration, None)[n] for n in split.train])
         for rate in (1.0, 0.5, 0.0):
             passes = training_passes(counted, 3, rate, random.Random(0))
             assert passes.passes == steps_per_epoch(train, 3, rate)
@@ -116,30 +126,30 @@ def test_steps_and_passes_are_those_that_training_takes(folder, task):
         batches = list(training_batches(train, 3, 1.0, random.Random(0)))
         assert passes.passes == len(batches)
         assert passes.rows == len(train)
-        assert passes.pieces == sum(len(row.ids) for row in train)
+        assert passes.pieces == sum(row.length for row in train)
         assert passes.answers == sum(len(row.spans) or row.kind > 0 for row in train) or (
             configuration.cell.strategy == "fine_tune"
         )
-        padded = sum(len(batch) * max(len(row.ids) for row in batch) for batch in batches)
+        padded = sum(len(batch) * max(row.length for row in batch) for batch in batches)
         # Another order is drawn, and with it other rows share a batch.
         assert passes.padded == pytest.approx(padded, rel=0.05)
 
         asked = [row for row in train if row.context is None] or train
-        about = [len(row.ids) for row in train if row.context is not None]
+        about = [row.length for row in train if row.context is not None]
         own = counted.chosen(~counted.about) if about and len(about) < len(train) else counted
         batches = list(evaluation_batches(asked, 100))
         passes = evaluation_passes(own, 100)
         assert passes.passes == len(batches)
-        assert passes.padded == sum(len(b) * len(b[0].ids) for b in batches)
-        assert passes.longest == max(len(row.ids) for row in asked)
+        assert passes.padded == sum(len(b) * b[0].length for b in batches)
+        assert passes.longest == max(row.length for row in asked)
 
 
 def test_a_fold_run_validates_every_epoch_and_is_scored_once_and_at_each_site(folder):
-    workload, data, configurations = both(folder, "n2c2-2018", "end_to_end")
+    workload, data, configurations = build_both(folder, "n2c2-2018", "end_to_end")
     configuration = configurations[-1]
     split = data.split(FoldRun(configuration, 1, "", "", "", ""))
-    rows = made(data, folder, configuration)
-    there = made(data, folder, configuration, "there")
+    rows = train_rows(data, folder, configuration)
+    there = train_rows(data, folder, configuration, "there")
     work = workload.of(configuration, 1)
     sizes = {note_id: len(of_note) for note_id, of_note in rows.items()}
     assert work.training.rows == 2 * sum(sizes[note_id] for note_id in split.train)
@@ -154,7 +164,7 @@ def test_work_is_counted_in_the_operations_that_a_record_holds(folder):
     """As `Lane` counts them: without the match head, on real pieces."""
     from raymrc.planning.arithmetic import training_flops
 
-    workload, _, configurations = both(folder, "n2c2-2018", "concepts")
+    workload, _, configurations = build_both(folder, "n2c2-2018", "concepts")
     shape = read_shape(folder)
     configuration = configurations[0]
     work = workload.of(configuration, 0)
@@ -169,7 +179,7 @@ def test_work_is_counted_in_the_operations_that_a_record_holds(folder):
 
 
 def test_padding_and_what_is_kept_below_a_late_prompt_change_what_is_computed(folder):
-    workload, _, configurations = both(folder, "n2c2-2018", "concepts", prompt_length=2)
+    workload, _, configurations = build_both(folder, "n2c2-2018", "concepts", prompt_length=2)
     frozen = configurations[-1]
     shape = replace(read_shape(folder), num_layers=4)
     work = workload.of(frozen, 0)
@@ -187,7 +197,7 @@ def test_passes_add_up():
 
 
 def test_few_shots_train_on_fewer_rows(folder):
-    workload, _, configurations = both(folder, "n2c2-2018", "concepts")
+    workload, _, configurations = build_both(folder, "n2c2-2018", "concepts")
     whole = configurations[0]
     few = replace(whole, cell=replace(whole.cell, shots=1))
     assert workload.of(few, 0).training.rows < workload.of(whole, 0).training.rows

@@ -38,7 +38,7 @@ def test_rows_are_as_long_as_was_reckoned_with(strategy):
     point = placement.Point("minilm", strategy, 20, 4, layers=1, match_width=8)
     data = placement.make_data(point)
     rows = data.rows(placement.PlainTokenizer(), point.shape, point.configuration())
-    lengths = {len(row.ids) for of_note in rows.values() for row in of_note}
+    lengths = {row.length for of_note in rows.values() for row in of_note}
     assert lengths == {placement.row_pieces(point.configuration(), point.shape)}
     split = data.folds.split(0)
     assert sum(len(rows[note]) for note in split.train) >= point.batch_size

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from raymrc.corpora.note import Note, Span
+from raymrc.reading.targets import PieceSpan, find_answers
+from raymrc.reading.windows import Window, cut_windows, read_pieces
 
 # No deadline: a busy machine is slow for reasons that are not ours.
 quickly = settings(max_examples=80, deadline=None)
@@ -60,3 +65,32 @@ def sizes(draw: st.DrawFn) -> tuple[int, int]:
     """Window and overlap, small enough that short notes are cut often."""
     window = draw(st.integers(1, 24))
     return window, draw(st.integers(0, window - 1))
+
+
+def build_windows(note: Note, tokenizer: object, window: int, overlap: int) -> list[Window]:
+    return cut_windows(read_pieces(note, tokenizer), window, overlap)
+
+
+class Example(NamedTuple):
+    """One window under one label, with its gold spans."""
+
+    window: Window
+    label: int
+    spans: tuple[PieceSpan, ...]
+
+
+def build_examples(
+    notes: Iterable[Note], windows: Iterable[Window], labels: Sequence[str]
+) -> list[Example]:
+    """Every window of several notes under every label, windows outermost."""
+    by_id = {note.id: note for note in notes}
+    examples = []
+    for note_id, group in groupby(windows, key=lambda window: window.note_id):
+        of_note = list(group)
+        answers = find_answers(by_id[note_id], of_note)
+        examples += [
+            Example(window, index, answers.get((window.index, label), ()))
+            for window in of_note
+            for index, label in enumerate(labels)
+        ]
+    return examples

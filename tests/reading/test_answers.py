@@ -11,8 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from raymrc.corpora.note import Note, Span
 from raymrc.reading.answers import assemble, decode_spans, decode_tags
-from raymrc.reading.windows import build_windows
-from tests.reading.notes import quickly
+from tests.reading.notes import build_windows, quickly
 
 SENTENCE = "The patient was given aspirin and heparin after the chest pain had come back again. "
 

@@ -22,20 +22,19 @@ from raymrc.corpora.note import Corpus, Note
 from raymrc.corpora.splits import take_subset
 from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.reading.answers import assemble
-from raymrc.reading.examples import (
-    Example,
+from raymrc.reading.targets import (
     Unreachable,
-    build_examples,
     unreachable,
     unreachable_apart,
     untaggable,
 )
-from raymrc.reading.windows import Window, build_windows
+from raymrc.reading.windows import Window
 from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.n2c2_2018 import score_note
 from tests.paths import SHARED
 from tests.reading.conftest import find_minilm
-from tests.reading.test_examples import found_by_spans, found_by_tags
+from tests.reading.notes import Example, build_examples, build_windows
+from tests.reading.test_targets import found_by_spans, found_by_tags
 
 WINDOW, OVERLAP = 384, 64
 
@@ -50,15 +49,15 @@ class Way:
         knows: a perfect model says nothing that is lost in any case, which would take another's place.
     """
 
-    find: Callable[[Sequence[Example], int], Found]
+    find: Callable[[Sequence[Example]], Found]
     lost: Callable[[Note, Sequence[Window]], list[Unreachable]]
     knows: bool = False
 
 
 WAYS = {
-    "all spans": Way(lambda examples, _: found_by_spans(examples), unreachable),
+    "all spans": Way(found_by_spans, unreachable),
     "surest spans": Way(
-        lambda examples, _: found_by_spans(examples, flat=True), unreachable_apart, knows=True
+        lambda examples: found_by_spans(examples, flat=True), unreachable_apart, knows=True
     ),
     "tags": Way(found_by_tags, untaggable),
 }
@@ -89,7 +88,7 @@ def reach(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, way: str, folder: 
         lost[note.id] = {one.span_id: one.reason for one in WAYS[way].lost(note, windows)}
         known = tuple(s for s in note.spans if not WAYS[way].knows or s.id not in lost[note.id])
         examples = build_examples([replace(note, spans=known)], windows, corpus.labels)
-        found = WAYS[way].find(examples, len(corpus.labels))
+        found = WAYS[way].find(examples)
         spans = assemble(note, windows, found, corpus.labels)
         answered.append(replace(note, spans=spans, relations=()))
     write_brat(answered, folder)

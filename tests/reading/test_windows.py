@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from raymrc.corpora.note import Note
 from raymrc.errors import RaymrcError
-from raymrc.reading.windows import build_windows, owner, sentence_starts, window_bounds
-from tests.reading.notes import notes, quickly, sizes
+from raymrc.reading.windows import owner, sentence_starts, window_bounds
+from tests.reading.notes import build_windows, notes, quickly, sizes
 
 NOTE = (
     "Dr. Smith saw her. She was given\naspirin for chest\npain.\n\nDischarge Medications:\n"

@@ -11,20 +11,9 @@ import torch
 
 from raymrc.model.inputs import Inputs, SpanTargets, TagTargets
 from raymrc.model.loading import Loaded
-from raymrc.model.strategies import STRATEGIES
-from raymrc.reading.relations import Asked
-from raymrc.training.batching import (
-    Row,
-    RowBuilder,
-    StudyData,
-    collate,
-    collate_targets,
-    evaluation_batches,
-    prefetch,
-    steps_per_epoch,
-    training_batches,
-)
-from tests.model.tiny import KINDS, tiny_loaded
+from raymrc.reading.rows import Row, evaluation_batches, steps_per_epoch, training_batches
+from raymrc.training.batching import StudyData, collate, collate_targets, prefetch
+from tests.model.tiny import KINDS, tiny_configuration, tiny_loaded
 from tests.training.test_lane import LABELS
 
 
@@ -34,16 +23,9 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def build_rows(loaded: Loaded, data: StudyData, strategy: str) -> list[Row]:
-    builder = RowBuilder(
-        loaded.tokenizer,
-        loaded.shape,
-        Asked(LABELS),
-        data.questions,
-        STRATEGIES[strategy],
-        window=8,
-    )
-    windows = data.windows(loaded.tokenizer, loaded.backbone.source, 8, 4)
-    return builder.rows(data.corpus.notes, windows)
+    configuration = tiny_configuration(loaded.backbone, strategy, window=8, overlap=4)
+    rows = data.rows(loaded.tokenizer, loaded.shape, configuration)
+    return [row for of_note in rows.values() for row in of_note]
 
 
 def test_a_question_in_words_stands_before_the_window_as_the_tokenizer_would_put_it(
@@ -54,10 +36,12 @@ def test_a_question_in_words_stands_before_the_window_as_the_tokenizer_would_put
     question = tokenizer(data.questions[LABELS[1]], add_special_tokens=False)["input_ids"]
     middle = [tokenizer.sep_token_id] * (2 if loaded.shape.kind == "roberta" else 1)
     ends = tokenizer.cls_token_id, tokenizer.sep_token_id
-    assert row.ids.tolist() == [ends[0], *question, *middle, *row.window.piece_ids, ends[1]]
-    assert row.ids[row.places].tolist() == list(row.window.piece_ids)
+    assert row.pieces.ids.tolist() == [ends[0], *question, *middle, *row.window.piece_ids, ends[1]]
+    assert row.pieces.ids[row.pieces.places].tolist() == list(row.window.piece_ids)
     if loaded.shape.kind != "roberta":
-        assert row.types.tolist() == [0] * row.places[0] + [1] * (len(row.window.piece_ids) + 1)
+        assert row.pieces.types.tolist() == [0] * row.pieces.places[0] + [1] * (
+            len(row.window.piece_ids) + 1
+        )
 
 
 @pytest.mark.parametrize("strategy", ["hard_prompt", "soft_prompt"])
@@ -67,7 +51,7 @@ def test_targets_stand_on_the_pieces_of_the_gold_spans(
     rows = build_rows(loaded, data, strategy)
     notes = {note.id: note for note in data.corpus.notes}
     found = set()
-    for batch in evaluation_batches(rows, pieces=200):
+    for batch in evaluation_batches(rows, 200):
         inputs = collate(batch, pad=loaded.shape.pad_id)
         targets = collate_targets(batch, inputs)
         assert isinstance(targets, SpanTargets)
@@ -75,8 +59,8 @@ def test_targets_stand_on_the_pieces_of_the_gold_spans(
             row = batch[b]
             assert inputs.window_BS[b, first] and inputs.window_BS[b, last]
             assert targets.start_BS[b, first] == 1 and targets.end_BS[b, last] == 1
-            start = row.window.offsets[first - row.places[0]][0]
-            end = row.window.offsets[last - row.places[0]][1]
+            start = row.window.offsets[first - row.pieces.places[0]][0]
+            end = row.window.offsets[last - row.pieces.places[0]][1]
             found.add((row.window.note_id, LABELS[row.label], start, end))
         assert not targets.start_BS[~inputs.window_BS].any()
         assert not targets.end_BS[~inputs.window_BS].any()
@@ -91,8 +75,7 @@ def test_tags_stand_on_the_windows_pieces_and_nowhere_else(loaded: Loaded, data:
     assert isinstance(targets, TagTargets)
     assert not targets.tags_BSL[~inputs.window_BS].any()
     for b, row in enumerate(rows):
-        assert row.tags is not None
-        inside = targets.tags_BSL[b, row.places]
+        inside = targets.tags_BSL[b, row.pieces.places]
         assert torch.equal(inside, torch.from_numpy(row.tags).long())
 
 
@@ -100,7 +83,7 @@ def test_padding_is_masked_and_outside_the_window(loaded: Loaded, data: StudyDat
     rows = build_rows(loaded, data, "hard_prompt")
     inputs = collate(rows, pad=loaded.shape.pad_id)
     for b, row in enumerate(rows):
-        assert inputs.mask_BS[b].sum() == len(row.ids)
+        assert inputs.mask_BS[b].sum() == row.length
         assert inputs.window_BS[b].sum() == len(row.window.piece_ids)
         assert not (inputs.window_BS[b] & ~inputs.mask_BS[b]).any()
 
@@ -137,9 +120,9 @@ def test_two_epochs_have_other_orders_and_the_same_seed_the_same(
 
 def test_evaluation_asks_all_rows_within_the_budget(loaded: Loaded, data: StudyData) -> None:
     rows = build_rows(loaded, data, "hard_prompt")
-    batches = list(evaluation_batches(rows, pieces=150))
+    batches = list(evaluation_batches(rows, 150))
     assert sorted(map(id, rows)) == sorted(id(row) for batch in batches for row in batch)
-    assert all(len(b) * max(len(row.ids) for row in b) <= 150 for b in batches)
+    assert all(len(b) * max(row.length for row in b) <= 150 for b in batches)
     assert len(batches) > 1
 
 
@@ -170,7 +153,7 @@ def test_rows_that_differ_share_nothing(loaded: Loaded, data: StudyData) -> None
 def test_evaluation_keeps_a_windows_rows_together(loaded: Loaded, data: StudyData) -> None:
     rows = build_rows(loaded, data, "soft_prompt")
     for given in (rows, random.Random(2).sample(rows, len(rows))):
-        order = itertools.chain.from_iterable(evaluation_batches(given, pieces=150))
+        order = itertools.chain.from_iterable(evaluation_batches(given, 150))
         windows = [key for key, _ in itertools.groupby(order, key=lambda row: row.window)]
         assert len(windows) == len(set(windows)) == len(rows) / len(LABELS)
 
@@ -193,7 +176,7 @@ def make_batches(loaded: Loaded, data: StudyData, seen: list[int]):
 
 def test_collated_rows_know_their_lengths(loaded: Loaded, data: StudyData) -> None:
     for rows, inputs, _ in make_batches(loaded, data, []):
-        assert inputs.lengths == tuple(len(row.ids) for row in rows)
+        assert inputs.lengths == tuple(row.length for row in rows)
         assert inputs.lengths == tuple(inputs.mask_BS.sum(1).tolist())
         assert inputs.is_padded == (not inputs.mask_BS.all())
 

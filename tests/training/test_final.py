@@ -149,8 +149,8 @@ def test_what_becomes_of_overlapping_answers_holds_for_scores_and_for_a_saved_ad
     for builder in (lane.builder, predictor.builder):
         exam = Exam(builder, [note], lane.note_rows, lane.windows, lane.pieces)
         row = exam.next_round()[0]
-        start, end = np.full(len(row.ids), -9.0), np.full(len(row.ids), -9.0)
-        first, second = row.places[:2]
+        start, end = np.full(row.length, -9.0), np.full(row.length, -9.0)
+        first, second = row.pieces.places[:2]
         start[first], end[[first, second]] = 9.0, [2.0, 9.0]
         pairs = np.array([(first, first), (first, second)])
         exam.hear(row, (start, end, pairs, np.ones(2)))

@@ -237,7 +237,7 @@ def test_a_record_counts_what_was_trained_and_what_it_took(loaded: Loaded, data:
     assert sum(count for _, count in record.trained) == record.trained_parameters
     assert {name.split(".")[0] for name, _ in record.trained} == {"prompt", "heads"}
     assert record.total_parameters == sum(p.numel() for p in lane.model.parameters())
-    pieces = sum(len(row.ids) for row in lane.rows)
+    pieces = sum(row.length for row in lane.rows)
     assert record.tokens == 2 * pieces
     assert record.wall_seconds >= record.training_seconds + record.evaluation_seconds > 0
     assert 0 < record.device_seconds < 2 * record.wall_seconds * record.num_devices

@@ -26,8 +26,9 @@ from raymrc.model.loading import Loaded, load_backbone
 from raymrc.model.strategies import STRATEGIES, count_parameters
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import find_asked, mentions_of
+from raymrc.reading.rows import Row
 from raymrc.scoring.counts import Counts
-from raymrc.training.batching import Row, StudyData, collate, collate_targets
+from raymrc.training.batching import StudyData, collate, collate_targets
 from raymrc.training.evaluation import Exam
 from raymrc.training.lane import TRAINING, VALIDATION, Lane
 from raymrc.training.pool import Pool
@@ -259,26 +260,35 @@ def test_marks_stand_around_mentions_and_move_nothing_else(
     notes = {note.id: note for note in relation_data.corpus.notes}
     seen = 0
     for row in (row for of_note in rows.values() for row in of_note):
-        assert row.ids[row.places].tolist() == list(row.window.piece_ids)
+        assert row.pieces.ids[row.pieces.places].tolist() == list(row.window.piece_ids)
         context = row.context
         assert context is not None
         note, unknown = notes[row.window.note_id], loaded.tokenizer.unk_token_id
         first, last = context.pieces
         assert row.window.offsets[first][0] == context.given.start
         # The tiny vocabulary has no such signs: they are read as unknown pieces.
-        assert row.ids[row.places[first] - 1] == row.ids[row.places[last] + 1] == unknown
-        inserted = set(range(row.places[0], row.places[-1])) - {*row.places.tolist()}
-        if row.marks is None:
-            assert len(inserted) + (first == 0) + (last + 1 == len(row.places)) == 2
+        assert (
+            row.pieces.ids[row.pieces.places[first] - 1]
+            == row.pieces.ids[row.pieces.places[last] + 1]
+            == unknown
+        )
+        inserted = set(range(row.pieces.places[0], row.pieces.places[-1])) - {
+            *row.pieces.places.tolist()
+        }
+        if row.other is None:
+            assert len(inserted) + (first == 0) + (last + 1 == len(row.pieces.places)) == 2
         else:
             assert row.other is not None
             other, (other_first, _) = context.others[row.other]
-            assert row.ids[list(row.marks)].tolist() == [unknown] * 2
-            assert row.marks[0] < row.places[first] and row.marks[1] < row.places[other_first]
+            assert row.pieces.ids[list(row.pieces.mark_starts)].tolist() == [unknown] * 2
+            assert (
+                row.pieces.mark_starts[0] < row.pieces.places[first]
+                and row.pieces.mark_starts[1] < row.pieces.places[other_first]
+            )
             assert other in mentions_of(note.spans)
         inputs = collate([row], loaded.shape.pad_id)
         for b, begin, end in getattr(collate_targets([row], inputs), "pairs_K3", torch.zeros(0, 3)):
-            piece = row.places.tolist().index(int(begin))
+            piece = row.pieces.places.tolist().index(int(begin))
             assert note.text[row.window.offsets[piece][0]] in "234r" and begin == end and b == 0
             seen += 1
     assert seen or strategy == "fine_tune"
@@ -300,7 +310,7 @@ def test_nested_and_touching_mentions_are_marked_from_the_outside_in(loaded: Loa
     run = make_run(loaded, "relations", "fine_tune")
     rows = data.rows(loaded.tokenizer, loaded.shape, run.configuration)["n"]
     read = loaded.tokenizer.convert_ids_to_tokens
-    said = [" ".join(read(row.ids.tolist())) for row in rows]
+    said = [" ".join(read(row.pieces.ids.tolist())) for row in rows]
     typed = "[UNK] [UNK] drug [UNK] aspirin [UNK]", "[UNK] [UNK] [UNK] [UNK]"
     assert said == [
         f"[CLS] {typed[1]} the rash after {typed[0]} [UNK] pain [SEP]",
@@ -353,12 +363,12 @@ def answer_by_gold(exam: Exam, notes: dict[str, Note], lane: Lane) -> list[list[
 def perfect(row: Row, note: Note, lane: Lane) -> object:
     import numpy as np
 
-    if row.tags is not None:
-        tags = np.zeros((len(row.ids), row.tags.shape[1]), dtype=np.int8)
-        tags[row.places] = row.tags
+    if row.tagged is not None:
+        tags = np.zeros((row.length, row.tags.shape[1]), dtype=np.int8)
+        tags[row.pieces.places] = row.tags
         return tags
     kinds = 1 + len(lane.asked.relations)
-    if row.marks is not None:
+    if row.other is not None:
         (again,) = [
             r for r in lane.builder.relation_rows(note, [row.context]) if r.other == row.other
         ]
@@ -369,8 +379,12 @@ def perfect(row: Row, note: Note, lane: Lane) -> object:
             r for r in lane.builder.relation_rows(note, [row.context]) if r.label == row.label
         ]
         spans = again.spans
-    start, end = np.full(len(row.ids), -9.0), np.full(len(row.ids), -9.0)
-    pairs = np.array([[row.places[a], row.places[b]] for a, b in spans]).reshape(-1, 2).astype(int)
+    start, end = np.full(row.length, -9.0), np.full(row.length, -9.0)
+    pairs = (
+        np.array([[row.pieces.places[a], row.pieces.places[b]] for a, b in spans])
+        .reshape(-1, 2)
+        .astype(int)
+    )
     start[pairs[:, 0]] = end[pairs[:, 1]] = 9.0
     return start, end, pairs, np.full(len(pairs), 9.0)
 

@@ -8,10 +8,8 @@ still a lenient match and a fair lesson, though never a strict one.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -27,58 +25,38 @@ OUTSIDE, BEGIN, INSIDE = 0, 1, 2
 """The tags of one label's tagger."""
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One window under one label, with its answers.
+def find_answers(
+    note: Note, windows: Sequence[Window]
+) -> dict[tuple[int, str], tuple[PieceSpan, ...]]:
+    """(window index, label) -> gold spans of the label that the window wholly holds, sorted, each once.
 
     Args:
-        label: index into the label set.
-        spans: gold spans of that label that lie wholly in the window, sorted, each once.
+        windows: all windows of the note, in order.
     """
-
-    window: Window
-    label: int
-    spans: tuple[PieceSpan, ...]
-
-
-def build_examples(
-    notes: Iterable[Note], windows: Iterable[Window], labels: Sequence[str]
-) -> list[Example]:
-    """Every window under every label, windows outermost, in the order of `windows`.
-
-    A span is an answer in each window that wholly holds it, and in no other.
-
-    Args:
-        windows: those of `notes`, a note's own in a row and complete.
-    """
-    by_id = {note.id: note for note in notes}
-    examples: list[Example] = []
-    for note_id, group in groupby(windows, key=lambda window: window.note_id):
-        of_note = list(group)
-        answers = _answers(by_id[note_id], of_note)
-        for window in of_note:
-            for index, label in enumerate(labels):
-                spans = answers.get((window.index, label), ())
-                examples.append(Example(window, index, tuple(sorted(set(spans)))))
-    return examples
+    answers: dict[tuple[int, str], set[PieceSpan]] = {}
+    for span in note.spans:
+        touched = touched_pieces(windows, *strip_blanks(note.text, span.start, span.end))
+        if touched is None:
+            continue
+        for index in holders(windows, *touched):
+            answers.setdefault((index, span.label), set()).add(_within(windows[index], touched))
+    return {key: tuple(sorted(spans)) for key, spans in answers.items()}
 
 
-def tag_targets(
-    spans: Mapping[int, Sequence[PieceSpan]], num_pieces: int, num_labels: int
-) -> NDArray[np.int8]:
+def tag_targets(spans: Sequence[Sequence[PieceSpan]], num_pieces: int) -> NDArray[np.int8]:
     """One row of 0 (outside), 1 (begin), 2 (inside) per label: each label has its own tagger.
 
     Different labels overlap freely. Of overlapping spans of one label the longest is kept
     (see `taggable`); `untaggable` names the others.
 
     Args:
-        spans: label index -> piece spans.
+        spans: piece spans of each label.
 
     Shapes:
-        result: (num_pieces, num_labels)
+        result: (num_pieces, len(spans))
     """
-    tags = np.zeros((num_pieces, num_labels), dtype=np.int8)
-    for label, of_label in spans.items():
+    tags = np.zeros((num_pieces, len(spans)), dtype=np.int8)
+    for label, of_label in enumerate(spans):
         for first, last in taggable(of_label):
             tags[first, label] = BEGIN
             tags[first + 1 : last + 1, label] = INSIDE
@@ -126,7 +104,7 @@ def unreachable(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
 
 def untaggable(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
     """Gold spans that one BIO tagger per label is not taught: `unreachable`, and overlaps."""
-    kept = {key: taggable(spans) for key, spans in _answers(note, windows).items()}
+    kept = {key: taggable(spans) for key, spans in find_answers(note, windows).items()}
 
     def overlaps(span: Span) -> bool:
         touched, index = _place(note, span, windows)
@@ -189,54 +167,6 @@ def surest_apart(sure: Mapping[PieceSpan, float]) -> list[PieceSpan]:
         span, chain = chain
         found.append(span)
     return found[::-1]
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """How many gold spans there are, and how many cannot be reached, by reason."""
-
-    spans: int
-    reasons: tuple[tuple[str, int], ...]
-
-    @property
-    def unreachable(self) -> int:
-        return sum(count for _, count in self.reasons)
-
-    @property
-    def share(self) -> float:
-        """Unreachable spans / spans, 0 to 1: what strict recall cannot win."""
-        return self.unreachable / self.spans if self.spans else 0.0
-
-
-def unreachable_share(
-    notes: Iterable[Note],
-    windows: Mapping[str, Sequence[Window]],
-    find: Callable[[Note, Sequence[Window]], list[Unreachable]] = unreachable,
-) -> Reach:
-    """The gold spans of a corpus that cannot be found.
-
-    Args:
-        windows: note id -> its windows.
-        find: `unreachable`, `unreachable_apart` or, for tags, `untaggable`.
-    """
-    total = 0
-    reasons: Counter[str] = Counter()
-    for note in notes:
-        total += len(note.spans)
-        reasons.update(one.reason for one in find(note, windows[note.id]))
-    return Reach(total, tuple(sorted(reasons.items())))
-
-
-def _answers(note: Note, windows: Sequence[Window]) -> dict[tuple[int, str], list[PieceSpan]]:
-    """(window index, label) -> piece spans of the gold spans that the window holds."""
-    answers: dict[tuple[int, str], list[PieceSpan]] = {}
-    for span in note.spans:
-        touched = touched_pieces(windows, *strip_blanks(note.text, span.start, span.end))
-        if touched is None:
-            continue
-        for index in holders(windows, *touched):
-            answers.setdefault((index, span.label), []).append(_within(windows[index], touched))
-    return answers
 
 
 def _within(window: Window, pieces: PieceSpan) -> PieceSpan:

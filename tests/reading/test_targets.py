@@ -15,19 +15,24 @@ from hypothesis import given
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Note, Span
 from raymrc.reading.answers import assemble, decode_spans, decode_tags
-from raymrc.reading.examples import (
-    Reach,
-    build_examples,
+from raymrc.reading.targets import (
     tag_targets,
     taggable,
     unreachable,
     unreachable_apart,
-    unreachable_share,
     untaggable,
 )
-from raymrc.reading.windows import build_windows, owner, strip_blanks, touched_pieces
+from raymrc.reading.windows import owner, strip_blanks, touched_pieces
 from tests.paths import SHARED, needs_shared
-from tests.reading.notes import LABELS, notes, quickly, sizes, thoroughly
+from tests.reading.notes import (
+    LABELS,
+    build_examples,
+    build_windows,
+    notes,
+    quickly,
+    sizes,
+    thoroughly,
+)
 
 
 def perfect_spans(example, *, flat=False):
@@ -49,14 +54,14 @@ def found_by_spans(examples, *, flat=False):
     return found
 
 
-def found_by_tags(examples, num_labels):
+def found_by_tags(examples):
     by_window = {}
     for example in examples:
-        by_window.setdefault(example.window.index, {})[example.label] = example.spans
+        by_window.setdefault(example.window.index, []).append(example.spans)
     sizes = {example.window.index: len(example.window.piece_ids) for example in examples}
     found = {}
     for index, spans in by_window.items():
-        tags = tag_targets(spans, sizes[index], num_labels)
+        tags = tag_targets(spans, sizes[index])
         found[index] = [
             (label, *pieces)
             for label in np.flatnonzero(tags.any(axis=0)).tolist()
@@ -75,7 +80,7 @@ def check_round_trip(note, windows, labels):
     assert len(examples) == len(windows) * len(labels)
     for find, found in (
         (unreachable, found_by_spans(examples)),
-        (untaggable, found_by_tags(examples, len(labels))),
+        (untaggable, found_by_tags(examples)),
     ):
         lost = {one.span_id: one.reason for one in find(note, windows)}
         answers = assemble(note, windows, found, labels)
@@ -184,9 +189,6 @@ def test_of_overlapping_spans_of_one_label_tags_keep_the_longest_and_others_the_
         ("T1", "same_label_overlap"),
         ("T2", "same_label_overlap"),
     ]
-    assert unreachable_share([note], {"n": windows}, untaggable) == Reach(
-        5, (("same_label_overlap", 2),)
-    )
     # "left chest" and "chest pain" are as many and as short; one of them goes, and what holds both.
     apart = [one.span_id for one in unreachable_apart(note, windows)]
     assert len(apart) == 2 and "T5" in apart and apart[0] in ("T1", "T2")
@@ -232,7 +234,7 @@ def test_of_equally_long_spans_the_leftmost_is_kept_whatever_their_order():
 
 
 def test_labels_overlap_freely_in_tags():
-    tags = tag_targets({0: [(0, 2)], 1: [(1, 1), (2, 3)]}, 4, 2)
+    tags = tag_targets([[(0, 2)], [(1, 1), (2, 3)]], 4)
     assert tags.dtype == np.int8
     assert tags.T.tolist() == [[1, 2, 2, 0], [0, 1, 1, 2]]
 
