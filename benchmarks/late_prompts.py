@@ -42,7 +42,7 @@ from raymrc.training.activations import Activations
 from raymrc.training.batching import StudyData
 from raymrc.training.fused import Part, backward_together, clip_together
 from raymrc.training.pool import keep_freed_memory
-from raymrc.training.trainer import train_fold_run
+from tests.training.fold_runs import train_fold_run
 
 BERT_BASE = Shape("bert", 12, 768, 12, 3072, vocab=30522)
 FIRST_LAYER = 9

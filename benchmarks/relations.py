@@ -34,13 +34,15 @@ from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.model.inputs import SpanTargets
 from raymrc.model.loading import Loaded
 from raymrc.model.network import Model
+from raymrc.planning.placement import PASS_PIECES
 from raymrc.planning.rows import row_form
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import find_asked, mentions_of
 from raymrc.reading.rows import Row, RowBuilder, evaluation_batches, training_batches
 from raymrc.reading.windows import read_pieces
 from raymrc.training.batching import collate, collate_targets
-from raymrc.training.pool import PASS_PIECES, keep_freed_memory
+from raymrc.training.meter import device_kind
+from raymrc.training.pool import keep_freed_memory
 
 GOALS = {"published head": 5.0, "factorised head": 1.0}
 PADDED, QUICK_PADDED = 512, 160
@@ -132,7 +134,7 @@ def run_ours(
     if trains:
         batches = list(training_batches(rows, 16, 1.0, random.Random(0)))
     else:
-        batches = list(evaluation_batches(rows, PASS_PIECES[device]))
+        batches = list(evaluation_batches(rows, PASS_PIECES[device_kind(torch.device(device))]))
 
     def run() -> None:
         for batch in batches:

@@ -132,11 +132,11 @@ class Member(Host):
         if self._leads:
             reports = [*reports, *self._written()]
             order = super()._exchange(coordinator, name, nodes, reports)
-        answer: Order = self._ranks.hear(order)
+        answer: Order = self._ranks.broadcast(order)
         return answer
 
     def _goes_on(self, reports: Sequence[HostReport], until: float) -> bool:
-        answer: bool = self._ranks.hear(super()._goes_on(reports, until))
+        answer: bool = self._ranks.broadcast(super()._goes_on(reports, until))
         return answer
 
     def _load(self, open_pool: OpenPool, data: Any, backbone: Backbone) -> LanePool:
@@ -152,7 +152,7 @@ class Member(Host):
     def _save(self, key: str) -> str | None:
         """Start saving; a complete checkpoint is reported later."""
         is_free = self._writing is None or self._writing[2].is_done or not self._terms.save_seconds
-        if self._ranks.hear(is_free and self._is_due(key)):
+        if self._ranks.broadcast(is_free and self._is_due(key)):
             self._finish_writing()
             self._start_writing(key)
         return None
@@ -167,7 +167,7 @@ class Member(Host):
 
     def _start_writing(self, key: str) -> None:
         began = time.monotonic()
-        name = self._ranks.hear(self._next_name(key))
+        name = self._ranks.broadcast(self._next_name(key))
         pool: Any = self._pool
         self._writing = (key, name, pool.start_saving(key, self._files.place(name + SHARDS)))
         self._saved_at[key] = time.monotonic()

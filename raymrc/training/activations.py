@@ -1,9 +1,9 @@
-"""What a frozen backbone makes of a window below a late prompt: computed once, and kept.
+"""Keeps the hidden states that a frozen backbone computes of each window below a late prompt.
 
     keys, rows -> windows not kept -> one pass below the first prompt -> store -> inputs with `entry_BSD`
 
-Layers below the first prompt see no label, no lane and no fold, so what they give depends on the window
-alone: all lanes that enter one frozen backbone at one layer can share it.
+Layers below the first prompt see no label, lane or fold, so their states depend on the window alone: all
+lanes whose prompts enter one frozen backbone at one layer share them.
 """
 
 # B rows, S pieces, D hidden, X pieces of several windows
@@ -27,38 +27,38 @@ from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs
 
 BUILD_PIECES = 8192
-"""Padded pieces of one pass below the prompt; it has no gradients."""
+"""Padded pieces of one pass below the prompt, which has no gradients."""
 
-ADMITTED = 0.125
-"""Share of new windows that a full store takes in. Epochs scan: they come back to a window only after
-all others. Of a scan, LRU keeps nothing that is asked again, and taking every new window in keeps little
-(half a corpus fits: 20 % hits, at one in eight 47 %); taking none would never let go of a corpus or
-window size that the study has left behind."""
+ADMITTED_SHARE = 0.125
+"""Share of new windows that a full store admits. Epochs scan: they return to a window only after all others.
+LRU would then keep no window until its next use, and admitting every new window keeps few (where half a
+corpus fits: 20 % hits, against 47 % at one in eight). Admitting none would keep a corpus or window size that
+the study no longer uses."""
 
 
 class Activations:
-    """The hidden states that enter `first_layer`, for each window that has been asked for.
+    """The hidden states that enter `first_layer`, for the windows that have been asked for.
 
-    A window is kept without padding, as rows of one table, which need not be neighbours: so a window of
-    any length fits wherever there is room. A full table makes room by dropping windows at random.
+    A window is stored without padding, as rows of one table that need not be neighbours, so a window of any
+    length fits wherever there is room. A full table makes room by dropping windows at random.
 
-    Results are those of the backbone itself within the tolerance of its dtype, whatever is kept: what was
-    just computed is rounded to `dtype` as what was kept is.
+    Results equal the backbone's own within the tolerance of `dtype`, whatever is stored: fresh states are
+    rounded to `dtype` as stored states are.
 
     Args:
-        encoder: frozen; its weights do not change meanwhile.
+        encoder: frozen; its weights never change.
         first_layer: where the prompts enter, 1 to the last layer.
-        max_bytes: of the table. Memory is taken as it fills up, but on a GPU at once.
+        max_bytes: of the table. A CPU takes the memory as the table fills, a GPU at once.
         dtype: float32, or bfloat16 for twice the windows.
-        folder: keep the table in a file there instead, mapped into memory. It comes from private
-            notes, so its name is gone before anything is in it, and it is gone with this process.
-        device: of the table without a folder; None: the encoder's. On the CPU beside an encoder on a GPU it
-            takes the host's memory instead.
-        seed: of what is dropped.
+        folder: keeps the table there, in a file mapped into memory. The states come from private notes, so
+            the file has no name from before its first byte, and vanishes with this process.
+        device: of a table without a folder; None: the encoder's. A table on the CPU beside an encoder on a
+            GPU takes the host's memory.
+        seed: of the draw of windows to drop.
         build_pieces: padded pieces of one pass, at most; a window may be longer by itself.
 
     Attributes:
-        hits, misses: different windows of a batch that were kept, and that were not.
+        hits, misses: different windows of each batch that were stored, and that were not.
         evictions: windows dropped to make room.
 
     Raises:
@@ -77,7 +77,7 @@ class Activations:
         seed: int = 0,
         build_pieces: int = BUILD_PIECES,
     ) -> None:
-        assert not encoder.is_trained, "only what a frozen backbone computes stays true"
+        assert not encoder.is_trained, "states of a trained backbone change"
         assert 0 < first_layer < encoder.shape.num_layers
         self.encoder = encoder
         self.first_layer = first_layer
@@ -86,12 +86,12 @@ class Activations:
         self._draw = random.Random(seed)
         hidden = encoder.shape.hidden
         self._piece_bytes = hidden * dtype.itemsize
-        # Row 0 is a piece of zeros, which padding reads.
+        # Row 0 holds zeros, which padding reads.
         num_rows = max(1, max_bytes // self._piece_bytes)
         if folder is not None:
             self._table_XD = _map_file(folder, num_rows, hidden, dtype)
         else:
-            # Memory that is not written to is not taken, except on a GPU.
+            # Untouched memory is not taken, except on a GPU.
             self._table_XD = torch.empty(
                 num_rows, hidden, dtype=dtype, device=self._device if device is None else device
             )
@@ -100,27 +100,26 @@ class Activations:
         self._keys: list[Hashable] = []  # of `_rows`, to draw from
         self._place: dict[Hashable, int] = {}  # in `_keys`
         self._untouched = 1
-        self._left: list[np.ndarray] = []  # rows of windows that were dropped
+        self._free: list[np.ndarray] = []  # rows of dropped windows
         self._num_free = num_rows - 1
 
     @property
     def bytes(self) -> int:
-        """That kept windows take, now."""
+        """Memory that stored windows take now."""
         return (len(self._table_XD) - 1 - self._num_free) * self._piece_bytes
 
     def __len__(self) -> int:
-        """Windows kept."""
+        """Windows stored."""
         return len(self._rows)
 
     @torch.no_grad()
     def fill(self, keys: Sequence[Hashable], inputs: Inputs) -> Inputs:
-        """The batch on the encoder's device, with what enters `first_layer`.
+        """The batch on the encoder's device, with the states that enter `first_layer`.
 
         Args:
-            keys: what names each row's pieces, and no others. Rows of one window have one key, whatever
-                their label.
-            inputs: without a question in words; on the CPU, where its lengths are read without waiting
-                for a device.
+            keys: one per row, equal for rows of equal pieces alone, whatever their label.
+            inputs: without a question in words; on the CPU, where lengths are read without waiting for a
+                device.
         """
         B, S = inputs.mask_BS.shape
         length_B = inputs.mask_BS.sum(1).tolist()
@@ -146,7 +145,7 @@ class Activations:
         if missing:
             taken_XD = fresh_XD.index_select(0, self._index(sources, self._device))
             entry_XD.index_copy_(0, self._index(targets, self._device), taken_XD.to(entry_XD.dtype))
-            # Last: what makes room for these may be what this batch has just read.
+            # Last: storing these may drop windows that this batch has just read.
             self._keep(fresh_XD, fresh)
         return replace(
             inputs.to(self._device),
@@ -161,7 +160,7 @@ class Activations:
     def _compute(
         self, inputs: Inputs, missing: dict[Hashable, int], length_B: Sequence[int]
     ) -> tuple[Tensor, dict[Hashable, np.ndarray]]:
-        """Pieces of the missing windows one after the other, (X, D), and where each window's are."""
+        """States of the missing windows in one table, (X, D), and the rows of each window."""
         parts, where, begin = [], {}, 0
         for keys in self._passes(missing, length_B):
             lengths = [length_B[missing[key]] for key in keys]
@@ -189,7 +188,7 @@ class Activations:
     def _passes(
         self, missing: dict[Hashable, int], length_B: Sequence[int]
     ) -> Iterator[list[Hashable]]:
-        """Missing windows, like lengths together, under the budget of padded pieces."""
+        """Keys of each pass: like lengths together, under the budget of padded pieces."""
         chosen: list[Hashable] = []
         width = 0
         for key in sorted(missing, key=lambda key: -length_B[missing[key]]):
@@ -203,13 +202,13 @@ class Activations:
             yield chosen
 
     def _read(self, row_X: np.ndarray) -> Tensor:
-        """Rows of the table, where and as the encoder takes them."""
+        """Rows of the table, on the encoder's device and in its dtype."""
         device, dtype = self._device, self.encoder.word.weight.dtype
         table_XD = self._table_XD
         index_X = torch.from_numpy(row_X)
         if table_XD.device.type != "cpu" or device.type != "cuda":
             return table_XD.index_select(0, index_X.to(table_XD.device)).to(device, dtype)
-        # From page-locked memory the copy goes on behind our back.
+        # A copy from page-locked memory does not block the host.
         size = (len(row_X), table_XD.shape[1])
         host_XD = torch.empty(size, dtype=table_XD.dtype, pin_memory=True)
         torch.index_select(table_XD, 0, index_X, out=host_XD)
@@ -219,15 +218,15 @@ class Activations:
         for key, source in fresh.items():
             length = len(source)
             if length > len(self._table_XD) - 1:
-                continue  # larger than the table: computed each time
-            if length > self._num_free and self._draw.random() >= ADMITTED:
+                continue  # larger than the table: computed every time
+            if length > self._num_free and self._draw.random() >= ADMITTED_SHARE:
                 continue
             while length > self._num_free:
                 self._drop(self._keys[self._draw.randrange(len(self._keys))])
             self._rows[key] = self._take(length)
             self._place[key] = len(self._keys)
             self._keys.append(key)
-        # Written at the end: of two new windows the second may have dropped the first, and has its rows.
+        # Written at the end: a new window may have dropped another new one and taken its rows.
         kept = [key for key in fresh if key in self._rows]
         if kept:
             table_XD = self._table_XD
@@ -243,19 +242,19 @@ class Activations:
         if last != key:
             self._keys[place] = last
             self._place[last] = place
-        self._left.append(rows)
+        self._free.append(rows)
         self._num_free += len(rows)
         self.evictions += 1
 
     def _take(self, length: int) -> np.ndarray:
-        """Free rows: those of dropped windows first, so that memory not yet taken stays so."""
+        """Free rows: those of dropped windows first, so that untouched memory stays untouched."""
         self._num_free -= length
         parts = []
-        while length and self._left:
-            rows = self._left.pop()
+        while length and self._free:
+            rows = self._free.pop()
             parts.append(rows[:length])
             if len(rows) > length:
-                self._left.append(rows[length:])
+                self._free.append(rows[length:])
             length -= len(parts[-1])
         if length:
             parts.append(np.arange(self._untouched, self._untouched + length))
@@ -268,11 +267,11 @@ class Activations:
 
 
 def _map_file(folder: Path, num_rows: int, hidden: int, dtype: torch.dtype) -> Tensor:
-    """A table (num_rows, hidden) in a file without a name."""
+    """A table (num_rows, hidden) in an unnamed file."""
     size = num_rows * hidden * dtype.itemsize
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            # Claimed now: a disk that fills up under a mapped file kills the process without a word.
+            # Allocated now: a disk that fills up under a mapped file kills the process without a message.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             else:

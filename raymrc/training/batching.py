@@ -34,14 +34,14 @@ _Parts = TypeVar("_Parts", bound=tuple[object, ...])
 
 @dataclass(frozen=True)
 class StudyData:
-    """What all fold-runs of a study share. Built once a process; rows are kept between them.
+    """What all fold-runs of a study share: built once per process, with caches of pieces, windows and rows.
 
     Args:
-        questions: label or name of a relation question -> question in words, used where a strategy asks
-            in words, or a prompt starts from them.
-        transfer: notes of other sites by name, which are only ever scored.
-        test: held-out notes, which a final test scores, and nothing else.
-        initial_prompt: what prompts start from, where they start from a trained one.
+        questions: label or name of a relation question -> question in words, read where a strategy asks in
+            words or a prompt starts from them.
+        transfer: notes of other sites by name, which are only scored.
+        test: held-out notes, which only a final test scores.
+        initial_prompt: the trained prompt that prompts start from, if any.
     """
 
     corpus: Corpus
@@ -61,7 +61,7 @@ class StudyData:
     )
 
     def __getstate__(self) -> dict[str, object]:
-        # What was cached in one process is cheaper to build again than to send to another.
+        # Caches are cheaper to build again than to send to another process.
         names = ("corpus", "folds", "questions", "transfer", "test", "initial_prompt")
         return {name: getattr(self, name) for name in names}
 
@@ -71,14 +71,14 @@ class StudyData:
             object.__setattr__(self, name, value)
 
     def split(self, fold_run: FoldRun) -> Split:
-        """Who trains, who validates and who is scored."""
+        """The notes that train, validate and are scored."""
         if fold_run.is_test:
             return Split(tuple(note.id for note in self.corpus.notes), (), ())
         cell = fold_run.configuration.cell
         return choose_split(self.folds, self.corpus.notes, fold_run.fold, cell.shots, cell.shots_of)
 
     def asked(self, task: str) -> Asked:
-        """What a task asks of this corpus."""
+        """The questions of a task about this corpus."""
         if task not in self._asked:
             self._asked[task] = find_asked(task, self.corpus)
         return self._asked[task]
@@ -88,7 +88,7 @@ class StudyData:
         return Start(self.asked(task).names, self.questions, self.initial_prompt)
 
     def site(self, name: str | None, task: str) -> StudyData:
-        """The notes of another site, or the held-out ones (None), asked what this one's are."""
+        """Another site's notes, or the held-out ones (None), with the questions of this corpus."""
         if name not in self._sites:
             corpus = self.test if name is None else self.transfer[name]
             assert corpus is not None, "a final test needs held-out notes"
@@ -97,7 +97,7 @@ class StudyData:
         return self._sites[name]
 
     def pieces(self, tokenizer: PreTrainedTokenizerFast, source: str) -> dict[str, Pieces]:
-        """Note id -> its pieces, for every note of the corpus. `source` names the tokenizer."""
+        """Note id -> its pieces. `source` names the tokenizer."""
         if source not in self._pieces:
             self._pieces[source] = {
                 note.id: read_pieces(note, tokenizer) for note in self.corpus.notes
@@ -107,7 +107,7 @@ class StudyData:
     def windows(
         self, tokenizer: PreTrainedTokenizerFast, source: str, window: int, overlap: int
     ) -> dict[str, list[Window]]:
-        """Note id -> its windows, for every note of the corpus. `source` names the tokenizer."""
+        """Note id -> its windows. `source` names the tokenizer."""
         key = (source, window, overlap)
         if key not in self._windows:
             self._windows[key] = {
@@ -119,8 +119,7 @@ class StudyData:
     def rows(
         self, tokenizer: PreTrainedTokenizerFast, shape: Shape, configuration: Configuration
     ) -> dict[str, list[Row]]:
-        """Note id -> its rows, for every note of the corpus: what a configuration learns from. Relations are
-        asked of gold mentions.
+        """Note id -> its rows, from which a configuration learns. Relations are asked of gold mentions.
 
         Raises:
             BackboneError: a question and a window together exceed the backbone's positions.
@@ -210,14 +209,13 @@ def collate_targets(rows: Sequence[Row], inputs: Inputs) -> Targets:
 def prefetch(batches: Iterable[_Parts], device: torch.device) -> Iterator[_Parts]:
     """Batches on a device, each sent while the one before is worked on.
 
-    On a CUDA device the next batch is collated, pinned and on its way before this one is handed out:
-    the host does it while the device is still busy with steps that were launched before. The copy
-    waits its turn among them; for some kilobytes of piece ids a stream of its own would win nothing.
-    Elsewhere nothing is sent ahead, and on a CPU nothing is copied at all.
+    For a CUDA device the next batch is collated, pinned and queued before this one is handed out, while the
+    device is still busy with earlier steps. The copy shares their stream: for some kilobytes of piece ids a
+    second stream would gain nothing. On a CPU nothing is sent ahead or copied.
 
     Args:
-        batches: tuples of what one step takes; inputs and targets in them are sent, the rest
-            (rows, say) is handed through.
+        batches: tuples of what one step takes; inputs and targets in them are sent, other parts (rows) are
+            handed through.
     """
     if device.type != "cuda":
         for batch in batches:
@@ -234,7 +232,7 @@ def prefetch(batches: Iterable[_Parts], device: torch.device) -> Iterator[_Parts
 
 
 def _sent(batch: _Parts, device: torch.device, *, pin: bool) -> _Parts:
-    # Only from pinned memory a copy does not hold the host up.
+    # Only copies from pinned memory do not block the host.
     return cast(
         _Parts,
         tuple(

@@ -2,16 +2,16 @@
 
     lanes' batches -> rows -> encoder, each row with its lane's prompt -> each lane's heads -> losses
 
-Rows never mix and every lane's loss is its own mean, so the gradient of the sum of losses is each
-lane's own gradient: what a lane learns does not depend on who shares its batch.
+Rows never mix and every lane's loss is its own mean, so the gradient of the sum of losses is each lane's own
+gradient: what a lane learns does not depend on the lanes that share its pass.
 
-What lanes of one form (equal shapes) have to train is stacked for the pass and multiplied in one
-batched product; lanes of other lengths, labels or widths join through padding and a mask. Lanes
-whose prompts enter elsewhere (depth, first layer) take another pass of the same step.
+The trained parameters of lanes of one form (equal shapes) are stacked and multiplied in one batched product;
+lanes of other lengths, labels or widths join through padding and a mask. Lanes whose prompts enter elsewhere
+(depth, first layer) take another pass of the same step.
 """
 
 # K lanes, R rows of all lanes, B rows of one lane, S pieces, P prompt positions, D hidden, W match width,
-# L labels, G gradients, T candidate pairs, U different starts or ends of pairs in a lane
+# G gradients, T candidate pairs, V different pieces of pairs, U most of them in a lane, X all pieces
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from raymrc.model.heads import SpanAnswer, SpanHeads, choose_candidates, draw_ke
 from raymrc.model.inputs import Inputs, SpanTargets
 from raymrc.model.network import Model
 from raymrc.model.prompts import SoftPrompt
+from raymrc.training.torch_private import norms, scale, step_at_once
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one lane brings to a step.
+    """One lane's share of a pass.
 
     Args:
-        model: of a strategy with a soft prompt, span heads and a frozen backbone that all share.
-        inputs: its rows, on the backbone's device.
-        targets: None where answers are asked for, not losses.
-        generator: draws the lane's dropout, on the backbone's device; whoever shares the pass
-            draws from another one.
+        model: with a soft prompt, span heads and the frozen backbone that all parts share.
+        inputs: the lane's rows, on the backbone's device.
+        targets: None where the pass predicts answers.
+        generator: draws the lane's dropout, on the backbone's device; each lane has its own.
     """
 
     model: Model
@@ -51,12 +51,13 @@ class Part:
 
 
 def share_out(batches: Sequence[Inputs], pieces: int, slack: float = math.inf) -> list[list[int]]:
-    """Which lanes share a pass: like lengths together, under a budget of padded pieces.
+    """Indices of the batches of each pass: like lengths together, under a budget of padded pieces.
 
-    A lane's batch stays whole, because its loss is a mean over all of it.
+    A batch stays whole, because a lane's loss is a mean over all of it.
 
     Args:
-        slack: a batch joins a longer one only if that pads it by no more pieces, all rows together.
+        pieces: padded pieces of a pass, at most; a batch may be larger by itself.
+        slack: pieces of padding, over all its rows, that a batch may get by joining a wider one.
     """
     shares: list[list[int]] = []
     rows = 0
@@ -73,10 +74,10 @@ def share_out(batches: Sequence[Inputs], pieces: int, slack: float = math.inf) -
 
 
 def backward_together(parts: Sequence[Part]) -> Tensor:
-    """One forward and backward pass over all parts: every lane's parameters get their gradients.
+    """One forward and backward pass over all parts, which leaves every lane's gradients on its parameters.
 
     Returns:
-        The lanes' losses, (K,), in the order of `parts`, without a gradient; nothing waits for them.
+        The lanes' losses, (K,), in the order of `parts`, without a gradient. The host does not wait for them.
 
     Raises:
         TrainingError: the lanes are not of one frozen backbone.
@@ -97,7 +98,7 @@ def backward_together(parts: Sequence[Part]) -> Tensor:
                 losses[entry[place]] = loss
         torch.stack([losses[i] for i in entry]).sum().backward()
         for stack in stacks:
-            stack.hand_out(chosen)
+            stack.hand_out_gradients(chosen)
     return torch.stack([loss.detach() for loss in losses])
 
 
@@ -110,7 +111,7 @@ def _backward_alone(part: Part) -> Tensor:
 
 @torch.no_grad()
 def clip_together(models: Sequence[Model], largest: Sequence[float]) -> None:
-    """Scales each lane's gradients to its largest norm, as `clip_grad_norm_` does for one model."""
+    """Scales each lane's gradients to at most its `largest` norm, as `clip_grad_norm_` does for one model."""
     if len(models) == 1:
         torch.nn.utils.clip_grad_norm_(models[0].parameters(), largest[0], foreach=True)
         return
@@ -121,19 +122,19 @@ def clip_together(models: Sequence[Model], largest: Sequence[float]) -> None:
         gradients += own
         lanes += [lane] * len(own)
     device = gradients[0].device
-    norm_G = torch.stack(torch._foreach_norm(gradients))
+    norm_G = norms(gradients)
     lane_G = torch.tensor(lanes, device=device)
     squares_K = torch.zeros(len(models), device=device).index_add(0, lane_G, norm_G.square())
     scale_K = (torch.tensor(largest, device=device) / (squares_K.sqrt() + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, list(scale_K[lane_G].unbind()))
+    scale(gradients, scale_K[lane_G].unbind())
 
 
 def step_together(optimisers: Sequence[torch.optim.AdamW]) -> None:
     """One AdamW step of every lane, each by its own rates, decays and age.
 
-    On a CPU by each optimiser's own fused kernel: a lane's few million numbers keep a core busy, and
-    there is nothing to win. So does one alone anywhere, which may train a whole backbone. Elsewhere
-    a launch costs more than a lane's numbers do, so that all lanes take one: see `step_at_once`.
+    On a CPU, and for a lane alone, each optimiser's own fused kernel steps: a lane's few million numbers keep
+    a core busy. On a GPU a launch costs more than a lane's numbers do, so all lanes share the launches of
+    `step_at_once`.
     """
     on_cpu = all(p.is_cpu for o in optimisers for group in o.param_groups for p in group["params"])
     if on_cpu or len(optimisers) == 1:
@@ -144,70 +145,15 @@ def step_together(optimisers: Sequence[torch.optim.AdamW]) -> None:
 
 
 @torch.no_grad()
-def step_at_once(optimisers: Sequence[torch.optim.AdamW]) -> None:
-    """AdamW for all lanes in ten calls; what differs between lanes travels as lists of numbers.
-
-    State stays where AdamW keeps it, so that `step` and `state_dict` work as ever. But a tensor's age
-    is kept on the host, as AdamW has it unless fused: read off a device it would make every step
-    wait. An optimiser that was fused is turned once, when it is first seen here (it waits once).
-    """
-    parameters: list[Tensor] = []
-    gradients: list[Tensor] = []
-    means: list[Tensor] = []
-    squares: list[Tensor] = []
-    ages: list[Tensor] = []
-    kept, beta_1, beta_2, eps, size, root = [], [], [], [], [], []
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            assert not (group["amsgrad"] or group["maximize"] or group["capturable"])
-            beta, gamma = group["betas"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = optimiser.state[parameter]
-                if not state:
-                    state["step"] = torch.tensor(0.0)
-                    state["exp_avg"] = torch.zeros_like(parameter)
-                    state["exp_avg_sq"] = torch.zeros_like(parameter)
-                elif not state["step"].is_cpu:
-                    state["step"] = state["step"].cpu()
-                if group["fused"] and not parameter.is_cpu:
-                    group["fused"] = None
-                age = state["step"].item() + 1
-                parameters.append(parameter)
-                gradients.append(parameter.grad)
-                means.append(state["exp_avg"])
-                squares.append(state["exp_avg_sq"])
-                ages.append(state["step"])
-                kept.append(1 - group["lr"] * group["weight_decay"])
-                beta_1.append(1 - beta)
-                beta_2.append(gamma)
-                eps.append(group["eps"])
-                size.append(-group["lr"] / (1 - beta**age))
-                root.append((1 - gamma**age) ** 0.5)
-    if not parameters:
-        return
-    torch._foreach_add_(ages, 1.0)
-    torch._foreach_mul_(parameters, kept)
-    torch._foreach_lerp_(means, gradients, beta_1)
-    torch._foreach_mul_(squares, beta_2)
-    torch._foreach_addcmul_(squares, gradients, gradients, [1 - gamma for gamma in beta_2])
-    spread = torch._foreach_sqrt(squares)
-    torch._foreach_div_(spread, root)
-    torch._foreach_add_(spread, eps)
-    torch._foreach_addcdiv_(parameters, means, spread, size)
-
-
-@torch.no_grad()
 def predict_together(parts: Sequence[Part]) -> list[list[SpanAnswer]]:
-    """Every lane's answers to its rows, as `Model.predict` gives them, in the order of `parts`."""
+    """Every lane's answers to its rows, as from `Model.predict`, in the order of `parts`."""
     encoder = _shared_encoder(parts)
     answers: list[list[SpanAnswer]] = [[]] * len(parts)
     for entry in _by_entry(parts):
         chosen = [parts[i] for i in entry]
         hidden_RSD, rows = _encode(encoder, chosen, _stack(chosen, "prompt."))
         for place, index in enumerate(entry):
-            part, own = chosen[place], rows.of[place]
+            part, own = chosen[place], rows.slices[place]
             num_pieces = part.inputs.input_ids_BS.shape[1]
             heads = part.model.heads
             assert isinstance(heads, SpanHeads)
@@ -245,16 +191,14 @@ def _prompt(part: Part) -> SoftPrompt:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """The rows of all parts, one part's after the other's, padded to the longest.
+    """The rows of all parts, part after part, padded to the longest.
 
     Args:
-        of: each part's rows.
-        part_R: which part a row is of.
+        slices: the rows of each part.
     """
 
     inputs: Inputs
-    of: tuple[slice, ...]
-    part_R: Tensor
+    slices: tuple[slice, ...]
 
 
 def _join(parts: Sequence[Part]) -> _Rows:
@@ -300,16 +244,13 @@ def _join(parts: Sequence[Part]) -> _Rows:
         entry_BSD=entry_BSD,
         entry_layer=entry_layer,
     )
-    device = joined.label_B.device
-    part_R = torch.arange(len(parts)).repeat_interleave(torch.tensor(counts)).to(device)
-    of = tuple(slice(end - count, end) for end, count in zip(ends, counts, strict=True))
-    return _Rows(joined, of, part_R)
+    return _Rows(joined, tuple(slice(e - c, e) for e, c in zip(ends, counts, strict=True)))
 
 
 def _encode(
     encoder: Encoder, parts: Sequence[Part], stacks: Sequence[_Stack]
 ) -> tuple[Tensor, _Rows]:
-    """Hidden states of all rows, each behind its own lane's prompt."""
+    """Hidden states of all rows, (R, S, D), each behind its own lane's prompt."""
     rows = _join(parts)
     prompts = [_prompt(part) for part in parts]
     longest = max(prompt.prompt_length for prompt in prompts)
@@ -317,7 +258,7 @@ def _encode(
     for stack in stacks:
         for place, vectors in stack.prompts(parts, longest):
             made[place] = vectors
-    mask_BP, lengths = None, None
+    mask_RP, lengths = None, None
     if any(prompt.prompt_length < longest for prompt in prompts):
         counts = [len(part.inputs.label_B) for part in parts]
         lengths = tuple(
@@ -325,21 +266,21 @@ def _encode(
             for prompt, count in zip(prompts, counts, strict=True)
             for _ in range(count)
         )
-        length_B = torch.tensor(lengths).to(rows.part_R.device)
-        mask_BP = torch.arange(longest, device=length_B.device) < length_B[:, None]
-    return encoder(rows.inputs, prompts[0].prefix(torch.cat(made), mask_BP, lengths)), rows
+        length_R = torch.tensor(lengths).to(rows.inputs.label_B.device)
+        mask_RP = torch.arange(longest, device=length_R.device) < length_R[:, None]
+    return encoder(rows.inputs, prompts[0].prefix(torch.cat(made), mask_RP, lengths)), rows
 
 
-# --- what lanes of one form train -----------------------------------------------------------------
+# --- lanes of one form ----------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class _Stack:
-    """The trained numbers of parts with equal shapes, stacked: one leaf a name, (K, ...).
+    """The trained parameters of parts with equal shapes, stacked: one leaf per name, (K, ...).
 
     Args:
         places: the parts' indices, ascending.
-        leaves: parameter name in `Model` -> its values of all lanes.
+        leaves: parameter name in `Model` -> its values in all lanes.
     """
 
     places: tuple[int, ...]
@@ -350,20 +291,22 @@ class _Stack:
         return {k.removeprefix(owner): v for k, v in self.leaves.items() if k.startswith(owner)}
 
     def prompts(self, parts: Sequence[Part], longest: int) -> Iterator[tuple[int, Tensor]]:
-        """(part, its rows' prompts), lengths padded to the longest.
+        """(part, its rows' prompts), padded to the longest prompt.
 
         Shapes:
             deep: (B, n * 2, N, P, H); input: (B, P, D)
         """
         first = _prompt(parts[self.places[0]])
         length = first.prompt_length
-        own = self._named("prompt.")
+        leaves = self._named("prompt.")
         if first.reparametrisation == "none":
-            vectors_KLX = own["table"]
+            vectors_KLX = leaves["table"]
         else:
             each = [
                 torch.func.functional_call(
-                    _Vectors(first), {f"prompt.{name}": leaf[k] for name, leaf in own.items()}, ()
+                    _Vectors(first),
+                    {f"prompt.{name}": leaf[k] for name, leaf in leaves.items()},
+                    (),
                 )
                 for k in range(len(self.places))
             ]
@@ -379,10 +322,10 @@ class _Stack:
         yield from zip(self.places, made.split(counts), strict=True)
 
     def losses(self, hidden_RSD: Tensor, rows: _Rows, parts: Sequence[Part]) -> Tensor:
-        """Of every lane, (K,): `SpanHeads.loss` for all of them at once."""
+        """`SpanHeads.loss` of every lane at once, (K,)."""
         mine = [parts[place] for place in self.places]
-        hidden_RSD = torch.cat([hidden_RSD[rows.of[place]] for place in self.places])
-        window_RS = torch.cat([rows.inputs.window_BS[rows.of[place]] for place in self.places])
+        hidden_RSD = torch.cat([hidden_RSD[rows.slices[place]] for place in self.places])
+        window_RS = torch.cat([rows.inputs.window_BS[rows.slices[place]] for place in self.places])
         device, num_lanes = hidden_RSD.device, len(mine)
         counts = [len(part.inputs.label_B) for part in mine]
         lane_R = torch.arange(num_lanes).repeat_interleave(torch.tensor(counts)).to(device)
@@ -439,7 +382,7 @@ class _Stack:
         heads: dict[str, Tensor],
         mine: Sequence[Part],
     ) -> Tensor:
-        """Logits of (row, first, last) triples in the order of rows, (T,)."""
+        """Logits of (row, first, last) triples, in the order of rows, (T,)."""
         row_T, first_T, last_T = pairs_T3.unbind(1)
         num_pieces = hidden_RSD.shape[1]
         flat = hidden_RSD.flatten(0, 1)
@@ -454,8 +397,8 @@ class _Stack:
         out_TW = heads["match_out.weight"].squeeze(1)[lane_T]
         return (hidden_TW * out_TW).sum(-1) + heads["match_out.bias"].squeeze(1)[lane_T]
 
-    def hand_out(self, parts: Sequence[Part]) -> None:
-        """Every lane's parameters get their own gradient, a view of the stack's."""
+    def hand_out_gradients(self, parts: Sequence[Part]) -> None:
+        """Gives every lane's parameters their gradients, as views of the stack's."""
         for k, place in enumerate(self.places):
             model = parts[place].model
             for name, leaf in self.leaves.items():
@@ -464,7 +407,7 @@ class _Stack:
 
 
 class _Vectors(torch.nn.Module):
-    """A prompt's `vectors` as a module's forward, which `functional_call` needs."""
+    """A prompt's `vectors` as the forward of a module, as `functional_call` needs it."""
 
     def __init__(self, prompt: SoftPrompt) -> None:
         super().__init__()
@@ -475,10 +418,10 @@ class _Vectors(torch.nn.Module):
 
 
 def _stack(parts: Sequence[Part], owner: str = "") -> list[_Stack]:
-    """Parts of one form together; the lanes' own parameters stay where they are.
+    """One stack per form of parts; the lanes' own parameters stay where they are.
 
     Args:
-        owner: "prompt." or "heads." for those parameters alone.
+        owner: "prompt." or "heads." to stack only their parameters.
     """
     forms: dict[object, list[int]] = {}
     trained = [
@@ -498,20 +441,22 @@ def _stack(parts: Sequence[Part], owner: str = "") -> list[_Stack]:
     stacks = []
     for places in forms.values():
         leaves = {
-            name: _beside([trained[place][name].detach() for place in places]).requires_grad_()
+            name: _stack_tensors(
+                [trained[place][name].detach() for place in places]
+            ).requires_grad_()
             for name in trained[places[0]]
         }
         stacks.append(_Stack(tuple(places), leaves))
     return stacks
 
 
-def _beside(tensors: Sequence[Tensor]) -> Tensor:
-    """(K, ...); one alone is not copied."""
+def _stack_tensors(tensors: Sequence[Tensor]) -> Tensor:
+    # One alone is not copied.
     return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0][None]
 
 
 def _join_targets(parts: Sequence[Part], width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """start_RS, end_RS and pairs_T3 of all parts, rows counted on."""
+    """start_RS, end_RS and pairs_T3 of all parts, with rows numbered through."""
     starts, ends, pairs, before = [], [], [], 0
     for part in parts:
         targets = part.targets
@@ -533,15 +478,16 @@ def _project(
     weight_KWD: Tensor,
     bias_KW: Tensor | None,
 ) -> Tensor:
-    """Pieces through their lane's projection, (T, W); each different one once.
+    """Pieces through their lane's projection, (T, W); each different piece is projected once.
 
     Args:
         index_T: into the flattened pieces.
+        lane_R: the lane of each row, ascending.
     """
     index_V, back_T = index_T.unique(return_inverse=True)
     lane_V = lane_R[index_V // num_pieces]
     num_lanes = len(weight_KWD)
-    # Ascending rows are ascending lanes: a piece's place in its lane is its distance from the first.
+    # Lanes ascend with rows, so a piece's place in its lane is its distance from the lane's first piece.
     count_K = torch.bincount(lane_V, minlength=num_lanes)
     first_K = count_K.cumsum(0) - count_K
     place_V = torch.arange(len(index_V), device=index_V.device) - first_K[lane_V]
@@ -558,8 +504,8 @@ def _project(
 class _LaneLinear(torch.autograd.Function):
     """Each lane's rows times its own weights, (K, U, W).
 
-    What `torch.bmm` differentiates to gives the weights' gradient transposed, and copying that into
-    their layout takes as long as the rest of the match head.
+    The derivative of `torch.bmm` gives the weights' gradient transposed, and copying it into their layout
+    takes as long as the rest of the match head.
     """
 
     @staticmethod
@@ -574,7 +520,7 @@ class _LaneLinear(torch.autograd.Function):
 
 
 def _drop_rows(hidden_RSD: Tensor, parts: Sequence[Part], counts: Sequence[int]) -> Tensor:
-    """Dropout of each lane by its own generator, over its own rows' own width."""
+    """Drops out each lane's rows by its own generator, over its own width."""
     if not any(part.model.configuration.dropout for part in parts):
         return hidden_RSD
     keeps = []

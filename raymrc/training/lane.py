@@ -1,10 +1,10 @@
-"""One fold-run as a state that moves batch by batch, beside others or alone.
+"""One fold-run as a state that advances batch by batch, beside others or alone.
 
     rows -> training batches -> validation batches -> next epoch ... -> scored fold -> Record
 
-`take` gives the next batch, somebody passes it through the model, `learnt` or `heard` is told of it.
-The scored fold is read once, at the end, with the state of the epoch that was best on
-the validation part of the training folds.
+`take` gives the next batch, the caller passes it through the model and reports back with `finish_step` or
+`finish_answers`. The scored fold is read once, at the end, in the state of the epoch that did best on the
+validation part of the training folds.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +40,31 @@ from raymrc.reading.targets import Unreachable, unreachable, unreachable_apart, 
 from raymrc.scoring.counts import Counts, pool
 from raymrc.training.activations import Activations
 from raymrc.training.batching import StudyData, collate, collate_targets, prefetch
-from raymrc.training.evaluation import Answer, Exam
+from raymrc.training.evaluation import Answer, Evaluation
 from raymrc.training.fused import Part
 from raymrc.training.meter import FoldRunUsage, device_name, hardware, versions
 
 Answers = Sequence[Answer]
-"""What a model says to the rows of a batch, one after the other."""
+"""A model's answers to the rows of a batch, in their order."""
 
-TRAINING, VALIDATION, SCORING, DONE = "training", "validation", "scoring", "done"
-TRANSFER = "transfer"
-"""After the fold, the other sites are scored, one after the other."""
+
+class Stage(Enum):
+    """What a lane does next; `TRANSFER` scores the other sites, one after the other."""
+
+    TRAINING = "training"
+    VALIDATION = "validation"
+    SCORING = "scoring"
+    TRANSFER = "transfer"
+    DONE = "done"
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a lane wants passed through its model.
+    """Rows that a lane needs passed through its model.
 
     Args:
         inputs: on the lane's device.
-        targets: where it is to learn from them; None where it is asked for answers.
+        targets: None where the lane needs answers instead of a gradient step.
     """
 
     lane: Lane
@@ -71,12 +78,12 @@ class Batch:
 
     @property
     def pieces(self) -> int:
-        """Padded."""
+        """Pieces, padding included."""
         return self.inputs.input_ids_BS.numel()
 
     @property
     def part(self) -> Part:
-        """Its share of a pass of many lanes."""
+        """Its share of a pass that many lanes make together."""
         assert self.targets is None or isinstance(self.targets, SpanTargets)
         return Part(self.lane.model, self.inputs, self.targets, self.lane.dropout)
 
@@ -85,15 +92,15 @@ class Lane:
     """The trainable state of one fold-run.
 
     Args:
-        device: where the model runs; `loaded.encoder` must be there already.
-        evaluation_pieces: padded pieces of a batch that asks for answers.
-        state: of `save`, to go on from.
-        activations: what the frozen backbone computes below this configuration's first layer.
+        device: where the model runs and `loaded.encoder` is.
+        evaluation_pieces: padded pieces of a batch that needs answers, at most.
+        state: of `save`, to resume from.
+        activations: the store of what the frozen backbone computes below this configuration's first layer.
 
     Raises:
         TrainingError: no training note.
         BackboneError: window and question exceed the backbone's positions.
-        PromptError: a prompt that does not fit the backbone.
+        PromptError: a prompt does not fit the backbone.
     """
 
     def __init__(
@@ -126,7 +133,7 @@ class Lane:
         self.order = random.Random(seed)
         self.dropout = torch.Generator(device).manual_seed(seed)
         if self.strategy.trains_backbone:
-            torch.manual_seed(seed)  # what an encoder drops out, torch's own generator draws
+            torch.manual_seed(seed)  # an encoder's dropout draws from torch's own generator
 
         self.pad = int(loaded.tokenizer.pad_token_id or 0)
         source = configuration.cell.backbone.source
@@ -162,7 +169,7 @@ class Lane:
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
 
-        self.stage = TRAINING
+        self.stage = Stage.TRAINING
         self.steps = 0
         self.tokens = 0
         self.num_rows = 0
@@ -176,25 +183,25 @@ class Lane:
         self._epoch_began = 0.0
         self._loss = 0.0
         self._left = 0
-        self._learnt = 0
+        self._steps_of_epoch = 0
         self._order_before: Any = None
         self._ready: Iterator[tuple[list[Row], Inputs, Any]] = iter(())
         self._losses: list[Tensor] = []
-        self._exam: Exam | None = None
+        self._evaluation: Evaluation | None = None
         if state is not None:
             self._restore(state)
 
     @property
     def shares_passes(self) -> bool:
-        """Whether other lanes of the same backbone may be in its passes."""
+        """Whether other lanes of the same backbone may join its passes."""
         return not self.strategy.trains_backbone
 
     # --- batch by batch ---------------------------------------------------------------------------
 
     def take(self) -> Batch | None:
-        """The next batch; None when all is done. Settle it before taking another."""
+        """The next batch; None when the lane is done. Report its result before taking another."""
         while not self._left:
-            if self.stage == DONE:
+            if self.stage is Stage.DONE:
                 return None
             self._begin_stage()
             if not self._left:  # no text in any of these notes
@@ -202,19 +209,19 @@ class Lane:
         rows, inputs, targets = next(self._ready)
         self._left -= 1
         if self.activations is not None:
-            # It reads lengths off the host's copy, and sends what it fills in along with the batch.
+            # The store reads lengths from the host's copy and sends its states along with the batch.
             inputs = self.activations.fill([row.pieces.key for row in rows], inputs)
             targets = None if targets is None else targets.to(self.device)
         return Batch(self, rows, inputs, targets)
 
     def decay_rates(self) -> None:
-        """Linear decay to zero without warm-up, as the published runs have it."""
+        """Linear decay to zero without warm-up, as in the published runs."""
         left = max(0.0, 1.0 - self.steps / self.total_steps)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * left
 
-    def learnt(self, batch: Batch, loss: Tensor) -> None:
-        """A step was taken on a batch. The epoch's end is validation's, which comes next.
+    def finish_step(self, batch: Batch, loss: Tensor) -> None:
+        """Reports a gradient step on a batch. After the last step of an epoch, validation follows.
 
         Raises:
             TrainingError: a loss of this epoch is not a number.
@@ -223,26 +230,26 @@ class Lane:
             self.model.check_gradients(batch.targets)
         self.optimiser.zero_grad(set_to_none=True)
         self.steps += 1
-        self._learnt += 1
+        self._steps_of_epoch += 1
         self.tokens += sum(row.length for row in batch.rows)
         self.num_rows += len(batch.rows)
         self._losses.append(loss.detach())
         if not self._left:
             self._end_stage()
 
-    def heard(self, batch: Batch, answers: Answers) -> None:
-        """The model's answers to a batch. The last ones of validation end the epoch."""
-        assert self._exam is not None
+    def finish_answers(self, batch: Batch, answers: Answers) -> None:
+        """Reports the model's answers to a batch. The last answers of validation end the epoch."""
+        assert self._evaluation is not None
         for row, answer in zip(batch.rows, answers, strict=True):
-            self._exam.hear(row, answer)
+            self._evaluation.add_answer(row, answer)
         if not self._left:
             self._end_stage()
 
     def _begin_stage(self) -> None:
         configuration = self.configuration
         resumed_at = 0
-        if self.stage == TRAINING:
-            resumed_at = self._learnt
+        if self.stage is Stage.TRAINING:
+            resumed_at = self._steps_of_epoch
             if not resumed_at:
                 self._epoch_began = self.spent.wall
                 self._losses = []
@@ -253,32 +260,37 @@ class Lane:
             )
         else:
             self.model.eval()
-            if self._exam is None:
-                if self.stage == SCORING and self.best_epoch != configuration.epochs:
+            if self._evaluation is None:
+                if self.stage is Stage.SCORING and self.best_epoch != configuration.epochs:
                     assert self.best_state is not None
                     self.model.load_trained_state(self.best_state)
-                self._exam = self._next_exam()
-            batches = evaluation_batches(self._exam.next_round(), self.evaluation_pieces)
+                self._evaluation = self._next_evaluation()
+            batches = evaluation_batches(self._evaluation.next_round(), self.evaluation_pieces)
         listed = list(batches)[resumed_at:]
         self._left = len(listed)
-        here = self.device if self.activations is None else torch.device("cpu")
-        self._ready = prefetch(_collated(listed, self.pad, learns=self.stage == TRAINING), here)
+        trains = self.stage is Stage.TRAINING
+        device = self.device if self.activations is None else torch.device("cpu")
+        self._ready = prefetch(_collated(listed, self.pad, trains=trains), device)
 
-    def _next_exam(self) -> Exam:
-        if self.stage == TRANSFER:
-            return self._exam_at(self.sites[len(self.transfer)])
-        if self.stage == SCORING and self.fold_run.is_test:
-            return self._exam_at(None)
-        asked = self.split.scored if self.stage == SCORING else self.split.validation
-        notes = [self.notes[note_id] for note_id in asked]
-        return Exam(self.builder, notes, self.note_rows, self.windows, self.pieces, self.flat)
+    def _next_evaluation(self) -> Evaluation:
+        if self.stage is Stage.TRANSFER:
+            return self._evaluation_at(self.sites[len(self.transfer)])
+        is_scoring = self.stage is Stage.SCORING
+        if is_scoring and self.fold_run.is_test:
+            return self._evaluation_at(None)
+        note_ids = self.split.scored if is_scoring else self.split.validation
+        notes = [self.notes[note_id] for note_id in note_ids]
+        return Evaluation(self.builder, notes, self.note_rows, self.windows, self.pieces, self.flat)
 
-    def _exam_at(self, name: str | None) -> Exam:
-        """At another site, or of the held-out notes (None)."""
+    def _evaluation_at(self, name: str | None) -> Evaluation:
+        """
+        Args:
+            name: of another site; None: the held-out notes.
+        """
         c = self.configuration
         site = self.data.site(name, c.cell.task)
         source = c.cell.backbone.source
-        return Exam(
+        return Evaluation(
             self.builder,
             site.corpus.notes,
             site.rows(self.tokenizer, self.shape, c),
@@ -289,41 +301,41 @@ class Lane:
         )
 
     def _end_stage(self) -> None:
-        if self.stage == TRAINING:
+        if self.stage is Stage.TRAINING:
             self._loss = self._mean_loss()
-            self._learnt = 0
-            self.stage = VALIDATION
+            self._steps_of_epoch = 0
+            self.stage = Stage.VALIDATION
             return
-        assert self._exam is not None
-        if self._exam.has_more:
+        assert self._evaluation is not None
+        if self._evaluation.has_more:
             return
-        exam, self._exam = self._exam, None
-        scores = exam.scores()
-        if self.stage == VALIDATION:
+        evaluation, self._evaluation = self._evaluation, None
+        scores = evaluation.scores()
+        if self.stage is Stage.VALIDATION:
             self._end_epoch({note: pool(c.strict.values()) for note, c in scores.items()})
             is_last = len(self.epochs) == self.configuration.epochs
-            self.stage = SCORING if is_last else TRAINING
+            self.stage = Stage.SCORING if is_last else Stage.TRAINING
             return
-        if self.stage == SCORING:
+        if self.stage is Stage.SCORING:
             self.scores = scores
-            self.unreachable = self._count_unreachable(exam)
+            self.unreachable = self._count_unreachable(evaluation)
             if self.fold_run.is_test:
-                self.predictions = {note.id: exam.found(note) for note in exam.notes}
+                self.predictions = {note.id: evaluation.found(note) for note in evaluation.notes}
         else:
             self.transfer[self.sites[len(self.transfer)]] = scores
-        self.stage = TRANSFER if len(self.transfer) < len(self.sites) else DONE
+        self.stage = Stage.TRANSFER if len(self.transfer) < len(self.sites) else Stage.DONE
 
     def _end_epoch(self, validation: dict[str, Counts]) -> None:
         number, f1 = len(self.epochs) + 1, pool(validation.values()).f1
         self.epochs.append(Epoch(number, self._loss, f1, self.spent.wall - self._epoch_began))
-        # Of equal epochs the later one has seen more.
+        # Among equal epochs the later one has seen more.
         if f1 >= self.best_f1:
             self.best_f1, self.best_epoch = f1, number
             self.validation = validation
             self.best_state = self.model.trained_state()
 
     def _mean_loss(self) -> float:
-        # One look at all losses: a look at each would stall a GPU every step.
+        # All losses are read at once: reading each would stall a GPU every step.
         losses = self._losses
         values = torch.stack(losses).float().cpu() if losses else torch.zeros(1)
         if not bool(torch.isfinite(values).all()):
@@ -334,10 +346,10 @@ class Lane:
             )
         return float(values.mean())
 
-    # --- what it leaves ---------------------------------------------------------------------------
+    # --- saved state and record -------------------------------------------------------------------
 
     def save(self) -> bytes:
-        """All that a lane needs to go on elsewhere, between two batches."""
+        """All that a lane needs to resume elsewhere, between two batches."""
         buffer = io.BytesIO()
         torch.save(
             {
@@ -360,24 +372,25 @@ class Lane:
         self.dropout.set_state(state["dropout"])
         if state["torch"] is not None:
             _set_generators(self.device, state["torch"])
-        self.go_to(state["position"])
+        self.restore_position(state["position"])
 
     def position(self) -> dict[str, Any]:
-        """How far it has got, as plain values: all of a saved lane but its tensors.
+        """How far the lane has got, as plain values: all of a saved lane except its tensors.
 
-        Within an epoch's training it goes on with the next batch; answers are asked for anew.
+        A lane saved while it trains resumes with the next batch; an evaluation starts again.
         """
-        is_within = self.stage == TRAINING and self._learnt > 0
+        is_within = self.stage is Stage.TRAINING and self._steps_of_epoch > 0
+        # Scores are not saved: a resumed lane scores again.
+        stage = Stage.SCORING if self.stage is Stage.TRANSFER else self.stage
         losses = torch.stack(self._losses).float().tolist() if is_within else []
         return {
             "best_f1": self.best_f1,
             "best_epoch": self.best_epoch,
             "validation": {note: [c.tp, c.fp, c.fn] for note, c in self.validation.items()},
             "epochs": [asdict(epoch) for epoch in self.epochs],
-            # What was scored is not saved: whoever goes on scores again.
-            "stage": SCORING if self.stage == TRANSFER else self.stage,
+            "stage": stage.value,
             "order": self._order_before if is_within else self.order.getstate(),
-            "learnt": self._learnt,
+            "learnt": self._steps_of_epoch,
             "losses": losses,
             "loss": self._loss,
             "epoch_wall": self.spent.wall - self._epoch_began,
@@ -389,26 +402,26 @@ class Lane:
             "started_at": self.started_at,
         }
 
-    def go_to(self, position: Mapping[str, Any]) -> None:
+    def restore_position(self, position: Mapping[str, Any]) -> None:
         self.best_f1, self.best_epoch = position["best_f1"], position["best_epoch"]
         self.validation = {note: Counts(*c) for note, c in position["validation"].items()}
         self.epochs = [Epoch(**epoch) for epoch in position["epochs"]]
-        self.stage = position["stage"]
+        self.stage = Stage(position["stage"])
         version, internal, gauss = position["order"]
         self._order_before = (version, tuple(internal), gauss)
         self.order.setstate(self._order_before)
         self.steps, self.tokens = position["steps"], position["tokens"]
         self.num_rows = position["num_rows"]
         self.spent = FoldRunUsage(**position["spent"])
-        self._learnt, self._loss = position["learnt"], position["loss"]
+        self._steps_of_epoch, self._loss = position["learnt"], position["loss"]
         self._losses = [torch.tensor(loss, device=self.device) for loss in position["losses"]]
         self._epoch_began = self.spent.wall - position["epoch_wall"]
         self.halvings = position["halvings"]
         self.started_at = position["started_at"]
 
     def write_adapter(self, folder: Path) -> Path:
-        """What the model has learnt, as a file: of a lane that is done, in its best epoch. Not of a
-        sharded one, which has only a part here.
+        """Writes what the model has learnt, in its best epoch once the lane is done. A sharded lane has only
+        a part of it in this process and cannot be written.
 
         Raises:
             AdapterError: the folder cannot be written to.
@@ -426,12 +439,12 @@ class Lane:
     def record(
         self, *, wall_seconds: float, num_devices: float, peak_bytes: int, device_hour_usd: float
     ) -> Record:
-        """What is kept of a lane that is done, or pauses."""
+        """The record of a lane that is done or pauses."""
         statement = self.model.statement()
         return Record(
             key=self.fold_run.key,
             fold_run=self.fold_run,
-            status="done" if self.stage == DONE else "paused",
+            status="done" if self.stage is Stage.DONE else "paused",
             notes=self.scores,
             transfer=self.transfer,
             predictions=self.predictions,
@@ -463,7 +476,7 @@ class Lane:
 
     @property
     def _flops(self) -> float:
-        """Operations that training has needed so far. The match head, which sees few pairs, is left out."""
+        """Operations of training so far, without the match head, which sees few pairs."""
         return training_flops(
             self.shape,
             tokens=self.tokens,
@@ -477,40 +490,45 @@ class Lane:
             ),
         )
 
-    def _count_unreachable(self, exam: Exam) -> Counter[str]:
-        """Gold spans of an exam's notes, or relations, that no answer can be, by reason."""
-        return Counter(one.reason for note in exam.notes for one in self._unreachable(note, exam))
+    def _count_unreachable(self, evaluation: Evaluation) -> Counter[str]:
+        """Gold spans or relations of the evaluated notes that no answer can equal, by reason."""
+        return Counter(
+            missed.reason
+            for note in evaluation.notes
+            for missed in self._unreachable(note, evaluation)
+        )
 
-    def _unreachable(self, note: Note, exam: Exam) -> list[Unreachable]:
-        tags, windows = self.strategy.answers == "tags", exam.windows[note.id]
+    def _unreachable(self, note: Note, evaluation: Evaluation) -> list[Unreachable]:
+        tags, windows = self.strategy.answers == "tags", evaluation.windows[note.id]
         find = untaggable if tags else unreachable_apart if self.flat else unreachable
         spans = find(note, windows) if self.asked.labels else []
         if not self.asked.relations:
             return spans
-        # Of two spans that are one answer, that answer is both.
-        lost = {one.span_id for one in spans if one.reason != "duplicate"}
-        read = None
+        # One answer stands for both of two equal spans.
+        lost = {span.span_id for span in spans if span.reason != "duplicate"}
+        lost_answers = None
         if lost and not tags and not self.builder.form.chooses:
-            # What is read off the text has not been found among the others of its label.
-            read = {one.span_id for one in spans if one.reason != "same_label_overlap"} & lost
-        contexts = self.builder.contexts(note, exam.pieces[note.id], mentions_of(note.spans))
+            # An answer that is read from the text does not compete with other spans of its label.
+            overlapping = {s.span_id for s in spans if s.reason == "same_label_overlap"}
+            lost_answers = lost - overlapping
+        contexts = self.builder.contexts(note, evaluation.pieces[note.id], mentions_of(note.spans))
         return unreachable_relations(
-            note, contexts, self.asked.relations, lost, lost_answers=read, one_kind=tags
+            note, contexts, self.asked.relations, lost, lost_answers=lost_answers, one_kind=tags
         )
 
 
 def _collated(
-    batches: Iterable[list[Row]], pad: int, *, learns: bool
+    batches: Iterable[list[Row]], pad: int, *, trains: bool
 ) -> Iterator[tuple[list[Row], Inputs, Any]]:
-    # Knows no lane: a lane that holds a generator which holds the lane would stay in memory, model and
-    # moments, until Python looks for such circles.
+    # Not a method: a lane that holds a generator that holds the lane would keep its model in memory until
+    # Python collects cycles.
     for rows in batches:
         inputs = collate(rows, pad)
-        yield rows, inputs, collate_targets(rows, inputs) if learns else None
+        yield rows, inputs, collate_targets(rows, inputs) if trains else None
 
 
 def _generator_states(device: torch.device) -> list[Tensor]:
-    """Of torch's own generators, which draw what a trained encoder drops out."""
+    """States of torch's own generators, which draw a trained encoder's dropout."""
     states = [torch.get_rng_state()]
     return states if device.type == "cpu" else [*states, torch.cuda.get_rng_state(device)]
 

@@ -1,4 +1,4 @@
-"""What a fold-run costs: seconds on its devices, and the most memory it held."""
+"""What a fold-run costs: seconds on its devices, and its peak memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class FoldRunUsage:
     """What a fold-run has used of its process: its share, where several run side by side.
 
     Args:
-        training, evaluation: seconds by the clock.
-        device: seconds of devices; see `Meter`.
+        training, evaluation: wall-clock seconds.
+        device: device seconds; see `Meter`.
     """
 
     training: float = 0.0
@@ -32,7 +32,7 @@ class FoldRunUsage:
         return self.training + self.evaluation
 
     def add(self, wall: float, device: float, *, evaluates: bool = False) -> None:
-        """Seconds by the clock and of devices."""
+        """Adds wall-clock seconds and device seconds."""
         self.device += device
         if evaluates:
             self.evaluation += wall
@@ -41,14 +41,14 @@ class FoldRunUsage:
 
 
 class Meter:
-    """Seconds since it was last asked, and the peak memory since it was made.
+    """Measures seconds since the last call of `lap`, and peak memory since the last reset.
 
-    Memory is the allocator's on a GPU and the process's resident set on a CPU, so a
-    CPU figure holds the interpreter and the backbone too.
+    Memory is the allocator's on a GPU and the process's resident set on a CPU, so a CPU figure includes the
+    interpreter and the backbone.
 
     Args:
-        gpus: how many are held, where the device is one; a share where others hold it too.
-        processes: that do the same side by side; what this one uses is taken for what each does.
+        gpus: GPUs held, where the device is one; a share where other processes hold it too.
+        processes: how many processes do the same work side by side; each is taken to use as much as this one.
     """
 
     def __init__(self, device: torch.device, gpus: float = 1.0, processes: int = 1) -> None:
@@ -57,13 +57,13 @@ class Meter:
         self.processes = processes
         self._wall = time.perf_counter()
         self._cpu = time.process_time()
-        _reset_peak(device)
+        self.reset_peak()
 
     def lap(self) -> tuple[float, float]:
-        """Seconds by the clock and of the devices since the last call.
+        """Wall-clock seconds and device seconds since the last call.
 
-        Of a GPU the seconds that it was held. Of a CPU the core-seconds that this process used, which
-        stay the same when neighbours make it wait.
+        A GPU counts the seconds it was held. A CPU counts the core-seconds this process used, which stay the
+        same when neighbours make it wait.
         """
         wall, cpu = time.perf_counter(), time.process_time()
         passed, used = wall - self._wall, cpu - self._cpu
@@ -81,34 +81,37 @@ class Meter:
 
     @property
     def peak_bytes(self) -> int:
-        return _read_peak(self.device)
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        if peak := _read_proc("/proc/self/status", "VmHWM:"):
+            return int(peak.split()[0]) * 1024
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def reset_peak(self) -> None:
-        _reset_peak(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        try:  # Linux: 5 resets the high-water mark of the resident set (proc(5), clear_refs)
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            pass
 
 
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:  # Linux: 5 resets the high-water mark of the resident set (proc(5), clear_refs)
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
-
-
-def _read_peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+def _read_proc(path: str, name: str) -> str:
+    """The value of the first line that starts with `name`; "" where there is none."""
     try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+        lines = Path(path).read_text().splitlines()
     except OSError:
-        pass
-    import resource
+        return ""
+    line = next((line for line in lines if line.startswith(name)), "")
+    return line.partition(":")[2].strip()
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def device_kind(device: torch.device) -> str:
+    """ "gpu" or "cpu", as plans name devices."""
+    return "gpu" if device.type == "cuda" else "cpu"
 
 
 def device_name(device: torch.device) -> str:
@@ -116,23 +119,16 @@ def device_name(device: torch.device) -> str:
 
 
 def hardware(device: torch.device) -> str:
-    """One line that says where a figure was measured."""
+    """The device in one line, as records name it."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-    model = "cpu"
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
+    model = _read_proc("/proc/cpuinfo", "model name") or "cpu"
     return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:
-    """Python's version, and of each package that is installed."""
+    """Versions of Python and of those `PACKAGES` that are installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

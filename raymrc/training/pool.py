@@ -1,9 +1,9 @@
 """Fold-runs side by side on one device: lanes open, step and close over one backbone in memory.
 
-    open(fold_run) -> step() -> Event, Event ... -> the record of its end
+    open(fold_run) -> step() -> LaneEvent, LaneEvent ... -> its record
 
-Lanes of frozen strategies share passes; a lane that trains the backbone has its own copy, and
-passes of its own. No Ray here: a host is this in an actor.
+Lanes of frozen strategies share passes; a lane that trains the backbone has its own copy and its own passes.
+This module knows no Ray: a host wraps a pool in an actor.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from raymrc.ledger.record import LaneEvent, Record
 from raymrc.model.inputs import Inputs
 from raymrc.model.loading import Loaded
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
-from raymrc.planning import placement
 from raymrc.planning.arithmetic import lane_bytes, pass_bytes
 from raymrc.planning.devices import MEMORY_SHARE, machine_bytes
-from raymrc.planning.placement import ACTIVATIONS_SHARE, SPECIAL_PIECES
+from raymrc.planning.placement import ACTIVATIONS_SHARE, PASS_PIECES, SPECIAL_PIECES
 from raymrc.training.activations import Activations
 from raymrc.training.batching import StudyData
 from raymrc.training.fused import (
@@ -39,24 +38,26 @@ from raymrc.training.fused import (
     share_out,
     step_together,
 )
-from raymrc.training.lane import DONE, Answers, Batch, Lane
-from raymrc.training.meter import Meter
+from raymrc.training.lane import Answers, Batch, Lane, Stage
+from raymrc.training.meter import Meter, device_kind
 
-PASS_PIECES = {"cpu": placement.PASS_PIECES["cpu"], "cuda": placement.PASS_PIECES["gpu"]}
-"""By torch's name of the device."""
-
-SLACK_PIECES = {"cpu": 16.0, "cuda": math.inf}
-"""Padding that sharing a pass is worth, of one lane's batch. On a CPU a pass of few rows loses about as
-much as computing so many; a GPU sees no padding."""
+SLACK_PIECES = {"cpu": 16.0, "gpu": math.inf}
+"""Pieces of padding, of one lane's batch, that sharing a pass is worth. On a CPU a pass of few rows loses
+about as much as it takes to compute these; a GPU does not compute padding."""
 
 
 @dataclass(slots=True)
 class _Seat:
-    """An open lane: when it was opened (earlier by what it had spent before), and epochs told of."""
+    """An open lane.
+
+    Args:
+        began: when the lane was opened, less the seconds that it had taken before it was saved.
+        reported_epochs: how many of its epochs have been published as events.
+    """
 
     lane: Lane
     began: float
-    told: int
+    reported_epochs: int
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -64,14 +65,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory(block: int = 2**30, unused: int = 2**31 - 1) -> None:
-    """On a CPU: the C library keeps what is freed, in blocks of up to 1 GiB, for the next step.
+    """On a CPU: makes the C library keep freed blocks of up to 1 GiB for the next step.
 
-    It would give large blocks back to the system and take them anew, page by page, at every step:
-    a third of a step's time where many lanes have a row or two each.
+    By default it returns large blocks to the system and takes them again, page by page, at every step: a
+    third of a step's time where many lanes have a row or two each.
 
     Args:
-        block: larger ones are given back at once, in bytes.
-        unused: kept at the heap's end, at most, in bytes.
+        block: bytes above which a freed block is returned at once.
+        unused: bytes kept at the heap's end, at most.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc
@@ -85,11 +86,11 @@ class Pool:
     Args:
         loaded: the backbone, on `device`.
         device_hour_usd: price of one device (a GPU, or a core) for an hour.
-        gpus: how much of a GPU is held meanwhile; two that share one pay half each.
-        memory_bytes: what lanes and their passes may use; found out where it is not given.
-        pass_pieces: padded pieces of a pass; see `PASS_PIECES`.
-        recomputes: cells whose lanes compute again what a gradient needs (`encoder.Layer.checkpoints`).
-        on_done: told of a lane that is done, with the state of its best epoch, before it is dropped.
+        gpus: share of a GPU that is held, or number of GPUs.
+        memory_bytes: what lanes and their passes may use; None: measured.
+        pass_pieces: padded pieces of a pass, at most; None: `placement.PASS_PIECES`.
+        recomputes: cells whose lanes recompute activations for the gradient (`encoder.Layer.checkpoints`).
+        on_done: called with a lane that is done, in the state of its best epoch, before it is dropped.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Pool:
         self.data = data
         self.device = torch.device(device)
         self.device_hour_usd = device_hour_usd
-        self.pass_pieces = pass_pieces or PASS_PIECES[self.device.type]
+        self.pass_pieces = pass_pieces or PASS_PIECES[device_kind(self.device)]
         self.meter = Meter(self.device, gpus)
         if self.device.type == "cpu":
             self._set_malloc()
@@ -128,24 +129,27 @@ class Pool:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Of the fold-runs whose lanes are open."""
+        """Keys of the fold-runs whose lanes are open."""
         return tuple(self._seats)
 
     def fits(self, fold_run: FoldRun) -> bool:
-        """Whether one more lane has room in memory beside those that are open."""
+        """Whether memory has room for one more lane."""
         held = sum(self._lane_bytes(seat.lane.fold_run) for seat in self._seats.values())
         return held + self._lane_bytes(fold_run) + self._pass_bytes(fold_run) <= self.memory_bytes
 
     def open(self, fold_run: FoldRun, state: bytes | None = None) -> None:
-        """One more lane, from its beginning or from where it was saved.
+        """Opens one more lane.
+
+        Args:
+            state: of `save`, to resume from; None: from the beginning.
 
         Raises:
-            TrainingError: it does not fit into memory; or its training notes are empty.
-            RaymrcError: of what the user can mend; see `Lane`.
+            TrainingError: the lane does not fit into memory, or its training notes are empty.
+            RaymrcError: see `Lane`.
         """
         if not self._seats:
             self.meter.reset_peak()
-        # Alone, its passes may turn out smaller than their bound: then it is worth trying.
+        # A lane alone is worth trying: its passes may turn out smaller than their bound.
         wanted = self._lane_bytes(fold_run)
         if not self.fits(fold_run) and (self._seats or wanted > self.memory_bytes):
             raise TrainingError(
@@ -167,30 +171,30 @@ class Pool:
         self._seats[fold_run.key] = _Seat(lane, began - before, len(lane.epochs))
 
     def save(self, key: str) -> bytes:
-        """A lane's state between two steps, for `open`. Of one that trains a backbone a whole model's, with
-        its moments and its best epoch."""
+        """A lane's state between two steps, for `open`. Where the backbone is trained, it holds a whole
+        model, its moments and its best epoch."""
         return self._seats[key].lane.save()
 
     def epochs(self, key: str) -> int:
-        """How many of a lane are done."""
+        """How many epochs of a lane are done."""
         return len(self._seats[key].lane.epochs)
 
     def tokens(self, key: str) -> int:
-        """That a lane was trained on, as a record counts them."""
+        """Pieces that a lane has trained on, as its record counts them."""
         return self._seats[key].lane.tokens
 
     def pause(self, key: str) -> Record:
-        """Drop a lane that has been saved, with what it has come to and cost so far."""
+        """Drops a lane that has been saved; returns its results and costs so far."""
         record = self._record(self._seats[key])
         self.close(key)
         return record
 
     def close(self, key: str) -> None:
-        """Drop a lane; what it has learnt is lost."""
+        """Drops a lane and what it has learnt."""
         self._seats.pop(key, None)
 
     def step(self) -> list[LaneEvent]:
-        """One batch of every lane. A lane that fails ends, the others go on."""
+        """Passes one batch of every lane. A lane that fails is closed; the others go on."""
         self.meter.lap()
         batches: list[Batch] = []
         for lane in [seat.lane for seat in self._seats.values()]:
@@ -201,17 +205,17 @@ class Pool:
                 continue
             if batch is not None:
                 batches.append(batch)
-            self._tell(lane)
+            self._report(lane)
         if batches:
             self._charge(batches)
-        for trains, run in ((True, self._train), (False, self._ask)):
+        for trains, run in ((True, self._train), (False, self._predict)):
             for group in self._groups([b for b in batches if b.trains == trains]):
                 run(group)
         events, self._events = self._events, []
         return events
 
     def _groups(self, batches: Sequence[Batch]) -> list[list[Batch]]:
-        """Who passes together."""
+        """Batches that share a pass."""
         alone = [[batch] for batch in batches if not batch.lane.shares_passes]
         shared = [batch for batch in batches if batch.lane.shares_passes]
         places = share_passes([batch.inputs for batch in shared], self.device, self.pass_pieces)
@@ -225,7 +229,7 @@ class Pool:
             for batch, state in zip(group, before, strict=True):
                 batch.lane.dropout.set_state(state)
                 batch.lane.optimiser.zero_grad(set_to_none=True)
-            self._part(group, error, self._train)
+            self._split(group, error, self._train)
             return
         lanes = [batch.lane for batch in group]
         self._clip(lanes)
@@ -234,22 +238,22 @@ class Pool:
         step_together([lane.optimiser for lane in lanes])
         self._charge(group)
         for batch, loss in zip(group, losses, strict=True):
-            self._settle(batch.lane, partial(batch.lane.learnt, batch, loss))
+            self._settle(batch.lane, partial(batch.lane.finish_step, batch, loss))
 
-    def _ask(self, group: Sequence[Batch]) -> None:
+    def _predict(self, group: Sequence[Batch]) -> None:
         try:
             answers = self._answers(group)
         except Exception as error:
-            self._part(group, error, self._ask)
+            self._split(group, error, self._predict)
             return
         self._charge(group)
-        for batch, heard in zip(group, answers, strict=True):
-            self._settle(batch.lane, partial(batch.lane.heard, batch, heard))
+        for batch, given in zip(group, answers, strict=True):
+            self._settle(batch.lane, partial(batch.lane.finish_answers, batch, given))
 
     # --- one pass ---------------------------------------------------------------------------------
 
     def _backward(self, group: Sequence[Batch]) -> Tensor:
-        """Losses (K,); the lanes' parameters have their gradients."""
+        """Computes the gradients of the lanes' parameters; returns their losses, (K,)."""
         if group[0].lane.shares_passes:
             return backward_together([batch.part for batch in group])
         (batch,) = group
@@ -269,7 +273,7 @@ class Pool:
         (batch,) = group
         return [batch.lane.model.predict(batch.inputs)]
 
-    # --- what comes of it -------------------------------------------------------------------------
+    # --- results ----------------------------------------------------------------------------------
 
     def _settle(self, lane: Lane, settle: Callable[[], None]) -> None:
         try:
@@ -277,15 +281,15 @@ class Pool:
         except Exception as error:
             self._fail(lane, error)
             return
-        self._tell(lane)
+        self._report(lane)
 
-    def _tell(self, lane: Lane) -> None:
-        """What the lane has come to since it was last asked."""
+    def _report(self, lane: Lane) -> None:
+        """Publishes the lane's new epochs, and its record once it is done."""
         key = lane.fold_run.key
         seat = self._seats[key]
-        self._events += [LaneEvent(key, epoch) for epoch in lane.epochs[seat.told :]]
-        seat.told = len(lane.epochs)
-        if lane.stage == DONE:
+        self._events += [LaneEvent(key, epoch) for epoch in lane.epochs[seat.reported_epochs :]]
+        seat.reported_epochs = len(lane.epochs)
+        if lane.stage is Stage.DONE:
             record = self._record(seat)
             self.on_done(lane)
             self.close(key)
@@ -303,12 +307,12 @@ class Pool:
         self.close(lane.fold_run.key)
         self._events.append(LaneEvent(lane.fold_run.key, error, lane.spent.device))
 
-    def _part(
+    def _split(
         self, group: Sequence[Batch], error: Exception, run: Callable[[Sequence[Batch]], None]
     ) -> None:
-        """A pass failed: its halves are tried, down to the lane whose fault it is."""
+        """Retries the halves of a failed pass, down to the lane that fails."""
         if is_out_of_memory(error):
-            # What did not fit once will not fit the next time either.
+            # A pass that did not fit once will not fit the next time either.
             pieces = sum(batch.pieces for batch in group)
             self.pass_pieces = max(1, min(self.pass_pieces, pieces) // 2)
             for batch in group:
@@ -329,7 +333,7 @@ class Pool:
         run(group[middle:])
 
     def _charge(self, batches: Sequence[Batch]) -> None:
-        """The time since the last charge, by what each put into the pass."""
+        """Divides the time since the last charge by the pieces of each batch."""
         wall, used = self.meter.lap()
         total = sum(batch.pieces for batch in batches)
         for batch in batches:
@@ -337,7 +341,7 @@ class Pool:
             batch.lane.spent.add(share * wall, share * used, evaluates=not batch.trains)
 
     def _activations_of(self, fold_run: FoldRun) -> Activations | None:
-        """What all lanes with this first layer share; None where nothing is below the prompt."""
+        """The store that all lanes with this first layer share; None where no layer is below the prompt."""
         configuration = fold_run.configuration
         first_layer = configuration.first_layer
         if STRATEGIES[configuration.cell.strategy].trains_backbone or not first_layer:
@@ -345,9 +349,8 @@ class Pool:
         if first_layer not in self._activations:
             encoder = self.loaded.encoder
             rows = self.data.rows(self.loaded.tokenizer, self.loaded.shape, configuration)
-            pieces = sum(
-                {row.pieces.key: row.length for of in rows.values() for row in of}.values()
-            )
+            lengths = {r.pieces.key: r.length for of_note in rows.values() for r in of_note}
+            pieces = sum(lengths.values())
             wanted = (1 + pieces) * self.loaded.shape.hidden * encoder.word.weight.itemsize
             most = int(min(wanted, ACTIVATIONS_SHARE * self.memory_bytes))
             self._activations[first_layer] = Activations(encoder, first_layer, most)
@@ -372,23 +375,23 @@ class Pool:
 def share_passes(
     batches: Sequence[Inputs], device: torch.device, pieces: int | None = None
 ) -> list[list[int]]:
-    """Which of the lanes' batches share a pass on this kind of device; see `fused.share_out`."""
-    kind = device.type
+    """Indices of the batches that share each pass on this kind of device; see `fused.share_out`."""
+    kind = device_kind(device)
     return share_out(batches, pieces or PASS_PIECES[kind], SLACK_PIECES[kind])
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch has a type for it on accelerators, and on a CPU a sentence."""
+    """torch has a type for this error on accelerators and only a message on a CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
 
 
 def available_bytes(device: torch.device, gpus: float = 1.0) -> float:
-    """Memory that lanes may count on, beside what is there already.
+    """Memory that lanes may use beside what is loaded already.
 
     Args:
-        gpus: share of a GPU. Of a CPU's memory the share is that of the cores, by torch's threads.
+        gpus: share of a GPU. A CPU's memory is shared by cores, as torch's threads are.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)

@@ -1,9 +1,9 @@
 """A saved adapter that answers: notes in, spans and relations out.
 
-    adapter, backbone, what it is asked -> Predictor; notes -> Found
+    adapter, backbone, questions -> Predictor; notes -> Found
 
-The same rounds of questions as in a final test (`training.exam`); gold annotations of the notes are looked at
-in the task `relations` alone, which is about given mentions.
+It asks the same rounds of questions as a final test (`training.evaluation`). Gold annotations of the notes
+are read only in the task `relations`, which is about given mentions.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from raymrc.errors import AdapterError
 from raymrc.ledger.record import Found
 from raymrc.model.adapters import read_adapter
 from raymrc.model.loading import Loaded, load_backbone
+from raymrc.planning.placement import PASS_PIECES
 from raymrc.planning.rows import row_form
 from raymrc.reading.relations import Asked
 from raymrc.reading.rows import RowBuilder, evaluation_batches
 from raymrc.reading.windows import cut_windows, read_pieces
 from raymrc.training.batching import collate
-from raymrc.training.evaluation import Exam
+from raymrc.training.evaluation import Evaluation
 from raymrc.training.lane import Answers
-from raymrc.training.pool import PASS_PIECES
+from raymrc.training.meter import device_kind
 from raymrc.training.trainer import load_adapter
 
 
 class Predictor:
-    """A trained model and what it is asked.
+    """A trained model and its questions.
 
     Args:
-        place: the adapter's file, the folder that holds it, or one with no other below it.
-        loaded: the backbone that it was trained on.
+        place: the adapter's file, the folder that holds it, or a folder with no other adapter below it.
+        loaded: the backbone that the adapter was trained on.
         asked: what it was trained to answer, in the order of prompts and heads.
         questions: label or name of a relation question -> question in words.
 
     Raises:
-        AdapterError: it cannot be read, or was trained to answer something else.
-        BackboneError: it was trained on another backbone.
+        AdapterError: the adapter cannot be read, or was trained to answer something else.
+        BackboneError: the adapter was trained on another backbone.
     """
 
     def __init__(
@@ -61,26 +62,25 @@ class Predictor:
         self.builder.check_fits(loaded.shape.max_pieces)
 
     def find(self, notes: Sequence[Note]) -> dict[str, Found]:
-        """Note id -> what is found there, by character offsets.
+        """Note id -> its predicted spans and relations, by character offsets.
 
         Args:
-            notes: ids unique; in the task `relations` with the spans that relations are looked for between.
+            notes: with unique ids; in the task `relations` with the mentions that relations may join.
         """
         c = self.configuration
         pieces = {note.id: read_pieces(note, self.tokenizer) for note in notes}
-        windows = {note_id: cut_windows(of, c.window, c.overlap) for note_id, of in pieces.items()}
-
+        windows = {key: cut_windows(p, c.window, c.overlap) for key, p in pieces.items()}
         rows = {n.id: self.builder.gold_rows(n, pieces[n.id], windows[n.id]) for n in notes}
         flat = c.overlapping_answers == "surest"
-        exam = Exam(self.builder, notes, rows, windows, pieces, flat)
+        evaluation = Evaluation(self.builder, notes, rows, windows, pieces, flat)
         pad = int(self.tokenizer.pad_token_id or 0)
-        while exam.has_more:
-            batches = evaluation_batches(exam.next_round(), PASS_PIECES[self.device.type])
-            for batch in batches:
+        max_pieces = PASS_PIECES[device_kind(self.device)]
+        while evaluation.has_more:
+            for batch in evaluation_batches(evaluation.next_round(), max_pieces):
                 answers: Answers = self.model.predict(collate(batch, pad).to(self.device))
                 for row, answer in zip(batch, answers, strict=True):
-                    exam.hear(row, answer)
-        return {note.id: exam.found(note) for note in notes}
+                    evaluation.add_answer(row, answer)
+        return {note.id: evaluation.found(note) for note in notes}
 
 
 def load_predictor(place: Path | str, asked: Asked, questions: Mapping[str, str]) -> Predictor:

@@ -1,8 +1,8 @@
-"""What a study's cells cost on this device, measured in about a minute.
+"""Measures in about a minute what a study's cells cost on this device.
 
-    cell -> a process of its own -> a warm-up -> few notes, twice -> Measured
+    cell -> a process of its own -> a warm-up -> fold-runs on few notes, twice -> Measured
 
-A probe is made of whole fold-runs, only small ones: it measures all that they do, as the ledger has it.
+A probe runs whole fold-runs, only small ones, so it measures all that a record measures.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from raymrc.training.pool import Pool
 from raymrc.training.trainer import Trainer
 
 SHARES = ((1, 0.35), (3, 0.65))
-"""(Epochs, share of the time) of a cell's fold-runs: in one answers weigh more, in the other training."""
+"""(Epochs, share of the time) of a cell's two fold-runs: the first weighs evaluation, the second training."""
 
-LEAST_NOTES = 6
-"""Of a probe: two folds, and something to validate on."""
+MIN_NOTES = 6
+"""Notes of a probe, at least: enough for two folds and a validation part."""
 
-CHARACTERS = 6
-"""Of a piece, roughly: notes are shortened to no less than a window."""
+CHARACTERS_PER_PIECE = 6
+"""Rough: notes are shortened to no less than a window."""
 
-LEAST_PIECES = 32
-"""Of a note in the warm-up, roughly."""
+MIN_PIECES = 32
+"""Rough length of a note in the warm-up."""
 
-PATIENCE = 30.0
-"""Seconds after which a fold-run of a probe is given up, where three times what it should take is less."""
+MIN_TIMEOUT_SECONDS = 30.0
+"""A fold-run of a probe may take this long, or three times what the probe should take."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What is measured of one cell.
+    """How to measure one cell.
 
     Args:
         configurations: one for each of `SHARES`.
         lanes: fold-runs side by side, as the plan places them.
-        trainer: opens its pool.
+        trainer: opens the probe's pool.
         threads: of torch on a CPU, as hosts have them.
-        seconds: that it may take, its process's start aside.
+        seconds: that the probe may take, without the start of its process.
     """
 
     configurations: tuple[Configuration, ...]
@@ -69,7 +69,7 @@ class Probe:
 
     @property
     def kind(self) -> str:
-        """Of device, "cpu" or "gpu"."""
+        """The kind of device: "cpu" or "gpu"."""
         return "cpu" if self.trainer.device == "cpu" else "gpu"
 
     @property
@@ -78,39 +78,39 @@ class Probe:
         return f"{cell.backbone.name}/{cell.strategy}"
 
 
-def run_probes(probes: Sequence[Probe], say: Callable[[str], None]) -> list[Measured]:
-    """Each in a fresh process, so that its memory is its own.
+def run_probes(probes: Sequence[Probe], log: Callable[[str], None]) -> list[Measured]:
+    """Runs each probe in a fresh process, so that its peak memory is its own.
 
     Args:
-        say: told of what is measured, and of what could not be.
+        log: called with a sentence per probe, and with one per probe that failed.
     """
     found: list[Measured] = []
     for number, probe in enumerate(probes, start=1):
-        say(f"probe {number} of {len(probes)}: {probe.name}")
+        log(f"probe {number} of {len(probes)}: {probe.name}")
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
             try:
                 measured = executor.submit(measure, probe).result()
             except RaymrcError as error:
-                say(f"{probe.name} was not measured: {error}")
+                log(f"{probe.name} was not measured: {error}")
                 continue
         if not measured:
-            say(f"{probe.name} was not measured: it would take too long here")
+            log(f"{probe.name} was not measured: it would take too long here")
         found += measured
     return found
 
 
 def measure(probe: Probe) -> list[Measured]:
-    """In this process.
+    """Runs a probe in this process; an empty list where it would take too long.
 
     Raises:
-        RaymrcError: of what the user can mend.
+        RaymrcError: the user has to change something.
     """
     torch.set_num_threads(probe.threads)
-    patience = max(PATIENCE, 3 * probe.seconds)
-    # The first passes load libraries and are slower than all others.
-    small = _least(probe)
+    timeout = max(MIN_TIMEOUT_SECONDS, 3 * probe.seconds)
+    # The first passes load libraries and are slower than later ones.
+    small = _smallest(probe)
     begin = time.monotonic()
-    first = small.run(probe.configurations[0], 1, begin + patience)
+    first = small.run(probe.configurations[0], 1, begin + timeout)
     if not first:
         return []
     rate = (time.monotonic() - begin) / small.guess(probe.configurations[0], 1)
@@ -118,7 +118,7 @@ def measure(probe: Probe) -> list[Measured]:
     for configuration, (epochs, share) in zip(probe.configurations, SHARES, strict=True):
         sized = _size(probe, configuration, epochs, share * probe.seconds / rate)
         begin = time.monotonic()
-        measured = sized.run(configuration, epochs, begin + patience)
+        measured = sized.run(configuration, epochs, begin + timeout)
         if measured:
             # The warm-up overstates what comes after it.
             rate = (time.monotonic() - begin) / sized.guess(configuration, epochs)
@@ -126,9 +126,9 @@ def measure(probe: Probe) -> list[Measured]:
     return found or first
 
 
-def _least(probe: Probe) -> _Sized:
-    """As little as has something to train on."""
-    notes, characters = LEAST_NOTES, CHARACTERS * LEAST_PIECES
+def _smallest(probe: Probe) -> _Sized:
+    """As little as leaves something to train on."""
+    notes, characters = MIN_NOTES, CHARACTERS_PER_PIECE * MIN_PIECES
     while True:
         sized = _Sized(probe, notes, characters)
         work = sized.job(probe.configurations[0], 1).work
@@ -137,12 +137,12 @@ def _least(probe: Probe) -> _Sized:
         notes, characters = 2 * notes, 2 * characters
 
 
-def _size(probe: Probe, configuration: Configuration, epochs: int, wanted: float) -> _Sized:
-    """As many notes as take so many seconds by the first guess, or parts of a few."""
-    window = CHARACTERS * configuration.window
-    notes, characters = LEAST_NOTES, max(len(note.text) for note in probe.corpus.notes)
+def _size(probe: Probe, configuration: Configuration, epochs: int, seconds: float) -> _Sized:
+    """As many notes as take up to `seconds` by the first guess, or the beginnings of `MIN_NOTES`."""
+    window = CHARACTERS_PER_PIECE * configuration.window
+    notes, characters = MIN_NOTES, max(len(note.text) for note in probe.corpus.notes)
     sized = _Sized(probe, notes, characters)
-    while characters > window and sized.guess(configuration, epochs) > wanted:
+    while characters > window and sized.guess(configuration, epochs) > seconds:
         characters = max(window, characters // 2)
         less = _Sized(probe, notes, characters)
         if not less.job(configuration, epochs).work.training.rows:
@@ -151,14 +151,19 @@ def _size(probe: Probe, configuration: Configuration, epochs: int, wanted: float
     while notes < len(probe.corpus.notes):
         notes *= 2
         more = _Sized(probe, notes, characters)
-        if more.guess(configuration, epochs) > wanted:
+        if more.guess(configuration, epochs) > seconds:
             break
         sized = more
     return sized
 
 
 class _Sized:
-    """A probe on so many notes, and so many characters of each."""
+    """A probe on some notes, each shortened.
+
+    Args:
+        notes: how many, at least.
+        characters: of each note, at most.
+    """
 
     def __init__(self, probe: Probe, notes: int, characters: int) -> None:
         self.probe = probe
@@ -187,17 +192,17 @@ class _Sized:
         )  # fmt: skip
 
     def guess(self, configuration: Configuration, epochs: int) -> float:
-        """Seconds of all lanes, by the first guess."""
+        """Seconds of all lanes before anything was measured."""
         parts = self.job(configuration, epochs).parts(self.probe.kind)
         return float(parts.sum()) * self.probe.lanes
 
     def run(self, configuration: Configuration, epochs: int, deadline: float) -> list[Measured]:
-        """All lanes to their end; nothing where the deadline comes first."""
+        """Trains all lanes to their end; an empty list where the deadline passes first."""
         job = self.job(configuration, epochs)
         probe = self.probe
-        # The questions are those of all notes, also where these few answer none of them.
-        everything = StudyData(probe.corpus, self.folds, probe.questions, test=self.corpus)
-        data = everything.site(None, configuration.cell.task)
+        # Ask the questions of all notes, even where these few answer none of them.
+        whole = StudyData(probe.corpus, self.folds, probe.questions, test=self.corpus)
+        data = whole.site(None, configuration.cell.task)
         pool = probe.trainer.open_pool(configuration.cell.backbone, data)
         for number in range(probe.lanes):
             pool.open(FoldRun(replace(job.configuration, seed=number), 0, "", "", "", ""))

@@ -1,12 +1,12 @@
-"""One model over several processes (FSDP2): each keeps its rows of every weight, and a batch's rows are
-shared out.
+"""One model over several processes (FSDP2): each process keeps its rows of every weight and passes its rows
+of every batch.
 
-    load_sharded -> ShardedLoaded -> ShardedPool: open, step, close; every process calls the same
+    load_sharded -> ShardedLoaded -> ShardedPool: open, step, close; every process makes the same calls
 
-Every process runs the same lane with the same seeds, takes the same batches and hears the same losses and
-answers, so that all of them decide alike; only a batch's passes are split. Prompt and heads are small:
-every process has all of them, and adds their gradients up. The backbone's weights are cut into rows, layer
-by layer; a layer is put together for as long as it is used.
+Every process runs the same lane with the same seeds, takes the same batches and gets the same losses and
+answers, so that all processes decide alike; only the passes of a batch are split. Prompt and heads are small:
+every process has all of them and sums their gradients. The backbone's weights are cut into rows, layer by
+layer; a layer is gathered for as long as it is used.
 """
 
 # B rows, R rows of this process
@@ -17,15 +17,13 @@ import io
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint import _fsspec_filesystem as fsspec_files
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -54,8 +52,6 @@ from raymrc.model.loading import (
     Weights,
     load_tokenizer,
     stored_parts,
-    weight_names,
-    write_weights,
 )
 from raymrc.model.network import local_part
 from raymrc.model.precision import precision
@@ -66,20 +62,25 @@ from raymrc.training.batching import StudyData, collate, collate_targets
 from raymrc.training.lane import Answers, Batch, Lane
 from raymrc.training.meter import Meter
 from raymrc.training.pool import Pool, keep_freed_memory
+from raymrc.training.torch_private import scale, through_arrow
 
-NUMBERS_AT_ONCE = 2**22
-"""Of a weight, read in one go: what is read is copied into place, and lies in memory twice meanwhile."""
+MAX_READ_NUMBERS = 2**22
+"""Numbers of a weight that are read at once: they are copied into place and lie in memory twice meanwhile."""
 
-GIVEN_BACK = 2**17
-"""Bytes of a block that goes back to the system when it is freed, on a CPU."""
+KEPT_BLOCK_BYTES = 2**17
+"""On a CPU, freed blocks above this size go back to the system."""
 
-TRAINED_ALONE = StateDictOptions(ignore_frozen_params=True, strict=False)
-"""What is frozen is in no checkpoint, and so missed in none."""
+TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
+"""Frozen parameters are in no checkpoint."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """The processes that train one model together: all of torch.distributed's default group."""
+    """The processes that train one model together: all of torch.distributed's default group.
+
+    Args:
+        saving: a group of its own for checkpoints, which are written while training goes on.
+    """
 
     mesh: DeviceMesh
     device: torch.device
@@ -87,12 +88,11 @@ class Ranks:
 
     @classmethod
     def of_group(cls, device: torch.device | str) -> Ranks:
-        """After `init_process_group`."""
+        """Call it after `init_process_group`."""
         device = torch.device(device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-        # Checkpoints are written while training goes on: they talk on a line of their own.
         return cls(mesh, device, cast(dist.ProcessGroup, dist.new_group(backend="gloo")))
 
     @property
@@ -104,25 +104,25 @@ class Ranks:
         return dist.get_world_size()
 
     def add_up(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes; has no gradient."""
+        """The sum over all processes, without a gradient."""
         total = tensor.detach().clone()
         dist.all_reduce(total)
         return total
 
-    def hear(self, value: Any) -> Any:
-        """The first process's value."""
+    def broadcast(self, value: Any) -> Any:
+        """The first process's value, in every process."""
         values = [value]
         dist.broadcast_object_list(values, device=self.device)
         return values[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, in their order."""
+        """Every process's value, by rank."""
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 
-    def share(self, rows: Sequence[Row]) -> slice:
-        """This process's rows of a batch; the first processes have one more where it is uneven."""
+    def local_rows(self, rows: Sequence[Row]) -> slice:
+        """This process's rows of a batch; the first processes take one more where the rows do not divide."""
         each, more = divmod(len(rows), self.size)
         begin = self.rank * each + min(self.rank, more)
         return slice(begin, begin + each + (self.rank < more))
@@ -130,22 +130,27 @@ class Ranks:
 
 @dataclass(frozen=True)
 class ShardedLoaded(Loaded):
-    """A backbone that several processes hold together, for one model at a time."""
+    """A backbone that several processes hold together, for one model at a time.
+
+    Args:
+        weights: its checkpoint, from which it is reset.
+    """
 
     weights: Weights
 
     def copy_to_train(self) -> Encoder:
-        """The same encoder with its pretrained weights again: there is no room for two."""
+        """Resets the same encoder to its pretrained weights: there is no room for two."""
         fill(self.encoder, self.weights)
         return self.encoder
 
 
 def load_sharded(backbone: Backbone, ranks: Ranks, *, trains: bool = True) -> ShardedLoaded:
-    """A backbone, of which this process never holds more than its own part.
+    """A backbone of which this process never holds more than its own rows and one layer.
+
+    Layers compute in the dtype of `precision`; gradients are summed in fp32.
 
     Args:
-        trains: kept in fp32, as what an optimiser changes must be; else as `precision` has it.
-            Layers are put together in what `precision` says; gradients are added up in fp32.
+        trains: weights are kept in fp32, which an optimiser needs; otherwise in the dtype of `precision`.
 
     Raises:
         BackboneError: see `loading.load_backbone`.
@@ -164,7 +169,7 @@ def load_sharded(backbone: Backbone, ranks: Ranks, *, trains: bool = True) -> Sh
         fill(encoder, weights)
     except BackboneError as error:
         raise BackboneError(f"backbone folder {folder}: {error}") from None
-    # FSDP asks once, when a layer is first put together.
+    # FSDP reads this once, when a layer is first gathered.
     encoder.requires_grad_(trains).eval()
     return ShardedLoaded(
         backbone, encoder, load_tokenizer(folder), shape, weights_fingerprint(folder), weights
@@ -172,49 +177,49 @@ def load_sharded(backbone: Backbone, ranks: Ranks, *, trains: bool = True) -> Sh
 
 
 def shard(encoder: Encoder, ranks: Ranks, computes_in: torch.dtype) -> None:
-    """Every layer by itself, and the rest together."""
-    # What a layer takes stays as it is: on one device the sum that layers add to is fp32, too.
+    """Shards every layer by itself, and the rest together."""
+    # Inputs are not cast: the sum that layers add to is fp32, as on one device.
     policy = MixedPrecisionPolicy(
         param_dtype=computes_in, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for layer in encoder.layers:
         fully_shard(layer, mesh=ranks.mesh, mp_policy=policy)
         register_fsdp_forward_method(layer, "keys_and_values")
-    # Said for the whole, too, which FSDP would leave together after a forward pass: an optimiser that
-    # is made then would step on what is thrown away.
+    # By default FSDP keeps the root gathered after a forward pass; an optimiser made then would step on
+    # tensors that are thrown away.
     fully_shard(encoder, mesh=ranks.mesh, mp_policy=policy, reshard_after_forward=True)
     register_fsdp_forward_method(encoder, "word_states")
 
 
 @torch.no_grad()
 def fill(encoder: Encoder, weights: Weights) -> None:
-    """This process's rows of every weight, read from the checkpoint.
+    """Reads this process's rows of every weight from the checkpoint.
 
     Raises:
-        BackboneError: a weight is missing or has another shape than the config says.
+        BackboneError: a weight is missing or does not have the shape of the config.
     """
     for parameter, theirs, shapes in stored_parts(encoder, weights.names, weights.shape):
-        own, begin = _own_rows(parameter)
-        at_once = max(1, NUMBERS_AT_ONCE * len(own) // max(1, own.numel()))
-        for part, first, last, at in _overlaps(theirs, shapes, begin, begin + len(own)):
+        local, begin = _local_rows(parameter)
+        at_once = max(1, MAX_READ_NUMBERS * len(local) // max(1, local.numel()))
+        for part, first, last, at in _overlaps(theirs, shapes, begin, begin + len(local)):
             for row in range(first, last, at_once):
                 end = min(row + at_once, last)
-                own[at + row - first : at + end - first].copy_(weights.rows(part, row, end))
+                local[at + row - first : at + end - first].copy_(weights.rows(part, row, end))
 
 
-def _own_rows(parameter: Tensor) -> tuple[Tensor, int]:
-    """This process's rows of a parameter, and which is the first; FSDP2 cuts as `torch.chunk` does."""
+def _local_rows(parameter: Tensor) -> tuple[Tensor, int]:
+    """This process's rows of a parameter and the index of the first; FSDP2 cuts as `torch.chunk` does."""
     assert isinstance(parameter, DTensor)
-    own = parameter.to_local()
     mesh = parameter.device_mesh
     each = -(-len(parameter) // mesh.size())
-    return own, min(mesh.get_local_rank() * each, len(parameter))
+    return parameter.to_local(), min(mesh.get_local_rank() * each, len(parameter))
 
 
 def _overlaps(
     names: Sequence[str], shapes: Sequence[tuple[int, ...]], begin: int, end: int
 ) -> Iterator[tuple[str, int, int, int]]:
-    """(name, first row, last row, place from `begin`) of the stacked parts that rows lie in."""
+    """(name, first row, end row, distance from `begin`) of the stacked parts that hold rows `begin` to
+    `end`, half-open."""
     before = 0
     for name, (rows, *_) in zip(names, shapes, strict=True):
         first, last = max(begin - before, 0), min(end - before, rows)
@@ -224,13 +229,13 @@ def _overlaps(
 
 
 class ShardedPool(Pool):
-    """`Pool` where one model is on several processes: one lane at a time, a pass on all of them.
+    """A `Pool` over several processes: one lane at a time, each pass on all processes.
 
-    Every process makes the same calls in the same order. Events are the same everywhere.
+    Every process makes the same calls in the same order and gets the same events.
 
-    What fails everywhere alike (a loss that is not a number) ends the lane alone. A pass that fails
-    is raised by `step`: it may have failed in one process only, as for want of memory, and leaves the
-    others waiting. The caller has to end them all.
+    An error that all processes share (a loss that is not a number) ends only the lane. A failed pass is
+    raised by `step`: it may have failed in one process, for example for lack of memory, while the others
+    wait. The caller must end them all.
     """
 
     def __init__(
@@ -252,15 +257,15 @@ class ShardedPool(Pool):
         self.meter = Meter(ranks.device, ranks.size, ranks.size)
 
     def _set_malloc(self) -> None:
-        """Room is what processes come together for, and freed layers leave gaps that the next ones do not
-        fit into: at BERT-large's shape a process held 2.5 times what was in use."""
-        keep_freed_memory(GIVEN_BACK, GIVEN_BACK)
+        """Processes share a model to save memory, and freed layers leave gaps that the next layers do not fit
+        into: at BERT-large's shape a process held 2.5 times the memory in use."""
+        keep_freed_memory(KEPT_BLOCK_BYTES, KEPT_BLOCK_BYTES)
 
     def fits(self, fold_run: FoldRun) -> bool:
         return not len(self)
 
     def open(self, fold_run: FoldRun, state: bytes | None = None) -> None:
-        """See `Pool.open`; what it drops out differs from process to process."""
+        """See `Pool.open`; each process draws its own dropout."""
         trains = STRATEGIES[fold_run.configuration.cell.strategy].trains_backbone
         if trains != self.loaded.encoder.is_trained:
             self.loaded = load_sharded(self.loaded.backbone, self.ranks, trains=trains)
@@ -277,23 +282,23 @@ class ShardedPool(Pool):
             self.close(fold_run.key)
             raise
         seat.began -= lane.spent.wall
-        seat.told = len(lane.epochs)
+        seat.reported_epochs = len(lane.epochs)
 
     def save(self, key: str) -> bytes:
         raise NotImplementedError("a sharded lane is saved by `start_saving`")
 
     def start_saving(self, key: str, place: str) -> Saving:
-        """Between two batches; training may go on at once.
+        """Starts a checkpoint between two batches; training may go on at once.
 
         Args:
-            place: a new folder, or the URL of one, that every process sees.
+            place: path or URL of a new folder that every process can write to.
         """
         lane = self._seats[key].lane
         saved = io.BytesIO()
         torch.save({"position": lane.position(), "place": place}, saved)
         writing = dcp.async_save(
             _tensors(lane),
-            storage_writer=_through(FileSystemWriter(place), place),
+            storage_writer=through_arrow(FileSystemWriter(place), place),
             process_group=self.ranks.saving,
         )
         return Saving(cast(Future[Any], writing), saved.getvalue())
@@ -305,7 +310,7 @@ class ShardedPool(Pool):
         try:
             dcp.load(
                 tensors,
-                storage_reader=_through(FileSystemReader(place), place),
+                storage_reader=through_arrow(FileSystemReader(place), place),
                 process_group=self.ranks.saving,
             )
         except (CheckpointException, OSError) as error:
@@ -318,17 +323,17 @@ class ShardedPool(Pool):
             lane.optimiser,
             model_state_dict=tensors["model"],
             optim_state_dict=tensors["optimiser"],
-            options=TRAINED_ALONE,
+            options=TRAINED_ONLY,
         )
         lane.best_state = {
             name: local_part(tensor).to("cpu", copy=True)
             for name, tensor in tensors["best"].items()
         }
-        lane.go_to(state["position"])
+        lane.restore_position(state["position"])
 
     def _activations_of(self, fold_run: FoldRun) -> None:
-        """Nothing is kept of layers below late prompts: which rows are missing differs from process to
-        process, and a layer takes all of them."""
+        """None: which rows are missing from a store differs between processes, and all of them must gather a
+        layer together."""
 
     def _lane_bytes(self, fold_run: FoldRun) -> float:
         configuration = fold_run.configuration
@@ -343,10 +348,10 @@ class ShardedPool(Pool):
         (batch,) = group
         lane = batch.lane
         total = torch.zeros((), device=self.device)
-        # Each part's gradients are added up at once: kept for later they would be a whole model's.
+        # Each part's gradients are summed at once: kept for later they would take a whole model's memory.
         for rows in self._cut(batch.rows):
             total += self._backward_part(lane, rows, len(rows) / len(batch.rows))
-        # What every process has all of, and the loss, in one go.
+        # The loss and the gradients that every process has whole are summed in one call.
         gradients = [
             p.grad for p in lane.trained if p.grad is not None and not isinstance(p, DTensor)
         ]
@@ -354,28 +359,28 @@ class ShardedPool(Pool):
         means = (summed[1:] / self.ranks.size).split([g.numel() for g in gradients])
         for gradient, mean in zip(gradients, means, strict=True):
             gradient.copy_(mean.view_as(gradient))
-        # Kept for an epoch: as a view it would keep all the gradients, too.
+        # The loss is kept for an epoch; as a view it would keep all gradients in memory.
         return summed[:1].clone()
 
     def _backward_part(self, lane: Lane, rows: Sequence[Row], weight: float) -> Tensor:
-        """This process's share of the loss of some rows, which together have this weight."""
-        own, counts = self._own(rows)
-        inputs = collate(own, lane.pad)
-        targets = collate_targets(own, inputs)
+        """This process's share of the loss of some rows, which have this weight in the batch's loss."""
+        local, counts = self._local(rows)
+        inputs = collate(local, lane.pad)
+        targets = collate_targets(local, inputs)
 
         def add_up(number: Tensor) -> Tensor:
             return self.ranks.add_up(number * counts)
 
         inputs, targets = inputs.to(self.device), targets.to(self.device)
         loss = lane.model.loss(inputs, targets, lane.dropout, add_up) * (counts * weight)
-        # FSDP takes the mean of what processes have, and theirs adds up to the loss.
+        # FSDP averages over processes; the processes' losses sum to the loss.
         (loss * self.ranks.size).backward()
         return loss.detach()
 
     def _clip(self, lanes: Sequence[Lane]) -> None:
         (lane,) = lanes
-        own = torch.zeros((), device=self.device)
-        everywhere = torch.zeros((), device=self.device)
+        local = torch.zeros((), device=self.device)
+        replicated = torch.zeros((), device=self.device)
         gradients = []
         for parameter in lane.trained:
             gradient = parameter.grad
@@ -383,15 +388,14 @@ class ShardedPool(Pool):
                 continue
             if isinstance(gradient, DTensor):
                 gradients.append(gradient.to_local())
-                own += gradients[-1].float().square().sum()
+                local += gradients[-1].float().square().sum()
             else:
                 gradients.append(gradient)
-                everywhere += gradient.float().square().sum()
-        norm = (self.ranks.add_up(own) + everywhere).sqrt()
-        scale = (lane.configuration.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, scale)
+                replicated += gradient.float().square().sum()
+        norm = (self.ranks.add_up(local) + replicated).sqrt()
+        scale(gradients, (lane.configuration.clip_norm / (norm + 1e-6)).clamp(max=1.0))
 
-    def _part(
+    def _split(
         self, group: Sequence[Batch], error: Exception, run: Callable[[Sequence[Batch]], None]
     ) -> None:
         raise error
@@ -399,20 +403,19 @@ class ShardedPool(Pool):
     def _answers(self, group: Sequence[Batch]) -> Sequence[Answers]:
         (batch,) = group
         lane = batch.lane
-        own, counts = self._own(batch.rows)
-        answers = lane.model.predict(collate(own, lane.pad).to(self.device))
+        local, counts = self._local(batch.rows)
+        answers = lane.model.predict(collate(local, lane.pad).to(self.device))
         gathered = self.ranks.gather(answers if counts else [])
         return [[answer for part in gathered for answer in part]]
 
-    def _own(self, rows: Sequence[Row]) -> tuple[Sequence[Row], bool]:
-        """This process's rows. One without any passes another's along, because all of them put layers
-        together; it counts nothing."""
-        own = rows[self.ranks.share(rows)]
-        return (own, True) if own else (rows[:1], False)
+    def _local(self, rows: Sequence[Row]) -> tuple[Sequence[Row], bool]:
+        """This process's rows, and whether they count. A process without rows passes another's, because all
+        processes must gather layers together."""
+        local = rows[self.ranks.local_rows(rows)]
+        return (local, True) if local else (rows[:1], False)
 
     def _cut(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-        """A batch in parts of which no process gets more than `pass_pieces`. A part's loss counts by its
-        rows, as where gradients of small batches are added up."""
+        """A batch in parts of which no process gets more than `pass_pieces`."""
         widest = max(row.length for row in rows)
         most = max(1, self.pass_pieces // widest) * self.ranks.size
         for begin in range(0, len(rows), most):
@@ -421,10 +424,10 @@ class ShardedPool(Pool):
 
 @dataclass(frozen=True, eq=False)
 class Saving:
-    """A checkpoint on its way.
+    """A checkpoint that is being written.
 
     Args:
-        state: for `ShardedPool.open`, as soon as it `is_done`.
+        state: for `ShardedPool.open`, once the checkpoint `is_done`.
     """
 
     writing: Future[Any]
@@ -437,7 +440,7 @@ class Saving:
     def wait(self) -> None:
         """
         Raises:
-            TrainingError: it could not be written.
+            TrainingError: the checkpoint could not be written.
         """
         try:
             self.writing.result()
@@ -448,62 +451,22 @@ class Saving:
             ) from None
 
 
-_T = TypeVar("_T", FileSystemWriter, FileSystemReader)
-
-
-def _through(storage: _T, place: str) -> _T:
-    """Where the place is a URL, torch's reader or writer goes through pyarrow, as the ledger does."""
-    if "://" in place:
-        files: Any = _ArrowFiles()
-        storage.fs, storage.path = files, files.init_path(place)
-    return storage
-
-
-class _ArrowFiles(fsspec_files.FileSystem):
-    def init_path(self, path: Any, **options: Any) -> Any:
-        from fsspec.implementations.arrow import ArrowFSWrapper
-        from pyarrow.fs import FileSystem
-
-        filesystem, inner = FileSystem.from_uri(path)
-        self.fs = ArrowFSWrapper(filesystem)
-        return inner
-
-
 def _tensors(lane: Lane) -> dict[str, Any]:
-    """All tensors of a lane, sharded as they are: what is trained, the optimiser's state and the state of
-    the best epoch so far (the present one's where there is none)."""
-    model, optimiser = get_state_dict(lane.model, lane.optimiser, options=TRAINED_ALONE)
+    """All tensors of a lane, sharded as they are: what is trained, the optimiser's state and the state of the
+    best epoch so far (the current state where there is none)."""
+    model, optimiser = get_state_dict(lane.model, lane.optimiser, options=TRAINED_ONLY)
     best = {}
     for name, parameter in lane.model.named_parameters():
         if not parameter.requires_grad:
             continue
-        own = local_part(parameter).detach() if lane.best_state is None else lane.best_state[name]
+        if lane.best_state is None:
+            local = local_part(parameter).detach()
+        else:
+            local = lane.best_state[name]
         if isinstance(parameter, DTensor):
-            own = DTensor.from_local(
-                own, parameter.device_mesh, parameter.placements,
+            local = DTensor.from_local(
+                local, parameter.device_mesh, parameter.placements,
                 run_check=False, shape=parameter.shape, stride=parameter.stride(),
             )  # fmt: skip
-        best[name] = own
+        best[name] = local
     return {"model": model, "optimiser": optimiser, "best": best}
-
-
-@torch.no_grad()
-def export_checkpoint(encoder: Encoder, ranks: Ranks, folder: Path) -> None:
-    """The whole encoder's weights as Hugging Face has them, one put together at a time.
-
-    The first process writes safetensors and their index; config and tokenizer are its caller's.
-    """
-    names = dict(weight_names(encoder.shape))
-
-    def whole() -> Iterator[tuple[str, Tensor]]:
-        for ours, parameter in encoder.named_parameters():
-            full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            if ranks.rank == 0:
-                theirs = names[ours]
-                yield from zip(theirs, full.chunk(len(theirs)), strict=True)
-
-    if ranks.rank == 0:
-        write_weights(folder, whole())
-    else:
-        for _ in whole():
-            pass

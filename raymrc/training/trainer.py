@@ -1,27 +1,20 @@
-"""From a study's terms to pools, and one fold-run by itself."""
+"""Opens pools for a study, loads adapters, and checks that questions fit a backbone."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
+from raymrc.configuration import Backbone, Cell, Configuration
 from raymrc.errors import AdapterError, BackboneError, TrainingError
-from raymrc.ledger.record import Epoch, Record
 from raymrc.ledger.storage import open_files
 from raymrc.model.adapter_tensors import read_state
 from raymrc.model.adapters import ADAPTERS_FOLDER, Adapter, read_adapter
 from raymrc.model.backbones import find_backbone, read_shape
-from raymrc.model.loading import (
-    Loaded,
-    load_backbone,
-    load_tokenizer,
-)
+from raymrc.model.loading import Loaded, load_backbone, load_tokenizer
 from raymrc.model.network import Model
 from raymrc.model.strategies import STRATEGIES
 from raymrc.planning.rows import row_form
@@ -38,16 +31,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """Opens pools on a study's terms. Travels as a plain value; weights are loaded where it is asked.
+    """Opens pools with a study's settings: a plain value that loads weights only where a pool is opened.
 
     Args:
         device: "cpu" or "cuda".
         device_hour_usd: price of one device (a GPU, or a core) for an hour.
-        gpus: share of a GPU, or number of them, that a fold-run holds; on a CPU the cores it uses
-            are counted instead.
+        gpus: share of a GPU, or number of GPUs, that a fold-run holds; on a CPU its cores count instead.
         recomputes: see `Pool`.
-        storage: of the study; what a final test trained is kept below its "adapters", but for worker
-            groups, of which each process has only a part. "": nothing is kept.
+        storage: of the study; final tests write their adapters below it, except in worker groups, where each
+            process has only a part of a model. "": no adapter is written.
     """
 
     device: str = "cpu"
@@ -60,10 +52,10 @@ class Trainer:
         """A pool for many fold-runs of one backbone.
 
         Args:
-            ranks: this process and those that hold the backbone with it; None where it is alone.
+            ranks: the processes that hold the backbone together; None where this one holds it alone.
 
         Raises:
-            BackboneError: it cannot be loaded.
+            BackboneError: the backbone cannot be loaded.
         """
         if ranks is not None:
             return self._open_sharded(backbone, data, ranks)
@@ -99,52 +91,12 @@ class Trainer:
         )
 
 
-def train_fold_run(
-    fold_run: FoldRun,
-    data: StudyData,
-    loaded: Loaded,
-    *,
-    device: str | torch.device = "cpu",
-    device_hour_usd: float = 0.0,
-    gpus: float = 1.0,
-    on_epoch: Callable[[Epoch], None] | None = None,
-    on_done: Callable[[Lane], None] | None = None,
-) -> Record:
-    """Trains, chooses the epoch on validation, scores the held-out fold.
-
-    Args:
-        device_hour_usd: price of one device (a GPU, or a core) for an hour.
-        gpus: how much of a GPU is held meanwhile; two that share one pay half each.
-        on_epoch: told after each epoch's validation.
-        on_done: told at the end of the lane, whose model has the state of its best epoch; such as
-            `lambda lane: lane.write_adapter(folder)`.
-
-    Returns:
-        The record; the caller keeps it.
-
-    Raises:
-        TrainingError: no training note, too little memory, or a loss that is not a number.
-        BackboneError: window and question exceed the backbone's positions.
-        PromptError: a prompt that does not fit the backbone.
-    """
-    pool = Pool(loaded, data, device, device_hour_usd=device_hour_usd, gpus=gpus, on_done=on_done)
-    pool.open(fold_run)
-    while True:
-        for event in pool.step():
-            if isinstance(event.what, Record):
-                return event.what
-            if isinstance(event.what, Exception):
-                raise event.what
-            if on_epoch is not None:
-                on_epoch(event.what)
-
-
 def load_adapter(place: Path | str, loaded: Loaded) -> tuple[Model, Adapter]:
     """The model that an adapter was written from, in evaluation mode.
 
     Raises:
-        AdapterError: it cannot be read, or its tensors are not those of its configuration.
-        BackboneError: it was trained on another backbone.
+        AdapterError: the adapter cannot be read, or its tensors do not match its configuration.
+        BackboneError: the adapter was trained on another backbone.
     """
     adapter = read_adapter(place)
     adapter.check_backbone(loaded.fingerprint)
@@ -154,7 +106,7 @@ def load_adapter(place: Path | str, loaded: Loaded) -> tuple[Model, Adapter]:
         raise AdapterError(
             f"{adapter.place}: its configuration is not one of this raymrc"
         ) from None
-    # What its prompt once started from has been trained over.
+    # The tensors that its prompt started from have been trained over.
     fresh = replace(configuration, prompt_initialisation="random")
     model = Model(fresh, loaded, len(adapter.labels), len(adapter.relations))
     model.configuration = configuration
@@ -166,11 +118,10 @@ def load_adapter(place: Path | str, loaded: Loaded) -> tuple[Model, Adapter]:
 
 
 def check_questions_fit(plan: Plan, asked: Asked, questions: Mapping[str, str]) -> None:
-    """What only a tokenizer can tell: whether a window fits the backbone with a question in words
-    and what marks mentions.
+    """Checks, with each backbone's tokenizer, that its longest rows fit its positions.
 
     Raises:
-        BackboneError: they do not, with the window that would; or there is no tokenizer.
+        BackboneError: rows do not fit, with the window that would; or there is no tokenizer.
     """
     for cell in plan.cells:
         strategy = STRATEGIES[cell.cell.strategy]
@@ -179,8 +130,8 @@ def check_questions_fit(plan: Plan, asked: Asked, questions: Mapping[str, str]) 
             shape = read_shape(folder, cell.cell.backbone.layers)
             tokenizer = load_tokenizer(folder)
             longest = Configuration(cell.cell, learning_rate=0.0, window=cell.longest_window)
-            builder = RowBuilder(tokenizer, row_form(longest, shape), asked, questions)
             try:
+                builder = RowBuilder(tokenizer, row_form(longest, shape), asked, questions)
                 builder.check_fits(shape.max_pieces)
             except BackboneError as error:
                 raise BackboneError(f"{cell.cell.name}: {error}") from None

@@ -445,8 +445,8 @@ def kill_all(process: psutil.Process) -> None:
 def train_alone(plan: Plan) -> list[Record]:
     """What undisturbed training in this process comes to, of every fold-run."""
     from raymrc.model.loading import load_backbone
-    from raymrc.training.trainer import train_fold_run
     from tests.sweep.making import fold_runs
+    from tests.training.fold_runs import train_fold_run
     from tests.training.test_lane import make_data, make_notes
 
     data = make_data(make_notes(), plan.folds)

@@ -191,7 +191,8 @@ class Killer(threading.Thread):
 
 def test_killed_hosts_change_no_result(cluster: Any, tmp_path: Path) -> None:
     from raymrc.model.loading import load_backbone
-    from raymrc.training.trainer import Trainer, train_fold_run
+    from raymrc.training.trainer import Trainer
+    from tests.training.fold_runs import train_fold_run
     from tests.training.test_lane import make_data, make_notes
 
     backbone = tiny_backbone(tiny_checkpoint("bert", tmp_path / "tiny"))

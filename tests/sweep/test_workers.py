@@ -95,7 +95,7 @@ def run(plan: Plan, folder: Path, **options: Any) -> tuple[Any, dict[str, Record
 def assert_as_alone(records: dict[str, Record]) -> None:
     """Every fold-run of a group is what one process makes of it."""
     from raymrc.model.loading import load_backbone
-    from raymrc.training.trainer import train_fold_run
+    from tests.training.fold_runs import train_fold_run
 
     mine = [r for r in records.values() if r.fold_run.configuration.cell.strategy == "soft_prompt"]
     loaded = load_backbone(mine[0].fold_run.configuration.cell.backbone)

@@ -58,11 +58,12 @@ from raymrc.tracking.mlflow_internals import DatabaseWriter
 from raymrc.tracking.serving import ASKED_FILE
 from raymrc.tracking.writers import open_writer
 from raymrc.training.batching import StudyData
-from raymrc.training.trainer import Trainer, train_fold_run
+from raymrc.training.trainer import Trainer
 from tests.browser import browser, needs_chromium
 from tests.model.tiny import tiny_checkpoint
 from tests.sweep.making import fold_runs
 from tests.tracking.test_tracking import read_runs, visible
+from tests.training.fold_runs import train_fold_run
 from tests.training.test_relations import make_relation_notes
 
 pytestmark = [

@@ -22,11 +22,11 @@ from raymrc.reading.relations import Asked
 from raymrc.scoring.counts import pool
 from raymrc.scoring.n2c2_2018 import score_note, score_relations
 from raymrc.training.batching import StudyData
-from raymrc.training.evaluation import Exam
+from raymrc.training.evaluation import Evaluation
 from raymrc.training.lane import Lane
 from raymrc.training.pool import Pool
 from raymrc.training.predictor import Predictor
-from raymrc.training.trainer import train_fold_run
+from tests.training.fold_runs import train_fold_run
 from tests.training.test_lane import make_data, make_notes, make_run
 from tests.training.test_relations import CPU, make_relation_data, make_relation_notes
 from tests.training.test_transfer import learnt
@@ -147,13 +147,13 @@ def test_what_becomes_of_overlapping_answers_holds_for_scores_and_for_a_saved_ad
     predictor = Predictor(tmp_path, loaded, data.asked("concepts"), data.questions)
     note = data.corpus.notes[0]
     for builder in (lane.builder, predictor.builder):
-        exam = Exam(builder, [note], lane.note_rows, lane.windows, lane.pieces)
-        row = exam.next_round()[0]
+        evaluation = Evaluation(builder, [note], lane.note_rows, lane.windows, lane.pieces)
+        row = evaluation.next_round()[0]
         start, end = np.full(row.length, -9.0), np.full(row.length, -9.0)
         first, second = row.pieces.places[:2]
         start[first], end[[first, second]] = 9.0, [2.0, 9.0]
         pairs = np.array([(first, first), (first, second)])
-        exam.hear(row, (start, end, pairs, np.ones(2)))
-        found = exam.found(note).spans
+        evaluation.add_answer(row, (start, end, pairs, np.ones(2)))
+        found = evaluation.found(note).spans
         assert len(found) == (2 if kept == "all" else 1)
         assert max(found, key=lambda span: span.end) == found[-1]

@@ -32,10 +32,11 @@ from raymrc.model.strategies import STRATEGIES
 from raymrc.reading.questions import build_questions
 from raymrc.scoring.counts import Counts, pool
 from raymrc.training.batching import StudyData
-from raymrc.training.lane import DONE, SCORING, Answers, Batch, Lane
+from raymrc.training.lane import Answers, Batch, Lane, Stage
 from raymrc.training.meter import Meter
-from raymrc.training.trainer import load_adapter, train_fold_run
+from raymrc.training.trainer import load_adapter
 from tests.model.tiny import tiny_configuration, tiny_loaded
+from tests.training.fold_runs import train_fold_run
 
 LABELS = ("Drug", "ADE")
 CPU = torch.device("cpu")
@@ -139,7 +140,7 @@ def test_the_scored_state_is_that_of_the_chosen_epoch(
     """Later epochs are ruined on purpose; the score must not show it."""
     run = make_run(loaded, "soft_prompt", learning_rate=5e-3, epochs=8)
     fine = train_fold_run(run, data, loaded)
-    learnt = Lane.learnt
+    learnt = Lane.finish_step
 
     def learn_then_ruin(self: Lane, batch: Batch, loss: torch.Tensor) -> None:
         learnt(self, batch, loss)
@@ -148,7 +149,7 @@ def test_the_scored_state_is_that_of_the_chosen_epoch(
                 for parameter in self.trained:
                     parameter.zero_()
 
-    monkeypatch.setattr(Lane, "learnt", learn_then_ruin)
+    monkeypatch.setattr(Lane, "finish_step", learn_then_ruin)
     ruined = train_fold_run(run, data, loaded)
     if fine.best_epoch < 8:
         assert ruined.epochs[-1].validation_f1 < fine.validation_f1
@@ -175,14 +176,14 @@ def test_a_held_out_window_without_answers_is_asked_every_question(
     loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = set()
-    heard = Lane.heard
+    finish_answers = Lane.finish_answers
 
     def note_down(self: Lane, batch: Batch, answers: Answers) -> None:
-        if self.stage == SCORING:
+        if self.stage is Stage.SCORING:
             asked.update((row.window.note_id, row.label) for row in batch.rows)
-        heard(self, batch, answers)
+        finish_answers(self, batch, answers)
 
-    monkeypatch.setattr(Lane, "heard", note_down)
+    monkeypatch.setattr(Lane, "finish_answers", note_down)
     train_fold_run(make_run(loaded, "soft_prompt", negative_rate=0.0, epochs=1), data, loaded)
     scored = data.folds.split(0).scored
     assert asked == {(note_id, label) for note_id in scored for label in range(len(LABELS))}
@@ -347,7 +348,7 @@ def test_a_lane_that_is_done_leaves_its_best_epoch_as_an_adapter(
     run = make_run(loaded, strategy, epochs=3, learning_rate=3e-2)
     record = train_fold_run(run, data, loaded, on_done=kept.append)
     (lane,) = kept
-    assert lane.stage == DONE
+    assert lane.stage is Stage.DONE
     assert lane.best_epoch == record.best_epoch
     model, adapter = load_adapter(lane.write_adapter(tmp_path), loaded)
     assert adapter.labels == LABELS

@@ -24,7 +24,7 @@ from raymrc.training import pool as pool_module
 from raymrc.training.batching import StudyData
 from raymrc.training.fused import Part
 from raymrc.training.pool import Pool
-from raymrc.training.trainer import train_fold_run
+from tests.training.fold_runs import train_fold_run
 from tests.training.test_lane import make_run
 
 

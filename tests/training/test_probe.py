@@ -57,7 +57,7 @@ def test_every_lane_of_two_shapes_is_measured_with_the_work_it_had(folder, task)
 
 
 def test_what_takes_too_long_is_given_up(folder, monkeypatch):
-    monkeypatch.setattr(rooms, "PATIENCE", 0.0)
+    monkeypatch.setattr(rooms, "MIN_TIMEOUT_SECONDS", 0.0)
     assert measure(make(folder, "fine_tune", lanes=1, seconds=0.0)) == []
 
 

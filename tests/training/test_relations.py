@@ -29,13 +29,13 @@ from raymrc.reading.relations import find_asked, mentions_of
 from raymrc.reading.rows import Row
 from raymrc.scoring.counts import Counts
 from raymrc.training.batching import StudyData, collate, collate_targets
-from raymrc.training.evaluation import Exam
-from raymrc.training.lane import TRAINING, VALIDATION, Lane
+from raymrc.training.evaluation import Evaluation
+from raymrc.training.lane import Lane, Stage
 from raymrc.training.pool import Pool
-from raymrc.training.trainer import train_fold_run
 from tests.model.tiny import tiny_configuration
 from tests.paths import SHARED
 from tests.reading.conftest import find_minilm
+from tests.training.fold_runs import train_fold_run
 from tests.training.test_lane import comparable
 
 TASKS = ("relations", "end_to_end")
@@ -330,7 +330,7 @@ def test_two_mentions_of_one_drug_have_their_own_answers(
         if drugs[0] == drugs[1]:
             doses = [row for row in rows[note.id] if row.label == 0]
             answers[note.id] = {row.spans for row in doses}
-            assert len(doses) == 2 and not (doses[0].ids == doses[1].ids).all()
+            assert len(doses) == 2 and not (doses[0].pieces.ids == doses[1].pieces.ids).all()
     assert answers and all(len(spans) == 2 for spans in answers.values())
 
 
@@ -349,14 +349,14 @@ def test_a_model_has_the_numbers_that_were_counted(
     assert (statement.trained, statement.total) == (counts.trained, counts.total)
 
 
-def answer_by_gold(exam: Exam, notes: dict[str, Note], lane: Lane) -> list[list[Row]]:
+def answer_by_gold(evaluation: Evaluation, notes: dict[str, Note], lane: Lane) -> list[list[Row]]:
     """Hears what the rows' own targets say, as a perfect model would; the rounds that it took."""
     rounds = []
-    while exam.has_more:
-        rows = exam.next_round()
+    while evaluation.has_more:
+        rows = evaluation.next_round()
         rounds.append(rows)
         for row in rows:
-            exam.hear(row, perfect(row, notes[row.window.note_id], lane))
+            evaluation.add_answer(row, perfect(row, notes[row.window.note_id], lane))
     return rounds
 
 
@@ -396,10 +396,10 @@ def test_perfect_answers_give_perfect_scores_in_as_many_rounds_as_the_task_has(
 ) -> None:
     lane = Lane(make_run(loaded, task, strategy), relation_data, loaded, CPU, 1000)
     notes = relation_data.corpus.notes
-    exam = Exam(lane.builder, notes, lane.note_rows, lane.windows, lane.pieces)
-    rounds = answer_by_gold(exam, lane.notes, lane)
+    evaluation = Evaluation(lane.builder, notes, lane.note_rows, lane.windows, lane.pieces)
+    rounds = answer_by_gold(evaluation, lane.notes, lane)
     assert len(rounds) == (2 if task == "end_to_end" else 1)
-    for note, counts in zip(notes, exam.scores().values(), strict=True):
+    for note, counts in zip(notes, evaluation.scores().values(), strict=True):
         assert sum(c.fp + c.fn for c in counts.strict.values()) == 0
         assert sum(c.tp for c in counts.strict.values()) == len(note.relations)
         mentions = Counter(span.label for span in note.spans) if task == "end_to_end" else {}
@@ -415,12 +415,12 @@ def test_mentions_that_were_not_found_are_told_from_relations_that_were_not(
     """A model that finds every mention but the numbers, and joins what it finds."""
     lane = Lane(make_run(loaded, "end_to_end", "soft_prompt"), relation_data, loaded, CPU, 1000)
     notes = relation_data.corpus.notes
-    exam = Exam(lane.builder, notes, lane.note_rows, lane.windows, lane.pieces)
-    for row in exam.next_round():
+    evaluation = Evaluation(lane.builder, notes, lane.note_rows, lane.windows, lane.pieces)
+    for row in evaluation.next_round():
         if lane.asked.labels[row.label] != "Dosage":
-            exam.hear(row, perfect(row, lane.notes[row.window.note_id], lane))
-    answer_by_gold(exam, lane.notes, lane)
-    total = sum_notes(exam.scores(), "mentions")
+            evaluation.add_answer(row, perfect(row, lane.notes[row.window.note_id], lane))
+    answer_by_gold(evaluation, lane.notes, lane)
+    total = sum_notes(evaluation.scores(), "mentions")
     drugs = sum(span.label == "Drug" for note in notes for span in note.spans)
     joined = Counter(r.label for note in notes for r in note.relations)
     assert total["Drug"] == Counts(drugs, 0, 0) and total["Dosage"].tp == 0
@@ -473,13 +473,13 @@ def test_real_gold_relations_pass_rows_answers_and_brat_and_what_is_lost_has_a_r
     fields["overlapping_answers"] = kept
     run = make_run(minilm, task, strategy, window=256, overlap=32, **fields)
     lane = Lane(run, data, minilm, CPU, 1000)
-    exam = Exam(lane.builder, corpus.notes, lane.note_rows, lane.windows, lane.pieces)
-    answer_by_gold(exam, lane.notes, lane)
+    evaluation = Evaluation(lane.builder, corpus.notes, lane.note_rows, lane.windows, lane.pieces)
+    answer_by_gold(evaluation, lane.notes, lane)
     wrote, lost = [], Counter[str]()
     for note in corpus.notes:
-        found = exam.found(note)
+        found = evaluation.found(note)
         wrote.append(replace(note, spans=found.spans, relations=found.relations))
-        missing = {one.span_id: one.reason for one in lane._unreachable(note, exam)}
+        missing = {one.span_id: one.reason for one in lane._unreachable(note, evaluation)}
         reachable = {triple(note, r): r.id for r in note.relations if r.id not in missing}
         answered = {triple(wrote[-1], r) for r in found.relations}
         assert answered - set(reachable) <= {triple(note, r) for r in note.relations}
@@ -526,8 +526,9 @@ def test_a_lane_that_is_moved_ends_the_same(
 
 def _is_there(lane: Lane, stop: str) -> bool:
     if stop == "training":
-        return lane.stage == TRAINING and len(lane.epochs) == 1 and lane._learnt == 2
-    return lane.stage == VALIDATION and lane._exam is not None and lane._exam._round == 2
+        return lane.stage is Stage.TRAINING and len(lane.epochs) == 1 and lane._steps_of_epoch == 2
+    evaluation = lane._evaluation
+    return lane.stage is Stage.VALIDATION and evaluation is not None and evaluation._round == 2
 
 
 def test_lanes_of_a_relation_task_share_passes(loaded: Loaded, relation_data: StudyData) -> None:

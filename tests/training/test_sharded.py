@@ -23,11 +23,13 @@ import torch
 from raymrc.configuration import FoldRun
 from raymrc.errors import BackboneError
 from raymrc.model.backbones import weight_files
+from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs
 from raymrc.model.loading import (
     Weights,
     check_weights,
     load_backbone,
+    weight_names,
     write_weights,
 )
 from raymrc.model.network import local_part
@@ -35,7 +37,7 @@ from raymrc.model.strategies import STRATEGIES
 from raymrc.training.batching import StudyData, collate, collate_targets
 from raymrc.training.lane import Batch
 from raymrc.training.pool import Pool
-from raymrc.training.sharded import Ranks, ShardedPool, _overlaps, export_checkpoint, load_sharded
+from raymrc.training.sharded import Ranks, ShardedPool, _overlaps, load_sharded
 from tests.model.tiny import KINDS, tiny_backbone, tiny_checkpoint, tiny_configuration
 from tests.paths import ROOT
 from tests.training.test_lane import make_data, make_notes
@@ -61,6 +63,25 @@ def data_of(task: str) -> StudyData:
     )
 
 
+@torch.no_grad()
+def export_weights(encoder: Encoder, ranks: Ranks, folder: Path) -> None:
+    """Writes the whole encoder's weights by their Hugging Face names, gathered one at a time, from rank 0."""
+    names = dict(weight_names(encoder.shape))
+
+    def whole() -> Any:
+        for ours, parameter in encoder.named_parameters():
+            full = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+            if ranks.rank == 0:
+                theirs = names[ours]
+                yield from zip(theirs, full.chunk(len(theirs)), strict=True)
+
+    if ranks.rank == 0:
+        write_weights(folder, whole())
+    else:
+        for _ in whole():
+            pass
+
+
 def train(
     pool: Pool, fold_run: FoldRun, steps: int, state: bytes | None = None, save_to: str = ""
 ) -> dict[str, Any]:
@@ -73,18 +94,18 @@ def train(
     pool.open(fold_run, state)
     lane = pool._seats[fold_run.key].lane
     losses: list[float] = []
-    learnt, begun = lane.learnt, len(lane.epochs)
+    finish_step, begun = lane.finish_step, len(lane.epochs)
 
     def listen(batch: Any, loss: torch.Tensor) -> None:
         # Kept for an epoch: as a view of all gradients it would keep them, too.
         assert loss.untyped_storage().nbytes() == loss.element_size()
         losses.append(float(loss))
-        learnt(batch, loss)
+        finish_step(batch, loss)
 
-    lane.learnt = listen  # type: ignore[method-assign]
+    lane.finish_step = listen  # type: ignore[method-assign]
     epochs, record, saved = [], None, None
     while len(pool) and len(losses) < steps and saved is None:
-        if save_to and len(lane.epochs) == begun + 1 and lane._learnt == 2:
+        if save_to and len(lane.epochs) == begun + 1 and lane._steps_of_epoch == 2:
             assert isinstance(pool, ShardedPool)
             saving = pool.start_saving(fold_run.key, save_to)
             saving.wait()
@@ -146,7 +167,7 @@ def be_rank(folder: Path, out: Path, cases: list[dict[str, Any]]) -> None:
         state = Path(case["state"]).read_bytes() if case["state"] else None
         found = train(pools[held], fold_run, case["steps"], state, case["save_to"])
         if case["export_to"]:
-            export_checkpoint(pools[held].loaded.encoder, ranks, Path(case["export_to"]))
+            export_weights(pools[held].loaded.encoder, ranks, Path(case["export_to"]))
         if ranks.rank == 0:
             torch.save(found, out / f"{number}.pt")
     dist.destroy_process_group()

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from raymrc.training.fused import step_at_once, step_together
+from raymrc.training.fused import step_together
+from raymrc.training.torch_private import step_at_once
 
 LANES: tuple[dict[str, float | tuple[float, float]], ...] = (
     {"lr": 1e-1, "weight_decay": 0.0},

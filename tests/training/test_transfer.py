@@ -17,9 +17,9 @@ from raymrc.corpora.splits import count_mentions
 from raymrc.ledger.record import Record
 from raymrc.model.loading import Loaded
 from raymrc.training.batching import StudyData
-from raymrc.training.lane import TRANSFER
+from raymrc.training.lane import Stage
 from raymrc.training.pool import Pool
-from raymrc.training.trainer import train_fold_run
+from tests.training.fold_runs import train_fold_run
 from tests.training.test_lane import comparable
 from tests.training.test_relations import make_relation_data, make_relation_notes, make_run
 
@@ -86,7 +86,7 @@ def test_a_lane_that_is_moved_between_sites_scores_them_again(
     first = Pool(loaded, data, "cpu", pass_pieces=60)
     first.open(run)
     lane = first._seats[run.key].lane
-    while not (lane.stage == TRANSFER and len(lane.transfer) == 1):
+    while not (lane.stage is Stage.TRANSFER and len(lane.transfer) == 1):
         first.step()
         assert len(first)
     second = Pool(loaded, data, "cpu")
