@@ -40,6 +40,7 @@ from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import Folds
 from raymrc.ledger.ledger import Ledger
 from raymrc.model.backbones import find_backbone
+from raymrc.planning.loaded import LoadedStudy
 from raymrc.planning.plan import plan_study
 from raymrc.reading.answers import assemble, decode_tags
 from raymrc.reading.relations import Mention, assemble_relations, find_asked, mentions_of
@@ -460,7 +461,7 @@ def measure(study: Path, changes: Sequence[str], quick: bool, longer: bool) -> N
     spec = load_spec(study, changes)
     corpus = read_study_corpus(spec)
     folds = build_study_folds(spec, corpus)
-    plan = plan_study(spec, corpus)
+    plan = plan_study(LoadedStudy(spec, corpus))
     tagging = [
         c
         for cell in plan.cells

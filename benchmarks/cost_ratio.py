@@ -22,6 +22,7 @@ from benchmarks.common import Options, json_line, read_options, start
 from raymrc.configuration import Configuration, FoldRun
 from raymrc.ledger.record import Record
 from raymrc.model.loading import load_backbone
+from raymrc.planning.loaded import LoadedStudy
 from raymrc.planning.plan import plan_study
 from raymrc.reading.questions import build_questions
 from raymrc.study.load import load_spec
@@ -46,7 +47,7 @@ def measure(options: Options, notes: int, epochs: int) -> None:
     folds = build_study_folds(spec, corpus)
     data = StudyData(corpus, folds, build_questions(corpus.labels, spec.questions))
     by_strategy: dict[str, Configuration] = {}
-    for cell in plan_study(spec, corpus).cells:
+    for cell in plan_study(LoadedStudy(spec, corpus)).cells:
         assert cell.configurations is not None
         first = replace(cell.configurations[0], epochs=epochs)
         by_strategy[cell.cell.strategy] = first

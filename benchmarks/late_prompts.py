@@ -34,6 +34,7 @@ from raymrc.model.inputs import Inputs, SpanTargets
 from raymrc.model.loading import Loaded, load_backbone
 from raymrc.model.network import Model
 from raymrc.model.shapes import Shape
+from raymrc.planning.loaded import LoadedStudy
 from raymrc.planning.plan import plan_study
 from raymrc.reading.questions import build_questions
 from raymrc.study.load import load_spec
@@ -237,7 +238,7 @@ def measure_f1(options: Options, changes: Sequence[str], folds: int) -> None:
     data = StudyData(corpus, study_folds, build_questions(corpus.labels, spec.questions))
     cell = next(
         cell
-        for cell in plan_study(spec, corpus).cells
+        for cell in plan_study(LoadedStudy(spec, corpus)).cells
         if cell.cell.strategy == "frozen_soft_prompt"
     )
     assert cell.configurations is not None

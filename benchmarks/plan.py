@@ -34,6 +34,7 @@ from raymrc.costs.rates import Job, Measured
 from raymrc.costs.workload import Workload
 from raymrc.ledger.record import Record
 from raymrc.model.backbones import find_backbone
+from raymrc.planning.loaded import LoadedStudy
 from raymrc.planning.plan import Plan, plan_study
 from raymrc.quantities import Estimate
 from raymrc.reading.light_tokenizers import read_tokenizer
@@ -143,9 +144,10 @@ class Planned:
         with tempfile.TemporaryDirectory() as folder:
             spec = case.spec(Path(folder), phee)
         corpus = read_study_corpus(spec)
-        plan = plan_study(spec, corpus)
+        study = LoadedStudy(spec, corpus)
+        plan = plan_study(study)
         tokenizers = {"minilm": read_tokenizer(find_backbone(Backbone("minilm", "minilm")))}
-        return cls(case, spec, plan, build_workload(spec, plan, corpus, {}, tokenizers))
+        return cls(case, spec, plan, build_workload(study, plan, tokenizers))
 
     def predicted(self, measured: Sequence[Measured]) -> tuple[Estimate, Estimate, str]:
         """Device-seconds, memory, and what they come from."""

@@ -36,11 +36,11 @@ from benchmarks.peft_peer import HEADS, PREFIX, PeerRun, run_trial
 from raymrc.configuration import Configuration
 from raymrc.ledger.ledger import Ledger
 from raymrc.model.backbones import find_backbone, weights_fingerprint
+from raymrc.planning.loaded import LoadedStudy
 from raymrc.planning.plan import Plan, plan_study
-from raymrc.reading.questions import build_questions
 from raymrc.scoring.counts import Counts, pool
 from raymrc.study.load import load_spec
-from raymrc.study.notes import build_study_folds, read_study_corpus
+from raymrc.study.notes import read_study_corpus
 from raymrc.sweep.driver import run_study
 from raymrc.sweep.session import HostResources, cluster
 from raymrc.training.batching import StudyData
@@ -124,13 +124,11 @@ def plan_case(case: Case, corpus_path: str, folder: Path) -> tuple[Plan, StudyDa
             f"storage={folder}",
         ],
     )
-    corpus = read_study_corpus(spec)
     backbones = [entry.backbone for entry in spec.backbones]
-    plan = plan_study(
-        spec, corpus, {b.name: weights_fingerprint(find_backbone(b)) for b in backbones}
-    )
-    questions = build_questions(corpus.labels, spec.questions)
-    return plan, StudyData(corpus, build_study_folds(spec, corpus), questions)
+    weights = {b.name: weights_fingerprint(find_backbone(b)) for b in backbones}
+    study = LoadedStudy(spec, read_study_corpus(spec), weights=weights)
+    corpus, folds, _, questions, _ = study.inputs
+    return plan_study(study), StudyData(corpus, folds, questions)
 
 
 def configurations_of(plan: Plan) -> tuple[Configuration, ...]:

@@ -18,6 +18,7 @@ import typer.main
 from pydantic import BaseModel
 
 from raymrc.cli import app, main
+from raymrc.planning.loaded import LoadedStudy
 from raymrc.planning.plan import plan_study
 from raymrc.study.load import load_spec
 from raymrc.study.sections import models_in
@@ -94,7 +95,7 @@ def studies_page() -> str:
             how += ", after the commands in its header"
         if name.removeprefix("studies/") in expected:
             when += "; " + _expected(expected[name.removeprefix("studies/")])
-        plan = plan_study(load_spec(path), places=False)
+        plan = plan_study(LoadedStudy(load_spec(path)), places=False)
         rows.append(
             f"| [{name.removeprefix('studies/')}](../{name}) | {question.removeprefix('# ')} "
             f"| {REFERENCE.get(path.stem, '')} | {how} | {plan.num_configurations} | {plan.num_fold_runs} "

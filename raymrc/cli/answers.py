@@ -1,22 +1,13 @@
-"""What a study's ledger says: drawn up from what is at hand, and printed."""
+"""Tables of a study's findings."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymrc.cli.app import print_table
-from raymrc.cli.local import known_at_hand, load_study, read_ledger
 
 if TYPE_CHECKING:
     from raymrc.analysis.findings import Findings
-
-
-def read_findings(study: Path, changes: list[str] | None) -> tuple[Findings, bool]:
-    """A study's findings, and whether there are records that cannot be read; those are said."""
-    spec = load_study(study, changes)
-    records, unreadable = read_ledger(spec)
-    return known_at_hand(spec).find(spec, records), unreadable
 
 
 def print_findings(findings: Findings) -> None:

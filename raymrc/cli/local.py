@@ -1,10 +1,8 @@
-"""What of a study is on this machine: looked at, never fetched or made."""
+"""A study, its ledger and its plan from what is on this machine, with warnings on stderr."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,19 +10,17 @@ from raymrc.cli.app import say
 
 if TYPE_CHECKING:
     from raymrc.analysis.findings import Findings
-    from raymrc.corpora.note import Corpus
     from raymrc.costs.rates import Measured
     from raymrc.costs.workload import Workload
     from raymrc.ledger.ledger import Ledger
     from raymrc.ledger.record import Record
-    from raymrc.model.adapters import Adapter
+    from raymrc.planning.loaded import LoadedStudy
     from raymrc.planning.plan import Plan
-    from raymrc.reading.light_tokenizers import FileTokenizer, RoughTokenizer
     from raymrc.study.spec import Spec
 
 
 def load_study(study: Path, changes: list[str] | None) -> Spec:
-    """The study, its warnings said."""
+    """The study file, checked; prints its warnings."""
     from raymrc.study.load import load_spec
 
     spec = load_spec(study, changes or ())
@@ -34,7 +30,7 @@ def load_study(study: Path, changes: list[str] | None) -> Spec:
 
 
 def read_ledger(spec: Spec) -> tuple[tuple[Record, ...], bool]:
-    """The records that can be read, and whether there are others; those are said."""
+    """The readable records, and whether there are unreadable ones, which are printed."""
     from raymrc.ledger.ledger import Ledger
 
     records, problems = Ledger(spec.storage, write=False).read_all()
@@ -43,153 +39,52 @@ def read_ledger(spec: Spec) -> tuple[tuple[Record, ...], bool]:
     return records, bool(problems)
 
 
-@dataclass(frozen=True)
-class Known:
-    """What a ledger is read against.
-
-    Args:
-        corpus, transfer: None where this machine does not have the notes.
-    """
-
-    plan: Plan
-    corpus: Corpus | None
-    transfer: dict[str, Corpus] | None
-
-    def find(self, spec: Spec, records: Sequence[Record]) -> Findings:
-        """What the records say."""
-        from raymrc.analysis.findings import build_findings
-
-        is_tested = any(record.fold_run.is_test for record in records)
-        test = test_at_hand(spec, self.corpus) if is_tested else None
-        return build_findings(spec, self.plan, records, self.corpus, self.transfer, test)
-
-
-def known_at_hand(spec: Spec) -> Known:
-    """A study as its ledger is read: by what is here of notes and weights, not by where it would run."""
+def plan_local_study(spec: Spec) -> tuple[Plan, Workload | None, Ledger | None]:
+    """The plan, the workload if the notes are on this machine, and the ledger if it holds something."""
+    from raymrc.ledger.ledger import Ledger
+    from raymrc.planning.loaded import read_local_study
     from raymrc.planning.plan import plan_study
 
-    corpus, prompt = corpus_at_hand(spec), initial_prompt_at_hand(spec)
-    transfer = transfer_at_hand(spec, corpus)
-    planned = plan_study(
-        spec,
-        corpus,
-        weights_at_hand(spec),
-        transfer=transfer,
-        initial_prompt=prompt,
-        places=False,
-    )
-    return Known(planned, corpus, transfer)
-
-
-def plan_at_hand(spec: Spec) -> tuple[Plan, Workload | None, Ledger | None]:
-    """A study's plan by what is on this machine, what its fold-runs have to do where the notes are here, and
-    its ledger if there is one. Nothing is fetched or made."""
-    from raymrc.planning.plan import plan_study
-
-    corpus, ledger = corpus_at_hand(spec), _ledger_at_hand(spec)
-    initial_prompt = initial_prompt_at_hand(spec)
-    weights = weights_at_hand(spec) if ledger or initial_prompt else None
-    transfer = transfer_at_hand(spec, corpus)
-    planned = plan_study(
-        spec, corpus, weights, ledger, transfer=transfer, initial_prompt=initial_prompt
-    )
-    if corpus is None or transfer is None:
+    ledger: Ledger | None = Ledger(spec.storage, write=False)
+    if ledger is not None and not ledger.keys():
+        ledger = None
+    study = read_local_study(spec, weights=ledger is not None)
+    planned = plan_study(study, ledger)
+    if study.corpus is None or study.transfer is None:
         return planned, None, ledger
-    return planned, find_workload(spec, planned, corpus, transfer), ledger
+    return planned, find_workload(study, planned), ledger
 
 
-def find_workload(
-    spec: Spec, planned: Plan, corpus: Corpus, transfer: Mapping[str, Corpus]
-) -> Workload:
-    """What a plan's fold-runs have to do."""
+def find_workload(study: LoadedStudy, planned: Plan) -> Workload:
+    """The work of a plan's fold-runs."""
     from raymrc.costs.forecast import build_workload
+    from raymrc.planning.loaded import local_tokenizers
 
-    return build_workload(spec, planned, corpus, transfer, _tokenizers_at_hand(spec))
+    return build_workload(study, planned, local_tokenizers(study.spec))
 
 
 def find_measured(
     spec: Spec, planned: Plan, workload: Workload, records: Sequence[Record]
 ) -> list[Measured]:
-    """What is known of its cost: by the ledger and a probe, if there was one."""
+    """Measured costs: of the ledger's fold-runs, and of a probe if there was one."""
     from raymrc.costs.history import read_history
     from raymrc.costs.probe import read_probe
 
     return [*read_history(planned, workload, records), *read_probe(spec.storage)]
 
 
-def corpus_at_hand(spec: Spec) -> Corpus | None:
-    """The notes; None where this machine does not have them, which a plan can do without."""
-    from raymrc.study.notes import read_study_corpus
+def find_findings(study: LoadedStudy, planned: Plan, records: Sequence[Record]) -> Findings:
+    from raymrc.analysis.findings import build_findings
 
-    path = spec.corpus.path
-    return read_study_corpus(spec) if path is None or Path(path).exists() else None
+    return build_findings(study.spec, planned, records, study.corpus, study.transfer, study.test)
 
 
-def transfer_at_hand(spec: Spec, corpus: Corpus | None) -> dict[str, Corpus] | None:
-    """The notes of other sites; None where this machine does not have all of them."""
-    from raymrc.study.notes import read_transfer
+def read_findings(study: Path, changes: list[str] | None) -> tuple[Findings, bool]:
+    """A study's findings, and whether there are unreadable records, which are printed."""
+    from raymrc.planning.loaded import read_local_study
+    from raymrc.planning.plan import plan_study
 
-    paths = [described.path for described in spec.transfer]
-    if corpus is None or not all(path is None or Path(path).exists() for path in paths):
-        return None
-    return read_transfer(spec, corpus)
-
-
-def test_at_hand(spec: Spec, corpus: Corpus | None) -> Corpus | None:
-    """The held-out notes; None where there are none, or this machine does not have them."""
-    from raymrc.study.notes import read_test
-
-    if corpus is None or spec.final_test is None:
-        return None
-    path = spec.final_test.corpus.path if spec.final_test.corpus is not None else None
-    return read_test(spec, corpus) if path is None or Path(path).exists() else None
-
-
-def initial_prompt_at_hand(spec: Spec) -> Adapter | None:
-    """What the study's initial prompt was trained for; None where this machine does not have it."""
-    from raymrc.study.notes import read_initial_prompt
-
-    place = spec.initial_prompt
-    return read_initial_prompt(spec) if place is not None and Path(place).exists() else None
-
-
-def _ledger_at_hand(spec: Spec) -> Ledger | None:
-    """The ledger, where it holds something."""
-    from raymrc.ledger.ledger import Ledger
-
-    ledger = Ledger(spec.storage, write=False)
-    return ledger if ledger.keys() else None
-
-
-def weights_at_hand(spec: Spec) -> dict[str, str] | None:
-    """Fingerprints of all backbones' weights; None where one is not here."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # whoever only looks, fetches nothing
-
-    from raymrc.errors import BackboneError
-    from raymrc.model.backbones import find_backbone, weights_fingerprint
-
-    backbones = [entry.backbone for entry in spec.backbones]
-    try:
-        return {
-            backbone.name: weights_fingerprint(find_backbone(backbone)) for backbone in backbones
-        }
-    except BackboneError:
-        return None
-
-
-def _tokenizers_at_hand(spec: Spec) -> dict[str, FileTokenizer | RoughTokenizer]:
-    """By the backbone's source; a rough one where its own is not here."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-    from raymrc.errors import BackboneError
-    from raymrc.model.backbones import find_backbone
-    from raymrc.reading.light_tokenizers import read_tokenizer
-
-    found = {}
-    for entry in spec.backbones:
-        try:
-            folder = find_backbone(entry.backbone, weights=False)
-        except BackboneError:
-            folder = None
-        found[entry.backbone.source] = read_tokenizer(folder)
-    return found
+    spec = load_study(study, changes)
+    records, unreadable = read_ledger(spec)
+    local = read_local_study(spec, test=any(record.fold_run.is_test for record in records))
+    return find_findings(local, plan_study(local, places=False), records), unreadable

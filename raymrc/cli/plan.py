@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raymrc.cli.app import MUST_CHANGE, AsJson, Changes, Study, answer_json, app, print_table, say
-from raymrc.cli.local import find_measured, load_study, plan_at_hand, read_ledger
+from raymrc.cli.local import find_measured, load_study, plan_local_study, read_ledger
 
 if TYPE_CHECKING:
     from raymrc.costs.budget import Spent
@@ -54,7 +54,7 @@ def plan(
     cluster = read_cluster(instances, table) if instances else None
     for entry in spec.backbones if probe else ():
         find_backbone(entry.backbone)  # fetched where it must be: all else only looks
-    planned, workload, ledger = plan_at_hand(spec)
+    planned, workload, ledger = plan_local_study(spec)
     costs = None
     if workload is not None:
         if probe:
@@ -131,7 +131,7 @@ def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
 
     spec = load_study(study, changes)
     records, unreadable = read_ledger(spec)
-    planned, workload, _ = plan_at_hand(spec)
+    planned, workload, _ = plan_local_study(spec)
     costs = None
     if workload is not None:
         measured = find_measured(spec, planned, workload, records)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raymrc.cli.answers import print_final, print_findings, read_findings
+from raymrc.cli.answers import print_final, print_findings
 from raymrc.cli.app import MUST_CHANGE, AsJson, Changes, Study, answer_json, app, print_table, say
-from raymrc.cli.local import load_study
+from raymrc.cli.local import load_study, read_findings
 
 if TYPE_CHECKING:
     from raymrc.racing.simulate import Curves
@@ -145,10 +145,11 @@ def simulate(
 
 def _make_up(spec: Spec, of_each: int) -> list[tuple[str, list[Curves]]]:
     """Grids like those of a study's cells, with their names. No notes and no weights are asked."""
+    from raymrc.planning.loaded import LoadedStudy
     from raymrc.planning.plan import plan_study, representatives
     from raymrc.racing.simulate import generate_like
 
-    planned = plan_study(spec, places=False)
+    planned = plan_study(LoadedStudy(spec), places=False)
     return [
         (
             cell.cell.name,

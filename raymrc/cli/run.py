@@ -22,7 +22,7 @@ from raymrc.cli.app import (
     print_table,
     say,
 )
-from raymrc.cli.local import find_measured, find_workload, load_study
+from raymrc.cli.local import find_findings, find_measured, find_workload, load_study
 from raymrc.cli.track import register_models, write_page
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from raymrc.costs.expectations import Expectations
     from raymrc.ledger.ledger import Ledger
     from raymrc.ledger.record import Record
+    from raymrc.planning.loaded import LoadedStudy
     from raymrc.planning.plan import Plan
     from raymrc.scheduling.state import StudyOutcome
     from raymrc.study.spec import Spec
@@ -49,11 +50,11 @@ MetricsPort = Annotated[
 @app.command()
 def run(study: Study, changes: Changes = None, metrics_port: MetricsPort = None) -> None:
     """Train what the study's ledger lacks, and print who won."""
-    job = _prepare(study, changes)
+    job = prepare_study(study, changes)
     # Held-out notes were looked at for what is in both; no host needs to see them.
     job_of_folds = replace(job, data=replace(job.data, test=None))
     outcome, is_in_mlflow = _train(job_of_folds, job.plan, metrics_port)
-    findings = _findings(job, job.ledger.records())
+    findings = job.findings(job.ledger.records())
     print_findings(findings)
     write_page(findings, attaches=is_in_mlflow)
     tell(job.spec, outcome)
@@ -65,21 +66,20 @@ def final_test(study: Study, changes: Changes = None, metrics_port: MetricsPort 
     from raymrc.analysis.final import plan_final_test, write_predictions
     from raymrc.errors import SpecError
 
-    job = _prepare(study, changes)
+    job = prepare_study(study, changes)
     if job.data.test is None:
         raise SpecError(
             f"{study}: the study holds no notes out; give it a final_test, with a corpus or a share"
         )
     records = job.ledger.records()
-    summaries = _findings(job, records).summaries
+    summaries = job.findings(records).summaries
     final = plan_final_test(job.spec, job.plan, summaries, records, job.data.test)
     outcome, is_in_mlflow = _train(job, final, metrics_port)
     records = job.ledger.records()
-    asked = job.data.asked(job.spec.task)
-    findings = _findings(job, records)
+    findings = job.findings(records)
     print_final(findings)
     folder = job.spec.folder / "predictions"
-    if write_predictions(records, job.data.test, folder, asked.triggers):
+    if write_predictions(records, job.data.test, folder, job.study.inputs.asked.triggers):
         say(f"what was found, as brat: {folder}; what was trained: {job.spec.storage}/adapters")
     write_page(findings, attaches=is_in_mlflow)
     if is_in_mlflow:
@@ -91,71 +91,49 @@ def final_test(study: Study, changes: Changes = None, metrics_port: MetricsPort 
 class _Job:
     """A study that is ready to be trained."""
 
-    spec: Spec
+    study: LoadedStudy
     plan: Plan
     data: StudyData
     ledger: Ledger
     datasets: tuple[Dataset, ...]
 
+    @property
+    def spec(self) -> Spec:
+        return self.study.spec
 
-def _findings(job: _Job, records: Sequence[Record]) -> Findings:
-    from raymrc.analysis.findings import build_findings
-
-    return build_findings(
-        job.spec, job.plan, records, job.data.corpus, job.data.transfer, job.data.test
-    )
+    def findings(self, records: Sequence[Record]) -> Findings:
+        return find_findings(self.study, self.plan, records)
 
 
-def _prepare(study: Path, changes: list[str] | None) -> _Job:
-    """All that can be wrong is looked at before anything is written: the ledger comes last."""
+def prepare_study(study: Path, changes: list[str] | None) -> _Job:
+    """Read and check everything before anything is written; the ledger comes last."""
     from raymrc.corpora.splits import check_folds
     from raymrc.ledger.ledger import Ledger
     from raymrc.model.adapter_tensors import read_prompt
-    from raymrc.model.backbones import find_backbone, weights_fingerprint
     from raymrc.model.loading import check_weights
+    from raymrc.planning.loaded import read_study
     from raymrc.planning.plan import plan_study
-    from raymrc.reading.questions import build_questions
-    from raymrc.reading.relations import find_asked
-    from raymrc.study.notes import (
-        build_study_folds,
-        check_held_out,
-        check_unseen,
-        read_initial_prompt,
-        read_study_corpus,
-        read_test,
-        read_transfer,
-    )
 
-    spec = load_study(study, changes)
-    adapter = read_initial_prompt(spec)
-    corpus = read_study_corpus(spec)
-    backbones = [entry.backbone for entry in spec.backbones]
-    weights = {
-        backbone.name: weights_fingerprint(find_backbone(backbone)) for backbone in backbones
-    }
-    transfer, test = read_transfer(spec, corpus), read_test(spec, corpus)
-    check_held_out(spec, test, transfer)
-    check_unseen(spec, adapter, corpus, *transfer.values(), test)
-    plan = plan_study(spec, corpus, weights, transfer=transfer, initial_prompt=adapter)
-    # Seconds of imports, which no mistake above should have to wait for.
+    loaded = read_study(load_study(study, changes))
+    spec, adapter = loaded.spec, loaded.initial_prompt
+    corpus, folds, asked, questions, transfer = loaded.inputs
+    plan = plan_study(loaded)
+    # These imports take seconds; the errors above should not wait for them.
     from raymrc.tracking import describe_datasets
     from raymrc.training.batching import StudyData
     from raymrc.training.trainer import check_questions_fit
 
-    for backbone in backbones:
-        check_weights(backbone)
-    asked = find_asked(spec.task, corpus)
-    questions = build_questions(asked.labels, spec.questions, asked.relations)
+    for entry in spec.backbones:
+        check_weights(entry.backbone)
     check_questions_fit(plan, asked, questions)
     starts_from_it = any(cell.starts_from_adapter for cell in plan.cells)
     initial_prompt = read_prompt(adapter) if adapter is not None and starts_from_it else None
-    folds = build_study_folds(spec, corpus)
     check_folds(folds, corpus)
     ledger = Ledger(spec.storage)
     ledger.check()
-    data = StudyData(corpus, folds, questions, transfer, test, initial_prompt)
-    datasets = describe_datasets(spec, corpus, transfer, test)
-    return _Job(spec, plan, data, ledger, datasets)
+    data = StudyData(corpus, folds, questions, transfer, loaded.test, initial_prompt)
+    datasets = describe_datasets(spec, corpus, transfer, loaded.test)
+    return _Job(loaded, plan, data, ledger, datasets)
 
 
 def _train(job: _Job, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcome, bool]:
@@ -232,7 +210,7 @@ def _expectations(job: _Job, plan: Plan) -> Expectations:
     """What a plan's fold-runs are expected to cost."""
     from raymrc.costs.expectations import Expectations
 
-    workload = find_workload(job.spec, plan, job.data.corpus, job.data.transfer)
+    workload = find_workload(job.study, plan)
     measured = find_measured(job.spec, job.plan, workload, job.ledger.records())
     return Expectations(job.spec, plan, workload, measured)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from raymrc.cli.app import DONE, MUST_CHANGE, Changes, Study, app, say
-from raymrc.cli.local import known_at_hand, load_study, read_ledger, test_at_hand
+from raymrc.cli.local import find_findings, load_study, read_ledger
 from raymrc.errors import RaymrcError
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 @app.command()
 def sync(study: Study, changes: Changes = None) -> None:
     """Write into MLflow what it lacks of the study's ledger."""
+    from raymrc.planning.loaded import read_local_study
+    from raymrc.planning.plan import plan_study
     from raymrc.tracking import TrackingPlace, describe_datasets, how_to_open
     from raymrc.tracking import sync_study as catch_up
 
@@ -29,13 +31,13 @@ def sync(study: Study, changes: Changes = None) -> None:
     if not records:
         say(f"the ledger in {spec.storage} holds no fold-run yet; 'raymrc run' comes first")
         raise typer.Exit(MUST_CHANGE if unreadable else DONE)
-    known = known_at_hand(spec)
-    held_out = test_at_hand(spec, known.corpus)
-    datasets = describe_datasets(spec, known.corpus, known.transfer, held_out)
-    written = catch_up(records, TrackingPlace.of(spec), known.plan.holds, datasets)
+    local = read_local_study(spec, test=True)
+    planned = plan_study(local, places=False)
+    datasets = describe_datasets(spec, local.corpus, local.transfer, local.test)
+    written = catch_up(records, TrackingPlace.of(spec), planned.holds, datasets)
     say(f"{written} MLflow runs written or changed, of {len(records)} fold-runs in the ledger")
-    write_page(known.find(spec, records), attaches=True)
-    register_models(spec, records, known.corpus)
+    write_page(find_findings(local, planned, records), attaches=True)
+    register_models(spec, records, local.corpus)
     say(how_to_open(TrackingPlace.of(spec)))
     if unreadable:
         raise typer.Exit(MUST_CHANGE)

@@ -14,18 +14,15 @@ from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
 
-from raymrc.corpora.note import Corpus
 from raymrc.costs.cell_forecast import FIGURES, CellForecast, figure_json, forecast_cell
 from raymrc.costs.history import FoldRunProgress
 from raymrc.costs.prices import Cluster, PriceTable, find_device_price
 from raymrc.costs.rates import Measured, choose_hardware
 from raymrc.costs.workload import Workload
 from raymrc.planning.devices import GIB, device_of
+from raymrc.planning.loaded import LoadedStudy
 from raymrc.planning.plan import Plan
 from raymrc.quantities import Estimate, Unit, format_estimate, in_time, in_usd
-from raymrc.reading.questions import build_questions
-from raymrc.reading.relations import find_asked
-from raymrc.study.notes import build_study_folds
 
 if TYPE_CHECKING:
     from raymrc.study.spec import Spec
@@ -118,30 +115,15 @@ def _in_gib(size: float) -> tuple[float, str]:
     return float(GIB), "GiB"
 
 
-def build_workload(
-    spec: Spec,
-    plan: Plan,
-    corpus: Corpus,
-    transfer: Mapping[str, Corpus],
-    tokenizers: Mapping[str, Any],
-) -> Workload:
-    """The work of a study's fold-runs.
+def build_workload(study: LoadedStudy, plan: Plan, tokenizers: Mapping[str, Any]) -> Workload:
+    """The work of a study's fold-runs. Its corpus must be on this machine.
 
     Args:
         tokenizers: by the backbone's source; see `reading.light_tokenizers`.
     """
-    asked = find_asked(spec.task, corpus)
     shapes = {c.cell.backbone.source: c.shape for c in plan.cells if c.shape is not None}
-    return Workload(
-        corpus,
-        build_study_folds(spec, corpus),
-        asked,
-        build_questions(asked.labels, spec.questions, asked.relations),
-        transfer,
-        tokenizers,
-        shapes,
-        device_of(spec.resources).kind,
-    )
+    kind = device_of(study.spec.resources).kind
+    return Workload(*study.inputs, tokenizers, shapes, kind)
 
 
 def forecast(

@@ -1,38 +1,26 @@
-"""TODO: say what this module holds."""
+"""From a configuration to a fold-run and its ledger key."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from raymrc.configuration import Configuration, FoldRun
-from raymrc.corpora.note import Corpus
-from raymrc.corpora.splits import Folds
-from raymrc.model.adapters import Adapter
 from raymrc.model.strategies import STRATEGIES
-from raymrc.reading.questions import build_questions, questions_fingerprint
-from raymrc.reading.relations import find_asked
-from raymrc.study.spec import Spec
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprints:
-    """What decides a result beside the configuration, as hashes.
+    """Hashes of everything but the configuration that decides a result.
 
     Args:
         corpus: `Corpus.fingerprint`.
         folds: `Folds.fingerprint`.
-        questions: of the wording; it enters a key only where a strategy asks in words, or a soft
-            prompt starts from them.
-        weights: by name of the backbone, `backbones.weights_fingerprint`.
-        transfer: of each corpus of another site, `Corpus.fingerprint`, with its name before it.
-        test: of held-out notes, in a final test; "" in cross-validation.
-        initial_prompt: of the adapter's file; it enters a key only where a soft prompt starts from it.
+        questions: hash of the wording.
+        weights: `backbones.weights_fingerprint` by name of the backbone.
+        transfer: name and `Corpus.fingerprint` of each other site.
+        test: `Corpus.fingerprint` of held-out notes in a final test; "" in cross-validation.
+        initial_prompt: hash of the adapter file.
     """
 
     corpus: str
@@ -44,32 +32,11 @@ class Fingerprints:
     initial_prompt: str = ""
 
 
-def build_fingerprints(
-    spec: Spec,
-    corpus: Corpus,
-    folds: Folds,
-    weights: Mapping[str, str],
-    transfer: Mapping[str, Corpus] = MappingProxyType({}),
-    initial_prompt: Adapter | None = None,
-) -> Fingerprints:
-    asked = find_asked(spec.task, corpus)
-    questions = build_questions(asked.labels, spec.questions, asked.relations)
-    named = tuple(f"{name} {other.fingerprint}" for name, other in transfer.items())
-    return Fingerprints(
-        corpus=corpus.fingerprint,
-        folds=folds.fingerprint,
-        questions=questions_fingerprint(questions),
-        weights=dict(weights),
-        transfer=named,
-        initial_prompt=initial_prompt.fingerprint if initial_prompt is not None else "",
-    )
-
-
 def fold_run(configuration: Configuration, fold: int, fingerprints: Fingerprints) -> FoldRun:
     """The fold-run, whose `.key` names its record.
 
-    The wording of questions enters the key only of strategies that ask in words and of prompts that
-    start from them: rewording one trains nothing else again. So it is with an initial prompt.
+    The wording of questions enters the key only if the strategy asks in words or prompts start from them, and
+    an initial prompt only if prompts start from it: other work is not trained again after a change.
     """
     cell = configuration.cell
     start = configuration.prompt_initialisation

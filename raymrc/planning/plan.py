@@ -1,14 +1,15 @@
-"""What a study will do, before anything starts: cells, configurations, fold-runs, counts.
+"""What a study will do before anything starts: cells, configurations, fold-runs, counts.
 
-    Spec (+ corpus, + weights, + ledger) -> Plan
+    LoadedStudy (+ ledger) -> Plan
 
-Planning needs neither torch nor Ray, and neither the corpus nor the weights: what cannot be
-known without them is left open, and the plan says so.
+Planning needs neither torch nor Ray. What depends on a corpus or weights that are not on this machine stays
+open, and the plan's remarks say so.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,7 +24,6 @@ from raymrc.configuration import (
     Cell,
     Configuration,
 )
-from raymrc.corpora.note import Corpus
 from raymrc.ledger.ledger import Ledger
 from raymrc.model.adapters import Adapter
 from raymrc.model.backbones import read_shape
@@ -31,39 +31,33 @@ from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
 from raymrc.planning.arithmetic import adapter_bytes
 from raymrc.planning.devices import GPU_GIB, device_of
-from raymrc.planning.fold_runs import Fingerprints, build_fingerprints, fold_run
-from raymrc.planning.placement import (
-    SPECIAL_PIECES,
-    DoesNotFit,
-    Placement,
-    place,
-)
+from raymrc.planning.fold_runs import Fingerprints, fold_run
+from raymrc.planning.loaded import LoadedStudy
+from raymrc.planning.placement import SPECIAL_PIECES, DoesNotFit, Placement, place
 from raymrc.racing.racing import Racing
-from raymrc.reading.questions import build_questions
-from raymrc.reading.relations import Asked
-from raymrc.study.notes import build_study_folds, check_shots, study_labels, study_questions
-from raymrc.study.sections import BackboneSpec
 from raymrc.study.source import Steps
 from raymrc.study.space import Grid, SearchSpace, build_space, effective
 from raymrc.study.spec import Spec
 
-DRAWS_IN_VAIN = 10_000
-"""After so many draws in a row that were drawn before, a search space is used up."""
+MAX_REPEATED_DRAWS = 10_000
+"""A search space is exhausted after this many consecutive draws that repeat earlier ones."""
+
+NUM_REPRESENTATIVES = 12
+"""Random configurations that stand for those that tpe will propose."""
 
 
 @dataclass(frozen=True)
 class CellPlan:
-    """One cell: its search space and what it will take.
+    """One cell: its search space and what training it takes.
 
     Args:
-        num_configurations: how many will be tried.
         num_fold_runs: configurations times folds.
-        configurations: all of them for grid and random; None for tpe, which proposes as it goes.
-        shape: of the backbone; None where it is not known yet.
-        num_questions: of the task; None where they are not known before the corpus is read.
-        parameters: of the largest configuration; None where shape or labels are not known.
-        done: fold-runs that the ledger has; None where it cannot be known yet.
-        placement: where its fold-runs train; None where shape or labels are not known.
+        configurations: all of them for grid and random; None for tpe, which proposes them one by one.
+        shape: of the backbone; None if unknown.
+        num_questions: of the task; None if they depend on a corpus that is not here.
+        parameters: of the largest configuration; None if shape or labels are unknown.
+        done: fold-runs in the ledger; None if keys are unknown.
+        placement: where its fold-runs train; None if shape or labels are unknown.
     """
 
     cell: Cell
@@ -78,9 +72,9 @@ class CellPlan:
     placement: Placement | None = None
 
     def holds(self, configuration: Configuration) -> bool:
-        """Is this one of those that are tried, or one that tpe might propose?
+        """Whether the cell tries this configuration, or tpe could propose it.
 
-        A ledger also holds what an earlier form of the study tried in the same cell.
+        A ledger also holds configurations of earlier versions of the study file.
         """
         if self.configurations is not None:
             return configuration in self._planned
@@ -101,7 +95,7 @@ class CellPlan:
 
     @property
     def longest_window(self) -> int:
-        """Pieces."""
+        """In pieces."""
         return int(max(self.space.ends("window")))
 
     @cached_property
@@ -127,15 +121,15 @@ class CellPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study, worked out.
+    """The plan of a study.
 
     Args:
-        folds: how many.
-        labels: None where they depend on a corpus that is not there.
-        num_notes: None where the corpus is not there.
-        fingerprints: None until corpus and weights are there.
-        remarks: what is still open, a sentence each.
-        racing: how configurations of a cell are raced; None: all are trained.
+        folds: fold-runs per configuration.
+        labels: None if they depend on a corpus that is not here.
+        num_notes: None if the corpus is not here.
+        fingerprints: None unless corpus, other sites, weights and initial prompt are here.
+        remarks: sentences about what is still open.
+        racing: how configurations of a cell are raced; None trains all of them.
     """
 
     study: str
@@ -161,12 +155,12 @@ class Plan:
 
     @property
     def done(self) -> int | None:
-        """Fold-runs that the ledger has already; None where it cannot be known yet."""
+        """Fold-runs in the ledger; None if keys are unknown."""
         counts = [cell.done for cell in self.cells]
         return None if None in counts else sum(count or 0 for count in counts)
 
     def holds(self, configuration: Configuration) -> bool:
-        """Does one of the cells hold it (`CellPlan.holds`)?"""
+        """Whether one of the cells tries this configuration; see `CellPlan.holds`."""
         return _hold(self.cells, configuration)
 
 
@@ -174,87 +168,41 @@ def _hold(cells: Sequence[CellPlan], configuration: Configuration) -> bool:
     return any(c.cell == configuration.cell and c.holds(configuration) for c in cells)
 
 
-def plan_study(
-    spec: Spec,
-    corpus: Corpus | None = None,
-    weights: Mapping[str, str] | None = None,
-    ledger: Ledger | None = None,
-    *,
-    transfer: Mapping[str, Corpus] | None = None,
-    initial_prompt: Adapter | None = None,
-    places: bool = True,
-) -> Plan:
+def plan_study(study: LoadedStudy, ledger: Ledger | None = None, *, places: bool = True) -> Plan:
     """Work out a study's cells, configurations and fold-runs.
 
     Args:
-        corpus: as `read_study_corpus` gives it; None where the files are not at hand.
-        weights: by name of the backbone, `weights_fingerprint` of what its source holds.
-        ledger: counts what is done already; needs corpus and weights, and what transfer is scored on.
-        transfer: as `read_transfer` gives it; None where the files are not at hand.
-        initial_prompt: as `read_initial_prompt` gives it; None where the file is not at hand.
-        places: False: where fold-runs would train is left open, as for a report on another machine.
+        ledger: to count finished fold-runs in.
+        places: whether to decide where fold-runs train; a report on another machine does not need it.
 
     Raises:
-        CorpusError: notes that cannot fill the folds.
-        SpecError: a first layer that the backbone does not have, a window that does not fit it,
-            a question for a label that the corpus does not have, an initial prompt of another form
-            or of other labels alone, a cell that no number of devices holds or more of them than the
-            study allows.
-        BackboneError: a backbone's folder whose config cannot be read, or not the one that the initial
-            prompt was trained on.
+        CorpusError: the notes cannot fill the folds.
+        SpecError: the study contradicts its inputs: a layer that the backbone lacks, a window that does not
+            fit it, a question for an unknown label, an initial prompt of another form or for other labels, a
+            cell that does not fit the devices that the study allows.
+        BackboneError: the config in a backbone's folder cannot be read, or is of another backbone than the
+            initial prompt's.
     """
-    labels = corpus.labels if corpus is not None else study_labels(spec)
-    asked = study_questions(spec, corpus)
-    if asked is not None:
-        build_questions(asked.labels, spec.questions, asked.relations)
-    fingerprints = None
-    if corpus is not None:
-        folds = build_study_folds(spec, corpus)  # whether they can be made is told in any case
-        check_shots(spec, corpus, folds)
-        if weights is not None and (transfer is not None or not spec.transfer):
-            fingerprints = build_fingerprints(
-                spec, corpus, folds, weights, transfer or {}, initial_prompt
-            )
+    spec, questions, fingerprints = study.spec, study.questions, study.fingerprints
     remarks: list[str] = []
-    if corpus is None:
-        unknown = "" if asked is not None else "; labels and trained shares are not known before"
+    if study.corpus is None:
+        unknown = "" if questions is not None else "; labels and trained shares depend on it"
         remarks.append(f"the corpus was not read{unknown}")
     cells = []
+    shots: tuple[int | None, ...] = spec.few_shot.shots if spec.few_shot else (None,)
     for index, entry in enumerate(spec.backbones):
         shape = find_shape(entry.backbone)
         if shape is None:
-            remarks.append(
-                f"the shape of {entry.backbone.name} is not known before its weights are here"
-            )
-        few: tuple[int | None, ...] = spec.few_shot.shots if spec.few_shot else (None,)
-        for strategy, shots in product(spec.strategies.named(), few):
-            planned = _plan_cell(spec, index, entry, strategy, shots, shape, asked)
-            if initial_prompt is not None and planned.starts_from_adapter:
-                _check_initial_prompt(spec, index, planned, initial_prompt, weights or {})
+            name = entry.backbone.name
+            remarks.append(f"the shape of {name} is unknown until its weights are on this machine")
+        for strategy, number in product(spec.strategies.named(), shots):
+            planned = _plan_cell(study, index, strategy, number, shape)
+            if study.initial_prompt is not None and planned.starts_from_adapter:
+                _check_initial_prompt(study, index, planned, study.initial_prompt)
             cells.append(_placed(spec, index, planned) if places else planned)
-    if spec.final_test is not None:
-        number = len(cells) * len(spec.final_test.seeds)
-        remarks.append(f"raymrc test will train {number} more, one a cell and seed, on all notes")
-    if spec.racing is not None:
-        raced = any(cell.num_configurations > 1 for cell in cells)
-        remarks.append(
-            "the table has the most that is trained: with racing, who can no longer win is stopped"
-            if raced
-            else "racing has no effect: no cell has more than one configuration"
-        )
-    if any(cell.starts_from_adapter for cell in cells):
-        remarks += _about_initial_prompt(spec, initial_prompt, asked)
-        if initial_prompt is None:
-            fingerprints = None
-    resources = spec.resources
-    if (
-        resources.gpus_per_host
-        and resources.device_memory is None
-        and any(cell.placement for cell in cells)
-    ):
-        remarks.append(
-            f"GPUs are taken to have {GPU_GIB:g} GiB; set resources.device_memory if they do not"
-        )
+    remarks += _remarks(study, cells)
+    if study.initial_prompt is None and any(cell.starts_from_adapter for cell in cells):
+        fingerprints = None
     if fingerprints is not None and ledger is not None:
         cells = _count_done(cells, spec, fingerprints, ledger)
     return Plan(
@@ -265,8 +213,8 @@ def plan_study(
         algorithm=spec.search.algorithm,
         seed=spec.search.seed,
         cells=tuple(cells),
-        labels=labels,
-        num_notes=len(corpus.notes) if corpus is not None else None,
+        labels=study.labels,
+        num_notes=len(study.corpus.notes) if study.corpus is not None else None,
         fingerprints=fingerprints,
         remarks=tuple(remarks),
         racing=build_racing(spec),
@@ -274,9 +222,30 @@ def plan_study(
 
 
 def build_racing(spec: Spec) -> Racing | None:
-    """How the study races the configurations of a cell; None where it trains all of them."""
+    """How the study races the configurations of a cell; None if it trains all of them."""
     race = spec.racing
     return None if race is None else Racing(race.error_rate, race.rungs, race.min_folds)
+
+
+def _remarks(study: LoadedStudy, cells: Sequence[CellPlan]) -> Iterator[str]:
+    spec, resources = study.spec, study.spec.resources
+    if spec.final_test is not None:
+        number = len(cells) * len(spec.final_test.seeds)
+        yield f"raymrc test will train {number} more fold-runs, one per cell and seed, on all notes"
+    if spec.racing is not None:
+        yield (
+            "the table shows the maximum: racing stops configurations that can no longer win"
+            if any(cell.num_configurations > 1 for cell in cells)
+            else "racing has no effect: no cell has more than one configuration"
+        )
+    if any(cell.starts_from_adapter for cell in cells):
+        yield from _about_initial_prompt(study)
+    if (
+        resources.gpus_per_host
+        and resources.device_memory is None
+        and any(cell.placement for cell in cells)
+    ):
+        yield f"assuming GPUs with {GPU_GIB:g} GiB; set resources.device_memory if they differ"
 
 
 # --- one cell -------------------------------------------------------------------------------------
@@ -286,8 +255,8 @@ def build_configuration(cell_plan: CellPlan, values: Mapping[str, Any]) -> Confi
     """One point of a cell's search space.
 
     Args:
-        values: by field name, one for every grid and distribution of the cell; drawn numbers
-            are rounded to four significant digits, so that equal ones have equal keys.
+        values: one for every grid and distribution of the cell, by name. Drawn numbers are rounded to four
+            significant digits, so that equal configurations have equal keys.
     """
     return _configuration(cell_plan.cell, cell_plan.space, values)
 
@@ -303,7 +272,7 @@ def _configuration(cell: Cell, space: SearchSpace, values: Mapping[str, Any]) ->
 
 
 def find_shape(backbone: Backbone) -> Shape | None:
-    """Layers, hidden size and the rest, where our table or a folder knows them; nothing is fetched."""
+    """The backbone's shape, if our table or a local folder has it; nothing is downloaded."""
     if backbone.source not in SHAPES and (Path(backbone.source) / "config.json").is_file():
         return read_shape(Path(backbone.source), backbone.layers)
     base = backbone.name.removesuffix(f"-l{backbone.layers}")
@@ -312,21 +281,16 @@ def find_shape(backbone: Backbone) -> Shape | None:
 
 
 def _plan_cell(
-    spec: Spec,
-    index: int,
-    entry: BackboneSpec,
-    strategy: str,
-    shots: int | None,
-    shape: Shape | None,
-    asked: Asked | None,
+    study: LoadedStudy, index: int, strategy: str, shots: int | None, shape: Shape | None
 ) -> CellPlan:
+    spec, asked, entry = study.spec, study.asked, study.spec.backbones[index]
     counted = spec.few_shot.shots_of if spec.few_shot else "notes"
     cell = Cell(spec.task, spec.corpus.display_name, entry.backbone, strategy, shots, counted)
     space = build_space(effective(spec.settings(entry, strategy), strategy, spec.task))
     if shape is not None:
         _check_fit(spec, index, strategy, space, shape)
     configurations = _configurations(spec, cell, space)
-    count = len(configurations) if configurations is not None else _how_many(spec, space)
+    count = len(configurations) if configurations is not None else _max_configurations(spec, space)
     parameters = None
     if shape is not None and asked is not None:
         parameters = max(
@@ -349,7 +313,7 @@ def _plan_cell(
 
 
 def _placed(spec: Spec, index: int, plan: CellPlan) -> CellPlan:
-    """With a placement, where enough is known for one."""
+    """The cell with its placement, if shape and questions are known."""
     if plan.shape is None or plan.num_questions is None:
         return plan
     resources = spec.resources
@@ -369,64 +333,30 @@ def _placed(spec: Spec, index: int, plan: CellPlan) -> CellPlan:
     return replace(plan, placement=placement)
 
 
-def _check_initial_prompt(
-    spec: Spec, index: int, plan: CellPlan, adapter: Adapter, weights: Mapping[str, str]
-) -> None:
-    """Refuse prompts of another form than those of a cell that is to start from them."""
-    given = adapter.configuration
-    trained_by = STRATEGIES.get(adapter.strategy)
-    if trained_by is None or trained_by.asks != "vectors":
-        raise spec.error(
-            ("initial_prompt",),
-            f"initial_prompt: {adapter.place} was trained by {adapter.strategy}, which has no soft "
-            "prompt; give an adapter of soft_prompt or frozen_soft_prompt",
-        )
-    for name in ("prompt_length", "prompt_depth", "first_layer"):
-        for wanted in plan.space.ends(name):
-            if wanted != given[name]:
-                raise spec.error(
-                    _place(spec, index, plan.cell.strategy, name),
-                    f"{name}: {wanted} is not that of the initial prompt {adapter.place}, "
-                    f"{given[name]}",
-                )
-    backbone = plan.cell.backbone
-    layers = given["cell"]["backbone"]["layers"]
-    if layers != backbone.layers:
-        shown = ["all" if number is None else str(number) for number in (layers, backbone.layers)]
-        raise spec.error(
-            ("backbones", index),
-            f"the initial prompt {adapter.place} was trained on {shown[0]} layers of "
-            f"{adapter.backbone}, and {backbone.name} has {shown[1]}",
-        )
-    if backbone.name in weights:
-        adapter.check_backbone(weights[backbone.name])
+def _configurations(spec: Spec, cell: Cell, space: SearchSpace) -> tuple[Configuration, ...] | None:
+    if spec.search.algorithm == "grid":
+        return tuple(_configuration(cell, space, values) for values in space.grid())
+    if spec.search.algorithm == "tpe":
+        return None
+    # Seeded by the cell's name: a new backbone or a larger search does not change earlier draws.
+    generator = random.Random(f"{spec.search.seed}/{cell.name}")
+    drawn: dict[Configuration, None] = {}
+    wanted, repeated = _max_configurations(spec, space), 0
+    # After rounding, a narrow range has fewer values than its size says.
+    while len(drawn) < wanted and repeated < MAX_REPEATED_DRAWS:
+        before = len(drawn)
+        drawn.setdefault(_configuration(cell, space, space.draw(generator)))
+        repeated = 0 if len(drawn) > before else repeated + 1
+    return tuple(drawn)
 
 
-def _about_initial_prompt(
-    spec: Spec, adapter: Adapter | None, asked: Asked | None
-) -> Iterator[str]:
-    """What whoever starts from a trained prompt should know."""
-    if adapter is None:
-        yield f"initial_prompt {spec.initial_prompt} is not here; whether it fits was not looked at"
-        return
-    if asked is not None:
-        absent = [name for name in asked.names if name not in adapter.names]
-        if len(absent) == len(asked):
-            raise spec.error(
-                ("initial_prompt",),
-                f"initial_prompt: {adapter.place} has prompts for {', '.join(adapter.names)}, and "
-                f"the study asks for {', '.join(absent)}; none would start from it",
-            )
-        if absent:
-            yield f"the initial prompt lacks {', '.join(absent)}, which start at random"
-
-
-REPRESENTATIVES = 12
-"""Configurations that stand for those that tpe will propose."""
+def _max_configurations(spec: Spec, space: SearchSpace) -> int:
+    size = space.size
+    return spec.search.configurations if size is None else min(spec.search.configurations, size)
 
 
 def representatives(plan: CellPlan, seed: int) -> tuple[Configuration, ...]:
-    """All configurations of a cell; where tpe proposes them, some drawn at random.
+    """All configurations of a cell, or random ones if tpe proposes them.
 
     Args:
         seed: of the search.
@@ -436,39 +366,12 @@ def representatives(plan: CellPlan, seed: int) -> tuple[Configuration, ...]:
     generator = random.Random(f"{seed}/{plan.cell.name}")
     return tuple(
         _configuration(plan.cell, plan.space, plan.space.draw(generator))
-        for _ in range(REPRESENTATIVES)
+        for _ in range(NUM_REPRESENTATIVES)
     )
 
 
-def _how_many(spec: Spec, space: SearchSpace) -> int:
-    size = space.size
-    return spec.search.configurations if size is None else min(spec.search.configurations, size)
-
-
-def _configurations(spec: Spec, cell: Cell, space: SearchSpace) -> tuple[Configuration, ...] | None:
-    if spec.search.algorithm == "grid":
-        return tuple(_configuration(cell, space, values) for values in space.grid())
-    if spec.search.algorithm == "tpe":
-        return None
-    # Seeded by the cell's name: a new backbone or a larger search leaves the earlier draws alone.
-    generator = random.Random(f"{spec.search.seed}/{cell.name}")
-    drawn: dict[Configuration, None] = {}
-    wanted, in_vain = _how_many(spec, space), 0
-    # A narrow range has fewer different values than it seems, once they are rounded.
-    while len(drawn) < wanted and in_vain < DRAWS_IN_VAIN:
-        before = len(drawn)
-        drawn.setdefault(_configuration(cell, space, space.draw(generator)))
-        in_vain = 0 if len(drawn) > before else in_vain + 1
-    return tuple(drawn)
-
-
 def _corners(cell: Cell, space: SearchSpace, sized: Sequence[str]) -> Iterator[Configuration]:
-    """Configurations at the ends of the ranges, among them the largest one.
-
-    Args:
-        sized: settings that it is large by.
-    """
-    # Only what changes a count is combined; the rest stays at its first value.
+    """Configurations at the ends of the ranges of `sized` settings, among them the largest one."""
     ends = {
         name: space.ends(name) if name in sized else space.ends(name)[:1]
         for name in (*space.grids, *space.distributions)
@@ -478,7 +381,10 @@ def _corners(cell: Cell, space: SearchSpace, sized: Sequence[str]) -> Iterator[C
 
 
 def _check_fit(spec: Spec, index: int, strategy: str, space: SearchSpace, shape: Shape) -> None:
-    """Refuse what the backbone cannot hold. How long worded questions are, only its tokenizer knows."""
+    """Refuse windows and layers that the backbone does not have.
+
+    Only a tokenizer knows the length of questions in words; training checks it.
+    """
     name = spec.backbones[index].backbone.name
     window = max(space.ends("window"))
     if window + SPECIAL_PIECES > shape.max_pieces:
@@ -497,7 +403,7 @@ def _check_fit(spec: Spec, index: int, strategy: str, space: SearchSpace, shape:
 
 
 def _place(spec: Spec, index: int, strategy: str, name: str) -> Steps:
-    """Where a cell's setting was written down: the nearest of the three places."""
+    """The place in the study file that decides a cell's setting."""
     own = spec.backbones[index].strategies.named().get(strategy)
     if own is not None and name in own.given():
         return ("backbones", index, "strategies", strategy, name)
@@ -506,33 +412,80 @@ def _place(spec: Spec, index: int, strategy: str, name: str) -> Steps:
     return ("training", name) if name in spec.training.given() else ("backbones", index)
 
 
+# --- prompts that start from an adapter -----------------------------------------------------------
+
+
+def _check_initial_prompt(study: LoadedStudy, index: int, plan: CellPlan, adapter: Adapter) -> None:
+    """Refuse an adapter whose prompts have another form than the cell's."""
+    spec, given = study.spec, adapter.configuration
+    trained_by = STRATEGIES.get(adapter.strategy)
+    if trained_by is None or trained_by.asks != "vectors":
+        raise spec.error(
+            ("initial_prompt",),
+            f"initial_prompt: {adapter.place} was trained by {adapter.strategy}, which has no soft "
+            "prompt; give an adapter of soft_prompt or frozen_soft_prompt",
+        )
+    for name in ("prompt_length", "prompt_depth", "first_layer"):
+        for wanted in plan.space.ends(name):
+            if wanted != given[name]:
+                raise spec.error(
+                    _place(spec, index, plan.cell.strategy, name),
+                    f"{name}: {wanted} differs from {given[name]} of the initial prompt {adapter.place}",
+                )
+    backbone = plan.cell.backbone
+    layers = given["cell"]["backbone"]["layers"]
+    if layers != backbone.layers:
+        shown = ["all" if number is None else str(number) for number in (layers, backbone.layers)]
+        raise spec.error(
+            ("backbones", index),
+            f"the initial prompt {adapter.place} was trained on {shown[0]} layers of "
+            f"{adapter.backbone}, and {backbone.name} has {shown[1]}",
+        )
+    if study.weights and backbone.name in study.weights:
+        adapter.check_backbone(study.weights[backbone.name])
+
+
+def _about_initial_prompt(study: LoadedStudy) -> Iterator[str]:
+    adapter, asked, place = study.initial_prompt, study.asked, study.spec.initial_prompt
+    if adapter is None:
+        yield f"initial_prompt {place} is not on this machine; it was not checked"
+    elif asked is not None:
+        absent = [name for name in asked.names if name not in adapter.names]
+        if len(absent) == len(asked):
+            raise study.spec.error(
+                ("initial_prompt",),
+                f"initial_prompt: {adapter.place} has prompts for {', '.join(adapter.names)}, but "
+                f"the study asks for {', '.join(absent)}; no prompt would start from it",
+            )
+        if absent:
+            yield f"the initial prompt lacks {', '.join(absent)}, which start at random"
+
+
 # --- against the ledger ---------------------------------------------------------------------------
 
 
 def _count_done(
-    cells: list[CellPlan], spec: Spec, fingerprints: Fingerprints, ledger: Ledger
+    cells: Sequence[CellPlan], spec: Spec, fingerprints: Fingerprints, ledger: Ledger
 ) -> list[CellPlan]:
-    """How many of each cell's fold-runs the ledger has.
+    """The cells with their finished fold-runs.
 
-    Grid and random know their keys. What tpe will propose is not known, so all that it finished in
-    the cell on the same notes, folds and weights counts.
+    Grid and random know their keys. For tpe, every finished fold-run of the cell on the same notes, folds and
+    weights counts.
     """
     keys = ledger.keys()
-    finished: dict[Cell, int] = {}
+    finished: Counter[Cell] = Counter()
     if any(cell.configurations is None for cell in cells):
-        for record in ledger.records():
-            run = record.fold_run
-            cell = run.configuration.cell
-            if (
-                record.status == "done"
-                and _hold(cells, run.configuration)
-                and run == fold_run(run.configuration, run.fold, fingerprints)
-            ):
-                finished[cell] = finished.get(cell, 0) + 1
+        runs = [record.fold_run for record in ledger.records() if record.status == "done"]
+        finished.update(
+            run.configuration.cell
+            for run in runs
+            if _hold(cells, run.configuration)
+            and run == fold_run(run.configuration, run.fold, fingerprints)
+        )
     counted = []
     for plan in cells:
         if plan.configurations is None:
-            done = min(finished.get(plan.cell, 0), plan.num_fold_runs)
+            done = min(finished[plan.cell], plan.num_fold_runs)
         else:
             done = sum(
                 fold_run(configuration, fold, fingerprints).key in keys

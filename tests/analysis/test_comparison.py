@@ -23,10 +23,9 @@ from raymrc.analysis.findings import Findings
 from raymrc.analysis.judging import conclude
 from raymrc.analysis.statistics import compare_folds
 from raymrc.analysis.summary import summarise
-from raymrc.planning.plan import plan_study
 from raymrc.report.terminal import render_comparison
 from tests.analysis.test_conclusions import scored
-from tests.study.making import STUDY, cell, record, spec_of
+from tests.study.making import STUDY, cell, plan_of, record, spec_of
 
 LEVEL = [0.80, 0.82, 0.79, 0.81, 0.80]
 BETTER = [0.88, 0.91, 0.87, 0.88, 0.89]
@@ -40,7 +39,7 @@ def study(folder, f1, *, name="a", notes="fold", of=None, order=range(5), overri
         for fold in range(5)
     ]
     summaries = summarise(records, 5)
-    plan = plan_study(spec, places=False)
+    plan = plan_of(spec, places=False)
     return Findings(spec, plan, tuple(records), summaries, conclude(summaries, 0.01))
 
 

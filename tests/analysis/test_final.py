@@ -23,7 +23,6 @@ from raymrc.corpora.note import Note, Relation, Span
 from raymrc.errors import SpecError, StudyError
 from raymrc.ledger.record import Found, NoteCounts, Record
 from raymrc.planning.fold_runs import fold_run
-from raymrc.planning.plan import plan_study
 from raymrc.quantities import points
 from raymrc.report.results import final_table
 from raymrc.scheduling.search import StudySearch
@@ -31,7 +30,7 @@ from raymrc.scoring.counts import Counts
 from raymrc.scoring.n2c2_2018 import score_2018_folders
 from raymrc.scoring.n2c2_2022 import score_2022_folders as score_event_folders
 from raymrc.study.notes import read_study_corpus, read_test
-from tests.study.making import STUDY, problems_of, spec_of
+from tests.study.making import STUDY, plan_of, problems_of, spec_of
 
 WEIGHTS = {"minilm": "w"}
 SHARE = "final_test={share: 0.3, seeds: [4, 5]}"
@@ -43,7 +42,7 @@ def study(tmp_path):
     """Spec, plan, test notes and a finished cross-validation's records."""
     spec = spec_of(tmp_path, overrides=[SHARE, "corpus.synthetic.notes=12"])
     corpus = read_study_corpus(spec)
-    plan = plan_study(spec, corpus, WEIGHTS)
+    plan = plan_of(spec, corpus, WEIGHTS)
     test = read_test(spec, corpus)
     records = [
         made(fold_run(configuration, fold, plan.fingerprints), 0.6 if first else 0.5, 7 + fold)
@@ -80,7 +79,9 @@ def scored(study, counts=GOOD) -> list[Record]:
 def test_each_winner_is_trained_once_a_seed_for_as_long_as_was_best(study):
     _, plan, test, _ = study
     final = final_plan(study)
-    assert plan.remarks == ("raymrc test will train 4 more, one a cell and seed, on all notes",)
+    assert plan.remarks == (
+        "raymrc test will train 4 more fold-runs, one per cell and seed, on all notes",
+    )
     assert final.remarks == ()
     assert final.folds == 1 and final.num_fold_runs == 2 * len(plan.cells)
     assert final.fingerprints.test == test.fingerprint
@@ -193,7 +194,10 @@ def test_a_share_is_held_out_of_all_folds_and_another_corpus_must_be_another(tmp
     ("given", "sentence"),
     [
         ("final_test: {seeds: [1]}", "a final test needs a corpus or a share"),
-        ("final_test: {share: 0.2, seeds: [1, 1]}", "wants different seeds, at least one"),
+        (
+            "final_test: {share: 0.2, seeds: [1, 1]}",
+            "give at least one number, and none of them twice",
+        ),
         ("final_test: {share: 0.2}\nfew_shot: {notes: [2]}", "take one of them out"),
     ],
 )

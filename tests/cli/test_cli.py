@@ -4,6 +4,8 @@ half-written. It would break without anyone noticing: nobody tests with broken i
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import typer
 
 from raymrc.cli import describe_bug, main
+from raymrc.cli.run import prepare_study
 from raymrc.configuration import Backbone
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.splits import make_folds, note_marks
@@ -18,14 +21,14 @@ from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Epoch, Record
 from raymrc.model.backbones import weights_fingerprint
 from raymrc.planning.fold_runs import fold_run
-from raymrc.planning.plan import plan_study
+from raymrc.reading.questions import build_questions
 from raymrc.study.load import load_spec
 from raymrc.study.notes import read_study_corpus
 from tests.commands import STUDY, raymrc, write_notes
 from tests.model.tiny import tiny_checkpoint
 from tests.paths import ROOT
 from tests.planning.test_plan import write_prompt
-from tests.study.making import record
+from tests.study.making import plan_of, record
 
 TEXT = "Took aspirin 10 mg daily for pain. No nausea after warfarin.\n"
 WARFARIN = f"{TEXT.index('warfarin')} {TEXT.index('warfarin') + len('warfarin')}"
@@ -218,6 +221,32 @@ def test_too_many_folds_are_named_by_plan_and_run(place):
         assert "cannot fill 9 folds" in sentence
 
 
+def count_calls(command: Callable[[], object], *functions: Callable) -> list[int]:
+    """How often each function runs during a command, whatever name it is imported under."""
+    counts = {function.__code__: 0 for function in functions}
+
+    def count(frame, event, _argument):
+        if event == "call" and frame.f_code in counts:
+            counts[frame.f_code] += 1
+
+    sys.setprofile(count)
+    try:
+        command()
+    finally:
+        sys.setprofile(None)
+    return [counts[function.__code__] for function in functions]
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "report", "run"])
+def test_a_command_builds_folds_and_questions_once(place, command, monkeypatch):
+    tiny_checkpoint("bert", place / "backbone")
+    monkeypatch.chdir(place)
+    run = {
+        "run": lambda: prepare_study(Path("study.yaml"), None),
+    }.get(command, lambda: main([command, "study.yaml"]))
+    assert count_calls(run, make_folds, build_questions, read_corpus) == [1, 1, 1]
+
+
 # --- command by command ---------------------------------------------------------------------------
 
 
@@ -338,7 +367,7 @@ def test_report_asks_only_what_the_study_tries_now(place):
     spec = load_spec(place / "study.yaml", [f"corpus.path={place / 'notes'}"])
     backbone = Backbone("tiny", "backbone")
     weights = {"tiny": weights_fingerprint(place / "backbone")}
-    plan = plan_study(spec, read_study_corpus(spec), weights)
+    plan = plan_of(spec, read_study_corpus(spec), weights)
     ledger = Ledger(str(place / "runs" / "tiny"))
     (cell,) = plan.cells
     (now,) = cell.configurations
@@ -524,7 +553,7 @@ def test_report_says_which_cell_was_closed_and_that_a_run_tries_it_again(place):
     rates = "strategies.frozen_soft_prompt.learning_rate=[0.01, 0.02, 0.03, 0.04]"
     spec = load_spec(place / "study.yaml", [f"corpus.path={place / 'notes'}", rates])
     weights = {"tiny": weights_fingerprint(place / "backbone")}
-    plan = plan_study(spec, read_study_corpus(spec), weights)
+    plan = plan_of(spec, read_study_corpus(spec), weights)
     ledger = Ledger(str(place / "runs" / "tiny"))
     for minute, configuration in enumerate(plan.cells[0].configurations[:3]):
         run = fold_run(configuration, 0, plan.fingerprints)

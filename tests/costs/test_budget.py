@@ -31,7 +31,7 @@ from raymrc.costs.journal import (
     unfinished,
 )
 from raymrc.errors import LedgerError
-from tests.study.making import STUDY, problems_of, spec_of
+from tests.study.making import STUDY, plan_of, problems_of, spec_of
 
 NOW = 1_800_000_000.0
 HOUR = Budget(device_hours=1.0, device_hour_usd=2.0)
@@ -455,11 +455,10 @@ def test_dollars_want_a_price(tmp_path):
 
 
 def test_a_budget_changes_no_key(tmp_path):
-    from raymrc.planning.plan import plan_study
     from raymrc.study.notes import read_study_corpus
 
     plans = []
     for text in (PRICED, PRICED + "budget: {usd: 2.5}\n"):
         spec = spec_of(Path(tmp_path), text)
-        plans.append(plan_study(spec, read_study_corpus(spec), {"minilm": "w"}))
+        plans.append(plan_of(spec, read_study_corpus(spec), {"minilm": "w"}))
     assert plans[0] == plans[1]

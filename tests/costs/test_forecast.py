@@ -24,7 +24,7 @@ from raymrc.errors import LedgerError, SpecError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Epoch, Record
 from raymrc.planning.fold_runs import fold_run
-from raymrc.planning.plan import plan_study
+from raymrc.planning.loaded import LoadedStudy
 from raymrc.quantities import Estimate, format_estimate, in_time
 from raymrc.racing.racing import Racing
 from raymrc.racing.simulate import expected_share
@@ -33,7 +33,7 @@ from raymrc.report.terminal import render_plan
 from raymrc.study.load import load_spec
 from raymrc.study.notes import read_study_corpus
 from tests.paths import ROOT
-from tests.study.making import STUDY, spec_of
+from tests.study.making import STUDY, plan_of, spec_of
 
 WEIGHTS = {"minilm": "w"}
 HERE = "EPYC, 2 cores, 1 threads"
@@ -45,9 +45,9 @@ class Cost:
     def __init__(self, folder, overrides=(), text=STUDY, ledger=None):
         self.spec = spec_of(folder, text, overrides)
         self.corpus = read_study_corpus(self.spec)
-        self.plan = plan_study(self.spec, self.corpus, WEIGHTS, ledger)
+        self.plan = plan_of(self.spec, self.corpus, WEIGHTS, ledger)
         tokenizers = {e.backbone.source: RoughTokenizer() for e in self.spec.backbones}
-        self.workload = build_workload(self.spec, self.plan, self.corpus, {}, tokenizers)
+        self.workload = build_workload(LoadedStudy(self.spec, self.corpus), self.plan, tokenizers)
 
     def forecast(self, *measured, **fields) -> Forecast:
         fields.setdefault("table", read_prices())
@@ -312,7 +312,7 @@ def test_the_json_holds_each_figure_per_cell_and_in_total_with_its_interval(tmp_
 
 
 def test_without_a_forecast_the_json_says_that_nothing_is_known(tmp_path):
-    values = plan_json(plan_study(spec_of(tmp_path)))
+    values = plan_json(plan_of(spec_of(tmp_path)))
     for part in (values, *values["cells"]):
         assert part["device_seconds"] is part["usd"] is part["peak_memory_bytes"] is None
 
@@ -323,8 +323,8 @@ def test_the_table_with_costs_fits_120_columns_without_folding_a_name(name):
 
     spec = load_spec(ROOT / "studies" / f"{name}.yaml")
     corpus = read_study_corpus(spec)
-    plan = plan_study(spec, corpus)
-    workload = build_workload(spec, plan, corpus, {}, {"minilm": RoughTokenizer()})
+    plan = plan_of(spec, corpus)
+    workload = build_workload(LoadedStudy(spec, corpus), plan, {"minilm": RoughTokenizer()})
     costs = forecast(spec, plan, workload, table=read_prices())
     console = Console(width=119, record=True, file=io.StringIO())
     console.print(render_plan(plan, costs))

@@ -27,11 +27,11 @@ from raymrc.costs.status import Status, over_budget_remark, read_status
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Record
 from raymrc.planning.fold_runs import fold_run
-from raymrc.planning.plan import plan_study
+from raymrc.planning.loaded import LoadedStudy
 from raymrc.reading.light_tokenizers import RoughTokenizer
 from raymrc.report.status import render_status
 from raymrc.study.notes import read_study_corpus
-from tests.study.making import STUDY, spec_of
+from tests.study.making import STUDY, plan_of, spec_of
 
 WEIGHTS = {"minilm": "w"}
 NOW = 1_800_000_000.0
@@ -45,9 +45,9 @@ class Study:
         self.spec = spec_of(folder, text)
         self.corpus = read_study_corpus(self.spec)
         self.ledger = Ledger(str(folder / "storage"))
-        self.plan = plan_study(self.spec, self.corpus, WEIGHTS)
+        self.plan = plan_of(self.spec, self.corpus, WEIGHTS)
         tokenizers = {e.backbone.source: RoughTokenizer() for e in self.spec.backbones}
-        self.workload = build_workload(self.spec, self.plan, self.corpus, {}, tokenizers)
+        self.workload = build_workload(LoadedStudy(self.spec, self.corpus), self.plan, tokenizers)
 
     @property
     def runs(self) -> list[FoldRun]:
@@ -74,7 +74,7 @@ class Study:
     def status(
         self, *entries: JournalEntry, budget: Budget = BUDGET, costs: Forecast | None = None
     ) -> Status:
-        plan = plan_study(self.spec, self.corpus, WEIGHTS, self.ledger)
+        plan = plan_of(self.spec, self.corpus, WEIGHTS, self.ledger)
         return read_status(plan, self.ledger.records(), entries, budget, costs, NOW)
 
 

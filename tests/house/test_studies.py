@@ -13,7 +13,6 @@ from raymrc.corpora.formats import write_corpus
 from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.model.shapes import SHAPES
 from raymrc.model.strategies import STRATEGIES
-from raymrc.planning.plan import plan_study
 from raymrc.study.load import load_spec
 from raymrc.study.notes import (
     build_study_folds,
@@ -24,6 +23,7 @@ from raymrc.study.notes import (
     study_questions,
 )
 from tests.paths import ROOT, SHARED, needs_shared
+from tests.study.making import plan_of
 
 STUDIES = sorted((ROOT / "studies").rglob("*.yaml"))
 SEVEN = set(SHAPES) - {"minilm"}
@@ -40,7 +40,7 @@ each = pytest.mark.parametrize("path", STUDIES, ids=name_of)
 @each
 def test_a_study_is_planned_to_its_last_number_without_its_notes(path):
     spec = load_spec(path)
-    plan = plan_study(spec)
+    plan = plan_of(spec)
     assert spec.study == name_of(path)
     assert spec.warnings == ()
     compared = {cell.cell.strategy for cell in plan.cells}
@@ -109,7 +109,7 @@ def test_an_n2c2_study_reads_notes_of_its_scheme_from_where_it_says(path, made_u
     assert (path.stem == "transfer") == bool(transfer)
     assert all(len(site.notes) == 8 and site.labels for site in transfer.values())
     assert test is None or (len(test.notes) == 8 and test.labels == corpus.labels)
-    plan = plan_study(spec, corpus, transfer=transfer)
+    plan = plan_of(spec, corpus, transfer=transfer)
     assert plan.num_notes == len(corpus.notes)
     asked = study_questions(spec, corpus)
     known = study_questions(spec, None)
@@ -121,7 +121,7 @@ def test_an_n2c2_study_reads_notes_of_its_scheme_from_where_it_says(path, made_u
 )
 def test_a_scaling_study_varies_nothing_but_the_size(folder, configurations):
     spec = load_spec(ROOT / "studies" / folder / "scaling.yaml")
-    plan = plan_study(spec)
+    plan = plan_of(spec)
     assert (plan.num_configurations, plan.num_fold_runs) == (configurations, 5 * configurations)
     spaces, sizes = {}, {}
     for cell in plan.cells:

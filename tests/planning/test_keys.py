@@ -13,12 +13,13 @@ from dataclasses import replace
 
 import pytest
 
-from raymrc.planning.fold_runs import build_fingerprints, fold_run
-from raymrc.planning.plan import plan_study, representatives
+from raymrc.planning.fold_runs import fold_run
+from raymrc.planning.loaded import LoadedStudy
+from raymrc.planning.plan import representatives
 from raymrc.study.load import load_spec
-from raymrc.study.notes import build_study_folds, read_study_corpus, read_transfer
+from raymrc.study.notes import read_study_corpus, read_transfer
 from tests.paths import ROOT
-from tests.study.making import spec_of
+from tests.study.making import plan_of, spec_of
 
 KEYS = ROOT / "tests" / "golden" / "ledger_keys.json"
 """Written with raymrc c93dda9, before settings became a table: `python -m tests.planning.test_keys`."""
@@ -63,7 +64,7 @@ def digest(keys: Iterable[str]) -> str:
 
 def ids_of_study(name: str) -> dict[str, str]:
     """Per cell a hash of its configurations' ids."""
-    plan = plan_study(load_spec(ROOT / name), places=False)
+    plan = plan_of(load_spec(ROOT / name), places=False)
     found = {}
     for cell in plan.cells:
         ids = [configuration.id for configuration in representatives(cell, plan.seed)]
@@ -77,12 +78,12 @@ def keys_of_everything(folder, task: str, few_shot: str) -> dict[str, str]:
     text = EVERYTHING.replace("TASK", task).replace("FEW_SHOT", few_shot)
     spec = spec_of(folder, text)
     corpus = read_study_corpus(spec)
-    folds, transfer = build_study_folds(spec, corpus), read_transfer(spec, corpus)
+    transfer = read_transfer(spec, corpus)
     weights = {"minilm": "w", "bert-large-l12": "v"}
-    here = build_fingerprints(spec, corpus, folds, weights, transfer)
+    here = LoadedStudy(spec, corpus, transfer, weights=weights).fingerprints
     held_out = replace(here, test="t", initial_prompt="p")
     found = {}
-    for cell in plan_study(spec, corpus, places=False).cells:
+    for cell in plan_of(spec, corpus, places=False).cells:
         first, *_, last = cell.configurations or ()
         from_adapter = replace(last, prompt_initialisation="adapter")
         keys = [

@@ -28,16 +28,12 @@ from raymrc.errors import AdapterError, BackboneError, CorpusError, SpecError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Record
 from raymrc.model.adapters import ADAPTER_FILE, HEADER, read_adapter
-from raymrc.planning.fold_runs import build_fingerprints, fold_run
-from raymrc.planning.plan import (
-    Plan,
-    build_configuration,
-    plan_study,
-)
+from raymrc.planning.fold_runs import fold_run
+from raymrc.planning.loaded import LoadedStudy
+from raymrc.planning.plan import Plan, build_configuration
 from raymrc.report.terminal import render_plan
 from raymrc.study.load import load_spec
 from raymrc.study.notes import (
-    build_study_folds,
     check_held_out,
     check_unseen,
     read_initial_prompt,
@@ -48,7 +44,7 @@ from raymrc.study.notes import (
 from raymrc.study.space import Distribution, Fixed, Grid, build_space
 from raymrc.study.spec import Spec
 from tests.paths import ROOT
-from tests.study.making import STUDY, problems_of, spec_of
+from tests.study.making import STUDY, plan_of, problems_of, spec_of
 
 RANDOM = STUDY.replace(
     "learning_rate: 2.0e-2, prompt_length: [8, 32]",
@@ -73,11 +69,11 @@ def finish(plan: Plan, ledger: Ledger, configurations: int, status: str = "done"
 
 
 def planned(spec: Spec, ledger: Ledger | None = None, corpus: Corpus | None = None) -> Plan:
-    return plan_study(spec, corpus or read_study_corpus(spec), WEIGHTS, ledger)
+    return plan_of(spec, corpus or read_study_corpus(spec), WEIGHTS, ledger)
 
 
 def test_a_grid_is_every_combination_of_the_lists(tmp_path):
-    plan = plan_study(spec_of(tmp_path))
+    plan = plan_of(spec_of(tmp_path))
     tuned, frozen = plan.cells
     assert [c.learning_rate for c in tuned.configurations] == [5e-5, 2e-4]
     assert [(c.learning_rate, c.prompt_length) for c in frozen.configurations] == [
@@ -89,13 +85,13 @@ def test_a_grid_is_every_combination_of_the_lists(tmp_path):
 
 
 def test_only_the_strategies_named_are_run(tmp_path):
-    plan = plan_study(spec_of(tmp_path, STUDY.replace("[minilm]", "[minilm, roberta-large]")))
+    plan = plan_of(spec_of(tmp_path, STUDY.replace("[minilm]", "[minilm, roberta-large]")))
     assert [cell.cell.strategy for cell in plan.cells] == ["fine_tune", "frozen_soft_prompt"] * 2
 
 
 def test_a_setting_without_effect_multiplies_no_grid_and_changes_no_key(tmp_path):
-    plain = plan_study(spec_of(tmp_path))
-    idle = plan_study(
+    plain = plan_of(spec_of(tmp_path))
+    idle = plan_of(
         spec_of(tmp_path, STUDY + "training: {prompt_length: [4, 8], first_layer: [0, 1]}\n")
     )
     assert idle.cells[0].configurations == plain.cells[0].configurations
@@ -103,7 +99,7 @@ def test_a_setting_without_effect_multiplies_no_grid_and_changes_no_key(tmp_path
 
 
 def test_a_soft_prompt_without_a_length_gets_32(tmp_path):
-    plan = plan_study(spec_of(tmp_path, STUDY.replace(", prompt_length: [8, 32]", "")))
+    plan = plan_of(spec_of(tmp_path, STUDY.replace(", prompt_length: [8, 32]", "")))
     assert [c.prompt_length for c in plan.cells[1].configurations] == [32]
     assert [c.prompt_length for c in plan.cells[0].configurations] == [0, 0]
 
@@ -111,19 +107,19 @@ def test_a_soft_prompt_without_a_length_gets_32(tmp_path):
 @pytest.mark.parametrize("task", ["concepts", "relations", "end_to_end"])
 def test_spans_that_are_looked_for_lie_apart_where_the_study_says_nothing_else(tmp_path, task):
     text = STUDY.replace("task: concepts", f"task: {task}")
-    tagged, asked = (cell.configurations for cell in plan_study(spec_of(tmp_path, text)).cells)
+    tagged, asked = (cell.configurations for cell in plan_of(spec_of(tmp_path, text)).cells)
     # Given mentions overlap as they are given; a tagger's answers cannot.
     assert {c.overlapping_answers for c in tagged} == {"all"}
     wanted = "all" if task == "relations" else "surest"
     assert {c.overlapping_answers for c in asked} == {wanted}
     changed = spec_of(tmp_path, text + "training: {overlapping_answers: all}\n")
-    (_, nested) = plan_study(changed).cells
+    (_, nested) = plan_of(changed).cells
     assert {c.overlapping_answers for c in nested.configurations} == {"all"}
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not(tmp_path):
     first, again, other = (
-        plan_study(spec_of(tmp_path, with_search(f"{{algorithm: random, seed: {seed}}}")))
+        plan_of(spec_of(tmp_path, with_search(f"{{algorithm: random, seed: {seed}}}")))
         for seed in (1, 1, 2)
     )
     assert first.cells == again.cells
@@ -134,36 +130,36 @@ def test_the_same_seed_draws_the_same_and_another_does_not(tmp_path):
 def test_a_longer_random_search_extends_the_shorter(tmp_path_factory, few, more):
     folder = tmp_path_factory.getbasetemp()
     search = "{{algorithm: random, configurations: {}}}"
-    short = plan_study(spec_of(folder, with_search(search.format(few)))).cells[1]
-    long = plan_study(spec_of(folder, with_search(search.format(few + more)))).cells[1]
+    short = plan_of(spec_of(folder, with_search(search.format(few)))).cells[1]
+    long = plan_of(spec_of(folder, with_search(search.format(few + more)))).cells[1]
     assert len(set(long.configurations)) == few + more
     assert long.configurations[:few] == short.configurations
 
 
 def test_a_backbone_that_joins_leaves_the_draws_of_others_alone(tmp_path):
     text = with_search("{algorithm: random}")
-    alone = plan_study(spec_of(tmp_path, text)).cells
-    joined = plan_study(spec_of(tmp_path, text.replace("[minilm]", "[bert-large, minilm]"))).cells
+    alone = plan_of(spec_of(tmp_path, text)).cells
+    joined = plan_of(spec_of(tmp_path, text.replace("[minilm]", "[bert-large, minilm]"))).cells
     assert joined[2:] == alone
 
 
 @pytest.mark.parametrize("algorithm", ["random", "tpe"])
 def test_no_more_configurations_are_planned_than_there_are(tmp_path, algorithm):
     search = f"{{algorithm: {algorithm}, configurations: 50}}"
-    plan = plan_study(spec_of(tmp_path, with_search(search, STUDY)))
+    plan = plan_of(spec_of(tmp_path, with_search(search, STUDY)))
     assert [cell.num_configurations for cell in plan.cells] == [2, 2]
 
 
 def test_a_range_too_narrow_for_its_draws_ends(tmp_path):
     narrow = RANDOM.replace("[5.0e-3, 3.0e-1]", "[0.01, 0.0100001]")
-    plan = plan_study(
+    plan = plan_of(
         spec_of(tmp_path, with_search("{algorithm: random, configurations: 50}", narrow))
     )
     assert 1 <= plan.cells[1].num_configurations <= 8
 
 
 def test_tpe_knows_how_many_but_not_which(tmp_path):
-    plan = plan_study(spec_of(tmp_path, with_search("{algorithm: tpe, configurations: 5}")))
+    plan = plan_of(spec_of(tmp_path, with_search("{algorithm: tpe, configurations: 5}")))
     frozen = plan.cells[1]
     assert frozen.configurations is None
     assert (frozen.num_configurations, frozen.num_fold_runs) == (5, 10)
@@ -198,14 +194,14 @@ def test_a_plan_without_corpus_or_weights_says_what_is_open(tmp_path):
         "  synthetic: {scheme: n2c2-2018, notes: 6}\n  labels: [Drug, ADE]\n",
         "  reader: brat\n  path: nowhere\n",
     ).replace("[minilm]", "[{name: own, source: some/where}]")
-    plan = plan_study(spec_of(tmp_path, text))
+    plan = plan_of(spec_of(tmp_path, text))
     assert plan.num_fold_runs == 8
     assert plan.labels is None
     assert plan.cells[0].trained_share is None
     assert plan.done is None
     assert plan.remarks == (
-        "the corpus was not read; labels and trained shares are not known before",
-        "the shape of own is not known before its weights are here",
+        "the corpus was not read; labels and trained shares depend on it",
+        "the shape of own is unknown until its weights are on this machine",
     )
     assert plan_json(plan)["cells"][0]["trained_share"] is None
 
@@ -222,17 +218,17 @@ def test_a_folder_tells_its_own_shape(tmp_path):
         match=r"7:13: a window of 384 pieces does not fit own-l1, which "
         r"reads 64; set window to 62 or less",
     ):
-        plan_study(spec_of(tmp_path, text))
-    plan = plan_study(spec_of(tmp_path, text + "training: {window: 62, overlap: 8}\n"))
+        plan_of(spec_of(tmp_path, text))
+    plan = plan_of(spec_of(tmp_path, text + "training: {window: 62, overlap: 8}\n"))
     assert plan.cells[0].shape.num_layers == 1
     with pytest.raises(BackboneError, match="layers: 3 is not from 1 to 2"):
-        plan_study(spec_of(tmp_path, text.replace("layers: 1", "layers: 3")))
+        plan_of(spec_of(tmp_path, text.replace("layers: 1", "layers: 3")))
 
 
 def test_a_first_layer_that_is_not_there_is_refused_where_it_stands(tmp_path):
     text = STUDY.replace("prompt_length: [8, 32]", "first_layer: [0, 6]")
     with pytest.raises(SpecError, match=r"10:60: minilm has no layer 6; its layers are 0 to 5"):
-        plan_study(spec_of(tmp_path, text))
+        plan_of(spec_of(tmp_path, text))
 
 
 def test_a_question_for_a_label_that_the_notes_lack_is_refused(tmp_path):
@@ -246,17 +242,17 @@ def test_a_question_for_a_label_that_the_notes_lack_is_refused(tmp_path):
     )
     spec = spec_of(tmp_path, text + "questions: {Drugs: Which drugs}\n")
     with pytest.raises(SpecError, match="the corpus has no label 'Drugs'"):
-        plan_study(spec, read_study_corpus(spec))
+        plan_of(spec, read_study_corpus(spec))
 
 
 def test_the_share_of_a_cell_is_that_of_its_largest_configuration(tmp_path):
-    frozen = plan_study(spec_of(tmp_path)).cells[1]
+    frozen = plan_of(spec_of(tmp_path)).cells[1]
     # 2 labels x 32 vectors x keys and values x 6 layers x 384, and heads of width 2048
     prompt, heads = 2 * 32 * 2 * 6 * 384, 2 * 385 + 2 * 384 * 2048 + 2048 + 2049
     assert frozen.trained_parameters == prompt + heads
     assert frozen.adapter_bytes == 4 * (prompt + heads)
     assert frozen.trained_share == pytest.approx((prompt + heads) / frozen.total_parameters)
-    assert plan_study(spec_of(tmp_path)).cells[0].trained_share == 1.0
+    assert plan_of(spec_of(tmp_path)).cells[0].trained_share == 1.0
 
 
 def test_the_ledger_s_fold_runs_count_as_done_and_failed_ones_do_not(tmp_path):
@@ -277,7 +273,7 @@ def test_other_notes_folds_or_weights_make_nothing_done(tmp_path):
     assert planned(spec, ledger).done == 8
     other = spec_of(tmp_path, overrides=["folds.seed=99"])
     assert planned(other, ledger).done == 0
-    assert plan_study(spec, read_study_corpus(spec), {"minilm": "x"}, ledger).done == 0
+    assert plan_of(spec, read_study_corpus(spec), {"minilm": "x"}, ledger).done == 0
     more = spec_of(tmp_path, overrides=["corpus.synthetic.notes=8"])
     assert planned(more, ledger).done == 0
 
@@ -309,7 +305,7 @@ def test_rewording_a_question_trains_hard_prompts_again_and_nothing_else(tmp_pat
 def test_fingerprints_tell_apart_what_decides_a_result(tmp_path):
     spec = spec_of(tmp_path)
     corpus = read_study_corpus(spec)
-    prints = build_fingerprints(spec, corpus, build_study_folds(spec, corpus), WEIGHTS)
+    prints = LoadedStudy(spec, corpus, weights=WEIGHTS).fingerprints
     assert len({prints.corpus, prints.folds, prints.questions}) == 3
     assert prints.corpus == corpus.fingerprint
 
@@ -331,7 +327,7 @@ def test_a_subset_is_taken_after_reading(tmp_path):
 def test_the_plan_is_plain_json_and_a_readable_table(tmp_path):
     from rich.console import Console
 
-    plan = plan_study(spec_of(tmp_path))
+    plan = plan_of(spec_of(tmp_path))
     values = json.loads(json.dumps(plan_json(plan)))
     assert values["fold_runs"] == sum(cell["fold_runs"] for cell in values["cells"]) == 8
     assert values["cells"][1]["space"]["grids"] == {"prompt_length": [8, 32]}
@@ -358,14 +354,14 @@ storage: runs/billions
 def test_a_plan_says_where_each_cell_trains_and_with_how_much_memory(tmp_path):
     from rich.console import Console
 
-    plan = plan_study(spec_of(tmp_path, BILLIONS))
+    plan = plan_of(spec_of(tmp_path, BILLIONS))
     where = {cell.cell.name.partition("/")[2]: cell.placement for cell in plan.cells}
     assert [found and found.mode for found in where.values()] == [
         "device", "lanes", "device", "lanes", "group", "lanes",
     ]  # fmt: skip
     assert where["gatortron-3.9b/soft_prompt"].checkpoints
     assert plan.remarks[-1] == (
-        "GPUs are taken to have 80 GiB; set resources.device_memory if they do not"
+        "assuming GPUs with 80 GiB; set resources.device_memory if they differ"
     )
     nine = json.loads(json.dumps(plan_json(plan)))["cells"][4]["placement"]
     assert nine["mode"] == "group" and nine["workers"] == [2, 2] and nine["lanes"] == 1
@@ -381,7 +377,7 @@ def test_a_plan_says_where_each_cell_trains_and_with_how_much_memory(tmp_path):
 def test_a_plan_s_table_fits_120_columns_without_folding_a_name(tmp_path, name):
     from rich.console import Console
 
-    plan = plan_study(load_spec(ROOT / "studies" / f"{name}.yaml"))
+    plan = plan_of(load_spec(ROOT / "studies" / f"{name}.yaml"))
     console = Console(width=119, record=True, file=io.StringIO())
     console.print(render_plan(plan))
     shown = console.export_text()
@@ -389,16 +385,16 @@ def test_a_plan_s_table_fits_120_columns_without_folding_a_name(tmp_path, name):
 
 
 def test_memory_is_said_to_be_assumed_only_where_it_was_not_given(tmp_path):
-    given = plan_study(spec_of(tmp_path, BILLIONS, ["resources.device_memory=40"]))
+    given = plan_of(spec_of(tmp_path, BILLIONS, ["resources.device_memory=40"]))
     assert not [remark for remark in given.remarks if "GiB" in remark]
     assert given.cells[4].placement.workers[0] > 2
-    on_cpus = plan_study(spec_of(tmp_path))
+    on_cpus = plan_of(spec_of(tmp_path))
     assert not [remark for remark in on_cpus.remarks if "GiB" in remark]
 
 
 def test_the_largest_configuration_decides(tmp_path):
     def peaks(text: str, *overrides: str) -> list[float]:
-        plan = plan_study(spec_of(tmp_path, text, overrides))
+        plan = plan_of(spec_of(tmp_path, text, overrides))
         return [cell.placement.peak_bytes for cell in plan.cells]
 
     plain = peaks(STUDY)
@@ -413,9 +409,7 @@ def test_the_largest_configuration_decides(tmp_path):
 
 def test_a_cell_without_a_place_is_refused_where_the_study_says_how_many(tmp_path):
     with pytest.raises(SpecError) as caught:
-        plan_study(
-            spec_of(tmp_path, BILLIONS, ["resources.workers=2", "resources.device_memory=40"])
-        )
+        plan_of(spec_of(tmp_path, BILLIONS, ["resources.workers=2", "resources.device_memory=40"]))
     assert re.match(
         r"--set resources.workers=2: gatortron-8.9b/soft_prompt needs \d+ GiB on each of 2 devices and a "
         r"device has 40, of which 36 can be filled; set resources.workers to \d or more",
@@ -425,25 +419,25 @@ def test_a_cell_without_a_place_is_refused_where_the_study_says_how_many(tmp_pat
     with pytest.raises(
         SpecError, match=r"study.yaml:8:64: gatortron-3.9b/soft_prompt needs .* 64 devices of"
     ):
-        plan_study(spec_of(tmp_path, text))
+        plan_of(spec_of(tmp_path, text))
     # A report, made elsewhere, has nothing to place.
-    plan = plan_study(spec_of(tmp_path, text), places=False)
+    plan = plan_of(spec_of(tmp_path, text), places=False)
     assert [cell.placement for cell in plan.cells] == [None] * 6
 
 
 def test_the_study_says_how_many_devices_train_one_model(tmp_path):
-    plan = plan_study(spec_of(tmp_path, BILLIONS, ["resources.workers={min: 2, max: 8}"]))
+    plan = plan_of(spec_of(tmp_path, BILLIONS, ["resources.workers={min: 2, max: 8}"]))
     assert [(c.placement.mode, c.placement.workers) for c in plan.cells[:2]] == [
         ("group", (2, 8)),
         ("lanes", (1, 1)),
     ]
-    fewer = plan_study(spec_of(tmp_path, BILLIONS, ["resources.lanes_per_host=3"]))
+    fewer = plan_of(spec_of(tmp_path, BILLIONS, ["resources.lanes_per_host=3"]))
     assert fewer.cells[1].placement.lanes == 3
 
 
 def test_what_is_not_known_has_no_placement(tmp_path):
     text = BILLIONS.replace("reader: n2c2-2018", "reader: brat")
-    plan = plan_study(spec_of(tmp_path, text))
+    plan = plan_of(spec_of(tmp_path, text))
     assert {cell.placement for cell in plan.cells} == {None}
     assert plan_json(plan)["cells"][0]["placement"] is None
 
@@ -454,12 +448,13 @@ def test_a_plan_loads_neither_torch_nor_ray_nor_mlflow(tmp_path):
     script = f"""
 import sys
 from raymrc.costs.plan_json import plan_json
+from raymrc.planning.loaded import LoadedStudy
 from raymrc.planning.plan import plan_study
 from raymrc.study.load import load_spec
 from raymrc.study.notes import read_study_corpus
 import raymrc.analysis.summary, raymrc.planning.arithmetic, raymrc.ledger.ledger
 spec = load_spec({str(path)!r})
-plan_json(plan_study(spec, read_study_corpus(spec)))
+plan_json(plan_study(LoadedStudy(spec, read_study_corpus(spec))))
 heavy = {{"torch", "ray", "mlflow", "transformers", "optuna", "pyarrow", "pandas", "rich"}} & set(sys.modules)
 assert not heavy, heavy
 """
@@ -469,7 +464,7 @@ assert not heavy, heavy
 @pytest.mark.parametrize("search", ["{algorithm: grid}", "{algorithm: tpe, configurations: 3}"])
 def test_a_plan_holds_what_it_tries_and_nothing_of_an_earlier_form(tmp_path, search):
     text = with_search(search, STUDY if "grid" in search else RANDOM)
-    plan = plan_study(spec_of(tmp_path, text))
+    plan = plan_of(spec_of(tmp_path, text))
     frozen = plan.cells[1]
     rate = 2e-2 if "grid" in search else 1.234e-2
     values = {"learning_rate": rate, "prompt_length": 8}
@@ -486,7 +481,7 @@ def test_a_plan_holds_what_it_tries_and_nothing_of_an_earlier_form(tmp_path, sea
 def test_more_folds_than_groups_of_notes_are_told_by_the_plan(tmp_path):
     spec = spec_of(tmp_path, overrides=["folds.count=50"])
     with pytest.raises(CorpusError, match="cannot fill 50 folds"):
-        plan_study(spec, read_study_corpus(spec))
+        plan_of(spec, read_study_corpus(spec))
 
 
 THERE = "{synthetic: {scheme: n2c2-2018, notes: 5, site: b, seed: 7}, name: there, labels: [ADE]}"
@@ -497,9 +492,9 @@ def test_another_site_is_read_with_the_labels_that_both_have_and_enters_the_key(
     corpus = read_study_corpus(spec)
     transfer = read_transfer(spec, corpus)
     assert transfer["there"].labels == ("ADE",) and len(transfer["there"].notes) == 5
-    assert plan_study(spec, corpus, WEIGHTS).fingerprints is None
-    prints = plan_study(spec, corpus, WEIGHTS, transfer=transfer).fingerprints
-    alone = plan_study(spec_of(tmp_path), corpus, WEIGHTS).fingerprints
+    assert plan_of(spec, corpus, WEIGHTS).fingerprints is None
+    prints = plan_of(spec, corpus, WEIGHTS, transfer=transfer).fingerprints
+    alone = plan_of(spec_of(tmp_path), corpus, WEIGHTS).fingerprints
     assert prints.transfer == (f"there {transfer['there'].fingerprint}",)
     assert replace(prints, transfer=()) == alone
 
@@ -555,8 +550,8 @@ def test_few_shots_are_cells_of_their_own_with_a_fold_run_a_draw(tmp_path):
     few = "few_shot={notes: [1, 2], draws: 3}"
     spec = spec_of(tmp_path, overrides=[few, "corpus.synthetic.notes=12"])
     corpus = read_study_corpus(spec)
-    plan = plan_study(spec, corpus, WEIGHTS)
-    whole = plan_study(spec_of(tmp_path), corpus, WEIGHTS)
+    plan = plan_of(spec, corpus, WEIGHTS)
+    whole = plan_of(spec_of(tmp_path), corpus, WEIGHTS)
     assert len(plan.cells) == 2 * len(whole.cells) and plan.folds == 3 * whole.folds
     assert [c.cell.shots for c in plan.cells[:2]] == [1, 2]
     assert plan.cells[0].cell.name.endswith("/1 notes")
@@ -576,7 +571,7 @@ def test_few_shots_are_cells_of_their_own_with_a_fold_run_a_draw(tmp_path):
 
 def test_so_many_notes_and_so_many_mentions_are_different_cells(tmp_path):
     notes, mentions = (
-        plan_study(spec_of(tmp_path, overrides=[f"few_shot={{{of}: 5, draws: 2}}"]))
+        plan_of(spec_of(tmp_path, overrides=[f"few_shot={{{of}: 5, draws: 2}}"]))
         for of in ("notes", "mentions")
     )
     assert {c.cell.name.rsplit("/")[-1] for c in mentions.cells} == {"5 mentions"}
@@ -592,7 +587,7 @@ def test_so_many_notes_and_so_many_mentions_are_different_cells(tmp_path):
 def test_more_mentions_than_a_fold_has_are_refused_where_they_are_asked_for(tmp_path):
     spec = spec_of(tmp_path, STUDY + "few_shot:\n  mentions: [1, 5000]\n")
     with pytest.raises(SpecError, match=r"yaml:13:17: 5000 training mentions are more than a fold"):
-        plan_study(spec, read_study_corpus(spec))
+        plan_of(spec, read_study_corpus(spec))
     (problem,) = problems_of(tmp_path, STUDY + "few_shot:\n  notes: 5\n  mentions: 5\n")
     sentence = "few_shot: give notes or mentions, not both"
     assert problem == f"study.yaml:14:3: {sentence}"
@@ -603,7 +598,7 @@ def test_more_mentions_than_a_fold_has_are_refused_where_they_are_asked_for(tmp_
 def test_more_shots_than_training_notes_are_refused(tmp_path):
     spec = spec_of(tmp_path, overrides=["few_shot={notes: [1, 50]}"])
     with pytest.raises(SpecError, match="50 training notes are more than a fold has"):
-        plan_study(spec, read_study_corpus(spec))
+        plan_of(spec, read_study_corpus(spec))
     assert problems_of(tmp_path, overrides=["few_shot={notes: [5, 5]}"])
     assert problems_of(tmp_path, overrides=["few_shot={notes: [0]}"])
 
@@ -619,8 +614,8 @@ def starting(*options: str, prompt: object = None) -> list[str]:
 
 def test_what_prompts_start_from_is_a_grid_and_random_is_what_was_before(tmp_path):
     corpus = read_study_corpus(spec_of(tmp_path))
-    plain = plan_study(spec_of(tmp_path, STARTS), corpus, WEIGHTS)
-    both = plan_study(spec_of(tmp_path, STARTS, starting("random", "question")), corpus, WEIGHTS)
+    plain = plan_of(spec_of(tmp_path, STARTS), corpus, WEIGHTS)
+    both = plan_of(spec_of(tmp_path, STARTS, starting("random", "question")), corpus, WEIGHTS)
     (before,) = plain.cells[1].configurations
     random, worded = both.cells[1].configurations
     assert (random.prompt_initialisation, worded.prompt_initialisation) == ("random", "question")
@@ -666,7 +661,7 @@ def write_prompt(folder, labels=("Drug", "ADE"), weights="w", notes=(), **change
 def planned_from(tmp_path, prompt, *options: str, text: str = STARTS, weights=WEIGHTS) -> Plan:
     spec = spec_of(tmp_path, text, starting(*(options or ("adapter",)), prompt=prompt))
     corpus = read_study_corpus(spec)
-    return plan_study(spec, corpus, weights, initial_prompt=read_initial_prompt(spec))
+    return plan_of(spec, corpus, weights, initial_prompt=read_initial_prompt(spec))
 
 
 def test_another_initial_prompt_trains_again_what_starts_from_it_and_nothing_else(tmp_path):
@@ -715,13 +710,13 @@ def test_a_prompt_that_has_seen_a_scored_note_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"prompt_length": 16}, "prompt_length: 8 is not that of the initial prompt"),
-        ({"prompt_depth": "input"}, "prompt_depth: deep is not that of the initial prompt"),
-        ({"first_layer": 2}, "first_layer: 0 is not that of the initial prompt"),
+        ({"prompt_length": 16}, "prompt_length: 8 differs from 16 of the initial prompt"),
+        ({"prompt_depth": "input"}, "prompt_depth: deep differs from input of the initial prompt"),
+        ({"first_layer": 2}, "first_layer: 0 differs from 2 of the initial prompt"),
         ({"strategy": "hard_prompt"}, "by hard_prompt, which has no soft prompt"),
         ({"backbone": {"name": "minilm-l2", "layers": 2}}, "on 2 layers of minilm-l2, and minilm has all"),
         ({"weights": "v"}, "trained on minilm with weights v, not w"),
-        ({"labels": ("Route",)}, "none would start from it"),
+        ({"labels": ("Route",)}, "no prompt would start from it"),
     ],
 )  # fmt: skip
 def test_an_initial_prompt_that_does_not_fit_is_refused_in_one_sentence(
@@ -735,10 +730,8 @@ def test_an_initial_prompt_that_does_not_fit_is_refused_in_one_sentence(
 
 def test_without_the_file_a_plan_is_made_and_says_so(tmp_path):
     spec = spec_of(tmp_path, STARTS, starting("adapter", prompt="not/there"))
-    plan = plan_study(spec, read_study_corpus(spec), WEIGHTS)
+    plan = plan_of(spec, read_study_corpus(spec), WEIGHTS)
     assert plan.fingerprints is None
-    assert plan.remarks == (
-        "initial_prompt not/there is not here; whether it fits was not looked at",
-    )
+    assert plan.remarks == ("initial_prompt not/there is not on this machine; it was not checked",)
     with pytest.raises(AdapterError, match="there is no adapter"):
         read_initial_prompt(spec)

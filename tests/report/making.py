@@ -17,10 +17,11 @@ from raymrc.analysis.findings import Findings, build_findings
 from raymrc.configuration import Backbone, Configuration, FoldRun
 from raymrc.ledger.record import Epoch, NoteCounts, Record
 from raymrc.model.shapes import SHAPES
-from raymrc.planning.plan import Plan, plan_study
+from raymrc.planning.plan import Plan
 from raymrc.scoring.counts import Counts
 from raymrc.study.load import load_spec
 from raymrc.study.spec import Spec
+from tests.study.making import plan_of
 
 STUDY = """\
 # Does a frozen clinical model keep up with a trained one, and from which size on?
@@ -82,7 +83,7 @@ def make_records(
     path = folder / "study.yaml"
     path.write_text(text, encoding="utf-8")
     spec = load_spec(path)
-    plan = plan_study(spec, places=False)
+    plan = plan_of(spec, places=False)
     return spec, plan, [r for run in _fold_runs(plan) for r in _records(run, with_course)]
 
 

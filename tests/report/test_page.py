@@ -28,7 +28,6 @@ from raymrc.cli.track import write_page
 from raymrc.errors import StudyError
 from raymrc.ledger.record import BOTH_FOUND, NoteCounts, Record
 from raymrc.planning.fold_runs import fold_run
-from raymrc.planning.plan import plan_study
 from raymrc.report import write, write_plots
 from raymrc.report.page import build_page, data
 from raymrc.report.results import gap_table
@@ -39,7 +38,7 @@ from tests.browser import Visit, browser, needs_chromium
 from tests.commands import raymrc, write_notes
 from tests.model.tiny import WORDS, tiny_checkpoint
 from tests.report.making import FEW_SHOT, STUDY, WHY, make_findings
-from tests.study.making import cell, record, spec_of
+from tests.study.making import cell, plan_of, record, spec_of
 
 ALL = [
     "winners", "gaps", "size", "transfer", "search", "labels", "kinds", "kept", "final-test", "races",
@@ -62,7 +61,7 @@ def small(tmp_path, records):
     spec = spec_of(tmp_path)
     summaries = summarise(records, 2)
     return Findings(
-        spec, plan_study(spec, places=False), tuple(records), summaries, conclude(summaries, 0.01)
+        spec, plan_of(spec, places=False), tuple(records), summaries, conclude(summaries, 0.01)
     )
 
 

@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
+from raymrc.corpora.note import Corpus
 from raymrc.errors import SpecError
+from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import NoteCounts, Record
+from raymrc.model.adapters import Adapter
+from raymrc.planning.loaded import LoadedStudy
+from raymrc.planning.plan import Plan, plan_study
 from raymrc.scoring.counts import Counts
 from raymrc.study.load import load_spec
 from raymrc.study.spec import Spec
@@ -37,6 +42,21 @@ def write_study(folder: Path, text: str = STUDY) -> Path:
 
 def spec_of(folder: Path, text: str = STUDY, overrides: Sequence[str] = ()) -> Spec:
     return load_spec(write_study(folder, text), overrides)
+
+
+def plan_of(
+    spec: Spec,
+    corpus: Corpus | None = None,
+    weights: Mapping[str, str] | None = None,
+    ledger: Ledger | None = None,
+    *,
+    transfer: Mapping[str, Corpus] | None = None,
+    initial_prompt: Adapter | None = None,
+    places: bool = True,
+) -> Plan:
+    """The plan of a study with these inputs alone."""
+    study = LoadedStudy(spec, corpus, transfer, None, initial_prompt, weights)
+    return plan_study(study, ledger, places=places)
 
 
 def problems_of(folder: Path, text: str = STUDY, overrides: Sequence[str] = ()) -> list[str]:

@@ -40,7 +40,7 @@ from raymrc.ledger.record import Record
 from raymrc.model.adapters import ADAPTER_FILE
 from raymrc.model.backbones import weights_fingerprint
 from raymrc.model.loading import load_backbone
-from raymrc.planning.plan import Plan, plan_study
+from raymrc.planning.plan import Plan
 from raymrc.reading.questions import build_questions
 from raymrc.study.load import load_spec
 from raymrc.study.notes import build_study_folds, read_study_corpus, read_test
@@ -61,6 +61,7 @@ from raymrc.training.batching import StudyData
 from raymrc.training.trainer import Trainer
 from tests.browser import browser, needs_chromium
 from tests.model.tiny import tiny_checkpoint
+from tests.study.making import plan_of
 from tests.sweep.making import fold_runs
 from tests.tracking.test_tracking import read_runs, visible
 from tests.training.fold_runs import train_fold_run
@@ -135,7 +136,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Made:
     test = read_test(spec, corpus)
     assert test is not None
     weights = {"tiny": weights_fingerprint(folder / "backbone")}
-    plan = plan_study(spec, corpus, weights)
+    plan = plan_of(spec, corpus, weights)
     data = StudyData(
         corpus, build_study_folds(spec, corpus), build_questions(corpus.labels, {}), {}, test
     )
