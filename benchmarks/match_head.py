@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import Options, json_line, read_options, start, time_in_turn
 from raymrc.model.encoder import Encoder
-from raymrc.model.heads import SpanHeads, choose_candidates
+from raymrc.model.heads import SpanHeads, find_candidates
 from raymrc.model.inputs import Inputs, SpanTargets
 from raymrc.model.shapes import Shape
 from tests.model.dense_match_head import DenseSpanHeads
@@ -156,7 +156,7 @@ def count_candidates(model: Trainee, inputs: Inputs, targets: SpanTargets) -> in
     with torch.no_grad():
         heads = cast(SpanHeads, model.heads)
         start_BS, end_BS = heads.start_and_end(model.encoder(inputs))
-        return len(choose_candidates(start_BS, end_BS, inputs.window_BS, targets)[0])
+        return len(find_candidates(start_BS, end_BS, inputs.window_BS, targets).pairs_K3)
 
 
 def peak_bytes(case: Case, device: str, which: str) -> int:

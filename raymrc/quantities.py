@@ -1,4 +1,4 @@
-"""How times, sizes, shares and counts are told, in tables, sentences and plots."""
+"""Numbers with intervals, and how times, sizes, shares and counts are written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 def in_time(seconds: float) -> tuple[float, str]:
-    """The unit that a time is best told in: so many seconds, and its name."""
+    """The unit that suits a time: its length in seconds, and its name."""
     for size, unit in ((172800.0, "d"), (5400.0, "h"), (90.0, "min")):
         if seconds >= size:
             return {"d": 86400.0, "h": 3600.0, "min": 60.0}[unit], unit
@@ -40,7 +40,7 @@ def short_count(number: float) -> str:
 
 
 def points(value: float | None) -> str:
-    """A share in points, "-" for none."""
+    """A share of 1 in points, "-" for None."""
     return "-" if value is None else f"{100 * value:.2f}"
 
 
@@ -53,7 +53,7 @@ def size_of(size: int) -> str:
 
 
 QUANTILE = 1.645
-"""Of a normal distribution: 90 % lie within so many standard deviations."""
+"""Standard deviations from the mean of a normal distribution that enclose 90 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +68,20 @@ class Estimate:
     def of(cls, value: float, spread: float) -> Estimate:
         """
         Args:
-            spread: standard deviation of the logarithm.
+            spread: standard deviation of the value's logarithm.
         """
         factor = math.exp(QUANTILE * spread)
         return cls(value, value / factor, value * factor)
 
     def __add__(self, other: Estimate) -> Estimate:
-        """As if both were wrong in the same direction, which overstates the interval."""
+        """The sum if both errors have the same direction, which overstates the interval."""
         return Estimate(self.value + other.value, self.low + other.low, self.high + other.high)
 
     def times(self, number: float) -> Estimate:
         return Estimate(self.value * number, self.low * number, self.high * number)
 
     def by(self, other: Estimate) -> Estimate:
-        """The product, where neither tells how far the other is off. No bound is below 0."""
+        """The product if both errors are independent."""
         if not self.value or not other.value:
             return Estimate()
         down, up = (

@@ -21,16 +21,8 @@ from raymrc.corpora.pubtator import read_pubtator
 from raymrc.errors import CorpusError, suggest
 
 N2C2_2018_LABELS = (
-    "Drug",
-    "Strength",
-    "Form",
-    "Dosage",
-    "Frequency",
-    "Route",
-    "Duration",
-    "Reason",
-    "ADE",
-)
+    "Drug", "Strength", "Form", "Dosage", "Frequency", "Route", "Duration", "Reason", "ADE",
+)  # fmt: skip
 N2C2_2018_SCHEME = BratScheme(
     labels=N2C2_2018_LABELS,
     relation_labels=tuple(f"{label}-Drug" for label in N2C2_2018_LABELS[1:]),
@@ -38,28 +30,16 @@ N2C2_2018_SCHEME = BratScheme(
 
 SHAC_TRIGGERS = ("Employment", "LivingStatus", "Alcohol", "Drug", "Tobacco")
 SHAC_ARGUMENT_LABELS = (
-    "StatusTime",
-    "StatusEmploy",
-    "TypeLiving",
-    "Type",
-    "Method",
-    "Amount",
-    "Frequency",
-    "Duration",
-    "History",
-)
+    "StatusTime", "StatusEmploy", "TypeLiving", "Type", "Method", "Amount", "Frequency",
+    "Duration", "History",
+)  # fmt: skip
 SHAC_VALUE_ATTRIBUTES = {
     "StatusTimeVal": ("none", "current", "past", "future"),
     "StatusEmployVal": (
-        "employed",
-        "unemployed",
-        "retired",
-        "on_disability",
-        "student",
-        "homemaker",
+        "employed", "unemployed", "retired", "on_disability", "student", "homemaker",
     ),
     "TypeLivingVal": ("alone", "with_family", "with_others", "homeless"),
-}
+}  # fmt: skip
 """Source: Lybarger et al. 2021, J Biomed Inform 113:103631, as brat writes them."""
 
 _SUBSTANCE = ("StatusTime", "Type", "Method", "Amount", "Frequency", "Duration", "History")

@@ -86,6 +86,10 @@ def _under_one_treatment(note: Note) -> Iterator[LabelPair]:
                     yield from ((tail, drug) for head in treatments for drug in drugs(head))
 
 
+def _keep(*labels: str) -> tuple[LabelRule, ...]:
+    return tuple(LabelRule(label, label) for label in labels)
+
+
 DRUG_ADE_LABELS = ("Drug", "Dosage", "Route", "Frequency", "Duration", "ADE", "Reason")
 """The common labels; relations are "X-Drug", from X to the drug. Dosage includes strength."""
 
@@ -93,23 +97,16 @@ BUILT_IN_LABEL_MAPS: dict[str, dict[str, BuiltIn]] = {
     "drug-ade": {
         "n2c2-2018": BuiltIn(
             (
-                LabelRule("Drug", "Drug"),
-                LabelRule("Dosage", "Dosage"),
+                *_keep("Drug", "Dosage", "Route", "Frequency", "Duration", "ADE", "Reason"),
                 LabelRule("Strength", "Dosage"),
-                LabelRule("Route", "Route"),
-                LabelRule("Frequency", "Frequency"),
-                LabelRule("Duration", "Duration"),
-                LabelRule("ADE", "ADE"),
-                LabelRule("Reason", "Reason"),
             ),
             _as_given,
         ),
         "maccrobat": BuiltIn(
             (
+                *_keep("Dosage", "Frequency"),
                 LabelRule("Medication", "Drug"),
-                LabelRule("Dosage", "Dosage"),
                 LabelRule("Administration", "Route"),
-                LabelRule("Frequency", "Frequency"),
                 LabelRule(
                     "Duration", "Duration", as_end="head", relation="MODIFY", other="Medication"
                 ),
@@ -124,11 +121,8 @@ BUILT_IN_LABEL_MAPS: dict[str, dict[str, BuiltIn]] = {
         ),
         "phee": BuiltIn(
             (
-                LabelRule("Drug", "Drug"),
-                LabelRule("Dosage", "Dosage"),
-                LabelRule("Route", "Route"),
+                *_keep("Drug", "Dosage", "Route", "Duration"),
                 LabelRule("Freq", "Frequency"),
-                LabelRule("Duration", "Duration"),
                 LabelRule("Effect", "ADE", as_end="tail", relation="Effect", other="Adverse_event"),
                 LabelRule("Treat-Disorder", "Reason"),
             ),

@@ -19,13 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raymrc.corpora.note import Note, Relation, Span
-from raymrc.corpora.problems import (
-    NotePlace,
-    Problems,
-    Reading,
-    read_lines,
-    read_table,
-)
+from raymrc.corpora.problems import NotePlace, Problems, Reading, read_lines, read_table
 from raymrc.errors import suggest
 
 TRIGGERS = ("Adverse_event", "Potential_therapeutic_event", "Combination")
@@ -41,35 +35,21 @@ EVENT_ARGUMENTS = {
 }
 SUB_ARGUMENTS = {
     "Treatment": {
-        "Drug": "Drug",
-        "Dosage": "Dosage",
-        "Route": "Route",
-        "Freq": "Freq",
-        "Duration": "Duration",
-        "Time_elapsed": "Time_elapsed",
+        **{key: key for key in ("Drug", "Dosage", "Route", "Freq", "Duration", "Time_elapsed")},
         "Disorder": "Treat-Disorder",
     },
     "Subject": {
-        "Age": "Age",
-        "Gender": "Gender",
-        "Race": "Race",
-        "Population": "Population",
+        **{key: key for key in ("Age", "Gender", "Race", "Population")},
         "Disorder": "Sub-Disorder",
     },
 }
 
 LABELS = tuple(
     dict.fromkeys(
-        [
-            "Drug",
-            "Effect",
-            *TRIGGERS,
-            *EVENT_ARGUMENTS.values(),
-            *SUB_ARGUMENTS["Treatment"].values(),
-            *SUB_ARGUMENTS["Subject"].values(),
-        ]
+        ["Drug", "Effect", *TRIGGERS, *EVENT_ARGUMENTS.values(),
+         *SUB_ARGUMENTS["Treatment"].values(), *SUB_ARGUMENTS["Subject"].values()]
     )
-)
+)  # fmt: skip
 RELATION_LABELS = tuple(label for label in LABELS if label not in TRIGGERS[:2])
 
 

@@ -369,18 +369,6 @@ def find_candidates(
     return Candidates(pairs_K3, gold_K, num_starts, num_ends)
 
 
-def choose_candidates(
-    start_BS: Tensor,
-    end_BS: Tensor,
-    window_BS: Tensor,
-    targets: SpanTargets,
-    max_candidates: int = MAX_CANDIDATES,
-) -> tuple[Tensor, Tensor]:
-    """Pairs (K, 3) and gold (K,) of `find_candidates`."""
-    found = find_candidates(start_BS, end_BS, window_BS, targets, max_candidates)
-    return found.pairs_K3, found.gold_K
-
-
 def distinct(index_K: Tensor, size: int, number: int | None = None) -> tuple[Tensor, Tensor]:
     """The distinct indices in ascending order (U,), and the position of each index among them (K,).
 

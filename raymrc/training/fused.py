@@ -26,7 +26,7 @@ from torch import Tensor
 
 from raymrc.errors import TrainingError
 from raymrc.model.encoder import Encoder
-from raymrc.model.heads import SpanAnswer, SpanHeads, choose_candidates, draw_kept, entropies
+from raymrc.model.heads import SpanAnswer, SpanHeads, draw_kept, entropies, find_candidates
 from raymrc.model.inputs import Inputs, SpanTargets
 from raymrc.model.network import Model
 from raymrc.model.prompts import SoftPrompt
@@ -355,13 +355,14 @@ class _Stack:
         )
         span_heads = mine[0].model.heads
         assert isinstance(span_heads, SpanHeads)
-        chosen_T3, gold_T = choose_candidates(
+        found = find_candidates(
             logits_start_RS,
             logits_end_RS,
             window_RS,
             SpanTargets(start_RS, end_RS, pairs_T3),
             span_heads.max_candidates,
         )
+        chosen_T3, gold_T = found.pairs_K3, found.gold_K
         lane_T = lane_R[chosen_T3[:, 0]]
         match_T = self._match(hidden_RSD, chosen_T3, lane_R, lane_T, heads, mine)
         entropy_T = F.binary_cross_entropy_with_logits(match_T, gold_T, reduction="none")

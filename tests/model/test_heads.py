@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from raymrc.model.heads import (
     SpanHeads,
     TaggingHeads,
-    choose_candidates,
     distinct,
     find_candidates,
     tag_entropy,
@@ -74,7 +73,8 @@ def test_a_bound_that_is_not_reached_changes_nothing(seed):
 def test_over_the_bound_gold_pairs_stay_and_the_best_others_join():
     sparse, _, hidden, inputs, targets = twins(0, 9.0, max_candidates=10)
     start, end = (logits.detach() for logits in sparse.start_and_end(hidden))
-    pairs, gold = choose_candidates(start, end, inputs.window_BS, targets, sparse.max_candidates)
+    found = find_candidates(start, end, inputs.window_BS, targets, sparse.max_candidates)
+    pairs, gold = found.pairs_K3, found.gold_K
     chosen = set(map(tuple, pairs.tolist()))
     golden = set(map(tuple, targets.pairs_K3.tolist()))
     assert golden <= chosen
@@ -92,21 +92,23 @@ def test_over_the_bound_gold_pairs_stay_and_the_best_others_join():
 def test_more_gold_pairs_than_the_bound_are_all_kept():
     sparse, _, hidden, inputs, targets = twins(0, 9.0, max_candidates=1)
     start, end = sparse.start_and_end(hidden)
-    pairs, _ = choose_candidates(start, end, inputs.window_BS, targets, sparse.max_candidates)
+    found = find_candidates(start, end, inputs.window_BS, targets, sparse.max_candidates)
+    pairs = found.pairs_K3
     assert set(map(tuple, targets.pairs_K3.tolist())) <= set(map(tuple, pairs.tolist()))
 
 
 def test_a_rows_candidates_do_not_depend_on_its_neighbours():
     sparse, _, hidden, inputs, targets = twins(0, 9.0, max_candidates=10)
     start, end = sparse.start_and_end(hidden)
-    together, _ = choose_candidates(start, end, inputs.window_BS, targets, sparse.max_candidates)
+    found = find_candidates(start, end, inputs.window_BS, targets, sparse.max_candidates)
+    together = found.pairs_K3
     for row in range(len(start)):
         own = targets.pairs_K3[targets.pairs_K3[:, 0] == row].clone()
         own[:, 0] = 0
         alone = SpanTargets(targets.start_BS[row][None], targets.end_BS[row][None], own)
-        pairs, _ = choose_candidates(
+        pairs = find_candidates(
             start[row][None], end[row][None], inputs.window_BS[[row]], alone, 10
-        )
+        ).pairs_K3
         assert pairs[:, 1:].tolist() == together[together[:, 0] == row][:, 1:].tolist()
 
 
