@@ -1,1 +1,1 @@
-"""Each prints one JSON line per case: ours, the peer, the ratio. See `common`."""
+"""Benchmarks; each prints one JSON line per case: ours, the peer, the ratio. See `common`."""

@@ -2,15 +2,13 @@
 
     python -m benchmarks.accuracy studies/phee/concepts.yaml [--set key=value ...] [--longer] [--quick]
 
-Runs the study first (what its ledger holds is not trained again), then the peer: one
-`AutoModelForTokenClassification` with flat BIO tags, trained by `transformers.Trainer`
-(for relations `AutoModelForSequenceClassification` of pairs with typed marks, end to end
-one after the other) on the same backbone, notes, folds, windows, batch size and number of epochs, its
-learning rate from the same list as `fine_tune`, its epoch and its rate chosen on the
-same validation notes. `--longer` runs it once more, at its best rate and three times the
-epochs, because a window is one row to it and one row a question to us. Both sides are
-scored by the same strict rule against the same gold. One JSON line a strategy; the peer's
-fold-runs are kept beside the ledger.
+Runs the study (finished fold-runs are read from its ledger), then the peer: one
+`AutoModelForTokenClassification` with flat BIO tags, trained by `transformers.Trainer`; for relations
+`AutoModelForSequenceClassification` of pairs with typed marks; end to end one after the other. Both sides
+share backbone, notes, folds, windows, batch size, epochs, and the strict scoring rule. The peer has the
+learning rates of `fine_tune`; its epoch and rate are chosen on the same validation notes. `--longer` also
+runs it at its best rate for three times the epochs, because it has one row per window where we have one per
+question. Prints one JSON line per strategy and saves the peer's fold-runs beside the ledger.
 """
 
 from __future__ import annotations
@@ -55,7 +53,7 @@ from raymrc.study.spec import Spec
 IGNORED = -100
 
 MORE_EPOCHS = 3
-"""The peer also runs so many times as long: one of its epochs has one row a window, not one a question."""
+"""Epochs of the peer with --longer, relative to ours: it has one row per window, not per question."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class PeerRun:
 
 
 def flat_tags(note: Note, window: Window, labels: Sequence[str]) -> list[int]:
-    """One BIO tag a piece over all labels; of overlapping spans the longest is kept."""
+    """One BIO tag per piece for all labels; of overlapping spans the longest is kept."""
     tags = [0] * len(window.piece_ids)
     starts = {s: i for i, (s, _) in enumerate(window.offsets)}
     ends = {e: i for i, (_, e) in enumerate(window.offsets)}
@@ -87,14 +85,14 @@ def flat_tags(note: Note, window: Window, labels: Sequence[str]) -> list[int]:
 def spans_of(
     tags: np.ndarray, windows: Sequence[Window], note: Note, labels: Sequence[str]
 ) -> tuple[Span, ...]:
-    """Predicted flat tags of a note's windows -> spans."""
+    """Convert predicted flat tags of a note's windows to spans."""
     found: dict[int, list[tuple[int, int, int]]] = {}
     for window, row in zip(windows, tags, strict=True):
         row = row[: len(window.piece_ids)]
         spans = []
         for label in range(len(labels)):
-            own = np.where(row == 1 + 2 * label, 1, np.where(row == 2 + 2 * label, 2, 0))
-            spans += [(label, first, last) for first, last in decode_tags(own)]
+            label_tags = np.where(row == 1 + 2 * label, 1, np.where(row == 2 + 2 * label, 2, 0))
+            spans += [(label, first, last) for first, last in decode_tags(label_tags)]
         found[window.index] = spans
     return assemble(note, windows, found, labels)
 
@@ -106,10 +104,10 @@ def train_peer(
     fold: int,
     threads: int,
 ) -> PeerRun:
-    """What a Hugging Face user writes: Trainer, dynamic padding, best epoch by validation F1.
+    """Train what a Hugging Face user would write: Trainer, dynamic padding, best epoch by validation F1.
 
-    One model for concepts, one for relations between given mentions, and end to end both, one after
-    the other: pairs are learnt from gold mentions, and told apart between those that the first found.
+    Concepts have one model, relations between given mentions one, and end to end both: the second
+    model learns pairs of gold mentions and classifies pairs of predicted ones.
     """
     import torch
     from transformers import AutoTokenizer
@@ -125,7 +123,7 @@ def train_peer(
     parts = [[notes[i] for i in ids] for ids in (split.train, split.validation, split.scored)]
     seed = int(hash_values([configuration.seed, fold])[:8], 16)
     random.seed(seed)
-    torch.manual_seed(seed)  # Trainer seeds too late for a new head
+    torch.manual_seed(seed)  # Trainer sets its seed only after the head is drawn
     task = configuration.cell.task
     spans = {note.id: note.spans for note in corpus.notes}
     with tempfile.TemporaryDirectory() as scratch:
@@ -159,7 +157,7 @@ def fit(
     seed: int,
     scratch: str,
 ) -> tuple[Any, float]:
-    """A Trainer with its best epoch's model, and that epoch's F1."""
+    """The Trainer with its best epoch's model, and that epoch's F1."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     best: list[float] = []
@@ -265,7 +263,7 @@ class Tagger:
 
 @dataclass
 class PairClassifier:
-    """`AutoModelForSequenceClassification` of pairs with typed marks, in the contexts that we read."""
+    """`AutoModelForSequenceClassification` of pairs with typed marks, in the same contexts as ours."""
 
     corpus: Corpus
     tokenizer: Any
@@ -289,7 +287,7 @@ class PairClassifier:
         """Validation F1.
 
         Args:
-            spans: of each note, what pairs are made of; gold for those trained on.
+            spans: each note's spans that form pairs; gold spans for training notes.
         """
         from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
@@ -353,7 +351,7 @@ def run_peer(
     configurations: Sequence[Configuration],
     processes: int,
 ) -> dict[Configuration, list[PeerRun]]:
-    """All folds of the peer for every configuration; what a former call finished is read back."""
+    """All folds of the peer for every configuration; finished ones are read from the file."""
     kept = spec.folder / "peer.jsonl"
     done: dict[str, PeerRun] = {}
     if kept.exists():
@@ -406,7 +404,7 @@ class Side:
 
 
 def best_peer(runs: dict[Configuration, list[PeerRun]]) -> Side:
-    """The peer's rate is chosen as ours is: by mean validation F1."""
+    """Choose the peer's rate as ours, by mean validation F1."""
     best = max(runs.values(), key=lambda folds: statistics.mean(r.validation_f1 for r in folds))
     return Side(
         best[0].learning_rate,
@@ -454,7 +452,7 @@ def main() -> None:
 
 
 def measure(study: Path, changes: Sequence[str], quick: bool, longer: bool) -> None:
-    """Runs the study and the peer, and prints a line a strategy."""
+    """Run the study and the peer, and print one line per strategy."""
     command = [sys.executable, "-m", "raymrc", "run", str(study)]
     subprocess.run([*command, *(f"--set={c}" for c in changes)], check=True, stdout=sys.stderr)
 
@@ -521,7 +519,7 @@ def measure(study: Path, changes: Sequence[str], quick: bool, longer: bool) -> N
 
 
 def drop_lines(options: Options, study: str) -> None:
-    """Removes a former run of this study from the results, and keeps other studies' lines."""
+    """Remove an earlier run of this study from the results, and keep other studies' lines."""
     path = RESULTS / f"{options.name}.jsonl"
     if options.quick or not path.exists():
         return

@@ -1,18 +1,17 @@
-"""GatorTron's billions on one card: how fast, and does it fit as the plan says?
+"""GatorTron with billions of parameters on one GPU: speed, and error of the predicted memory.
 
     python -m benchmarks.billions --device cuda [--quick]
 
-The true shapes with random weights, made on the device: GatorTron-3.9B trained whole with soft prompts,
-8.9B frozen under lanes, and 8.9B trained whole where a card holds it. Each case in a process of its own,
-through the pool that hosts use; rows are as long as the window. Steps are timed with calm heads, as trained
-ones are; then heads find answers everywhere, and memory is at its fullest.
+The true shapes with random weights, created on the device: GatorTron-3.9B trained with soft prompts, 8.9B
+frozen with lanes, and 8.9B trained if the GPU has room. Each case runs in a separate process, through the
+pool that hosts use; rows are as long as the window. Steps are timed with heads that predict few answers,
+like trained ones; then heads predict answers everywhere, for the peak memory.
 
-A case is three lines: tokens per second; that as a share of the card's matrix rate, the operations that
-training needs over those of a bf16 product of two 8192 x 8192 matrices (recomputed ones are not counted); and
-the error of the predicted memory. A case that the card does not hold is told on stderr and left out.
+A case prints three lines: tokens per second; the operations that training needs, per second, as a share of
+the GPU's rate in a bf16 product of two 8192 x 8192 matrices (recomputation is not counted); and the error of
+the predicted memory. A case that does not fit is reported on stderr and skipped.
 
-Without a GPU it says what it would run, and how much memory that takes. --quick runs a tiny backbone, on a
-CPU too, so that the same code is tried there.
+Without a GPU it prints what it would run and the memory needed. --quick runs a tiny backbone, on a CPU too.
 """
 
 from __future__ import annotations
@@ -44,14 +43,14 @@ from raymrc.planning.devices import GIB
 from raymrc.training.pool import Pool
 
 SHARE_GOAL = 0.4
-"""Of the matrix rate: what well-kept training code of large models reaches."""
+"""Share of the matrix rate that well-tuned training of large models reaches."""
 
 MEMORY_GOAL = 0.05
 
 WARM_UP, STEPS = 2, 5
 
 CARDS = {"A100 40 GB": 39.4, "H100 80 GB": 79.1, "H200": 139.8}
-"""GiB that a program can have."""
+"""GiB available to a program."""
 
 MATRIX = {"cuda": 8192, "cpu": 1024}
 
@@ -60,7 +59,7 @@ MATRIX = {"cuda": 8192, "cpu": 1024}
 class Case:
     """
     Args:
-        pass_pieces: padded pieces of a pass, at most; None: the pool's own.
+        pass_pieces: maximum of padded pieces per pass; None for the pool's default.
     """
 
     point: Point
@@ -98,12 +97,12 @@ CASES = (
 
 
 def predicted(case: Case, point: Point, device: str) -> float:
-    """Bytes."""
+    """Predicted peak memory in bytes."""
     return point.predicted(device, case.pass_pieces)
 
 
 def run(case: Case, point: Point, device: str) -> dict[str, float]:
-    """Seconds of a training step of all lanes, its tokens and operations, and bytes at the fullest."""
+    """Seconds of a training step of all lanes, its tokens and operations, and peak bytes."""
     torch.manual_seed(0)
     began_with = torch.cuda.memory_allocated() if device == "cuda" else 0
     data = make_data(point, WARM_UP + STEPS + 2)
@@ -151,7 +150,7 @@ def timed_step(pool: Pool, device: str) -> float:
 
 
 def matrix_rate(device: str) -> float:
-    """Operations per second of a product of two square bf16 matrices; fp32 on a CPU."""
+    """Operations per second in a product of two square bf16 matrices; fp32 on a CPU."""
     size = MATRIX[device]
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     if device == "cuda":
@@ -195,8 +194,8 @@ def report(options: Options, case: Case, found: dict[str, float]) -> None:
         )  # fmt: skip
 
 
-def say(case: Case, point: Point, device: str) -> None:
-    """What it would take, and on which card."""
+def print_needs(case: Case, point: Point, device: str) -> None:
+    """Print the predicted memory, and which GPUs have it."""
     wanted = predicted(case, point, device) / GIB
     holds = [name for name, gib in CARDS.items() if wanted <= gib]
     fits = f"fits {', '.join(holds)}" if holds else "fits no single card that we know"
@@ -216,26 +215,26 @@ def main() -> int:
     options = read_options("billions", __doc__)
     has_gpu = options.device == "cuda" and torch.cuda.is_available()
     if not has_gpu and not (options.quick and options.device == "cpu"):
-        print("no GPU was asked for, or there is none; on one this would run:", file=sys.stderr)
+        print("no GPU; set --device cuda on a machine with one to run:", file=sys.stderr)
         for case in CASES:
-            say(case, case.point, "cuda")
+            print_needs(case, case.point, "cuda")
         return 0
     start(options)
     for number, case in enumerate(CASES):
         point = case.at(options.quick)
         free = torch.cuda.mem_get_info()[0] if has_gpu else float("inf")
         if predicted(case, point, options.device) > free:
-            say(case, point, options.device)
+            print_needs(case, point, options.device)
             continue
         command = [
             sys.executable, "-m", "benchmarks.billions", "--case", str(number),
             "--device", options.device, *(["--quick"] if options.quick else []),
         ]  # fmt: skip
-        said = subprocess.run(command, check=False, capture_output=True, text=True)
-        if said.returncode:
-            print(f"{point.case} failed:\n{said.stderr[-2000:]}", file=sys.stderr)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            print(f"{point.case} failed:\n{done.stderr[-2000:]}", file=sys.stderr)
             continue
-        report(options, case, json.loads(said.stdout.splitlines()[-1]))
+        report(options, case, json.loads(done.stdout.splitlines()[-1]))
     return 0
 
 

@@ -1,8 +1,8 @@
-"""What every benchmark shares: its command line, its lines of JSON, and timing in turn.
+"""Shared by all benchmarks: command line, JSON lines, and timing in turn.
 
     python -m benchmarks.NAME [--quick] [--device cpu|cuda]
 
-prints one JSON line a case and keeps them in `benchmarks/results/NAME.jsonl` (not with --quick).
+prints one JSON line per case and, without --quick, saves them in `benchmarks/results/NAME.jsonl`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ RESULTS = Path(__file__).parent / "results"
 class Options:
     """
     Args:
-        quick: the same code on less, under a minute.
+        quick: the same code on less data, in under a minute.
         device: "cpu" or "cuda".
-        corpus: the folder of PHEE, where the benchmark reads it and it is there.
+        corpus: the folder of PHEE; None if the benchmark does not read it or it does not exist.
     """
 
     name: str
@@ -47,26 +47,26 @@ def read_options(
     reads_phee: bool = False,
     devices: Sequence[str] = ("cpu", "cuda"),
 ) -> Options:
-    """The benchmark's command line. `doc` is its module's docstring."""
+    """Parse the benchmark's command line; `doc` is its module's docstring."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="less of the same, under a minute")
+    parser.add_argument("--quick", action="store_true", help="less data, under a minute")
     parser.add_argument("--device", choices=devices, default="cpu")
     if reads_phee:
-        parser.add_argument("--corpus", type=Path, default=Path("corpora/phee"), help="of PHEE")
+        parser.add_argument("--corpus", type=Path, default=Path("corpora/phee"), help="PHEE folder")
     given = parser.parse_args(arguments)
     corpus = given.corpus if reads_phee else None
     if corpus is not None and not corpus.is_dir():
-        print(f"no PHEE at {corpus}: its cases are left out (--corpus)", file=sys.stderr)
+        print(f"no PHEE at {corpus}: skipping its cases; set --corpus", file=sys.stderr)
         corpus = None
     return Options(name, given.quick, given.device, corpus)
 
 
 def start(options: Options) -> None:
-    """Empties the results file, so that it holds one whole run."""
+    """Empty the results file, so that it holds one complete run."""
     if not options.quick:
         RESULTS.mkdir(exist_ok=True)
         _results_file(options).write_text("")
@@ -82,14 +82,14 @@ def json_line(
     goal: float,
     **more: Any,
 ) -> None:
-    """Prints one case, and keeps it.
+    """Print one case, and save it.
 
     Args:
-        ratio: more is better for us, 1.0 is the peer; without a peer, how far the goal is met.
-        goal: what `ratio` should reach; without a peer, what `ours` should.
-        more: whatever else a reader needs to judge the case: sizes, spreads, notes.
+        ratio: higher is better for us, 1.0 equals the peer; without a peer, `ours` relative to the goal.
+        goal: target of `ratio`; without a peer, of `ours`.
+        more: what else a reader needs to judge the case: sizes, spreads, notes.
     """
-    import torch  # here: Ray's workers import this module too, and their start is timed
+    import torch  # deferred: Ray's workers import this module, and their start is timed
 
     from raymrc.training.meter import hardware, versions
 
@@ -123,11 +123,11 @@ def time_in_turn(
 ) -> tuple[float, float, float]:
     """Median seconds of ours and of the peer, and the median of their ratio peer / ours.
 
-    They run in turn, first one then the other first, so that a busy machine slows both.
+    They run in turn and swap order with each pair, so that a busy machine slows both.
 
     Args:
-        warm_up: run one more pair first, which is not counted.
-        wait: called before each reading of the clock; for devices that work behind our back.
+        warm_up: run one uncounted pair first.
+        wait: called before each reading of the clock, for devices that work asynchronously.
     """
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for pair in range(0 if warm_up else 1, pairs + 1):
@@ -147,10 +147,10 @@ def time_in_turn(
 
 
 def run_together(command: Sequence[str], size: int = 1) -> dict[str, Any]:
-    """Runs a command in so many processes of one group, and gives the JSON that the first one says last.
+    """Run a command in `size` processes of one group; return the JSON that the first prints last.
 
     Raises:
-        RuntimeError: one of them failed.
+        RuntimeError: a process failed.
     """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -165,10 +165,10 @@ def run_together(command: Sequence[str], size: int = 1) -> dict[str, Any]:
         )
         for rank in range(size)
     ]
-    said = [process.communicate()[0] for process in processes]
+    outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise RuntimeError(f"{shlex.join(command)} failed")
-    found: dict[str, Any] = json.loads(said[0].splitlines()[-1])
+    found: dict[str, Any] = json.loads(outputs[0].splitlines()[-1])
     return found
 
 
@@ -181,5 +181,5 @@ def _results_file(options: Options) -> Path:
 
 
 def _round(value: float) -> float:
-    """Four significant digits: more would be noise."""
+    """Four significant digits; more are noise."""
     return float(f"{value:.4g}")

@@ -1,11 +1,11 @@
-"""What does a frozen fold-run cost beside one that trains the backbone, on the same backbone and notes?
+"""What does a frozen fold-run cost compared with one that trains the backbone?
 
     python -m benchmarks.cost_ratio [--corpus FOLDER] [--quick] [--device cpu|cuda]
 
-The reference study reports 2.5 to 6 % on its GPUs. Device-seconds of a fold-run on PHEE sentences with
-MiniLM, equal epochs, learning and evaluation counted: frozen ones as lanes side by side in one pool, with
-prompts from the first layer on and from the middle one on; the other (`soft_prompt`) by itself. Ours: frozen,
-peer: trained, so the ratio says how many frozen fold-runs one trained one pays for.
+Device-seconds of a fold-run on PHEE sentences with MiniLM at equal epochs, training and evaluation
+included. Ours: frozen fold-runs as lanes in one pool, with prompts from the first and from the middle layer
+on. Peer: `soft_prompt` alone. The ratio is the number of frozen fold-runs for the price of one trained
+fold-run. The reference study reports 2.5 to 6 % on its GPUs.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from raymrc.training.pool import Pool
 STUDY = Path(__file__).resolve().parents[1] / "studies" / "phee-concepts.yaml"
 LANES = 4
 GOAL = 1 / 0.06
-"""The dearer end of what the reference study reports."""
+"""From the higher cost, 6 %, that the reference study reports."""
 
-MOST_EVALUATION = 0.25
-"""Of a fold-run's time."""
+MAX_EVALUATION_SHARE = 0.25
+"""Evaluation's share of a fold-run's time."""
 
 
 def measure(options: Options, notes: int, epochs: int) -> None:
@@ -57,7 +57,7 @@ def measure(options: Options, notes: int, epochs: int) -> None:
     shares: dict[str, float] = {}
 
     def cost(configurations: Sequence[Configuration]) -> float:
-        """Device-seconds of a fold-run, all side by side."""
+        """Device-seconds per fold-run, with all lanes in one pool."""
         pool = Pool(loaded, data, options.device)
         for configuration in configurations:
             pool.open(
@@ -87,7 +87,7 @@ def measure(options: Options, notes: int, epochs: int) -> None:
     num_layers = loaded.shape.num_layers
     for first_layer in (0, num_layers // 2):
         lanes = [replace(frozen, first_layer=first_layer, seed=seed) for seed in range(LANES)]
-        # In turn, and once more the other way round, so that a busy machine slows both.
+        # In turn and then in reverse order, so that a busy machine slows both.
         ours = [cost(lanes)]
         peer = [cost([trained]), cost([trained])]
         ours.append(cost(lanes))
@@ -108,7 +108,7 @@ def measure(options: Options, notes: int, epochs: int) -> None:
     for name, share in shares.items():
         json_line(
             options, f"evaluation in {name}", share, None, "share of a fold-run's time",
-            MOST_EVALUATION / share, MOST_EVALUATION, notes=len(corpus.notes), epochs=epochs,
+            MAX_EVALUATION_SHARE / share, MAX_EVALUATION_SHARE, notes=len(corpus.notes), epochs=epochs,
         )  # fmt: skip
 
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.fused_step [--quick] [--device cpu|cuda]
 
-Lanes are frozen fold-runs: MiniLM's shape, deep prompts of 16 for five labels, match heads of the
-published width, each with its own optimiser. Ours: `raymrc.training.fused`, in the passes that
-`training.pool` makes. Peer: the same lanes in a loop, each its own forward, backward, clipping and AdamW, as
-a user would write it. Rows are 32 pieces; a step is one batch of every lane.
+Lanes are frozen fold-runs with MiniLM's shape, deep prompts of 16 for five labels, and match heads of the
+published width, each with its own optimiser. Ours: `raymrc.training.fused`, in the passes of
+`training.pool`. Peer: a loop over the same lanes with forward, backward, clipping and AdamW for each. Rows
+have 32 pieces; a step is one batch of every lane.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ PIECES = 32
 LANES = (1, 4, 16, 64)
 BATCHES = (1, 4, 16)
 GOALS = {1: 1.8}
-"""By rows per lane's batch, from four lanes on; elsewhere 1.0: never slower."""
+"""Goal by rows per lane's batch, from four lanes on; otherwise 1.0 (never slower)."""
 
-LONGEST_PEER_ROWS = 256
-"""More rows in a step than this are not worth the minutes on a CPU: nothing changes beyond."""
+MAX_PEER_ROWS = 256
+"""Rows per step of the peer on a CPU; more take minutes and show nothing new."""
 
 
 class NoTokenizer:
-    """What a prompt's start asks of a tokenizer, without one."""
+    """Stands in for a tokenizer when a prompt is initialised."""
 
     cls_token_id, sep_token_id = 101, 102
 
@@ -77,7 +77,7 @@ def make_lanes(loaded: Loaded, count: int, rows: int) -> list[tuple[Part, torch.
         inputs, targets = make_batch(rows, number)
         generator = torch.Generator(device).manual_seed(number)
         part = Part(model, inputs.to(device), targets.to(device), generator)
-        # A rate of zero: the same work, and what is predicted stays as it was.
+        # A rate of zero does the same work and keeps the predictions unchanged.
         optimiser = torch.optim.AdamW(model.parameter_groups(), fused=True)
         for group in optimiser.param_groups:
             group["lr"] = 0.0
@@ -86,7 +86,7 @@ def make_lanes(loaded: Loaded, count: int, rows: int) -> list[tuple[Part, torch.
 
 
 def make_batch(rows: int, seed: int) -> tuple[Inputs, SpanTargets]:
-    """Random pieces, an answer of three of them in every row."""
+    """Random pieces, with an answer of three pieces in every row."""
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(1000, 30522, (rows, PIECES), generator=draw)
     everywhere = torch.ones_like(ids, dtype=torch.bool)
@@ -99,7 +99,7 @@ def make_batch(rows: int, seed: int) -> tuple[Inputs, SpanTargets]:
 
 
 def step_together(parts: Sequence[Part], optimisers: Sequence[torch.optim.AdamW]) -> None:
-    """One batch of every lane, as `training.pool` has it."""
+    """One batch of every lane, as in `training.pool`."""
     inputs = [part.inputs for part in parts]
     for places in share_passes(inputs, inputs[0].label_B.device):
         chosen = [parts[place] for place in places]
@@ -152,7 +152,7 @@ def main() -> int:
     loaded = make_backbone(options.device)
     for rows in (1,) if options.quick else BATCHES:
         for count in (1, 4) if options.quick else LANES:
-            if options.device == "cpu" and count * rows > LONGEST_PEER_ROWS:
+            if options.device == "cpu" and count * rows > MAX_PEER_ROWS:
                 continue
             run_case(options, loaded, count, rows, pairs=3 if options.quick else 5)
     return 0

@@ -1,10 +1,10 @@
-"""How much memory do 64 lanes hold beside one, and what does the arithmetic say of it?
+"""How much more memory do 64 lanes need than one, and what does the arithmetic predict?
 
     python -m benchmarks.lane_memory [--quick] [--device cpu|cuda]
 
-Lanes as in `benchmarks.fused_step`, a step of four rows of 32 pieces each; each count in a process of its
-own. Peak memory of the process (CPU: the interpreter, torch and the backbone are in it) or of the
-allocator (GPU). Prediction: `study.cost.lane_bytes` for every further lane, best states included.
+Lanes as in `benchmarks.fused_step`, with four rows of 32 pieces per step; each count in a separate process.
+Measured is the peak memory of the process (CPU; interpreter, torch and backbone included) or of the
+allocator (GPU). Predicted is `planning.arithmetic.lane_bytes` per further lane, best states included.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from raymrc.training.meter import Meter
 from raymrc.training.pool import keep_freed_memory
 
 ROWS = 4
-MOST = 1.5
-"""Times the memory of one lane."""
+MAX_TIMES = 1.5
+"""Memory of all lanes relative to one."""
 
 
 def measure(count: int, device: str) -> tuple[int, int]:
-    """Peak bytes, and trained numbers of a lane."""
+    """Peak bytes, and trained parameters per lane."""
     torch.set_num_threads(1)
     meter = Meter(torch.device(device))
     if device == "cpu":
@@ -55,7 +55,7 @@ def main() -> int:
         times = found[count] / found[1]
         json_line(
             options, f"{count} lanes beside one", times, None, "times the memory",
-            MOST / times, MOST,
+            MAX_TIMES / times, MAX_TIMES,
             bytes_of_one=found[1], bytes_of_all=found[count], trained_parameters=trained,
         )  # fmt: skip
         each = (found[count] - found[1]) / (count - 1)

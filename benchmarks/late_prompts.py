@@ -3,15 +3,14 @@
     python -m benchmarks.late_prompts [--corpus FOLDER] [--quick] [--device cpu|cuda]
 
 Cost: 30 configurations train for 3 epochs over one frozen backbone of BERT-base's shape (random weights,
-24 windows of 32 pieces, three labels each), five lanes a pass. Ours: prompts from layer 9 of 12 on, with
-`raymrc.training.activations` below; building them counts. Peer: prompts from layer 0 on. Both go through
-`raymrc.training.fused`. The peer is the same work in every pass, so it runs beside some of ours, in
-turn, and its total is ours times the median ratio of those pairs. Five minutes on two cores.
+24 windows of 32 pieces, three labels each), five lanes per pass. Ours: prompts from layer 9 of 12 on, with
+kept activations below (`raymrc.training.activations`), whose computation counts. Peer: prompts from layer 0
+on. Both use `raymrc.training.fused`. The peer does equal work in every pass, so it runs in turn with some of
+ours, and its total is ours times the median ratio of those pairs. Takes five minutes on two cores.
 
-F1: fold-runs of `frozen_soft_prompt` of studies/phee/concepts.yaml with real MiniLM, prompts from layer
-0, 1/4, 1/2 and 3/4 of its six on (halves go to the even layer: 0, 2, 3, 4). Peer: from layer 0 on, same
-folds. This is a trade to be known, so it has no goal. A quarter of an hour on one core; `--corpus FOLDER`
-where PHEE lies elsewhere.
+F1: fold-runs of `frozen_soft_prompt` in studies/phee/concepts.yaml with real MiniLM, prompts from layers 0,
+2, 3 and 4 of six on. Peer: from layer 0 on, same folds. This measures a trade-off and has no goal. Takes a
+quarter of an hour on one core.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from tests.training.fold_runs import train_fold_run
 BERT_BASE = Shape("bert", 12, 768, 12, 3072, vocab=30522)
 FIRST_LAYER = 9
 GOAL = 3.5
-"""Nine of twelve layers are saved, so 4 is the most there is."""
+"""Nine of twelve layers are saved, so the maximum is 4."""
 
 LABELS = 3
 PIECES = 32
@@ -63,7 +62,7 @@ NOTES = 100
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is trained: whole passes of lanes, whole batches. A window is asked every label."""
+    """How much is trained, in whole passes and batches. Every window is asked for every label."""
 
     configurations: int
     epochs: int
@@ -76,7 +75,7 @@ LITTLE = Size(configurations=5, epochs=2, windows=4, batch=4)
 
 
 class Lanes:
-    """Some configurations with prompts from one layer on, and an optimiser each."""
+    """Configurations with prompts from one layer on, each with its optimiser."""
 
     def __init__(self, loaded: Loaded, first_layer: int, seeds: Sequence[int]) -> None:
         device = loaded.encoder.word.weight.device
@@ -91,7 +90,7 @@ class Lanes:
             )
             self.models.append(Model(configuration, loaded, LABELS).train())
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        # A rate of zero: the same work, and what is predicted stays as it was.
+        # A rate of zero does the same work and keeps the predictions unchanged.
         self.optimisers = [
             torch.optim.AdamW(model.parameter_groups(), fused=True) for model in self.models
         ]
@@ -130,7 +129,7 @@ def make_targets(rows: int) -> SpanTargets:
 
 
 def epoch_of(size: Size, draw: random.Random) -> Iterator[LaneRows]:
-    """Each step's rows of the lanes of a pass; each lane has its own order."""
+    """Rows of a pass's lanes for each step; each lane has its own order."""
     orders = []
     for _lane in range(LANES_A_PASS):
         rows = [(window, label) for window in range(size.windows) for label in range(LABELS)]
@@ -156,12 +155,12 @@ def measure_cost(options: Options, size: Size) -> None:
     store = Activations(loaded.encoder, FIRST_LAYER, STORE_BYTES)
 
     def fill(rows: LaneRows) -> list[Inputs]:
-        return [store.fill([w for w, _ in own], make_inputs(windows_WS, own)) for own in rows]
+        return [store.fill([w for w, _ in lane], make_inputs(windows_WS, lane)) for lane in rows]
 
     def read(rows: LaneRows) -> list[Inputs]:
-        return [make_inputs(windows_WS, own).to(device) for own in rows]
+        return [make_inputs(windows_WS, lane).to(device) for lane in rows]
 
-    # Threads, allocator and optimisers' moments. What enters is made up, so that nothing is kept yet.
+    # Warm up threads, allocator and optimisers on other inputs, so that no activations are kept yet.
     warm_up = next(epoch_of(size, draw))
     from_the_start.step(read(warm_up), targets)
     made_up = torch.randn(size.batch, PIECES, BERT_BASE.hidden, device=device)
@@ -191,7 +190,7 @@ def measure_cost(options: Options, size: Size) -> None:
                     peer.append(clock.lap())
                     ours.append(seconds)
     assert store.misses == size.windows and not store.evictions
-    # The median, as in `time_in_turn`: a neighbour who wakes up in the middle of a pair tilts it.
+    # The median, as in `time_in_turn`: another process may disturb single pairs.
     ratios = [p / o for o, p in zip(ours, peer, strict=True)]
     peer_total = statistics.median(ratios) * (total - building)
     json_line(
@@ -218,7 +217,7 @@ def measure_cost(options: Options, size: Size) -> None:
 
 
 class Clock:
-    """Seconds since the last lap, with what the device still had to do."""
+    """Seconds since the last lap, including work that the device had not finished."""
 
     def __init__(self, device: str) -> None:
         self._wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -266,9 +265,9 @@ def measure_f1(options: Options, changes: Sequence[str], folds: int) -> None:
             for fold in range(folds)
         ]
         at_zero = at_zero or records
-        f1, peer_f1 = (statistics.mean(r.strict.f1 for r in of) for of in (records, at_zero))
+        f1, peer_f1 = (statistics.mean(r.strict.f1 for r in runs) for runs in (records, at_zero))
         seconds, peer_seconds = (
-            statistics.mean(r.device_seconds for r in of) for of in (records, at_zero)
+            statistics.mean(r.device_seconds for r in runs) for runs in (records, at_zero)
         )
         json_line(
             options,

@@ -1,25 +1,23 @@
-"""What the ledger costs at size: written, listed, read, resumed from and reported on.
+"""Cost of a large ledger: writing, listing, reading, resuming and reporting.
 
     PYTHONPATH=. python -m benchmarks.ledger [--quick]
 
-Records of a made-up grid (cells x configurations x five folds; five labels, 40 scored notes, 10 epochs:
-about 10 kB each) on local disk, and on moto's S3 server in a process of its own on loopback. Every step
-but `report` ends with what the driver has after it: written durably (`Ledger.record`), names
-(`keys`), records (`read_all`), a search that has looked through all of them and hands out what is
-missing (`StudySearch`), the verdict with its tables and its JSON. Each size in a fresh process, whose
-largest memory is told beside it (`peak_bytes`, all of Python and raymrc included).
+Records of a synthetic grid (cells x configurations x five folds; five labels, 40 scored notes, 10 epochs;
+about 10 kB each) are on local disk, and on moto's S3 server in another process on loopback. Steps: durable
+writes (`Ledger.record`), names (`keys`), records (`read_all`), a search over all records that hands out
+missing ones (`StudySearch`), and the verdict with tables and JSON. Each size runs in a fresh process;
+`peak_bytes` is its peak memory, Python and raymrc included.
 
-On S3 at most 3,000 records of a size are written, behind those that stand in the server's memory from its
-start, and `write` is told as if all had been.
+On S3 at most 3,000 records per size are written; the others are in the server's memory from its start.
+`write` is scaled to all records.
 
-Peers. On local disk: SQLite, a row a record, each in a transaction of its own (as records come, one by
-one, and have to survive a power cut), read into the same `Record` values. On S3: bare requests to the
-same server through pyarrow, one after another: a PUT a record, a GET a record, nothing else. moto is
-Python in one process: what it takes for a request bounds everything, and it sorts all of a bucket's names
-for each page of a listing: of `list`'s growth there only the processor's seconds are ours. And MLflow's
-`search_runs` on its SQLite store, for as many fold-runs as it takes in a benchmark of minutes.
+Peers on local disk: SQLite with one row and one transaction per record (records arrive one by one and must
+survive a power cut), read into the same `Record` values; and MLflow's `search_runs` on its SQLite store,
+for as many fold-runs as fit in minutes. Peer on S3: plain pyarrow requests to the same server, one PUT and
+one GET per record. moto is a single Python process, whose time per request dominates, and it sorts all
+names of a bucket for each page of a listing: only the CPU seconds of `list` are ours.
 
-`growth` lines: the exponent b of seconds ~ n^b between two sizes; 1 is linear, 2 a quadratic step.
+`growth` lines give the exponent b of seconds ~ n^b between two sizes; 1 is linear, 2 quadratic.
 """
 
 from __future__ import annotations
@@ -58,19 +56,19 @@ STRATEGIES = ("fine_tune", "hard_prompt", "soft_prompt", "frozen_soft_prompt")
 LABELS = "Drug Dosage Route Reason ADE".split()
 NOTES, EPOCHS = 40, 10
 MISSING = 100
-"""Fold-runs that the plan has and the ledger lacks: what a resumed search has to find."""
+"""Planned fold-runs that the ledger lacks and a resumed search must find."""
 
 SIZES, QUICK_SIZES = (1_000, 10_000, 100_000), (100, 1_000)
-MOST_WRITTEN_TO_S3 = 3_000
-"""moto takes about 20 ms for a record's three requests: a hundred thousand take more than half an hour."""
-MOST_WRITTEN_TO_SQLITE = 10_000
+MAX_WRITTEN_TO_S3 = 3_000
+"""moto takes about 20 ms for a record's three requests, so 100,000 records take over half an hour."""
+MAX_WRITTEN_TO_SQLITE = 10_000
 """The peer waits for the disk at every record, too; the largest size is only read from it."""
 MLFLOW_SIZE, QUICK_MLFLOW_SIZE = 1_000, 100
-MOST_GROWTH = 1.15
-"""A busy machine makes one size slower than another by as much; a quadratic step is 2."""
+MAX_GROWTH = 1.15
+"""Exponent that a busy machine may cause; quadratic growth is 2."""
 
 SECONDS_PER_RECORD = 0.001
-"""Where there is no peer: what a step may take. Training a fold-run takes a minute and more."""
+"""Goal of steps without a peer. Training a fold-run takes at least a minute."""
 
 STEPS = ("write", "list", "read", "resume", "report")
 
@@ -79,7 +77,7 @@ STEPS = ("write", "list", "read", "resume", "report")
 
 
 def make_plan(num_records: int) -> Plan:
-    """A grid with a few fold-runs more than there are records."""
+    """A grid with `MISSING` more fold-runs than records."""
     wanted = math.ceil((num_records + MISSING) / FOLDS)
     cells_of_strategy = 2 if num_records < 10_000 else 10
     per_cell = math.ceil(wanted / (cells_of_strategy * len(STRATEGIES)))
@@ -159,7 +157,7 @@ def make_record(run: FoldRun, number: int) -> Record:
 
 
 def made_records(num_records: int, first: int = 0) -> Iterator[tuple[str, str, Record]]:
-    """(key, JSON, record); making them is nobody's cost here."""
+    """(key, JSON, record); creating them is not timed."""
     runs = fold_runs(make_plan(num_records))
     for number, run in islice(enumerate(runs), first, num_records):
         record = make_record(run, number)
@@ -170,7 +168,7 @@ def made_records(num_records: int, first: int = 0) -> Iterator[tuple[str, str, R
 
 
 def peak_bytes() -> int:
-    # Of this program alone: what `getrusage` says is at least what its parent had.
+    # From /proc, because getrusage reports at least the parent's peak.
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -178,8 +176,10 @@ def peak_bytes() -> int:
 
 
 def measure(clock_of: dict[str, Any], name: str, action: Callable[[], Any]) -> Any:
-    """What an action gives; its seconds are added under a name, and those of the processor, which a busy
-    machine leaves as they are."""
+    """The action's result; its wall and CPU seconds are added under `name`.
+
+    CPU seconds do not depend on how busy the machine is.
+    """
     began, cpu = time.perf_counter(), time.process_time()
     found = action()
     clock_of[name] = clock_of.get(name, 0.0) + time.perf_counter() - began
@@ -190,7 +190,7 @@ def measure(clock_of: dict[str, Any], name: str, action: Callable[[], Any]) -> A
 def write_ours(storage: str, num_records: int, first: int = 0) -> dict[str, Any]:
     """
     Args:
-        first: those before are there already.
+        first: index of the first record to write; earlier ones exist.
     """
     ledger, seconds = Ledger(storage), dict[str, Any]()
     for _, text, record in made_records(num_records, first):
@@ -245,7 +245,7 @@ def use_ours(storage: str, num_records: int) -> dict[str, Any]:
 
 def write_sqlite(path: str, num_records: int) -> dict[str, Any]:
     connection, seconds = sqlite3.connect(path), dict[str, Any]()
-    # The settings in which a commit survives a power cut with one wait for the disk.
+    # With these settings a commit survives a power cut and waits for the disk once.
     connection.execute("pragma journal_mode = wal")
     connection.execute("pragma synchronous = full")
     connection.execute("create table records (key text primary key, status text, record text)")
@@ -260,7 +260,7 @@ def write_sqlite(path: str, num_records: int) -> dict[str, Any]:
 
 
 def fill_sqlite(path: str, storage: str) -> dict[str, Any]:
-    """With what a ledger on disk holds, without waiting for the disk."""
+    """Copy a ledger's records into SQLite without waiting for the disk."""
     connection = sqlite3.connect(path)
     connection.execute("create table records (key text primary key, status text, record text)")
     with connection:
@@ -286,7 +286,7 @@ def use_sqlite(path: str, num_records: int) -> dict[str, Any]:
 
 
 def ask_plainly(storage: str, num_requests: int) -> dict[str, Any]:
-    """Bare requests of pyarrow, one after another: seconds for so many of each kind."""
+    """Seconds for `num_requests` plain pyarrow requests of each kind, one after another."""
     from raymrc.ledger.storage import ObjectStore, open_files
 
     files, seconds = open_files(storage, "plain"), dict[str, Any]()
@@ -308,7 +308,7 @@ def ask_plainly(storage: str, num_requests: int) -> dict[str, Any]:
 
 
 def use_mlflow(folder: str, num_records: int) -> dict[str, Any]:
-    """The same fold-runs as MLflow runs, read back by its own client."""
+    """The same fold-runs as MLflow runs, read back by its client."""
     from raymrc.tracking import TrackingPlace, sync_study
     from raymrc.tracking.experiment import open_experiment
 
@@ -338,7 +338,7 @@ def use_mlflow(folder: str, num_records: int) -> dict[str, Any]:
 
 
 def run_step(step: Callable[..., dict[str, Any]], *arguments: str | int) -> dict[str, Any]:
-    """In a process of its own, whose largest memory is the step's."""
+    """Run a step in a new process, so that the peak memory is the step's."""
     words = [step.__name__, *map(str, arguments)]
     return run_together([sys.executable, "-m", "benchmarks.ledger", "step", *words])
 
@@ -352,13 +352,13 @@ def tell(
     called: str,
     goal: float = 1.0,
 ) -> None:
-    """A line a step; `peer` and `called`: who did the same, where somebody did."""
+    """Print one line per step; `peer` and `called` are the peer's result and name, if there is one."""
     for step in STEPS:
         if step not in ours:
             continue
         seconds, other = ours[step], peer.get(step)
         rate = num_records / seconds
-        # Without a peer the goal is a minute for the largest size, by its share.
+        # Without a peer the goal is one minute for the largest size, and proportionally less for others.
         json_line(
             options,
             f"{where}, {num_records:,} records: {step}" + (f", against {called}" if other else ""),
@@ -374,8 +374,8 @@ def tell(
         )
 
 
-def tell_growth(options: Options, where: str, by_size: dict[int, dict[str, Any]]) -> None:
-    """Between the two largest sizes: smaller ones are mostly the start of things."""
+def print_growth(options: Options, where: str, by_size: dict[int, dict[str, Any]]) -> None:
+    """Growth between the two largest sizes; smaller ones are dominated by start-up."""
     *_, smaller, larger = sorted(by_size)
 
     def growth(name: str) -> float:
@@ -390,8 +390,8 @@ def tell_growth(options: Options, where: str, by_size: dict[int, dict[str, Any]]
             exponent,
             None,
             "exponent b of seconds ~ n^b",
-            MOST_GROWTH / max(exponent, 0.01),
-            MOST_GROWTH,
+            MAX_GROWTH / max(exponent, 0.01),
+            MAX_GROWTH,
             of_cpu_seconds=float(f"{growth(f'cpu {step}'):.4g}"),
         )
 
@@ -401,22 +401,22 @@ def on_disk(options: Options, place: Path) -> None:
     for size in QUICK_SIZES if options.quick else SIZES:
         storage, path = str(place / str(size) / "study"), str(place / f"{size}.db")
         ours[size] = run_step(write_ours, storage, size)
-        if size <= MOST_WRITTEN_TO_SQLITE:
+        if size <= MAX_WRITTEN_TO_SQLITE:
             peer = run_step(write_sqlite, path, size)
         else:
             peer = run_step(fill_sqlite, path, storage)
         ours[size] |= run_step(use_ours, storage, size)
         peer |= run_step(use_sqlite, path, size)
         tell(options, "local disk", size, ours[size], peer, "SQLite")
-    tell_growth(options, "local disk", ours)
+    print_growth(options, "local disk", ours)
 
 
 def on_s3(options: Options, place: Path) -> None:
-    """The server starts with what `on_disk` has left, but for those that are to be written."""
+    """The server starts with the records of `on_disk`, except those that will be written."""
     os.environ.update(ACCESS)
     ours = {}
     for size in QUICK_SIZES if options.quick else SIZES:
-        written = min(size, 100 if options.quick else MOST_WRITTEN_TO_S3)
+        written = min(size, 100 if options.quick else MAX_WRITTEN_TO_S3)
         filled = place / str(size)
         for key, _, _ in made_records(size, size - written):
             (filled / "study" / "ledger" / key[:2] / f"{key}.json").unlink()
@@ -431,7 +431,7 @@ def on_s3(options: Options, place: Path) -> None:
         peer = {step: seconds * size / requests for step, seconds in plain.items()}
         where = "S3 by moto" + (f" (the last {written:,} written)" if written < size else "")
         tell(options, where, size, ours[size], peer, "bare requests", goal=0.5)
-    tell_growth(options, "S3 by moto", ours)
+    print_growth(options, "S3 by moto", ours)
 
 
 def beside_mlflow(options: Options, place: Path) -> None:
@@ -454,7 +454,7 @@ def main() -> None:
         if HAS_MOTO:
             on_s3(options, Path(folder))
         else:
-            print("no moto: the cases on S3 are left out", file=sys.stderr)
+            print("no moto: skipping the cases on S3", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""How much does the factorised, sparse match head save of a whole training step?
+"""How much of a whole training step does the factorised, sparse match head save?
 
-Ours: `raymrc.model.heads.SpanHeads`. Peer: the dense head of the published design (an MLP of width
-2048 over [h_i; h_j] for every pair of pieces, loss masked by candidates), our own rewrite, which is
-also the twin in the equality tests. Both stand on the same encoder: BERT-base's shape (12 x 768),
-random weights, all trained. A step is forward, backward and AdamW.
+Ours: `raymrc.model.heads.SpanHeads`. Peer: the published dense head (an MLP of width 2048 over [h_i; h_j] for
+every pair of pieces, with a loss masked by candidates), rewritten by us and also used by the equality tests.
+Both have the same encoder of BERT-base's shape (12 x 768), random weights, all trained. A step is forward,
+backward and AdamW.
 
-Every row has an answer per 32 pieces, and biases are set so that one piece in twenty is predicted
-as a start and as an end, as in a model that has begun to learn. One more case has everything
-predicted, where our head is at its bound of candidates: its slowest.
+Every row has one answer per 32 pieces, and biases are set so that one piece in twenty is predicted as a start
+and as an end, as early in training. One more case predicts everything, which is our head's slowest case.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ from tests.model.dense_match_head import DenseSpanHeads
 BERT_BASE = Shape("bert", 12, 768, 12, 3072, vocab=30522)
 WIDTH = 2048
 GOALS = {128: 4.0, 256: 8.0, 512: 18.0}
-"""Whole steps per peer's step, by pieces per row."""
+"""Speed-up of a whole step, by pieces per row."""
 
 MEMORY_GOALS = {512: 3.0}
-"""Peak bytes of the peer per byte of ours; a short row's peak is the encoder's own."""
+"""The peer's peak bytes relative to ours; with short rows the encoder's memory dominates."""
 
 PREDICTED_SHARE = 0.05
 
@@ -46,11 +45,11 @@ PREDICTED_SHARE = 0.05
 class Case:
     """
     Args:
-        rows: as many as leave the dense head in some ten GiB: it keeps
-            rows x pieces^2 x (1536 + 2048) numbers for the backward pass.
-        pairs: timed steps of each.
-        predicted_share: of pieces, as a start and as an end.
-        num_layers: of the encoder; 12 is BERT-base.
+        rows: limited so that the dense head, which keeps rows x pieces^2 x (1536 + 2048) numbers for the
+            backward pass, needs about ten GiB.
+        pairs: timed steps of each side.
+        predicted_share: share of pieces predicted as a start and as an end.
+        num_layers: layers of the encoder; BERT-base has 12.
     """
 
     rows: int
@@ -77,12 +76,12 @@ class Trainee(nn.Module):
 
 
 def build(case: Case, device: str, which: str) -> tuple[Trainee, Inputs, SpanTargets]:
-    """Ours or the peer, with the same weights, and a batch."""
+    """Ours or the peer, with equal weights, and a batch."""
     torch.manual_seed(0)
     encoder = Encoder(BERT_BASE.first(case.num_layers))
     for name, parameter in encoder.named_parameters():
         if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.02)  # BERT's own; torch's default is far larger
+            nn.init.normal_(parameter, std=0.02)  # as BERT; torch's default is far larger
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
     inputs, targets = build_batch(case)
@@ -99,7 +98,7 @@ def build(case: Case, device: str, which: str) -> tuple[Trainee, Inputs, SpanTar
 
 
 def build_batch(case: Case) -> tuple[Inputs, SpanTargets]:
-    """Random pieces; answers of three pieces, one per 32, where nothing is padding or question."""
+    """Random pieces without padding or question; one answer of three pieces per 32."""
     ids = torch.randint(1000, BERT_BASE.vocab, (case.rows, case.pieces))
     everywhere = torch.ones_like(ids, dtype=torch.bool)
     row = torch.arange(case.rows)
@@ -114,11 +113,11 @@ def build_batch(case: Case) -> tuple[Inputs, SpanTargets]:
 
 
 def make_step(model: Trainee, inputs: Inputs, targets: SpanTargets) -> Callable[[], None]:
-    # A rate of zero: the same work, and what is predicted stays as it was set.
+    # A rate of zero does the same work and keeps the predictions unchanged.
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimiser.step()  # the moments are there from the first timed step on
+    optimiser.step()  # allocates the moments before the first timed step
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -131,7 +130,7 @@ def make_step(model: Trainee, inputs: Inputs, targets: SpanTargets) -> Callable[
 def compare_gradients(
     ours: Trainee, peer: Trainee, inputs: Inputs, targets: SpanTargets
 ) -> tuple[float, float]:
-    """Largest difference between two gradients of the same weight, and the largest gradient."""
+    """Largest difference between the two sides' gradients, and the largest gradient."""
     for model in (ours, peer):
         model.loss(inputs, targets).backward()
     mine, theirs = gradients_of(ours), gradients_of(peer)
@@ -160,7 +159,7 @@ def count_candidates(model: Trainee, inputs: Inputs, targets: SpanTargets) -> in
 
 
 def peak_bytes(case: Case, device: str, which: str) -> int:
-    """Largest memory of a step: of a fresh process on a CPU, of the allocator on a GPU."""
+    """Peak memory of a step: of a new process on a CPU, of the allocator on a GPU."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measure_peak, (case, device, which))
 
@@ -173,7 +172,7 @@ def _measure_peak(case: Case, device: str, which: str) -> int:
     step()
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    # Not getrusage where it can be helped: a child's figure starts with its parent's.
+    # getrusage only as a fallback, because a child's figure starts with its parent's.
     status = Path("/proc/self/status")
     if status.exists():
         return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
@@ -203,7 +202,7 @@ def run_case(options: Options, case: Case, goal: float, check_gradients: bool = 
             "largest_gradient_difference": float(f"{difference:.2e}"),
             "largest_gradient": float(f"{largest:.2e}"),
         }
-    # The comparison has warmed both up: a step of the dense head takes minutes on a CPU.
+    # The comparison was the warm-up; a step of the dense head takes minutes on a CPU.
     wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
     seconds = time_in_turn(
         make_step(ours, inputs, targets),
@@ -240,7 +239,7 @@ def main() -> None:
         gc.collect()
     last = cases[-1]
     bound = replace(last, pairs=1, predicted_share=1.0)
-    # Over the bound our loss looks at fewer pairs than the dense one: no gradients to compare.
+    # Above the limit our loss uses fewer pairs than the dense one, so gradients differ.
     run_case(options, bound, 1.0, check_gradients=False)
 
 

@@ -1,11 +1,11 @@
-"""What raymrc costs around training: a study of fold-runs that train nothing.
+"""Overhead of raymrc: a study whose fold-runs train nothing.
 
     python -m benchmarks.overhead [--quick]
 
-100 configurations of 5 folds in four cells go through all of it: search, Ray Tune, hosts,
-records of a realistic size (100 notes, 9 labels, 20 epochs), the ledger with its
-fsyncs, and MLflow on SQLite. Milliseconds per fold-run, from the call of `run_study` to the
-last MLflow run written; the starts of Ray and of MLflow are told apart in a case of their own.
+100 configurations of 5 folds in four cells pass through search, Ray Tune, hosts, the ledger with its fsyncs,
+and MLflow on SQLite, with records of realistic size (100 notes, 9 labels, 20 epochs). Milliseconds per
+fold-run, from the call of `run_study` to the last MLflow run. A separate case measures the start of Ray and
+MLflow.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ EPOCHS = 20
 
 
 class IdlePool:
-    """In place of `training.pool.Pool`: a fold-run is over at its first step."""
+    """Replaces `training.pool.Pool`; every fold-run ends at its first step."""
 
     def __init__(self) -> None:
         self.opened: list[FoldRun] = []
@@ -96,8 +96,8 @@ def open_idle(backbone: Backbone, data: object, ranks: object = None) -> IdlePoo
 
 
 def make_record(fold_run: FoldRun) -> Record:
-    """A record as large as one of the 2018 corpus, without the training."""
-    # By its module's name: this function travels to workers by value, and a cache cannot.
+    """A record as large as one of the 2018 corpus, without training."""
+    # Called through its module: this function is sent to workers by value, which a cache cannot be.
     from benchmarks.overhead import make_notes
 
     draw = random.Random(fold_run.key)
@@ -127,7 +127,7 @@ def make_record(fold_run: FoldRun) -> Record:
 
 @lru_cache
 def make_notes(fold: int) -> dict[str, NoteCounts]:
-    """Of one scored fold. Made once a process: drawing 5,400 numbers is no cost of raymrc's."""
+    """Counts of one scored fold, drawn once per process because that is not raymrc's overhead."""
     draw = random.Random(fold)
     return {f"note-{fold}-{i:03d}": NoteCounts(_counts(draw), _counts(draw)) for i in range(NOTES)}
 
@@ -137,7 +137,7 @@ def _counts(draw: random.Random) -> dict[str, Counts]:
 
 
 def make_plan(num_configurations: int) -> Plan:
-    """So many configurations over four cells of one backbone."""
+    """Configurations in four cells of one backbone."""
     cells = []
     for strategy in STRATEGIES:
         cell = Cell("concepts", "none", Backbone("minilm", "none"), strategy)
@@ -159,7 +159,7 @@ def make_plan(num_configurations: int) -> Plan:
 
 
 def time_study(plan: Plan, folder: Path) -> tuple[float, float, int]:
-    """Seconds until all is in ledger and MLflow, the driver's CPU seconds, and MLflow's runs."""
+    """Seconds until all is in the ledger and MLflow, the driver's CPU seconds, number of MLflow runs."""
     ledger = Ledger(str(folder))
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     began, began_cpu = time.perf_counter(), time.process_time()
@@ -179,10 +179,10 @@ def _fail(sentence: str) -> None:
 
 def measure(options: Options) -> None:
     plan = make_plan(20 if options.quick else 100)
-    # A busy machine's figures mean little: say how busy it was before we came.
+    # Record the load before the start, because figures from a busy machine mean little.
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="raymrc-overhead-") as place:
-        # The first of a process pays the imports of ray.tune and mlflow: cold is what users see.
+        # The first study of a process imports ray.tune and mlflow, as users experience it.
         cold = time_study(plan, Path(place, "cold"))
         with cluster(HostResources(), _made(Path(place, "cluster"))):
             time_study(make_plan(4), Path(place, "first"))

@@ -1,10 +1,9 @@
-"""What a user writes today for the same task: PEFT's prefix under Hugging Face's Trainer.
+"""A peer that a user would write for the same task: PEFT's prefix with Hugging Face's Trainer.
 
     rows -> collate -> PeerModel (AutoModel, PrefixEncoder, heads) -> Trainer -> spans -> counts
 
-Windows, rows, folds, rates, decay, clipping and losses are ours, so that what differs is how it is
-computed. Ray's workers import this module. Without `peft` (a bare GPU machine) the prefix is the
-`nn.Embedding` that `peft.PrefixEncoder` holds.
+Windows, rows, folds, rates, decay, clipping and losses are ours; only the computation differs. Ray's workers
+import this module. Without `peft` the prefix is the `nn.Embedding` inside `peft.PrefixEncoder`.
 """
 
 # B rows, S pieces, P prompt positions, N heads, H head size, D hidden, X numbers of all layers,
@@ -49,11 +48,11 @@ if TYPE_CHECKING:
 
 STRIDE = 1024
 NOTHING = -100
-"""What Trainer fills up with where it joins batches; it can do so along one dimension only."""
+"""Trainer's padding where it joins batches, which it does along one dimension only."""
 
 
 def pack(found: Sequence[Tensor]) -> Tensor:
-    """Spans of each row, (first, last) pieces -> first * STRIDE + last, filled up with NOTHING."""
+    """Encode each row's spans, (first, last) pieces, as first * STRIDE + last, padded with NOTHING."""
     codes = [pairs_K2[:, 0] * STRIDE + pairs_K2[:, 1] for pairs_K2 in found]
     return nn.utils.rnn.pad_sequence(codes, batch_first=True, padding_value=NOTHING)
 
@@ -71,7 +70,7 @@ class DenseHeads(nn.Module):
         self.end = nn.Linear(hidden, 1)
         self.first = nn.Linear(2 * hidden, match_width)
         self.last = nn.Linear(match_width, 1)
-        # As ours: training begins by predicting nothing.
+        # As in ours, training begins by predicting nothing.
         nn.init.constant_(self.start.bias, -3.0)
         nn.init.constant_(self.end.bias, -3.0)
 
@@ -82,7 +81,7 @@ class DenseHeads(nn.Module):
         targets: SpanTargets,
         weights: Sequence[float],
     ) -> tuple[Tensor, Tensor | None]:
-        """The loss; and while evaluating, what was found in each row (`pack`)."""
+        """The loss and, in evaluation, the packed spans of each row."""
         hidden_BSD = self.drop(hidden_BSD)
         start_BS = self.start(hidden_BSD).squeeze(-1)
         end_BS = self.end(hidden_BSD).squeeze(-1)
@@ -117,7 +116,7 @@ def _mean_entropy(logits: Tensor, gold: Tensor, mask: Tensor) -> Tensor:
 
 
 class FactorisedHeads(SpanHeads):
-    """Ours, handed to the peer."""
+    """Our heads in the peer's interface."""
 
     def forward(
         self,
@@ -166,13 +165,13 @@ def make_prefix(config: Any, num_virtual_tokens: int) -> nn.Module:
 
 
 class PeerModel(nn.Module):
-    """A Hugging Face encoder behind one PEFT prefix a label, with heads; what Trainer trains.
+    """A Hugging Face encoder with one PEFT prefix per label and heads, trained by Trainer.
 
     Args:
-        encoder: as `AutoModel` gives it. A frozen one is shared, and stays without dropout.
+        encoder: from `AutoModel`. A frozen one is shared and has no dropout.
         head: a key of `HEADS`.
-        prefix_std: of the prefix's first values; 1.0 is PEFT's own. Tried on one fold (60 PHEE notes,
-            6 epochs at 2e-1): 1.0 gave a strict F1 of 0.50, 0.02 gave 0.12, and ours 0.46.
+        prefix_std: standard deviation of the prefix's initial values; PEFT's default is 1.0. On one fold
+            (60 PHEE notes, 6 epochs at 2e-1), 1.0 gave a strict F1 of 0.50, 0.02 gave 0.12, ours 0.46.
     """
 
     def __init__(
@@ -196,7 +195,7 @@ class PeerModel(nn.Module):
 
     @property
     def _table(self) -> Tensor:
-        """One row a virtual token, (labels * P, X)."""
+        """One row per virtual token, (labels * P, X)."""
         table = self.get_parameter(
             "prefix.weight" if isinstance(self.prefix, nn.Embedding) else "prefix.embedding.weight"
         )
@@ -205,7 +204,7 @@ class PeerModel(nn.Module):
     def train(self, mode: bool = True) -> PeerModel:
         super().train(mode)
         if not self.trains_backbone:
-            self.encoder.eval()  # a frozen backbone learns nothing from dropout, and is slower with it
+            self.encoder.eval()  # dropout only slows down a frozen backbone
         return self
 
     def forward(
@@ -224,14 +223,14 @@ class PeerModel(nn.Module):
         return {"loss": loss} if found is None else {"loss": loss, "found": found}
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor, label: Tensor) -> Tensor:
-        """The encoder's output with each row's own prefix, (B, S, D)."""
+        """The encoder's output with each row's prefix, (B, S, D)."""
         from transformers import DynamicCache
 
         config, length = self.config, self.prompt_length
         B, S = input_ids.shape
         steps = torch.arange(max(S, length), device=label.device)
         made_BPX = self.prefix(label[:, None] * length + steps[:length])
-        # As PeftModel.get_prompt has it; but positions stay as they are without a prefix.
+        # As PeftModel.get_prompt, except that positions do not shift.
         head_size = config.hidden_size // config.num_attention_heads
         made = made_BPX.view(
             B, length, 2 * config.num_hidden_layers, config.num_attention_heads, head_size
@@ -247,7 +246,7 @@ class PeerModel(nn.Module):
         return out.last_hidden_state
 
     def parameter_groups(self, configuration: Configuration) -> list[dict[str, Any]]:
-        """Ours: a rate each for backbone, prefix and heads, decay on matrices but not on the prefix."""
+        """As ours: rates for backbone, prefix and heads, and decay of matrices except the prefix."""
         c = configuration
         rates = {
             "encoder": c.learning_rate,
@@ -256,9 +255,9 @@ class PeerModel(nn.Module):
         }
         groups: list[dict[str, Any]] = []
         for name, rate in rates.items():
-            own = [p for p in getattr(self, name).parameters() if p.requires_grad]
+            trained = [p for p in getattr(self, name).parameters() if p.requires_grad]
             for decays in (True, False):
-                chosen = [p for p in own if (p.dim() > 1 and name != "prefix") == decays]
+                chosen = [p for p in trained if (p.dim() > 1 and name != "prefix") == decays]
                 decay = c.weight_decay if decays else 0.0
                 if chosen:
                     groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
@@ -266,7 +265,7 @@ class PeerModel(nn.Module):
 
     @torch.no_grad()
     def take(self, model: Model) -> None:
-        """The prompt and heads of one of ours, for which see `tests/house/test_peft_peer.py`."""
+        """Copy prompt and heads from one of our models; `tests/house/test_peft_peer.py` needs it."""
         prompt, heads = model.prompt, model.heads
         assert prompt is not None and isinstance(heads, SpanHeads)
         shape, length = prompt.shape, prompt.prompt_length
@@ -287,7 +286,7 @@ class PeerModel(nn.Module):
 
 
 def collate_peer(rows: Sequence[Row], pad: int = 0) -> dict[str, Tensor]:
-    """Dynamic padding: to the longest of the batch."""
+    """Dynamic padding to the longest row of the batch."""
     inputs = collate(rows, pad)
     targets = collate_targets(rows, inputs)
     assert isinstance(targets, SpanTargets)
@@ -311,7 +310,7 @@ class PeerRun:
 
     Args:
         strict: counts of the scored fold, strict rule.
-        tokens: real pieces that were trained on.
+        tokens: trained pieces without padding.
     """
 
     configuration: int
@@ -322,7 +321,7 @@ class PeerRun:
 
 
 class Sampled(torch.utils.data.Dataset[Row]):
-    """Every row with an answer, and of the others as many as an epoch of ours expects, drawn anew."""
+    """Every row with an answer, and a new draw of as many others as our epochs have on average."""
 
     def __init__(self, rows: Sequence[Row], negative_rate: float, seed: int) -> None:
         self.answered = [row for row in rows if row.has_answer]
@@ -344,7 +343,7 @@ class Sampled(torch.utils.data.Dataset[Row]):
 
 
 _kept: dict[Backbone, tuple[Any, Any, Shape]] = {}
-"""Model, tokenizer and shape in this process; they outlive the trials."""
+"""Model, tokenizer and shape; this process keeps them across trials."""
 
 
 def keep_loaded(backbone: Backbone) -> tuple[Any, Any, Shape]:
@@ -364,10 +363,10 @@ def train_peer(
     head: str,
     number: int = 0,
 ) -> PeerRun:
-    """Trainer, dynamic padding, validation every epoch, best epoch kept, the fold predicted at the end.
+    """Trainer, dynamic padding, validation every epoch, the best epoch predicts the fold at the end.
 
     Args:
-        number: of the configuration in the sweep.
+        number: index of the configuration in the sweep.
     """
     from transformers import (
         PrinterCallback,
@@ -404,7 +403,7 @@ def train_peer(
         return {"f1": count(prediction.predictions, validation, split.validation).f1}
 
     class Keep(TrainerCallback):
-        """The trained numbers of the best epoch, in memory; the later of equal ones."""
+        """Keeps the trained parameters of the best epoch in memory; the later of equal epochs."""
 
         f1 = -1.0
         state: Mapping[str, Tensor] = {}
@@ -416,8 +415,8 @@ def train_peer(
             f1 = rest["metrics"]["eval_f1"]
             if f1 >= self.f1:
                 self.f1 = f1
-                own = model.named_parameters()
-                self.state = {n: p.detach().clone() for n, p in own if p.requires_grad}
+                parameters = model.named_parameters()
+                self.state = {n: p.detach().clone() for n, p in parameters if p.requires_grad}
 
     steps = c.epochs * -(-len(sampled) // c.batch_size)
     optimiser = torch.optim.AdamW(model.parameter_groups(c), fused=True)
@@ -429,7 +428,7 @@ def train_peer(
                 output_dir=scratch,
                 num_train_epochs=c.epochs,
                 per_device_train_batch_size=c.batch_size,
-                # Of all pairs there are so many that larger batches do not fit.
+                # The dense head's pairs leave no memory for larger batches.
                 per_device_eval_batch_size=64 if head == "factorised head" else 16,
                 max_grad_norm=c.clip_norm,
                 eval_strategy="epoch",
@@ -466,7 +465,7 @@ def score(
     windows: Mapping[str, Sequence[Any]],
     labels: Sequence[str],
 ) -> Counts:
-    """What was found in every row -> spans -> strict counts of all notes."""
+    """Convert predictions of every row to spans and strict counts of all notes."""
     spans: dict[str, dict[int, list[tuple[int, int, int]]]] = {note.id: {} for note in notes}
     for row, place in np.argwhere(found_RK != NOTHING).tolist():
         at = rows[row]
@@ -486,7 +485,7 @@ def score(
 # --- the sweep ------------------------------------------------------------------------------------
 
 _fetched: dict[str, Any] = {}
-"""The notes in this process, by the hex of their reference."""
+"""Notes fetched by this process, by the hex of their reference."""
 
 
 def run_trial(config: Mapping[str, Any], *, shared: list[Any], head: str) -> None:

@@ -1,20 +1,19 @@
-"""How near is the memory that placement reckons with to what training takes?
+"""How close is the memory that placement predicts to the memory that training needs?
 
     python -m benchmarks.placement [--quick] [--device cpu|cuda]
 
-A point is a backbone's shape under a strategy, with its window, batch, lanes, and whether layers recompute.
-Each is trained for two epochs in a process of its own, through the pools that hosts use: random weights,
-rows as long as the window, and heads that find answers everywhere, so that the match head sees as many
-pairs as it ever does. `ours` is |predicted - measured| / measured, and the goal is a bound on it.
+A point is a backbone's shape under a strategy, with window, batch, lanes, and whether layers recompute. Each
+trains for two epochs in a new process, through the pools that hosts use: random weights, rows as long as the
+window, and heads that predict answers everywhere, so that the match head gets its maximum of pairs. `ours` is
+|predicted - measured| / measured, and the goal is an upper bound.
 
-Measured is the most that was given out at once: on a GPU by torch's allocator, on a CPU by malloc (glibc's
-mallinfo2, read every millisecond), beyond what it was before the backbone was made. A tiny model was trained
-before, so that libraries are loaded. Two processes that share one model load it from a file, and the
-larger one counts.
+Measured is the peak of allocated memory, by torch's allocator on a GPU and by malloc on a CPU (glibc's
+mallinfo2, read every millisecond), minus its value before the backbone was built. A tiny model is trained
+first, to load libraries. Two processes that share a model load it from a file, and the larger one counts.
 
-On a CPU malloc takes more from the system than it gives out: pools tell it to keep what is freed
-(`training.pool.keep_freed_memory`), and blocks of other sizes leave gaps. `resident_bytes` is by how much the
-process's private memory (RssAnon) grew, gaps included. Placement leaves room for them (`FILLED`).
+On a CPU malloc holds more memory than it hands out, because pools keep freed memory
+(`training.pool.keep_freed_memory`) and blocks of other sizes leave gaps. `resident_bytes` is the growth of
+the process's private memory (RssAnon), gaps included. Placement leaves room for them (`FILLED`).
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ GOALS = {"cpu": 0.10, "cuda": 0.05}
 LABELS = ("Drug", "ADE", "Dosage", "Route")
 
 STEPS = 1
-"""Of an epoch, at least."""
+"""Minimum of steps per epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +66,8 @@ class Point:
 
     Args:
         backbone: a name in `SHAPES`.
-        layers: the first so many; None: all.
-        devices: processes that share the model; 1: a pool of one device.
+        layers: number of first layers; None for all.
+        devices: processes that share the model; 1 for a pool on one device.
     """
 
     backbone: str
@@ -86,17 +85,17 @@ class Point:
 
     @property
     def case(self) -> str:
-        said = [self.backbone if self.layers is None else f"{self.backbone}-l{self.layers}"]
-        said += [self.strategy, f"{self.batch_size} x {self.window} pieces"]
+        parts = [self.backbone if self.layers is None else f"{self.backbone}-l{self.layers}"]
+        parts += [self.strategy, f"{self.batch_size} x {self.window} pieces"]
         if self.prompt_depth != "deep" or self.first_layer:
-            said.append(f"{self.prompt_depth} prompt from layer {self.first_layer}")
+            parts.append(f"{self.prompt_depth} prompt from layer {self.first_layer}")
         if self.devices > 1:
-            said.append(f"group of {self.devices}")
+            parts.append(f"group of {self.devices}")
         elif not self.trains_backbone:
-            said.append("1 lane" if self.lanes == 1 else f"{self.lanes} lanes")
+            parts.append("1 lane" if self.lanes == 1 else f"{self.lanes} lanes")
         if self.checkpoints:
-            said.append("recomputes")
-        return ", ".join(said)
+            parts.append("recomputes")
+        return ", ".join(parts)
 
     @property
     def recomputes(self) -> list[Cell]:
@@ -111,7 +110,7 @@ class Point:
         return SHAPES[self.backbone].first(self.layers)
 
     def configuration(self, number: int = 0) -> Configuration:
-        """Of one of its lanes. A rate of next to nothing: what is predicted stays as it was."""
+        """One lane's configuration. Its tiny rate keeps the predictions unchanged."""
         asks = STRATEGIES[self.strategy].asks
         return Configuration(
             Cell("concepts", "made-up", Backbone("random", "random"), self.strategy),
@@ -125,7 +124,7 @@ class Point:
         """Bytes of one device.
 
         Args:
-            pass_pieces: padded pieces of a pass, at most; None: the pool's own.
+            pass_pieces: maximum of padded pieces per pass; None for the pool's default.
         """
         kind = "gpu" if device == "cuda" else "cpu"
         configuration = self.configuration()
@@ -170,7 +169,7 @@ HELD_OUT = (
     Point("gatortron-345m", FROZEN, 300, 6, layers=10, first_layer=4, prompt_length=64),
     Point("bert-large", TRAINED, 254, 4, layers=6, devices=2),
 )
-"""Chosen after the arithmetic was finished, and measured once; `POINTS` were measured while it was mended."""
+"""Chosen after the arithmetic was finished, and measured once; `POINTS` were used to develop it."""
 
 QUICK = (
     Point("minilm", FROZEN, 62, 2, layers=2, lanes=4),
@@ -201,7 +200,7 @@ ON_A_GPU = (
 
 
 class PlainTokenizer:
-    """One piece a word, and nothing to load: what windows, rows and prompts ask of a tokenizer."""
+    """A tokenizer with one piece per word, which needs no files."""
 
     is_fast = True
     pad_token_id, cls_token_id, sep_token_id = 0, 1, 2
@@ -220,7 +219,7 @@ class PlainTokenizer:
 
 
 def make_data(point: Point, steps: int = STEPS) -> StudyData:
-    """Notes of one window each, enough of them for an epoch's steps; one is validated on, one scored."""
+    """Notes of one window each, enough for an epoch's steps; one validates, one is scored."""
     per_window = 1 if STRATEGIES[point.strategy].answers == "tags" else len(LABELS)
     trained = max(1, -(-steps * point.batch_size // per_window))
     draw = random.Random(0)
@@ -237,7 +236,7 @@ def make_data(point: Point, steps: int = STEPS) -> StudyData:
 
 @dataclass(frozen=True)
 class RandomLoaded(Loaded):
-    """A backbone of random weights, which no file holds."""
+    """A backbone of random weights, without files."""
 
     def copy_to_train(self) -> Encoder:
         weight = self.encoder.word.weight
@@ -249,7 +248,7 @@ class RandomLoaded(Loaded):
 def make_encoder(
     shape: Shape, device: torch.device | str, dtype: torch.dtype | None = None
 ) -> Encoder:
-    """Random weights, made where they are to be; frozen, as a loaded encoder is."""
+    """A frozen encoder with random weights, created on its device."""
     with torch.device("meta"):
         encoder = Encoder(shape).to(dtype or precision(device))
     encoder.to_empty(device=device)
@@ -270,7 +269,7 @@ def make_loaded(shape: Shape, device: torch.device | str) -> Loaded:
 
 
 def answers_everywhere(model: nn.Module) -> None:
-    """Every piece starts and ends an answer; nothing matches, so that none has to be read."""
+    """Make heads predict every piece as a start and an end, and no match, so that nothing is decoded."""
     heads = model.heads
     if isinstance(heads, SpanHeads):
         with torch.no_grad():
@@ -280,10 +279,10 @@ def answers_everywhere(model: nn.Module) -> None:
 
 
 def train(pool: Pool, point: Point, folder: Path | None = None) -> None:
-    """To the end of all lanes, which are saved after each epoch, as hosts do.
+    """Train all lanes to the end and save them after each epoch, as hosts do.
 
     Args:
-        folder: where a group writes to.
+        folder: where a group writes.
     """
     for number in range(point.lanes):
         run = FoldRun(point.configuration(number), 0, "", "", "", "")
@@ -308,10 +307,10 @@ def train(pool: Pool, point: Point, folder: Path | None = None) -> None:
 
 
 def measure_here(run: Callable[[], None], device: str) -> dict[str, int]:
-    """Bytes that `run` takes at its fullest.
+    """Peak bytes of `run`.
 
     Returns:
-        "allocated": given out by the allocator; on a CPU also "resident", private memory.
+        "allocated" by the allocator; on a CPU also "resident", private memory.
     """
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -319,7 +318,7 @@ def measure_here(run: Callable[[], None], device: str) -> dict[str, int]:
         held = torch.cuda.memory_allocated()
         run()
         return {"allocated": torch.cuda.max_memory_allocated() - held}
-    # What the warm-up has left free would be taken before memory that counts.
+    # Memory that the warm-up freed would be reused and not be counted.
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     sampler = Sampler()
@@ -330,7 +329,7 @@ def measure_here(run: Callable[[], None], device: str) -> dict[str, int]:
 
 
 class Sampler(threading.Thread):
-    """The most that malloc has given out, and the most private memory, of this process, in bytes."""
+    """Peaks of this process's malloc memory and private memory, in bytes."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -350,7 +349,7 @@ class Sampler(threading.Thread):
 
 
 class MallocInfo(ctypes.Structure):
-    """glibc's `struct mallinfo2`: in use are `uordblks`, and `hblkhd` in blocks mapped by themselves."""
+    """glibc's `struct mallinfo2`; `uordblks` and `hblkhd` (separately mapped blocks) are in use."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -359,7 +358,7 @@ class MallocInfo(ctypes.Structure):
 
 
 def measure_alone(point: Point, device: str) -> dict[str, int]:
-    """Of a pool on one device."""
+    """Peak bytes of a pool on one device."""
     warm_up = small(point)
     train(make_pool(warm_up, device, make_data(warm_up)), warm_up)
     data = make_data(point)
@@ -367,7 +366,7 @@ def measure_alone(point: Point, device: str) -> dict[str, int]:
 
 
 def small(point: Point) -> Point:
-    """The same on next to nothing, so that libraries are loaded and have what they want."""
+    """A tiny version of the point, which loads libraries and fills their buffers."""
     return replace(
         point, backbone="minilm", layers=1, window=8, batch_size=2, first_layer=0, match_width=8,
         lanes=min(2, point.lanes),
@@ -382,14 +381,14 @@ def make_pool(point: Point, device: str, data: StudyData) -> Pool:
 
 
 def measure_shared(point: Point, folder: Path) -> dict[str, int]:
-    """Of the process of a group that has most; every process of it calls this."""
+    """Peak bytes of the largest process of a group; every process of the group calls this."""
     import torch.distributed as dist
 
     from raymrc.training import sharded
 
     dist.init_process_group("gloo")
     ranks = sharded.Ranks.of_group("cpu")
-    # No tokenizer lies beside these weights.
+    # These weights have no tokenizer.
     sharded.load_tokenizer = lambda folder: PlainTokenizer()
 
     def run(point: Point, folder: Path, data: StudyData) -> None:
@@ -422,8 +421,8 @@ def write_checkpoint(folder: Path, shape: Shape) -> None:
     hugging_face_config(shape).save_pretrained(folder)
 
 
-def be_one(number: int, is_quick: bool, device: str, folder: Path | None) -> None:
-    """A process of the measurement."""
+def run_process(number: int, is_quick: bool, device: str, folder: Path | None) -> None:
+    """Body of one process of the measurement."""
     point = points(is_quick, device)[number]
     torch.set_num_threads(1 if point.devices > 1 else os.cpu_count() or 1)
     torch.manual_seed(0)
@@ -442,7 +441,7 @@ def points(is_quick: bool, device: str) -> tuple[Point, ...]:
 
 
 def measure(number: int, is_quick: bool, device: str) -> dict[str, int]:
-    """A point, by as many processes as it has; see `measure_here`."""
+    """Measure a point in as many processes as it has; see `measure_here`."""
     point = points(is_quick, device)[number]
     command = [
         sys.executable, "-m", "benchmarks.placement", "--point", str(number), "--device", device,
@@ -465,7 +464,7 @@ def main() -> int:
         parser.add_argument("--quick", action="store_true")
         parser.add_argument("--folder", type=Path)
         given = parser.parse_args()
-        be_one(given.point, given.quick, given.device, given.folder)
+        run_process(given.point, given.quick, given.device, given.folder)
         return 0
     options = read_options("placement", __doc__)
     start(options)

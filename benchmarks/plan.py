@@ -1,15 +1,15 @@
-"""How near does a plan come to what a study takes?
+"""How accurate is a plan's forecast?
 
     python -m benchmarks.plan [--quick] [--corpus PHEE]
 
-A case is a small study of its own shape: corpus, task, strategy, layers, windows, prompts. Each is trained in
-a process of its own with one core, through the pools that hosts use, and predicted three times: from the
-built-in guess, from a probe of the case (`raymrc plan --probe`), and from the records of all other cases
-(leave one out). `ours` is |predicted - measured| / measured device-seconds by the probe, which is the most
-that a user has before a first run. The goal of each case is 0.25, and of their median 0.10. Memory is
-the process's peak, against the plan's `peak_memory_bytes`; its goal is 0.05.
+A case is a small study; cases differ in corpus, task, strategy, layers, windows and prompts. Each is trained
+in a new process with one core, through the pools that hosts use, and predicted three times: from the built-in
+guess, from a probe of the case (`raymrc plan --probe`), and from the records of all other cases (leave one
+out). `ours` is |predicted - measured| / measured device-seconds by the probe, the best information before a
+first run. The goal is 0.25 for each case and 0.10 for their median. Memory compares the process's peak with
+the plan's `peak_memory_bytes`; its goal is 0.05.
 
-With --quick three cases, shorter: it shows that all runs, not how near it comes.
+--quick runs three shorter cases to show that the code works.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from raymrc.training.trainer import Trainer
 GOAL, MEDIAN_GOAL, MEMORY_GOAL = 0.25, 0.10, 0.05
 
 PROBE_SECONDS = 15.0
-"""For the one cell of a case."""
+"""Per case, which has one cell."""
 
 TEMPLATE = """\
 study: case
@@ -68,9 +68,9 @@ class Case:
     """A study of one cell and one configuration, in two folds.
 
     Args:
-        corpus: "phee", or the scheme of made-up notes.
-        notes: so many of them.
-        more: settings of the strategy alone, as YAML after a comma.
+        corpus: "phee", or the scheme of synthetic notes.
+        notes: number of notes.
+        more: settings of the strategy, as YAML after a comma.
     """
 
     name: str
@@ -132,7 +132,7 @@ QUICK = (
 
 @dataclass(frozen=True)
 class Planned:
-    """A case, worked out."""
+    """A case with its plan."""
 
     case: Case
     spec: Spec
@@ -150,7 +150,7 @@ class Planned:
         return cls(case, spec, plan, build_workload(study, plan, tokenizers))
 
     def predicted(self, measured: Sequence[Measured]) -> tuple[Estimate, Estimate, str]:
-        """Device-seconds, memory, and what they come from."""
+        """Device-seconds, memory, and their source."""
         found = forecast(self.spec, self.plan, self.workload, measured)
         (cell,) = found.cells
         assert cell is not None
@@ -161,7 +161,7 @@ class Planned:
 
 
 def measure_here(planned: Planned) -> list[dict[str, Any]]:
-    """All fold-runs of a case, side by side as it is placed; values of `Measured`."""
+    """Train all fold-runs of a case side by side as placed; values of `Measured`."""
     torch.set_num_threads(1)
     workload = planned.workload
     (cell,) = planned.plan.cells
@@ -188,11 +188,11 @@ def measure_here(planned: Planned) -> list[dict[str, Any]]:
                 )  # fmt: skip
                 one = event.what
                 found.append(Measured(job, one.hardware, "cpu", one.device_seconds, one.peak_bytes))
-    return [one.to_values() for one in found]
+    return [run.to_values() for run in found]
 
 
 def measure(number: int, options: Options) -> list[Measured]:
-    """In a process of its own."""
+    """Run `measure_here` in a new process."""
     command = [sys.executable, "-m", "benchmarks.plan", "--case", str(number)]
     command += ["--quick"] if options.quick else []
     command += ["--corpus", str(options.corpus)] if options.corpus else []
@@ -204,12 +204,12 @@ def measure(number: int, options: Options) -> list[Measured]:
 
 
 def probe(planned: Planned) -> list[Measured]:
-    (one,), _ = choose_probed(planned.plan)
+    (probed,), _ = choose_probed(planned.plan)
     workload = planned.workload
     return run_probes(
         [
             Probe(
-                one.configurations, one.shape, one.lanes, Trainer(), workload.corpus,
+                probed.configurations, probed.shape, probed.lanes, Trainer(), workload.corpus,
                 dict(workload.questions), 1, PROBE_SECONDS,
             )
         ],
@@ -231,21 +231,21 @@ def main() -> int:
         return 0
     options = read_options("plan", __doc__, reads_phee=True, devices=["cpu"])
     start(options)
-    torch.set_num_threads(1)  # as the processes that are measured
+    torch.set_num_threads(1)  # as in the measured processes
     chosen = [
         (number, Planned.of(case, options.corpus))
         for number, case in enumerate(QUICK if options.quick else CASES)
         if case.corpus != "phee" or options.corpus is not None
     ]
-    # In turn, so that a machine that grows slower does so for both.
+    # In turn, so that a machine that slows down affects both.
     pairs = [(probe(planned), measure(number, options)) for number, planned in chosen]
     probed, measured = zip(*pairs, strict=True)
     errors: dict[str, list[float]] = {"guess": [], "probe": [], "others": [], "memory": []}
     inside = 0
     for place, (_, planned) in enumerate(chosen):
-        others = [one for at, found in enumerate(measured) if at != place for one in found]
-        seconds = sum(one.device_seconds for one in measured[place])
-        peak = max(one.peak_bytes for one in measured[place])
+        others = [run for at, found in enumerate(measured) if at != place for run in found]
+        seconds = sum(run.device_seconds for run in measured[place])
+        peak = max(run.peak_bytes for run in measured[place])
         guessed, _, _ = planned.predicted([])
         by_probe, memory, _ = planned.predicted(probed[place])
         by_others, _, source = planned.predicted(others)

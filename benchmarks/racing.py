@@ -1,26 +1,25 @@
-"""How much of a full grid does racing save, and does it find the same winner? Beside its peers.
+"""How much of a full grid does racing save, and does it find the same winner as the grid?
 
     python -m benchmarks.racing [--quick]
-    python -m benchmarks.racing --keep STORAGE NAME     keeps a study's full grids for later runs
+    python -m benchmarks.racing --keep STORAGE NAME     saves a study's full grids for later runs
 
-Each method replays the same tables, 8 fold-runs at a time: tables from `racing.simulate.WORLDS`, whose
-settings stand there; no rule or default was chosen by "held-out". A line a method, setting and world:
-`ours` is the full grid's fold-epochs / the method's (sums over studies), with the share of same
-winners, the mean regret in F1 points (full grid's winner less the method's, on the full grid), each
-with a 95 % bootstrap interval over studies. A summary line a world: the largest saving at a mean
-regret of at most 0.1 points, ours against the best peer's.
+Each method replays the same tables of `racing.simulate.WORLDS`, 8 fold-runs at a time; no rule or default was
+chosen by "held-out". One line per method, setting and world: `ours` is the full grid's fold-epochs / the
+method's (sums over studies), with the share of equal winners and the mean regret in F1 points (the full
+grid's winner minus the method's, on the full grid), each with a 95 % bootstrap interval over studies. One
+summary line per world compares the largest saving at a mean regret of at most 0.1 points with the best peer.
 
 Peers, each at several settings:
 
     asha-folds, asha-epochs, asha-both
-        Li et al. 2018, arXiv:1810.05934, as Ray Tune stops trials: at a rung a trial goes on if it is
-        among the best 1/eta of those that came there. The resource is folds, epochs (all folds side
-        by side), or epochs fold after fold.
+        Li et al. 2018, arXiv:1810.05934, as Ray Tune stops trials: at a rung a trial continues if it is among
+        the best 1/eta of those that reached it. The resource is folds, epochs (all folds side by side), or
+        epochs fold after fold.
     median
-        Golovin et al. 2017, Vizier, as Ray Tune has it: best so far below the median of the others'
-        running means; epochs fold after fold, and a share of them as grace.
+        Golovin et al. 2017, Vizier, as in Ray Tune: stop if the best so far is below the median of others'
+        running means; epochs fold after fold, with a share of them as grace period.
     escv-aggressive, escv-forgiving
-        Bergman et al. 2024, arXiv:2405.03389: after a fold, the mean is below the best configuration's
+        Bergman et al. 2024, arXiv:2405.03389: stop after a fold if the mean is below the best configuration's
         mean, or below its worst fold.
 """
 
@@ -58,7 +57,7 @@ ERROR_RATES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 ETAS = (2, 3, 4)
 MOST_REGRET = 0.1
 ORDERS = 25
-"""Of the folds of each recorded grid."""
+"""Random orders of the folds of each recorded grid."""
 RECORDED = Path(__file__).parent / "recorded"
 GOAL = 6.0
 TIMED, TIMED_RATE, REPLAYS_A_MINUTE = 20, 0.2, 1000.0
@@ -68,7 +67,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one study: fold-epochs of the grid and of the method, regret in points, the same winner or not."""
+    """One study: fold-epochs of grid and method, regret in points, whether the winner is the same."""
 
     grid: int
     spent: int
@@ -81,9 +80,9 @@ class Steps:
     """A table as a peer sees it: what a trial reports after each step.
 
     Args:
-        values: (C, S); what is reported at a step is comparable between trials.
+        values: (C, S), comparable between trials at each step.
         cost: fold-epochs of a step.
-        folds: of each configuration, the best validation F1, (C, F).
+        folds: best validation F1 of each configuration and fold, (C, F).
     """
 
     values: Array
@@ -106,7 +105,7 @@ def steps_of(table: Curves, resource: str) -> Steps:
 
 
 Rule = Callable[[int, int, list[int]], bool]
-"""Whether a trial goes on after a step: its number, the step from 1, and how far each trial is."""
+"""(trial's index, step from 1, steps of each trial so far) -> whether the trial continues."""
 
 
 def asha(steps: Steps, eta: int) -> Rule:
@@ -160,16 +159,16 @@ PEERS: dict[str, tuple[str, Callable[[Steps, float], Rule], Sequence[float]]] = 
     "escv-aggressive": ("folds", lambda steps, _: early_stopped(steps, "mean"), (0,)),
     "escv-forgiving": ("folds", lambda steps, _: early_stopped(steps, "worst"), (0,)),
 }
-"""What a step is, the rule, and its settings."""
+"""Meaning of a step, the rule, and its settings."""
 
 
 def run_peer(table: Curves, method: str, setting: float) -> Outcome:
-    """Trials side by side, a step at a time; a slot that gets free takes the next configuration."""
+    """Run trials side by side, one step at a time; a free slot takes the next configuration."""
     resource, make, _ = PEERS[method]
     steps = steps_of(table, resource)
     rule = make(steps, setting)
     num, num_steps = steps.values.shape
-    # What trains all folds of a trial at once has fewer trials side by side.
+    # A method that trains all folds of a trial at once has fewer trials side by side.
     slots = max(1, SLOTS // steps.cost) if resource == "epochs" else SLOTS
     done, waiting, running = [0] * num, list(range(num)), list[int]()
     while waiting or running:
@@ -194,7 +193,7 @@ def run_ours(table: Curves, method: str, setting: float) -> Outcome:
 
 
 def interval(values: Array, weights: Array | None = None) -> list[float]:
-    """95 % of a mean, or of a ratio of sums, by 1000 bootstrap draws of studies."""
+    """95 % interval of a mean, or of a ratio of sums, from 1000 bootstrap draws of studies."""
     generator = np.random.default_rng(SEED)
     draws = generator.integers(len(values), size=(1000, len(values)))
     below = np.ones_like(values) if weights is None else weights
@@ -218,7 +217,7 @@ def recorded(orders: int) -> dict[str, list[Curves]]:
 
 
 def keep_grids(storage: str, name: str) -> None:
-    """The full grids of a study's ledger, as files that `recorded` reads: scores, no notes."""
+    """Save the full grids of a study's ledger as files for `recorded`; they contain scores, no notes."""
     RECORDED.mkdir(exist_ok=True)
     for number, table in enumerate(read_grids(Ledger(storage, write=False).records())):
         path = RECORDED / f"{name}-{number + 1}.json"
@@ -230,7 +229,7 @@ def keep_grids(storage: str, name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Outcomes of many studies as a line has them."""
+    """Outcomes of many studies, summarised for one line."""
 
     saving: float
     regret: float
@@ -257,7 +256,7 @@ UNIT = "grid's fold-epochs / trained"
 
 
 def race(options: Options, name: str, tables: Sequence[Curves], pool: ProcessPoolExecutor) -> None:
-    """Every method and setting on the same tables, and the best of each side."""
+    """Run every method and setting on the same tables, and compare the best of each side."""
     ours = [("full grid", run_ours, 0.0)] + [("paired", run_ours, rate) for rate in ERROR_RATES]
     peers = [(peer, run_peer, s) for peer, (_, _, settings) in PEERS.items() for s in settings]
     best: dict[bool, tuple[float, str]] = {}
@@ -289,12 +288,12 @@ def race(options: Options, name: str, tables: Sequence[Curves], pool: ProcessPoo
 
 
 def time_replays(options: Options, name: str, tables: Sequence[Curves]) -> None:
-    """How many a core gets through: the median of three times the same ones."""
+    """Replays per core and second, the median of three repetitions."""
     times = []
     for _ in range(3):
         begun = time.process_time()
         decisions = sum(
-            replay(one, Racing(error_rate=TIMED_RATE), SLOTS).decisions for one in tables
+            replay(table, Racing(error_rate=TIMED_RATE), SLOTS).decisions for table in tables
         )
         times.append(time.process_time() - begun)
     seconds = float(np.median(times))

@@ -1,17 +1,17 @@
-"""Questions about given mentions a second: raymrc against a padded pass for each (mention, relation).
+"""Relation questions per second: raymrc against one padded pass per (mention, relation).
 
     python -m benchmarks.relations [--quick] [--device cpu|cuda]
 
-Made-up discharge summaries, every drug asked for its strength, form, dosage, frequency, route, duration,
-reason and effect, with MiniLM, the question in words. The peer does as the published code: each question is
-a row, padded to 512 pieces, through Hugging Face's `AutoModel` and the published match head; and once more
-with our factorised head, so that a reader sees what padding alone costs. Ours: a row is as long as the
-sentences around the mention, and rows of like lengths share a batch. Where answers are chosen among
-mentions, a question that none in the context could answer is not asked: it counts, because its answer is
-known (`asked` is the share that is); where answers are spans all are asked, as the peer does. The same
-questions as vectors (`soft_prompt`) stand beside.
+In synthetic discharge summaries every drug is asked for its strength, form, dosage, frequency, route,
+duration, reason and effect, with MiniLM and the question in words. The peer follows the published code: each
+question is a row padded to 512 pieces, through Hugging Face's `AutoModel` and the published match head; and
+once more with our factorised head, to show the cost of padding alone. Ours: a row is as long as the sentences
+around the mention, and rows of similar lengths share a batch. If answers are chosen among mentions, questions
+that no mention in the context can answer are skipped but counted, because their answer is known (`asked` is
+the share of the others). If answers are spans, all questions are asked. The same questions as vectors
+(`soft_prompt`) are measured, too.
 
-Training is a step (forward, backward, clipping, AdamW); inference gives what was found.
+Training is one step (forward, backward, clipping, AdamW); inference includes decoding.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SENTENCES = 1
 
 
 def make_rows(corpus: Corpus, loaded: Loaded, strategy: str, chooses: bool) -> list[list[Row]]:
-    """The rows of each given mention, mentions shuffled."""
+    """Rows by given mention, in random order of mentions."""
     asked = find_asked("relations", corpus)
     questions = build_questions((), {}, asked.relations)
     configuration = Configuration(
@@ -70,7 +70,7 @@ def make_rows(corpus: Corpus, loaded: Loaded, strategy: str, chooses: bool) -> l
 
 
 class Peer(nn.Module):
-    """A Hugging Face encoder with heads, the question in words before the text."""
+    """A Hugging Face encoder with heads; the question in words precedes the text."""
 
     def __init__(self, encoder: nn.Module, hidden: int, head: str) -> None:
         super().__init__()
@@ -161,9 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     corpus = synthesize_corpus("n2c2-2018", 12, "a", 13)
     loaded, encoder = load_sides("minilm", device, [corpus])
     asked = find_asked("relations", corpus)
-    published = [row for of in make_rows(corpus, loaded, "hard_prompt", False) for row in of]
+    published = [row for rows in make_rows(corpus, loaded, "hard_prompt", False) for row in rows]
     for head, number, size in (("published head", 1, 1), ("factorised head", 16, 8)):
-        # The published head takes a minute a question: it is timed once, against one way to ask.
+        # The published head takes a minute per question, so it is timed once, against one of ours.
         is_slow = head == "published head"
         number = min(number, 4) if options.quick else number
         for trains in (True, False):

@@ -1,13 +1,12 @@
-"""What a study's page costs: from the ledger to the file, how large it is, how soon it is drawn.
+"""Cost of a study's page: time from the ledger to the file, its size, and time until a browser draws it.
 
     PYTHONPATH=. python -m benchmarks.report [--quick]
 
-A made-up study (seven backbones, four strategies, five folds, another site, a final test; eight scored
-notes a fold) of 2,520 fold-runs and of 25,000, read from local disk. `read` is the ledger's part (see
-`benchmarks.ledger` for it alone), `draw up` cells, tests and bootstraps, `write` the page. Then Debian's
-Chromium opens the file: until its first plot is drawn, and until all are, each scrolled into sight.
-Without Chromium those cases are left out. `cpu_seconds` are the processor's, which a busy machine leaves as
-they are.
+A synthetic study (seven backbones, four strategies, five folds, another site, a final test; eight scored
+notes per fold) of 2,520 and of 25,000 fold-runs on local disk. `read` is the ledger's part (see
+`benchmarks.ledger`), `draw up` computes cells, tests and bootstraps, `write` writes the page. Then Debian's
+Chromium, if installed, opens the file: time until the first plot is drawn, and until all are, each scrolled
+into view. `cpu_seconds` do not depend on how busy the machine is.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ BACKBONES = (
     "gatortron-345m, gatortron-3.9b, gatortron-8.9b]"
 )
 SIZES = {2_520: 18, 25_000: 180}
-"""Fold-runs, but for those that a race spares: configurations of a cell."""
+"""Fold-runs (more with those that a race saves) -> configurations per cell."""
 QUICK_SIZES = {280: 2}
 
 BUILD_SECONDS = 30.0
 PAGE_BYTES = 8e6
 OPEN_SECONDS = 2.0
-"""The issue's own; the other two are ours: a page is waited for, and sent by mail."""
+"""Seconds until a page is open; pages must also be small enough for mail."""
 
 
 def make_study(configurations: int) -> str:
-    """Rates alone, or rates and lengths of a prompt, for so many configurations of each cell."""
+    """A study file with learning rates, or rates and prompt lengths, per cell."""
     lengths = [8, 32, 64] if configurations % 3 == 0 else [8]
     few = configurations // len(lengths)
     frozen, trained = (
@@ -59,7 +58,7 @@ def make_study(configurations: int) -> str:
 
 
 def build(options: Options, size: int, configurations: int, folder: Path) -> Path:
-    """The page of a study of this size; its cases told."""
+    """Build the page of a study of this size, and print its cases."""
     spec, plan, records = make_records(folder, make_study(configurations))
     ledger = folder / "ledger"
     for record in records:
@@ -92,7 +91,7 @@ def build(options: Options, size: int, configurations: int, folder: Path) -> Pat
 
 
 def draw(options: Options, size: int, page: Path, visits: int) -> None:
-    """How soon a browser has it, the median of visits."""
+    """Time until a browser has drawn the page, the median of visits."""
     first, every, plots = [], [], 0
     with browser() as chromium:
         for _ in range(visits):
@@ -120,7 +119,7 @@ def main() -> None:
     options = read_options("report", __doc__, devices=("cpu",))
     start(options)
     if CHROMIUM is None:
-        print("no chromium: how soon a page is drawn is left out", file=sys.stderr)
+        print("no chromium: skipping the time to draw a page", file=sys.stderr)
     for size, configurations in (QUICK_SIZES if options.quick else SIZES).items():
         with tempfile.TemporaryDirectory(prefix="report-") as folder:
             page = build(options, size, configurations, Path(folder))

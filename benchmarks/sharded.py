@@ -1,14 +1,13 @@
-"""One model over two processes: memory of each, time to load, time of a step, against one process.
+"""One model sharded over two processes, against one process: memory, loading time, step time.
 
     python -m benchmarks.sharded [--quick]
 
-A random checkpoint of BERT-large's shape (335M parameters; --quick: MiniLM's), trained whole with soft
-prompts on made-up discharge summaries through the pools that hosts use: `ShardedPool` over two
-processes of one core each, with gloo, and `Pool` in one process on both. Memory is what a process has of
-its own (RssAnon), sampled every 5 ms: files that are mapped for reading are not in it. The one process
-holds the pretrained weights once more, to start the next fold-run from; its figure without them is
-given, too, and the goal is held to that one. CPU and gloo: a step's time says what cutting costs
-where nothing is won by it.
+A random checkpoint of BERT-large's shape (335M parameters; --quick: MiniLM's) is trained with soft prompts on
+synthetic discharge summaries through the pools that hosts use: `ShardedPool` over two processes of one core
+each, with gloo, and `Pool` in one process on both cores. Memory is a process's private memory (RssAnon,
+without mapped files), sampled every 5 ms. The single process keeps a second copy of the pretrained weights
+for the next fold-run; the goal applies to its memory without that copy. On a CPU the step time shows
+the cost of sharding alone.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ PAIRS = 2
 
 
 class Sampler(threading.Thread):
-    """The most private memory that this process has had, in bytes."""
+    """Peak of this process's private memory, in bytes."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -93,12 +92,12 @@ def make_checkpoint(folder: Path, name: str) -> None:
     make_tokenizer([make_data().corpus]).save_pretrained(folder)
 
 
-def be_one(folder: Path, size: int) -> None:
-    """A process of the measurement; the first one prints what it found."""
+def run_process(folder: Path, size: int) -> None:
+    """Body of one process of the measurement; the first one prints the result."""
     torch.set_num_threads(1 if size > 1 else os.cpu_count() or 1)
     data = make_data()
     backbone = Backbone("random", str(folder))
-    load_tokenizer(folder)  # and all that it imports
+    load_tokenizer(folder)  # loads its imports before the clock starts
     sampler = Sampler()
     sampler.start()
     began_with = private_bytes()
@@ -159,15 +158,15 @@ def measure(options: Options, folder: Path, name: str, pairs: int) -> None:
         for size in (1, 2) if pair % 2 else (2, 1):
             (alone if size == 1 else shared).append(run(folder, size))
 
-    def median(of: list[dict[str, float]], what: str) -> float:
-        return statistics.median(found[what] for found in of)
+    def median(runs: list[dict[str, float]], what: str) -> float:
+        return statistics.median(run[what] for run in runs)
 
     weights = 4 * SHAPES[name].num_parameters
-    one, each = median(alone, "training_bytes"), median(shared, "training_bytes")
+    single, each = median(alone, "training_bytes"), median(shared, "training_bytes")
     json_line(
-        options, f"{name}, memory of a process in training", each, one - weights, "bytes",
-        (one - weights) / each, 1 / MEMORY_GOAL,
-        of_one_process=round(one), weights_once_more=weights, pairs_timed=pairs,
+        options, f"{name}, memory of a process in training", each, single - weights, "bytes",
+        (single - weights) / each, 1 / MEMORY_GOAL,
+        of_one_process=round(single), weights_once_more=weights, pairs_timed=pairs,
     )  # fmt: skip
     layer = 4 * (SHAPES[name].num_parameters - SHAPES[name].vocab * SHAPES[name].hidden)
     bound = weights / 2 + layer / SHAPES[name].num_layers
@@ -187,7 +186,7 @@ def measure(options: Options, folder: Path, name: str, pairs: int) -> None:
 
 def main() -> int:
     if "--process" in sys.argv:
-        be_one(Path(sys.argv[2]), int(sys.argv[3]))
+        run_process(Path(sys.argv[2]), int(sys.argv[3]))
         return 0
     options = read_options("sharded", __doc__)
     start(options)

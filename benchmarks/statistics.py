@@ -1,30 +1,30 @@
-"""Do the statistics of a verdict err as rarely as they say? By simulation with a known truth.
+"""Are the error rates of a verdict's statistics as low as stated? Simulations with a known truth.
 
     python -m benchmarks.statistics [--quick]
 
-20,000 made-up studies a case, through the functions that verdicts use (`raymrc.analysis.statistics`).
+20,000 synthetic studies per case, through the functions that verdicts use (`raymrc.analysis.statistics`).
 
     false wins, coverage
-        Gaussian differences over folds, each two correlated as stated. `ours` is what verdicts assume,
-        beside it Nadeau and Bengio's published 1/k and the plain paired t-test.
+        Gaussian differences over folds with a given correlation. `ours` is what verdicts assume; peers are
+        Nadeau and Bengio's published 1/k and the plain paired t-test.
     learners
-        Two real learners (nearest centroid, ridge) on drawn items: here the folds' correlation is what
-        shared training items make it, and is measured.
+        Two real learners (nearest centroid, ridge) on drawn items; the folds' correlation comes from shared
+        training items and is measured.
     false parity, shared notes, family
-        Claims of equivalence where the gap is the margin; other sites; any false claim of eight gaps.
+        Claims of equivalence when the gap equals the margin; other sites; any false claim about eight gaps.
     bootstrap
-        Micro F1 of notes, two a patient, and its difference between two systems.
+        Micro F1 over notes, two per patient, and its difference between two systems.
     best of 20
-        What the winner's F1 is above its truth, in points, after leaving a fold out of the choice; beside
-        it as it stands, and by two published corrections. Chosen by score, and, as raymrc does, by
-        validation notes.
+        The winner's F1 minus its true value, in points, with one fold left out of the choice; peers are the
+        uncorrected F1 and two published corrections. Chosen by score, and, as raymrc does, by validation
+        notes.
     sizes
         Intervals of a slope and of the size at which parity is reached.
     agreement
-        The largest difference to scipy, statsmodels and baycomp, where they compute the same.
+        The largest difference from scipy, statsmodels and baycomp where they compute the same.
 
-Goals: false claims at most 6 % at a nominal 5 %; intervals of 95 % hold the truth in 93 to 97 %;
-optimism left at most 0.1 points; agreement to 1e-8.
+Goals: at most 6 % false claims at a nominal 5 %; 95 % intervals contain the truth in 93 to 97 %; at most 0.1
+points of optimism left; agreement to 1e-8.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def percent(hits: Any) -> float:
 def gaussian_folds(
     studies: int, folds: int, correlation: float, generator: np.random.Generator
 ) -> Array:
-    """Differences around 0 with a standard deviation of a point, (studies, folds)."""
+    """Differences around 0 with a standard deviation of one point, (studies, folds)."""
     common = generator.standard_normal((studies, 1))
     own = generator.standard_normal((studies, folds))
     return POINT * (math.sqrt(correlation) * common + math.sqrt(1 - correlation) * own)
@@ -96,13 +96,13 @@ def assumed(folds: int) -> dict[str, float]:
 
 
 def error_rates(differences: Array, folds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """False wins and coverage in percent, by what is assumed; the truth is 0, or 2 points."""
+    """False wins and coverage in percent, by assumed correlation; the truth is 0, or 2 points."""
     wins, held = {}, {}
     for name, correlation in assumed(folds).items():
         found = [compare_folds(row, correlation) for row in differences]
-        wins[name] = percent([one.p_difference <= 0.05 for one in found])
+        wins[name] = percent([test.p_difference <= 0.05 for test in found])
         moved = (compare_folds(row + 2 * POINT, correlation) for row in differences)
-        held[name] = percent([2 * POINT in one.interval() for one in moved])
+        held[name] = percent([2 * POINT in test.interval() for test in moved])
     return wins, held
 
 
@@ -130,7 +130,7 @@ def folds_of_gaussians(options: Options, studies: int) -> None:
 
 
 def folds_of_learners(options: Options, studies: int) -> None:
-    """F1 of one of two classes; the truth is the mean over all studies."""
+    """F1 of one of two classes; the true value is the mean over all studies."""
     for folds in FOLDS:
         for items in (100, 400):
             generator = np.random.default_rng([SEED, folds, items])
@@ -153,7 +153,7 @@ def folds_of_learners(options: Options, studies: int) -> None:
 def learner_differences(
     studies: int, items: int, folds: int, generator: np.random.Generator, width: int = 20
 ) -> Array:
-    """F1 of nearest centroid less that of ridge, on each fold, (studies, folds)."""
+    """F1 of nearest centroid minus F1 of ridge on each fold, (studies, folds)."""
     y = generator.choice([-1.0, 1.0], size=(studies, items))
     x = generator.standard_normal((studies, items, width))
     x[..., :5] += 0.35 * y[..., None]
@@ -174,7 +174,7 @@ def learner_differences(
 
 
 def parity(options: Options, studies: int) -> None:
-    """Where the gap is just the margin of a point, nobody may say it is less."""
+    """The gap equals the margin of one point, so any claim that it is smaller is false."""
     for folds in FOLDS:
         for correlation in CORRELATIONS:
             generator = np.random.default_rng([SEED, 1, folds, int(100 * correlation)])
@@ -196,7 +196,7 @@ def parity(options: Options, studies: int) -> None:
 
 
 def shared_notes(options: Options, studies: int) -> None:
-    """All folds' models on the same 60 notes of another site; half of the variance is the notes'."""
+    """Models of all folds on the same 60 notes of another site, which cause half of the variance."""
     folds, notes = 5, 60
     for correlation in CORRELATIONS:
         generator = np.random.default_rng([SEED, 2, int(100 * correlation)])
@@ -217,7 +217,7 @@ def shared_notes(options: Options, studies: int) -> None:
 
 
 def family(options: Options, studies: int) -> None:
-    """Eight gaps on the same folds: four are none, four are just the margin. Any false claim counts."""
+    """Eight gaps on the same folds, four of 0 and four equal to the margin; any false claim counts."""
     folds, correlation = 5, 0.3
     truths = np.repeat([0.0, POINT], 4)
     generator = np.random.default_rng([SEED, 3])
@@ -227,7 +227,7 @@ def family(options: Options, studies: int) -> None:
         own = gaussian_folds(len(truths), folds, correlation, generator)
         rows = 0.3 * (math.sqrt(0.5) * common + math.sqrt(0.5) * own) + truths[:, None]
         found = [compare_folds(row) for row in rows]
-        p = [one.p_difference for one in found] + [one.p_equivalence(POINT) for one in found]
+        p = [test.p_difference for test in found] + [test.p_equivalence(POINT) for test in found]
         false = np.concatenate([truths == 0, truths == POINT])
         adjusted.append(bool((np.array(holm(p, len(truths)))[false] <= 0.05).any()))
         plain.append(bool((np.array(p)[false] <= 0.05).any()))
@@ -241,7 +241,7 @@ GOLD, SPURIOUS = 6.0, 1.5
 
 
 def draw_counts(chance: Array, gold: NDArray[np.int64], generator: np.random.Generator) -> Array:
-    """Matched, spurious and missed of notes whose gold spans are found with this chance."""
+    """Matched, spurious and missed spans per note, if a gold span is found with this probability."""
     matched = generator.binomial(np.broadcast_to(gold, chance.shape), chance)
     spurious = generator.poisson(SPURIOUS, chance.shape)
     return np.stack([matched, spurious, gold - matched], axis=-1).astype(np.float64)
@@ -252,7 +252,7 @@ def sigmoid(value: Array) -> Array:
 
 
 def expected_f1(logit: Array, sd: float) -> Array:
-    """Of endless notes, whose logits scatter by `sd`."""
+    """F1 over infinitely many notes, whose logits have a standard deviation of `sd`."""
     points, weights = np.polynomial.hermite_e.hermegauss(41)
     chance = sigmoid(np.asarray(logit)[..., None] + sd * points) @ (weights / weights.sum())
     matched = (GOLD + 1) * chance
@@ -260,7 +260,7 @@ def expected_f1(logit: Array, sd: float) -> Array:
 
 
 def note_bootstrap(options: Options, studies: int) -> None:
-    """Studies share resamples by hundreds, as systems do in a verdict."""
+    """Hundreds of studies share resamples, as systems do in a verdict."""
     batch, draws = 100, 1000
     for patients in (25, 50, 200):
         generator = np.random.default_rng([SEED, 4, patients])
@@ -310,12 +310,12 @@ WORLDS = {
     "notes differ for each": (0.05, 0.8, 0.0),
     "fold-runs are lucky": (0.05, 0.0, 0.3),
 }
-"""Standard deviations of logits: of configurations; of a configuration on a note, whichever model; of a
-fold-run on all notes. A tenth is about a point and a half of F1."""
+"""Standard deviations of logits: of configurations; of a configuration on a note, in all its models; of a
+fold-run on all notes. 0.1 is about 1.5 points of F1."""
 
 
 def best_of(options: Options, studies: int) -> None:
-    """20 configurations, five folds of 20 notes; each fold-run chooses on 12 notes that others score."""
+    """20 configurations, five folds of 20 notes; a fold-run validates on 12 notes that others score."""
     configurations, folds, notes, validation = 20, 5, 100, 12
     fold = np.arange(notes) % folds
     for place, (world, (effect_sd, note_sd, luck_sd)) in enumerate(WORLDS.items()):
@@ -354,8 +354,8 @@ def best_of(options: Options, studies: int) -> None:
             shared = leave_fold_out(choosing, scored)
             by_pool, _ = bootstrap_best(counts, draws=50, generator=generator)
             of_folds = best_fold_bias(scored)
-            # How easy these notes are for all alike is no optimism, and neither is what F1 of few notes is
-            # off that of many: the mean of all configurations, which nobody chose, tells both.
+            # The notes' difficulty and the bias of F1 on few notes are not optimism. Both show in the
+            # mean of all configurations, which involves no choice.
             easy = float(scored.mean() - truth.mean())
             easy_pooled = float(micro_f1(counts.sum(1)).mean() - truth.mean())
             for name, value, true in (
@@ -388,7 +388,7 @@ def best_of(options: Options, studies: int) -> None:
 
 
 def sizes(options: Options, studies: int) -> None:
-    """Gaps of 6 points that fall by 2.5 a tenfold, scattering by half a point: parity at 2.2B."""
+    """Gaps of 6 points that fall by 2.5 per factor of ten, with a noise of half a point: parity at 2.2B."""
     parameters = np.array([22e6, 110e6, 345e6, 1.3e9, 3.9e9, 8.9e9])
     slope, margin = -0.025, 0.01
     line = 0.06 + slope * np.log10(parameters / 22e6)
@@ -402,8 +402,8 @@ def sizes(options: Options, studies: int) -> None:
     covers(options, "sizes: slope over six", slopes, studies=studies)
     found = [parity_size(fit, margin) for fit in fits]
     covers(
-        options, "sizes: where parity is reached", percent([true in one.interval for one in found]),
-        bounded=percent([one.interval.low is not None for one in found]), studies=studies,
+        options, "sizes: where parity is reached", percent([true in parity.interval for parity in found]),
+        bounded=percent([parity.interval.low is not None for parity in found]), studies=studies,
     )  # fmt: skip
 
 
@@ -415,7 +415,7 @@ def agreement(options: Options) -> None:
         from statsmodels.stats.multitest import multipletests
         from statsmodels.stats.weightstats import DescrStatsW
     except ImportError as error:
-        print(f"no {error.name}: agreement is left out", file=sys.stderr)
+        print(f"no {error.name}: skipping agreement", file=sys.stderr)
         return
     generator = np.random.default_rng([SEED, 7])
     worst: dict[str, float] = {}
@@ -477,7 +477,7 @@ def agreement(options: Options) -> None:
 
 
 def peer_bootstrap(counts: Any, weights: Any, draws: int) -> Any:
-    """scipy's BCa interval of a sum of systems' F1, of the same resamples as ours."""
+    """scipy's BCa interval of a weighted sum of systems' F1, from the same resamples as ours."""
     from scipy import stats
 
     def value(*columns: Array, axis: int = -1) -> Array:

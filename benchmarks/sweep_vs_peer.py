@@ -2,16 +2,15 @@
 
     python -m benchmarks.sweep_vs_peer [--corpus FOLDER] [--quick]
 
-Eight learning rates on five folds of PHEE sentences: 40 fold-runs of a frozen MiniLM with a prompt of
-16 for each label, on all cores, one a trial. Ours: `run_study`, as `raymrc run` calls it, into an empty
-ledger. Peer: what a user writes with the same Ray (`benchmarks.peft_peer`): a function trainable in
-reused actors, the backbone kept in each process, one PEFT prefix a label, Trainer with dynamic
-padding, validation every epoch, the best epoch kept, the fold predicted at the end. Both start and
-end Ray themselves, and the same rule scores both.
+Eight learning rates on five folds of PHEE sentences: 40 fold-runs of a frozen MiniLM with a prompt of 16 per
+label, on all cores, one core per trial. Ours: `run_study`, as `raymrc run` calls it, with an empty ledger.
+Peer: what a user would write with the same Ray (`benchmarks.peft_peer`): a function trainable in reused
+actors, the backbone kept in each process, one PEFT prefix per label, Trainer with dynamic padding, validation
+every epoch; the best epoch predicts the fold. Both start and stop Ray, and the same rule scores both.
 
-The peer comes twice: with the published match head, which scores every pair of pieces, and with our
-factorised one handed to it. The first takes so long that its sweep, and ours beside it, is smaller.
-Seconds of the whole sweep, each run once: a sweep is long, and its fold-runs are many.
+The peer runs twice: with the published match head, which scores every pair of pieces, and with our factorised
+head. The first is so slow that it gets a smaller sweep, and so do we beside it. Seconds of the whole sweep;
+each sweep runs once, because it is long and has many fold-runs.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ STUDY = Path(__file__).resolve().parents[1] / "studies" / "phee-concepts.yaml"
 class Case:
     """
     Args:
-        head: the peer's; a key of `peft_peer.HEADS`.
-        notes: of PHEE, drawn by the study's seed.
+        head: the peer's head, a key of `peft_peer.HEADS`.
+        notes: number of PHEE notes, drawn by the study's seed.
     """
 
     head: str
@@ -78,12 +77,12 @@ QUICK = tuple(
 
 @dataclass(frozen=True)
 class Side:
-    """What a sweep came to.
+    """Result of a sweep.
 
     Args:
         counts: (configuration, fold) -> strict counts of the scored fold.
         validation: (configuration, fold) -> F1 that chose the epoch.
-        tokens: real pieces that were trained on.
+        tokens: trained pieces without padding.
     """
 
     wall_seconds: float
@@ -93,12 +92,12 @@ class Side:
 
     @property
     def mean_f1(self) -> float:
-        """Over all fold-runs."""
+        """Mean F1 over all fold-runs."""
         return statistics.mean(counts.f1 for counts in self.counts.values())
 
     @property
     def chosen_f1(self) -> float:
-        """Mean over folds of the configuration that validation chooses."""
+        """Mean F1 over folds of the configuration that validation chooses."""
         by_rate: dict[int, list[float]] = {}
         for (number, _), f1 in self.validation.items():
             by_rate.setdefault(number, []).append(f1)

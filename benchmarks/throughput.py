@@ -1,22 +1,20 @@
-"""Real tokens a second of a training step: raymrc against PEFT and Hugging Face, on the same windows.
+"""Tokens per second of a training step: raymrc against PEFT and Hugging Face on the same windows.
 
     python -m benchmarks.throughput [--corpus FOLDER] [--quick] [--device cpu|cuda]
 
-Two mixes of lengths: PHEE, single sentences, and made-up discharge summaries, windows of which most
-are full. A step is a batch made of rows, forward, backward, clipping and AdamW, all of it; padding
-counts as time and not as tokens.
+Two mixes of lengths: single sentences of PHEE, and windows of synthetic discharge summaries, most of them
+full. A step includes collating a batch, forward, backward, clipping and AdamW; padding costs time but does
+not count as tokens.
 
-Ours: batches of like lengths, our encoder, factorised heads, fused AdamW; frozen fold-runs four at a
-time through `raymrc.training.fused`, and one alone as `Lane.train_epoch` has it. Peer: the loop of
-Hugging Face's Trainer, rows shuffled and padded to the longest of a batch, `AutoModel` with PEFT's
-prefix, fused AdamW (Trainer's default). It comes with the published match head and with our
-factorised one, and with the latter also in batches of like lengths (Trainer's `group_by_length`,
-off by default), so that a reader sees what comes from where. The peer's attention weights have no
-dropout, as ours: by a checkpoint's own config they have, which costs it the fused kernel.
+Ours: batches of similar lengths, our encoder, factorised heads, fused AdamW; four frozen fold-runs together
+through `raymrc.training.fused`, and one alone as in `Lane.train_epoch`. Peer: the loop of Hugging Face's
+Trainer with shuffled rows padded to the longest of a batch, `AutoModel` with PEFT's prefix, fused AdamW
+(Trainer's default). It runs with the published match head and with our factorised head; with the latter also
+in batches of similar lengths (Trainer's `group_by_length`, off by default). The peer's attention weights have
+no dropout, like ours; the checkpoint's config has some, which would rule out the fused kernel.
 
-With --device cuda the peer computes in bf16 autocast, and ours as raymrc does there.
-Gatortron-345m's shape with random weights joins. Without MiniLM's weights its
-shape gets random ones, and words are cut into pieces of five letters.
+With --device cuda the peer uses bf16 autocast, and gatortron-345m's shape with random weights is added.
+Without MiniLM's weights its shape gets random weights and a tokenizer with pieces of five letters.
 """
 
 from __future__ import annotations
@@ -55,7 +53,7 @@ from raymrc.training.fused import Part
 from raymrc.training.pool import keep_freed_memory, share_passes
 
 GOALS = {"published head": 2.5, "factorised head": 1.0}
-"""On a CPU; the published head is what the peer's users have."""
+"""Goals on a CPU; users of the peer have the published head."""
 
 LANES = 4
 
@@ -65,9 +63,9 @@ class Mix:
     """A corpus cut into windows.
 
     Args:
-        batch_size: of ours and of the peer.
+        batch_size: of both sides.
         batches: steps of one timed run.
-        dense_batch_size, dense_batches: where the published head is in it; it keeps
+        dense_batch_size, dense_batches: the same with the published head, which keeps
             rows x pieces^2 x (2 D + 3 W) numbers.
     """
 
@@ -87,7 +85,7 @@ SUMMARIES = Mix("discharge summaries", 256, 8, 4, 2, 1)
 
 
 def read_rows(mix: Mix, corpus: Corpus, loaded: Loaded) -> list[Row]:
-    """Rows of the mix with and without answers, shuffled: as an epoch of the study has them."""
+    """Rows of the mix with and without answers, shuffled as in an epoch of the study."""
     builder = RowBuilder(loaded.tokenizer, RowForm(mix.window), Asked(corpus.labels), {})
     windows = {
         note.id: cut_windows(read_pieces(note, loaded.tokenizer), mix.window, 32)
@@ -109,14 +107,14 @@ def count_tokens(rows: Iterable[Row]) -> int:
 
 
 def padded_share(batches: Iterable[Sequence[Row]]) -> float:
-    """Of all positions that are computed, the share that is padding."""
+    """Share of computed positions that are padding."""
     batches = list(batches)
     padded = sum(len(batch) * max(row.length for row in batch) for batch in batches)
     return round(1 - sum(map(count_tokens, batches)) / padded, 3)
 
 
 def joined(lanes: Sequence[Sequence[Sequence[Row]]]) -> list[list[Row]]:
-    """The rows of each pass in which lanes of several lengths are put together."""
+    """Rows of each pass that combines lanes of several lengths."""
     passes = []
     for step in zip(*lanes, strict=True):
         for places in share_passes([collate(rows, 0) for rows in step], torch.device("cpu")):
@@ -157,7 +155,7 @@ def run_alone(
     batches: Sequence[Sequence[Row]],
     device: str,
 ) -> Callable[[], None]:
-    """Ours: one fold-run, a step as a user would write it."""
+    """Ours: one fold-run, with a step as a user would write it."""
     model = Model(make_configuration(loaded.backbone, strategy), loaded, num_labels).train()
     optimiser = torch.optim.AdamW(model.parameter_groups(), fused=True)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -181,7 +179,7 @@ def run_together(
     lanes: Sequence[Sequence[Sequence[Row]]],
     device: str,
 ) -> Callable[[], None]:
-    """Ours: frozen fold-runs side by side, each with batches in its own order."""
+    """Ours: frozen fold-runs side by side, each with its order of batches."""
     models, optimisers, generators = [], [], []
     for seed in range(len(lanes)):
         configuration = make_configuration(loaded.backbone, "frozen_soft_prompt", seed)
@@ -211,7 +209,7 @@ def run_peer(
     device: str,
     precision: str,
 ) -> Callable[[], None]:
-    """The peer: the steps of Trainer's inner loop, without what it logs."""
+    """The peer: steps of Trainer's inner loop, without logging."""
     from transformers import get_linear_schedule_with_warmup
 
     torch.manual_seed(0)
@@ -235,7 +233,7 @@ def run_peer(
 
 
 def load_sides(name: str, device: str, corpora: Sequence[Corpus]) -> tuple[Loaded, Any]:
-    """Ours and Hugging Face's, of the same weights; random ones of the shape where there are none."""
+    """Our and Hugging Face's model with equal weights, random if there are no files."""
     from transformers import AutoModel
 
     backbone = Backbone(name, name)
@@ -263,7 +261,7 @@ def load_sides(name: str, device: str, corpora: Sequence[Corpus]) -> tuple[Loade
 
 
 def make_tokenizer(corpora: Sequence[Corpus]) -> Any:
-    """Words in pieces of at most five letters: about as many as a trained vocabulary gives."""
+    """A tokenizer with pieces of at most five letters, about as many as a trained one gives."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -316,7 +314,7 @@ def hugging_face_config(shape: Shape, **values: Any) -> Any:
 def measure(
     options: Options, mix: Mix, corpus: Corpus, sides: tuple[Loaded, Any], pairs: int
 ) -> None:
-    """All cases of one mix on one backbone."""
+    """All cases of one mix with one backbone."""
     loaded, _ = sides
     rows = read_rows(mix, corpus, loaded)
     for strategy in ("frozen_soft_prompt", "soft_prompt"):
@@ -342,14 +340,14 @@ def run_case(
     size: int,
     pairs: int,
 ) -> None:
-    """One peer against ours: a lane alone, and several where the backbone is frozen."""
+    """One peer against ours: one lane, and several if the backbone is frozen."""
     loaded, encoder = sides
     device, num_labels = options.device, len(corpus.labels)
     is_frozen = strategy == "frozen_soft_prompt"
     on_gpu = device == "cuda"
     wait = torch.cuda.synchronize if on_gpu else lambda: None
     held = loaded
-    if is_frozen:  # in the numbers that raymrc keeps it in
+    if is_frozen:  # in the dtype that raymrc uses
         encoder_here = copy.deepcopy(loaded.encoder).to(precision(device))
         held = replace(loaded, encoder=encoder_here)
     theirs = bucketed(rows, size) if grouped else in_order(rows, size)
