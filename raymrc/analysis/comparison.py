@@ -16,7 +16,7 @@ from typing import Any
 from raymrc.analysis.conclusions import UNKNOWN_INTERVAL
 from raymrc.analysis.findings import Findings
 from raymrc.analysis.judging import over_folds, over_notes
-from raymrc.analysis.statistics import LEVEL, Comparison, Interval, TooFewError, holm
+from raymrc.analysis.statistics import Comparison, Interval, TooFewError, holm
 from raymrc.analysis.summary import CellSummary, ConfigurationSummary
 from raymrc.configuration import Cell
 from raymrc.study.flat import flatten
@@ -43,11 +43,6 @@ class CellComparison:
     difference: float | None = None
     interval: Interval = UNKNOWN_INTERVAL
     p_value: float | None = None
-
-    @property
-    def is_sure(self) -> bool:
-        """Whether the winners differ, at an error rate of 5 % over all cells."""
-        return self.p_value is not None and self.p_value <= 1 - LEVEL
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -82,7 +77,7 @@ class StudyComparison:
         return {
             "a": self.first,
             "b": self.second,
-            "both": [one.to_json() for one in self.both],
+            "both": [comparison.to_json() for comparison in self.both],
             "only_a": [cell.name for cell in self.only_first],
             "only_b": [cell.name for cell in self.only_second],
             "settings": [{"field": f, "a": a, "b": b} for f, a, b in self.settings],
@@ -91,15 +86,15 @@ class StudyComparison:
 
 def compare_studies(first: Findings, second: Findings) -> StudyComparison:
     """Cells in the order of A's."""
-    ours = {summary.cell: summary for summary in first.summaries}
-    theirs = {summary.cell: summary for summary in second.summaries}
-    both = [cell for cell in ours if cell in theirs]
+    first_cells = {summary.cell: summary for summary in first.summaries}
+    second_cells = {summary.cell: summary for summary in second.summaries}
+    both = [cell for cell in first_cells if cell in second_cells]
     return StudyComparison(
         first=first.spec.study,
         second=second.spec.study,
-        both=_compare_cells([(ours[cell], theirs[cell]) for cell in both]),
-        only_first=tuple(cell for cell in ours if cell not in theirs),
-        only_second=tuple(cell for cell in theirs if cell not in ours),
+        both=_compare_cells([(first_cells[cell], second_cells[cell]) for cell in both]),
+        only_first=tuple(cell for cell in first_cells if cell not in second_cells),
+        only_second=tuple(cell for cell in second_cells if cell not in first_cells),
         settings=_differing(first.spec, second.spec),
     )
 
@@ -109,7 +104,10 @@ def _compare_cells(pairs: Sequence[tuple[CellSummary, CellSummary]]) -> tuple[Ce
     tested = [place for place, (_, test) in enumerate(found) if test is not None]
     tests = [test for _, test in found if test is not None]
     adjusted = dict(zip(tested, holm([t.p_difference for t in tests]), strict=True))
-    return tuple(replace(one, p_value=adjusted.get(place)) for place, (one, _) in enumerate(found))
+    return tuple(
+        replace(comparison, p_value=adjusted.get(place))
+        for place, (comparison, _) in enumerate(found)
+    )
 
 
 def _compare_winners(
@@ -125,8 +123,8 @@ def _compare_winners(
             steps = [y - x for x, y in zip(a.fold_f1, b.fold_f1, strict=True)]
             test = over_folds(b.fold_runs, steps)
             interval = test.interval()
-            one = CellComparison(cell, a, b, SAME_FOLDS, difference, interval)
-            return one, test if test.has_spread else None
+            comparison = CellComparison(cell, a, b, SAME_FOLDS, difference, interval)
+            return comparison, test if test.has_spread else None
         if frozenset().union(*notes_a) == frozenset().union(*notes_b):
             difference = b.pooled_strict.f1 - a.pooled_strict.f1
             interval = over_notes(b.fold_runs, a.fold_runs)
@@ -151,9 +149,9 @@ def _side(winner: ConfigurationSummary | None) -> dict[str, Any] | None:
 
 
 def _differing(first: Spec, second: Spec) -> tuple[tuple[str, str, str], ...]:
-    ours, theirs = dict(flatten(first)), dict(flatten(second))
+    first_fields, second_fields = dict(flatten(first)), dict(flatten(second))
     return tuple(
-        (name, ours.get(name, "-"), theirs.get(name, "-"))
-        for name in dict.fromkeys((*ours, *theirs))
-        if ours.get(name) != theirs.get(name)
+        (name, first_fields.get(name, "-"), second_fields.get(name, "-"))
+        for name in dict.fromkeys((*first_fields, *second_fields))
+        if first_fields.get(name) != second_fields.get(name)
     )

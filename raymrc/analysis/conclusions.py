@@ -112,7 +112,7 @@ class Conclusion:
             "extra_usd": self.extra_usd,
             "extra_device_seconds": self.extra_device_seconds,
             "cost_per_point": None if self.per_point is None else asdict(self.per_point),
-            "still_learning": [asdict(one) for one in self.still_learning],
+            "still_learning": [asdict(winner) for winner in self.still_learning],
         }
 
 
@@ -257,7 +257,7 @@ class Conclusions:
             for best in self.overall
             if best.frozen != best.unfrozen
         ]
-        return (*across, *((one.gap.name, one) for one in self.gaps))
+        return (*across, *((conclusion.gap.name, conclusion) for conclusion in self.gaps))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. F1, gaps and the margin run from 0 to 1."""

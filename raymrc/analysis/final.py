@@ -18,7 +18,7 @@ from raymrc.analysis.conclusions import UNKNOWN_INTERVAL
 from raymrc.analysis.gaps import best_pairs, frozen_pairs, name_gap
 from raymrc.analysis.judging import over_held_out_notes
 from raymrc.analysis.statistics import Interval, TooFewError
-from raymrc.analysis.summary import CellSummary, ConfigurationSummary, Spread, spread
+from raymrc.analysis.summary import CellSummary, Spread, spread
 from raymrc.configuration import Cell, Configuration, FoldRun
 from raymrc.corpora.brat import write_brat
 from raymrc.corpora.folders import new_folder
@@ -70,7 +70,8 @@ def plan_final_test(
                 f"{cell.cell.name}: no configuration has all folds done, so there is no winner to test; "
                 "rerun 'raymrc run' to retry failed fold-runs, or remove the cell from the study"
             )
-        chosen = _refitted(summary.winner)
+        epochs = max(1, round(statistics.median(summary.winner.best_epochs)))
+        chosen = replace(summary.winner.configuration, epochs=epochs)
         for run in scored.get(cell.cell, ()):
             same_seed = replace(chosen, seed=run.configuration.seed)
             if run != fold_run(same_seed, run.fold, fingerprints):
@@ -89,18 +90,8 @@ def plan_final_test(
             )
         )
     return replace(
-        plan,
-        folds=1,
-        cells=tuple(cells),
-        fingerprints=fingerprints,
-        racing=None,
-        remarks=(),
+        plan, folds=1, cells=tuple(cells), fingerprints=fingerprints, racing=None, remarks=()
     )
-
-
-def _refitted(winner: ConfigurationSummary) -> Configuration:
-    epochs = max(1, round(statistics.median(winner.best_epochs)))
-    return replace(winner.configuration, epochs=epochs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,10 +248,7 @@ def final_scores(
 
 
 def write_predictions(
-    records: Iterable[Record],
-    test: Corpus,
-    folder: Path,
-    triggers: frozenset[str] = frozenset(),
+    records: Iterable[Record], test: Corpus, folder: Path, triggers: frozenset[str] = frozenset()
 ) -> list[Path]:
     """Writes predictions on held-out notes as brat files, one folder per cell and seed.
 

@@ -64,9 +64,9 @@ class FrozenGap:
         return {**asdict(self), "gap": self.gap}
 
 
-def comparable(cell: Cell) -> tuple[str, str, int | None, str]:
+def comparable(item: Cell | FrozenGap) -> tuple[str, str, int | None, str]:
     """Cells are compared with each other only where this is equal."""
-    return cell.task, cell.corpus, cell.shots, cell.shots_of
+    return item.task, item.corpus, item.shots, item.shots_of
 
 
 def frozen_gaps(summaries: Sequence[CellSummary]) -> tuple[FrozenGap, ...]:
@@ -127,7 +127,7 @@ def frozen_gap(frozen: CellSummary, unfrozen: CellSummary) -> FrozenGap:
         unfrozen=unfrozen.cell.strategy,
         frozen_f1=froze.strict.mean or 0.0,
         unfrozen_f1=trained.strict.mean or 0.0,
-        gap_sd=spread([one - other for one, other in folds]).sd,
+        gap_sd=spread([trained_f1 - frozen_f1 for trained_f1, frozen_f1 in folds]).sd,
         backbone_parameters=froze.backbone_parameters,
         device_share=_ratio(froze.device_seconds, trained.device_seconds),
         adapter_share=_ratio(froze.adapter_bytes, trained.adapter_bytes),
@@ -135,11 +135,10 @@ def frozen_gap(frozen: CellSummary, unfrozen: CellSummary) -> FrozenGap:
 
 
 def name_gap(frozen: CellSummary, unfrozen: CellSummary) -> str:
-    """The gap's name, which has both backbones where they differ."""
+    """The gap's name, with both backbones where they differ."""
     gap, trained = frozen_gap(frozen, unfrozen), unfrozen.cell.backbone.name
-    if gap.backbone == trained:
-        return gap.name
-    return gap.name.replace(gap.backbone, f"{gap.backbone} frozen, {trained} trained", 1)
+    both = gap.backbone if gap.backbone == trained else f"{gap.backbone} frozen, {trained} trained"
+    return gap.name.replace(gap.backbone, both, 1)
 
 
 def backbone_sizes(summaries: Sequence[CellSummary]) -> dict[str, int]:

@@ -54,13 +54,7 @@ from raymrc.analysis.statistics import (
     published_correlation,
 )
 from raymrc.analysis.summary import CellSummary, ConfigurationSummary, winner_of
-from raymrc.analysis.tradeoffs import (
-    SizeFit,
-    cost_per_point,
-    fit_sizes,
-    pareto,
-    parity_size,
-)
+from raymrc.analysis.tradeoffs import SizeFit, cost_per_point, fit_sizes, pareto, parity_size
 from raymrc.ledger.record import NoteCounts, Record
 from raymrc.scoring.counts import Counts, pool
 
@@ -101,7 +95,7 @@ def conclude(
     conclusions = []
     for place, (frozen_cell, unfrozen_cell) in enumerate(pairs):
         frozen, unfrozen = winner_of(frozen_cell), winner_of(unfrozen_cell)
-        away = {site: there for (at, site), there in judged.items() if at == place and site}
+        away = {site: judgement for (at, site), judgement in judged.items() if at == place and site}
         usd = unfrozen.cost_usd - frozen.cost_usd
         seconds = unfrozen.device_seconds - frozen.device_seconds
         home, extra = judged[place, ""], usd if usd else seconds
@@ -125,7 +119,7 @@ def conclude(
     return Conclusions(
         margin=margin,
         num_compared=sum(
-            isinstance(one, Comparison) and one.has_spread for one in compared.values()
+            isinstance(test, Comparison) and test.has_spread for test in compared.values()
         ),
         gaps=tuple(gaps),
         winners=scores,
@@ -184,9 +178,7 @@ def over_notes(fold_runs: Sequence[Record], others: Sequence[Record]) -> Interva
 
 
 def over_held_out_notes(
-    runs: Sequence[Record],
-    others: Sequence[Record] = (),
-    groups: Mapping[str, str] | None = None,
+    runs: Sequence[Record], others: Sequence[Record] = (), groups: Mapping[str, str] | None = None
 ) -> Interval:
     """Interval of mean F1 minus that of `others`; notes resampled, models fixed.
 
@@ -264,8 +256,8 @@ def _at_site(
 ) -> Comparison | str:
     """All fold-runs of both scored all of the site's notes."""
     f1 = [
-        [pool(_note_counts(record.transfer[site]).values()).f1 for record in one.fold_runs]
-        for one in (unfrozen, frozen)
+        [pool(_note_counts(record.transfer[site]).values()).f1 for record in winner.fold_runs]
+        for winner in (unfrozen, frozen)
     ]
     differences = [u - f for u, f in zip(*f1, strict=True)]
     try:
@@ -281,42 +273,47 @@ def _judge(
 ) -> dict[tuple[int, str], Judgement]:
     """Holm over all comparisons. "No gap" and "not within the margin" cannot both be true of one gap."""
     tested = {
-        key: one for key, one in compared.items() if isinstance(one, Comparison) and one.has_spread
+        key: test
+        for key, test in compared.items()
+        if isinstance(test, Comparison) and test.has_spread
     }
-    p_values = [one.p_difference for one in tested.values()]
-    p_values += [one.p_equivalence(margin) for one in tested.values()]
+    p_values = [test.p_difference for test in tested.values()]
+    p_values += [test.p_equivalence(margin) for test in tested.values()]
     adjusted = holm(p_values, len(tested))
     of_difference = dict(zip(tested, adjusted[: len(tested)], strict=True))
     of_equivalence = dict(zip(tested, adjusted[len(tested) :], strict=True))
     judged = {}
-    for key, one in compared.items():
-        if isinstance(one, str):
-            judged[key] = Judgement(None, why=one)
-        elif not one.has_spread:
-            judged[key] = Judgement(one, why="all folds gave the same difference")
+    for key, test in compared.items():
+        if isinstance(test, str):
+            judged[key] = Judgement(None, why=test)
+        elif not test.has_spread:
+            judged[key] = Judgement(test, why="all folds gave the same difference")
         else:
             outcome = UNSURE
             if of_equivalence[key] <= 1 - LEVEL:
                 outcome = EQUIVALENT
             elif of_difference[key] <= 1 - LEVEL:
-                outcome = BEHIND if one.difference > 0 else AHEAD
+                outcome = BEHIND if test.difference > 0 else AHEAD
             judged[key] = Judgement(
-                one,
+                test,
                 outcome,
-                interval=one.interval(),
-                probabilities=one.probabilities(margin),
+                interval=test.interval(),
+                probabilities=test.probabilities(margin),
                 p_difference=of_difference[key],
                 p_equivalence=of_equivalence[key],
-                published=None if key[1] else _published(one),
+                published=None if key[1] else _published(test),
             )
     return judged
 
 
-def _published(one: Comparison) -> tuple[float, Interval]:
-    folds = round(one.degrees) + 1
+def _published(test: Comparison) -> tuple[float, Interval]:
+    folds = round(test.degrees) + 1
     correlation = published_correlation(folds)
-    theirs, ours = (math.sqrt(1 / folds + r / (1 - r)) for r in (correlation, one.correlation))
-    published = Comparison(one.difference, one.scale * theirs / ours, one.degrees, correlation)
+    published_factor, factor = (
+        math.sqrt(1 / folds + r / (1 - r)) for r in (correlation, test.correlation)
+    )
+    scale = test.scale * published_factor / factor
+    published = Comparison(test.difference, scale, test.degrees, correlation)
     return published.p_difference, published.interval()
 
 
@@ -393,17 +390,16 @@ def _resample(
 
 def _selection(summary: CellSummary) -> Selection | None:
     """How much of the winner's F1 is luck of the choice among the complete configurations."""
-    complete = [one for one in summary.configurations if one.is_complete]
+    complete = [c for c in summary.configurations if c.is_complete]
     if len(complete) < 2:
         return None
     choosing = [
-        _by_fold(one.fold_runs, [record.validation_f1 for record in one.fold_runs])
-        for one in complete
+        _by_fold(c.fold_runs, [record.validation_f1 for record in c.fold_runs]) for c in complete
     ]
-    scored = [_by_fold(one.fold_runs, one.fold_f1) for one in complete]
+    scored = [_by_fold(c.fold_runs, c.fold_f1) for c in complete]
     elsewhere = None
-    if all(record.validation for one in complete for record in one.fold_runs):
-        elsewhere = np.stack([_validated_elsewhere(one.fold_runs) for one in complete])
+    if all(record.validation for c in complete for record in c.fold_runs):
+        elsewhere = np.stack([_validated_elsewhere(c.fold_runs) for c in complete])
     try:
         return leave_fold_out(np.stack(choosing), np.stack(scored), elsewhere)
     except TooFewError:
@@ -427,7 +423,7 @@ def _by_size(
     together: dict[tuple[str, str, int | None, str], list[FrozenGap]] = {}
     sizes_by_name = backbone_sizes(summaries)
     for gap in gaps:
-        together.setdefault((gap.task, gap.corpus, gap.shots, gap.shots_of), []).append(gap)
+        together.setdefault(comparable(gap), []).append(gap)
     found = []
     for key, members in together.items():
         if len(members) < 2:

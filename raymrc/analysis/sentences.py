@@ -54,26 +54,27 @@ def verdicts(found: Conclusions) -> tuple[Verdict, ...]:
     """One per corpus with several backbones, one per gap, and one per corpus with several sizes."""
     return (
         *(overall_verdict(best, found) for best in found.overall),
-        *(gap_verdict(one, found) for one in found.gaps),
+        *(gap_verdict(conclusion, found) for conclusion in found.gaps),
         *(size_verdict(fitted, found.margin) for fitted in found.by_size),
     )
 
 
-def gap_verdict(one: Conclusion, found: Conclusions) -> Verdict:
-    cost = _price_of_lead(one) if one.home.outcome == BEHIND else _price_of_freezing(one)
+def gap_verdict(conclusion: Conclusion, found: Conclusions) -> Verdict:
+    gap, home = conclusion.gap, conclusion.home
+    price = _price_of_lead if home.outcome == BEHIND else _price_of_freezing
     return Verdict(
-        _headline(one.gap.name, one.home, one.gap.frozen, one.gap.unfrozen, found.margin),
-        _details(one, cost, found.num_compared),
+        _headline(gap.name, home, gap.frozen, gap.unfrozen, found.margin),
+        _details(conclusion, price(conclusion), found.num_compared),
     )
 
 
 def overall_verdict(best: Overall, found: Conclusions) -> Verdict:
-    one = best.conclusion
-    frozen, unfrozen = f"{best.frozen} ({one.gap.frozen})", f"{best.unfrozen} ({one.gap.unfrozen})"
-    name = f"{one.gap.corpus_name}, best of {best.num_backbones} backbones"
+    conclusion, gap = best.conclusion, best.conclusion.gap
+    frozen, unfrozen = f"{best.frozen} ({gap.frozen})", f"{best.unfrozen} ({gap.unfrozen})"
+    name = f"{gap.corpus_name}, best of {best.num_backbones} backbones"
     return Verdict(
-        _headline(name, one.home, frozen, unfrozen, found.margin),
-        _details(one, _price_of_both(best), found.num_compared),
+        _headline(name, conclusion.home, frozen, unfrozen, found.margin),
+        _details(conclusion, _price_of_both(best), found.num_compared),
     )
 
 
@@ -112,17 +113,17 @@ def _headline(name: str, home: Judgement, frozen: str, unfrozen: str, margin: fl
     }[home.outcome]
 
 
-def _details(one: Conclusion, cost: str, num_compared: int) -> tuple[str, ...]:
+def _details(conclusion: Conclusion, cost: str, num_compared: int) -> tuple[str, ...]:
     """The most important ones; the tables have the rest."""
-    home = one.home
+    home = conclusion.home
     is_unsure = home.outcome == UNSURE and home.comparison is not None
     found = [
         _evidence(home),
-        *_site_advice(one),
+        *_site_advice(conclusion),
         f"The interval excludes 0, but not after correction for {num_compared} comparisons."
         if is_unsure and num_compared > 1 and 0.0 not in home.interval
         else "",
-        learning_sentence(one.still_learning),
+        learning_sentence(conclusion.still_learning),
         cost,
         "More notes or more folds are needed to decide." if is_unsure else "",
     ]
@@ -135,18 +136,18 @@ def _evidence(judged: Judgement) -> str:
     return f"Frozen scored {difference_text(judged.comparison.difference, judged.interval)}."
 
 
-def _site_advice(one: Conclusion) -> list[str]:
+def _site_advice(conclusion: Conclusion) -> list[str]:
     """What to do at other sites where that is known and differs from what to do at home."""
-    at_home = advice(one.home)
+    at_home = advice(conclusion.home)
     sites: dict[str, list[str]] = {}
-    for site, judged in one.away.items():
+    for site, judged in conclusion.away.items():
         if advice(judged) not in (UNDECIDED, at_home):
             sites.setdefault(advice(judged), []).append(site)
     return [f"For notes from {' or '.join(names)}, {what}." for what, names in sites.items()]
 
 
 def learning_sentence(winners: Iterable[StillLearning]) -> str:
-    gains = [f"{one.strategy} gained {_tenths(one.gain)}" for one in winners]
+    gains = [f"{winner.strategy} gained {_tenths(winner.gain)}" for winner in winners]
     if not gains:
         return ""
     return (
@@ -155,32 +156,32 @@ def learning_sentence(winners: Iterable[StillLearning]) -> str:
     )
 
 
-def _price_of_lead(one: Conclusion) -> str:
-    price = price_of_point(one)
+def _price_of_lead(conclusion: Conclusion) -> str:
+    price = price_of_point(conclusion)
     if price is None:
         return "Training cost no more than freezing."
-    unit = "USD" if one.extra_usd else "device seconds"
-    extra = one.extra_usd or one.extra_device_seconds
+    unit = "USD" if conclusion.extra_usd else "device seconds"
+    extra = conclusion.extra_usd or conclusion.extra_device_seconds
     return (
         f"Training cost {extra:.3g} {unit} more over all folds, {price[0]} per point ({price[1]})."
     )
 
 
-def price_of_point(one: Conclusion) -> tuple[str, str] | None:
+def price_of_point(conclusion: Conclusion) -> tuple[str, str] | None:
     """Cost of one point of the trained winner's lead, and its interval; None without a lead or extra cost."""
-    if one.per_point is None or one.per_point.value is None:
+    if conclusion.per_point is None or conclusion.per_point.value is None:
         return None
-    low, high = one.per_point.interval.low, one.per_point.interval.high
+    low, high = conclusion.per_point.interval.low, conclusion.per_point.interval.high
     most = "no upper bound" if high is None else f"{high:.2g}"
-    return f"{one.per_point.value:.2g}", f"{'0' if low is None else f'{low:.2g}'} to {most}"
+    return f"{conclusion.per_point.value:.2g}", f"{'0' if low is None else f'{low:.2g}'} to {most}"
 
 
-def _price_of_freezing(one: Conclusion) -> str:
+def _price_of_freezing(conclusion: Conclusion) -> str:
     shares = [
         f"{_percent(share)} of {what}"
         for share, what in (
-            (one.gap.device_share, "the device time"),
-            (one.gap.adapter_share, "the bytes stored per task"),
+            (conclusion.gap.device_share, "the device time"),
+            (conclusion.gap.adapter_share, "the bytes stored per task"),
         )
         if share is not None
     ]
@@ -206,35 +207,26 @@ def final_sentence(gap: FinalGap) -> str:
 
 
 def unreachable_in_folds(summaries: Iterable[CellSummary]) -> str:
-    return _unreachable_sentence(
-        "Gold",
-        (
-            (s.cell.strategy, s.leader.unreachable, s.leader.pooled_strict, s.leader.unreachable_reasons)
-            for s in summaries
-            if s.leader is not None
-        ),
-    )  # fmt: skip
+    leaders = [(s.cell.strategy, s.leader) for s in summaries if s.leader is not None]
+    lost = [(name, c.unreachable, c.pooled_strict, c.unreachable_reasons) for name, c in leaders]
+    return _unreachable_sentence("Gold", lost)
 
 
 def unreachable_in_test(scores: Iterable[FinalScore]) -> str:
-    return _unreachable_sentence(
-        "Held-out gold",
-        ((s.cell.strategy, s.unreachable, s.counts, s.unreachable_reasons) for s in scores),
-    )
+    lost = [(s.cell.strategy, s.unreachable, s.counts, s.unreachable_reasons) for s in scores]
+    return _unreachable_sentence("Held-out gold", lost)
 
 
 def _unreachable_sentence(
     what: str, cells: Iterable[tuple[str, int, Counts, Mapping[str, int]]]
 ) -> str:
     """Gold items that no answer can match, by strategy; of several backbones, the one with the most."""
-    worst: dict[str, tuple[int, Counts, Mapping[str, int]]] = {}
-    for strategy, lost, counts, reasons in cells:
-        if lost > (worst[strategy][0] if strategy in worst else 0):
-            worst[strategy] = (lost, counts, reasons)
-    if not worst:
-        return ""
-    shares = "; ".join(f"{strategy} {_lost_text(*found)}" for strategy, found in worst.items())
-    return f"{what} that no answer can match, and that counts as missed: {shares}"
+    worst: dict[str, str] = {}
+    for strategy, lost, counts, reasons in sorted(cells, key=lambda cell: cell[1]):
+        if lost:
+            worst[strategy] = f"{strategy} {_lost_text(lost, counts, reasons)}"
+    found = "; ".join(worst.values())
+    return f"{what} that no answer can match, and that counts as missed: {found}" if found else ""
 
 
 def _lost_text(lost: int, counts: Counts, reasons: Mapping[str, int]) -> str:

@@ -177,10 +177,7 @@ def compare_folds(differences: ArrayLike, correlation: float | None = None) -> C
 
 
 def compare_on_shared_notes(
-    differences: ArrayLike,
-    note_variance: float,
-    num_groups: int,
-    correlation: float | None = None,
+    differences: ArrayLike, note_variance: float, num_groups: int, correlation: float | None = None
 ) -> Comparison:
     """As `compare_folds`, for models of all folds scored on the same notes, as at another site.
 
@@ -473,8 +470,8 @@ def leave_fold_out(
     chosen = int(by.mean(1).argmax())
     chosen_without = (left.sum(1) - left.diagonal(axis1=1, axis2=2)).argmax(0)
     ahead = values - values.mean(0)
-    there = ahead[chosen_without, np.arange(folds)]
-    luck = (ahead[chosen_without].sum(1) - there) / (folds - 1) - there
+    left_out = ahead[chosen_without, np.arange(folds)]
+    luck = (ahead[chosen_without].sum(1) - left_out) / (folds - 1) - left_out
     # With a fold less, the maximum over noise is larger. Validation without the fold's notes shares fewer
     # notes with the others, which cancels this.
     fewer = math.sqrt((folds - 1) / folds) if elsewhere is None else 1.0

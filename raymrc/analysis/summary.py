@@ -468,19 +468,8 @@ def _pooled(mappings: Iterable[Mapping[str, Counts]]) -> dict[str, Counts]:
     return dict(sorted(total.items()))
 
 
-def describe_configuration(
-    configuration: Configuration, among: Sequence[ConfigurationSummary] | None = None
-) -> str:
-    """The settings that distinguish a configuration within its cell, such as "learning_rate 0.02".
-
-    Args:
-        among: its cell's configurations; without others, only the learning rate is shown.
-    """
-    return settings_text(configuration, differing(among or ()))
-
-
 def settings_text(configuration: Configuration, names: Sequence[str]) -> str:
-    """These settings with their values; without names, the learning rate."""
+    """These settings, such as "learning_rate 0.02"; without names, the learning rate."""
     shown = names or ["learning_rate"]
     return ", ".join(f"{name} {short_value(getattr(configuration, name))}" for name in shown)
 
@@ -491,7 +480,7 @@ def differing(among: Sequence[ConfigurationSummary]) -> list[str]:
         setting.name
         for setting in fields(Configuration)
         if setting.name != "cell"
-        and len({getattr(one.configuration, setting.name) for one in among}) > 1
+        and len({getattr(summary.configuration, setting.name) for summary in among}) > 1
     ]
 
 

@@ -127,7 +127,7 @@ def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
     from raymrc.costs.journal import Journal
     from raymrc.costs.prices import read_prices
     from raymrc.costs.status import read_status
-    from raymrc.report.status import render_status
+    from raymrc.report.terminal import render_status
 
     spec = load_study(study, changes)
     records, unreadable = read_ledger(spec)

@@ -113,7 +113,7 @@ def simulate(
     from raymrc.ledger.ledger import Ledger
     from raymrc.planning.plan import build_racing
     from raymrc.racing.simulate import read_grids, reorder_folds, replay_all
-    from raymrc.report.status import render_replays
+    from raymrc.report.terminal import render_replays
 
     spec = load_study(source, None) if made_up or source.is_file() else None
     problems: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from raymrc.analysis.findings import Findings
-from raymrc.configuration import Cell, Configuration, FoldRun
+from raymrc.configuration import Configuration, FoldRun
 from raymrc.ledger.record import COUNT_SCHEMES, Record
 from raymrc.report.files import put
 from raymrc.report.table import Column, Table
@@ -99,25 +99,19 @@ def _sample_record(findings: Findings) -> Record:
 
 def _names(findings: Findings, record: Record) -> dict[str, Any]:
     """Columns that identify a row."""
-    run = record.fold_run
+    run, cell = record.fold_run, record.fold_run.configuration.cell
     return {
         "key": record.key,
         "study": findings.spec.study,
         "part": "final test" if run.is_test else "cross-validation",
-        **_cell(run.configuration.cell),
-        "configuration": run.configuration.id,
-        "fold": None if run.is_test else run.fold,
-    }
-
-
-def _cell(cell: Cell) -> dict[str, Any]:
-    return {
         "task": cell.task,
         "corpus": cell.corpus,
         "backbone": cell.backbone.name,
         "strategy": cell.strategy,
         "shots": cell.shots,
         "shots_of": cell.shots_of if cell.shots is not None else None,
+        "configuration": run.configuration.id,
+        "fold": None if run.is_test else run.fold,
     }
 
 

@@ -24,11 +24,18 @@ LOOKS = {
     "hard_prompt": ("#E69F00", "square"),
     "soft_prompt": ("#009E73", "diamond"),
     "frozen_soft_prompt": ("#D55E00", "triangle-up"),
+    "freeze": ("#D55E00", "triangle-up"),
+    "train the backbone": ("#0072B2", "circle"),
+    "not enough data": ("#52606d", "circle-open"),
+    "at home": ("#0072B2", "circle"),
+    "at the other site": ("#E69F00", "square"),
+    "over folds": ("#52606d", "circle-open"),
+    "held-out notes": ("#0072B2", "diamond"),
+    "frozen gap": ("#D55E00", "triangle-up"),
 }
-"""Strategy -> colour and symbol."""
+"""Strategy or other series -> colour and symbol."""
 
-OTHERS = (("#CC79A7", "cross"), ("#56B4E9", "x"), ("#000000", "star"))
-"""Colours and symbols of further strategies."""
+OTHER_LOOK = ("#CC79A7", "cross")
 
 INK, GRID = "#1f2933", "#e4e7eb"
 SHADES = [[0.0, "#e6f0f8"], [0.5, "#a9cfe8"], [1.0, "#4a9bd0"]]
@@ -59,10 +66,6 @@ class Mark:
     ringed: bool = False
 
 
-def look(strategy: str) -> tuple[str, str]:
-    return LOOKS.get(strategy) or OTHERS[sum(map(ord, strategy)) % len(OTHERS)]
-
-
 def escape(text: str) -> str:
     return html.escape(text, quote=False)
 
@@ -75,7 +78,6 @@ def scatter(
     log: bool = False,
     lines: bool = False,
     ticks: Sequence[float | str] = (),
-    y_range: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """Marks of each strategy with vertical intervals.
 
@@ -97,34 +99,28 @@ def scatter(
         figure.update_xaxes(tickvals=values, ticktext=words)
         if isinstance(values[0], str):
             figure.update_xaxes(type="category", categoryorder="array", categoryarray=values)
-    if y_range is not None:
-        figure.update_yaxes(range=list(y_range))
-    return _plain(figure)
+    return figure.to_plotly_json()
 
 
 def dots(
-    by_strategy: Mapping[str, Sequence[Mark]],
+    by_series: Mapping[str, Sequence[Mark]],
     names: Sequence[str],
     x: str,
     *,
-    log: bool = False,
     band: float | None = None,
-    zero: bool = False,
 ) -> dict[str, Any]:
     """Names on the side, each with its marks and horizontal intervals.
 
     Args:
-        by_strategy: by strategy, or by a key of `OUTCOMES`.
+        by_series: by strategy, or by another key of `LOOKS`.
         names: from top to bottom.
-        band: shade from -band to band.
-        zero: draw a line at 0.
+        band: shade from -band to band, with a line at 0.
     """
     figure = _figure(x, "")
     if band is not None:
         figure.add_vrect(-band, band, fillcolor="#9fb3c8", opacity=0.25, line_width=0)
-    if zero:
         figure.add_vline(0, line={"color": INK, "width": 1})
-    for strategy, marks in by_strategy.items():
+    for strategy, marks in by_series.items():
         figure.add_trace(_marks(strategy, marks, "x", "markers"))
     # Without an explicit order, names missing from the first trace would come last.
     figure.update_yaxes(
@@ -134,24 +130,7 @@ def dots(
         range=[-0.6, len(names) - 0.4],
         showgrid=True,
     )
-    if log:
-        figure.update_xaxes(
-            _log_axis(float(m.x) for members in by_strategy.values() for m in members)
-        )
-    return _plain(figure)
-
-
-OUTCOMES = {
-    "freeze": ("#D55E00", "triangle-up"),
-    "train the backbone": ("#0072B2", "circle"),
-    "not enough data": ("#52606d", "circle-open"),
-    "at home": ("#0072B2", "circle"),
-    "at the other site": ("#E69F00", "square"),
-    "over folds": ("#52606d", "circle-open"),
-    "held-out notes": ("#0072B2", "diamond"),
-    "frozen gap": ("#D55E00", "triangle-up"),
-}
-"""Colour and symbol of series that are not strategies."""
+    return figure.to_plotly_json()
 
 
 def height_of(rows: int) -> int:
@@ -200,7 +179,7 @@ def heat(
     figure.update_layout(margin_t=10, showlegend=False)
     figure.update_xaxes(type="category", showgrid=False, side="bottom")
     figure.update_yaxes(type="category", showgrid=False, autorange="reversed")
-    return _plain(figure)
+    return figure.to_plotly_json()
 
 
 def field(
@@ -237,7 +216,7 @@ def field(
     for (axis, update), is_log in zip(updates.items(), log, strict=True):
         if is_log:
             update(_log_axis(float(getattr(mark, axis)) for mark in marks))
-    return _plain(figure)
+    return figure.to_plotly_json()
 
 
 def size_figure(
@@ -279,12 +258,12 @@ def size_figure(
         )
     figure.add_trace(_marks("frozen gap", marks, "y", "markers"))
     figure.update_xaxes(_log_axis(float(mark.x) for mark in marks))
-    return _plain(figure)
+    return figure.to_plotly_json()
 
 
 def _marks(name: str, marks: Sequence[Mark], along: str, mode: str) -> go.Scatter:
     """One trace of marks with the same look and intervals along one axis."""
-    colour, symbol = OUTCOMES.get(name) or look(name)
+    colour, symbol = LOOKS.get(name, OTHER_LOOK)
     values = [mark.x if along == "x" else mark.y for mark in marks]
     error = None
     if any(mark.low is not None or mark.high is not None for mark in marks):
@@ -311,13 +290,11 @@ def _marks(name: str, marks: Sequence[Mark], along: str, mode: str) -> go.Scatte
             "symbol": symbol,
             "size": [mark.size for mark in marks],
             "opacity": 0.92,
-            "line": {
-                "color": [INK if mark.ringed else "#ffffff" for mark in marks]
-                if not symbol.endswith("open")
-                else colour,
-                "width": [2.2 if mark.ringed else 1 for mark in marks]
-                if not symbol.endswith("open")
-                else 2,
+            "line": {"color": colour, "width": 2}
+            if symbol.endswith("open")
+            else {
+                "color": [INK if mark.ringed else "#ffffff" for mark in marks],
+                "width": [2.2 if mark.ringed else 1 for mark in marks],
             },
         },
         **({f"error_{along}": error} if error else {}),
@@ -325,15 +302,17 @@ def _marks(name: str, marks: Sequence[Mark], along: str, mode: str) -> go.Scatte
 
 
 def _figure(x: str, y: str) -> go.Figure:
-    axis = {
-        "gridcolor": GRID,
-        "linecolor": "#9aa5b1",
-        "zeroline": False,
-        "ticks": "outside",
-        "tickcolor": "#9aa5b1",
-        "automargin": True,
-        "title": {"standoff": 10},
-    }
+    def axis(title: str) -> dict[str, Any]:
+        return {
+            "gridcolor": GRID,
+            "linecolor": "#9aa5b1",
+            "zeroline": False,
+            "ticks": "outside",
+            "tickcolor": "#9aa5b1",
+            "automargin": True,
+            "title": {"text": escape(title), "standoff": 10},
+        }
+
     figure = go.Figure()
     figure.update_layout(
         template=None,
@@ -351,8 +330,8 @@ def _figure(x: str, y: str) -> go.Figure:
         hoverlabel={"bgcolor": "#ffffff", "bordercolor": "#9aa5b1", "align": "left"},
         hovermode="closest",
         showlegend=True,
-        xaxis=axis | {"title": {"text": escape(x), "standoff": 10}, "showline": True},
-        yaxis=axis | {"title": {"text": escape(y), "standoff": 10}},
+        xaxis=axis(x) | {"showline": True},
+        yaxis=axis(y),
     )
     return figure
 
@@ -382,10 +361,6 @@ def _have_room(ticks: Sequence[float | str]) -> bool:
 
 def _tick(value: float) -> str:
     return short_count(value) if value >= 1000 else f"{value:.3g}"
-
-
-def _plain(figure: go.Figure) -> dict[str, Any]:
-    return figure.to_plotly_json()
 
 
 def in_points(interval: Interval) -> tuple[float | None, float | None]:

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from raymrc.analysis.comparison import OTHER_NOTES, SAME_FOLDS, SAME_NOTES, StudyComparison
-from raymrc.analysis.conclusions import (
-    UNKNOWN_INTERVAL,
-    BySize,
-    Conclusion,
-    Conclusions,
-    Judgement,
-)
+from raymrc.analysis.conclusions import UNKNOWN_INTERVAL, BySize, Conclusion, Conclusions, Judgement
 from raymrc.analysis.final import FinalScore
 from raymrc.analysis.sentences import (
     advice,
@@ -22,7 +16,7 @@ from raymrc.analysis.sentences import (
     unreachable_in_folds,
     unreachable_in_test,
 )
-from raymrc.analysis.summary import CellSummary, ConfigurationSummary, describe_configuration
+from raymrc.analysis.summary import CellSummary, ConfigurationSummary, differing, settings_text
 from raymrc.configuration import Cell
 from raymrc.costs.prices import UTILISATION
 from raymrc.ledger.record import BOTH_FOUND
@@ -49,9 +43,7 @@ def without_corpus(name: str, corpus: str, summaries: Sequence[CellSummary]) -> 
     return name.removeprefix(f"{corpus}/") if is_only else name
 
 
-def leaders(
-    summaries: Iterable[CellSummary],
-) -> list[tuple[CellSummary, ConfigurationSummary]]:
+def leaders(summaries: Iterable[CellSummary]) -> list[tuple[CellSummary, ConfigurationSummary]]:
     """Cells with their winner or, before there is one, their leader."""
     return [(summary, summary.leader) for summary in summaries if summary.leader is not None]
 
@@ -60,10 +52,10 @@ def comparisons(
     summaries: Sequence[CellSummary], conclusions: Conclusions
 ) -> Iterator[tuple[str, Conclusion, str, Judgement]]:
     """(name, conclusion, site, judgement) of each gap at home (site "") and at each other site."""
-    for name, one in conclusions.compared:
-        shown = without_corpus(name, one.gap.corpus, summaries)
-        for site, judged in {"": one.home, **one.away}.items():
-            yield shown + (f" at {site}" if site else ""), one, site, judged
+    for name, conclusion in conclusions.compared:
+        shown = without_corpus(name, conclusion.gap.corpus, summaries)
+        for site, judged in {"": conclusion.home, **conclusion.away}.items():
+            yield shown + (f" at {site}" if site else ""), conclusion, site, judged
 
 
 def winner_table(summaries: Sequence[CellSummary], conclusions: Conclusions) -> Table:
@@ -90,7 +82,7 @@ def winner_table(summaries: Sequence[CellSummary], conclusions: Conclusions) -> 
             blank = [None] * (len(columns) - 4)
             rows.append((names[summary.cell], *blank, f"0{failed}", "", "no fold-run done yet"))
             continue
-        chosen = describe_configuration(leader.configuration, summary.configurations)
+        chosen = settings_text(leader.configuration, differing(summary.configurations))
         rows.append(
             (
                 names[summary.cell],
@@ -108,24 +100,26 @@ def winner_table(summaries: Sequence[CellSummary], conclusions: Conclusions) -> 
                 chosen if summary.winner else f"leading so far: {chosen}",
             )
         )
-    caption = (
+    caption = _joined(
         "Winners are chosen on validation notes, never on the scored folds. 95 % bootstrap interval over "
         "notes, all folds pooled, models fixed. Energy is estimated: device time at "
-        f"{UTILISATION:.0%} of the device's rated power.",
+        f"{100 * UTILISATION:.0f} % of the device's rated power.",
         unreachable_in_folds(summaries),
     )
-    return Table(
-        "Winners: F1 in points, mean over folds", columns, rows, " ".join(filter(None, caption))
-    )
+    return Table("Winners: F1 in points, mean over folds", columns, rows, caption)
+
+
+def _joined(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))
 
 
 def gap_table(summaries: Sequence[CellSummary], conclusions: Conclusions) -> Table:
     """One row per gap and site."""
     within = points_text(conclusions.margin)
     rows = []
-    for name, one, site, judged in comparisons(summaries, conclusions):
+    for name, conclusion, site, judged in comparisons(summaries, conclusions):
         test, chances = judged.comparison, judged.probabilities
-        f1 = (None, None) if site else (one.gap.frozen_f1, one.gap.unfrozen_f1)
+        f1 = (None, None) if site else (conclusion.gap.frozen_f1, conclusion.gap.unfrozen_f1)
         likely: Sequence[float | None] = [None] * 5
         if chances is not None:
             p_values = (judged.p_difference, judged.p_equivalence)
@@ -150,17 +144,19 @@ def gap_table(summaries: Sequence[CellSummary], conclusions: Conclusions) -> Tab
 
 def cost_table(summaries: Sequence[CellSummary], conclusions: Conclusions) -> Table:
     rows = []
-    for name, one in conclusions.compared:
-        price, unit = price_of_point(one), "USD" if one.extra_usd else "device s"
+    for name, conclusion in conclusions.compared:
+        gap, price = conclusion.gap, price_of_point(conclusion)
+        unit = "USD" if conclusion.extra_usd else "device s"
+        late = [f"{s.strategy} {100 * s.gain:+.1f}" for s in conclusion.still_learning]
         rows.append(
             (
-                without_corpus(name, one.gap.corpus, summaries),
-                one.gap.frozen,
-                one.gap.unfrozen,
-                one.gap.backbone_parameters,
-                one.gap.device_share,
-                one.gap.adapter_share,
-                ", ".join(f"{s.strategy} {100 * s.gain:+.1f}" for s in one.still_learning) or None,
+                without_corpus(name, gap.corpus, summaries),
+                gap.frozen,
+                gap.unfrozen,
+                gap.backbone_parameters,
+                gap.device_share,
+                gap.adapter_share,
+                ", ".join(late) or None,
                 f"{price[0]} {unit} ({price[1]})" if price else None,
             )
         )
@@ -183,11 +179,12 @@ def cost_table(summaries: Sequence[CellSummary], conclusions: Conclusions) -> Ta
 def size_table(fitted: BySize, conclusions: Conclusions) -> Table:
     """The gap on each backbone beside the fitted line."""
     rows: list[Sequence[object]] = []
-    for one in conclusions.gaps:
-        if one.gap.corpus_name == fitted.corpus:
-            size, fit = one.gap.backbone_parameters, fitted.fit
+    for conclusion in conclusions.gaps:
+        gap, fit = conclusion.gap, fitted.fit
+        if gap.corpus_name == fitted.corpus:
+            size = gap.backbone_parameters
             line = fit.at(size) if fit is not None and size else (None, None)
-            rows.append((one.gap.backbone, size, one.gap.gap, one.home.interval, *line))
+            rows.append((gap.backbone, size, gap.gap, conclusion.home.interval, *line))
     return Table(
         f"The gap by size: {fitted.corpus}",
         [
@@ -397,34 +394,31 @@ def final_table(finals: Sequence[FinalScore], summaries: Sequence[CellSummary]) 
             *numbers("seeds", "epochs"),
         ],
         rows,
-        " ".join(
-            filter(
-                None,
-                (
-                    "95 % bootstrap interval over held-out notes, models fixed. Over folds: strict F1 in "
-                    "cross-validation.",
-                    unreachable_in_test(finals),
-                ),
-            )
+        _joined(
+            "95 % bootstrap interval over held-out notes, models fixed. Over folds: strict F1 in "
+            "cross-validation.",
+            unreachable_in_test(finals),
         ),
     )
 
 
 def comparison_tables(found: StudyComparison) -> list[Table]:
     """Cells that both studies have, and settings in which the study files differ."""
-    rows = [
-        (
-            one.cell.name,
-            *(side and side.strict.mean for side in (one.first, one.second)),
-            one.difference,
-            one.interval,
-            one.p_value,
-            *(side and side.device_seconds for side in (one.first, one.second)),
-            *(side and side.cost_usd for side in (one.first, one.second)),
-            one.paired or "no winner yet",
+    rows: list[Sequence[object]] = []
+    for pair in found.both:
+        sides = (pair.first, pair.second)
+        rows.append(
+            (
+                pair.cell.name,
+                *(side and side.strict.mean for side in sides),
+                pair.difference,
+                pair.interval,
+                pair.p_value,
+                *(side and side.device_seconds for side in sides),
+                *(side and side.cost_usd for side in sides),
+                pair.paired or "no winner yet",
+            )
         )
-        for one in found.both
-    ]
     columns = [
         *CELL_COLUMN,
         *numbers("A", "B", "B - A", show=points),
@@ -447,12 +441,12 @@ def comparison_tables(found: StudyComparison) -> list[Table]:
 
 
 def _about_pairing(found: StudyComparison) -> str:
-    tested = sum(one.p_value is not None for one in found.both)
+    tested = sum(pair.p_value is not None for pair in found.both)
     about = {
         SAME_FOLDS: f"Same folds: corrected t-test over folds, p adjusted over {tested} "
         f"cell{'' if tested == 1 else 's'} (Holm).",
         SAME_NOTES: "Same notes: pooled F1, notes resampled, models fixed.",
         OTHER_NOTES: "Other notes: a difference may come from the notes alone.",
     }
-    ways = {one.paired for one in found.both}
+    ways = {pair.paired for pair in found.both}
     return " ".join(sentence for way, sentence in about.items() if way in ways)

@@ -1,52 +1,41 @@
-"""The status of a study, and replays of races, as tables for the terminal."""
+"""Tables of a study's status, and of replayed races."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raymrc.costs.status import Status
-from raymrc.quantities import format_estimate, format_time, in_time, in_usd
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from raymrc.quantities import format_estimate, format_time, in_time, in_usd, percent, points
+from raymrc.report.table import Table, numbers, words
 
 
-def render_status(status: Status) -> RenderableType:
-    """Two tables: fold-runs of each cell, and costs."""
-    from rich.box import SIMPLE
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
+def status_parts(status: Status) -> list[Table | str]:
+    """Fold-runs of each cell, costs, and remarks."""
 
-    cells = Table(title=f"{status.study}: {_state(status)}", box=SIMPLE, padding=(0, 1, 0, 0))
-    cells.add_column("corpus / backbone / strategy", overflow="fold")
-    for heading in ("fold-runs", "done", "failed"):
-        cells.add_column(heading, justify="right", no_wrap=True)
-    cells.add_column("", width=16)
+    def row(name: str, total: int, done: int, failed: int) -> tuple[object, ...]:
+        return name, total, done, failed or "", done / total if total else None
 
-    def add(name: str, total: int, done: int, failed: int) -> None:
-        bar = ProgressBar(total=max(total, 1), completed=done, width=16)
-        cells.add_row(name, str(total), str(done), str(failed or ""), bar)
-
-    for cell in status.cells:
-        add(cell.name, cell.total, cell.done, cell.failed)
-    cells.add_section()
-    add("total", status.total, status.done, status.failed)
-
-    costs = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    costs.add_column("")
-    headings = ["spent", "running", "remaining"]
-    if status.budget:
-        headings += ["budget", "left"]
-    for heading in headings:
-        costs.add_column(heading, justify="right", no_wrap=True)
-    for name, *values in _cost_rows(status):
-        costs.add_row(name, *values[: len(headings)])
-    return Group(cells, costs, Text("; ".join(_remarks(status))))
+    columns = [
+        *words("corpus / backbone / strategy"),
+        *numbers("fold-runs", "done", "failed"),
+        *numbers("progress", show=percent),
+    ]
+    cells = Table(
+        f"{status.study}: {_state(status)}",
+        columns,
+        [row(cell.name, cell.total, cell.done, cell.failed) for cell in status.cells],
+        total=row("total", status.total, status.done, status.failed),
+    )
+    costs = Table(
+        "",
+        [*words(""), *numbers("spent", "running", "remaining", "budget", "left")],
+        _costs(status),
+    )
+    shown = costs if status.budget else costs.without("budget", "left")
+    return [cells, shown, "; ".join(_remarks(status))]
 
 
 def _state(status: Status) -> str:
@@ -58,7 +47,7 @@ def _state(status: Status) -> str:
     return "not running" if status.done or status.spent.wall_seconds else "not started"
 
 
-def _cost_rows(status: Status) -> list[tuple[str, ...]]:
+def _costs(status: Status) -> list[tuple[str, ...]]:
     """Device time, dollars and wall time: spent, committed, remaining, limit, left."""
     budget, spent = status.budget, status.spent
     work, wall = status.device_seconds_left, status.wall_seconds_left
@@ -113,21 +102,18 @@ def _remarks(status: Status) -> Iterable[str]:
         yield "raymrc run retries failed fold-runs"
 
 
-def render_replays(outcomes: Iterable[dict[str, Any]]) -> RenderableType:
+def replay_table(outcomes: Iterable[dict[str, Any]]) -> Table:
     """The outcomes of `racing.simulate.replay_all`, one row per cell and error rate."""
-    from rich.table import Table
-
-    table = Table(title="Savings by racing, compared with the full grid")
-    table.add_column("cell", no_wrap=True)
-    for heading in ("configurations", "error rate", "saving", "same winner", "regret, points"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for outcome in outcomes:
-        table.add_row(
-            outcome["cell"],
-            str(outcome["configurations"]),
-            f"{outcome['error_rate']:g}",
-            f"{outcome['saving']:.1f}x",
-            f"{100 * outcome['same_winner']:.0f} %",
-            f"{100 * outcome['regret']:.2f}",
-        )
-    return table
+    names = ("cell", "configurations", "error_rate", "saving", "same_winner", "regret")
+    return Table(
+        "Savings by racing, compared with the full grid",
+        [
+            *words("cell"),
+            *numbers("configurations"),
+            *numbers("error rate", show="{:g}".format),
+            *numbers("saving", show="{:.1f}x".format),
+            *numbers("same winner", show=percent),
+            *numbers("regret", unit="points", show=points),
+        ],
+        [[outcome[name] for name in names] for outcome in outcomes],
+    )

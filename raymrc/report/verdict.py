@@ -47,7 +47,7 @@ def study_verdict(findings: Findings) -> StudyVerdict:
         missing = "no backbone has both a frozen and a trained winner"
         nothing = "Nothing to compare yet"
         return StudyVerdict(nothing, missing, "unsure", Verdict(f"{nothing}: {missing}."))
-    counted = Counter(advice(one.home) for one in gaps)
+    counted = Counter(advice(conclusion.home) for conclusion in gaps)
     if len(counted) > 1:
         about = ", ".join(f"{what} in {times}" for what, times in counted.most_common())
         verdict = Verdict(f"It depends on the comparison: {about}.")

@@ -15,7 +15,7 @@ import pytest
 from raymrc.analysis.findings import summaries_json
 from raymrc.analysis.gaps import frozen_gaps
 from raymrc.analysis.sentences import unreachable_in_folds
-from raymrc.analysis.summary import count_failing, describe_configuration, summarise
+from raymrc.analysis.summary import count_failing, differing, settings_text, summarise
 from raymrc.configuration import Cell
 from raymrc.ledger.record import BOTH_FOUND, Epoch, NoteCounts, Record
 from raymrc.scoring.counts import Counts
@@ -183,16 +183,13 @@ def test_the_report_is_plain_json():
     assert values["frozen_gaps"][0]["gap"] == pytest.approx(0.4)
 
 
-def test_a_configuration_is_described_by_what_it_does_not_share():
+def test_a_configuration_is_described_by_the_settings_that_differ():
     (summary,) = summarise([record(learning_rate=rate) for rate in (1e-4, 2e-4)], 1)
-    chosen = summary.configurations[0]
-    assert describe_configuration(chosen.configuration, summary.configurations) == (
-        f"learning_rate {chosen.configuration.learning_rate:g}"
-    )
-    assert (
-        describe_configuration(chosen.configuration)
-        == f"learning_rate {chosen.configuration.learning_rate:g}"
-    )
+    chosen = summary.configurations[0].configuration
+    assert differing(summary.configurations) == ["learning_rate"]
+    assert differing(summary.configurations[:1]) == []
+    for names in ([], ["learning_rate"]):
+        assert settings_text(chosen, names) == f"learning_rate {chosen.learning_rate:g}"
 
 
 def test_why_fold_runs_failed_is_told_with_how_often():

@@ -29,7 +29,7 @@ from raymrc.ledger.record import Record
 from raymrc.planning.fold_runs import fold_run
 from raymrc.planning.loaded import LoadedStudy
 from raymrc.reading.light_tokenizers import RoughTokenizer
-from raymrc.report.status import render_status
+from raymrc.report.terminal import render_status
 from raymrc.study.notes import read_study_corpus
 from tests.study.making import STUDY, plan_of, spec_of
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from raymrc.analysis.conclusions import BySize, Conclusion
 from raymrc.analysis.findings import Findings
 from raymrc.analysis.gaps import backbone_sizes, comparable
 from raymrc.analysis.sentences import advice, interval_text, size_verdict
-from raymrc.analysis.summary import CellSummary, Spread, describe_configuration, winner_of
+from raymrc.analysis.summary import CellSummary, differing, settings_text, winner_of
 from raymrc.quantities import points, short_count
 from raymrc.report import figures
 from raymrc.report.figures import Mark, in_points
@@ -29,6 +30,7 @@ from raymrc.report.sections.naming import (
     curve_row,
     in_order,
     plus_minus,
+    spread_mark,
     won,
 )
 from raymrc.report.table import Table, numbers, words
@@ -52,14 +54,12 @@ def winners(findings: Findings) -> Section | None:
         text = (
             f"{names[summary.cell]}\nF1 {plus_minus(winner)}\n{spent:.4g} {cost}\n"
             f"backbone {short_count(size)}\n"
-            f"{describe_configuration(winner.configuration, summary.configurations)}"
+            f"{settings_text(winner.configuration, differing(summary.configurations))}"
         )
-        mark = _spread_mark(winner.strict, text, x=spent)
         width = 11 * min(3.2, (size / smallest) ** 0.25) if size else 11
-        is_ringed = summary.cell.name in frontier
-        marks.setdefault(summary.cell.strategy, []).append(
-            Mark(mark.x, mark.y, text, mark.low, mark.high, width, is_ringed)
-        )
+        mark = spread_mark(winner.strict, text, x=spent)
+        mark = replace(mark, size=width, ringed=summary.cell.name in frontier)
+        marks.setdefault(summary.cell.strategy, []).append(mark)
     plot = Plot(
         "F1 against cost",
         "Each cell's winner: strict F1 with its sd over folds, against cost over all folds on a logarithmic "
@@ -70,13 +70,6 @@ def winners(findings: Findings) -> Section | None:
     )  # fmt: skip
     table = winner_table(findings.summaries, findings.conclusions)
     return Section("winners", "Winners: F1 against cost", (), (plot,) if marks else (), (table,))
-
-
-def _spread_mark(spread: Spread, text: str, *, x: float | None = None, y: str = "") -> Mark:
-    """F1 in points with its sd: up the y axis at `x`, or along the x axis at the name `y`."""
-    f1, sd = 100 * (spread.mean or 0.0), 100 * (spread.sd or 0.0)
-    low, high = (f1 - sd, f1 + sd) if sd else (None, None)
-    return Mark(f1, y, text, low, high) if x is None else Mark(x, f1, text, low, high)
 
 
 def gaps(findings: Findings) -> Section | None:
@@ -96,7 +89,7 @@ def gaps(findings: Findings) -> Section | None:
         "F1 difference with its 95 % interval",
         "Trained winner minus frozen winner, in points of strict F1, with the corrected 95 % interval. "
         f"Shaded: within {margin:g} of each other, which counts as equivalent.",
-        figures.dots(marks, names, "trained minus frozen, points", band=margin, zero=True),
+        figures.dots(marks, names, "trained minus frozen, points", band=margin),
         figures.height_of(len(names)),
     )  # fmt: skip
     table = cost_table(findings.summaries, found)
@@ -108,7 +101,7 @@ def size_section(findings: Findings) -> Section | None:
     plots, lead = [], []
     for fitted in found.by_size:
         lead.append(str(size_verdict(fitted, found.margin)))
-        gaps_here = [one for one in found.gaps if one.gap.corpus_name == fitted.corpus]
+        gaps_here = [c for c in found.gaps if c.gap.corpus_name == fitted.corpus]
         marks = []
         for conclusion in gaps_here:
             gap, interval = conclusion.gap, conclusion.home.interval
@@ -142,7 +135,7 @@ def size_section(findings: Findings) -> Section | None:
 def _f1_by_size(fitted: BySize, gaps_here: Sequence[Conclusion], findings: Findings) -> Plot:
     """Each strategy's winners, with the change per tenfold parameters."""
     sizes = backbone_sizes(findings.summaries)
-    same = {(one.gap.task, one.gap.corpus, one.gap.shots, one.gap.shots_of) for one in gaps_here}
+    same = {comparable(conclusion.gap) for conclusion in gaps_here}
     by_strategy: dict[str, list[CellSummary]] = {}
     for summary in won(findings):
         if comparable(summary.cell) in same:
@@ -230,7 +223,7 @@ def other_sites(findings: Findings) -> Section | None:
             found, name = leader.transfer[site], names[summary.cell]
             for marks, side, where in ((home, found.home, "home"), (away, found.away, site)):
                 text = f"{name}\nat {where} {points(side.mean)}, drop {points(found.drop.mean)}"
-                marks.append(_spread_mark(side, text, y=name))
+                marks.append(spread_mark(side, text, y=name))
         order = [str(mark.y) for mark in home]
         plots.append(
             Plot(

@@ -8,11 +8,10 @@ from typing import Any
 
 from raymrc.analysis.findings import Findings
 from raymrc.analysis.sentences import final_sentence
-from raymrc.analysis.summary import differing, settings_text
+from raymrc.analysis.summary import Spread, differing, settings_text
 from raymrc.ledger.record import Record
-from raymrc.quantities import percent, points, short_count, size_of
+from raymrc.quantities import points
 from raymrc.report import figures
-from raymrc.report.figures import Mark
 from raymrc.report.parts import Plot, Section
 from raymrc.report.results import (
     CELL_COLUMN,
@@ -24,7 +23,7 @@ from raymrc.report.results import (
     race_table,
     show_count,
 )
-from raymrc.report.sections.naming import in_order
+from raymrc.report.sections.naming import spread_mark
 from raymrc.report.table import Table, numbers, words
 from raymrc.scoring.counts import Counts
 
@@ -100,43 +99,8 @@ def events_and_subsets(findings: Findings) -> Section | None:
 
 
 def trained_and_kept(findings: Findings) -> Section | None:
-    table, names = kept_table(findings.summaries), cell_names(findings.summaries)
-    if table is None:
-        return None
-    shares: dict[str, list[Mark]] = {}
-    sizes: dict[str, list[Mark]] = {}
-    order = []
-    for summary, leader in leaders(findings.summaries):
-        if not leader.trained_parameters:
-            continue
-        name, strategy = names[summary.cell], summary.cell.strategy
-        order.append(name)
-        text = (
-            f"{name}\n{percent(leader.trained_share)}: {short_count(leader.trained_parameters)} of "
-            f"{short_count(leader.total_parameters)}"
-        )
-        share = Mark(100 * leader.trained_share, name, text, size=12)
-        shares.setdefault(strategy, []).append(share)
-        if leader.adapter_bytes:
-            text = f"{name}\n{size_of(leader.adapter_bytes)}"
-            mark = Mark(leader.adapter_bytes / 2**20, name, text, size=12)
-            sizes.setdefault(strategy, []).append(mark)
-    drawn = (
-        (shares, "Trained share of all parameters", "percent of all parameters"),
-        (sizes, "Stored per task", "MiB"),
-    )
-    plots = [
-        Plot(
-            title,
-            f"{title} of each cell's winner, on a logarithmic axis.",
-            figures.dots(in_order(marks), order, axis, log=True),
-            figures.height_of(len(order)),
-            is_wide=False,
-        )
-        for marks, title, axis in drawn
-        if marks
-    ]
-    return Section("kept", "Trained parameters and stored bytes", (), plots, (table,))
+    table = kept_table(findings.summaries)
+    return Section("kept", table.title, (), (), (table,)) if table is not None else None
 
 
 def final_test(findings: Findings) -> Section | None:
@@ -144,16 +108,16 @@ def final_test(findings: Findings) -> Section | None:
         return None
     names = cell_names(findings.summaries)
     winners = {summary.cell: summary.winner for summary in findings.summaries}
-    tested, folds, order = [], [], []
+    tested, folds = [], []
     for score in findings.finals:
         name, winner = names[score.cell], winners.get(score.cell)
-        order.append(name)
-        f1, sd = 100 * (score.strict.mean or 0.0), 100 * (score.strict.sd or 0.0)
-        ends = (f1 - sd, f1 + sd) if sd else (None, None)
-        tested.append(Mark(f1, name, f"{name}\nheld-out notes {f1:.2f}", *ends))
-        if winner is not None and winner.strict.mean is not None:
-            mean = winner.strict.mean
-            folds.append(Mark(100 * mean, name, f"{name}\nover folds {points(mean)}"))
+        tested.append(
+            spread_mark(score.strict, f"{name}\nheld-out notes {points(score.strict.mean)}", y=name)
+        )
+        if winner is not None:
+            text = f"{name}\nover folds {points(winner.strict.mean)}"
+            folds.append(spread_mark(Spread(winner.strict.mean), text, y=name))
+    order = [names[score.cell] for score in findings.finals]
     plot = Plot(
         "Held-out notes",
         "Strict F1 on held-out notes of each winner, retrained on all notes of the study: mean and sd over "

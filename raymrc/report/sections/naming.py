@@ -1,4 +1,4 @@
-"""Shared by sections: intervals over folds, the order of strategies, points of curves and their rows."""
+"""Shared by sections: intervals over folds, marks of plots, rows of curves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raymrc.analysis.findings import Findings
 from raymrc.analysis.judging import over_folds
 from raymrc.analysis.sentences import interval_text
 from raymrc.analysis.statistics import Interval, TooFewError
-from raymrc.analysis.summary import CellSummary, ConfigurationSummary
+from raymrc.analysis.summary import CellSummary, ConfigurationSummary, Spread
 from raymrc.model.strategies import STRATEGIES
 from raymrc.quantities import points
 from raymrc.report.figures import Mark, in_points
@@ -38,6 +38,13 @@ def plus_minus(configuration: ConfigurationSummary) -> str:
     """Strict F1 in points, such as "81.2 ± 0.9"."""
     mean, sd = 100 * (configuration.strict.mean or 0.0), configuration.strict.sd
     return f"{mean:.1f}" if sd is None else f"{mean:.1f} ± {100 * sd:.1f}"
+
+
+def spread_mark(spread: Spread, text: str, *, x: float | None = None, y: str = "") -> Mark:
+    """F1 in points with its sd: up the y axis at `x`, or along the x axis at the name `y`."""
+    f1, sd = 100 * (spread.mean or 0.0), 100 * (spread.sd or 0.0)
+    low, high = (f1 - sd, f1 + sd) if sd else (None, None)
+    return Mark(f1, y, text, low, high) if x is None else Mark(x, f1, text, low, high)
 
 
 def in_order(by_strategy: Mapping[str, _T]) -> dict[str, _T]:

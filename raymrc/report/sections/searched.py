@@ -117,16 +117,16 @@ def _field_of(summary: CellSummary, name: str, span: tuple[float, float]) -> Plo
         return None
     y, *others = varied
     x = next((f for f in others if all(isinstance(v, int) for v in varied[f])), others[0])
-    places = {_place_of(one, y, x) for one in summary.configurations}
+    places = {_place_of(configuration, y, x) for configuration in summary.configurations}
     is_sparse = 2 * len(places) < len(varied[x]) * len(varied[y])
     if is_sparse or max(len(varied[x]), len(varied[y])) > MAX_AXIS_VALUES:
         return _points_of(summary, name, x, y, varied, span)
     # Configurations come best on validation first; at each place the first one counts.
     best: dict[tuple[Any, Any], ConfigurationSummary] = {}
-    for one in summary.configurations:
-        best.setdefault(_place_of(one, y, x), one)
+    for configuration in summary.configurations:
+        best.setdefault(_place_of(configuration, y, x), configuration)
     cells = [[best.get((row, column)) for column in varied[x]] for row in varied[y]]
-    texts = [[_heat_text(one, summary) for one in row] for row in cells]
+    texts = [[_heat_text(configuration, summary) for configuration in row] for row in cells]
     rows, columns = ([short_value(v) for v in varied[f]] for f in (y, x))
     values = [
         [None if c is None or c.strict.mean is None else 100 * c.strict.mean for c in row]
@@ -146,17 +146,17 @@ def _field_of(summary: CellSummary, name: str, span: tuple[float, float]) -> Plo
     )
 
 
-def _place_of(one: ConfigurationSummary, y: str, x: str) -> tuple[Any, Any]:
-    return getattr(one.configuration, y), getattr(one.configuration, x)
+def _place_of(configuration: ConfigurationSummary, y: str, x: str) -> tuple[Any, Any]:
+    return getattr(configuration.configuration, y), getattr(configuration.configuration, x)
 
 
-def _heat_text(one: ConfigurationSummary | None, summary: CellSummary) -> str:
-    if one is None:
+def _heat_text(configuration: ConfigurationSummary | None, summary: CellSummary) -> str:
+    if configuration is None:
         return ""
-    if one.strict.mean is None:
-        return "stopped" if one.stopped else "failed" if one.failures else "-"
-    star = "★ " if one is summary.winner else ""
-    return star + plus_minus(one)
+    if configuration.strict.mean is None:
+        return "stopped" if configuration.stopped else "failed" if configuration.failures else "-"
+    star = "★ " if configuration is summary.winner else ""
+    return star + plus_minus(configuration)
 
 
 def _points_of(
@@ -271,24 +271,24 @@ def _configurations(summary: CellSummary, name: str) -> Table:
         ],
         [
             (
-                settings_text(one.configuration, names),
-                one.validation.mean,
-                one.strict.mean,
-                one.strict.sd,
-                one.lenient.mean,
-                f"{len(one.folds)} of {one.num_folds}",
-                one.device_seconds,
-                _state(one, summary),
+                settings_text(configuration.configuration, names),
+                configuration.validation.mean,
+                configuration.strict.mean,
+                configuration.strict.sd,
+                configuration.lenient.mean,
+                f"{len(configuration.folds)} of {configuration.num_folds}",
+                configuration.device_seconds,
+                _state(configuration, summary),
             )
-            for one in shown
+            for configuration in shown
         ],
         f"'raymrc export' writes the other {left}." if left else "",
     )
 
 
-def _state(one: ConfigurationSummary, summary: CellSummary) -> str:
-    if one is summary.winner:
+def _state(configuration: ConfigurationSummary, summary: CellSummary) -> str:
+    if configuration is summary.winner:
         return "winner"
-    if one.stopped:
+    if configuration.stopped:
         return "stopped"
-    return "failed" if one.failures else ""
+    return "failed" if configuration.failures else ""
