@@ -55,7 +55,7 @@ def plan_final_test(
     scored: dict[Cell, list[FoldRun]] = {}
     for record in records:
         run = record.fold_run
-        if run.test_fingerprint == test.fingerprint and record.status == "done":
+        if run.test_fingerprint == test.fingerprint and record.is_done:
             scored.setdefault(run.configuration.cell, []).append(run)
     cells = []
     for cell, summary in zip(plan.cells, summaries, strict=True):
@@ -204,7 +204,7 @@ def final_records(records: Iterable[Record]) -> dict[Cell, list[Record]]:
     by_basis: dict[Cell, dict[tuple[str, ...], list[Record]]] = {}
     for record in sorted(records, key=lambda record: record.started_at):
         run = record.fold_run
-        if run.is_test and record.status == "done":
+        if run.is_test and record.is_done:
             bases = by_basis.setdefault(run.configuration.cell, {})
             bases.setdefault(run.basis, []).append(record)
 
@@ -264,7 +264,7 @@ def write_predictions(
     written = []
     for record in records:
         run = record.fold_run
-        if run.test_fingerprint != test.fingerprint or record.status != "done":
+        if run.test_fingerprint != test.fingerprint or not record.is_done:
             continue
         place = folder / run.place
         if not place.exists():

@@ -331,9 +331,9 @@ def count_failing(records: Iterable[Record]) -> dict[Cell, int]:
             continue
         configuration = record.fold_run.configuration
         cell, at = configuration.cell, datetime.fromisoformat(record.started_at).timestamp()
-        if record.status == "done":
+        if record.is_done:
             done[cell] = max(done.get(cell, at), at + record.wall_seconds)
-        elif record.status == "failed":
+        elif record.is_failed:
             of_cell = failed.setdefault(cell, {})
             of_cell[configuration.id] = max(of_cell.get(configuration.id, at), at)
     return {
@@ -379,7 +379,7 @@ def _summarise_configuration(
     configuration: Configuration, records: Sequence[Record], num_folds: int
 ) -> ConfigurationSummary:
     by_fold = sorted(records, key=lambda record: record.fold_run.fold)
-    done = [record for record in by_fold if record.status == "done"]
+    done = [record for record in by_fold if record.is_done]
     strict, lenient = [r.strict for r in done], [r.lenient for r in done]
     fold_f1 = tuple(counts.f1 for counts in strict)
     # Sizes are the same on every fold; a configuration that only failed has none.
@@ -402,18 +402,17 @@ def _summarise_configuration(
         subsets=_subsets(done),
         # Older records have no mention counts, and a sum over some folds would pass for all.
         mentions=_pooled([r.mentions for r in done]) if all(r.mentions for r in done) else {},
-        failures=tuple((r.fold_run.fold, r.reason) for r in by_fold if r.status == "failed"),
-        stopped=next((r.reason for r in by_fold if r.status == "stopped"), ""),
+        failures=tuple((r.fold_run.fold, r.reason) for r in by_fold if r.is_failed),
+        stopped=next((r.reason for r in by_fold if r.is_stopped), ""),
         fold_epochs=sum(len(record.epochs) for record in by_fold),
         unreachable=sum(record.unreachable for record in done),
         unreachable_reasons=dict(sum((Counter(r.unreachable_reasons) for r in done), Counter())),
-        device_seconds=sum(r.device_seconds for r in by_fold if r.status != "failed"),
+        device_seconds=sum(r.device_seconds for r in by_fold if not r.is_failed),
         failed_device_seconds=sum(
-            r.failed_device_seconds + (r.device_seconds if r.status == "failed" else 0.0)
-            for r in records
+            r.failed_device_seconds + (r.device_seconds if r.is_failed else 0.0) for r in records
         ),
-        cost_usd=sum(r.cost_usd for r in by_fold if r.status != "failed"),
-        energy_kwh=_energy([r for r in by_fold if r.status != "failed"]),
+        cost_usd=sum(r.cost_usd for r in by_fold if not r.is_failed),
+        energy_kwh=_energy([r for r in by_fold if not r.is_failed]),
         flops=sum(record.flops for record in done),
         tokens=sum(record.tokens for record in done),
         peak_bytes=max((record.peak_bytes for record in done), default=0),

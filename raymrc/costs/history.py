@@ -22,7 +22,7 @@ def read_history(plan: Plan, workload: Workload, records: Iterable[Record]) -> l
         run = record.fold_run
         cell = planned.get(run.configuration.cell)
         if (
-            record.status == "done"
+            record.is_done
             and not run.is_test
             and (run.corpus_fingerprint, run.folds_fingerprint) == basis
             and cell is not None
@@ -54,13 +54,13 @@ def read_progress(plan: Plan, records: Iterable[Record]) -> dict[str, FoldRunPro
     progress: dict[str, FoldRunProgress] = {}
     for record in records:
         run = record.fold_run
-        if record.status == "done":
+        if record.is_done:
             progress[record.key] = FoldRunProgress(1.0, 0.0)
             continue
         trained = len(record.epochs) / run.configuration.epochs
-        if record.status == "paused":
+        if record.is_paused:
             progress[record.key] = FoldRunProgress(trained, 1.0 - trained)
-        elif record.status == "stopped" and plan.racing is not None:
+        elif record.is_stopped and plan.racing is not None:
             for fold in range(plan.folds):
                 key = fold_run(run.configuration, fold, plan.fingerprints).key
                 progress.setdefault(key, FoldRunProgress(0.0, 0.0))

@@ -168,8 +168,8 @@ def read_status(
     cells = []
     for cell in plan.cells:
         of_cell = [r for r in planned if r.fold_run.configuration.cell == cell.cell]
-        done = sum(record.status == "done" for record in of_cell)
-        failed = sum(record.status == "failed" for record in of_cell)
+        done = sum(record.is_done for record in of_cell)
+        failed = sum(record.is_failed for record in of_cell)
         number = cell.num_fold_runs - _count_spared(of_cell, plan.folds)
         counted = min(done, number) if cell.done is None else cell.done
         cells.append(CellStatus(cell.cell.name, number, counted, min(failed, number - counted)))
@@ -194,8 +194,8 @@ def read_status(
 
 def _count_spared(records: Sequence[Record], num_folds: int) -> int:
     """Fold-runs of a cell that a race does not finish because it has stopped their configuration."""
-    stopped = {r.fold_run.configuration for r in records if r.status == "stopped"}
-    done = sum(r.status == "done" and r.fold_run.configuration in stopped for r in records)
+    stopped = {r.fold_run.configuration for r in records if r.is_stopped}
+    done = sum(r.is_done and r.fold_run.configuration in stopped for r in records)
     return len(stopped) * num_folds - done
 
 

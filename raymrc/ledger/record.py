@@ -6,6 +6,7 @@ import json
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
@@ -67,6 +68,15 @@ class Found:
     relations: tuple[Relation, ...] = ()
 
 
+class RecordStatus(StrEnum):
+    DONE = "done"
+    FAILED = "failed"
+    PAUSED = "paused"
+    """The fold-run waits at a rung of a race, or was not started, and may resume."""
+    STOPPED = "stopped"
+    """The configuration can no longer win."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A fold-run as the ledger keeps it. No note text, only ids and numbers.
@@ -110,7 +120,7 @@ class Record:
 
     key: str
     fold_run: FoldRun
-    status: str = "done"
+    status: RecordStatus = RecordStatus.DONE
     reason: str = ""
     may_pass: bool = False
     notes: Mapping[str, NoteCounts] = field(default_factory=dict, repr=False)
@@ -141,6 +151,22 @@ class Record:
     versions: Mapping[str, str] = field(default_factory=dict)
     hardware: str = ""
     started_at: str = ""
+
+    @property
+    def is_done(self) -> bool:
+        return self.status == RecordStatus.DONE
+
+    @property
+    def is_failed(self) -> bool:
+        return self.status == RecordStatus.FAILED
+
+    @property
+    def is_paused(self) -> bool:
+        return self.status == RecordStatus.PAUSED
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.status == RecordStatus.STOPPED
 
     @property
     def trained_share(self) -> float:
@@ -203,6 +229,7 @@ class Record:
         configuration = _share_configuration(run.pop("configuration"))
         run["transfer_fingerprints"] = tuple(run.get("transfer_fingerprints", ()))
         values["fold_run"] = FoldRun(configuration=configuration, **_share_words(run))
+        values["status"] = RecordStatus(values.get("status", RecordStatus.DONE))
         values["trained"] = _share(tuple((n, count) for n, count in values.get("trained", ())))
         values["epochs"] = tuple(Epoch(**epoch) for epoch in values["epochs"])
         notes, transfer = values["notes"], values.get("transfer", {})

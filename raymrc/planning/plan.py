@@ -475,7 +475,7 @@ def _count_done(
     keys = ledger.keys()
     finished: Counter[Cell] = Counter()
     if any(cell.configurations is None for cell in cells):
-        runs = [record.fold_run for record in ledger.records() if record.status == "done"]
+        runs = [record.fold_run for record in ledger.records() if record.is_done]
         finished.update(
             run.configuration.cell
             for run in runs

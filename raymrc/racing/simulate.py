@@ -324,7 +324,7 @@ def read_grids(records: Iterable[Record], num_folds: int | None = None) -> tuple
     by_cell: dict[tuple[Cell, tuple[str, ...]], dict[str, dict[int, Record]]] = {}
     for record in records:
         run = record.fold_run
-        if record.status == "done" and not run.is_test and record.epochs:
+        if record.is_done and not run.is_test and record.epochs:
             by_configuration = by_cell.setdefault((run.configuration.cell, run.basis), {})
             by_configuration.setdefault(run.configuration.id, {})[run.fold] = record
     grids = []

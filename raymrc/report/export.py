@@ -57,7 +57,7 @@ def fold_run_table(findings: Findings) -> Table:
         run = record.fold_run
         return {
             **_names(findings, record),
-            "status": record.status,
+            "status": str(record.status),
             "reason": record.reason or None,
             "is_winner": run.configuration in winners,
             **_settings(run.configuration),
@@ -83,7 +83,7 @@ def label_table(findings: Findings) -> Table:
     rows = (
         row(record, site, mode, label, counts)
         for record in findings.fold_runs
-        if record.status == "done"
+        if record.is_done
         for site in ("", *record.transfer)
         for mode in COUNT_SCHEMES
         for label, counts in record.per_label(mode, site).items()
@@ -124,7 +124,7 @@ def _settings(configuration: Configuration) -> dict[str, Any]:
 
 
 def _scores(record: Record) -> dict[str, Any]:
-    done = record.status == "done"
+    done = record.is_done
     columns: dict[str, Any] = {"validation_f1": record.validation_f1 if done else None}
     for mode in COUNT_SCHEMES:
         counts: Counts = getattr(record, mode)

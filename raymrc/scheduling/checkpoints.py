@@ -40,7 +40,7 @@ class Checkpoints:
 
     def drop_of(self, record: Record) -> None:
         """What is not needed any more once this is in the ledger."""
-        if record.status != "paused":
+        if not record.is_paused:
             self.drop(record.key)
 
     def drop(self, key: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from raymrc.configuration import FoldRun
 from raymrc.errors import MemoryShortage, RaymrcError
-from raymrc.ledger.record import Record
+from raymrc.ledger.record import Record, RecordStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def failed_record(
     """
     return replace(
         empty_record(fold_run),
-        status="failed",
+        status=RecordStatus.FAILED,
         reason=reason,
         may_pass=may_pass,
         device_seconds=device_seconds,
@@ -50,7 +50,7 @@ def empty_record(fold_run: FoldRun) -> Record:
     return Record(
         key=fold_run.key,
         fold_run=fold_run,
-        status="paused",
+        status=RecordStatus.PAUSED,
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

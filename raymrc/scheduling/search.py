@@ -310,7 +310,7 @@ class StudySearch:
             configuration = record.fold_run.configuration
             if self._race_of(record) is race and self.plan.cells[index].holds(configuration):
                 race.enter(configuration)
-                if record.status != "failed":  # it is tried again
+                if not record.is_failed:  # it is tried again
                     self._tell_race(record)
         if isinstance(proposer, TpeSearch):
             proposer.take_up()
@@ -330,7 +330,7 @@ class StudySearch:
         race = self._race_of(record)
         if race is None or not race.holds(run.configuration):
             return
-        if record.status == "failed":
+        if record.is_failed:
             race.fail(run.configuration, run.fold)
         else:
             race.learn(
@@ -338,7 +338,7 @@ class StudySearch:
                 run.fold,
                 [epoch.validation_f1 for epoch in record.epochs],
                 trained_parameters=record.trained_parameters,
-                stopped=record.status == "stopped",
+                stopped=record.is_stopped,
             )
 
     def fold_runs(self, configuration: Configuration) -> Mapping[str, FoldRun]:
@@ -358,7 +358,7 @@ class StudySearch:
 
     def learn(self, record: Record) -> None:
         """A fold-run has a record; a failed one stays missing, and one that pauses goes on in its race."""
-        if record.status == "done":
+        if record.is_done:
             self.done[record.key] = record.validation_f1
         self._tell_race(record)
 

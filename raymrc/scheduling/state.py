@@ -18,7 +18,7 @@ from raymrc.costs.budget import Spent
 from raymrc.errors import LedgerError, RaymrcError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.rank import count_reasons
-from raymrc.ledger.record import Record
+from raymrc.ledger.record import Record, RecordStatus
 from raymrc.planning.plan import CellPlan, Plan
 from raymrc.scheduling.checkpoints import Checkpoints
 from raymrc.scheduling.failures import FailureTerms, empty_record, failed_record
@@ -116,16 +116,14 @@ class StudyRun:
         self._trained: set[str] = set()
         self._failed: dict[str, str] = {}
         self._stopped: set[str] = set()
-        self._paused = {r.key: r for r in records if r.status == "paused"}
+        self._paused = {r.key: r for r in records if r.is_paused}
         self._keeper = keeper
         self._terms = failures or FailureTerms()
         self._blind_until = -math.inf
         self._tries: Counter[str] = Counter()
         self._again: dict[str, Record] = {}
         self._spent_failing = {
-            r.key: r.device_seconds + r.failed_device_seconds
-            for r in records
-            if r.status == "failed"
+            r.key: r.device_seconds + r.failed_device_seconds for r in records if r.is_failed
         }
         self._failing: dict[Cell, set[str]] = {cell.cell: set() for cell in plan.cells}
         self._closed: set[Cell] = set()
@@ -220,13 +218,13 @@ class StudyRun:
         spent = self._spent_failing.get(record.key)
         if spent:
             record, text = replace(record, failed_device_seconds=spent), None
-        tries_again = record.status == "failed" and self._tries_again(record)
+        tries_again = record.is_failed and self._tries_again(record)
         price = self.spending.budget.device_hour_usd
         if self.metrics is not None:
             self.metrics.publish_end(record, price, will_retry=tries_again)
         # A failed try is kept too, until the next one takes its place: its cost is not forgotten. So is a
         # pause, which is no end either.
-        self._keeper.put(record, text, quietly=tries_again or record.status == "paused")
+        self._keeper.put(record, text, quietly=tries_again or record.is_paused)
         if not tries_again:
             self._search.learn(record)
             self._settle(record)
@@ -234,17 +232,17 @@ class StudyRun:
 
     def _settle(self, record: Record) -> None:
         """A fold-run has come to an end, or pauses."""
-        if record.status == "paused":
+        if record.is_paused:
             self._paused[record.key] = record
             return
         self._paused.pop(record.key, None)
         self._tally.enter(record)
-        if record.status == "done":
+        if record.is_done:
             self._trained.add(record.key)
             self._failed.pop(record.key, None)
-        elif record.status == "failed":
+        elif record.is_failed:
             self._failed[record.key] = record.reason
-        if record.status != "stopped":
+        if not record.is_stopped:
             self._close_if_hopeless(record)
 
     def tell_kept(self) -> None:
@@ -269,7 +267,7 @@ class StudyRun:
     def _close_if_hopeless(self, record: Record) -> None:
         configuration = record.fold_run.configuration
         failing = self._failing[configuration.cell]
-        if record.status == "done":
+        if record.is_done:
             failing.clear()
             return
         failing.add(configuration.id)
@@ -303,7 +301,7 @@ class StudyRun:
                 key = next(key for key in runs if key not in self._search.done)
                 paused = {key: empty_record(runs[key])}
             for record in paused.values():
-                self._keep(replace(record, status="stopped", reason=stop.reason))
+                self._keep(replace(record, status=RecordStatus.STOPPED, reason=stop.reason))
 
     def _finish_stops(self, records: Sequence[Record]) -> None:
         """A driver that was killed may have kept a stop with some of a configuration's fold-runs alone."""
@@ -312,12 +310,12 @@ class StudyRun:
         reasons = {
             key: record.reason
             for record in records
-            if record.status == "stopped"
+            if record.is_stopped
             for key in self._search.fold_runs(record.fold_run.configuration)
         }
         self._stopped |= reasons.keys()
         for key in self._paused.keys() & reasons.keys():
-            self._keep(replace(self._paused[key], status="stopped", reason=reasons[key]))
+            self._keep(replace(self._paused[key], status=RecordStatus.STOPPED, reason=reasons[key]))
 
     def end(self, trial_id: str, died: bool = False) -> None:
         """A trial is over: its work is settled, or given back if its process died."""
@@ -439,7 +437,7 @@ class _Tally:
         self._failed: list[set[str]] = [set() for _ in plan.cells]
         self._best: list[tuple[float, Configuration] | None] = [None] * len(plan.cells)
         for record in records:
-            if record.status == "done":
+            if record.is_done:
                 self.enter(record)
 
     @property
@@ -453,8 +451,8 @@ class _Tally:
             return  # on other notes, folds or weights
         if not self._plan.cells[index].holds(configuration):
             return  # of an earlier form of the study
-        if record.status != "done":
-            if record.status == "failed":
+        if not record.is_done:
+            if record.is_failed:
                 self._failed[index].add(record.key)
             return
         self._failed[index].discard(record.key)

@@ -19,6 +19,7 @@ from typing import Any
 
 from raymrc.configuration import Backbone, Cell, FoldRun
 from raymrc.costs.budget import Need
+from raymrc.ledger.record import RecordStatus
 from raymrc.model.strategies import STRATEGIES
 from raymrc.scheduling.allowance import Allowance
 from raymrc.scheduling.failures import failed_record
@@ -425,7 +426,7 @@ class WorkQueue:
         if self.allowance is not None and pauses:
             self.allowance.pause(key)
         elif self.allowance is not None:
-            self.allowance.settle(key, is_done=json.loads(record)["status"] == "done")
+            self.allowance.settle(key, is_done=json.loads(record)["status"] == RecordStatus.DONE)
 
     def _next_for(self, host: _Host, left: _BudgetLeft | None) -> _Request | None:
         """The next request for this host to open; those for its present backbone go first."""

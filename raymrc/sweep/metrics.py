@@ -223,10 +223,10 @@ class MetricPublisher:
         self.publish(ENDED, 1, cell, status=record.status)
         if will_retry:
             self.publish(RETRIES, 1, cell)
-        if record.status != "paused":  # a later record of the same fold-run includes its costs
+        if not record.is_paused:  # a later record of the same fold-run includes its costs
             self.publish(DEVICE_SECONDS, record.device_seconds, cell)
             self.publish(COST_USD, price(record.device_seconds, device_hour_usd), cell)
-        if record.status == "done":
+        if record.is_done:
             self.publish(FOLD_RUN_SECONDS, record.wall_seconds, cell)
 
     # --- by the coordinator -------------------------------------------------------------------------

@@ -71,7 +71,7 @@ class MlflowRecorder:
         self._warn = warn or (lambda sentence: None)
         self._may_win = may_win
         # A paused fold-run gets its MLflow run when it has ended.
-        self._records = {record.key: record for record in records if record.status != "paused"}
+        self._records = {record.key: record for record in records if not record.is_paused}
         self._figures: dict[str, Figures] = {}
         self._writer: Writer | None = None
         self._existing: dict[str, ExistingRun] = {}

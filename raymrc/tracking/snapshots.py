@@ -14,7 +14,7 @@ from datetime import datetime
 
 from raymrc.configuration import Backbone, Cell, Configuration, hash_values
 from raymrc.ledger.rank import rank
-from raymrc.ledger.record import BOTH_FOUND, COUNT_SCHEMES, Record
+from raymrc.ledger.record import BOTH_FOUND, COUNT_SCHEMES, Record, RecordStatus
 from raymrc.model.strategies import STRATEGIES
 from raymrc.scoring.counts import pool
 from raymrc.tracking.datasets import Dataset
@@ -62,7 +62,7 @@ class Figures:
     configuration: Configuration
     fold: int
     is_test: bool
-    status: str
+    status: RecordStatus
     reason: str
     numbers: Mapping[str, float]
     words: Mapping[str, str]
@@ -89,7 +89,7 @@ def read_figures(record: Record) -> Figures:
             numbers[field.name] = float(value)
     numbers["trained_share"] = record.trained_share
     course: list[tuple[str, int, float, int]] = []
-    if record.status == "done":
+    if record.is_done:
         for mode in COUNT_SCHEMES:
             by_label = record.per_label(mode)
             if mode == "events" and not by_label:
@@ -286,7 +286,7 @@ def _name_configurations(configurations: Mapping[str, Sequence[Figures]]) -> dic
 
 def _pool(folds: Sequence[Figures]) -> dict[str, float]:
     """Several fold-runs together: means and spreads of scores, sums of costs and counts."""
-    done = [f.numbers for f in folds if f.status == "done"] or [f.numbers for f in folds]
+    done = [f.numbers for f in folds if f.status == RecordStatus.DONE] or [f.numbers for f in folds]
     pooled: dict[str, float] = {}
     for name in sorted({name for numbers in done for name in numbers}):
         values = [numbers[name] for numbers in done if name in numbers]
@@ -299,9 +299,9 @@ def _pool(folds: Sequence[Figures]) -> dict[str, float]:
             pooled[name] = statistics.fmean(values)
         if name in ("strict_f1", "lenient_f1", "validation_f1") and len(values) > 1:
             pooled[f"{name}_sd"] = statistics.stdev(values)
-    pooled["folds_done"] = float(sum(f.status == "done" for f in folds))
-    pooled["folds_failed"] = float(sum(f.status == "failed" for f in folds))
-    if stopped := sum(f.status == "stopped" for f in folds):
+    pooled["folds_done"] = float(sum(f.status == RecordStatus.DONE for f in folds))
+    pooled["folds_failed"] = float(sum(f.status == RecordStatus.FAILED for f in folds))
+    if stopped := sum(f.status == RecordStatus.STOPPED for f in folds):
         pooled["folds_stopped"] = float(stopped)
     return pooled
 
@@ -326,7 +326,7 @@ def _fold_run_snapshot(figures: Figures, parent: str, name: str) -> RunSnapshot:
         **figures.words,
     }
     if figures.reason:
-        tags["stopped" if figures.status == "stopped" else "reason"] = figures.reason
+        tags["stopped" if figures.status == RecordStatus.STOPPED else "reason"] = figures.reason
     tags = {
         k: v if len(v) <= MAX_TAG_CHARACTERS else v[: MAX_TAG_CHARACTERS - 1] + "…"
         for k, v in tags.items()
@@ -340,7 +340,7 @@ def _fold_run_snapshot(figures: Figures, parent: str, name: str) -> RunSnapshot:
         name=f"seed {figures.configuration.seed}"
         if figures.is_test
         else f"fold {figures.fold} · {name}",
-        status="FAILED" if figures.status == "failed" else "FINISHED",
+        status="FAILED" if figures.status == RecordStatus.FAILED else "FINISHED",
         start_ms=figures.start_ms,
         end_ms=figures.end_ms,
         tags=tags,
@@ -447,7 +447,7 @@ def choose_winner(configurations: Mapping[str, Sequence[Figures]]) -> str:
     """Key of the configuration that the report names as the winner."""
 
     def rank_of(key: str) -> tuple[float, float, float, str]:
-        done = [f.numbers for f in configurations[key] if f.status == "done"]
+        done = [f.numbers for f in configurations[key] if f.status == RecordStatus.DONE]
         return rank(
             len(done),
             statistics.fmean(numbers["validation_f1"] for numbers in done) if done else None,
@@ -471,9 +471,9 @@ def _group_snapshot(
     is_running: bool = False,
 ) -> RunSnapshot:
     numbers = {**numbers, **_system_metrics(numbers)}
-    failed = all(f.status == "failed" for f in members)
+    failed = all(f.status == RecordStatus.FAILED for f in members)
     end_ms = max(f.end_ms for f in members)
-    step = len(members) + sum(f.status == "done" for f in members)
+    step = len(members) + sum(f.status == RecordStatus.DONE for f in members)
     return RunSnapshot(
         key=key,
         parent=parent,

@@ -27,7 +27,7 @@ from raymrc.configuration import FoldRun, hash_values
 from raymrc.corpora.note import Note
 from raymrc.corpora.splits import note_marks
 from raymrc.errors import TrainingError
-from raymrc.ledger.record import Epoch, Found, NoteCounts, Record
+from raymrc.ledger.record import Epoch, Found, NoteCounts, Record, RecordStatus
 from raymrc.model.adapter_tensors import write_adapter
 from raymrc.model.inputs import Inputs, SpanTargets, Targets
 from raymrc.model.loading import Loaded
@@ -444,7 +444,7 @@ class Lane:
         return Record(
             key=self.fold_run.key,
             fold_run=self.fold_run,
-            status="done" if self.stage is Stage.DONE else "paused",
+            status=RecordStatus.DONE if self.stage is Stage.DONE else RecordStatus.PAUSED,
             notes=self.scores,
             transfer=self.transfer,
             predictions=self.predictions,

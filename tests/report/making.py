@@ -15,7 +15,7 @@ from pathlib import Path
 
 from raymrc.analysis.findings import Findings, build_findings
 from raymrc.configuration import Backbone, Configuration, FoldRun
-from raymrc.ledger.record import Epoch, NoteCounts, Record
+from raymrc.ledger.record import Epoch, NoteCounts, Record, RecordStatus
 from raymrc.model.shapes import SHAPES
 from raymrc.planning.plan import Plan
 from raymrc.scoring.counts import Counts
@@ -134,12 +134,14 @@ def _records(run: FoldRun, with_course: bool) -> list[Record]:
     if not with_course:
         return [made]
     if _is_beaten(configuration):
-        early = replace(made, notes={}, transfer={}, epochs=made.epochs[:3], status="stopped")
+        early = replace(
+            made, notes={}, transfer={}, epochs=made.epochs[:3], status=RecordStatus.STOPPED
+        )
         return [replace(early, reason=WHY)] if run.fold < 2 else []
     if cell.backbone.name == "bert-large" and cell.strategy == "hard_prompt" and run.fold == 4:
         if configuration.learning_rate > 2e-5:
             reason = "the loss is not a number at step 12"
-            return [replace(made, notes={}, transfer={}, status="failed", reason=reason)]
+            return [replace(made, notes={}, transfer={}, status=RecordStatus.FAILED, reason=reason)]
     found = [made]
     if cell.backbone.name == "gatortron-345m" and run.fold == 0 and configuration.seed == 13:
         test = replace(run, test_fingerprint="h" * 64)

@@ -183,7 +183,7 @@ def failures(findings: Findings) -> Section | None:
 
 def how_to_repeat(findings: Findings) -> Section:
     """Inputs with seeds and fingerprints, versions, machines."""
-    spec, runs = findings.spec, [r for r in findings.fold_runs if r.status == "done"]
+    spec, runs = findings.spec, [r for r in findings.fold_runs if r.is_done]
     facts = [
         ("study", spec.study),
         ("study file", spec.path),
