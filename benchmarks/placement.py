@@ -48,7 +48,13 @@ from raymrc.model.loading import Loaded, weight_names, write_weights
 from raymrc.model.precision import precision
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES
-from raymrc.planning.placement import PASS_PIECES, QUESTION_PIECES, peak_bytes, row_pieces
+from raymrc.planning.placement import (
+    PASS_PIECES,
+    QUESTION_PIECES,
+    PlacementMode,
+    peak_bytes,
+    row_pieces,
+)
 from raymrc.training.batching import StudyData
 from raymrc.training.pool import Pool
 
@@ -129,7 +135,8 @@ class Point:
         kind = "gpu" if device == "cuda" else "cpu"
         configuration = self.configuration()
         pieces = self.batch_size * row_pieces(configuration, self.shape)
-        mode = "group" if self.devices > 1 else "device" if self.trains_backbone else "lanes"
+        mode = PlacementMode.DEVICE if self.trains_backbone else PlacementMode.LANES
+        mode = PlacementMode.GROUP if self.devices > 1 else mode
         return peak_bytes(
             configuration, self.shape, len(LABELS), kind, mode=mode, lanes=self.lanes,
             devices=self.devices, checkpoints=self.checkpoints,

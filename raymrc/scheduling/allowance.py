@@ -200,24 +200,45 @@ class Allowance:
         before = {key: share for key, share in self.unfinished.items() if key in saved}
         return {key: round(share, 4) for key, share in (before | known).items()}
 
-    def room(self, running: Iterable[str]) -> float:
-        """Device-seconds left for new fold-runs while these are running."""
-        return self.device_seconds - self.committed(running)
-
-    def fits(
-        self, key: str, room: float, *, is_first: bool, host_seconds: float, devices: float
-    ) -> bool:
-        """Whether a fold-run may start.
+    def purse(self, running: Collection[str], on_host: Collection[str] | None = None) -> Purse:
+        """What is left for new fold-runs.
 
         Args:
-            room: see `room`.
-            is_first: nothing is training. Then the lower end of a guess has to fit, so that a guess cannot
-                keep a study from starting at all; the cap holds anyway. Otherwise the upper end has to fit.
-            host_seconds: device-seconds that the host's other fold-runs still need.
-            devices: number of devices of that host.
+            running: keys of all open fold-runs.
+            on_host: keys of those on the host that takes the new ones; None if they go to different hosts.
         """
-        needed = self.remaining(key, "low" if is_first else "high")
-        return needed <= room and (host_seconds + needed) / max(devices, 1e-9) <= self.wall_seconds
+        room = self.device_seconds - self.committed(running)
+        host_seconds = None if on_host is None else self.committed(on_host)
+        return Purse(self, room, host_seconds, is_first=not running)
+
+
+@dataclass(eq=False, slots=True)
+class Purse:
+    """Device-seconds that are left while fold-runs are picked one after another.
+
+    Args:
+        host_seconds: what the open fold-runs of the host that takes them still need.
+        is_first: nothing is training. Then the lower end of a guess has to fit, so that a guess cannot keep a
+            study from starting at all; the cap holds anyway. Otherwise the upper end has to fit.
+    """
+
+    allowance: Allowance
+    room: float
+    host_seconds: float | None
+    is_first: bool
+
+    def pays_for(self, key: str, devices: int) -> bool:
+        """Whether a fold-run may start on a host of this many devices."""
+        needed = self.allowance.remaining(key, "low" if self.is_first else "high")
+        seconds = (needed + (self.host_seconds or 0.0)) / (devices * self.allowance.host_devices)
+        return needed <= self.room and seconds <= self.allowance.wall_seconds
+
+    def take(self, key: str) -> None:
+        needed = self.allowance.remaining(key)
+        self.room -= needed
+        if self.host_seconds is not None:
+            self.host_seconds += needed
+        self.is_first = False
 
 
 def _remember(values: dict[Cell, list[float]], cell: Cell, value: float) -> None:

@@ -1,6 +1,6 @@
-"""What goes wrong in a fold-run becomes its failed record.
+"""Failed records, made from exceptions.
 
-The text of a foreign exception goes nowhere: it may hold what stood in a note.
+The text of a foreign exception is never kept, because it may quote a note.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from raymrc.ledger.record import Record, RecordStatus
 
 @dataclass(frozen=True, slots=True)
 class FailureTerms:
-    """What the study says of failures.
+    """The study's terms for failures.
 
     Args:
-        retries: a fold-run is tried again so often within a run, where its record `may_pass`.
-        close_cell_after: so many configurations in a row that failed close their cell; None: never.
+        retries: how often a fold-run is retried within a run if its record `may_pass`.
+        close_cell_after: number of consecutive failing configurations that close their cell; None: never.
     """
 
     retries: int = 1
@@ -33,7 +33,7 @@ def failed_record(
 ) -> Record:
     """
     Args:
-        device_seconds: what it had cost by then.
+        device_seconds: what the fold-run has cost.
         may_pass: see `Record`.
     """
     return replace(
@@ -46,7 +46,7 @@ def failed_record(
 
 
 def empty_record(fold_run: FoldRun) -> Record:
-    """Of one that has not begun."""
+    """The record of a fold-run that has not started."""
     return Record(
         key=fold_run.key,
         fold_run=fold_run,
@@ -56,22 +56,22 @@ def empty_record(fold_run: FoldRun) -> Record:
 
 
 def record_error(fold_run: FoldRun, error: BaseException, device_seconds: float = 0.0) -> Record:
-    """The failed record of what was raised."""
+    """The failed record for an exception."""
     return failed_record(fold_run, explain(error), device_seconds, may_pass=may_pass(error))
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether trying again may help: our own sentences say what has to be changed first, but for memory,
-    which others may have held."""
+    """Whether a retry may help. Our own errors say what has to be changed first, except a lack of memory,
+    which other processes may have caused."""
     return isinstance(error, MemoryShortage) or not isinstance(error, RaymrcError)
 
 
 def explain(error: BaseException) -> str:
-    """Our own sentence, or the type of a foreign exception and where it was raised."""
+    """The message of our own error, or the type of a foreign exception and where it was raised."""
     if isinstance(error, RaymrcError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     places = [f"{Path(f.filename).name}:{f.lineno} in {f.name}" for f in frames]
     ours = [p for p, f in zip(places, frames, strict=True) if "raymrc" in Path(f.filename).parts]
-    named = dict.fromkeys([*ours[-1:], *places[-1:]])
-    return f"{type(error).__module__}.{type(error).__qualname__} at {', '.join(named)}"
+    shown = dict.fromkeys([*ours[-1:], *places[-1:]])
+    return f"{type(error).__module__}.{type(error).__qualname__} at {', '.join(shown)}"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from raymrc.costs.account import Account
-from raymrc.scheduling.orders import SLICE_SECONDS, HostKind, HostState, WorkerRange
+from raymrc.scheduling.orders import SLICE_SECONDS, HostKind, WorkerRange
 
 SILENCE_DECAY = 0.9
 """Share of a host's longest silence that still counts at its next contact."""
@@ -44,10 +44,6 @@ class FleetHost:
     @property
     def is_running(self) -> bool:
         return bool(self.nodes)
-
-    @property
-    def state(self) -> HostState:
-        return HostState.RUNNING if self.is_running else HostState.REQUESTED
 
 
 class Fleet:

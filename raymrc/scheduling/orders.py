@@ -23,13 +23,6 @@ class HostKind(StrEnum):
     GROUP = "group"
 
 
-class HostState(StrEnum):
-    """Values are labels of metrics."""
-
-    RUNNING = "there"
-    REQUESTED = "asked for"
-
-
 @dataclass(frozen=True, slots=True)
 class WorkerRange:
     """The minimum and maximum number of devices of a host; more than one make it a worker group."""

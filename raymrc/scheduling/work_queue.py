@@ -21,7 +21,7 @@ from raymrc.configuration import Backbone, Cell, FoldRun
 from raymrc.costs.budget import Need
 from raymrc.ledger.record import RecordStatus
 from raymrc.model.strategies import STRATEGIES
-from raymrc.scheduling.allowance import Allowance
+from raymrc.scheduling.allowance import Allowance, Purse
 from raymrc.scheduling.failures import failed_record
 from raymrc.scheduling.orders import SINGLE_DEVICE, HostReport, Order, WorkerRange
 
@@ -78,6 +78,9 @@ class _Request:
             or self.host_deaths >= MAX_HOST_DEATHS - 1
         )
 
+    def is_paid_by(self, purse: Purse) -> bool:
+        return purse.pays_for(self.key, self.workers.max_devices)
+
 
 @dataclass(eq=False)
 class _Host:
@@ -109,40 +112,6 @@ class _Host:
     def shares(self) -> bool:
         """Whether it may train several lanes."""
         return self.workers == SINGLE_DEVICE and not self.is_exclusive
-
-
-@dataclass(eq=False, slots=True)
-class _BudgetLeft:
-    """What is left of the budget while fold-runs are assigned one after another.
-
-    Args:
-        room: device-seconds for new fold-runs.
-        host_seconds: device-seconds that the host's open fold-runs still need; 0 where fold-runs are counted
-            for no host in particular.
-        is_first: nothing is training.
-        is_one_host: whether all fold-runs go to the same host.
-    """
-
-    allowance: Allowance
-    room: float
-    host_seconds: float
-    is_first: bool
-    is_one_host: bool
-
-    def fits(self, request: _Request) -> bool:
-        return self.allowance.fits(
-            request.key,
-            self.room,
-            is_first=self.is_first,
-            host_seconds=self.host_seconds,
-            devices=request.workers.max_devices * self.allowance.host_devices,
-        )
-
-    def take(self, request: _Request) -> None:
-        needed = self.allowance.remaining(request.key)
-        self.room -= needed
-        self.host_seconds += needed if self.is_one_host else 0.0
-        self.is_first = False
 
 
 class WorkQueue:
@@ -326,10 +295,10 @@ class WorkQueue:
         close = tuple(host.closing)
         host.closing.clear()
         opened, pause_epochs = [], {}
-        left = self._budget_left(host)
-        while (request := self._next_for(host, left)) is not None:
-            if left is not None:
-                left.take(request)
+        purse = self._purse(host)
+        while (request := self._next_for(host, purse)) is not None:
+            if purse is not None:
+                purse.take(request.key)
             self._queue.remove(request)
             self._moving.discard(request.key)
             request.was_refused = False
@@ -383,7 +352,7 @@ class WorkQueue:
     def _handle_report(
         self, host: _Host, request: _Request, report: HostReport, now: float
     ) -> None:
-        key, epoch = report.key, report.epoch
+        key, epoch, fold = report.key, report.epoch, request.fold_run.fold
         if report.refused:
             del host.requests[key]
             host.max_lanes = len(host.requests)
@@ -408,13 +377,8 @@ class WorkQueue:
             host.max_lanes = None
         elif epoch is not None and now - request.published_at >= EPOCH_REPORT_SECONDS:
             request.published_at = now
-            self._results[request.trial].append(
-                {
-                    "fold": request.fold_run.fold,
-                    "epoch": epoch.epoch,
-                    "f1": epoch.validation_f1,
-                }
-            )
+            news = {"fold": fold, "epoch": epoch.epoch, "f1": epoch.validation_f1}
+            self._results[request.trial].append(news)
 
     def _settle(self, request: _Request, record: str, *, pauses: bool = False) -> None:
         key = request.key
@@ -428,12 +392,12 @@ class WorkQueue:
         elif self.allowance is not None:
             self.allowance.settle(key, is_done=json.loads(record)["status"] == RecordStatus.DONE)
 
-    def _next_for(self, host: _Host, left: _BudgetLeft | None) -> _Request | None:
+    def _next_for(self, host: _Host, purse: Purse | None) -> _Request | None:
         """The next request for this host to open; those for its present backbone go first."""
         candidates = (
             request
             for request in self._queue
-            if request.workers == host.workers and (left is None or left.fits(request))
+            if request.workers == host.workers and (purse is None or request.is_paid_by(purse))
         )
         if not host.requests:
             first = next(candidates, None)
@@ -479,9 +443,7 @@ class WorkQueue:
         """Whether an open fold-run could start on what would be left of the budget without it."""
         if self.allowance is None:
             return True
-        room = self.allowance.room(k for k in self._open if k != key)
-        devices = self.allowance.host_devices
-        return self.allowance.fits(key, room, is_first=False, host_seconds=0.0, devices=devices)
+        return self.allowance.purse([k for k in self._open if k != key]).pays_for(key, 1)
 
     # --- the rest of a budget -----------------------------------------------------------------------
 
@@ -510,29 +472,21 @@ class WorkQueue:
         """By key, the share still to do of fold-runs with a checkpoint, 0 to 1."""
         return {} if self.allowance is None else self.allowance.unfinished_shares(self._checkpoints)
 
-    def _budget_left(self, host: _Host | None = None) -> _BudgetLeft | None:
+    def _purse(self, host: _Host | None = None) -> Purse | None:
         """What is left for new fold-runs, on one host or on any; None without a budget."""
         if self.allowance is None:
             return None
-        training = self._open
-        host_seconds = 0.0 if host is None else self.allowance.committed(host.requests)
-        return _BudgetLeft(
-            self.allowance,
-            self.allowance.room(training),
-            host_seconds,
-            is_first=not training,
-            is_one_host=host is not None,
-        )
+        return self.allowance.purse(self._open, None if host is None else host.requests)
 
     def _affordable(self) -> list[_Request]:
         """The queued requests that the rest of the budget pays for together, in order."""
-        left = self._budget_left()
-        if left is None:
+        purse = self._purse()
+        if purse is None:
             return self._queue
         affordable = []
         for request in self._queue:
-            if left.fits(request):
-                left.take(request)
+            if request.is_paid_by(purse):
+                purse.take(request.key)
                 affordable.append(request)
         return affordable
 

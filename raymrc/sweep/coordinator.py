@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from raymrc.configuration import Cell, FoldRun
+from raymrc.configuration import Cell
 from raymrc.costs.account import Account
-from raymrc.costs.budget import Budget, Need, Spent
+from raymrc.costs.budget import Budget, Spent
 from raymrc.costs.journal import WRITE_SECONDS, Journal, JournalEntry
 from raymrc.errors import LedgerError
 from raymrc.scheduling.budget_guard import BudgetGuard
@@ -34,7 +34,7 @@ from raymrc.scheduling.spending import Closing, Stopped
 from raymrc.scheduling.work_queue import WorkQueue
 from raymrc.sweep.hosts import HostTerms, OpenPool
 from raymrc.sweep.metrics import EVICTIONS, HOST_DEATHS, PUBLISH_SECONDS, MetricPublisher
-from raymrc.sweep.ray_cluster import ClusterBackend, LaunchedHost, RayCluster
+from raymrc.sweep.ray_cluster import RayCluster, RayGroup
 from raymrc.sweep.workers import on_this_node
 
 IDLE_POLL_SECONDS = 1.0
@@ -63,7 +63,7 @@ class Coordinator:
         self,
         queue: dict[str, Any],
         terms: HostTerms,
-        cluster: ClusterBackend,
+        cluster: RayCluster,
         account: Account | None = None,
     ) -> None:
         now = time.monotonic()
@@ -77,7 +77,7 @@ class Coordinator:
         self._scaler = Scaler(self._queue, self._fleet, self._guard, terms.patience_seconds)
         self._survey = ClusterSurvey(self._fleet, terms.resources)
         self._metrics = MetricPublisher(terms.metrics_study)
-        self._launched: dict[str, LaunchedHost] = {}
+        self._launched: dict[str, RayGroup] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = asyncio.Condition()
         self._write_now = asyncio.Event()
@@ -87,20 +87,11 @@ class Coordinator:
 
     # --- trials and the driver ----------------------------------------------------------------------
 
-    async def submit(
-        self,
-        trial: str,
-        fold_runs: Iterable[FoldRun],
-        pause_epochs: Mapping[str, int] | None = None,
-        needs: Mapping[str, Need] | None = None,
-        *,
-        stays: bool = False,
-        turn: int = 0,
-    ) -> None:
+    async def submit(self, trial: str, *work: Any, **terms: Any) -> None:
         """See `WorkQueue.submit`."""
         if not self._tasks:
             self._start_tasks()
-        self._queue.submit(trial, fold_runs, pause_epochs, needs, stays=stays, turn=turn)
+        self._queue.submit(trial, *work, **terms)
         self._guard.update_allowance(time.monotonic())
         await self._changed()
 
@@ -209,7 +200,7 @@ class Coordinator:
         )
         self._fleet.hosts.pop(host, None)
 
-    async def _watch(self, host: FleetHost, launched: LaunchedHost) -> None:
+    async def _watch(self, host: FleetHost, launched: RayGroup) -> None:
         """Wait until a host has left or died, and give its work back."""
         has_died = False
         try:
@@ -327,9 +318,7 @@ class Coordinator:
         while not self._is_closed:
             queue, account = self._queue, self._account
             self._metrics.publish_work(queue.worker_ranges, queue.training, queue.queued)
-            self._metrics.publish_hosts(
-                [(host.kind, host.state) for host in self._fleet.hosts.values()], account.devices
-            )
+            self._metrics.publish_hosts(self._fleet.hosts.values(), account.devices)
             self._metrics.publish_spending(account.spent(time.monotonic()), account.budget)
             await asyncio.sleep(PUBLISH_SECONDS)
 

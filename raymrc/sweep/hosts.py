@@ -9,9 +9,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -106,6 +107,23 @@ class HostTerms:
         return size * (math.ceil(self.gpus) or self.cpus or 1.0)
 
 
+@dataclass(eq=False, slots=True)
+class _OpenLane:
+    """
+    Args:
+        checkpoint: name of the last one.
+        saved_at: when it was saved or opened.
+        saving_seconds: how long the last save took.
+        pause_epoch: the epoch after which it is saved and closed.
+    """
+
+    fold_run: FoldRun
+    checkpoint: str | None
+    saved_at: float
+    saving_seconds: float = 0.0
+    pause_epoch: float = math.inf
+
+
 class Host:
     """A process that holds one backbone at a time.
 
@@ -122,11 +140,7 @@ class Host:
         self._files = open_files(terms.storage, SAVED)
         self._pool: LanePool | None = None
         self._backbone: Backbone | None = None
-        self._runs: dict[str, FoldRun] = {}
-        self._pause_epochs: dict[str, int] = {}
-        self._checkpoints: dict[str, str] = {}
-        self._saved_at: dict[str, float] = {}
-        self._saving_took: dict[str, float] = {}
+        self._lanes: dict[str, _OpenLane] = {}
         self._metrics = LaneMetrics(MetricPublisher(terms.metrics_study))
 
     @property
@@ -136,7 +150,7 @@ class Host:
 
     def run(self, name: str, coordinator: Any) -> None:
         """Follow the coordinator's orders until it says to leave."""
-        nodes = self._nodes()
+        contact = partial(coordinator.exchange.remote, name, self._nodes())
         if self._leads:
             coordinator.arrive.remote(name, process_age())
         if not self._sees_storage():
@@ -145,12 +159,11 @@ class Host:
                 ray.get(coordinator.report_missing_storage.remote(name, node))
             return
         reports: list[HostReport] = []
-        while True:
-            order = self._exchange(coordinator, name, nodes, reports)
-            if order.leave:
-                return
+        while not (order := self._exchange(contact, reports)).leave:
             if order.drain:
-                self._drain(coordinator, name)
+                reports = self._save_all()
+                if self._leads:
+                    ray.get(coordinator.release.remote(name, reports))
                 return
             reports = self.obey(order)
             reports += self.train(reports)
@@ -158,14 +171,8 @@ class Host:
     def _nodes(self) -> tuple[str, ...]:
         return (ray.get_runtime_context().get_node_id(),)
 
-    def _exchange(
-        self,
-        coordinator: Any,
-        name: str,
-        nodes: tuple[str, ...],
-        reports: Sequence[HostReport],
-    ) -> Order:
-        order: Order = ray.get(coordinator.exchange.remote(name, nodes, reports))
+    def _exchange(self, contact: Callable[..., Any], reports: list[HostReport]) -> Order:
+        order: Order = ray.get(contact(reports))
         return order
 
     def train(self, waiting: Sequence[HostReport] = ()) -> list[HostReport]:
@@ -176,15 +183,15 @@ class Host:
         """
         reports: list[HostReport] = []
         until = time.monotonic() + SLICE_SECONDS
-        while self._goes_on([*waiting, *reports], until):
+        while self._goes_on(not waiting and not reports and time.monotonic() < until):
             assert self._pool is not None
             reports += map(self._report, self._pool.step())
         if self._pool is not None:
             self._metrics.publish(self._pool.tokens)
         return reports
 
-    def _goes_on(self, reports: Sequence[HostReport], until: float) -> bool:
-        return bool(self._runs) and not reports and time.monotonic() < until
+    def _goes_on(self, has_time: bool) -> bool:
+        return has_time and bool(self._lanes)
 
     def obey(self, order: Order) -> list[HostReport]:
         """Close, hand over and open lanes."""
@@ -205,12 +212,11 @@ class Host:
                 failed = record_error(fold_run, error)
                 reports.append(HostReport(key, record=failed.to_json()))
                 continue
-            self._runs[key] = fold_run
+            lane = self._lanes[key] = _OpenLane(fold_run, checkpoint, time.monotonic())
             self._metrics.open(fold_run, pool.tokens(key))
-            self._saved_at[key] = time.monotonic()
             pause_epoch = order.pause_epochs.get(key, math.inf)
             if pause_epoch < fold_run.configuration.epochs:
-                self._pause_epochs[key] = int(pause_epoch)
+                lane.pause_epoch = pause_epoch
                 if pool.epochs(key) >= pause_epoch:  # for example after a driver's death
                     reports.append(self._pause(key))
         return reports
@@ -218,7 +224,6 @@ class Host:
     def _open(self, pool: LanePool, fold_run: FoldRun, checkpoint: str | None) -> None:
         """Open a lane from its checkpoint, or from the beginning if that cannot be read."""
         if checkpoint is not None:
-            self._checkpoints[fold_run.key] = checkpoint
             try:
                 pool.open(fold_run, self._files.read(checkpoint))
                 return
@@ -239,20 +244,19 @@ class Host:
         return open_pool(backbone, data)
 
     def _report(self, event: LaneEvent) -> HostReport:
-        key, what = event.key, event.what
+        key, what, lane = event.key, event.what, self._lanes[event.key]
         if isinstance(what, Epoch):
             self._metrics.set_loss(key, what.loss)
-            if what.epoch >= self._pause_epochs.get(key, math.inf):
+            if what.epoch >= lane.pause_epoch:
                 return self._pause(key)
             checkpoint = self._save(key)
-            took = self._saving_took.get(key, 0.0) if checkpoint else 0.0
+            took = lane.saving_seconds if checkpoint else 0.0
             return HostReport(key, epoch=what, checkpoint=checkpoint, saving_seconds=took)
-        fold_run = self._runs[key]
         if isinstance(what, Record):
             self._metrics.set_tokens(key, what.tokens)
+        else:
+            what = record_error(lane.fold_run, what, event.device_seconds)
         self._forget(key)
-        if not isinstance(what, Record):
-            what = record_error(fold_run, what, event.device_seconds)
         return HostReport(key, record=what.to_json())
 
     def _pause(self, key: str) -> HostReport:
@@ -265,66 +269,7 @@ class Host:
         record = self._pool.pause(key)
         self._metrics.set_tokens(key, record.tokens)
         self._forget(key)
-        return HostReport(
-            key,
-            checkpoint=checkpoint,
-            record=record.to_json(),
-            pauses=True,
-            saving_seconds=took,
-        )
-
-    # --- checkpoints --------------------------------------------------------------------------------
-
-    def _sees_storage(self) -> bool:
-        if not self._terms.marker:
-            return True
-        try:
-            return self._files.exists(self._terms.marker)
-        except OSError:
-            return False
-
-    def _save(self, key: str) -> str | None:
-        """Save a lane at an epoch's end, unless it was saved a moment ago or cannot be written: training
-        goes on, and the next epoch tries again."""
-        if not self._is_due(key):
-            return None
-        began = time.monotonic()
-        try:
-            name = self._write(key)
-        except OSError:
-            return None
-        self._saved_at[key] = time.monotonic()
-        self._saving_took[key] = self._saved_at[key] - began
-        return name
-
-    def _is_due(self, key: str) -> bool:
-        if not self._terms.save_seconds:
-            return True
-        took = self._saving_took.get(key, 0.0)
-        interval = max(self._terms.save_seconds, took / MAX_SAVING_SHARE)
-        return time.monotonic() - self._saved_at[key] >= interval
-
-    def _write(self, key: str) -> str:
-        assert self._pool is not None
-        name = self._next_name(key)
-        self._files.write(name, self._pool.save(key), replace=True)
-        self._replace_checkpoint(key, name)
-        return name
-
-    def _next_name(self, key: str) -> str:
-        """Names of a fold-run's checkpoints sort by age."""
-        before = self._checkpoints.get(key)
-        number = int(before.rsplit("/", 1)[1]) if before else 0
-        return f"{key}/{number + 1:06d}"
-
-    def _replace_checkpoint(self, key: str, name: str) -> None:
-        before, self._checkpoints[key] = self._checkpoints.get(key), name
-        if before is not None and self._leads:
-            with suppress(OSError):
-                self._remove(before)
-
-    def _remove(self, checkpoint: str) -> None:
-        self._files.remove(checkpoint)
+        return HostReport(key, None, checkpoint, record.to_json(), pauses=True, saving_seconds=took)
 
     def _hand_over(self, key: str) -> HostReport | None:
         """Save and close a lane, for another host to resume. It stays open if it cannot be saved."""
@@ -340,22 +285,70 @@ class Host:
         self._forget(key)
         return HostReport(key, checkpoint=checkpoint, handed_over=True, saving_seconds=took)
 
-    def _drain(self, coordinator: Any, name: str) -> None:
-        """Save all open lanes, also within an epoch, for other hosts to resume."""
+    def _forget(self, key: str) -> None:
+        self._lanes.pop(key, None)
+        self._metrics.close(key)
+
+    # --- checkpoints --------------------------------------------------------------------------------
+
+    def _sees_storage(self) -> bool:
+        if not self._terms.marker:
+            return True
+        try:
+            return self._files.exists(self._terms.marker)
+        except OSError:
+            return False
+
+    def _save(self, key: str) -> str | None:
+        """Save a lane at an epoch's end, unless it was saved a moment ago or cannot be written: training
+        goes on, and the next epoch tries again."""
+        lane, began = self._lanes[key], time.monotonic()
+        if not self._is_due(lane):
+            return None
+        try:
+            name = self._write(key)
+        except OSError:
+            return None
+        lane.saved_at = time.monotonic()
+        lane.saving_seconds = lane.saved_at - began
+        return name
+
+    def _save_all(self) -> list[HostReport]:
+        """Save all open lanes, also within an epoch."""
         reports = []
-        for key in self._runs:
+        for key in self._lanes:
             with suppress(OSError):
                 reports.append(HostReport(key, checkpoint=self._write(key)))
-        if self._leads:
-            ray.get(coordinator.release.remote(name, reports))
+        return reports
 
-    def _forget(self, key: str) -> None:
-        self._runs.pop(key, None)
-        self._pause_epochs.pop(key, None)
-        self._checkpoints.pop(key, None)
-        self._saved_at.pop(key, None)
-        self._saving_took.pop(key, None)
-        self._metrics.close(key)
+    def _is_due(self, lane: _OpenLane) -> bool:
+        if not self._terms.save_seconds:
+            return True
+        interval = max(self._terms.save_seconds, lane.saving_seconds / MAX_SAVING_SHARE)
+        return time.monotonic() - lane.saved_at >= interval
+
+    def _write(self, key: str) -> str:
+        assert self._pool is not None
+        name = self._next_name(key)
+        self._files.write(name, self._pool.save(key), replace=True)
+        self._replace_checkpoint(key, name)
+        return name
+
+    def _next_name(self, key: str) -> str:
+        """Names of a fold-run's checkpoints sort by age."""
+        before = self._lanes[key].checkpoint
+        number = int(before.rsplit("/", 1)[1]) if before else 0
+        return f"{key}/{number + 1:06d}"
+
+    def _replace_checkpoint(self, key: str, name: str) -> None:
+        lane = self._lanes[key]
+        before, lane.checkpoint = lane.checkpoint, name
+        if before is not None and self._leads:
+            with suppress(OSError):
+                self._remove(before)
+
+    def _remove(self, checkpoint: str) -> None:
+        self._files.remove(checkpoint)
 
 
 def process_age() -> float:

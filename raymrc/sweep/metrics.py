@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING
 
 from raymrc.errors import RaymrcError
 from raymrc.planning.arithmetic import price
-from raymrc.scheduling.orders import HostKind, HostState
+from raymrc.scheduling.orders import HostKind
 
 if TYPE_CHECKING:
     from raymrc.configuration import Cell, FoldRun
     from raymrc.costs.budget import Budget, Spent
     from raymrc.ledger.record import Record
     from raymrc.planning.plan import CellPlan
+    from raymrc.scheduling.fleet import FleetHost
     from raymrc.scheduling.progress import CellProgress
 
 PUBLISH_SECONDS = 2.0
@@ -58,99 +59,56 @@ class Metric:
         return f"ray_{self.name}" + {"counter": "_total", "histogram": "_bucket"}.get(self.kind, "")
 
 
-# --- published by the driver ---------------------------------------------------------------------------
-
-FOLD_RUNS = Metric(
-    "raymrc_fold_runs", "gauge", "short", (*CELL_LABELS, "state"),
-    "Fold-runs of the plan: done, failed, left, closed (their cell is abandoned), spared (by a race).",
-)  # fmt: skip
-BEST_F1 = Metric(
-    "raymrc_best_f1", "gauge", "percentunit", CELL_LABELS,
-    "Mean validation F1 of the best configuration with all folds done, 0 to 1.",
-)  # fmt: skip
-ENDED = Metric(
-    "raymrc_fold_runs_ended", "counter", "short", (*CELL_LABELS, "status"),
-    "Tries of fold-runs that ended in this run: done, failed, paused or stopped (by a race).",
-)  # fmt: skip
-RETRIES = Metric(
-    "raymrc_retries", "counter", "short", CELL_LABELS, "Fold-runs that failed and are retried.",
-)  # fmt: skip
-DEVICE_SECONDS = Metric(
-    "raymrc_device_seconds", "counter", "s", CELL_LABELS,
-    "Device-seconds of ended fold-runs, failed and stopped ones included; hosts are held for longer.",
-)  # fmt: skip
-COST_USD = Metric(
-    "raymrc_cost_usd", "counter", "currencyUSD", CELL_LABELS,
-    "Cost of the device-seconds of ended fold-runs, at the study's price.",
-)  # fmt: skip
-FOLD_RUN_SECONDS = Metric(
-    "raymrc_fold_run_seconds", "histogram", "s", CELL_LABELS,
+# fmt: off
+# --- published by the driver
+FOLD_RUNS = Metric("raymrc_fold_runs", "gauge", "short", (*CELL_LABELS, "state"),
+    "Fold-runs of the plan: done, failed, left, closed (their cell is abandoned), spared (by a race).")
+BEST_F1 = Metric("raymrc_best_f1", "gauge", "percentunit", CELL_LABELS,
+    "Mean validation F1 of the best configuration with all folds done, 0 to 1.")
+ENDED = Metric("raymrc_fold_runs_ended", "counter", "short", (*CELL_LABELS, "status"),
+    "Tries of fold-runs that ended in this run: done, failed, paused or stopped (by a race).")
+RETRIES = Metric("raymrc_retries", "counter", "short", CELL_LABELS,
+    "Fold-runs that failed and are retried.")
+DEVICE_SECONDS = Metric("raymrc_device_seconds", "counter", "s", CELL_LABELS,
+    "Device-seconds of ended fold-runs, failed and stopped ones included; hosts are held for longer.")
+COST_USD = Metric("raymrc_cost_usd", "counter", "currencyUSD", CELL_LABELS,
+    "Cost of the device-seconds of ended fold-runs, at the study's price.")
+FOLD_RUN_SECONDS = Metric("raymrc_fold_run_seconds", "histogram", "s", CELL_LABELS,
     "Wall-clock seconds from the start to the end of a fold-run that is done.",
-    (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5),
-)  # fmt: skip
-
-# --- published by the coordinator ----------------------------------------------------------------------
-
-LANES_OPEN = Metric(
-    "raymrc_lanes_open", "gauge", "short", CELL_LABELS, "Fold-runs that hosts are training now.",
-)  # fmt: skip
-QUEUE = Metric(
-    "raymrc_queue", "gauge", "short", CELL_LABELS, "Submitted fold-runs that wait for a host.",
-)  # fmt: skip
-HOSTS = Metric(
-    "raymrc_hosts", "gauge", "short", (*STUDY, "kind", "state"),
-    "Single-device hosts and worker groups that are running or requested.",
-)  # fmt: skip
-DEVICES_HELD = Metric(
-    "raymrc_devices_held", "gauge", "short", STUDY,
-    "Devices that the study is charged for now: GPUs, or CPU cores where it has no GPU.",
-)  # fmt: skip
-HOST_DEATHS = Metric(
-    "raymrc_host_deaths", "counter", "short", (*STUDY, "kind"),
-    "Hosts and worker groups that died; their fold-runs continue elsewhere.",
-)  # fmt: skip
-EVICTIONS = Metric(
-    "raymrc_evictions", "counter", "short", (*STUDY, "kind"),
-    "Hosts and worker groups that saved their lanes and left because their machine is taken away.",
-)  # fmt: skip
-SPENT_USD = Metric(
-    "raymrc_spent_usd", "gauge", "currencyUSD", STUDY,
-    "Dollars of device time spent in all runs of the study.",
-)  # fmt: skip
-SPENT_DEVICE_SECONDS = Metric(
-    "raymrc_spent_device_seconds", "gauge", "s", STUDY,
-    "Device-seconds that hosts were held, idle or not, in all runs of the study.",
-)  # fmt: skip
-SPENT_WALL_SECONDS = Metric(
-    "raymrc_spent_wall_seconds", "gauge", "s", STUDY,
-    "Wall-clock seconds during which a driver was running the study.",
-)  # fmt: skip
-BUDGET_USD = Metric(
-    "raymrc_budget_usd", "gauge", "currencyUSD", STUDY, "The cap in dollars, if there is one.",
-)  # fmt: skip
-BUDGET_DEVICE_SECONDS = Metric(
-    "raymrc_budget_device_seconds", "gauge", "s", STUDY,
-    "The cap in device-seconds, if there is one.",
-)  # fmt: skip
-BUDGET_WALL_SECONDS = Metric(
-    "raymrc_budget_wall_seconds", "gauge", "s", STUDY,
-    "The cap in wall-clock seconds, if there is one.",
-)  # fmt: skip
-
-# --- published by hosts ----------------------------------------------------------------------------------
-
-TOKENS = Metric(
-    "raymrc_tokens", "counter", "short", CELL_LABELS,
-    "Pieces that training passed through the encoder, questions included and padding excluded.",
-)  # fmt: skip
-TRAINING_LOSS = Metric(
-    "raymrc_training_loss", "gauge", "short", CELL_LABELS,
-    "Training loss of the latest epoch, averaged over a host's open fold-runs.",
-)  # fmt: skip
-GPU_RESERVED_BYTES = Metric(
-    "raymrc_gpu_reserved_bytes", "gauge", "bytes", (*STUDY, "backbone"),
-    "GPU memory reserved by a host's process; in a worker group, by its first process.",
-)  # fmt: skip
+    (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5))
+# --- published by the coordinator
+LANES_OPEN = Metric("raymrc_lanes_open", "gauge", "short", CELL_LABELS,
+    "Fold-runs that hosts are training now.")
+QUEUE = Metric("raymrc_queue", "gauge", "short", CELL_LABELS,
+    "Submitted fold-runs that wait for a host.")
+HOSTS = Metric("raymrc_hosts", "gauge", "short", (*STUDY, "kind", "state"),
+    "Single-device hosts and worker groups that are running or requested.")
+DEVICES_HELD = Metric("raymrc_devices_held", "gauge", "short", STUDY,
+    "Devices that the study is charged for now: GPUs, or CPU cores where it has no GPU.")
+HOST_DEATHS = Metric("raymrc_host_deaths", "counter", "short", (*STUDY, "kind"),
+    "Hosts and worker groups that died; their fold-runs continue elsewhere.")
+EVICTIONS = Metric("raymrc_evictions", "counter", "short", (*STUDY, "kind"),
+    "Hosts and worker groups that saved their lanes and left because their machine is taken away.")
+SPENT_USD = Metric("raymrc_spent_usd", "gauge", "currencyUSD", STUDY,
+    "Dollars of device time spent in all runs of the study.")
+SPENT_DEVICE_SECONDS = Metric("raymrc_spent_device_seconds", "gauge", "s", STUDY,
+    "Device-seconds that hosts were held, idle or not, in all runs of the study.")
+SPENT_WALL_SECONDS = Metric("raymrc_spent_wall_seconds", "gauge", "s", STUDY,
+    "Wall-clock seconds during which a driver was running the study.")
+BUDGET_USD = Metric("raymrc_budget_usd", "gauge", "currencyUSD", STUDY,
+    "The cap in dollars, if there is one.")
+BUDGET_DEVICE_SECONDS = Metric("raymrc_budget_device_seconds", "gauge", "s", STUDY,
+    "The cap in device-seconds, if there is one.")
+BUDGET_WALL_SECONDS = Metric("raymrc_budget_wall_seconds", "gauge", "s", STUDY,
+    "The cap in wall-clock seconds, if there is one.")
+# --- published by hosts
+TOKENS = Metric("raymrc_tokens", "counter", "short", CELL_LABELS,
+    "Pieces that training passed through the encoder, questions included and padding excluded.")
+TRAINING_LOSS = Metric("raymrc_training_loss", "gauge", "short", CELL_LABELS,
+    "Training loss of the latest epoch, averaged over a host's open fold-runs.")
+GPU_RESERVED_BYTES = Metric("raymrc_gpu_reserved_bytes", "gauge", "bytes", (*STUDY, "backbone"),
+    "GPU memory reserved by a host's process; in a worker group, by its first process.")
+# fmt: on
 
 METRICS: tuple[Metric, ...] = tuple(v for v in list(globals().values()) if isinstance(v, Metric))
 
@@ -240,16 +198,15 @@ class MetricPublisher:
             self.publish(LANES_OPEN, lanes[cell], cell)
             self.publish(QUEUE, waiting[cell], cell)
 
-    def publish_hosts(self, hosts: Iterable[tuple[HostKind, HostState]], devices: float) -> None:
+    def publish_hosts(self, hosts: Iterable[FleetHost], devices: float) -> None:
         """
         Args:
-            hosts: kind and state of each.
             devices: how many the study is charged for.
         """
-        counts = Counter(hosts)
+        counts = Counter((host.kind, host.is_running) for host in hosts)
         for kind in HostKind:
-            for state in HostState:
-                self.publish(HOSTS, counts[kind, state], kind=kind, state=state)
+            self.publish(HOSTS, counts[kind, True], kind=kind, state="there")
+            self.publish(HOSTS, counts[kind, False], kind=kind, state="asked for")
             for counter in (HOST_DEATHS, EVICTIONS):
                 self.publish(counter, 0, kind=kind)
         self.publish(DEVICES_HELD, devices)
@@ -258,12 +215,13 @@ class MetricPublisher:
         self.publish(SPENT_USD, spent.usd)
         self.publish(SPENT_DEVICE_SECONDS, spent.device_seconds)
         self.publish(SPENT_WALL_SECONDS, spent.wall_seconds)
-        if budget.usd is not None:
-            self.publish(BUDGET_USD, budget.usd)
-        if budget.device_hours is not None:
-            self.publish(BUDGET_DEVICE_SECONDS, 3600 * budget.device_hours)
-        if budget.wall_hours is not None:
-            self.publish(BUDGET_WALL_SECONDS, 3600 * budget.wall_hours)
+        for metric, limit, unit in (
+            (BUDGET_USD, budget.usd, 1),
+            (BUDGET_DEVICE_SECONDS, budget.device_hours, 3600),
+            (BUDGET_WALL_SECONDS, budget.wall_hours, 3600),
+        ):
+            if limit is not None:
+                self.publish(metric, unit * limit)
 
 
 def _register(metric: Metric) -> Callable[[float, dict[str, str]], None]:

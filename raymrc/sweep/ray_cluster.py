@@ -3,66 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 
-from raymrc.scheduling.cluster_survey import ClusterStatus
 from raymrc.scheduling.fleet import FleetHost
 from raymrc.scheduling.orders import SINGLE_DEVICE
 from raymrc.sweep.hosts import Host, HostTerms, Shared
 from raymrc.sweep.ray_internals import draining_nodes, had_process, read_cluster_status
 from raymrc.sweep.workers import start_group
-
-
-class LaunchedHost(Protocol):
-    async def wait(self) -> None:
-        """Wait until the host has left.
-
-        Raises:
-            RayError: it died.
-        """
-
-    def end(self) -> None:
-        """End the host, whatever it is doing."""
-
-    def had_process(self) -> bool:
-        """Whether the host has ever held its devices, as far as that is known; may block."""
-
-
-class ClusterBackend(Protocol):
-    def launch(self, host: FleetHost) -> LaunchedHost:
-        """Start a host that will contact the coordinator whose actor this process is."""
-
-    def nodes(self) -> dict[str, Mapping[str, float]]:
-        """Total resources of each node that is alive, by id."""
-
-    def draining_nodes(self) -> set[str]:
-        """Ids of nodes that will be taken away; may block."""
-
-    def status(self) -> ClusterStatus:
-        """What an autoscaler says; may block."""
-
-
-class RayHost:
-    """A host on one device: an actor."""
-
-    def __init__(self, actor: Any, running: Any) -> None:
-        self._actor = actor
-        self._running = running
-
-    async def wait(self) -> None:
-        try:
-            await self._running
-        finally:
-            # A process with torch takes its time to exit by itself, and holds its device meanwhile.
-            ray.kill(self._actor)
-
-    def end(self) -> None:
-        ray.kill(self._actor)
-
-    def had_process(self) -> bool:
-        return had_process(self._actor)
 
 
 class RayGroup:
@@ -72,14 +21,41 @@ class RayGroup:
         self._running = running
 
     async def wait(self) -> None:
+        """Wait until the host or group has left.
+
+        Raises:
+            RayError: it died.
+        """
         await self._running
 
     def end(self) -> None:
-        # Interrupts Ray Train, so that it gives back what it holds or has requested.
+        """End it at once. Ray Train is interrupted, so that it gives back what it holds or has requested."""
         ray.cancel(self._running)
 
     def had_process(self) -> bool:
+        """Whether it has ever held its devices, as far as that is known; may block."""
         return False
+
+
+class RayHost(RayGroup):
+    """A host on one device: an actor, and its call that runs until it leaves."""
+
+    def __init__(self, actor: Any, running: Any) -> None:
+        super().__init__(running)
+        self._actor = actor
+
+    async def wait(self) -> None:
+        try:
+            await super().wait()
+        finally:
+            # A process with torch takes its time to exit by itself, and holds its device meanwhile.
+            self.end()
+
+    def end(self) -> None:
+        ray.kill(self._actor)
+
+    def had_process(self) -> bool:
+        return had_process(self._actor)
 
 
 def alive_nodes() -> dict[str, Mapping[str, float]]:
@@ -96,7 +72,8 @@ class RayCluster:
         self._shared = shared
         self._terms = terms
 
-    def launch(self, host: FleetHost) -> LaunchedHost:
+    def launch(self, host: FleetHost) -> RayGroup:
+        """Start a host that will contact the coordinator, whose actor this process is."""
         coordinator = ray.get_runtime_context().current_actor
         if host.workers != SINGLE_DEVICE:
             group = start_group(host.name, host.size, coordinator, self._shared, self._terms)

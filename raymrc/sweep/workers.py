@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -121,22 +121,15 @@ class Member(Host):
     def _sees_storage(self) -> bool:
         return all(self._ranks.gather(super()._sees_storage()))
 
-    def _exchange(
-        self,
-        coordinator: Any,
-        name: str,
-        nodes: tuple[str, ...],
-        reports: Sequence[HostReport],
-    ) -> Order:
+    def _exchange(self, contact: Callable[..., Any], reports: list[HostReport]) -> Order:
         order = None
         if self._leads:
-            reports = [*reports, *self._written()]
-            order = super()._exchange(coordinator, name, nodes, reports)
+            order = super()._exchange(contact, [*reports, *self._written()])
         answer: Order = self._ranks.broadcast(order)
         return answer
 
-    def _goes_on(self, reports: Sequence[HostReport], until: float) -> bool:
-        answer: bool = self._ranks.broadcast(super()._goes_on(reports, until))
+    def _goes_on(self, has_time: bool) -> bool:
+        answer: bool = self._ranks.broadcast(super()._goes_on(has_time))
         return answer
 
     def _load(self, open_pool: OpenPool, data: Any, backbone: Backbone) -> LanePool:
@@ -152,7 +145,7 @@ class Member(Host):
     def _save(self, key: str) -> str | None:
         """Start saving; a complete checkpoint is reported later."""
         is_free = self._writing is None or self._writing[2].is_done or not self._terms.save_seconds
-        if self._ranks.broadcast(is_free and self._is_due(key)):
+        if self._ranks.broadcast(is_free and self._is_due(self._lanes[key])):
             self._finish_writing()
             self._start_writing(key)
         return None
@@ -161,17 +154,18 @@ class Member(Host):
         self._finish_writing()
         self._start_writing(key)
         self._finish_writing()
-        if key not in self._checkpoints:
+        checkpoint = self._lanes[key].checkpoint
+        if checkpoint is None:
             raise OSError("the checkpoint could not be written")
-        return self._checkpoints[key]
+        return checkpoint
 
     def _start_writing(self, key: str) -> None:
-        began = time.monotonic()
+        began, lane = time.monotonic(), self._lanes[key]
         name = self._ranks.broadcast(self._next_name(key))
         pool: Any = self._pool
         self._writing = (key, name, pool.start_saving(key, self._files.place(name + SHARDS)))
-        self._saved_at[key] = time.monotonic()
-        self._saving_took[key] = self._saved_at[key] - began
+        lane.saved_at = time.monotonic()
+        lane.saving_seconds = lane.saved_at - began
 
     def _written(self) -> list[HostReport]:
         """The report of a checkpoint that is complete by now."""
@@ -197,7 +191,8 @@ class Member(Host):
                 self._files.write(name, saving.state, replace=True)
         except (OSError, RaymrcError):
             return None
-        self._replace_checkpoint(key, name)
+        if key in self._lanes:
+            self._replace_checkpoint(key, name)
         return name
 
     def _remove(self, checkpoint: str) -> None:

@@ -1,4 +1,4 @@
-"""Promise: what goes wrong in a fold-run is told without a word of a note."""
+"""Promise: the reason of a failed fold-run never quotes a note."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def caught(error: Exception) -> Exception:
         return found
 
 
-def test_a_foreign_exception_leaves_its_type_and_place_and_not_its_text():
+def test_the_reason_names_a_foreign_exception_and_its_place_without_its_text():
     run = fold_runs(make_plan([0.1]))[0]
     record = failed_record(run, explain(caught(KeyError(MARKER))), device_seconds=3.0)
     assert (record.status, record.key, record.device_seconds) == ("failed", run.key, 3.0)
@@ -25,7 +25,7 @@ def test_a_foreign_exception_leaves_its_type_and_place_and_not_its_text():
     assert MARKER not in record.to_json() and record.started_at
 
 
-def test_a_sentence_of_ours_is_kept():
+def test_the_message_of_our_own_error_is_kept():
     assert explain(caught(TrainingError("lower the learning rate"))) == "lower the learning rate"
 
 
@@ -51,6 +51,6 @@ def test_a_chain_of_causes_adds_no_text():
         (CorpusError("no note has any text"), False),
     ],
 )
-def test_only_what_may_pass_by_itself_is_tried_again(error, again):
+def test_only_errors_that_may_pass_by_themselves_are_retried(error, again):
     assert may_pass(error) is again
     assert record_error(fold_runs(make_plan([0.1]))[0], error, 2.0).may_pass is again
