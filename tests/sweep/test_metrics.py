@@ -47,7 +47,7 @@ OF_RAY = {"instance", "job", "Component", "NodeAddress", "SessionName", "Version
 
 
 def run_a_study(folder: Path, port: int) -> None:
-    """Train eighteen fold-runs of two cells. Of the first three of each cell, one fails at its first try and the
+    """Train eighteen fold-runs of two cells. Of the first three of each, one fails at its first try and the
     host of another one dies. These come first, because Prometheus may miss the last second of a run."""
     from raymrc.sweep.driver import run_study
     from raymrc.sweep.session import HostResources
