@@ -6,8 +6,8 @@ from raymrc.corpora.formats import READERS, known_labels, read_corpus
 from raymrc.corpora.labels import DRUG_ADE_LABELS
 from raymrc.errors import RaymrcError
 from raymrc.reading.questions import (
+    LABEL_QUESTIONS,
     SHAC_ARGUMENT_QUESTIONS,
-    TABLES,
     build_questions,
     default_questions,
     questions_fingerprint,
@@ -18,8 +18,8 @@ from tests.paths import SHARED, needs_shared
 @pytest.mark.parametrize("reader", [name for name, row in READERS.items() if row.labels])
 def test_every_label_of_a_format_has_its_own_question(reader):
     labels = known_labels(reader)
-    assert labels and set(labels) == set(TABLES[reader])
-    assert default_questions(labels) == {label: TABLES[reader][label] for label in labels}
+    assert labels and set(labels) == set(LABEL_QUESTIONS[reader])
+    assert default_questions(labels) == {label: LABEL_QUESTIONS[reader][label] for label in labels}
 
 
 @needs_shared
@@ -28,18 +28,18 @@ def test_every_label_of_a_format_has_its_own_question(reader):
 )
 def test_every_label_of_a_public_corpus_has_its_own_question(folder, reader):
     labels = read_corpus(SHARED / "corpora" / folder, reader).labels
-    table = TABLES["bc5cdr" if reader == "pubtator" else reader]
+    table = LABEL_QUESTIONS["bc5cdr" if reader == "pubtator" else reader]
     assert set(labels) == set(table)
     assert default_questions(labels) == {label: table[label] for label in labels}
 
 
 def test_the_common_set_has_its_own_questions():
-    assert default_questions(DRUG_ADE_LABELS) == TABLES["drug-ade"]
+    assert default_questions(DRUG_ADE_LABELS) == LABEL_QUESTIONS["drug-ade"]
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", LABEL_QUESTIONS)
 def test_questions_of_a_set_are_questions_and_all_differ(table):
-    questions = list(TABLES[table].values())
+    questions = list(LABEL_QUESTIONS[table].values())
     assert len(set(questions)) == len(questions)
     for question in questions:
         assert question[0].isupper() and question.endswith("?") and 4 <= len(question.split()) <= 25
@@ -53,7 +53,9 @@ def test_a_drug_is_a_medication_beside_doses_and_a_habit_beside_tobacco():
 
 def test_the_29_arguments_of_triggers_have_questions_that_all_differ():
     assert len(SHAC_ARGUMENT_QUESTIONS) == len(set(SHAC_ARGUMENT_QUESTIONS.values())) == 29
-    assert {name for pair in SHAC_ARGUMENT_QUESTIONS for name in pair} == set(TABLES["n2c2-2022"])
+    assert {name for pair in SHAC_ARGUMENT_QUESTIONS for name in pair} == set(
+        LABEL_QUESTIONS["n2c2-2022"]
+    )
 
 
 @pytest.mark.parametrize(
