@@ -44,7 +44,7 @@ from raymrc.corpora.splits import make_folds
 from raymrc.ledger.record import Epoch
 from raymrc.model.encoder import Encoder
 from raymrc.model.heads import SpanHeads
-from raymrc.model.loading import Loaded, weight_names, write_weights
+from raymrc.model.loading import Loaded, weight_names
 from raymrc.model.precision import precision
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES
@@ -57,6 +57,7 @@ from raymrc.planning.placement import (
 )
 from raymrc.training.batching import StudyData
 from raymrc.training.pool import Pool
+from tests.weights import write_weights
 
 GOALS = {"cpu": 0.10, "cuda": 0.05}
 

@@ -34,12 +34,12 @@ from raymrc.model.loading import (
     load_backbone,
     load_tokenizer,
     weight_names,
-    write_weights,
 )
 from raymrc.model.shapes import SHAPES
 from raymrc.reading.questions import build_questions
 from raymrc.training.batching import StudyData
 from raymrc.training.pool import Pool
+from tests.weights import write_weights
 
 MEMORY_GOAL = 0.6
 STEPS = 4

@@ -41,7 +41,7 @@ def errors_of(folder: Path, reader: str = "brat") -> list[str]:
     return list(raised.value.problems)
 
 
-def test_nested_overlapping_and_discontinuous_spans_are_read_as_they_stand(tmp_path):
+def test_nested_overlapping_and_discontinuous_spans_are_read_unchanged(tmp_path):
     write_pair(
         tmp_path,
         "left arm and leg pain",
@@ -58,7 +58,7 @@ def test_nested_overlapping_and_discontinuous_spans_are_read_as_they_stand(tmp_p
     ]
 
 
-def test_fragments_come_out_ascending_whatever_their_order_in_the_file(tmp_path):
+def test_fragments_are_sorted_whatever_their_order_in_the_file(tmp_path):
     write_pair(tmp_path, "left arm and leg", "T3\tSite 13 16;0 4\tleg left\n")
     assert read_one(tmp_path).spans[0].fragments == ((0, 4), (13, 16))
 
@@ -85,7 +85,7 @@ def test_an_event_becomes_relations_from_trigger_to_arguments(tmp_path):
     }
 
 
-def test_relations_and_attributes_that_name_events_mean_their_triggers(tmp_path):
+def test_relations_and_attributes_of_events_go_to_their_triggers(tmp_path):
     write_pair(
         tmp_path,
         "aspirin for pain",
@@ -109,7 +109,7 @@ def test_crlf_counts_as_two_characters_and_survives(tmp_path):
     assert read_one(tmp_path / "out") == note
 
 
-def test_offsets_that_count_crlf_as_one_are_refused_with_the_way_out(tmp_path):
+def test_offsets_that_count_crlf_as_one_are_refused_with_a_hint(tmp_path):
     write_pair(tmp_path, "Meds:\r\naspirin 81 mg", "T1\tDrug 6 13\taspirin\n")
     (problem,) = errors_of(tmp_path)
     assert problem.startswith(f"{tmp_path}/a.ann:1: T1 Drug 6-13: ")
@@ -119,7 +119,7 @@ def test_offsets_that_count_crlf_as_one_are_refused_with_the_way_out(tmp_path):
 @pytest.mark.parametrize(
     "odd", ["\u2028", "\x85", "\x0b", "\x0c", "\x1e", "\t", "\ufeff", "é", "😀"]
 )
-def test_odd_characters_in_a_span_shift_nothing(tmp_path, odd):
+def test_odd_characters_do_not_shift_offsets(tmp_path, odd):
     text = f"{odd}pain{odd}relief{odd}{odd}"
     write_pair(tmp_path, text, f"T1\tReason 1 12\tpain{odd}relief\nT2\tSign 6 12\trelief")
     assert [text[s.start : s.end] for s in read_one(tmp_path).spans] == [
@@ -133,7 +133,7 @@ def test_a_missing_final_newline_loses_no_line(tmp_path):
     assert len(read_one(tmp_path).spans) == 1
 
 
-def test_all_problems_come_at_once_in_file_order(tmp_path):
+def test_all_problems_are_reported_in_file_order(tmp_path):
     write_pair(
         tmp_path,
         "aspirin 81 mg",
@@ -188,13 +188,13 @@ def test_all_problems_come_at_once_in_file_order(tmp_path):
         "A1\tPLANTED-MARKER",
     ],
 )
-def test_no_problem_shows_a_note_s_text(tmp_path, line):
+def test_problems_never_contain_note_text(tmp_path, line):
     write_pair(tmp_path, "PLANTED-MARKER aspirin", f"{line}\n")
     assert "PLANTED" not in "\n".join(errors_of(tmp_path))
     assert "PLANTED" not in repr(read_notes(tmp_path, "brat"))
 
 
-def test_two_notes_of_one_name_in_two_folders_are_refused(tmp_path):
+def test_notes_of_equal_name_in_two_folders_are_refused(tmp_path):
     for folder in ("x", "y"):
         write_pair(tmp_path / folder, "pain", "", "1")
     (problem,) = errors_of(tmp_path)
@@ -213,7 +213,7 @@ def test_subfolders_of_the_2022_corpus_are_sites_and_part_of_the_id(tmp_path):
     assert read_corpus(tmp_path / "again", "n2c2-2022").notes == notes
 
 
-def test_groups_and_sites_beside_the_notes_are_read_and_gaps_warned_of(tmp_path):
+def test_groups_and_sites_are_read_and_gaps_give_a_warning(tmp_path):
     for name in ("1", "2", "3"):
         write_pair(tmp_path, "pain", "", name)
     (tmp_path / "groups.tsv").write_text("doc_id\tgroup\n1\tann\n2\tann\nelsewhere\tbob\n")
@@ -290,7 +290,7 @@ def notes(draw: st.DrawFn, labels: st.SearchStrategy[str] = WORDS) -> Note:
 
 @given(notes())
 @settings(max_examples=200, deadline=None)
-def test_any_note_comes_back_from_brat_as_it_was(note):
+def test_any_note_survives_writing_and_reading(note):
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_brat([note], folder)
@@ -302,7 +302,7 @@ def test_any_note_comes_back_from_brat_as_it_was(note):
 
 @given(notes(st.sampled_from(N2C2_2022.labels)))
 @settings(max_examples=100, deadline=None)
-def test_a_social_history_as_read_comes_back_from_its_event_lines_as_it_was(note):
+def test_a_social_history_survives_writing_and_reading(note):
     with TemporaryDirectory() as name:
         folders = [Path(name) / str(number) for number in range(3)]
         # The first reading brings labels and ids into the form that this format gives them.
@@ -322,7 +322,7 @@ def test_a_social_history_as_read_comes_back_from_its_event_lines_as_it_was(note
 @pytest.mark.parametrize(
     ("reader", "folder"), [("maccrobat", "maccrobat2020"), ("phee", "phee"), ("pubtator", "bc5cdr")]
 )
-def test_real_corpora_come_back_from_brat_as_they_were(tmp_path, reader, folder):
+def test_real_corpora_survive_writing_and_reading(tmp_path, reader, folder):
     corpus = take_subset(read_corpus(SHARED / "corpora" / folder, reader), 500, seed=1)
     write_corpus(corpus, tmp_path)
     again = {note.id: note for note in read_corpus(tmp_path, "brat").notes}
@@ -339,13 +339,15 @@ def test_real_corpora_come_back_from_brat_as_they_were(tmp_path, reader, folder)
         (Note("a", "pain", relations=(Relation("R1", "Of", "T1", "T2"),)), "does not exist"),
     ],
 )
-def test_a_note_that_brat_cannot_hold_is_refused_before_anything_is_written(tmp_path, note, reason):
+def test_a_note_that_brat_cannot_represent_is_refused_before_anything_is_written(
+    tmp_path, note, reason
+):
     with pytest.raises(CorpusError, match=reason):
         write_brat([Note("good", "fine"), note], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_notes_are_not_written_among_others(tmp_path):
+def test_notes_are_not_written_beside_other_notes(tmp_path):
     write_brat([Note("old", "pain")], tmp_path)
     with pytest.raises(CorpusError, match="contains another note, old"):
         write_brat([Note("new", "pain")], tmp_path)

@@ -101,7 +101,7 @@ def test_phee_sentences_of_one_article_share_a_group_and_keep_their_sites(phee):
         read_corpus(phee, "phee", sites=["fedra"])
 
 
-def test_the_common_set_is_drawn_from_phee_events(phee):
+def test_phee_events_give_the_common_labels(phee):
     note = read_corpus(phee, "phee", labels="drug-ade").notes[0]
     assert {s.id: s.label for s in note.spans} == {
         "T2": "ADE",
@@ -116,14 +116,14 @@ def test_the_common_set_is_drawn_from_phee_events(phee):
     }
 
 
-def test_an_effect_that_is_hoped_for_is_no_adverse_effect(phee):
+def test_a_therapeutic_effect_is_not_an_adverse_effect(phee):
     line = phee_line().replace("Adverse_event", "Potential_therapeutic_event")
     (phee / "json" / "train.json").write_text(line)
     note = read_corpus(phee, "phee", labels="drug-ade").notes[0]
     assert "ADE" not in {span.label for span in note.spans}
 
 
-def test_phee_s_broken_lines_are_named_all_at_once(phee):
+def test_all_broken_lines_of_phee_are_reported(phee):
     train = phee / "json" / "train.json"
     broken = phee_line("78_1").replace('"start": [[23]]', '"start": [[99]]')
     moved = phee_line("79_1").replace('"start": [[7]]', '"start": [[8]]')
@@ -151,7 +151,7 @@ PUBTATOR = (
 )
 
 
-def test_half_a_surrogate_pair_is_told_and_not_read(tmp_path):
+def test_half_a_surrogate_pair_is_reported_and_not_read(tmp_path):
     """JSON may hold one; no tokenizer can read it."""
     (tmp_path / "json").mkdir()
     line = '{"id": "1_1", "context": "took \\ud800 aspirin", "annotations": []}'
@@ -161,7 +161,7 @@ def test_half_a_surrogate_pair_is_told_and_not_read(tmp_path):
     assert "surrogate" in problem.message
 
 
-def test_values_that_shac_does_not_have_are_warned_of(tmp_path):
+def test_unknown_shac_values_give_a_warning(tmp_path):
     (tmp_path / "1.txt").write_text("Smokes daily.\n")
     (tmp_path / "1.ann").write_text(
         "T1\tTobacco 0 6\tSmokes\nT2\tStatusTime 7 12\tdaily\nE1\tTobacco:T1 Status:T2\n"
@@ -176,7 +176,7 @@ def test_values_that_shac_does_not_have_are_warned_of(tmp_path):
     assert "did you mean 'StatusTimeVal'?" in name.message
 
 
-def test_pubtator_offsets_run_over_title_blank_abstract(tmp_path):
+def test_pubtator_offsets_count_title_blank_and_abstract(tmp_path):
     path = tmp_path / "x.PubTator.txt"
     path.write_bytes(f"{PUBTATOR}\r\n13|t|B|t|b\n13|a|\n".encode())
     first, second = read_corpus(path, "pubtator").notes
@@ -191,7 +191,7 @@ def test_pubtator_offsets_run_over_title_blank_abstract(tmp_path):
     assert read_corpus(tmp_path, "pubtator").notes == (first, second)
 
 
-def test_pubtator_s_broken_lines_are_named(tmp_path):
+def test_broken_lines_of_pubtator_are_reported(tmp_path):
     path = tmp_path / "x.PubTator.txt"
     path.write_text(
         "1|t|Title\n1|a|Abstract\n1\t0\t50\tTitle\tDrug\tD1\n1\t0\t4\tTitle\tDrug\tD1\n"
@@ -225,7 +225,7 @@ MACCROBAT = (
 )
 
 
-def test_conditions_of_the_common_set_look_at_relations(tmp_path):
+def test_rules_of_the_common_labels_use_relations(tmp_path):
     brat(tmp_path, "aspirin 3 days ten days rash pain", MACCROBAT)
     corpus = read_corpus(tmp_path, "maccrobat", labels="drug-ade")
     (note,) = corpus.notes
@@ -253,7 +253,7 @@ def test_a_list_keeps_labels_and_a_mapping_renames_them(tmp_path):
     assert spans_by_label(renamed.notes) == {"Drug": 3, "Time": 2}
 
 
-def test_a_label_that_is_not_there_is_told_with_the_nearest_that_is(tmp_path):
+def test_an_unknown_label_is_reported_with_the_closest_known_one(tmp_path):
     brat(tmp_path, "aspirin 3 days ten days rash pain", MACCROBAT)
     with pytest.raises(
         CorpusError, match=r"'medicaton' is not a label .* did you mean 'Medication'"
@@ -271,7 +271,7 @@ def test_a_label_that_is_not_there_is_told_with_the_nearest_that_is(tmp_path):
         known_labels("phee", [])
 
 
-def test_labels_are_known_without_a_file_where_the_format_fixes_them():
+def test_labels_are_known_without_a_file_if_the_format_fixes_them():
     assert len(known_labels("n2c2-2018")) == 9
     assert len(READERS["n2c2-2018"].relation_labels) == 8
     assert len(known_labels("n2c2-2022")) == 14
@@ -296,7 +296,7 @@ def test_strength_and_its_relation_become_dosage_in_the_common_set(tmp_path):
     assert corpus.relation_labels == ("Dosage-Drug",)
 
 
-def test_a_missing_or_empty_corpus_is_one_sentence(tmp_path):
+def test_a_missing_or_empty_corpus_gives_one_sentence(tmp_path):
     with pytest.raises(CorpusError) as missing:
         read_corpus(tmp_path / "nowhere", "brat")
     assert missing.value.problems == (
@@ -308,7 +308,7 @@ def test_a_missing_or_empty_corpus_is_one_sentence(tmp_path):
         assert len(empty.value.problems) == 1
 
 
-def test_an_empty_note_is_warned_of_and_does_not_stop_reading(tmp_path):
+def test_an_empty_note_gives_a_warning_and_does_not_stop_reading(tmp_path):
     brat(tmp_path, " \n", "")
     assert [n.id for n in read_corpus(tmp_path, "brat").notes] == ["1"]
     (warning,) = read_notes(tmp_path, "brat").problems.found
@@ -338,13 +338,15 @@ def test_sites_do_not_change_the_label_set(tmp_path):
         ("maccrobat", "maccrobat2020", {"Medication": 833, "Dosage": 275, "Occupation": 9}),
     ],
 )
-def test_real_corpora_are_read_without_errors_to_their_published_counts(reader, folder, expected):
+def test_real_corpora_are_read_without_errors_and_have_their_published_counts(
+    reader, folder, expected
+):
     counts = spans_by_label(read_corpus(CORPORA / folder, reader).notes)
     assert {label: counts[label] for label in expected} == expected
 
 
 @needs_shared
-def test_the_real_case_reports_have_the_relations_that_their_readme_counts():
+def test_the_real_case_reports_have_as_many_relations_as_their_readme_says():
     corpus = read_corpus(CORPORA / "maccrobat2020", "maccrobat")
     assert sum(len(note.relations) for note in corpus.notes) == 12917
     mapped = read_corpus(CORPORA / "maccrobat2020", "maccrobat", labels="drug-ade")

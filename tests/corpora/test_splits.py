@@ -90,7 +90,7 @@ def test_sides_share_no_note_group_or_text_and_every_note_is_scored_once(
     assert scored == {note.id: 1 for note in corpus.notes}
 
 
-def test_folds_with_a_note_on_two_sides_are_refused_whoever_made_them():
+def test_folds_with_a_note_on_two_sides_are_refused():
     notes = tuple(Note(f"n{i}", f"words of note {i}", group=f"p{i}") for i in range(6))
     corpus = Corpus(notes, ("Drug",))
     folds = make_folds(corpus, 3, 0, 0.3)
@@ -109,7 +109,7 @@ def test_folds_with_a_note_on_two_sides_are_refused_whoever_made_them():
 
 @given(corpora(), st.integers(0, 3), st.sampled_from([0.1, 0.3, 0.5]))
 @settings(max_examples=40, deadline=None)
-def test_what_is_held_out_shares_no_group_or_text_with_the_rest(corpus, seed, share):
+def test_held_out_notes_share_no_group_or_text_with_the_rest(corpus, seed, share):
     try:
         rest, held = hold_out(corpus, share, seed)
     except CorpusError:
@@ -124,7 +124,7 @@ def test_what_is_held_out_shares_no_group_or_text_with_the_rest(corpus, seed, sh
 
 @given(corpora(), st.randoms(use_true_random=False))
 @settings(max_examples=30, deadline=None)
-def test_the_order_of_the_notes_decides_nothing(corpus, dice):
+def test_the_order_of_the_notes_does_not_matter(corpus, dice):
     shuffled = list(corpus.notes)
     dice.shuffle(shuffled)
     permuted = replace(corpus, notes=tuple(shuffled))
@@ -140,7 +140,7 @@ def outcome(corpus):
         return str(error)
 
 
-def test_a_seed_draws_the_same_folds_again_and_another_seed_others():
+def test_equal_seeds_give_equal_folds_and_other_seeds_others():
     corpus = Corpus(tuple(make_note(i, f"g{i}", ["Drug"]) for i in range(50)), LABELS)
     first, again, other = (make_folds(corpus, 5, seed, 0.1) for seed in (1, 1, 2))
     assert first == again
@@ -166,7 +166,7 @@ def test_copies_of_a_note_stay_together_whatever_their_groups():
         assert len({fold_of[twin.id] for twin in twins}) == 1
 
 
-def test_blank_notes_are_not_taken_for_copies_of_each_other():
+def test_blank_notes_are_not_treated_as_copies():
     notes = [make_note(i, f"g{i}", [], " " * (i + 1)) for i in range(10)]
     assert make_folds(Corpus(tuple(notes), LABELS), 5, seed=1).count == 5
 
@@ -180,13 +180,13 @@ def test_blank_notes_are_not_taken_for_copies_of_each_other():
         (4, 2, 1.0, "is not from 0 to below 1"),
     ],
 )
-def test_folds_that_cannot_be_are_refused(groups, count, share, reason):
+def test_impossible_folds_are_refused(groups, count, share, reason):
     notes = [make_note(i, f"g{i % groups}", ["Drug"]) for i in range(20)]
     with pytest.raises(CorpusError, match=reason):
         make_folds(Corpus(tuple(notes), LABELS), count, 1, share)
 
 
-def test_a_small_subset_is_part_of_a_large_one_and_holds_whole_groups():
+def test_a_small_subset_is_part_of_a_large_one_and_has_whole_groups():
     notes = [make_note(i, f"g{i // 3}", ["Drug"]) for i in range(60)]
     corpus = Corpus(tuple(notes), LABELS, ("Of",))
     small, large = (take_subset(corpus, size, seed=7) for size in (10, 30))
@@ -234,7 +234,7 @@ def test_phee_s_folds_do_not_depend_on_the_order_of_its_lines():
     )
 
 
-def test_few_notes_are_nested_within_a_draw_and_come_from_the_training_folds_alone():
+def test_few_notes_are_nested_within_a_draw_and_come_from_the_training_folds():
     corpus = synthesize_corpus("n2c2-2018", 40, "a", 13)
     folds = make_folds(corpus, 4, seed=1, validation_share=0.2)
     for fold in range(4):
@@ -255,7 +255,7 @@ def test_few_notes_are_nested_within_a_draw_and_come_from_the_training_folds_alo
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=8, max_size=30), st.data())
-def test_few_mentions_are_the_fewest_notes_of_a_draw_that_hold_them(held, data):
+def test_few_mentions_are_the_fewest_notes_of_a_draw_that_contain_them(held, data):
     notes = tuple(make_note(i, f"g{i}", ["Drug"] * number) for i, number in enumerate(held))
     folds = make_folds(Corpus(notes, LABELS), 2, seed=1, validation_share=0.3)
     mentions = count_mentions(notes)

@@ -47,7 +47,7 @@ WORDS = st.text("abcde", min_size=1, max_size=9)
 
 
 @given(st.lists(st.tuples(WORDS, st.booleans()), min_size=1), st.integers(1, 30), st.integers(0, 4))
-def test_text_under_a_mark_is_what_was_written_however_lines_are_wrapped(words, width, hanging):
+def test_marks_keep_their_text_when_lines_are_wrapped(words, width, hanging):
     marked = [f"<Drug|<Form|{word}> {word}>" if mark else word for word, mark in words]
     block = _wrap(_mark_up(" ".join(marked), ["Drug"], str), width, hanging)
     found = [
@@ -66,13 +66,13 @@ def test_text_under_a_mark_is_what_was_written_however_lines_are_wrapped(words, 
     )
 
 
-def test_marks_of_one_group_are_related_to_the_hubs_of_that_group():
+def test_marks_are_related_to_the_hubs_of_their_group():
     block = _mark_up("<ADE|rash> <Reason@2|x> <Drug|a> then <Drug@2|b> <Route@2|iv>", ["Drug"], str)
     pairs = [(hub.group, other.label) for hub, other in block.relations]
     assert pairs == [("", "ADE"), ("2", "Reason"), ("2", "Route")]
 
 
-def test_spans_hold_no_loose_white_space_and_no_line_ends(corpora):
+def test_spans_have_no_outer_white_space_and_no_line_ends(corpora):
     for corpus in corpora.values():
         for note in corpus.notes:
             for span in note.spans:
@@ -81,7 +81,7 @@ def test_spans_hold_no_loose_white_space_and_no_line_ends(corpora):
                     assert under == under.strip() and under and "\n" not in under
 
 
-def test_numbers_stand_where_dosages_are_marked(corpora):
+def test_dosages_contain_numbers(corpora):
     for site in "ab":
         for note in corpora["n2c2-2018", site].notes:
             for span in note.spans:
@@ -132,7 +132,7 @@ def test_notes_have_nested_spans_and_spans_over_line_ends(corpora):
         )
 
 
-def test_one_symptom_is_a_reason_here_and_an_adverse_effect_there(corpora):
+def test_a_symptom_is_sometimes_a_reason_and_sometimes_an_adverse_effect(corpora):
     words: dict[str, set[str]] = {}
     for note in corpora["n2c2-2018", "a"].notes + corpora["n2c2-2018", "b"].notes:
         for span in note.spans:
@@ -177,7 +177,7 @@ def test_a_fresh_interpreter_with_another_hash_seed_writes_the_same_bytes():
 
 
 @pytest.mark.parametrize(("scheme", "site"), EACH)
-def test_written_to_disk_and_read_again_nothing_changes(corpora, scheme, site, tmp_path):
+def test_synthetic_notes_survive_writing_and_reading(corpora, scheme, site, tmp_path):
     write_corpus(corpora[scheme, site], tmp_path / "notes", scheme)
     assert read_corpus(tmp_path / "notes", scheme).fingerprint == corpora[scheme, site].fingerprint
 
@@ -202,6 +202,6 @@ def test_gold_against_gold_is_perfect(corpora, site, tmp_path):
         ("n2c2-2018", 0, "a", "cannot make 0 notes"),
     ],
 )
-def test_what_cannot_be_made_is_refused(scheme, notes, site, message):
+def test_impossible_arguments_are_refused(scheme, notes, site, message):
     with pytest.raises(CorpusError, match=message):
         synthesize_corpus(scheme, notes, site, 1)

@@ -21,7 +21,7 @@ def write_pair(folder, name, text, annotations):
     (folder / f"{name}.ann").write_text(annotations)
 
 
-def test_counts_tell_nested_crossing_equal_and_discontinuous_spans_apart(tmp_path):
+def test_nested_crossing_equal_and_discontinuous_spans_are_counted_separately(tmp_path):
     write_pair(
         tmp_path,
         "1",
@@ -44,7 +44,7 @@ def test_counts_tell_nested_crossing_equal_and_discontinuous_spans_apart(tmp_pat
     assert counts.labels == (("A", 1), ("B", 2), ("C", 1), ("D", 1), ("E", 1))
 
 
-def test_what_stops_reading_is_an_error_and_the_rest_a_warning(tmp_path):
+def test_problems_that_stop_reading_are_errors_and_others_warnings(tmp_path):
     write_pair(tmp_path, "1", "aspirin", "T1\tDrug 0 7\taspirin\nT2\tDrug 0 7\taspirin\n")
     write_pair(tmp_path, "2", "", "")
     write_pair(tmp_path, "3", " aspirin\n", "")
@@ -84,7 +84,7 @@ def test_json_has_every_count_and_every_problem(tmp_path):
     ]
 
 
-def test_a_missing_corpus_is_a_problem_like_others(tmp_path):
+def test_a_missing_corpus_is_reported_as_a_problem(tmp_path):
     found = validate_corpus(tmp_path / "nowhere", "phee")
     assert found.counts.notes == 0
     assert [p.severity for p in found.problems] == ["error"]

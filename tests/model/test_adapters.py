@@ -69,7 +69,7 @@ def test_a_fresh_model_with_a_saved_adapter_answers_bit_for_bit_as_the_trained_o
     assert torch.equal(fresh.eval().loss(inputs, targets), model.eval().loss(inputs, targets))
 
 
-def test_it_says_what_it_was_trained_for(tiny_bert: Loaded, tmp_path: Path):
+def test_an_adapter_knows_what_it_was_trained_for(tiny_bert: Loaded, tmp_path: Path):
     model = trained(tiny_bert, prompt_length=5, first_layer=1)
     adapter = read_adapter(written(tmp_path, tiny_bert, model))
     assert adapter.names == ("Drug", "ADE", "ADE-Drug")
@@ -95,7 +95,7 @@ def test_the_header_holds_names_and_settings_and_nothing_else(tiny_bert: Loaded,
     }  # fmt: skip
 
 
-def test_a_folder_stands_for_the_file_in_it(tiny_bert: Loaded, tmp_path: Path):
+def test_a_folder_names_the_adapter_in_it(tiny_bert: Loaded, tmp_path: Path):
     place = written(tmp_path, tiny_bert, trained(tiny_bert))
     assert place == tmp_path / ADAPTER_FILE
     assert read_adapter(tmp_path) == read_adapter(place)
@@ -116,7 +116,7 @@ def test_equal_states_are_equal_files_and_others_have_another_fingerprint(
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_writing_that_fails_leaves_the_earlier_file_and_nothing_else(
+def test_a_failed_write_leaves_only_the_earlier_file(
     tiny_bert: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     model = trained(tiny_bert)
@@ -133,7 +133,7 @@ def test_writing_that_fails_leaves_the_earlier_file_and_nothing_else(
     assert place.read_bytes() == before
 
 
-def test_a_folder_stands_for_the_only_adapter_below_it(tiny_bert: Loaded, tmp_path: Path):
+def test_a_folder_names_the_only_adapter_below_it(tiny_bert: Loaded, tmp_path: Path):
     model = trained(tiny_bert)
     one = written(tmp_path / "cell" / "seed-1", tiny_bert, model)
     assert read_adapter(tmp_path).place == read_adapter(tmp_path / "cell").place == one
@@ -148,7 +148,7 @@ def test_a_folder_stands_for_the_only_adapter_below_it(tiny_bert: Loaded, tmp_pa
         read_adapter(tmp_path / "none")
 
 
-def test_a_file_in_the_way_of_the_folder_is_one_sentence(tiny_bert: Loaded, tmp_path: Path):
+def test_a_file_in_place_of_the_folder_gives_one_sentence(tiny_bert: Loaded, tmp_path: Path):
     (tmp_path / "a").write_text("")
     with pytest.raises(AdapterError, match="cannot be written"):
         written(tmp_path / "a", tiny_bert, trained(tiny_bert))
@@ -166,7 +166,7 @@ def header_of(place: Path, **changed: object) -> dict[str, str]:
     return {"raymrc": json.dumps({k: v for k, v in (header | changed).items() if v is not None})}
 
 
-def test_what_is_no_adapter_is_refused(tiny_bert: Loaded, tmp_path: Path):
+def test_a_file_that_is_not_an_adapter_is_refused(tiny_bert: Loaded, tmp_path: Path):
     place = written(tmp_path, tiny_bert, trained(tiny_bert))
     state = read_state(place)
     cases = {
@@ -187,7 +187,7 @@ def test_what_is_no_adapter_is_refused(tiny_bert: Loaded, tmp_path: Path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_was_cut_off_is_refused(tiny_bert: Loaded, tmp_path: Path):
+def test_a_truncated_file_is_refused(tiny_bert: Loaded, tmp_path: Path):
     place = written(tmp_path, tiny_bert, trained(tiny_bert))
     place.write_bytes(place.read_bytes()[:-8])
     for read in (read_adapter, read_state):
@@ -195,7 +195,7 @@ def test_a_file_that_was_cut_off_is_refused(tiny_bert: Loaded, tmp_path: Path):
             read(place)
 
 
-def test_what_an_adapter_is_for_is_read_without_torch(tiny_bert: Loaded, tmp_path: Path):
+def test_an_adapter_header_is_read_without_torch(tiny_bert: Loaded, tmp_path: Path):
     place = written(tmp_path, tiny_bert, trained(tiny_bert))
     code = (
         "import sys\nfrom raymrc.model.adapters import read_adapter\n"

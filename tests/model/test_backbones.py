@@ -155,7 +155,7 @@ def test_a_torn_config_or_weights_file_is_refused(checkpoint):
 
 
 @pytest.mark.parametrize("layers", [0, 4])
-def test_more_layers_than_there_are_is_refused(checkpoint, layers):
+def test_more_layers_than_the_backbone_has_are_refused(checkpoint, layers):
     with pytest.raises(BackboneError, match=f"layers: {layers} is not from 1 to 3"):
         load_backbone(tiny_backbone(checkpoint, layers=layers))
     with pytest.raises(BackboneError, match="is not from 1 to 24"):
@@ -167,7 +167,7 @@ def test_a_backbone_that_was_never_released_asks_for_a_folder():
         find_backbone(Backbone("bert-large-mimic", "bert-large-mimic"))
 
 
-def test_a_folder_that_is_not_there_is_not_looked_up_on_the_hub():
+def test_a_missing_folder_is_not_looked_up_on_the_hub():
     with pytest.raises(BackboneError, match=r"there is no folder \./no-such-folder"):
         find_backbone(Backbone("mine", "./no-such-folder"))
 
@@ -196,7 +196,7 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_sentence(tmp_path):
     assert done.stdout.count("\n") == 1
 
 
-def test_finding_and_measuring_a_backbone_needs_no_torch(checkpoint):
+def test_finding_a_backbone_and_its_shape_needs_no_torch(checkpoint):
     program = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -211,7 +211,7 @@ def test_finding_and_measuring_a_backbone_needs_no_torch(checkpoint):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped")
-def test_weights_are_mapped_from_their_file_so_that_processes_of_a_node_share_them(tmp_path):
+def test_processes_of_a_node_share_weights_that_are_mapped_from_their_file(tmp_path):
     """All but queries, keys and values, which are stacked."""
     folder = tiny_checkpoint("bert", tmp_path)
     loaded = load_backbone(tiny_backbone(folder))

@@ -183,7 +183,7 @@ def test_a_checkpoint_with_the_earliest_norm_names_is_read(tmp_path):
     assert_equal_on_pieces(encoder(inputs), hugging_face_hidden(model, inputs)[-1], inputs)
 
 
-def test_padding_at_the_right_changes_nothing(tiny: Loaded):
+def test_padding_on_the_right_changes_nothing(tiny: Loaded):
     inputs = random_inputs(tiny.shape.vocab, pad_id=tiny.shape.pad_id)
     together = tiny.encoder(inputs)
     for row, length in enumerate(inputs.mask_BS.sum(1).tolist()):
@@ -198,7 +198,7 @@ def test_padding_at_the_right_changes_nothing(tiny: Loaded):
         torch.testing.assert_close(together[row, :length], alone, rtol=0, atol=TOLERANCE)
 
 
-def test_a_loaded_encoder_is_frozen_and_drops_nothing_out(tiny: Loaded):
+def test_a_loaded_encoder_is_frozen_and_has_no_dropout(tiny: Loaded):
     assert not any(p.requires_grad for p in tiny.encoder.parameters())
     assert not tiny.encoder.training
     inputs = random_inputs(tiny.shape.vocab, pad_id=tiny.shape.pad_id)
@@ -256,7 +256,7 @@ depths = pytest.mark.parametrize("depth", ["deep", "input"])
 
 @late
 @depths
-def test_rows_that_are_the_same_run_once_below_the_prompt(tiny: Loaded, depth, first_layer):
+def test_equal_rows_run_once_below_the_prompt(tiny: Loaded, depth, first_layer):
     inputs = shared_inputs(tiny.shape.vocab, pad_id=tiny.shape.pad_id)
     prompt = SoftPrompt(3, 4, tiny.shape, depth, first_layer)
     with rows_counted(tiny.encoder) as counts:
@@ -268,7 +268,7 @@ def test_rows_that_are_the_same_run_once_below_the_prompt(tiny: Loaded, depth, f
 
 @late
 @depths
-def test_a_trained_backbone_gets_the_same_gradient_from_rows_that_share(tiny, depth, first_layer):
+def test_a_trained_backbone_gets_the_same_gradient_from_shared_rows(tiny, depth, first_layer):
     inputs = shared_inputs(tiny.shape.vocab, pad_id=tiny.shape.pad_id)
     prompt = SoftPrompt(3, 4, tiny.shape, depth, first_layer)
     # The kept encoder is everybody's: what is trained is a copy.
@@ -292,7 +292,7 @@ def test_a_trained_backbone_gets_the_same_gradient_from_rows_that_share(tiny, de
 
 @late
 @depths
-def test_what_enters_the_first_prompted_layer_can_be_given(tiny: Loaded, depth, first_layer):
+def test_the_input_of_the_first_prompted_layer_can_be_given(tiny: Loaded, depth, first_layer):
     inputs = shared_inputs(tiny.shape.vocab, pad_id=tiny.shape.pad_id)
     prompt = SoftPrompt(3, 4, tiny.shape, depth, first_layer)
     prefix = prompt(inputs.label_B)
@@ -311,7 +311,7 @@ def test_what_enters_the_first_prompted_layer_can_be_given(tiny: Loaded, depth, 
     assert_equal_on_pieces(hidden, tiny.encoder(inputs, prefix), inputs)
 
 
-def test_hidden_states_of_another_layer_are_not_taken_for_those_of_this(tiny_bert: Loaded):
+def test_hidden_states_of_another_layer_are_refused(tiny_bert: Loaded):
     inputs = random_inputs(tiny_bert.shape.vocab)
     given = replace(inputs, entry_BSD=tiny_bert.encoder.below(inputs, 1), entry_layer=1)
     prompt = SoftPrompt(3, 4, tiny_bert.shape, first_layer=2)
@@ -319,7 +319,7 @@ def test_hidden_states_of_another_layer_are_not_taken_for_those_of_this(tiny_ber
         tiny_bert.encoder(given, prompt(inputs.label_B))
 
 
-def test_a_prompt_that_enters_at_once_and_no_prompt_at_all_read_every_row(tiny: Loaded):
+def test_without_layers_below_a_prompt_every_row_is_computed(tiny: Loaded):
     inputs = shared_inputs(tiny.shape.vocab, pad_id=tiny.shape.pad_id)
     plain = replace(inputs, share_B=None)
     given = replace(inputs, entry_BSD=torch.zeros(*inputs.mask_BS.shape, 32), entry_layer=2)
@@ -328,7 +328,9 @@ def test_a_prompt_that_enters_at_once_and_no_prompt_at_all_read_every_row(tiny: 
         assert torch.equal(tiny.encoder(given, prompt), tiny.encoder(plain, prompt))
 
 
-def test_inputs_move_with_what_enters_and_leave_what_is_shared_on_the_cpu(tiny_bert: Loaded):
+def test_moving_inputs_takes_hidden_states_along_and_leaves_shared_rows_on_the_cpu(
+    tiny_bert: Loaded,
+):
     inputs = shared_inputs(tiny_bert.shape.vocab)
     given = replace(inputs, entry_BSD=tiny_bert.encoder.below(inputs, 1), entry_layer=1)
     moved = given.to("meta")

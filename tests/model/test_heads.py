@@ -61,7 +61,7 @@ def test_the_sparse_head_has_the_loss_and_gradients_of_the_dense_one(seed, bias)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_bound_that_is_not_reached_changes_nothing(seed):
+def test_a_limit_that_is_not_reached_changes_nothing(seed):
     free, _, hidden, inputs, targets = twins(seed, 0.0)
     bounded, *_ = twins(seed, 0.0, max_candidates=20 * 20)
     assert torch.equal(
@@ -70,7 +70,7 @@ def test_a_bound_that_is_not_reached_changes_nothing(seed):
     )
 
 
-def test_over_the_bound_gold_pairs_stay_and_the_best_others_join():
+def test_above_the_limit_gold_pairs_and_the_best_others_are_kept():
     sparse, _, hidden, inputs, targets = twins(0, 9.0, max_candidates=10)
     start, end = (logits.detach() for logits in sparse.start_and_end(hidden))
     found = find_candidates(start, end, inputs.window_BS, targets, sparse.max_candidates)
@@ -89,7 +89,7 @@ def test_over_the_bound_gold_pairs_stay_and_the_best_others_join():
         assert {pair for pair in chosen if pair[0] == row} == expected
 
 
-def test_more_gold_pairs_than_the_bound_are_all_kept():
+def test_gold_pairs_above_the_limit_are_all_kept():
     sparse, _, hidden, inputs, targets = twins(0, 9.0, max_candidates=1)
     start, end = sparse.start_and_end(hidden)
     found = find_candidates(start, end, inputs.window_BS, targets, sparse.max_candidates)
@@ -173,7 +173,7 @@ def test_a_batch_without_answers_or_predictions_trains_start_and_end_only():
     assert not sparse.match_out.weight.grad.any()  # there, and zero
 
 
-def test_pieces_off_the_window_have_no_say():
+def test_pieces_outside_the_window_do_not_count():
     sparse, _, hidden, inputs, targets = twins(0, 0.0)
     loss = sparse.loss(hidden, inputs.window_BS, targets)
     other = hidden.clone()
@@ -234,7 +234,7 @@ def test_tags_are_learned_from_the_windows_pieces_alone():
     )
 
 
-def test_predicted_tags_are_the_likeliest_and_outside_off_the_window():
+def test_predicted_tags_are_the_likeliest_and_zero_outside_the_window():
     torch.manual_seed(0)
     heads = TaggingHeads(HIDDEN, 3)
     inputs = random_inputs(60)
@@ -247,7 +247,7 @@ def test_predicted_tags_are_the_likeliest_and_outside_off_the_window():
         assert torch.equal(torch.from_numpy(tags)[window].long(), best[window])
 
 
-def test_tags_off_the_window_count_nothing_when_all_pieces_are_looked_at():
+def test_tags_outside_the_window_are_ignored_when_all_pieces_are_computed():
     """As on a GPU, where to pick the window's pieces is to wait."""
     inputs = random_inputs(60)
     targets = random_tag_targets(inputs)

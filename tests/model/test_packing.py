@@ -75,7 +75,7 @@ def assert_close(ours: Tensor, theirs: Tensor, name: str = "") -> None:
 @pytest.mark.parametrize("depth", ["deep", "input"])
 @pytest.mark.parametrize("first_layer", [0, 2])
 @pytest.mark.parametrize("prompts", [PROMPTS, None])
-def test_packed_rows_behind_prompts_equal_padded_ones(tiny: Loaded, depth, first_layer, prompts):
+def test_packed_rows_with_prompts_equal_padded_ones(tiny: Loaded, depth, first_layer, prompts):
     inputs = make_inputs(tiny)
     results = []
     for packs in (False, True):
@@ -115,7 +115,7 @@ def test_a_trained_backbone_gets_the_gradients_of_padded_rows(tiny: Loaded, dept
         assert_close(results[1][name], padded_grad, name)
 
 
-def test_layers_see_real_pieces_alone(tiny: Loaded):
+def test_layers_see_no_padding(tiny: Loaded):
     """Else nothing were gained by packing."""
     seen = []
     handle = tiny.encoder.layers[-1].register_forward_hook(lambda _m, _i, out: seen.append(out))
@@ -127,7 +127,7 @@ def test_layers_see_real_pieces_alone(tiny: Loaded):
     assert [len(out) for out in seen] == [sum(LENGTHS), sum(LENGTHS) + sum(PROMPTS)]
 
 
-def test_nothing_is_asked_of_the_device(tiny: Loaded):
+def test_packing_does_not_wait_for_the_device(tiny: Loaded):
     """Offsets and indices come from lengths that are known on the host: on a device that holds no
     numbers they are made all the same."""
     packing = make_packing(LENGTHS, 20, torch.device("meta"), PROMPTS, 7)
@@ -156,7 +156,7 @@ def test_the_packing_of_two_rows_by_hand():
     assert in_front.keys_X.tolist() == [0, 4, 5, 6, 2, 3, 7]
 
 
-def test_padded_rows_stay_the_way_on_a_cpu(tiny: Loaded, monkeypatch):
+def test_a_cpu_uses_padded_rows(tiny: Loaded, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError
 

@@ -92,7 +92,7 @@ def test_what_is_trained_stays_fp32_and_moves(tiny_bert: Loaded, strategy, field
     assert all(not torch.equal(after[n], before[n]) for n in gradients if gradients[n].any())
 
 
-def test_answers_in_bf16_are_read_like_any(tiny_bert: Loaded):
+def test_answers_in_bf16_are_decoded(tiny_bert: Loaded):
     inputs = random_inputs(tiny_bert.shape.vocab)
     model = make_model(tiny_bert, "frozen_soft_prompt", half=True)
     assert model.encoder(inputs).dtype == torch.float32
@@ -114,7 +114,7 @@ def test_a_prompt_starts_alike_on_a_backbone_in_bf16(tiny: Loaded):
     assert (rounded - exact).norm() < 0.05 * exact.norm()
 
 
-def test_a_backbone_kept_in_bf16_is_trained_from_what_was_not_rounded(tiny_bert: Loaded):
+def test_a_backbone_kept_in_bf16_is_trained_from_its_unrounded_weights(tiny_bert: Loaded):
     kept = loading.load_backbone(tiny_bert.backbone, "cpu", dtype=torch.bfloat16)
     model = Model(tiny_configuration(tiny_bert.backbone, "soft_prompt"), kept, 3)
     for name, weight in tiny_bert.encoder.named_parameters():
@@ -123,7 +123,7 @@ def test_a_backbone_kept_in_bf16_is_trained_from_what_was_not_rounded(tiny_bert:
     assert kept.encoder.word.weight.dtype == torch.bfloat16 and not kept.encoder.is_trained
 
 
-def test_other_weights_than_were_loaded_are_not_trained(tmp_path):
+def test_weights_that_changed_on_disk_are_not_trained(tmp_path):
     folder = tiny_checkpoint("bert", tmp_path)
     kept = loading.load_backbone(tiny_backbone(folder), "cpu", dtype=torch.bfloat16)
     tiny_checkpoint("bert", tmp_path, seed=1)

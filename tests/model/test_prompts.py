@@ -76,7 +76,7 @@ def test_every_part_of_a_prompt_gets_a_gradient(tiny_bert, depth, first_layer, r
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
-def test_each_label_has_a_prompt_of_its_own(tiny: Loaded):
+def test_each_label_has_its_own_prompt(tiny: Loaded):
     prompt = SoftPrompt(3, 4, tiny.shape)
     inputs = random_inputs(tiny.shape.vocab, rows=2, pad_id=tiny.shape.pad_id)
     label_B = torch.tensor([2, 2])
@@ -164,7 +164,7 @@ def test_a_prompt_length_outside_1_to_512_is_refused(tiny_bert: Loaded, length):
 
 
 @pytest.mark.parametrize("first_layer", [-1, 3])
-def test_a_first_layer_that_is_not_there_is_refused(tiny_bert: Loaded, first_layer):
+def test_a_missing_first_layer_is_refused(tiny_bert: Loaded, first_layer):
     with pytest.raises(PromptError, match="is not a layer of this backbone; choose 0 to 2"):
         SoftPrompt(3, 4, tiny_bert.shape, first_layer=first_layer)
 
@@ -253,7 +253,7 @@ def test_the_first_layer_attends_to_the_same_keys_as_with_the_question_in_words(
 
 
 @pytest.mark.parametrize(("depth", "first_layer", "reparametrisation"), FORMS)
-def test_a_trained_prompt_hands_its_vectors_over_by_name(
+def test_a_prompt_starts_from_saved_vectors_by_name(
     tiny_bert: Loaded, depth, first_layer, reparametrisation
 ):
     trained = SoftPrompt(2, 4, tiny_bert.shape, depth, first_layer, reparametrisation)

@@ -44,7 +44,7 @@ def test_a_shape_counts_the_encoder_that_is_built_from_it(name):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_plan_counts_what_is_built(tiny: Loaded, strategy):
+def test_counted_parameters_are_those_of_the_built_model(tiny: Loaded, strategy):
     configuration = tiny_configuration(tiny.backbone, strategy)
     counts = count_parameters(configuration, tiny.shape, 3)
     statement = Model(configuration, tiny, 3).statement()
@@ -56,7 +56,7 @@ def test_a_plan_counts_what_is_built(tiny: Loaded, strategy):
     ("depth", "first_layer", "reparametrisation"),
     list(itertools.product(("deep", "input"), (0, 2), ("none", "mlp", "lstm"))),
 )
-def test_a_prompt_of_any_form_is_counted_right(depth, first_layer, reparametrisation):
+def test_prompts_of_every_form_are_counted_correctly(depth, first_layer, reparametrisation):
     shape = SHAPES["minilm"]
     prompt = SoftPrompt(4, 7, shape, depth, first_layer, reparametrisation)
     counted = prompt_parameters(shape, 4, 7, depth, first_layer, reparametrisation)

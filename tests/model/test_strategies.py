@@ -89,7 +89,7 @@ def test_every_parameter_is_in_one_optimiser_group_or_frozen(tiny_bert: Loaded, 
     assert rates == {name: expected[name] for name in rates}
 
 
-def test_prompt_and_heads_take_the_one_rate_where_no_other_is_given(tiny_bert: Loaded):
+def test_prompt_and_heads_use_the_learning_rate_unless_they_have_their_own(tiny_bert: Loaded):
     configuration = tiny_configuration(tiny_bert.backbone, "frozen_soft_prompt", learning_rate=0.03)
     groups = Model(configuration, tiny_bert, 3).parameter_groups()
     assert {group["lr"] for group in groups} == {0.03}
@@ -107,7 +107,7 @@ def test_biases_norms_and_prompts_do_not_decay(tiny_bert: Loaded):
         )
 
 
-def test_a_parameter_that_nobody_claims_is_an_error(tiny_bert: Loaded):
+def test_a_parameter_without_a_group_is_an_error(tiny_bert: Loaded):
     model = Model(tiny_configuration(tiny_bert.backbone, "hard_prompt"), tiny_bert, 3)
     model.stray = torch.nn.Linear(2, 2)
     with pytest.raises(AssertionError, match=r"stray\.weight is claimed by \[\]"):
@@ -122,7 +122,7 @@ def test_a_parameter_under_two_names_is_an_error(tiny_bert: Loaded):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_statement_tells_the_size_of_the_saved_adapter(tiny: Loaded, strategy):
+def test_the_statement_has_the_size_of_the_saved_adapter(tiny: Loaded, strategy):
     model = Model(tiny_configuration(tiny.backbone, strategy), tiny, 3)
     statement = model.statement()
     state = model.trained_state()
@@ -204,7 +204,7 @@ def test_the_seed_decides_the_start_and_leaves_other_random_numbers_alone(tiny_b
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_predictions_drop_nothing_out_and_leave_the_mode(tiny_bert: Loaded, strategy):
+def test_prediction_uses_no_dropout_and_keeps_the_mode(tiny_bert: Loaded, strategy):
     model = Model(tiny_configuration(tiny_bert.backbone, strategy, dropout=0.5), tiny_bert, 3)
     inputs, _ = batch(tiny_bert, strategy)
     model.train()
@@ -235,7 +235,7 @@ def start_of(model) -> Start:
 
 @pytest.mark.parametrize("strategy", ["soft_prompt", "frozen_soft_prompt"])
 @pytest.mark.parametrize("depth", ["deep", "input"])
-def test_a_prompt_starts_as_the_configuration_says_and_all_else_alike(tiny_bert, strategy, depth):
+def test_the_configured_start_changes_the_prompt_alone(tiny_bert, strategy, depth):
     def made(start: Start | None = None, **fields):
         configuration = tiny_configuration(
             tiny_bert.backbone, strategy, prompt_depth=depth, **fields

@@ -84,7 +84,7 @@ def test_relations_between_events_are_resolved_where_the_official_script_stops()
 # --- the rules, one by one ------------------------------------------------------------------
 
 
-def test_strict_wants_both_ends_and_lenient_one_character():
+def test_strict_needs_both_ends_and_lenient_one_common_character():
     gold = [span("Drug", (10, 20))]
     for system, strict, lenient in (
         ((10, 20), Counts(1, 0, 0), Counts(1, 0, 0)),
@@ -100,12 +100,12 @@ def test_a_wrong_label_is_one_spurious_and_one_missed_item():
     assert counts == {"ADE": Counts(0, 0, 1), "Reason": Counts(0, 1, 0)}
 
 
-def test_a_discontinuous_span_is_read_by_its_envelope():
+def test_a_discontinuous_span_counts_by_its_envelope():
     gold, system = [span("ADE", (0, 4), (9, 12))], [span("ADE", (0, 12))]
     assert score_note(gold, system, "strict") == {"ADE": Counts(1, 0, 0)}
 
 
-def test_a_prediction_made_twice_costs_nothing():
+def test_a_repeated_prediction_costs_nothing():
     twice = [span("Drug", (0, 5)), span("Drug", (0, 5), name="T2")]
     assert score_note(twice[:1], twice, "strict") == {"Drug": Counts(1, 0, 0)}
 
@@ -115,7 +115,7 @@ def test_a_gold_span_annotated_twice_is_found_once_at_most():
     assert score_note(twice, twice, "strict") == {"Drug": Counts(1, 0, 1)}
 
 
-def test_a_wide_prediction_finds_one_of_the_spans_it_covers_and_blocks_the_others():
+def test_a_wide_prediction_matches_one_of_the_spans_it_covers_and_blocks_the_others():
     gold = [span("Drug", (0, 5)), span("Drug", (6, 9))]
     wide, second = span("Drug", (0, 9)), span("Drug", (6, 9))
     assert score_note(gold, [wide, second], "lenient") == {"Drug": Counts(1, 0, 1)}
@@ -126,7 +126,7 @@ def test_a_note_without_spans_has_no_counts():
     assert score_note([], [], "strict") == {}
 
 
-def test_swapped_arguments_do_not_match_and_ids_play_no_part():
+def test_swapped_arguments_do_not_match_and_ids_do_not_matter():
     gold_spans = [span("ADE", (0, 5), name="T1"), span("Drug", (8, 12), name="T2")]
     system_spans = [span("Drug", (8, 12), name="T7"), span("ADE", (0, 5), name="T9")]
     gold = [Relation("R1", "ADE-Drug", "T1", "T2")]
@@ -213,7 +213,7 @@ def test_other_lines_and_the_text_column_do_not_count(tmp_path):
     assert all(kinds["entities"].micro == Counts(2, 0, 0) for kinds in report.tallies.values())
 
 
-def test_the_last_line_of_an_id_counts_at_its_first_place(tmp_path):
+def test_the_last_line_of_an_id_counts_in_place_of_its_first(tmp_path):
     gold = write(tmp_path / "gold", one=GOLD)
     system = write(tmp_path / "system", one="T1\tForm 0 5\tx\n" + GOLD)
     assert score_2018_folders(gold, system).tallies["strict"]["entities"].micro == Counts(2, 0, 0)

@@ -71,7 +71,7 @@ def test_every_row_is_the_official_one(criterion):
     assert ours == official
 
 
-def test_the_answer_has_rows_and_an_overall(tmp_path):
+def test_the_json_report_has_rows_and_an_overall_row(tmp_path):
     rows(tmp_path, GOLD, GOLD)
     report = score_2022_folders(tmp_path / "gold", tmp_path / "system")
     answer = report.to_json()
@@ -98,7 +98,7 @@ def test_the_answer_has_rows_and_an_overall(tmp_path):
     json.dumps(answer)
 
 
-def test_a_labelled_argument_matches_by_value_wherever_it_stands(tmp_path):
+def test_a_labelled_argument_matches_by_value_at_any_place(tmp_path):
     moved = GOLD.replace("StatusTime 0 6", "StatusTime 40 46")
     found = rows(tmp_path, GOLD, moved)
     assert found["Tobacco", "StatusTime", "current"] == (1, 1, 1)
@@ -111,13 +111,13 @@ def test_a_labelled_argument_with_another_value_does_not_match(tmp_path):
 
 
 @pytest.mark.parametrize(("criterion", "matched"), [("challenge", 2), ("exact", 0), ("overlap", 3)])
-def test_the_criterion_decides_about_shifted_ends(tmp_path, criterion, matched):
+def test_the_criterion_decides_whether_shifted_ends_match(tmp_path, criterion, matched):
     # "exact" leaves the trigger unpaired, and its arguments with it.
     shifted = GOLD.replace("Tobacco 0 6", "Tobacco 0 5").replace("Amount 7 12", "Amount 7 9")
     assert rows(tmp_path, GOLD, shifted, criterion)[OVERALL] == (3, 3, matched)
 
 
-def test_exact_wants_the_ends_of_labelled_arguments_too(tmp_path):
+def test_exact_requires_the_ends_of_labelled_arguments_too(tmp_path):
     shifted = GOLD.replace("StatusTime 0 6", "StatusTime 0 5")
     assert rows(tmp_path, GOLD, shifted, "exact")[OVERALL] == (3, 3, 2)
 
@@ -131,7 +131,7 @@ def test_duplicate_events_are_false_positives(tmp_path):
     assert rows(tmp_path, GOLD, GOLD + "E2\tTobacco:T1 Amount:T3\n")[OVERALL] == (3, 5, 3)
 
 
-def test_types_of_the_spans_decide_and_not_the_roles(tmp_path):
+def test_types_of_spans_count_and_roles_do_not(tmp_path):
     renamed = GOLD.replace("E1\tTobacco:T1 Status:T2 Amount:T3", "E1\tX:T1 Y:T2 Z:T3")
     assert rows(tmp_path, GOLD, renamed)[OVERALL] == (3, 3, 3)
 
@@ -150,7 +150,7 @@ def test_an_attribute_of_an_event_is_not_its_triggers_value(tmp_path):
     assert found["Tobacco", "Trigger", "N/A"] == (1, 1, 1)
 
 
-def test_an_argument_that_names_an_event_means_its_trigger(tmp_path):
+def test_an_argument_that_names_an_event_stands_for_its_trigger(tmp_path):
     nested = GOLD + "T4\tDrug 20 24\tweed\nE2\tDrug:T4 With:E1\n"
     found = rows(tmp_path, nested, nested)
     assert found["Drug", "Tobacco", "N/A"] == (1, 1, 1)
@@ -165,6 +165,6 @@ def test_a_missing_system_file_counts_as_missed_and_is_named(tmp_path):
     assert (report.overall.counts.gold, report.overall.counts.tp) == (6, 3)
 
 
-def test_an_unknown_criterion_is_told_the_nearest(tmp_path):
+def test_an_unknown_criterion_is_refused_with_the_closest_known_one(tmp_path):
     with pytest.raises(CorpusError, match="did you mean 'overlap'"):
         score_2022_folders(tmp_path, tmp_path, "overlaps")

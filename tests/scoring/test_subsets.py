@@ -39,12 +39,12 @@ def test_an_inner_span_and_its_outer_one_are_nested_whatever_their_labels():
     assert subsets_of(span("ADE", (2, 14)), span("ADE", (2, 6))) == {"nested": 2, "any": 2}
 
 
-def test_two_labels_of_one_stretch_are_nested_and_one_label_given_twice_is_one_item():
+def test_two_labels_of_one_stretch_are_nested_and_a_repeated_label_is_one_item():
     assert subsets_of(span("ADE", (2, 6)), span("Reason", (2, 6))) == {"nested": 2, "any": 2}
     assert subsets_of(span("ADE", (2, 6)), span("ADE", (2, 6), name="T2")) == {}
 
 
-def test_spans_overlap_where_each_has_characters_that_the_other_lacks():
+def test_spans_overlap_if_each_has_characters_that_the_other_lacks():
     assert subsets_of(span("ADE", (2, 14)), span("Site", (10, 23))) == {"overlapping": 2, "any": 2}
     assert subsets_of(span("ADE", (2, 6)), span("Site", (6, 9))) == {}, "they only touch"
 
@@ -54,7 +54,7 @@ def test_an_item_may_be_in_several_subsets():
     assert subsets_of(*crossed) == {"nested": 3, "overlapping": 2, "any": 3}
 
 
-def test_what_stands_in_the_gap_of_a_discontinuous_span_is_not_nested_in_it():
+def test_a_span_in_the_gap_of_a_discontinuous_span_is_not_nested_in_it():
     apart = span("ADE", (2, 6), (19, 23))
     assert subsets_of(apart, span("Site", (10, 14))) == {"discontinuous": 1, "any": 1}
     assert subsets_of(apart, span("Site", (19, 23))) == {"nested": 2, "discontinuous": 1, "any": 2}
@@ -79,20 +79,20 @@ def test_the_envelope_of_a_discontinuous_span_is_missed_here_and_found_by_the_20
     assert score_subsets(TEXT, gold, gold)["discontinuous"] == Counts(1, 0, 0)
 
 
-def test_a_nested_prediction_that_is_no_gold_span_is_spurious_and_a_flat_one_is_not_counted():
+def test_a_wrong_nested_prediction_is_spurious_and_a_wrong_flat_one_is_not_counted():
     gold = [span("ADE", (2, 14)), span("Site", (10, 14))]
     wrong = span("Drug", (10, 14))
     assert score_subsets(TEXT, gold, [gold[0], wrong])["nested"] == Counts(1, 1, 1)
     assert score_subsets(TEXT, gold, [wrong])["nested"] == Counts(0, 0, 2)
 
 
-def test_a_right_prediction_is_not_spurious_for_what_is_wrongly_put_around_it():
+def test_a_correct_prediction_is_not_spurious_because_of_a_wrong_one_around_it():
     gold = [span("Site", (10, 14))]
     around = span("ADE", (2, 14))
     assert score_subsets(TEXT, gold, [*gold, around])["nested"] == Counts(0, 1, 0)
 
 
-def test_a_nested_gold_span_is_found_also_where_its_outer_one_is_not():
+def test_a_nested_gold_span_is_found_even_if_its_outer_span_is_not():
     gold = [span("ADE", (2, 14)), span("Site", (10, 14))]
     assert score_subsets(TEXT, gold, gold[1:])["nested"] == Counts(1, 0, 1)
 
@@ -113,7 +113,7 @@ def characters(item: tuple[str, tuple[tuple[int, int], ...]]) -> set[int]:
 
 
 @given(spans())
-def test_subsets_are_what_sets_of_characters_say(found):
+def test_subsets_agree_with_sets_of_characters(found):
     items = items_of(TEXT, found)
     # The obvious twin: every pair, character by character.
     expected = {name: set() for name in SUBSETS}
@@ -134,7 +134,7 @@ def test_subsets_are_what_sets_of_characters_say(found):
 
 
 @given(spans(), spans(), st.randoms(use_true_random=False))
-def test_the_order_of_spans_does_not_count_and_every_gold_item_is_found_or_missed(
+def test_the_order_of_spans_does_not_matter_and_every_gold_item_is_found_or_missed(
     gold, predicted, draw
 ):
     counts = score_subsets(TEXT, gold, predicted)
@@ -154,7 +154,7 @@ def test_single_stretches_never_find_a_discontinuous_span(gold, predicted):
     assert (counts.tp, counts.fp) == (0, 0)
 
 
-def test_made_up_notes_nest_and_their_line_ends_are_no_gaps():
+def test_synthetic_notes_have_nested_spans_and_line_ends_are_not_gaps():
     notes = synthesize_corpus("n2c2-2018", 20, "a", 1).notes
     assert any(span.is_discontinuous for note in notes for span in note.spans)
     counts = [score_subsets(note.text, note.spans, note.spans) for note in notes]
@@ -173,7 +173,7 @@ def test_made_up_notes_nest_and_their_line_ends_are_no_gaps():
         ("bc5cdr", "pubtator", None, 18976, (0, 0, 0, 0)),
     ],
 )
-def test_real_corpora_hold_as_many_as_the_results_page_says(
+def test_real_corpora_have_as_many_as_the_results_page_says(
     folder, reader, labels, num_items, sizes
 ):
     notes = read_corpus(SHARED / "corpora" / folder, reader, labels).notes

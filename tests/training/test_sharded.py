@@ -30,7 +30,6 @@ from raymrc.model.loading import (
     check_weights,
     load_backbone,
     weight_names,
-    write_weights,
 )
 from raymrc.model.network import local_part
 from raymrc.model.strategies import STRATEGIES
@@ -42,6 +41,7 @@ from tests.model.tiny import KINDS, tiny_backbone, tiny_checkpoint, tiny_configu
 from tests.paths import ROOT
 from tests.training.test_lane import make_data, make_notes
 from tests.training.test_relations import make_relation_data, make_relation_notes
+from tests.weights import write_weights
 
 STEPS = 50
 TOLERANCE = 2e-5
