@@ -36,9 +36,10 @@ from raymrc.planning.plan import (
     build_configuration,
 )
 from raymrc.scheduling.state import StudyOutcome
+from raymrc.scheduling.terms import Listeners
 from raymrc.scoring.counts import Counts
 from raymrc.study.space import Grid, build_space
-from raymrc.sweep.driver import run_study
+from raymrc.sweep.driver import Training, run_study
 from raymrc.sweep.session import HostResources, cluster
 from raymrc.tracking import MlflowRecorder, TrackingPlace
 
@@ -165,9 +166,8 @@ def time_study(plan: Plan, folder: Path) -> tuple[float, float, int]:
     began, began_cpu = time.perf_counter(), time.process_time()
     with MlflowRecorder(TrackingPlace(uri, plan.study), warn=_fail) as recorder:
         outcome: StudyOutcome = run_study(
-            plan, ledger, open_idle, None,
-            folder=folder, resources=HostResources(), on_record=recorder.record,
-        )  # fmt: skip
+            plan, ledger, Training(open_idle), folder, listeners=Listeners(recorder.record)
+        )
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
     assert outcome.done == plan.num_fold_runs == len(ledger.keys()), outcome
     return seconds, cpu_seconds, recorder.written

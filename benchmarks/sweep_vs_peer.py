@@ -40,7 +40,7 @@ from raymrc.planning.plan import Plan, plan_study
 from raymrc.scoring.counts import Counts, pool
 from raymrc.study.load import load_spec
 from raymrc.study.notes import read_study_corpus
-from raymrc.sweep.driver import run_study
+from raymrc.sweep.driver import Training, run_study
 from raymrc.sweep.session import HostResources, cluster
 from raymrc.training.batching import StudyData
 from raymrc.training.trainer import Trainer
@@ -137,9 +137,7 @@ def configurations_of(plan: Plan) -> tuple[Configuration, ...]:
 def run_ours(plan: Plan, data: StudyData, folder: Path) -> Side:
     ledger = Ledger(str(folder))
     began = time.perf_counter()
-    outcome = run_study(
-        plan, ledger, Trainer().open_pool, data, folder=folder, resources=HostResources()
-    )
+    outcome = run_study(plan, ledger, Training(Trainer().open_pool, data), folder)
     seconds = time.perf_counter() - began
     assert outcome.done == plan.num_fold_runs, outcome.reasons
     number_of = {c: number for number, c in enumerate(configurations_of(plan))}

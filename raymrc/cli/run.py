@@ -153,7 +153,8 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcom
     # And seconds more.
     from raymrc.scheduling.failures import FailureTerms
     from raymrc.scheduling.progress import ProgressDisplay
-    from raymrc.sweep.driver import run_study
+    from raymrc.scheduling.terms import Listeners, RunTerms
+    from raymrc.sweep.driver import Training, run_study
     from raymrc.sweep.session import HostResources
     from raymrc.tracking import MlflowRecorder, TrackingPlace
 
@@ -170,33 +171,35 @@ def _train(job: _Job, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcom
         outcome = run_study(
             plan,
             ledger,
-            Trainer(
-                "cuda" if spec.resources.gpus_per_host else "cpu",
-                spec.prices.device_hour_usd,
-                spec.resources.gpus_per_host or 1.0,
-                frozenset(
-                    cell.cell
-                    for cell in plan.cells
-                    if cell.placement is not None and cell.placement.checkpoints
+            Training(
+                Trainer(
+                    "cuda" if spec.resources.gpus_per_host else "cpu",
+                    spec.prices.device_hour_usd,
+                    spec.resources.gpus_per_host or 1.0,
+                    frozenset(
+                        cell.cell
+                        for cell in plan.cells
+                        if cell.placement is not None and cell.placement.checkpoints
+                    ),
+                    absolute(spec.storage),
+                ).open_pool,
+                job.data,
+                HostResources(
+                    spec.resources.cpus_per_host,
+                    spec.resources.gpus_per_host,
+                    spec.resources.max_hosts,
+                    spec.resources.lanes_per_host,
+                    together=spec.resources.same_machine,
+                    metrics_port=metrics_port,
                 ),
-                absolute(spec.storage),
-            ).open_pool,
-            job.data,
-            folder=spec.folder,
-            resources=HostResources(
-                spec.resources.cpus_per_host,
-                spec.resources.gpus_per_host,
-                spec.resources.max_hosts,
-                spec.resources.lanes_per_host,
-                together=spec.resources.same_machine,
-                metrics_port=metrics_port,
             ),
-            on_record=recorder.record,
-            on_progress=show,
-            budget=Budget.of(spec),
-            expect=expect,
-            failures=FailureTerms(spec.failures.retries, spec.failures.close_cell_after),
-            say=say,
+            spec.folder,
+            RunTerms(
+                Budget.of(spec),
+                expect,
+                FailureTerms(spec.failures.retries, spec.failures.close_cell_after),
+            ),
+            Listeners(recorder.record, show, say),
         )
     if recorder.behind:
         say(

@@ -1,4 +1,4 @@
-"""What is left in the storage of fold-runs that are not finished, and when it goes."""
+"""Checkpoints of unfinished fold-runs in the study's storage, and when they are removed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from raymrc.ledger.storage import SAVED, Files, absolute, not_writable, open_fil
 
 
 class Checkpoints:
-    """What hosts have saved of fold-runs that are not finished, in the study's storage.
+    """Checkpoints that hosts write, named `<key>/<number>`.
 
     Raises:
-        LedgerError: the storage cannot be opened, listed (`left`) or written (`marker`).
+        LedgerError: the storage cannot be opened, listed (`latest`) or written to (`marker`).
     """
 
     def __init__(self, storage: str) -> None:
@@ -24,8 +24,8 @@ class Checkpoints:
         self.files: Files = open_files(self.storage, SAVED)
 
     @cached_property
-    def left(self) -> dict[str, str]:
-        """The latest state of each key, as earlier runs have left them."""
+    def latest(self) -> dict[str, str]:
+        """The name of each key's latest checkpoint from earlier runs."""
         latest: dict[str, str] = {}
         try:
             names = sorted(self.files.names())
@@ -38,25 +38,25 @@ class Checkpoints:
                 latest[key] = name
         return latest
 
-    def drop_of(self, record: Record) -> None:
-        """What is not needed any more once this is in the ledger."""
+    def drop_after(self, record: Record) -> None:
+        """Remove what is not needed once this record is in the ledger."""
         if not record.is_paused:
-            self.drop(record.key)
+            self._drop(record.key)
 
-    def drop(self, key: str) -> None:
-        with suppress(OSError):  # it is in nobody's way
+    def _drop(self, key: str) -> None:
+        with suppress(OSError):  # a leftover does no harm
             self.files.remove_all(key)
 
     def tidy(self, finished: Collection[str]) -> None:
-        """Of what is finished a driver that was killed may have left something, or its hosts after it."""
+        """Remove what a killed driver, or hosts that outlived it, left of finished fold-runs."""
         with suppress(OSError):
             for key in {name.partition("/")[0] for name in self.files.names()}:
                 if key in finished:
-                    self.drop(key)
+                    self._drop(key)
 
     @contextmanager
     def marker(self) -> Iterator[str]:
-        """A file that hosts look for, to see whether they see the storage."""
+        """The name of a file that a host finds only where it sees this storage."""
         name = f".seen-{secrets.token_hex(4)}"
         try:
             self.files.write(name, b"", replace=True)

@@ -1,132 +1,186 @@
-"""TODO: say what this module holds."""
+"""At most one driver trains a study at a time: two would train the same fold-runs twice.
+
+In a folder the driver holds a lock file, which the system frees when the process ends. An object store has no
+locks, so there the driver holds a claim: a file that it renews every few seconds while it lives.
+"""
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
+import json
 import os
 import platform
-import tempfile
+import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from raymrc.costs.journal import SPEND_FOLDER, Journal, JournalEntry
-from raymrc.errors import StudyError
-from raymrc.ledger.storage import Folder, open_files
+from raymrc.costs.journal import SPEND_FOLDER
+from raymrc.errors import LedgerError, StudyError
+from raymrc.ledger.storage import Files, Folder, hide_password, not_writable, open_files, said
 
-LOST_SECONDS, LOOK_SECONDS = 120.0, 0.5
-"""NFS keeps the lock of a machine that is gone for 90 seconds, where nothing else was set."""
+POLL_SECONDS = 0.5
 
+LOST_MACHINE_SECONDS = 120.0
+"""By default, NFS frees the lock of a machine that is gone after 90 seconds."""
 
-WATCH_SECONDS = 30.0
-"""A run that trains writes every three seconds what it has spent; one that has not for so long is gone."""
+RENEW_SECONDS, LEASE_SECONDS = 3.0, 30.0
+"""A claim that nobody renews during a lease belongs to a dead driver."""
+
+CLAIMS = "drivers"
+"""The folder of claims in a study's storage."""
 
 
 def this_process() -> str:
     return f"process {os.getpid()} on {platform.node()}"
 
 
-def at_work(storage: str, process: str) -> str:
-    """The sentence for a second run."""
-    who = f" ({process})" if process else ""
-    return f"{storage}: another run of this study is at work{who}"
-
-
-WHAT_TO_DO = "wait for it, or stop it and run this again"
-
-
 @contextmanager
-def only_run(storage: str, say: Callable[[str], None]) -> Iterator[bool]:
-    """The one run of a study that trains: two would train the same fold-runs twice.
+def only_run(storage: str, log: Callable[[str], object]) -> Iterator[Callable[[], bool]]:
+    """Hold a study for this driver.
 
-    It holds a lock that goes with its process, in the storage, or on this machine where that is a URL. Not
-    all machines see it, and some storages have none, so it is also watched who still writes what it spends.
+    Read the ledger only after this: until then another driver may have written to it.
 
     Args:
-        say: told what it waits for: file systems keep the lock of a machine that was lost for a while.
+        log: receives a sentence before a wait for another driver that may be dead.
 
-    Gives:
-        Whether it had to wait; meanwhile another run may have gone on.
+    Yields:
+        A function that tells whether another driver has taken over the study, because this one could not
+        renew its claim for too long.
 
     Raises:
-        LedgerError: what runs have spent cannot be read or written.
-        StudyError: another run has it.
+        StudyError: another driver holds the study.
+        LedgerError: the storage refuses the claim.
     """
     files = open_files(storage, SPEND_FOLDER)
-    if isinstance(files, Folder):
-        place = files.root / ".lock"
-    else:
-        name = hashlib.sha256(storage.encode()).hexdigest()[:16]
-        place = Path(tempfile.gettempdir(), f"raymrc-{os.getuid()}-{name}.lock")
-    with ExitStack() as stack:
-        is_locked = waited = False
-        with suppress(OSError):  # no such folder, a full disk, a file system without locks
-            place.parent.mkdir(parents=True, exist_ok=True)
-            # In a folder that others may write to, too: not through a link of theirs.
-            lock = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            stack.callback(os.close, lock)
-            waited = _wait_for_lock(lock, storage, say)
-            is_locked = True
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, this_process().encode(), 0)
-        waited |= _see_off_others(storage, say, is_locked=is_locked)
-        yield waited
+    lock = _open_lock(files.root / ".lock") if isinstance(files, Folder) else None
+    try:
+        if lock is not None and _take_lock(lock, storage, log):
+            yield lambda: False
+        else:
+            with _claim(storage, log) as is_lost:
+                yield is_lost
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
-def _wait_for_lock(lock: int, storage: str, say: Callable[[str], None]) -> bool:
-    until = time.monotonic() + LOST_SECONDS
-    is_said = False
+def _refusal(storage: str, process: str) -> StudyError:
+    return StudyError(
+        f"{hide_password(storage)}: another run is training this study ({process}); "
+        "wait for it, or stop it and run this again"
+    )
+
+
+# --- a lock file ----------------------------------------------------------------------------------
+
+
+def _open_lock(path: Path) -> int | None:
+    """None where the file cannot be opened."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Others may write to this folder: do not follow a link of theirs.
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    return None
+
+
+def _take_lock(lock: int, storage: str, log: Callable[[str], object]) -> bool:
+    """Wait while a lost machine may hold the lock. False where the file system has no locks."""
+    deadline = time.monotonic() + LOST_MACHINE_SECONDS
+    is_logged = False
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return is_said
         except BlockingIOError:
             holder = os.pread(lock, 1000, 0).decode()
-        sentence = at_work(storage, holder)
-        if _is_here(holder) or time.monotonic() >= until:
-            raise StudyError(f"{sentence}; {WHAT_TO_DO}")
-        if not is_said:
-            say(
-                f"{sentence}, or its machine was lost; waiting for {LOST_SECONDS:.0f} seconds at most"
+        except OSError:
+            return False
+        else:
+            with suppress(OSError):  # a full disk; the lock holds without its holder's name
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, this_process().encode(), 0)
+            return True
+        if holder.endswith(f" on {platform.node()}") or time.monotonic() >= deadline:
+            raise _refusal(storage, holder)
+        if not is_logged:
+            log(
+                f"{hide_password(storage)}: locked by {holder}; waiting at most "
+                f"{LOST_MACHINE_SECONDS:.0f} seconds, in case that machine was lost"
             )
-            is_said = True
-        time.sleep(LOOK_SECONDS)
+            is_logged = True
+        time.sleep(POLL_SECONDS)
 
 
-def _is_here(process: str) -> bool:
-    return process.endswith(f" on {platform.node()}")
+# --- a claim --------------------------------------------------------------------------------------
 
 
-def _see_off_others(storage: str, say: Callable[[str], None], *, is_locked: bool) -> bool:
-    """Of runs that have not said that they ended: whether one is at work is told by its writing, and by no
-    clock. Those that are gone are buried.
+@contextmanager
+def _claim(storage: str, log: Callable[[str], object]) -> Iterator[Callable[[], bool]]:
+    """Each driver writes its claim before it looks for others: of two that start together, one at least sees
+    the other and goes."""
+    files, name = open_files(storage, CLAIMS), f"{secrets.token_hex(8)}.json"
+    ended, lost = threading.Event(), threading.Event()
 
-    Args:
-        is_locked: so that no other one is at work on this machine.
-    """
-    journal = Journal(storage)
-    gone = {entry.driver: entry for entry in journal.entries() if not entry.has_ended}
+    def write(renewals: int) -> None:
+        claim = {"process": this_process(), "renewals": renewals}
+        files.write(name, json.dumps(claim).encode(), replace=True)
 
-    def unsure() -> list[JournalEntry]:
-        return [entry for entry in gone.values() if not (is_locked and _is_here(entry.process))]
+    def renew() -> None:
+        renewals = 0
+        while not ended.wait(RENEW_SECONDS):
+            renewals += 1
+            with suppress(OSError):  # the storage is away
+                if not files.exists(name):
+                    lost.set()
+                    return
+                write(renewals)
 
-    waits = bool(unsure())
-    if waits:
-        latest = max(unsure(), key=lambda entry: entry.written_at)
-        say(
-            f"{at_work(storage, latest.process)}, or has ended without a word; watching for "
-            f"{WATCH_SECONDS:.0f} seconds whether it writes"
-        )
-    until = time.monotonic() + WATCH_SECONDS
-    while unsure() and time.monotonic() < until:
-        time.sleep(LOOK_SECONDS)
-        before = gone
-        gone = {entry.driver: entry for entry in journal.entries() if not entry.has_ended}
-        for entry in unsure():
-            if entry != before.get(entry.driver):
-                raise StudyError(f"{at_work(storage, entry.process)}; {WHAT_TO_DO}")
-    for entry in gone.values():
-        journal.mark_dead(entry)
-    return waits
+    try:
+        write(0)
+    except OSError as error:
+        raise not_writable(files, error) from None
+    thread = threading.Thread(target=renew, name="claim", daemon=True)
+    thread.start()
+    try:
+        _outlive_others(files, name, storage, log)
+        yield lost.is_set
+    finally:
+        ended.set()
+        thread.join()  # else it might write the claim again
+        with suppress(OSError):
+            files.remove(name)
+
+
+def _outlive_others(files: Files, mine: str, storage: str, log: Callable[[str], object]) -> None:
+    """Watch all other claims for a lease, and remove those that nobody renews. No clocks are compared."""
+    try:
+        names = [name for name in files.names() if name.endswith(".json") and name != mine]
+        others = {name: _read(files, name) for name in names if not name.startswith(".")}
+        others = {name: claim for name, claim in others.items() if claim is not None}
+        if others:
+            log(
+                f"{hide_password(storage)}: another run has not ended, or was killed; watching for "
+                f"{LEASE_SECONDS:.0f} seconds whether it renews its claim"
+            )
+        deadline = time.monotonic() + LEASE_SECONDS
+        while others and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            for name, before in list(others.items()):
+                claim = _read(files, name)
+                if claim is None:
+                    del others[name]
+                elif claim != before:
+                    raise _refusal(storage, json.loads(claim)["process"])
+        for name in others:
+            files.remove(name)
+    except OSError as error:
+        raise LedgerError(f"{files.place('')}: the store refuses ({said(error)})") from None
+
+
+def _read(files: Files, name: str) -> bytes | None:
+    try:
+        return files.read(name)
+    except FileNotFoundError:
+        return None

@@ -1,6 +1,6 @@
-"""How far a study is, and where that is shown.
+"""The progress of a study, and how it is shown.
 
-Snapshot (a value) -> table on a terminal, or a line now and then elsewhere
+Snapshot -> live table on a terminal, elsewhere a line every half minute
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 LINE_SECONDS = 30.0
-"""Where nobody watches a terminal, a line is written no more often than this."""
+"""Minimum time between two lines where there is no terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,9 @@ class CellProgress:
     """One cell, in fold-runs.
 
     Args:
-        best: the fields in which the best complete configuration so far differs from the others.
-        closed: nothing more of it is started, since so much of it has failed.
+        best: the searched fields of the best complete configuration so far.
         best_f1: its mean validation F1, 0 to 1; None while no configuration is complete.
-        folds_per_configuration: a cell's total is a multiple of it.
+        closed: abandoned after repeated failures.
     """
 
     name: str
@@ -45,13 +44,13 @@ class Snapshot:
     """A study at one moment, in fold-runs.
 
     Args:
-        done: those of earlier runs included.
-        reused: of `done`, those that were in the ledger before.
-        waiting, trouble: finished fold-runs that the storage does not take, and what it says.
-        running: what each trial is at, such as "minilm-l2/fine_tune fold 3 epoch 4".
-        spared: not in `total`, since their configurations cannot win any more.
-        spent: of the budget, in words; "" where there is none.
-        raced: of a study that races, epochs that this run has trained, and that are at most to come.
+        done: in all runs.
+        reused: the part of `done` that was in the ledger before.
+        running: per trial, such as "minilm-l2/fine_tune fold 3 epoch 4".
+        spared: not in `total`, because their configurations cannot win any more.
+        spent: of the budget, in words; "" without a budget.
+        waiting, trouble: number of finished fold-runs that the storage refuses, and its message.
+        raced: in a study that races, the epochs that this run has trained, and the most that may follow.
     """
 
     total: int
@@ -69,8 +68,8 @@ class Snapshot:
 
     @property
     def seconds_left(self) -> float | None:
-        """As long again for each as for those of this run; None before the first. In a race most fold-runs
-        are not trained to their end: epochs are counted, and it is the most that it may take."""
+        """Extrapolated from this run; None before its first fold-run. In a race, an upper bound from epochs,
+        because most fold-runs are not trained to their end."""
         trained = self.done - self.reused + self.failed
         left = self.total - self.done - self.failed
         if self.raced is not None:
@@ -78,17 +77,17 @@ class Snapshot:
         return self.wall_seconds / trained * left if trained else None
 
     @property
-    def told_left(self) -> str:
-        """The same in words; "" where there is nothing to say."""
+    def time_left(self) -> str:
+        """The same in words; "" where it is unknown."""
         if not self.seconds_left:
             return ""
         return f"{'at most ' if self.raced is not None else ''}{duration(self.seconds_left)} left"
 
 
 class ProgressDisplay:
-    """Shows snapshots on stderr: live on a terminal, else a line now and then.
+    """Shows snapshots on stderr: a live table on a terminal, elsewhere lines.
 
-    with Progress() as show:
+    with ProgressDisplay() as show:
         run_study(..., on_progress=show)
     """
 
@@ -130,14 +129,14 @@ class ProgressDisplay:
 
 
 def line(snapshot: Snapshot) -> str:
-    """One line for a log: how much is done, how long it will take, who leads."""
+    """One line for a log: how much is done, the time left, and the best configuration."""
     parts = [f"{snapshot.done} of {snapshot.total} fold-runs"]
     if snapshot.failed:
         parts.append(f"{snapshot.failed} failed")
     if snapshot.spared:
         parts.append(f"{snapshot.spared} spared by racing")
-    if snapshot.told_left:
-        parts.append(snapshot.told_left)
+    if snapshot.time_left:
+        parts.append(snapshot.time_left)
     if snapshot.spent:
         parts.append(f"spent {snapshot.spent}")
     parts += _troubles(snapshot)
@@ -151,14 +150,14 @@ def line(snapshot: Snapshot) -> str:
 
 
 def _troubles(snapshot: Snapshot) -> list[str]:
-    said = []
+    troubles = []
     if snapshot.trouble:
         what = "fold-run waits" if snapshot.waiting == 1 else "fold-runs wait"
-        said.append(f"{snapshot.waiting} finished {what} for the storage: {snapshot.trouble}")
+        troubles.append(f"{snapshot.waiting} finished {what} for the storage: {snapshot.trouble}")
     closed = [cell.name for cell in snapshot.cells if cell.closed]
     if closed:
-        said.append(f"closed after failures: {', '.join(closed)}")
-    return said
+        troubles.append(f"abandoned after failures: {', '.join(closed)}")
+    return troubles
 
 
 def render_progress(snapshot: Snapshot) -> RenderableType:
@@ -183,8 +182,8 @@ def render_progress(snapshot: Snapshot) -> RenderableType:
         summary += f", {snapshot.reused} from the ledger"
     if snapshot.spared:
         summary += f", {snapshot.spared} more spared by racing"
-    if snapshot.told_left:
-        summary += f", {'about ' if snapshot.raced is None else ''}{snapshot.told_left}"
+    if snapshot.time_left:
+        summary += f", {'about ' if snapshot.raced is None else ''}{snapshot.time_left}"
     if snapshot.spent:
         summary += f"; spent {snapshot.spent}"
     running = "; ".join(snapshot.running)

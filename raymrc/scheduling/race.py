@@ -1,8 +1,8 @@
-"""The race of one cell: which configuration trains on which fold next, until which epoch. No Ray here.
+"""The race of one cell: which configuration trains on which fold next, and until which epoch.
 
     proposer -> contenders -> racing.decide -> legs -> (trained elsewhere) -> courses -> racing.decide ...
 
-`racing/racing.py` decides and keeps nothing; this is what is kept between two decisions.
+`racing/racing.py` decides and keeps no state; this module keeps the state between two decisions.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class _Entry:
     """A configuration in the race.
 
     Args:
-        courses: by fold, validation F1 of the epochs that are done.
-        running: by fold, until which epoch it was handed out.
-        failed: folds; with any it is out of the race.
+        courses: per fold, validation F1 after each finished epoch.
+        running: per fold in training, the epoch until which it trains.
+        failed: folds; with any of them the configuration is out of the race.
     """
 
     configuration: Configuration
@@ -43,7 +43,7 @@ class Legs:
     """What one trial trains: fold-runs of a configuration, each until an epoch.
 
     Args:
-        until: by fold.
+        until: per fold.
     """
 
     configuration: Configuration
@@ -56,8 +56,8 @@ class Stop:
 
     Args:
         reason: a sentence for the record.
-        epochs: that it was trained for, all folds together.
-        reached: mean over the folds that it began of the best validation F1, 0 to 1.
+        epochs: trained on all folds together.
+        reached: best validation F1, averaged over the folds that it began, 0 to 1.
     """
 
     configuration: Configuration
@@ -70,7 +70,8 @@ class Race:
     """
     Args:
         propose: the next configuration; None when there are no more.
-        starters: so many enter at once, the others when nothing is left to run for those that are in.
+        max_initial: this many contenders enter at once, each further one when those in the race leave
+            nothing to run.
     """
 
     def __init__(
@@ -79,12 +80,12 @@ class Race:
         num_folds: int,
         propose: Callable[[], Configuration | None],
         *,
-        starters: float = math.inf,
+        max_initial: float = math.inf,
     ) -> None:
         self._racing = racing
         self._num_folds = num_folds
         self._propose = propose
-        self._starters = starters
+        self._max_initial = max_initial
         self._entries: dict[str, _Entry] = {}
         self._queue: deque[Run] = deque()
         self._has_news = True
@@ -92,10 +93,10 @@ class Race:
         self._stops: list[Stop] = []
         self.winner: Configuration | None = None
 
-    # --- what comes in ----------------------------------------------------------------------------
+    # --- results --------------------------------------------------------------------------------------
 
     def enter(self, configuration: Configuration) -> None:
-        """One more contender; one that is in stays as it is."""
+        """Add a contender; one that is in the race already stays as it is."""
         if configuration.id not in self._entries:
             courses: list[Sequence[float]] = [()] * self._num_folds
             self._entries[configuration.id] = _Entry(configuration, courses)
@@ -113,11 +114,11 @@ class Race:
         trained_parameters: int = 0,
         stopped: bool = False,
     ) -> None:
-        """How far a fold-run has got. What is known already to be further is kept.
+        """Take in how far a fold-run has got. A longer course that is known already stays.
 
         Args:
-            course: validation F1 of its epochs so far.
-            stopped: an earlier decision has stopped its configuration.
+            course: validation F1 after each epoch so far.
+            stopped: an earlier decision has stopped this configuration.
         """
         entry = self._entries[configuration.id]
         course = tuple(course)
@@ -130,19 +131,19 @@ class Race:
         self._has_news = True
 
     def fail(self, configuration: Configuration, fold: int) -> None:
-        """A fold-run failed; its configuration cannot win, and says nothing about the others."""
+        """A fold-run failed: its configuration cannot win, and is no evidence about the others."""
         entry = self._entries[configuration.id]
         entry.running.pop(fold, None)
         entry.failed.add(fold)
         self._has_news = True
 
-    # --- what goes out ----------------------------------------------------------------------------
+    # --- work and progress ----------------------------------------------------------------------------
 
     def next(self, slots: int) -> Legs | None:
-        """What is to be trained next; None when nothing is, for the time being or for good.
+        """What to train next; None when there is nothing now, or nothing any more (`is_over`).
 
         Args:
-            slots: fold-runs that could start now, this one included.
+            slots: fold-runs that could start now, the next one included.
         """
         if self._has_news:
             self._decide(slots)
@@ -157,7 +158,7 @@ class Race:
         return Legs(entry.configuration, {run.fold: run.until for run in mine})
 
     def take_stops(self) -> list[Stop]:
-        """Who has been stopped since this was last asked."""
+        """Configurations stopped since the last call."""
         stops, self._stops = self._stops, []
         return stops
 
@@ -174,12 +175,12 @@ class Race:
 
     @property
     def stopped(self) -> list[Stop]:
-        """All that have been."""
+        """All configurations stopped so far."""
         return [_as_stop(entry, "") for entry in self._entries.values() if entry.stopped]
 
     @property
     def share(self) -> float:
-        """Of the contenders' epochs on all folds, those that are done or were handed out, 0 to 1."""
+        """Share of the contenders' epochs on all folds that is done or handed out, 0 to 1."""
         given = total = 0
         for entry in self._entries.values():
             total += entry.configuration.epochs * self._num_folds
@@ -189,7 +190,7 @@ class Race:
 
     @property
     def epochs(self) -> tuple[int, int]:
-        """Those that are done, and those that are at most to come for whoever is in the race."""
+        """Epochs that are done, and the most that may follow."""
         done, left, is_over = 0, 0, self.is_over
         for entry in self._entries.values():
             done += sum(map(len, entry.courses))
@@ -199,7 +200,7 @@ class Race:
 
     @property
     def num_spared(self) -> int:
-        """Fold-runs that will not be trained to their end; not those that failed."""
+        """Fold-runs that will not be trained to their end; failed ones do not count."""
         is_over = self.is_over
         left_out = [
             entry
@@ -224,7 +225,7 @@ class Race:
     def _decide(self, slots: int) -> None:
         self._has_news = False
         self._queue.clear()
-        while len(self._entries) < self._starters and self._admit():
+        while len(self._entries) < self._max_initial and self._admit():
             pass
         while True:
             contenders = [
@@ -246,7 +247,7 @@ class Race:
                 winner = decision.winner
                 self.winner = self._entries[winner].configuration if winner else None
                 self._queue.extend(decision.run)
-            # One more enters when nobody who is in is worth what is free.
+            # One more enters when free slots have nothing to run.
             if self._queue or not self._admit():
                 return
 

@@ -1,6 +1,6 @@
-"""Finished records on their way into the ledger, by a thread that waits out a storage that refuses.
+"""Writes finished records to the ledger from its own thread, and waits while the storage refuses them.
 
-driver: put, put ... -> Keeper -> Ledger.record        written: what is in the ledger by now
+driver: put, put ... -> RecordWriter -> Ledger.record        written: what has reached the ledger
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from raymrc.errors import LedgerError
 from raymrc.ledger.record import Record
 
 OUTAGE_PATIENCE_SECONDS = 600.0
-"""A storage may refuse for so long: a full disk takes a person some minutes, and so does what clouds call a
-short outage. Fold-runs take minutes each, so what waits meanwhile is little memory."""
+"""A full disk takes a person minutes to clear. Waiting records take little memory meanwhile."""
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 30.0
-"""Before it is asked again; twice as long each time."""
+"""Between two tries; each wait is twice the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +26,8 @@ class Trouble:
     """Why finished fold-runs wait.
 
     Args:
-        waiting: how many.
-        reason: what the storage says.
+        waiting: number of records.
+        reason: the storage's own message.
     """
 
     waiting: int
@@ -36,34 +35,35 @@ class Trouble:
 
 
 class RecordWriter:
-    """Writes records in the order in which they came; none is dropped while there is patience.
+    """Writes records in the order in which they came. It drops none while its patience lasts.
 
     Args:
         record: writes one; see `Ledger.record`.
-        kept: told in the writing thread of each that is in the ledger.
-        patience_seconds: from the first refusal on; each success gives all of it back.
-        clock, pause: seconds that only go forward; waits for some, or less when it is time to end.
+        after_write: called in the writing thread with each record that is in the ledger.
+        patience_seconds: counted from the first refusal; each success restores all of it.
+        clock: monotonic seconds.
+        pause: waits for a number of seconds.
     """
 
     def __init__(
         self,
         record: Callable[[Record, str | None], None],
-        kept: Callable[[Record], None],
+        after_write: Callable[[Record], None],
         patience_seconds: float = OUTAGE_PATIENCE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
         self._record = record
-        self._kept = kept
+        self._after_write = after_write
         self._patience = patience_seconds
         self._clock = clock
         self._pause = pause
         self._queue: queue.SimpleQueue[tuple[Record, str | None, bool] | None] = queue.SimpleQueue()
         self._written: queue.SimpleQueue[Record] = queue.SimpleQueue()
-        self._given = self._settled = 0
+        self._num_put = self._num_settled = 0
         self._reason = ""
         self.error: Exception | None = None
-        """Why it has given up; what came since is not written."""
+        """Why the writer gave up; it writes nothing after that."""
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
         self._thread.start()
 
@@ -71,14 +71,14 @@ class RecordWriter:
         """Hand over a record; never waits.
 
         Args:
-            text: `record.to_json()`, where it is at hand.
-            quietly: it is not one of those that are `written`: another one will take its place.
+            text: `record.to_json()`, if the caller has it.
+            quietly: leave it out of `written`, because another record will replace it.
         """
-        self._given += 1
+        self._num_put += 1
         self._queue.put((record, text, quietly))
 
     def written(self) -> list[Record]:
-        """Those that have come into the ledger since this was last asked, in order."""
+        """Records that have reached the ledger since the last call, in order."""
         found = []
         while not self._written.empty():
             found.append(self._written.get())
@@ -86,15 +86,15 @@ class RecordWriter:
 
     @property
     def trouble(self) -> Trouble | None:
-        """None where the storage does as it is told."""
+        """None while the storage takes records."""
         reason = self._reason
-        return Trouble(self._given - self._settled, reason) if reason else None
+        return Trouble(self._num_put - self._num_settled, reason) if reason else None
 
     def close(self, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Waits until all is written, or patience is at its end.
+        """Wait until all is written or patience has ended.
 
         Args:
-            meanwhile: called now and then, to say so.
+            meanwhile: called twice a second.
         """
         self._queue.put(None)
         while self._thread.is_alive():
@@ -108,7 +108,7 @@ class RecordWriter:
                     self._write(*item)
                 except Exception as error:
                     self.error = error
-            self._settled += 1
+            self._num_settled += 1
 
     def _write(self, record: Record, text: str | None, quietly: bool) -> None:
         refused_at: float | None = None
@@ -122,14 +122,14 @@ class RecordWriter:
                 refused_at = now if refused_at is None else refused_at
                 if now - refused_at >= self._patience:
                     raise LedgerError(
-                        f"{error}; finished fold-runs could not be kept for "
-                        f"{self._patience / 60:.0f} minutes and will be trained again; mend the "
+                        f"{error}; finished fold-runs could not be written for "
+                        f"{self._patience / 60:.0f} minutes and will be trained again; repair the "
                         "storage and run the study again"
                     ) from None
                 self._reason = str(error)
             self._pause(min(wait, self._patience - (now - refused_at)))
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
         self._reason = ""
-        self._kept(record)
+        self._after_write(record)
         if not quietly:
             self._written.put(record)

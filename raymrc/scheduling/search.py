@@ -1,9 +1,9 @@
-"""What to train next, over all cells of a study. No Ray here: it proposes and is told.
+"""What to train next, over all cells of a study.
 
-plan + records -> StudySearch.next() -> Work -> (trained elsewhere) -> StudySearch.settle()
+plan + records -> StudySearch.next() -> WorkItem -> (trained elsewhere) -> StudySearch.settle()
 
-Without racing a trial is a configuration and trains all that it lacks. In a race (`scheduler.Race`) what is
-handed out is a leg: a configuration goes on until a rung on one fold or several, and may be back for more.
+Without racing, a work item is all that the ledger lacks of a configuration. In a race (`race.Race`) it is a
+leg: a configuration trains until a rung on one or several folds, and may come back for the next leg.
 """
 
 from __future__ import annotations
@@ -20,31 +20,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 from raymrc.configuration import Cell, Configuration, FoldRun, hash_values
 from raymrc.ledger.record import Record
 from raymrc.planning.fold_runs import fold_run
-from raymrc.planning.plan import (
-    CellPlan,
-    Plan,
-    build_configuration,
-)
+from raymrc.planning.plan import CellPlan, Plan, build_configuration
 from raymrc.racing.racing import Racing
 from raymrc.scheduling.race import Race, Stop
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-STARTERS = 10
-"""So many of TPE's proposals race at once: as many as Optuna draws by chance before it looks at any."""
+MAX_INITIAL_PROPOSALS = 10
+"""TPE's first contenders in a race: Optuna draws this many at random before it uses any result."""
 
-SAME_AGAIN = 20
-"""After so many proposals in a row that were made before, TPE's space is nearly used up."""
+MAX_REPEATED_PROPOSALS = 20
+"""After this many known proposals in a row TPE's space is nearly used up."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """What a trial is handed at a time: fold-runs of a configuration that the ledger lacks.
+    """Fold-runs of one configuration that the ledger lacks, for one trial.
 
     Args:
         cell: index into the plan's cells.
-        until: by key, the epoch at which to pause; others are trained to their end.
+        until: by key, the epoch at which to pause; the others train to their end.
     """
 
     cell: int
@@ -57,20 +53,24 @@ class Proposer(Protocol):
     """Chooses the configurations of one cell."""
 
     def propose(self) -> Configuration | None:
-        """The next one; None when all have been proposed."""
+        """The next configuration; None when all have been proposed."""
         ...
 
-    def tell(self, configuration: Configuration, value: float | None) -> None:
-        """A proposed one is settled: mean validation F1 over all its folds; None if one failed."""
+    def learn(self, configuration: Configuration, value: float | None) -> None:
+        """A proposal is settled.
+
+        Args:
+            value: mean validation F1 over all folds; None if one failed.
+        """
         ...
 
-    def tell_stopped(self, stop: Stop) -> None:
-        """A proposed one was stopped in a race."""
+    def learn_stop(self, stop: Stop) -> None:
+        """A race has stopped a proposal."""
         ...
 
 
 class ListSearch:
-    """Grid and random: the plan has written the configurations down."""
+    """Grid and random search: the plan lists the configurations, whatever the results."""
 
     def __init__(self, configurations: Iterable[Configuration]) -> None:
         self._left = iter(configurations)
@@ -78,19 +78,20 @@ class ListSearch:
     def propose(self) -> Configuration | None:
         return next(self._left, None)
 
-    def tell(self, configuration: Configuration, value: float | None) -> None:
-        """The list stands, whatever comes out."""
+    def learn(self, configuration: Configuration, value: float | None) -> None:
+        pass
 
-    def tell_stopped(self, stop: Stop) -> None:
-        """The list stands, whatever comes out."""
+    def learn_stop(self, stop: Stop) -> None:
+        pass
 
 
 @dataclass(slots=True)
 class _Try:
-    """A proposal of TPE: its point, and its worth once that is known.
+    """A proposal of TPE.
 
     Args:
-        reached: where it was stopped: after so many epochs, at so much.
+        value: mean validation F1, once all folds are done.
+        reached: epochs and validation F1 when a race stopped it.
     """
 
     params: Mapping[str, Any]
@@ -100,7 +101,7 @@ class _Try:
 
     @property
     def state(self) -> str:
-        """As Optuna calls it."""
+        """Name of Optuna's trial state."""
         if self.value is not None:
             return "COMPLETE"
         if self.reached is not None:
@@ -109,17 +110,18 @@ class _Try:
 
 
 class TpeSearch:
-    """Optuna's TPE over one cell, told of configurations whose folds are all done, and of those that were
-    stopped that they were: to Optuna they are pruned, and none of them is as good as one that is done.
+    """Optuna's TPE over one cell.
 
-    A proposal is a function of the seed and of the tries before it: the sampler is made anew
-    each time. So a study that was cut off goes on where it stood, and a running mean of a
-    half-trained configuration never counts as its worth.
+    Optuna sees configurations whose folds are all done as complete, and those that a race stopped as pruned,
+    which it ranks below every complete one. The mean of a half-trained configuration never counts.
+
+    A proposal depends only on the seed and the tries before it, because each one builds its sampler anew. So
+    a killed study continues with the proposals that it would have made.
 
     Args:
-        complete: configurations of the ledger with their mean validation F1, in the order in
-            which they were trained. Those outside the cell's present space are left out.
-        incomplete: those with some folds missing; they are proposed first.
+        complete: configurations in the ledger with their mean validation F1, in the order of training. Those
+            outside the cell's present space are ignored.
+        incomplete: configurations with missing folds; they are proposed first.
     """
 
     def __init__(
@@ -153,19 +155,19 @@ class TpeSearch:
             self.tries[configuration.id] = _Try(params)
         return configuration
 
-    def take_up(self) -> None:
-        """Those that were incomplete are being trained already."""
+    def mark_incomplete_running(self) -> None:
+        """Incomplete configurations are in a race already, so they are not proposed."""
         while self._again:
             configuration = self._again.popleft()
             params = self._params(configuration)
             assert params is not None
             self.tries[configuration.id] = _Try(params)
 
-    def tell(self, configuration: Configuration, value: float | None) -> None:
+    def learn(self, configuration: Configuration, value: float | None) -> None:
         known = self.tries[configuration.id]
         known.value, known.settled = value, True
 
-    def tell_stopped(self, stop: Stop) -> None:
+    def learn_stop(self, stop: Stop) -> None:
         known = self.tries.get(stop.configuration.id)
         if known is not None:
             known.reached, known.settled = (stop.epochs, stop.reached), True
@@ -182,7 +184,7 @@ class TpeSearch:
         study.add_trials(
             [
                 optuna.trial.create_trial(
-                    # Running ones keep TPE from proposing their neighbours (its "constant liar").
+                    # Running tries keep TPE from proposing their neighbours (its "constant liar").
                     state=optuna.trial.TrialState[known.state],
                     params=dict(known.params),
                     distributions=self.distributions,
@@ -193,7 +195,7 @@ class TpeSearch:
                 if known.state != "FAIL"
             ]
         )
-        for _ in range(SAME_AGAIN):
+        for _ in range(MAX_REPEATED_PROPOSALS):
             params = study.ask(self.distributions).params
             configuration = build_configuration(self.plan, self._values(params))
             if configuration.id not in self.tries:
@@ -209,7 +211,7 @@ class TpeSearch:
         return {k: self.options[k][v] if k in self.options else v for k, v in params.items()}
 
     def _params(self, configuration: Configuration) -> dict[str, Any] | None:
-        """As Optuna knows it; None where it lies outside the cell's space."""
+        """The point that Optuna sees; None outside the cell's space."""
         if not self.plan.holds(configuration):
             return None
         values = {name: getattr(configuration, name) for name in self.distributions}
@@ -217,17 +219,13 @@ class TpeSearch:
 
 
 def _options(plan: CellPlan) -> dict[str, tuple[Any, ...]]:
-    """Fields that take one of a few values. Optuna sees their indices: a value may be a tuple."""
+    """Fields with a few possible values. Optuna sees indices, because a value may be a tuple."""
     choices = {k: d.values for k, d in plan.space.distributions.items() if d.kind == "choice"}
     return {**plan.space.grids, **choices}
 
 
 def _optuna_distributions(plan: CellPlan) -> dict[str, BaseDistribution]:
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     found: dict[str, BaseDistribution] = {
         name: CategoricalDistribution(tuple(range(len(values))))
@@ -248,16 +246,16 @@ class StudySearch:
 
     Args:
         plan: with fingerprints.
-        records: of the ledger.
-        look: the done record of a key, if there is one by now. Asked before a fold-run is handed
-            out, so that what a second driver has done is not done again.
+        records: the ledger's.
+        look_up: the record of a key, if it is done by now; called before a fold-run is handed out, in case
+            another driver has trained it.
     """
 
     def __init__(
         self,
         plan: Plan,
         records: Iterable[Record] = (),
-        look: Callable[[str], Record | None] | None = None,
+        look_up: Callable[[str], Record | None] | None = None,
     ) -> None:
         assert plan.fingerprints is not None, "corpus and weights must be known before training"
         self.plan = plan
@@ -265,8 +263,8 @@ class StudySearch:
         """Key -> validation F1 of the fold-runs that are done."""
         self._fingerprints = plan.fingerprints
         self._fold_runs: dict[Configuration, dict[str, FoldRun]] = {}
-        self._look = look or (lambda key: None)
-        self._again: deque[WorkItem] = deque()
+        self._look_up = look_up or (lambda key: None)
+        self._given_back: deque[WorkItem] = deque()
         self._races: list[Race | None] = [None] * len(plan.cells)
         self._cells = {cell.cell: index for index, cell in enumerate(plan.cells)}
         seen = sorted(records, key=lambda record: record.started_at)
@@ -289,7 +287,7 @@ class StudySearch:
         known: dict[str, Configuration] = {}
         for record in seen:
             configuration = record.fold_run.configuration
-            # Records of other notes or folds are of the same configuration, and of no use.
+            # Records on other notes or folds share configurations with this study.
             if configuration.cell == cell.cell and record.key in self.fold_runs(configuration):
                 known.setdefault(configuration.id, configuration)
         complete, incomplete = [], []
@@ -303,29 +301,29 @@ class StudySearch:
 
     def _build_race(self, index: int, racing: Racing, seen: Sequence[Record]) -> Race:
         proposer = self._proposers[index]
-        starters = math.inf if isinstance(proposer, ListSearch) else STARTERS
-        race = Race(racing, self.plan.folds, proposer.propose, starters=starters)
+        max_initial = math.inf if isinstance(proposer, ListSearch) else MAX_INITIAL_PROPOSALS
+        race = Race(racing, self.plan.folds, proposer.propose, max_initial=max_initial)
         self._races[index] = race
         for record in seen:
             configuration = record.fold_run.configuration
             if self._race_of(record) is race and self.plan.cells[index].holds(configuration):
                 race.enter(configuration)
-                if not record.is_failed:  # it is tried again
-                    self._tell_race(record)
+                if not record.is_failed:  # failed fold-runs are tried again
+                    self._update_race(record)
         if isinstance(proposer, TpeSearch):
-            proposer.take_up()
+            proposer.mark_incomplete_running()
             for stop in race.stopped:
-                proposer.tell_stopped(stop)
+                proposer.learn_stop(stop)
         return race
 
     def _race_of(self, record: Record) -> Race | None:
-        """The race that a record is part of, if there is one and it is of these notes and folds."""
+        """The race that a record belongs to, if its notes and folds are those of this study."""
         configuration = record.fold_run.configuration
         index = self._cells.get(configuration.cell)
         race = None if index is None else self._races[index]
         return race if race is not None and record.key in self.fold_runs(configuration) else None
 
-    def _tell_race(self, record: Record) -> None:
+    def _update_race(self, record: Record) -> None:
         run = record.fold_run
         race = self._race_of(record)
         if race is None or not race.holds(run.configuration):
@@ -342,7 +340,7 @@ class StudySearch:
             )
 
     def fold_runs(self, configuration: Configuration) -> Mapping[str, FoldRun]:
-        """All of a configuration by ledger key, in the order of folds. Hashed once."""
+        """All fold-runs of a configuration by ledger key, in fold order; computed once."""
         known = self._fold_runs.get(configuration)
         if known is None:
             runs = [fold_run(configuration, i, self._fingerprints) for i in range(self.plan.folds)]
@@ -350,34 +348,34 @@ class StudySearch:
         return known
 
     def value(self, configuration: Configuration) -> float | None:
-        """Mean validation F1 over all folds; None while one is missing."""
+        """Mean validation F1 over all folds; None while a fold is missing."""
         keys = self.fold_runs(configuration)
         if not keys.keys() <= self.done.keys():
             return None
         return statistics.fmean(self.done[key] for key in keys)
 
     def learn(self, record: Record) -> None:
-        """A fold-run has a record; a failed one stays missing, and one that pauses goes on in its race."""
+        """Take in a record. A failed fold-run stays missing; a paused one continues in its race."""
         if record.is_done:
             self.done[record.key] = record.validation_f1
-        self._tell_race(record)
+        self._update_race(record)
 
     def next(
-        self, lanes: int = 1, takes: Mapping[Cell, int] = MappingProxyType({})
+        self, lanes: int = 1, per_fold_run: Mapping[Cell, int] = MappingProxyType({})
     ) -> WorkItem | None:
-        """The next trial; None when nothing is left to hand out, or in races nothing for now.
+        """The next work; None when nothing is left, or when races have nothing for now.
 
         Args:
-            lanes: that are free for races.
-            takes: lanes that a fold-run of a cell takes; one where nothing is said.
+            lanes: free for races.
+            per_fold_run: lanes that a fold-run of a cell occupies; 1 for cells not listed.
         """
-        if self._again:
-            return self._again.popleft()
+        if self._given_back:
+            return self._given_back.popleft()
         waiting: set[int] = set()
         while (cell := self._most_behind(waiting)) is not None:
             race = self._races[cell]
             if race is not None:
-                each = takes.get(self.plan.cells[cell].cell, 1)
+                each = per_fold_run.get(self.plan.cells[cell].cell, 1)
                 legs = self._next_legs(cell, race, max(1, lanes // each))
                 if legs is not None:
                     return legs
@@ -412,23 +410,22 @@ class StudySearch:
     ) -> Iterator[FoldRun]:
         """
         Args:
-            folds: only of these; the others are not looked for.
+            folds: only these; the others are not looked up.
         """
         for key, run in self.fold_runs(configuration).items():
             if key in self.done or (folds is not None and run.fold not in folds):
                 continue
-            record = self._look(key)
+            record = self._look_up(key)
             if record is None:
                 yield run
             else:
                 self.learn(record)
 
     def _most_behind(self, waiting: Collection[int] = ()) -> int | None:
-        """The cell of which the smallest share was started, the first of equals: of its configurations, or
-        in a race of its epochs.
+        """The first cell with the smallest started share of its configurations, or in a race of its epochs.
 
         Args:
-            waiting: cells that have nothing to hand out for now.
+            waiting: cells that have nothing to hand out now.
         """
         shares = [
             (self._share(index), index)
@@ -444,7 +441,7 @@ class StudySearch:
         return race.share
 
     def is_settled(self, work: WorkItem, run: FoldRun) -> bool:
-        """Whether a fold-run of a trial has come as far as it was to."""
+        """Whether a fold-run has reached its end, or the epoch at which it pauses."""
         race = self._races[work.cell]
         until = work.until.get(run.key)
         if run.key in self.done or race is None or until is None:
@@ -452,18 +449,18 @@ class StudySearch:
         return race.has_reached(work.configuration, run.fold, until)
 
     def settle(self, work: WorkItem) -> None:
-        """All fold-runs of a trial have a record: done, failed or, in a race, paused."""
+        """All fold-runs of a work item have a record: done, failed or, in a race, paused."""
         value = self.value(work.configuration)
         race = self._races[work.cell]
         if race is None or value is not None or race.has_failed(work.configuration):
-            self._proposers[work.cell].tell(work.configuration, value)
+            self._proposers[work.cell].learn(work.configuration, value)
 
     def take_stops(self) -> list[Stop]:
-        """Configurations that races have stopped since this was last asked."""
+        """Configurations that races have stopped since the last call."""
         stops = []
         for race, proposer in zip(self._races, self._proposers, strict=True):
             for stop in race.take_stops() if race is not None else ():
-                proposer.tell_stopped(stop)
+                proposer.learn_stop(stop)
                 stops.append(stop)
         return stops
 
@@ -474,20 +471,20 @@ class StudySearch:
 
     @property
     def epochs(self) -> tuple[int, int]:
-        """Of all races together: those that are done, and those that are at most to come."""
+        """Epochs of all races that are done, and the most that may follow."""
         each = [race.epochs for race in self._races if race is not None]
         return sum(done for done, _ in each), sum(left for _, left in each)
 
     def num_spared(self, cell: int) -> int:
-        """Fold-runs of a cell that its race makes needless."""
+        """Fold-runs of a cell that its race will not train to their end."""
         race = self._races[cell]
         return 0 if race is None else race.num_spared
 
     def close_cell(self, cell: int) -> None:
-        """Hand out nothing more of it."""
+        """Hand out nothing more of this cell."""
         self._exhausted[cell] = True
-        self._again = deque(work for work in self._again if work.cell != cell)
+        self._given_back = deque(work for work in self._given_back if work.cell != cell)
 
     def give_back(self, work: WorkItem) -> None:
-        """Hand this out again, before anything new."""
-        self._again.append(work)
+        """Hand this work out again, before any other."""
+        self._given_back.append(work)

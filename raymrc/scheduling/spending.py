@@ -1,4 +1,4 @@
-"""What one run of a study may spend and has spent, as the driver sees it; `sweep/coordinator.py` keeps it."""
+"""What one run of a study may spend and has spent, for the driver; `sweep/coordinator.py` keeps count."""
 
 from __future__ import annotations
 
@@ -9,31 +9,22 @@ from dataclasses import dataclass
 
 from raymrc.configuration import FoldRun
 from raymrc.costs.account import Account
-from raymrc.costs.budget import (
-    Budget,
-    Need,
-    Spent,
-    overhead,
-)
+from raymrc.costs.budget import Budget, Need, Spent, overhead
 from raymrc.costs.journal import Journal, unfinished
-from raymrc.errors import LedgerError, StudyError
+from raymrc.errors import LedgerError
 from raymrc.ledger.record import Record
-from raymrc.scheduling.only_run import (
-    WHAT_TO_DO,
-    at_work,
-    this_process,
-)
+from raymrc.scheduling.only_run import this_process
 
 
 class Spending:
-    """The account of this run, from its beginning to its end.
+    """The account of this run. As a context it lasts as long as the run trains.
 
     Args:
-        records: of the ledger.
-        expect: what a fold-run is expected to cost.
+        records: the ledger's.
+        expect: the expected cost of a fold-run; None where it is unknown.
 
     Raises:
-        LedgerError: what was spent cannot be read.
+        LedgerError: the journal of earlier runs cannot be read.
     """
 
     def __init__(
@@ -41,27 +32,25 @@ class Spending:
         budget: Budget,
         storage: str,
         records: Sequence[Record],
-        expect: Callable[[FoldRun], Need | None],
+        expect: Callable[[FoldRun], Need | None] | None = None,
     ) -> None:
         self.budget = budget
-        self.expect = expect
         self.stopped = ""
         self.spent: Spent | None = None
         self.device_seconds = 0.0
-        self._storage = storage
+        self._expect = expect
         self._journal = Journal(storage)
-        entries = self._journal.entries()
+        self._entries = self._journal.entries()
         self.account = Account(
-            budget, entries, time.time(), time.monotonic(), process=this_process()
+            budget, self._entries, time.time(), time.monotonic(), process=this_process()
         )
-        self._earlier = {entry.driver for entry in entries}
-        self.unfinished = unfinished(entries)
-        held = sum(entry.device_seconds for entry in entries)
+        self.unfinished = unfinished(self._entries)
+        held = sum(entry.device_seconds for entry in self._entries)
         self.overhead = overhead(held, sum(record.device_seconds for record in records))
         self._is_shared = False
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """What is spent of the budget; "" where there is none."""
         return self.budget.describe(self.spent) if self.budget and self.spent is not None else ""
 
@@ -74,53 +63,42 @@ class Spending:
         return False
 
     def __enter__(self) -> None:
-        """Wall time counts from here on.
+        """Wall time counts from now on. The caller is the only run: drivers that did not end are dead.
 
         Raises:
-            LedgerError: it cannot be written down.
-            StudyError: see `look_around`.
+            LedgerError: the journal cannot be written.
         """
+        dead = [entry for entry in self._entries if not entry.has_ended]
+        for entry in dead:
+            self._journal.mark_dead(entry)
+        if dead:  # the budget keeps nothing for them any more
+            self.account.hear(self._journal.entries())
         moment = time.monotonic()
         lease = self.account.lease(time.time(), moment, 0.0)
         self._journal.write(lease)
         self.account.paid(lease, moment, 0.0)
-        self.look_around()
 
-    def look_around(self) -> None:
-        """Both write before they look, so of two that begin at once at least one sees the other.
-
-        Raises:
-            StudyError: another run has begun just now, that saw no lock.
-        """
-        entries = self._journal.entries()
-        self.account.hear(entries)  # of those that were buried nothing is reserved any more
-        for entry in entries:
-            is_new = entry.driver not in self._earlier and entry.driver != self.account.driver
-            if is_new and not entry.has_ended:
-                self.__exit__()
-                raise StudyError(f"{at_work(self._storage, entry.process)}; {WHAT_TO_DO}")
+    def __exit__(self, *error: object) -> None:
+        if not self._is_shared:  # no host was requested
+            with suppress(LedgerError):
+                self._journal.write(self.account.last(time.time(), time.monotonic()))
 
     def share(self) -> Account:
-        """For the reception, which from now on writes what is spent."""
+        """For the coordinator, which writes the journal from now on."""
         self._is_shared = True
         return self.account
 
     def settle(self, closing: Closing) -> None:
-        """The reception has told what it was, and written it."""
+        """The coordinator has ended, and has written what was spent."""
         self.spent, self.device_seconds = closing.spent, closing.device_seconds
         if closing.stopped is not None and closing.stopped.by_budget:
             self.stopped = closing.stopped.sentence
 
-    def __exit__(self, *error: object) -> None:
-        if not self._is_shared:  # no host was ever asked for
-            with suppress(LedgerError):
-                self._journal.write(self.account.last(time.time(), time.monotonic()))
-
     def needs(self, fold_runs: Sequence[FoldRun]) -> dict[str, Need]:
-        """Of those of which something is known, by key."""
-        if not self.budget:
+        """By key, the expected costs that are known; empty without a budget."""
+        if not self.budget or self._expect is None:
             return {}
-        found = {run.key: self.expect(run) for run in fold_runs}
+        found = {run.key: self._expect(run) for run in fold_runs}
         return {key: need for key, need in found.items() if need is not None}
 
 
@@ -129,7 +107,7 @@ class Stopped:
     """Why a run ends before its work does.
 
     Args:
-        by_budget: whether a larger budget is what it wants.
+        by_budget: whether a larger budget would let it continue.
     """
 
     sentence: str
@@ -138,11 +116,12 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """
+    """How the coordinator ended.
+
     Args:
-        spent: by the study, in all.
-        device_seconds: that hosts of this run held.
-        stopped: what ended it; None where it came to its end.
+        spent: by the study, in all runs.
+        device_seconds: held by hosts of this run.
+        stopped: None where the run came to its end.
     """
 
     spent: Spent

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -196,16 +194,12 @@ class LoggedPool:
 def drive(folder: Path, number: int) -> int:
     """One driver; the code is that of `raymrc run`."""
     from raymrc.errors import RaymrcError
-    from raymrc.sweep.driver import run_study
+    from raymrc.scheduling.terms import RunTerms
+    from raymrc.sweep.driver import Training, run_study
     from raymrc.sweep.session import HostResources
     from tests.training.test_lane import make_data, make_notes
 
     terms = Terms.read(folder)
-    if (
-        number % 2 and "://" in terms.storage
-    ):  # a machine of its own, which sees no lock of the first
-        tempfile.tempdir = tempfile.mkdtemp(dir=folder)
-        platform.node = lambda: "elsewhere"
     first, later = terms.clock[number % len(terms.clock)]
     clock = (first, later, true_time() + 10.0)
     shift_clock(*clock)
@@ -213,18 +207,23 @@ def drive(folder: Path, number: int) -> int:
     hours = None if terms.cap is None else terms.cap / 3600
     needs = Need(1.1 * terms.seconds, 0.7 * terms.seconds, 2.0 * terms.seconds, saving_seconds=0.1)
     try:
+        training = Training(
+            Logged(folder, terms.seconds, bool(terms.tiny), clock),
+            make_data(make_notes(), plan.folds) if terms.tiny else script(folder, terms.seconds),
+            # Lanes that share passes learn alike, but not to the last digit.
+            HostResources(
+                max_hosts=2, lanes=1 if terms.tiny else 2, save_seconds=terms.save_seconds
+            ),
+        )
         outcome = run_study(
             plan,
             Ledger(terms.storage),
-            Logged(folder, terms.seconds, bool(terms.tiny), clock),
-            make_data(make_notes(), plan.folds) if terms.tiny else script(folder, terms.seconds),
-            folder=folder / "study",
-            # Lanes that share passes learn alike, but not to the last digit.
-            resources=HostResources(
-                max_hosts=2, lanes=1 if terms.tiny else 2, save_seconds=terms.save_seconds
+            training,
+            folder / "study",
+            RunTerms(
+                Budget(device_hours=hours, device_hour_usd=1.0),
+                (lambda run: needs) if terms.expects else None,
             ),
-            budget=Budget(device_hours=hours, device_hour_usd=1.0),
-            expect=(lambda run: needs) if terms.expects else None,
         )
     except RaymrcError as error:
         print(error, flush=True)

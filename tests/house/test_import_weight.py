@@ -55,6 +55,12 @@ def test_a_room_below_the_model_knows_nothing_of_models_or_studies(room):
     assert not modules_after(f"import raymrc.{room}") & (HEAVY | {"pydantic", "typer"})
 
 
+def test_scheduling_decides_without_ray():
+    names = ("state", "search", "race", "spending", "checkpoints", "record_writer", "only_run")
+    imports = "\n".join(f"import raymrc.scheduling.{name}" for name in (*names, "work_queue"))
+    assert "ray" not in modules_after(imports)
+
+
 @pytest.mark.parametrize("command", ["plan", "status"])
 def test_a_plan_and_a_status_are_made_without_torch(command, tmp_path):
     """Without a ledger: what it holds is fitted by scipy."""

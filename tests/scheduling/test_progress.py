@@ -31,32 +31,32 @@ def snapshot(done: int, *, reused: int = 0, wall_seconds: float = 60.0) -> Snaps
     )
 
 
-def test_a_line_says_how_far_how_long_and_who_leads():
+def test_a_line_shows_progress_time_left_and_the_best_configuration():
     assert line(snapshot(9)) == (
         "9 of 40 fold-runs, 1 failed, 3 min left, "
         "best on validation 61.0: made-up/tiny/fine_tune learning_rate=0.001"
     )
 
 
-def test_time_left_counts_only_what_was_trained_now():
+def test_time_left_is_extrapolated_from_this_run_only():
     assert snapshot(9, reused=0).seconds_left == pytest.approx(180)
     assert snapshot(9, reused=5).seconds_left == pytest.approx(360)
 
 
-def test_no_time_is_promised_before_the_first_fold_run():
+def test_time_left_is_unknown_before_the_first_fold_run():
     nothing = Snapshot(40, 5, 5, 0, (), (), 3.0)
     assert nothing.seconds_left is None
     assert line(nothing) == "5 of 40 fold-runs"
 
 
-def test_of_a_race_epochs_tell_how_long_it_may_take_at_most():
+def test_time_left_of_a_race_is_an_upper_bound_from_epochs():
     raced = replace(snapshot(2), raced=(30, 60))
     assert raced.seconds_left == pytest.approx(120)
     assert "2 of 40 fold-runs, 1 failed, at most 2 min left" in line(raced)
     assert replace(raced, raced=(0, 60)).seconds_left is None
 
 
-def test_a_log_gets_a_line_now_and_then_and_always_the_last():
+def test_a_log_gets_a_line_every_half_minute_and_always_the_last():
     now = 0.0
     out = io.StringIO()
     with ProgressDisplay(Console(file=out, width=200), clock=lambda: now) as show:
@@ -80,24 +80,24 @@ def test_a_terminal_gets_a_table_of_cells():
     assert "fold 2 epoch 3" in shown
 
 
-def test_durations_read_as_people_say_them():
+def test_durations_are_rounded_for_people():
     assert [duration(s) for s in (8, 89, 90, 600, 7500)] == [
         "8 s", "89 s", "2 min", "10 min", "2 h 05 min",
     ]  # fmt: skip
 
 
-def test_it_is_said_what_waits_for_the_storage_and_what_was_closed():
+def test_progress_shows_records_that_wait_and_abandoned_cells():
     ill = snapshot(9)
     cells = (ill.cells[0], replace(ill.cells[1], closed=True))
     ill = replace(ill, cells=cells, waiting=3, trouble="s3://b/x: the store refuses (no route)")
-    told = (
+    trouble = (
         "3 finished fold-runs wait for the storage: s3://b/x: the store refuses (no route), "
-        "closed after failures: made-up/tiny/soft_prompt"
+        "abandoned after failures: made-up/tiny/soft_prompt"
     )
-    assert told in line(ill)
+    assert trouble in line(ill)
     out = io.StringIO()
     with ProgressDisplay(
         Console(file=out, force_terminal=True, width=200, color_system=None)
     ) as show:
         show(ill)
-    assert all(part in out.getvalue() for part in ("3 finished fold-runs wait", "closed after"))
+    assert all(part in out.getvalue() for part in ("3 finished fold-runs wait", "abandoned after"))

@@ -230,7 +230,7 @@ def test_one_that_fails_leaves_the_race_and_the_others_run_on():
 def test_only_what_is_handed_out_is_looked_for_in_the_ledger():
     plan = make_plan([0.1, 0.2, 0.3], ["fine_tune"], folds=5, epochs=EPOCHS)
     asked: list[str] = []
-    search = StudySearch(replace(plan, racing=Racing()), look=asked.append)
+    search = StudySearch(replace(plan, racing=Racing()), look_up=asked.append)
     work = search.next(1)
     assert work is not None and asked == [run.key for run in work.fold_runs]
 

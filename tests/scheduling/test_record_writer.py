@@ -1,6 +1,6 @@
-"""Promise: a finished fold-run is kept, whatever the storage does for ten minutes.
+"""Promise: a finished fold-run reaches the ledger, even if the storage is away for ten minutes.
 
-Dropped in an outage it would be trained again, days later, and nobody would ask why.
+One that is dropped would be trained again, days later, and nobody would ask why.
 """
 
 from __future__ import annotations
@@ -25,18 +25,22 @@ RECORDS = [make_record(run) for run in fold_runs(make_plan())]
 
 
 class Outage:
-    """A ledger on disk that refuses at its first so many tries, and the time that passes meanwhile."""
+    """A ledger on disk whose first writes fail, and a clock that its waits advance.
 
-    def __init__(self, folder: Path, refusals: int, of: int = 0) -> None:
+    Args:
+        record: index of the record that is refused.
+    """
+
+    def __init__(self, folder: Path, refusals: int, record: int = 0) -> None:
         self.ledger = Ledger(str(folder))
         self.left = refusals
-        self.of = of
+        self.refused = RECORDS[record].key
         self.now = 0.0
         self.waited: list[float] = []
         self.kept: list[str] = []
 
     def record(self, record: Record, text: str | None = None) -> None:
-        if record.key == RECORDS[self.of].key and self.left:
+        if record.key == self.refused and self.left:
             self.left -= 1
             raise LedgerError("the store refuses (No space left on device)")
         self.ledger.record(record, text)
@@ -46,43 +50,43 @@ class Outage:
         self.waited.append(seconds)
         self.now += seconds
 
-    def keeper(self, **terms: float) -> RecordWriter:
+    def writer(self, **terms: float) -> RecordWriter:
         return RecordWriter(
             self.record, lambda record: None, clock=lambda: self.now, pause=self.pause, **terms
         )
 
 
-def test_records_wait_for_the_storage_in_the_order_in_which_they_came(tmp_path):
-    outage = Outage(tmp_path, refusals=9, of=2)
-    keeper = outage.keeper(patience_seconds=600)
+def test_records_wait_for_the_storage_and_keep_their_order(tmp_path):
+    outage = Outage(tmp_path, refusals=9, record=2)
+    writer = outage.writer(patience_seconds=600)
     for record in RECORDS:
-        keeper.put(record, record.to_json())
-    keeper.close()
-    assert keeper.error is None and keeper.trouble is None
+        writer.put(record, record.to_json())
+    writer.close()
+    assert writer.error is None and writer.trouble is None
     assert outage.kept == [record.key for record in RECORDS]
-    assert keeper.written() == RECORDS and keeper.written() == []
+    assert writer.written() == RECORDS and writer.written() == []
     assert {r.key for r in Ledger(str(tmp_path)).records()} == set(outage.kept)
     assert outage.waited == [1, 2, 4, 8, 16, 30, 30, 30, 30]
     assert outage.waited[0] == FIRST_WAIT_SECONDS and outage.waited[-1] == LONGEST_WAIT_SECONDS
 
 
-def test_patience_ends_with_a_sentence_and_what_was_kept_stays(tmp_path):
-    outage = Outage(tmp_path, refusals=10**6, of=2)
-    keeper = outage.keeper(patience_seconds=600)
+def test_patience_ends_with_an_error_and_written_records_stay(tmp_path):
+    outage = Outage(tmp_path, refusals=10**6, record=2)
+    writer = outage.writer(patience_seconds=600)
     for record in RECORDS:
-        keeper.put(record)
-    keeper.close()
+        writer.put(record)
+    writer.close()
     assert sum(outage.waited) == 600
-    assert isinstance(keeper.error, LedgerError)
-    assert str(keeper.error) == (
-        "the store refuses (No space left on device); finished fold-runs could not be kept for "
-        "10 minutes and will be trained again; mend the storage and run the study again"
+    assert isinstance(writer.error, LedgerError)
+    assert str(writer.error) == (
+        "the store refuses (No space left on device); finished fold-runs could not be written for "
+        "10 minutes and will be trained again; repair the storage and run the study again"
     )
-    assert keeper.written() == RECORDS[:2]
+    assert writer.written() == RECORDS[:2]
     assert {r.key for r in Ledger(str(tmp_path)).records()} == {r.key for r in RECORDS[:2]}
 
 
-def test_each_record_that_is_kept_gives_back_all_patience(tmp_path):
+def test_each_written_record_restores_all_patience(tmp_path):
     outage = Outage(tmp_path, refusals=0)
     refused: set[str] = set()
 
@@ -92,15 +96,15 @@ def test_each_record_that_is_kept_gives_back_all_patience(tmp_path):
         refused.add(one.key)
         outage.record(one, text)
 
-    keeper = RecordWriter(record, print, 40.0, clock=lambda: outage.now, pause=outage.pause)
+    writer = RecordWriter(record, print, 40.0, clock=lambda: outage.now, pause=outage.pause)
     for one in RECORDS:
-        keeper.put(one)
-    keeper.close()
-    assert keeper.error is None and len(outage.kept) == len(RECORDS)
+        writer.put(one)
+    writer.close()
+    assert writer.error is None and len(outage.kept) == len(RECORDS)
     assert sum(outage.waited) > 40 * 3
 
 
-def test_meanwhile_it_is_said_how_many_wait_and_why(tmp_path):
+def test_trouble_says_how_many_records_wait_and_why(tmp_path):
     refused, go_on = threading.Event(), threading.Event()
     outage = Outage(tmp_path, refusals=1)
 
@@ -108,31 +112,31 @@ def test_meanwhile_it_is_said_how_many_wait_and_why(tmp_path):
         refused.set()
         assert go_on.wait(60)
 
-    keeper = RecordWriter(outage.record, lambda record: None, pause=pause)
+    writer = RecordWriter(outage.record, lambda record: None, pause=pause)
     for record in RECORDS[:5]:
-        keeper.put(record)
+        writer.put(record)
     assert refused.wait(60)
-    assert keeper.trouble == Trouble(5, "the store refuses (No space left on device)")
-    assert keeper.written() == []
+    assert writer.trouble == Trouble(5, "the store refuses (No space left on device)")
+    assert writer.written() == []
     go_on.set()
-    keeper.close()
-    assert keeper.trouble is None and keeper.written() == RECORDS[:5]
+    writer.close()
+    assert writer.trouble is None and writer.written() == RECORDS[:5]
 
 
-def test_what_another_one_will_replace_is_kept_and_not_told(tmp_path):
+def test_a_record_that_will_be_replaced_is_written_and_not_reported(tmp_path):
     outage = Outage(tmp_path, refusals=0)
-    keeper = outage.keeper()
-    keeper.put(RECORDS[0], quietly=True)
-    keeper.put(RECORDS[1])
-    keeper.close()
-    assert keeper.written() == [RECORDS[1]] and len(outage.kept) == 2
+    writer = outage.writer()
+    writer.put(RECORDS[0], quietly=True)
+    writer.put(RECORDS[1])
+    writer.close()
+    assert writer.written() == [RECORDS[1]] and len(outage.kept) == 2
 
 
-def test_an_error_of_ours_is_not_waited_out(tmp_path):
+def test_a_bug_is_not_waited_out(tmp_path):
     def broken(record: Record, text: str | None) -> None:
         raise AssertionError("a bug")
 
-    keeper = RecordWriter(broken, print, pause=pytest.fail)
-    keeper.put(RECORDS[0])
-    keeper.close()
-    assert isinstance(keeper.error, AssertionError)
+    writer = RecordWriter(broken, print, pause=pytest.fail)
+    writer.put(RECORDS[0])
+    writer.close()
+    assert isinstance(writer.error, AssertionError)

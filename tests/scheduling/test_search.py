@@ -1,5 +1,5 @@
-"""Promise: what is in the ledger is never handed out, what is missing always is, and TPE knows
-only whole truths. A search that repeats itself or listens to half a configuration fails no run.
+"""Promise: fold-runs in the ledger are never handed out, missing ones always are, and TPE learns only from
+complete configurations. A search that breaks this fails no run; it wastes time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def worth(record: Record) -> Record:
 
 
 def drain(search: StudySearch, records: list[Record], until: int | None = None) -> list[WorkItem]:
-    """Train one trial after another in no time; stop after so many fold-runs."""
+    """Train one work item after another, at most until there are this many records."""
     works = []
     while (work := search.next()) is not None:
         works.append(work)
@@ -46,7 +46,7 @@ def test_cells_are_handed_out_in_turn():
     assert [work.configuration.learning_rate for work in works[::3]] == [0.1, 0.2, 0.3]
 
 
-def test_a_cell_with_fewer_configurations_keeps_pace():
+def test_a_cell_with_fewer_configurations_advances_by_shares():
     plan = make_plan([0.1, 0.2, 0.3, 0.4], ["fine_tune", "soft_prompt"])
     short = plan.cells[1]
     assert short.configurations is not None
@@ -55,7 +55,7 @@ def test_a_cell_with_fewer_configurations_keeps_pace():
     assert [work.cell for work in works] == [0, 1, 0, 0, 1, 0]
 
 
-def test_everything_missing_is_handed_out_and_nothing_that_is_done():
+def test_all_missing_fold_runs_are_handed_out_and_no_finished_one():
     plan = make_plan()
     runs = fold_runs(plan)
     done = [make_record(run) for run in runs[:4]]
@@ -74,7 +74,7 @@ def test_a_failed_fold_run_is_handed_out_again():
     assert [run.key for work in works for run in work.fold_runs] == [records[2].key]
 
 
-def test_what_another_driver_did_meanwhile_is_not_handed_out():
+def test_fold_runs_that_another_driver_finished_are_not_handed_out():
     plan = make_plan([0.1], ["fine_tune"])
     there = {run.key: make_record(run) for run in fold_runs(plan)[:2]}
     search = StudySearch(plan, [], there.get)
@@ -84,7 +84,7 @@ def test_what_another_driver_did_meanwhile_is_not_handed_out():
     assert search.done.keys() == there.keys()
 
 
-def test_records_of_other_notes_count_for_nothing():
+def test_records_of_other_notes_are_ignored():
     plan = make_plan()
     others = [make_record(replace(run, corpus_fingerprint="older")) for run in fold_runs(plan)]
     assert len(drain(StudySearch(plan, others), [])) == plan.num_configurations
@@ -97,7 +97,7 @@ def test_records_of_other_notes_count_for_nothing():
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 20, 44])
-def test_tpe_cut_off_anywhere_goes_on_as_if_it_had_not_been(cut):
+def test_a_killed_tpe_search_continues_with_the_same_proposals(cut):
     plan = make_plan(RATES, ["fine_tune"], tpe=15)
     undisturbed: list[Record] = []
     drain(StudySearch(plan), undisturbed)
@@ -109,7 +109,7 @@ def test_tpe_cut_off_anywhere_goes_on_as_if_it_had_not_been(cut):
     assert len(resumed) == len(undisturbed) == 15 * 3
 
 
-def test_tpe_searches_where_the_results_were_good():
+def test_tpe_searches_near_good_results():
     plan = make_plan(RATES, ["fine_tune"], tpe=40)
     works = drain(StudySearch(plan), [])
     late = [math.log10(work.configuration.learning_rate) for work in works[20:]]
@@ -117,7 +117,7 @@ def test_tpe_searches_where_the_results_were_good():
     assert near > 12, "a third of the range, by chance 7 of 20"
 
 
-def test_tpe_is_told_the_mean_over_all_folds_and_nothing_of_half_a_configuration():
+def test_tpe_learns_the_mean_over_all_folds_and_nothing_from_half_a_configuration():
     plan = make_plan(RATES, ["fine_tune"], tpe=3)
     search = StudySearch(plan)
     (tpe,) = search._proposers
@@ -140,7 +140,7 @@ def test_tpe_is_told_the_mean_over_all_folds_and_nothing_of_half_a_configuration
     assert failed.settled and failed.value is None
 
 
-def test_tpe_first_finishes_what_was_begun():
+def test_tpe_first_proposes_incomplete_configurations():
     plan = make_plan(RATES, ["fine_tune"], tpe=4)
     begun: list[Record] = []
     drain(StudySearch(plan), begun, until=4)
@@ -150,13 +150,13 @@ def test_tpe_first_finishes_what_was_begun():
     assert [run.fold for run in work.fold_runs] == [1, 2]
 
 
-def test_tpe_never_proposes_a_configuration_twice_and_ends_when_there_are_no_more():
+def test_tpe_never_repeats_a_proposal_and_ends_when_the_space_is_used_up():
     plan = make_plan(Grid((0.1, 0.2, 0.3, 0.4, 0.5)), ["fine_tune"], tpe=9)
     works = drain(StudySearch(plan), [])
     assert sorted(w.configuration.learning_rate for w in works) == [0.1, 0.2, 0.3, 0.4, 0.5]
 
 
-def test_tpe_leaves_out_results_from_outside_a_narrowed_range():
+def test_tpe_ignores_results_outside_a_narrowed_range():
     plan = make_plan(RATES, ["fine_tune"], tpe=6)
     records: list[Record] = []
     drain(StudySearch(plan), records)
@@ -169,7 +169,7 @@ def test_tpe_leaves_out_results_from_outside_a_narrowed_range():
     assert 0 < len(tpe.tries) < 6
 
 
-def test_more_configurations_with_the_same_seed_extend_the_earlier_ones():
+def test_a_longer_tpe_search_begins_with_the_proposals_of_a_shorter_one():
     few = drain(StudySearch(make_plan(RATES, ["fine_tune"], tpe=5)), [])
     more = drain(StudySearch(make_plan(RATES, ["fine_tune"], tpe=8)), [])
     assert more[:5] == few
@@ -177,7 +177,7 @@ def test_more_configurations_with_the_same_seed_extend_the_earlier_ones():
     assert other[0] != few[0]
 
 
-def test_what_is_given_back_comes_before_anything_new():
+def test_work_given_back_is_handed_out_first():
     search = StudySearch(make_plan())
     work = search.next()
     assert work is not None
@@ -185,7 +185,7 @@ def test_what_is_given_back_comes_before_anything_new():
     assert search.next() == work
 
 
-def test_nothing_more_of_a_closed_cell_is_handed_out():
+def test_no_work_of_a_closed_cell_is_handed_out():
     plan = make_plan([0.1, 0.2, 0.3], ["fine_tune", "soft_prompt"])
     search = StudySearch(plan)
     first, second = search.next(), search.next()
@@ -198,8 +198,8 @@ def test_nothing_more_of_a_closed_cell_is_handed_out():
 
 
 @pytest.mark.parametrize("jump", ["back", "stuck", "years ahead"])
-def test_a_clock_that_jumps_changes_nothing_of_what_is_handed_out(jump):
-    """When a fold-run began is by the clock of its machine."""
+def test_a_clock_that_jumps_changes_no_work(jump):
+    """`started_at` comes from the clock of the machine that trained."""
     begun = {"back": lambda i: f"2026-01-01T00:00:{59 - i:02d}+00:00",
              "stuck": lambda i: "2026-01-01T00:00:00+00:00",
              "years ahead": lambda i: f"20{99 if i % 2 else 26}-01-01T00:00:00+00:00"}[jump]  # fmt: skip

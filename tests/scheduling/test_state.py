@@ -1,5 +1,5 @@
-"""Promise: what a run comes to adds up, whatever fails in which order. The driver's state, played by
-hand: no Ray is started."""
+"""Promise: the outcome of a run adds up, whatever fails in which order. Tests play the trials; Ray is not
+started."""
 
 from __future__ import annotations
 
@@ -14,35 +14,26 @@ import pytest
 
 from raymrc.analysis.summary import summarise
 from raymrc.configuration import FoldRun
-from raymrc.costs.budget import Budget
-from raymrc.errors import LedgerError, RaymrcError
+from raymrc.errors import LedgerError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Epoch, Record
 from raymrc.planning.plan import Plan
 from raymrc.racing.racing import Racing
-from raymrc.scheduling.checkpoints import Checkpoints
 from raymrc.scheduling.failures import FailureTerms, failed_record
-from raymrc.scheduling.record_writer import RecordWriter
-from raymrc.scheduling.spending import Spending
-from raymrc.scheduling.state import Room, StudyRun
-from raymrc.sweep import session as workplace
-from raymrc.sweep.session import HostResources
+from raymrc.scheduling.state import RaceLanes, StudyRun
+from raymrc.scheduling.terms import Listeners, RunTerms
 from tests.scheduling.test_race import grids
 from tests.sweep.making import fold_runs, make_plan, make_record
 
 
 class Played:
-    """A run of which a test says what every fold-run comes to."""
+    """A run in which a test plays the trials."""
 
-    def __init__(self, folder: Path, plan: Plan, terms: FailureTerms) -> None:
+    def __init__(self, folder: Path, plan: Plan, failures: FailureTerms) -> None:
         self.ledger = Ledger(str(folder))
-        self.told: list[Record] = []
-        self.keeper = RecordWriter(self.ledger.record, lambda record: None)
-        spending = Spending(Budget(), str(folder), [], lambda run: None)
-        self.study = StudyRun(
-            plan, self.ledger, self.ledger.records(), self.told.append, None,
-            Checkpoints(str(folder)), spending, self.keeper, terms,
-        )  # fmt: skip
+        self.received: list[Record] = []
+        terms, listeners = RunTerms(failures=failures), Listeners(self.received.append)
+        self.study = StudyRun(plan, self.ledger, terms, listeners)
         self.trials = 0
 
     def take(self) -> tuple[str, tuple[FoldRun, ...]] | None:
@@ -50,12 +41,12 @@ class Played:
         work = self.study.take(str(self.trials))
         return None if work is None else (str(self.trials), work.fold_runs)
 
-    def tell(self, trial: str, record: Record) -> None:
+    def report(self, trial: str, record: Record) -> None:
         self.study.receive(trial, {"record": record.to_json(), "fold": record.fold_run.fold})
 
     def close(self) -> dict[str, Record]:
-        self.keeper.close()
-        self.study.tell_kept()
+        with self.study:
+            pass
         return {record.key: record for record in self.ledger.records()}
 
 
@@ -68,32 +59,21 @@ def play(tmp_path) -> Iterator[Any]:
         return played[-1]
 
     yield begin
-    for one in played:
-        one.keeper.close()
+    for run in played:
+        run.close()
 
 
-def test_a_machine_too_busy_to_start_ray_gets_a_sentence(monkeypatch, tmp_path):
-    def time_out(**options: Any) -> None:
-        raise Exception("The current node timed out during startup.")  # as Ray does
-
-    monkeypatch.setattr(workplace.ray, "init", time_out)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(RaymrcError, match="Ray cannot be started on this machine"):
-        with workplace.cluster(HostResources(), tmp_path):
-            pass
-
-
-def test_where_a_cell_is_closed_what_was_to_be_tried_again_counts_as_failed(play):
+def test_retries_of_a_closed_cell_are_cancelled_and_count_as_failed(play):
     plan = make_plan([0.1, 0.2, 0.3, 0.4], ["fine_tune"], folds=2)
     run = play(plan, close_cell_after=2)
     trial, (one, two) = run.take()
-    run.tell(trial, failed_record(one, "passing", 2.0, may_pass=True))
-    run.tell(trial, make_record(two))
+    run.report(trial, failed_record(one, "passing", 2.0, may_pass=True))
+    run.report(trial, make_record(two))
     other, (three, _) = run.take()
-    run.tell(other, failed_record(three, "final"))
+    run.report(other, failed_record(three, "final"))
     again, (five, _) = run.take()
-    run.tell(again, failed_record(five, "final"))
-    assert run.study.newly_closed() == [plan.cells[0].cell]
+    run.report(again, failed_record(five, "final"))
+    assert run.study.take_closed_cells() == [plan.cells[0].cell]
     for ended in (trial, other, again):
         run.study.end(ended)
     assert run.take() is None, "nothing more of it, not even what failed once"
@@ -102,42 +82,42 @@ def test_where_a_cell_is_closed_what_was_to_be_tried_again_counts_as_failed(play
     assert (outcome.done, outcome.failed) == (1, 3)
     assert outcome.closed == ((plan.cells[0].cell.name, 4),)
     assert records[one.key].reason == "passing"
-    assert sorted(r.key for r in run.told) == sorted(r.key for r in (one, two, three, five))
+    assert sorted(r.key for r in run.received) == sorted(r.key for r in (one, two, three, five))
 
 
-def test_a_fold_run_that_is_done_in_between_keeps_a_cell_open(play):
+def test_a_finished_fold_run_keeps_a_cell_open(play):
     run = play(make_plan([0.1, 0.2, 0.3], ["fine_tune"], folds=2), close_cell_after=2)
     for _ in range(3):
         trial, (bad, good) = run.take()
-        run.tell(trial, failed_record(bad, "final"))
-        run.tell(trial, make_record(good))
+        run.report(trial, failed_record(bad, "final"))
+        run.report(trial, make_record(good))
         run.study.end(trial)
-    assert run.study.newly_closed() == [] and run.study.outcome().closed == ()
+    assert run.study.take_closed_cells() == [] and run.study.outcome().closed == ()
 
 
-def test_one_configuration_that_fails_on_every_fold_is_one_failure(play):
+def test_a_configuration_that_fails_on_every_fold_is_one_failure(play):
     run = play(make_plan([0.1, 0.2], ["fine_tune"], folds=5), close_cell_after=2)
     trial, folds = run.take()
     for bad in folds:
-        run.tell(trial, failed_record(bad, "final"))
-    assert run.study.newly_closed() == []
+        run.report(trial, failed_record(bad, "final"))
+    assert run.study.take_closed_cells() == []
 
 
-def test_the_cost_of_every_try_is_kept_even_if_the_driver_dies_before_the_next(play):
+def test_the_cost_of_every_try_is_kept_even_if_the_driver_is_killed_before_the_next(play):
     plan = make_plan([0.1], ["fine_tune"], folds=2)
     run = play(plan)
     trial, (one, _) = run.take()
-    run.tell(trial, failed_record(one, "passing", 2.0, may_pass=True))
+    run.report(trial, failed_record(one, "passing", 2.0, may_pass=True))
     assert run.close()[one.key].device_seconds == 2.0, "as if killed here"
 
     run = play(plan)
     trial, (one, two) = run.take()
-    run.tell(trial, failed_record(one, "passing", 3.0, may_pass=True))
-    run.tell(trial, make_record(two))
+    run.report(trial, failed_record(one, "passing", 3.0, may_pass=True))
+    run.report(trial, make_record(two))
     run.study.end(trial)
     trial, (again,) = run.take()
     assert again == one
-    run.tell(trial, make_record(one))
+    run.report(trial, make_record(one))
     run.study.end(trial)
     assert run.take() is None
     record = run.close()[one.key]
@@ -145,7 +125,7 @@ def test_the_cost_of_every_try_is_kept_even_if_the_driver_dies_before_the_next(p
     assert run.study.outcome().failed == 0
 
 
-def test_a_storage_that_cannot_be_asked_hands_out_what_it_may_have_and_is_left_alone_a_while(
+def test_a_ledger_that_cannot_be_read_is_not_asked_again_at_once_and_stops_no_work(
     play, monkeypatch
 ):
     run = play(make_plan([0.1, 0.2], ["fine_tune"], folds=2))
@@ -162,11 +142,11 @@ def test_a_storage_that_cannot_be_asked_hands_out_what_it_may_have_and_is_left_a
 
 
 @pytest.mark.parametrize("seed", [6, 9])
-def test_of_races_no_more_is_handed_out_than_there_is_room_for(play, seed):
-    """What waits behind others was decided before they reported: it trains who is beaten by then."""
+def test_work_of_races_never_exceeds_their_lanes(play, seed):
+    """Work that waits was decided before its rivals reported; it may train a configuration beaten by then."""
     (grid,) = grids(1, seed)
     study, draw = play(grid.plan).study, random.Random(3)
-    study.room = Room(40, {grid.plan.cells[0].cell: 2})
+    study.race_lanes = RaceLanes(40, {grid.plan.cells[0].cell: 2})
     under_way: dict[str, tuple[str, FoldRun, int]] = {}
     trials = most_of_one = 0
     while True:
@@ -193,7 +173,9 @@ def test_of_races_no_more_is_handed_out_than_there_is_room_for(play, seed):
 
 
 @pytest.mark.parametrize("raced", [True, False])
-def test_a_stop_that_a_killed_driver_kept_with_one_fold_is_kept_with_all(play, raced, tmp_path):
+def test_a_stop_that_a_killed_driver_recorded_for_one_fold_is_recorded_for_all(
+    play, raced, tmp_path
+):
     plan = make_plan([0.1, 0.2], ["fine_tune"], folds=2)
     best, beaten = fold_runs(plan)[:2], fold_runs(plan)[2:]
     ledger = Ledger(str(tmp_path))
@@ -210,8 +192,8 @@ def test_a_stop_that_a_killed_driver_kept_with_one_fold_is_kept_with_all(play, r
     )
 
 
-def test_who_was_stopped_between_two_folds_is_known_to_the_ledger(play):
-    """Of its folds one is done and none waits: without a record of the stop the others stay to do."""
+def test_a_configuration_stopped_between_two_folds_has_a_record_of_its_stop(play):
+    """One fold is done and none is paused: without a record of the stop the others would stay pending."""
     plan = make_plan([0.1, 0.2], ["fine_tune"], folds=3)
     plan = replace(plan, racing=Racing(rungs=(1.0,), error_rate=0.2))
     worth = {0.1: 0.9, 0.2: 0.1}
@@ -224,7 +206,7 @@ def test_who_was_stopped_between_two_folds_is_known_to_the_ledger(play):
     run = play(plan)
     while (taken := run.take()) is not None:
         for fold_run in taken[1]:
-            run.tell(taken[0], done(fold_run))
+            run.report(taken[0], done(fold_run))
         run.study.end(taken[0])
     records = run.close()
     stopped = [r for r in records.values() if r.status == "stopped"]

@@ -1,20 +1,19 @@
-"""Plans and a training that is over at once, for the tests of the sweep.
+"""Plans, and a training that takes no time, for the tests of the sweep.
 
-python -m tests.sweep.making FOLDER NAP [DEVICE_SECONDS] [race] [apart] [elsewhere]
+python -m tests.sweep.making FOLDER NAP [DEVICE_SECONDS] [race] [lockless] [blind]
 
-runs a small study in a process of its own; "elsewhere" as on a machine that does not see others' locks,
-"apart" as one that sees no others at all.
+runs a small study in its own process: "lockless" as on a file system without locks, "blind" as a driver that
+does not look for others.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import platform
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,17 +153,17 @@ def warn_node(address: str, node: str, seconds: float) -> None:
 
 @dataclass(frozen=True)
 class Script:
-    """The data of a made-up study: how its training behaves.
+    """The data of a made-up study: how its training behaves. It waits while `hold` exists.
 
     Args:
         folder: each training leaves a file there, named by its process and key.
         nap: seconds per fold-run.
         raises: (learning rate, fold) that raises an exception with `MARKER` in its text.
-        raises_once: the same, at its first try alone.
-        mendable: the same, with one of our own sentences.
-        hopeless: a learning rate from which on all do so.
-        dies, dies_once: the same, ending the process.
-        room: so many lanes fit into a process.
+        raises_once: the same, at its first try only.
+        mendable: the same, with one of raymrc's own errors.
+        hopeless: fold-runs with this learning rate or a higher one raise such an error.
+        dies, dies_once: (learning rate, fold) that ends its process.
+        room: number of lanes that fit into a process.
         unloadable: no process can load the backbone.
         raced: validation F1 falls off with the learning rate's distance from 0.1, instead of being equal.
     """
@@ -181,6 +180,10 @@ class Script:
     room: int = 1000
     unloadable: bool = False
     raced: bool = False
+
+    @property
+    def hold(self) -> Path:
+        return self.folder.parent / "hold"
 
     def record(self, run: FoldRun) -> Record:
         """What training this fold-run comes to."""
@@ -269,6 +272,8 @@ class ScriptPool:
         self.courses.pop(key, None)
 
     def step(self) -> list[LaneEvent]:
+        while self.data.hold.exists():
+            time.sleep(0.02)
         events = []
         for key, course in list(self.courses.items()):
             record = self.data.record(course.fold_run)
@@ -302,31 +307,57 @@ def open_pool(backbone: Backbone, data: Script, ranks: Any = None) -> ScriptPool
     return ScriptPool(data)
 
 
+def train_script(
+    plan: Plan,
+    ledger: Ledger,
+    script: Script,
+    folder: Path,
+    *,
+    resources: Any = None,
+    scheduler: Any = None,
+    on_record: Callable[[Record], object] = lambda record: None,
+    on_progress: Callable[[Any], object] | None = None,
+    **terms: Any,
+) -> Any:
+    """Run a study whose training is a script; `terms` are fields of `RunTerms`."""
+    from raymrc.scheduling.terms import Listeners, RunTerms
+    from raymrc.sweep.driver import Training, run_study
+    from raymrc.sweep.session import HostResources
+
+    return run_study(
+        plan,
+        ledger,
+        Training(open_pool, script, resources or HostResources(), scheduler),
+        folder,
+        RunTerms(**terms),
+        Listeners(on_record, on_progress),
+    )
+
+
+def _refuse_lock(lock: int, what: int) -> None:
+    raise OSError("no locks available")
+
+
 if __name__ == "__main__":
     from raymrc.costs.budget import Budget
     from raymrc.errors import StudyError
-    from raymrc.scheduling.spending import Spending
     from raymrc.sweep import driver
-    from raymrc.sweep.driver import run_study
     from raymrc.sweep.session import HostResources
 
-    folder, nap = Path(sys.argv[1]), float(sys.argv[2])
-    raced = "race" in sys.argv
-    given = [word for word in sys.argv[3:] if word not in ("race", "apart", "elsewhere")]
-    if "apart" in sys.argv:  # it sees no other
-        driver.only_run = lambda storage, say: nullcontext(False)  # type: ignore[assignment]
-        Spending.look_around = lambda self: None  # type: ignore[method-assign]
-    if "elsewhere" in sys.argv:  # on a machine that sees no lock, as with a bucket
-        platform.node = lambda: "elsewhere"
-        fcntl.flock = lambda lock, what: None  # type: ignore[assignment]
-    hours = float(given[0]) / 3600 if given else None
+    folder, nap, flags = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
+    raced = "race" in flags
+    if "blind" in flags:
+        driver.only_run = lambda storage, log: nullcontext(lambda: False)  # type: ignore[assignment]
+    if "lockless" in flags:
+        fcntl.flock = _refuse_lock  # type: ignore[assignment]
+    hours = [float(flag) / 3600 for flag in flags if flag[0].isdigit()]
     script = Script(folder / "trained", nap, raced=raced)
     script.folder.mkdir(parents=True, exist_ok=True)
-    plan = make_race(3) if raced else make_plan()
     try:
-        outcome = run_study(
-            plan, Ledger(str(folder)), open_pool, script, folder=folder,
-            resources=HostResources(lanes=1 if raced else None), budget=Budget(device_hours=hours),
+        outcome = train_script(
+            make_race(3) if raced else make_plan(), Ledger(str(folder)), script, folder,
+            resources=HostResources(lanes=1 if raced else None),
+            budget=Budget(device_hours=hours[0] if hours else None),
         )  # fmt: skip
     except StudyError as error:
         print(error, flush=True)

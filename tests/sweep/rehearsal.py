@@ -291,7 +291,7 @@ def prepare(folder: Path, *, devices: int, workers: int = 2, **study: int) -> Pl
 def drive(folder: Path) -> int:
     """One driver of the study, in a process of its own; RAY_ADDRESS says where."""
     from raymrc.errors import RaymrcError
-    from raymrc.sweep.driver import run_study
+    from raymrc.sweep.driver import Training, run_study
     from raymrc.sweep.session import HostResources
     from tests.model.tiny import tiny_backbone
     from tests.training.test_lane import make_data, make_notes
@@ -306,10 +306,9 @@ def drive(folder: Path) -> int:
         wide = replace(plan.cells[1], placement=Placement("group", (terms["workers"],) * 2))
         plan, resources = replace(plan, cells=(wide,)), replace(resources, max_hosts=None)
     try:
-        outcome = run_study(
-            plan, Ledger(str(folder)), Logged(folder / "log"), make_data(make_notes(), plan.folds),
-            folder=folder, resources=resources,
-        )  # fmt: skip
+        data = make_data(make_notes(), plan.folds)
+        training = Training(Logged(folder / "log"), data, resources)
+        outcome = run_study(plan, Ledger(str(folder)), training, folder)
     except RaymrcError as error:
         print(error, flush=True)
         return 2

@@ -34,12 +34,19 @@ from raymrc.scheduling.orders import HostReport, Order
 from raymrc.scheduling.state import StudyOutcome
 from raymrc.sweep import session
 from raymrc.sweep.coordinator import Coordinator, open_coordinator
-from raymrc.sweep.driver import run_study
 from raymrc.sweep.hosts import HostTerms, process_age
 from raymrc.sweep.session import HostResources
 from tests.paths import ROOT
 from tests.sweep.fake_cluster import FakeCluster
-from tests.sweep.making import Script, actors, fold_runs, make_plan, make_record, open_pool
+from tests.sweep.making import (
+    Script,
+    actors,
+    fold_runs,
+    make_plan,
+    make_record,
+    open_pool,
+    train_script,
+)
 
 pytestmark = [
     # Ray leaves sockets and processes to the garbage collector, also while other tests run.
@@ -254,9 +261,7 @@ PLAN = make_plan([0.1, 0.2], ["frozen_soft_prompt"])
 
 def run(folder: Path, script: Script, budget: Budget, **options: Any) -> StudyOutcome:
     options.setdefault("resources", HostResources(max_hosts=2, save_seconds=0.0))
-    return run_study(
-        PLAN, Ledger(str(folder)), open_pool, script, folder=folder, budget=budget, **options
-    )
+    return train_script(PLAN, Ledger(str(folder)), script, folder, budget=budget, **options)
 
 
 def wanted() -> dict[str, Any]:

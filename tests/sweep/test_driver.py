@@ -13,7 +13,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,10 +32,8 @@ from raymrc.planning.plan import Plan
 from raymrc.scheduling.failures import FailureTerms
 from raymrc.scheduling.progress import Snapshot
 from raymrc.scheduling.state import StudyOutcome
-from raymrc.sweep import driver
-from raymrc.sweep import session as workplace
+from raymrc.sweep import driver, session
 from raymrc.sweep.coordinator import open_coordinator
-from raymrc.sweep.driver import run_study
 from raymrc.sweep.hosts import HostTerms
 from raymrc.sweep.session import HostResources
 from tests.paths import ROOT
@@ -49,6 +47,7 @@ from tests.sweep.making import (
     make_race,
     make_record,
     open_pool,
+    train_script,
 )
 
 pytestmark = [
@@ -66,9 +65,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cluster of two cores; gives the folder of its logs."""
     import ray
 
-    with workplace.cluster(
-        HostResources(max_hosts=2), tmp_path_factory.mktemp("cluster")
-    ) as is_ours:
+    with session.cluster(HostResources(max_hosts=2), tmp_path_factory.mktemp("cluster")) as is_ours:
         assert is_ours
         node = ray._private.worker._global_node
         assert node is not None
@@ -85,7 +82,7 @@ def run(
     plan: Plan, folder: Path, script: Script, **options: object
 ) -> tuple[StudyOutcome, dict[str, Record]]:
     ledger = Ledger(str(folder))
-    outcome = run_study(plan, ledger, open_pool, script, folder=folder, **options)  # type: ignore[arg-type]
+    outcome = train_script(plan, ledger, script, folder, **options)
     return outcome, {record.key: record for record in ledger.records()}
 
 
@@ -251,7 +248,7 @@ def test_without_the_board_a_study_ends_and_can_be_run_again(cluster, tmp_path, 
         for process in actors("Coordinator"):
             process.kill()
 
-    with pytest.raises(RaymrcError, match="shares out fold-runs has died"):
+    with pytest.raises(RaymrcError, match="the coordinator's process died"):
         run(plan, tmp_path, replace(script, nap=0.3), on_record=kill_board)
     done = len(Ledger(str(tmp_path)).keys())
     assert 1 <= done < 18
@@ -350,11 +347,9 @@ def test_a_ledger_that_cannot_be_written_ends_the_study_with_its_sentence(
         def record(self, record: Record, text: str | None = None) -> None:
             raise LedgerError("the store refuses (No space left on device)")
 
-    said = "No space left on device.; finished fold-runs could not be kept for 0 minutes and"
-    with pytest.raises(LedgerError, match=said):
-        run_study(
-            make_plan(), Full(str(tmp_path)), open_pool, script, folder=tmp_path, patience_seconds=1
-        )
+    message = "No space left on device.; finished fold-runs could not be written for 0 minutes"
+    with pytest.raises(LedgerError, match=message):
+        train_script(make_plan(), Full(str(tmp_path)), script, tmp_path, patience_seconds=1.0)
 
 
 def test_training_goes_on_while_the_storage_is_away_and_nothing_is_lost(cluster, tmp_path, script):
@@ -381,8 +376,8 @@ def test_training_goes_on_while_the_storage_is_away_and_nothing_is_lost(cluster,
             self._check()
             super().record(record, text)
 
-    outcome = run_study(
-        plan, Away(str(tmp_path)), open_pool, replace(script, nap=0.2), folder=tmp_path,
+    outcome = train_script(
+        plan, Away(str(tmp_path)), replace(script, nap=0.2), tmp_path,
         on_record=told.append, on_progress=shown.append,
     )  # fmt: skip
     assert (outcome.done, outcome.failed) == (12, 0)
@@ -482,8 +477,15 @@ def test_a_record_cut_in_half_stops_the_study_before_ray_starts(tmp_path, script
 # --- the driver itself is ended ------------------------------------------------------------------
 
 
+def wait_until(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.05)
+
+
 class Process:
-    """A driver of its own, with all the processes that come from it."""
+    """A driver in its own process, with all the processes that it starts."""
 
     def __init__(self, folder: Path, nap: float, *more: str) -> None:
         self.mark = uuid.uuid4().hex
@@ -598,23 +600,23 @@ def test_a_race_whose_machine_is_lost_goes_on_from_its_rungs(cluster, tmp_path, 
 def test_of_two_drivers_one_is_refused_and_one_that_cannot_be_leaves_the_ledger_whole(
     tmp_path, script
 ):
-    """Two on the same machine, and one that sees no others."""
-    drivers = [Process(tmp_path, 1.0) for _ in range(2)]
-    until = time.monotonic() + 120
-    while not list((tmp_path / "ledger").rglob("*.json")):
-        assert time.monotonic() < until, "the study does not get on"
-        time.sleep(0.05)
-    drivers.append(Process(tmp_path, 1.0, "apart"))  # who begins before them would be seen by them
-    said = [one.process.communicate(timeout=240) for one in drivers]
-    codes = [one.process.returncode for one in drivers]
-    assert sorted(codes) == [0, 0, 2], said
+    """Two on the same machine, and a third that does not look for others."""
+    script.hold.touch()
+    drivers = [Process(tmp_path, 0.2) for _ in range(2)]
+    wait_until(lambda: any(driver.process.poll() is not None for driver in drivers))
+    drivers.append(Process(tmp_path, 0.2, "blind"))
+    wait_until(lambda: max(Counter(script.trained()).values(), default=0) == 2)
+    script.hold.unlink()
+    outputs = [driver.process.communicate(timeout=240) for driver in drivers]
+    codes = [driver.process.returncode for driver in drivers]
+    assert sorted(codes) == [0, 0, 2] and codes[2] == 0, outputs
     refused = codes.index(2)
     other = drivers[1 - refused].process.pid
-    assert f"another run of this study is at work (process {other} on " in said[refused][0]
-    assert {out for (out, _), code in zip(said, codes, strict=True) if code == 0} == {
+    assert f"another run is training this study (process {other} on " in outputs[refused][0]
+    assert {out for (out, _), code in zip(outputs, codes, strict=True) if code == 0} == {
         "in the ledger 12\n"
     }
-    assert [one.left_behind() for one in drivers] == [[], [], []]
+    assert [driver.left_behind() for driver in drivers] == [[], [], []]
     plan = make_plan()
     ledger = Ledger(str(tmp_path))
     assert {r.key: r for r in ledger.records()} == {r.key: make_record(r) for r in fold_runs(plan)}
@@ -626,13 +628,15 @@ def test_of_two_drivers_one_is_refused_and_one_that_cannot_be_leaves_the_ledger_
 
 
 @pytest.mark.chaos
-def test_a_driver_that_sees_no_lock_is_refused_by_what_the_first_one_writes(tmp_path, script):
-    first = Process(tmp_path, 1.0)
-    first.wait_for_records(1)
-    second = Process(tmp_path, 1.0, "elsewhere")
-    told, _ = second.process.communicate(timeout=120)
+def test_where_there_are_no_locks_a_driver_is_refused_by_the_claim_of_the_first(tmp_path, script):
+    script.hold.touch()
+    first = Process(tmp_path, 0.0, "lockless")
+    wait_until(script.trained)
+    second = Process(tmp_path, 0.0, "lockless")
+    output, _ = second.process.communicate(timeout=240)
     assert second.process.returncode == 2
-    assert f"another run of this study is at work (process {first.process.pid} on " in told
+    assert f"another run is training this study (process {first.process.pid} on " in output
+    script.hold.unlink()
     assert first.process.communicate(timeout=240)[0] == "in the ledger 12\n"
-    assert [one.left_behind() for one in (first, second)] == [[], []]
+    assert [driver.left_behind() for driver in (first, second)] == [[], []]
     assert set(Counter(script.trained()).values()) == {1}

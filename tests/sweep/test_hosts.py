@@ -25,7 +25,7 @@ from raymrc.scheduling.fleet import FleetHost
 from raymrc.scheduling.orders import Order
 from raymrc.scheduling.work_queue import MAX_HOST_DEATHS
 from raymrc.sweep.coordinator import Coordinator
-from raymrc.sweep.driver import run_study
+from raymrc.sweep.driver import Training, run_study
 from raymrc.sweep.hosts import Host, HostTerms
 from raymrc.sweep.ray_cluster import RayHost
 from raymrc.sweep.ray_internals import had_process
@@ -39,6 +39,7 @@ from tests.sweep.making import (
     make_plan,
     make_record,
     open_pool,
+    train_script,
     warn_node,
 )
 from tests.sweep.rehearsal import free_port
@@ -204,10 +205,8 @@ def test_killed_hosts_change_no_result(cluster: Any, tmp_path: Path) -> None:
     killer = Killer(every=4.0, times=MAX_HOST_DEATHS - 1)  # one more, and a fold-run might fail
     killer.start()
     ledger = Ledger(str(tmp_path))
-    outcome = run_study(
-        plan, ledger, Trainer().open_pool, data,
-        folder=tmp_path, resources=HostResources(max_hosts=2, lanes=3, save_seconds=0.0),
-    )  # fmt: skip
+    resources = HostResources(max_hosts=2, lanes=3, save_seconds=0.0)
+    outcome = run_study(plan, ledger, Training(Trainer().open_pool, data, resources), tmp_path)
     killer.over.set()
     assert (outcome.done, outcome.failed) == (9, 0)
     assert killer.killed >= 2
@@ -242,10 +241,8 @@ def test_lanes_of_a_lost_machine_resume_on_another_one_from_their_last_epoch(
 
     thread = threading.Thread(target=lose_and_replace, daemon=True)
     thread.start()
-    outcome = run_study(
-        plan, ledger, open_pool, script,
-        folder=tmp_path, resources=HostResources(max_hosts=2, lanes=3, save_seconds=0.0),
-    )  # fmt: skip
+    resources = HostResources(max_hosts=2, lanes=3, save_seconds=0.0)
+    outcome = train_script(plan, ledger, script, tmp_path, resources=resources)
     thread.join()
     cluster.add_node(num_cpus=1)
     assert (outcome.done, outcome.failed) == (6, 0)
@@ -272,10 +269,8 @@ def test_a_machine_with_a_notice_saves_its_open_lanes_at_that_moment(
 
     thread = threading.Thread(target=warn_and_take, daemon=True)
     thread.start()
-    outcome = run_study(
-        plan, ledger, open_pool, replace(script, nap=4.0),
-        folder=tmp_path, resources=HostResources(max_hosts=2, lanes=3, save_seconds=1e9),
-    )  # fmt: skip
+    resources = HostResources(max_hosts=2, lanes=3, save_seconds=1e9)
+    outcome = train_script(plan, ledger, replace(script, nap=4.0), tmp_path, resources=resources)
     thread.join()
     cluster.add_node(num_cpus=1)
     assert (outcome.done, outcome.failed) == (6, 0)
@@ -294,7 +289,7 @@ def test_hosts_leave_when_there_is_no_work_and_start_again(
     plan = make_plan([0.1], ["frozen_soft_prompt"])
     for number in range(2):
         folder = tmp_path / str(number)
-        outcome = run_study(plan, Ledger(str(folder)), open_pool, quick, folder=folder)
+        outcome = train_script(plan, Ledger(str(folder)), quick, folder)
         assert outcome.done == 3
         until = time.monotonic() + 60
         whole = ray.cluster_resources()["CPU"]

@@ -35,7 +35,7 @@ from raymrc.ledger.record import Record
 from raymrc.sweep.hosts import HostTerms
 from raymrc.sweep.metrics import METRICS, LaneMetrics, MetricPublisher, check_port
 from tests.paths import ROOT
-from tests.sweep.making import MARKER, Script, fold_runs, make_plan, make_record, open_pool
+from tests.sweep.making import MARKER, Script, fold_runs, make_plan, make_record, train_script
 from tests.sweep.rehearsal import free_port
 
 BOARDS = ROOT / "dashboards"
@@ -49,15 +49,12 @@ OF_RAY = {"instance", "job", "Component", "NodeAddress", "SessionName", "Version
 def run_a_study(folder: Path, port: int) -> None:
     """Train eighteen fold-runs of two cells. Of the first three of each, one fails at its first try and the
     host of another one dies. These come first, because Prometheus may miss the last second of a run."""
-    from raymrc.sweep.driver import run_study
     from raymrc.sweep.session import HostResources
 
     script = Script(folder / "trained", 0.6, raises_once=(0.1, 0), dies_once=(0.1, 2))
     script.folder.mkdir()
-    run_study(
-        PLAN, Ledger(str(folder)), open_pool, script, folder=folder, budget=BUDGET,
-        resources=HostResources(max_hosts=2, lanes=2, metrics_port=port),
-    )  # fmt: skip
+    resources = HostResources(max_hosts=2, lanes=2, metrics_port=port)
+    train_script(PLAN, Ledger(str(folder)), script, folder, budget=BUDGET, resources=resources)
 
 
 @dataclass(frozen=True)

@@ -1,174 +1,120 @@
-"""Promise: of the runs of a study that see each other one trains, and no lock outlives its process."""
+"""Promise: one driver trains a study at a time, and a dead one keeps nobody waiting for longer than a lease.
+
+Two drivers would train the same fold-runs twice, and the ledger would look as if one had. Only the bill would
+tell.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import json
 import os
 import platform
 import re
-import tempfile
-from contextlib import ExitStack, nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
 from raymrc.costs.budget import Budget
 from raymrc.costs.journal import Journal, JournalEntry
-from raymrc.errors import StudyError
+from raymrc.errors import RaymrcError, StudyError
 from raymrc.ledger.ledger import Ledger
+from raymrc.ledger.storage import Folder, open_files
 from raymrc.racing.racing import Racing
-from raymrc.scheduling.checkpoints import Checkpoints
-from raymrc.scheduling.only_run import only_run
-from raymrc.scheduling.record_writer import RecordWriter
+from raymrc.scheduling import only_run as only_run_module
+from raymrc.scheduling.only_run import CLAIMS, only_run
 from raymrc.scheduling.spending import Spending
 from raymrc.scheduling.state import StudyRun
-from raymrc.sweep import session as workplace
-from raymrc.sweep.driver import run_study
+from raymrc.scheduling.terms import Listeners
+from raymrc.sweep import driver, session
+from raymrc.sweep.driver import Training, run_study
+from raymrc.sweep.session import HostResources
 from tests.sweep.making import fold_runs, make_plan, make_record, open_pool
 
-
-@pytest.fixture(params=["folder", "URL"])
-def storage(request, tmp_path, monkeypatch) -> str:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the lock of a URL lies
-    return "mock:///study" if request.param == "URL" else str(tmp_path / "study")
+TRAINING = Training(open_pool)
+REFUSAL = r"another run is training this study \(process {} on "
 
 
-def test_a_second_run_is_refused_with_who_is_at_work_and_a_later_one_is_not(storage):
-    said: list[str] = []
-    with only_run(storage, said.append):
-        told = re.escape(f"{storage}: another run of this study is at work (process {os.getpid()} ")
-        with pytest.raises(StudyError, match=told), only_run(storage, said.append):
+@pytest.fixture(autouse=True)
+def brief(monkeypatch) -> None:
+    monkeypatch.setattr(only_run_module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(only_run_module, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(only_run_module, "LEASE_SECONDS", 2.0)
+
+
+@pytest.fixture
+def lockless(monkeypatch) -> None:
+    def refuse(lock: int, what: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.fixture(params=["folder", "folder without locks", "bucket"])
+def storage(request, tmp_path) -> str:
+    if request.param == "bucket":
+        return request.getfixturevalue("s3").storage(f"only-run-{tmp_path.name}")
+    if request.param == "folder without locks":
+        request.getfixturevalue("lockless")
+    return str(tmp_path / "study")
+
+
+# --- a second driver ------------------------------------------------------------------------------
+
+
+def test_a_second_run_is_refused_while_the_first_lives(storage):
+    told = re.escape(storage) + ": " + REFUSAL.format(os.getpid())
+    for _ in range(2):  # a run that ends lets the next one begin at once
+        with only_run(storage, print) as is_lost:
+            with pytest.raises(StudyError, match=told), only_run(storage, print):
+                pass
+            assert not is_lost()
+
+
+def test_nobody_waits_for_a_lock_that_a_process_of_this_machine_holds(tmp_path):
+    with only_run(str(tmp_path), pytest.fail), pytest.raises(StudyError):
+        with only_run(str(tmp_path), pytest.fail):
             pass
-        with only_run(f"{storage}-2", said.append):
-            pass
-    with only_run(storage, said.append), pytest.raises(StudyError, match=told):
-        with only_run(storage, said.append):
-            pass
-    assert said == [], "nobody waits for a process that is there"
 
 
 @pytest.mark.parametrize("is_lost", [True, False])
-def test_another_machine_may_have_been_lost_and_is_waited_for(is_lost, tmp_path, monkeypatch):
-    monkeypatch.setattr(workplace, "LOST_SECONDS", 60.0 if is_lost else 0.2)
-    monkeypatch.setattr(workplace, "LOOK_SECONDS", 0.05)
+def test_a_lock_of_another_machine_is_waited_for_in_case_the_machine_was_lost(
+    is_lost, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(only_run_module, "LOST_MACHINE_SECONDS", 60.0 if is_lost else 0.2)
     monkeypatch.setattr(platform, "node", lambda: "elsewhere")
     with ExitStack() as elsewhere:
         elsewhere.enter_context(only_run(str(tmp_path), print))
         monkeypatch.setattr(platform, "node", lambda: "here")
-        said: list[str] = []
+        logged: list[str] = []
 
-        def say(sentence: str) -> None:
-            said.append(sentence)
+        def log(sentence: str) -> None:
+            logged.append(sentence)
             if is_lost:
                 elsewhere.close()
 
         refused = nullcontext() if is_lost else pytest.raises(StudyError, match="on elsewhere")
-        with refused, only_run(str(tmp_path), say):
+        with refused, only_run(str(tmp_path), log):
             pass
-    (sentence,) = said
-    assert f"(process {os.getpid()} on elsewhere), or its machine was lost" in sentence
+    (sentence,) = logged
+    assert f"locked by process {os.getpid()} on elsewhere; waiting" in sentence
 
 
-def test_the_lock_is_no_run_that_has_spent_anything(tmp_path):
-    with only_run(str(tmp_path), print):
-        assert Journal(str(tmp_path)).entries() == ()
-        Journal(str(tmp_path)).write(JournalEntry("me", 0.0))
-    assert [entry.driver for entry in Journal(str(tmp_path)).entries()] == ["me"]
-
-
-def test_a_storage_that_takes_no_lock_keeps_nobody_from_training(tmp_path):
+def test_a_folder_whose_lock_file_cannot_be_opened_is_held_by_a_claim(tmp_path):
     (tmp_path / "spend" / ".lock").mkdir(parents=True)
-    with only_run(str(tmp_path), print) as waited, only_run(str(tmp_path), print):
-        assert not waited
-
-
-# --- runs that have not said that they ended -------------------------------------------------------
-
-
-KILLED = JournalEntry(
-    "killed", 1e9, 10.0, 20.0, 30.0, 60.0, 30.0, running=4, committed=500.0, process="process 7 on gone"
-)  # fmt: skip
-"""Its clock was years behind ours."""
-
-
-@pytest.fixture
-def brief(monkeypatch) -> None:
-    monkeypatch.setattr(workplace, "WATCH_SECONDS", 1.0)
-    monkeypatch.setattr(workplace, "LOOK_SECONDS", 0.05)
-
-
-def test_a_run_that_was_lost_is_waited_for_once_and_nothing_is_reserved_for_it(tmp_path, brief):
-    storage = str(tmp_path)
-    journal, said = Journal(storage), list[str]()
-    journal.write(KILLED)
-    assert KILLED.reserved == 440.0
-    for expected in (True, False):
-        with only_run(storage, said.append) as waited:
-            assert waited is expected
-    (sentence,) = said
-    assert "(process 7 on gone), or has ended without a word" in sentence
-    (buried,) = Journal(storage).entries()
-    assert (buried.charged, buried.interval) == (KILLED.charged, KILLED.interval)
-    assert buried.reserved == 0 and buried.has_ended
-
-
-def test_a_run_of_this_machine_that_has_no_lock_any_more_is_gone(tmp_path, monkeypatch):
-    storage = str(tmp_path)
-    monkeypatch.setattr(workplace, "WATCH_SECONDS", 60.0)
-    Journal(storage).write(replace(KILLED, process=f"process 7 on {platform.node()}"))
-    spending = Spending(Budget(device_hours=1.0), storage, [], lambda run: None)
-    assert spending.account.reserved == 440.0
-    with only_run(storage, print) as waited, spending:
-        assert not waited
-        assert spending.account.reserved == 0.0, "else it would stop so far below its budget"
-
-
-@pytest.mark.parametrize("change", [{"seconds": 13.0}, {"lease": 0.0, "ahead": 0.0}])
-def test_a_run_elsewhere_is_at_work_while_it_writes(change, tmp_path, brief):
-    """Whatever its clock says; one that ends meanwhile has ended."""
-    storage = str(tmp_path)
-    journal = Journal(storage)
-    journal.write(KILLED)
-
-    def say(sentence: str) -> None:
-        journal.write(replace(KILLED, **change))
-
-    at_work = pytest.raises(StudyError, match=r"at work \(process 7 on gone\); wait for it")
-    with at_work if "seconds" in change else nullcontext():
-        with only_run(storage, say) as waited:
-            assert waited
-    (entry,) = journal.entries()
-    assert entry == replace(KILLED, **change), "it was not buried"
-
-
-def test_where_two_begin_at_once_one_sees_the_other(tmp_path):
-    first, second = (Spending(Budget(), str(tmp_path), [], lambda run: None) for _ in range(2))
-    with first:
-        told = rf"at work \(process {os.getpid()} on "
-        with pytest.raises(StudyError, match=told), second:
+    with only_run(str(tmp_path), print), pytest.raises(StudyError):
+        with only_run(str(tmp_path), print):
             pass
-        running = [e for e in Journal(str(tmp_path)).entries() if not e.has_ended]
-        assert [entry.driver for entry in running] == [first.account.driver]
-    with Spending(Budget(), str(tmp_path), [], lambda run: None):
-        pass
 
 
-def test_what_another_run_did_while_it_was_waited_for_is_not_done_again(tmp_path, brief):
-    """The ledger is read again; here all was trained meanwhile."""
-    plan, ledger = make_plan(), Ledger(str(tmp_path))
-    Journal(str(tmp_path)).write(KILLED)
-
-    def say(sentence: str) -> None:
-        for run in fold_runs(plan):
-            ledger.record(make_record(run))
-
-    outcome = run_study(plan, ledger, open_pool, None, folder=tmp_path, say=say)
-    assert (outcome.reused, outcome.done) == (12, 0)
-    assert not ray.is_initialized()
-
-
-def test_nothing_is_written_through_a_link(tmp_path):
+def test_a_lock_is_not_written_through_a_link(tmp_path):
     (tmp_path / "spend").mkdir()
     (tmp_path / "theirs").write_text("theirs")
     (tmp_path / "spend" / ".lock").symlink_to(tmp_path / "theirs")
@@ -176,7 +122,153 @@ def test_nothing_is_written_through_a_link(tmp_path):
         assert (tmp_path / "theirs").read_text() == "theirs"
 
 
-def test_what_a_killed_run_has_left_goes_also_where_nothing_is_left_to_train(tmp_path):
+def test_a_lock_file_is_no_entry_of_the_journal(tmp_path):
+    with only_run(str(tmp_path), print):
+        assert Journal(str(tmp_path)).entries() == ()
+        Journal(str(tmp_path)).write(JournalEntry("me", 0.0))
+    assert [entry.driver for entry in Journal(str(tmp_path)).entries()] == ["me"]
+
+
+# --- claims ---------------------------------------------------------------------------------------
+
+
+def claims(folder: Path) -> list[str]:
+    return sorted(open_files(str(folder), CLAIMS).names())
+
+
+def write_claim(folder: Path, renewals: int = 0) -> None:
+    claim = json.dumps({"process": "process 7 on gone", "renewals": renewals})
+    Folder(folder / CLAIMS).write("dead.json", claim.encode(), replace=True)
+
+
+def test_a_claim_that_nobody_renews_is_removed_after_one_lease(lockless, tmp_path):
+    write_claim(tmp_path)
+    logged: list[str] = []
+    for _ in range(2):
+        with only_run(str(tmp_path), logged.append):
+            assert len(claims(tmp_path)) == 1 and claims(tmp_path) != ["dead.json"]
+    assert claims(tmp_path) == []
+    (sentence,) = logged
+    assert "watching for 2 seconds whether it renews its claim" in sentence
+
+
+@pytest.mark.parametrize("renews", [True, False])
+def test_a_claim_that_is_renewed_late_refuses_and_one_that_is_taken_back_does_not(
+    renews, lockless, tmp_path
+):
+    write_claim(tmp_path)
+
+    def log(sentence: str) -> None:
+        if renews:
+            write_claim(tmp_path, renewals=1)
+        else:
+            Folder(tmp_path / CLAIMS).remove("dead.json")
+
+    refused = pytest.raises(StudyError, match=REFUSAL.format(7)) if renews else nullcontext()
+    with refused, only_run(str(tmp_path), log):
+        pass
+    assert claims(tmp_path) == (["dead.json"] if renews else [])
+
+
+def test_of_two_that_claim_at_the_same_moment_one_at_most_goes_on(lockless, tmp_path, monkeypatch):
+    """Both write their claim before either looks for others."""
+    both_wrote, outlive = threading.Barrier(2), only_run_module._outlive_others
+
+    def look(*args: Any) -> None:
+        both_wrote.wait(60)
+        outlive(*args)
+
+    monkeypatch.setattr(only_run_module, "_outlive_others", look)
+    holders, refused = [], []
+
+    def hold() -> None:
+        try:
+            with only_run(str(tmp_path), lambda sentence: None):
+                holders.append(1)
+        except StudyError:
+            refused.append(1)
+
+    threads = [threading.Thread(target=hold) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) >= 1 and len(holders) + len(refused) == 2
+    assert claims(tmp_path) == []
+
+
+def test_a_driver_whose_claim_was_taken_over_learns_it_and_does_not_claim_again(lockless, tmp_path):
+    with only_run(str(tmp_path), print) as is_lost:
+        (mine,) = claims(tmp_path)
+        assert not is_lost()
+        Folder(tmp_path / CLAIMS).remove(mine)
+        wait_until(is_lost)
+        assert claims(tmp_path) == []
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        threading.Event().wait(0.1)
+    raise AssertionError("it never came")
+
+
+# --- what a run finds of others -------------------------------------------------------------------
+
+
+def test_what_another_driver_wrote_before_this_one_held_the_study_is_not_trained_again(
+    tmp_path, monkeypatch
+):
+    """It ended between the command and the lock: a ledger that was read before would lack its records."""
+    plan, ledger = make_plan(), Ledger(str(tmp_path))
+
+    @contextmanager
+    def ends_just_before(*args: Any) -> Iterator[Callable[[], bool]]:
+        for run in fold_runs(plan):
+            ledger.record(make_record(run))
+        with only_run(*args) as is_lost:
+            yield is_lost
+
+    monkeypatch.setattr(driver, "only_run", ends_just_before)
+    outcome = run_study(plan, ledger, TRAINING, tmp_path)
+    assert (outcome.reused, outcome.done) == (12, 0)
+    assert not ray.is_initialized()
+
+
+def test_what_another_driver_wrote_while_this_one_waited_is_not_trained_again(lockless, tmp_path):
+    plan, ledger = make_plan(), Ledger(str(tmp_path))
+    write_claim(tmp_path)
+
+    def log(sentence: str) -> None:
+        for run in fold_runs(plan):
+            ledger.record(make_record(run))
+
+    outcome = run_study(plan, ledger, TRAINING, tmp_path, listeners=Listeners(log=log))
+    assert (outcome.reused, outcome.done) == (12, 0)
+    assert not ray.is_initialized()
+
+
+def test_the_budget_keeps_nothing_for_a_driver_that_is_dead(tmp_path):
+    """Whatever the dead driver's clock said; what it may have spent stays charged."""
+    killed = JournalEntry(
+        "killed", 1e9, 10.0, 20.0, 30.0, 60.0, 30.0,
+        running=4, committed=500.0, process="process 7 on gone",
+    )  # fmt: skip
+    Journal(str(tmp_path)).write(killed)
+    spending = Spending(Budget(device_hours=1.0), str(tmp_path), [])
+    assert spending.account.reserved == killed.reserved == 440.0
+    with spending:
+        assert spending.account.reserved == 0.0
+    (dead,) = [e for e in Journal(str(tmp_path)).entries() if e.driver == "killed"]
+    assert (dead.charged, dead.interval) == (killed.charged, killed.interval)
+    assert dead.reserved == 0 and dead.has_ended
+
+
+# --- what a killed run has left -------------------------------------------------------------------
+
+
+def test_leftovers_of_a_killed_run_go_also_where_nothing_is_left_to_train(tmp_path):
     plan, ledger = make_plan(), Ledger(str(tmp_path / "storage"))
     for run in fold_runs(plan):
         ledger.record(make_record(run))
@@ -186,15 +278,15 @@ def test_what_a_killed_run_has_left_goes_also_where_nothing_is_left_to_train(tmp
         (place / "lock").touch()
     with (alive / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        outcome = run_study(plan, ledger, open_pool, None, folder=tmp_path)
+        outcome = run_study(plan, ledger, TRAINING, tmp_path)
         assert (outcome.reused, outcome.done) == (12, 0)
         assert not killed.exists()
         assert alive.exists()
 
 
 @pytest.mark.parametrize("raced", [True, False])
-def test_what_hosts_had_saved_of_a_configuration_that_was_stopped_goes_too(raced, tmp_path):
-    """Its driver was killed between the record and the removal, or before it heard of what was saved."""
+def test_checkpoints_of_a_stopped_configuration_go_too(raced, tmp_path):
+    """Its driver was killed between the record and the removal, or before it learned of the checkpoint."""
     plan = make_plan([0.1, 0.2], ["fine_tune"], folds=2)
     plan = replace(plan, racing=Racing()) if raced else plan
     best, beaten = fold_runs(plan)[:2], fold_runs(plan)[2:]
@@ -207,13 +299,50 @@ def test_what_hosts_had_saved_of_a_configuration_that_was_stopped_goes_too(raced
         state.mkdir(parents=True)
         (state / "lane").touch()
     if raced:
-        run_study(plan, ledger, open_pool, None, folder=tmp_path)
+        run_study(plan, ledger, TRAINING, tmp_path)
         assert not any(state.exists() for state in states)
     else:  # the grid is completed from them
-        spending = Spending(Budget(), str(tmp_path), [], lambda run: None)
-        keeper = RecordWriter(ledger.record, lambda record: None)
-        saved = Checkpoints(str(tmp_path))
-        study = StudyRun(plan, ledger, ledger.records(), None, None, saved, spending, keeper)
-        keeper.close()
-        saved.tidy(study.finished)
+        with StudyRun(plan, ledger):
+            pass
         assert all(state.exists() for state in states)
+
+
+# --- Ray ------------------------------------------------------------------------------------------
+
+
+def test_a_machine_too_busy_to_start_ray_gets_rays_own_reason_after_three_tries(
+    monkeypatch, tmp_path
+):
+    tries = []
+
+    def time_out(**options: Any) -> None:
+        tries.append(options)
+        raise Exception(
+            "The current node timed out during startup. This could happen."
+        )  # as Ray does
+
+    monkeypatch.setattr(session.ray, "init", time_out)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    told = (
+        r"^Ray cannot be started on this machine: The current node timed out during startup\. This"
+    )
+    with pytest.raises(RaymrcError, match=told), session.cluster(HostResources(), tmp_path):
+        pass
+    assert len(tries) == 3
+
+
+def test_a_cluster_that_cannot_be_reached_is_tried_once(monkeypatch, tmp_path):
+    tries = []
+
+    def refuse(**options: Any) -> None:
+        tries.append(options)
+        raise ConnectionError("ray client connection timeout")
+
+    monkeypatch.setattr(session.ray, "init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(
+        RaymrcError, match=r"^Ray cannot be started at 10\.0\.0\.1:6379: ray client"
+    ):
+        with session.cluster(HostResources(), tmp_path):
+            pass
+    assert len(tries) == 1

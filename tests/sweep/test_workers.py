@@ -22,7 +22,8 @@ from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Record
 from raymrc.planning.placement import Placement
 from raymrc.planning.plan import Plan
-from raymrc.sweep.driver import run_study
+from raymrc.scheduling.terms import RunTerms
+from raymrc.sweep.driver import Training, run_study
 from raymrc.sweep.session import HostResources
 from raymrc.training.trainer import Trainer
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
@@ -83,12 +84,12 @@ def group_plan(backbone: Any, workers: tuple[int, int] = (2, 2), **fields: Any) 
 RESOURCES = HostResources(gpus_per_host=1.0, save_seconds=0.0, device="cpu")
 
 
-def run(plan: Plan, folder: Path, **options: Any) -> tuple[Any, dict[str, Record]]:
+def run(
+    plan: Plan, folder: Path, scheduler: TrialScheduler | None = None, budget: Budget | None = None
+) -> tuple[Any, dict[str, Record]]:
     ledger = Ledger(str(folder))
-    outcome = run_study(
-        plan, ledger, Trainer().open_pool, make_data(make_notes()),
-        folder=folder, resources=options.pop("resources", RESOURCES), **options,
-    )  # fmt: skip
+    training = Training(Trainer().open_pool, make_data(make_notes()), RESOURCES, scheduler)
+    outcome = run_study(plan, ledger, training, folder, RunTerms(budget or Budget()))
     return outcome, {record.key: record for record in ledger.records()}
 
 
