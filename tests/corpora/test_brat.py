@@ -1,7 +1,7 @@
-"""Promise: what brat says is what a note holds, and a note comes back from disk as it went.
+"""Promise: a note has exactly what its brat files say, and is unchanged after writing and reading.
 
-It could break unnoticed by an offset that is shifted by a line end, a fragment, attribute or
-relation that is dropped, or a character that a reader takes for the end of a line.
+It could break unnoticed: a line end shifts an offset, a fragment, attribute or relation is dropped, or a
+reader mistakes a character for a line end.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def test_a_social_history_is_written_as_events_that_the_2022_scorer_reads(tmp_pa
     assert not read_notes(tmp_path, "n2c2-2022").problems.found
 
 
-# Everything that brat can hold: any text, spans anywhere in it, what hangs on them.
+# Everything that brat can represent: any text, spans anywhere in it, attributes and relations.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\r\n\t é\u2028\x85"))
 WORDS = st.from_regex(re.compile(r"[A-Za-z][\w.-]{0,8}", re.ASCII), fullmatch=True)
 VALUES = st.just("") | WORDS | st.just("two words")
@@ -305,7 +305,7 @@ def test_any_note_survives_writing_and_reading(note):
 def test_a_social_history_survives_writing_and_reading(note):
     with TemporaryDirectory() as name:
         folders = [Path(name) / str(number) for number in range(3)]
-        # The first reading brings labels and ids into the form that this format gives them.
+        # The first reading normalises labels and ids.
         write_brat([note], folders[0], N2C2_2022.triggers)
         first = read_brat(folders[0], N2C2_2022).notes
         for folder in folders[1:]:

@@ -1,7 +1,7 @@
-"""Promise: every format gives the same kind of notes, and a label map keeps what it says, no more.
+"""Promise: every format gives the same kind of notes, and a label map keeps exactly what it says.
 
-It could break unnoticed by arguments that hang on the wrong event, by a condition of the map that
-is always true, or by a label that is silently dropped because it was misspelt.
+It could break unnoticed: arguments are related to the wrong event, a rule's condition is always true, or a
+misspelt label is silently dropped.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ PUBTATOR = (
 
 
 def test_half_a_surrogate_pair_is_reported_and_not_read(tmp_path):
-    """JSON may hold one; no tokenizer can read it."""
+    """JSON may contain one, but no tokenizer can read it."""
     (tmp_path / "json").mkdir()
     line = '{"id": "1_1", "context": "took \\ud800 aspirin", "annotations": []}'
     (tmp_path / "json" / "train.json").write_text(line + "\n")
@@ -351,7 +351,7 @@ def test_the_real_case_reports_have_as_many_relations_as_their_readme_says():
     assert sum(len(note.relations) for note in corpus.notes) == 12917
     mapped = read_corpus(CORPORA / "maccrobat2020", "maccrobat", labels="drug-ade")
     relations = Counter(r.label for note in mapped.notes for r in note.relations)
-    # The README counts 271 dosages; one pair is there twice.
+    # The README counts 271 dosages; one pair occurs twice.
     assert relations == {
         "Dosage-Drug": 270,
         "Route-Drug": 143,

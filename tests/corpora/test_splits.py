@@ -1,6 +1,6 @@
-"""Promise: no patient, article or text stands on two sides, and each note is scored exactly once.
+"""Promise: no patient, article or text is on two sides, and each note is scored exactly once.
 
-It could break unnoticed: scores only get better when it does.
+It could break unnoticed, because scores get better when it does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def corpora(draw: st.DrawFn) -> Corpus:
     notes = [
         make_note(
             number,
-            # The first eight notes see to it that there are eight groups.
+            # The first eight notes ensure that there are eight groups.
             groups[number] if number < 8 else draw(st.sampled_from(groups)),
             draw(st.lists(st.sampled_from(LABELS), max_size=5)),
             None if number < 8 else draw(texts),
@@ -72,7 +72,7 @@ def test_sides_share_no_note_group_or_text_and_every_note_is_scored_once(
     try:
         folds = make_folds(corpus, count, seed, share)
     except CorpusError:
-        return  # so many notes with one text that too few groups are left
+        return  # too many equal texts leave too few groups
     scored = Counter()
     for fold in range(count):
         split = folds.split(fold)
@@ -216,8 +216,8 @@ def test_phee_s_labels_are_spread_evenly_over_folds_and_validation(seed):
         scored, validation = count(split.scored), count(split.validation)
         assert len(split.scored) / len(notes) == pytest.approx(0.2, abs=0.01)
         for label in corpus.labels:
-            # Whole articles carry several spans of a rare label, so it can be off by a few spans:
-            # half a point of share for labels of 200 and more, two points for the rarest (56).
+            # Whole articles have several spans of a rare label, so shares can be off by a few spans:
+            # half a point for labels with at least 200 spans, two points for the rarest (56).
             tolerance = 0.005 if total[label] >= 200 else 0.02
             assert scored[label] / total[label] == pytest.approx(0.2, abs=tolerance)
             training = total[label] - scored[label]
@@ -270,7 +270,7 @@ def test_few_mentions_are_the_fewest_notes_of_a_draw_that_contain_them(held, dat
             few, all_of_it = getattr(split, part), getattr(whole, part)
             assert {*few} <= {*all_of_it}
             assert sum(mentions[i] for i in few) >= shots or few == all_of_it
-            # So many notes of the draw; of one note less, there are too few.
+            # The first notes of the draw; with one note less there are too few mentions.
             assert few == getattr(folds.few_shot(fold + 2 * draw, len(few)), part)
             if len(few) > 1:
                 fewer = getattr(folds.few_shot(fold + 2 * draw, len(few) - 1), part)

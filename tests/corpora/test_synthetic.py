@@ -1,7 +1,7 @@
-"""The promise: made-up notes are the same bytes everywhere, and their offsets are exact.
+"""Promise: synthetic notes are the same bytes on every machine, and their offsets are exact.
 
-Offsets could drift by one where a line is wrapped, and nobody would see it in a score: gold
-and prediction would be wrong together.
+Offsets could drift by one where a line is wrapped, and no score would show it, because gold and prediction
+would be wrong together.
 """
 
 from __future__ import annotations

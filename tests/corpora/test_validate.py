@@ -1,7 +1,6 @@
-"""Promise: `validate_corpus` reports what would stop reading, and what would not but should be known.
+"""Promise: `validate_corpus` reports what would stop reading, and other problems as warnings.
 
-It could break unnoticed if it had its own idea of what is wrong: so it is held against
-`read_corpus` here.
+It could break unnoticed if its rules differed from the readers', so it is compared with `read_corpus`.
 """
 
 from __future__ import annotations

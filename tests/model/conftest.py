@@ -1,4 +1,4 @@
-"""The backbones that the model's tests share, loaded once."""
+"""Backbones that the tests of the model share, loaded once."""
 
 from __future__ import annotations
 

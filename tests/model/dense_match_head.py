@@ -1,7 +1,7 @@
-"""The published match head, written out plainly: an MLP over [h_i; h_j] for every pair (i, j).
+"""The published match head: an MLP over [h_i; h_j] for every pair (i, j).
 
-It makes a B x S x S x 2D tensor, which is why `raymrc.model.heads` does it otherwise. It is the twin
-that the equality tests compare with, and the peer of `benchmarks.match_head`.
+It creates a B x S x S x 2D tensor, which `raymrc.model.heads` avoids. Equality tests compare the two, and it
+is the peer in `benchmarks.match_head`.
 
 B rows, S pieces, D hidden, W match width
 """
@@ -35,7 +35,7 @@ class DenseSpanHeads(nn.Module):
 
     @torch.no_grad()
     def take(self, heads: SpanHeads) -> None:
-        """The same weights: the two projections of the factorised head lie side by side here."""
+        """Copy the weights; the two projections of the factorised head are side by side here."""
         self.start.load_state_dict(heads.start.state_dict())
         self.end.load_state_dict(heads.end.state_dict())
         first, last = cast(nn.Linear, self.match[0]), cast(nn.Linear, self.match[2])
@@ -44,7 +44,7 @@ class DenseSpanHeads(nn.Module):
         last.load_state_dict(heads.match_out.state_dict())
 
     def match_logits(self, hidden_BSD: Tensor) -> Tensor:
-        """Of every pair, (B, S, S)."""
+        """Logits of every pair, (B, S, S)."""
         num_pieces = hidden_BSD.shape[1]
         starts = hidden_BSD[:, :, None].expand(-1, -1, num_pieces, -1)
         ends = hidden_BSD[:, None].expand(-1, num_pieces, -1, -1)

@@ -1,5 +1,7 @@
-"""The promise: a saved adapter is what was trained, and is not taken for another. It could break
-unnoticed: a prompt on other weights, or under other labels, still answers something."""
+"""Promise: a saved adapter equals what was trained, and is not mistaken for another.
+
+It could break unnoticed: a prompt on other weights, or with other labels, still gives answers.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,7 @@ def test_an_adapter_knows_what_it_was_trained_for(tiny_bert: Loaded, tmp_path: P
 
 
 def test_the_header_holds_names_and_settings_and_nothing_else(tiny_bert: Loaded, tmp_path: Path):
-    """Whoever adds something to it has to say here that it comes from no note."""
+    """A new entry must be listed here, and must not come from a note."""
     place = written(tmp_path, tiny_bert, trained(tiny_bert))
     with safe_open(place, framework="np") as file:
         metadata = file.metadata()

@@ -1,4 +1,4 @@
-"""Backbones by name, folder and hub: what is found, and what is said when it is not there."""
+"""Backbones by name, folder and hub: what is found, and the errors if nothing is."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_missing_folder_is_not_looked_up_on_the_hub():
 
 
 def test_a_hub_that_cannot_be_reached_is_one_clear_sentence(tmp_path):
-    """In an interpreter of its own, as the hub's client reads its settings when it is imported."""
+    """In a new interpreter, because the hub's client reads its settings on import."""
     program = (
         "from raymrc.model.backbones import find_backbone\n"
         "from raymrc.configuration import Backbone\n"
@@ -212,7 +212,7 @@ def test_finding_a_backbone_and_its_shape_needs_no_torch(checkpoint):
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped")
 def test_processes_of_a_node_share_weights_that_are_mapped_from_their_file(tmp_path):
-    """All but queries, keys and values, which are stacked."""
+    """All weights except queries, keys and values, which are stacked."""
     folder = tiny_checkpoint("bert", tmp_path)
     loaded = load_backbone(tiny_backbone(folder))
     mapped = []

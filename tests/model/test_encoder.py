@@ -1,5 +1,7 @@
-"""The promise: without a prompt our encoder's numbers are Hugging Face's, for all three kinds. It
-could break unnoticed, as a slightly wrong encoder still trains, to a slightly worse F1."""
+"""Promise: without a prompt our encoder's numbers equal Hugging Face's, for all three kinds.
+
+It could break unnoticed, because a slightly wrong encoder still trains, to a slightly worse F1.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,7 @@ def loaded_from(model, kind: str, num_layers: int | None = None) -> Encoder:
 
 
 def assert_equal_on_pieces(ours, theirs, inputs: Inputs) -> None:
-    """What stands at padding means nothing, and is not compared."""
+    """Compare all positions except padding, where values are undefined."""
     there = inputs.mask_BS
     torch.testing.assert_close(ours[there], theirs[there], rtol=0, atol=TOLERANCE)
 
@@ -235,7 +237,7 @@ def test_a_prompt_for_another_number_of_rows_is_refused(tiny_bert: Loaded):
 
 @contextmanager
 def rows_counted(encoder: Encoder) -> Iterator[list[int]]:
-    """Rows that each layer has been run on meanwhile."""
+    """Number of rows in each call of a layer inside the block."""
     counts = [0] * encoder.shape.num_layers
 
     def count(layer: int):
@@ -271,7 +273,7 @@ def test_equal_rows_run_once_below_the_prompt(tiny: Loaded, depth, first_layer):
 def test_a_trained_backbone_gets_the_same_gradient_from_shared_rows(tiny, depth, first_layer):
     inputs = shared_inputs(tiny.shape.vocab, pad_id=tiny.shape.pad_id)
     prompt = SoftPrompt(3, 4, tiny.shape, depth, first_layer)
-    # The kept encoder is everybody's: what is trained is a copy.
+    # The loaded encoder is shared, so a copy is trained.
     encoder = Encoder(tiny.shape)
     encoder.load_state_dict(tiny.encoder.state_dict())
     gradients = []
@@ -297,7 +299,7 @@ def test_the_input_of_the_first_prompted_layer_can_be_given(tiny: Loaded, depth,
     prompt = SoftPrompt(3, 4, tiny.shape, depth, first_layer)
     prefix = prompt(inputs.label_B)
     entry = tiny.encoder.below(inputs, first_layer) * inputs.mask_BS[..., None]
-    nowhere = torch.full_like(inputs.input_ids_BS, -1)  # a look-up of these would raise
+    nowhere = torch.full_like(inputs.input_ids_BS, -1)  # looking these up would raise
     given = replace(
         inputs,
         input_ids_BS=nowhere,

@@ -1,5 +1,7 @@
-"""The promise: the factorised, sparse match head has the loss and the gradients of the published
-dense one. It could break unnoticed: a head that forgets candidates still learns most of them."""
+"""Promise: the factorised, sparse match head has the loss and gradients of the published dense one.
+
+It could break unnoticed: a head that misses candidates still learns most of them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ HIDDEN, WIDTH = 24, 40
 
 
 def twins(seed: int, bias: float, max_candidates: int = 10**6):
-    """A sparse head, its dense twin, and a batch; `bias` says how much is predicted."""
+    """A sparse head, its dense twin, and a batch; `bias` controls how much is predicted."""
     torch.manual_seed(seed)
     sparse = SpanHeads(HIDDEN, WIDTH, max_candidates=max_candidates)
     torch.nn.init.constant_(sparse.start.bias, bias)
@@ -116,7 +118,7 @@ def test_a_rows_candidates_do_not_depend_on_its_neighbours():
 @pytest.mark.parametrize("max_candidates", [1, 10, 10**6])
 @pytest.mark.parametrize("answers", [True, False])
 def test_counting_first_finds_the_same_candidates(bias, max_candidates, answers):
-    """As on a GPU, where all numbers that decide shapes are read at once."""
+    """A GPU reads all numbers that decide shapes at once."""
     sparse, _, hidden, inputs, targets = twins(1, bias)
     if not answers:
         nothing = torch.zeros(inputs.mask_BS.shape)
@@ -152,7 +154,7 @@ def test_a_loss_on_a_gpu_waits_once(recwarn):
     sparse, _, hidden, inputs, targets = twins(0, 0.0)
     sparse, hidden = sparse.cuda(), hidden.cuda().requires_grad_()
     inputs, targets = inputs.to("cuda"), targets.to("cuda")
-    sparse.loss(hidden, inputs.window_BS, targets).backward()  # what is set up once may wait
+    sparse.loss(hidden, inputs.window_BS, targets).backward()  # the first pass may wait
     recwarn.clear()
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -170,7 +172,7 @@ def test_a_batch_without_answers_or_predictions_trains_start_and_end_only():
     torch.testing.assert_close(loss, dense.loss(hidden, inputs.window_BS, targets))
     loss.backward()
     assert sparse.start.weight.grad.any()
-    assert not sparse.match_out.weight.grad.any()  # there, and zero
+    assert not sparse.match_out.weight.grad.any()  # not None, but zero
 
 
 def test_pieces_outside_the_window_do_not_count():
@@ -248,7 +250,7 @@ def test_predicted_tags_are_the_likeliest_and_zero_outside_the_window():
 
 
 def test_tags_outside_the_window_are_ignored_when_all_pieces_are_computed():
-    """As on a GPU, where to pick the window's pieces is to wait."""
+    """A GPU computes all pieces, because selecting the window's pieces would wait."""
     inputs = random_inputs(60)
     targets = random_tag_targets(inputs)
     torch.manual_seed(0)

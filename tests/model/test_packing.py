@@ -1,6 +1,8 @@
-"""The promise: rows without padding give the numbers that padded rows give, whatever prompts they
-have. It could break unnoticed: a row that sees its neighbour's last pieces, or one prompt position
-too few, still trains, and only where there is a GPU."""
+"""Promise: rows without padding give the same numbers as padded rows, whatever their prompts.
+
+It could break unnoticed: a row that sees its neighbour's last pieces, or one prompt position too few, still
+trains, and this happens on GPUs only.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ def make_inputs(loaded: Loaded, lengths: Sequence[int] = LENGTHS) -> Inputs:
 def make_prefix(
     loaded: Loaded, depth: str, first_layer: int, lengths: Sequence[int] | None = PROMPTS
 ) -> tuple[Prefix, Tensor]:
-    """A row's own prompt each, and the leaf that they are made of; None: all of length 5."""
+    """One prompt per row, and the leaf tensor behind them; None for prompts of length 5."""
     longest = 5 if lengths is None else max(lengths)
     prompt = SoftPrompt(len(LENGTHS), longest, loaded.shape, depth, first_layer)
     draw = torch.Generator().manual_seed(1)
@@ -64,7 +66,7 @@ def packed(encoder: Encoder, packs: bool = True) -> Iterator[None]:
 
 
 def loss_of(hidden_BSD: Tensor, inputs: Inputs) -> Tensor:
-    """Any function of the real pieces alone; a cube, as a LayerNorm's outputs add up to a constant."""
+    """Some function of the real pieces; cubic, because a LayerNorm's outputs have a constant sum."""
     return hidden_BSD[inputs.mask_BS].pow(3).mean()
 
 
@@ -109,14 +111,14 @@ def test_a_trained_backbone_gets_the_gradients_of_padded_rows(tiny: Loaded, dept
             loss_of(encoder(inputs, prefix), inputs).backward()
         results.append({name: p.grad for name, p in encoder.named_parameters()})
     for name, padded_grad in results[0].items():
-        if padded_grad is None:  # RoBERTa and its segments, of which one has no use
+        if padded_grad is None:  # RoBERTa does not use one of its segments
             assert results[1][name] is None
             continue
         assert_close(results[1][name], padded_grad, name)
 
 
 def test_layers_see_no_padding(tiny: Loaded):
-    """Else nothing were gained by packing."""
+    """Otherwise packing would save nothing."""
     seen = []
     handle = tiny.encoder.layers[-1].register_forward_hook(lambda _m, _i, out: seen.append(out))
     inputs = make_inputs(tiny)
@@ -128,8 +130,7 @@ def test_layers_see_no_padding(tiny: Loaded):
 
 
 def test_packing_does_not_wait_for_the_device(tiny: Loaded):
-    """Offsets and indices come from lengths that are known on the host: on a device that holds no
-    numbers they are made all the same."""
+    """Offsets and indices come from lengths known on the host, so the meta device suffices."""
     packing = make_packing(LENGTHS, 20, torch.device("meta"), PROMPTS, 7)
     assert packing.keys_X.is_meta and len(packing.keys_X) == sum(LENGTHS) + sum(PROMPTS)
     inputs = make_inputs(tiny)
@@ -145,7 +146,7 @@ def test_packing_does_not_wait_for_the_device(tiny: Loaded):
 
 def test_the_packing_of_two_rows_by_hand():
     packing: Packing = make_packing((3, 1), 3, torch.device("cpu"), (1, 2), 2, behind=1)
-    # Prompt positions are 0 1 | 2 3, of which 1 is padding; pieces are 4 5 6 | 7.
+    # Prompt positions are 0 1 | 2 3, where 1 is padding; pieces are 4 5 6 | 7.
     assert packing.pieces_T.tolist() == [0, 1, 2, 3]
     assert packing.keys_X.tolist() == [4, 0, 5, 6, 7, 2, 3]
     assert packing.piece_keys_T.tolist() == [0, 2, 3, 4]
@@ -192,7 +193,7 @@ def test_the_variable_length_kernel_equals_padded_rows(tiny: Loaded, depth, firs
     encoder, inputs = cuda_bf16(tiny)
     encoder.requires_grad_(True)
     results = []
-    for packs in (False, None):  # None: it is chosen by itself
+    for packs in (False, None):  # None: chosen automatically
         encoder.packs = packs
         encoder.zero_grad()
         leaf, prefix = None, None
@@ -206,8 +207,8 @@ def test_the_variable_length_kernel_equals_padded_rows(tiny: Loaded, depth, firs
         gradient = encoder.layer(2).qkv.weight.grad if leaf is None else leaf.grad
         results.append((hidden.detach()[inputs.mask_BS], gradient.float().clone()))
     (padded_hidden, padded_grad), (hidden, grad) = results
-    # bf16 has 8 bits: after three layers of two roundings each, a few parts in a hundred of the
-    # values' spread, which the closing LayerNorm's weights put near 1.
+    # bf16 has 8 bits: three layers of two roundings each give errors of a few percent of the values'
+    # spread, which is near 1 after the last LayerNorm.
     torch.testing.assert_close(hidden, padded_hidden, rtol=0, atol=0.1)
     assert (grad - padded_grad).norm() < 0.05 * padded_grad.norm()
 
@@ -218,7 +219,7 @@ def test_the_variable_length_kernel_equals_padded_rows(tiny: Loaded, depth, firs
 def test_a_packed_pass_never_waits_for_the_device(tiny: Loaded, depth):
     encoder, inputs = cuda_bf16(tiny)
     prefix = to_cuda(make_prefix(tiny, depth, 0)[0])
-    encoder(inputs, prefix)  # what is set up once may wait
+    encoder(inputs, prefix)  # the first pass may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
         loss_of_all = encoder(inputs, prefix).pow(3).mean()

@@ -1,5 +1,7 @@
-"""The promise: in bf16 a fold-run learns what it learns in fp32, and what is trained stays fp32. It
-could break unnoticed: a parameter kept in bf16 swallows small steps and still trains a little."""
+"""Promise: in bf16 a fold-run learns what it learns in fp32, and trained parameters stay fp32.
+
+It could break unnoticed: a parameter kept in bf16 loses small steps and still trains a little.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def make_model(loaded: Loaded, strategy: str, half: bool, **fields: Any) -> Model:
-    """A model as it is on a GPU with bf16 (`half`), or as it is here."""
+    """A model as on a GPU with bf16 (`half`), or in fp32."""
     dtype = torch.bfloat16 if half else torch.float32
     kept = loading.load_backbone(loaded.backbone, "cpu", dtype=dtype)
     model = Model(tiny_configuration(loaded.backbone, strategy, **fields), kept, 3)
@@ -59,13 +61,13 @@ def step(model: Model, strategy: str, loaded: Loaded) -> tuple[Tensor, dict[str,
 def test_bf16_has_the_loss_and_gradients_of_fp32(tiny: Loaded, strategy, fields, packs):
     exact = make_model(tiny, strategy, half=False, **fields)
     rounded = make_model(tiny, strategy, half=True, **fields)
-    if exact.prompt is not None:  # drawn by what words look like, which bf16 changes a little
+    if exact.prompt is not None:  # drawn from states of words, which bf16 changes a little
         rounded.prompt.load_state_dict(exact.prompt.state_dict())
     rounded.encoder.packs = packs
     loss, gradients = step(exact, strategy, tiny)
     loss_16, gradients_16 = step(rounded, strategy, tiny)
     assert loss_16.dtype == torch.float32
-    # A bf16 number is off by up to 1 part in 256; a loss is a mean of many of them.
+    # A bf16 number has an error of up to 1/256; a loss is a mean of many.
     torch.testing.assert_close(loss_16, loss, rtol=0.02, atol=0)
     assert gradients.keys() == gradients_16.keys()
     for owner in ("encoder.", "prompt.", "heads."):
@@ -74,7 +76,7 @@ def test_bf16_has_the_loss_and_gradients_of_fp32(tiny: Loaded, strategy, fields,
         if ours:
             ours, theirs = torch.cat(ours), torch.cat(theirs)
             assert ours.any()
-            # A gradient has passed all layers twice: a few parts in a hundred of its length.
+            # A gradient passes all layers twice, which costs a few percent of its length.
             assert (ours - theirs).norm() < 0.1 * theirs.norm(), owner
 
 

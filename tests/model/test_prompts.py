@@ -1,5 +1,7 @@
-"""The promise: a soft prompt is attended to by every piece, learns, and moves nothing else. It could
-break unnoticed: a prompt that is silently dropped trains to the F1 of no prompt."""
+"""Promise: every piece attends to a soft prompt, which learns and shifts nothing else.
+
+It could break unnoticed: a prompt that is silently dropped trains to the F1 of no prompt.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ def specials(loaded: Loaded) -> tuple[int, int]:
 
 
 def slow_layer(layer, hidden_SD, prefix_keys=None, prefix_values=None):
-    """One row through one layer, head by head, softmax written out."""
+    """One row through one layer, head by head, with an explicit softmax."""
     source = layer.attention_norm(hidden_SD) if layer.pre_norm else hidden_SD
     queries, keys, values = layer.qkv(source).chunk(3, dim=-1)
     size = queries.shape[-1] // layer.num_heads
@@ -70,7 +72,7 @@ def test_a_prompt_equals_attention_written_out_row_by_row(tiny: Loaded, depth, f
 def test_every_part_of_a_prompt_gets_a_gradient(tiny_bert, depth, first_layer, reparametrisation):
     prompt = SoftPrompt(3, 4, tiny_bert.shape, depth, first_layer, reparametrisation)
     inputs = random_inputs(tiny_bert.shape.vocab)
-    # The square, as a LayerNorm's outputs add up to a constant
+    # The square, because a LayerNorm's outputs have a constant sum
     tiny_bert.encoder(inputs, prompt(inputs.label_B))[:, 5].pow(3).sum().backward()
     for name, parameter in prompt.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
@@ -87,7 +89,7 @@ def test_each_label_has_its_own_prompt(tiny: Loaded):
 
 @pytest.mark.parametrize("depth", ["deep", "input"])
 def test_layers_below_the_prompt_do_not_see_it(tiny: Loaded, depth):
-    """What they compute has no gradient, and so nothing of it is kept for a backward pass."""
+    """Their outputs have no gradient, so nothing is kept for a backward pass."""
     seen = []
     handles = [
         layer.register_forward_hook(lambda _m, _i, out: seen.append(out.requires_grad))
@@ -102,7 +104,7 @@ def test_layers_below_the_prompt_do_not_see_it(tiny: Loaded, depth):
 
 
 def states_of_words(tiny: Loaded, depth: str, seed: int) -> torch.Tensor:
-    """What `initialise` measures under this seed, a row each word."""
+    """The states that `initialise` measures with this seed, one row per word."""
     words = word_ids(tiny.tokenizer, tiny.shape.vocab)
     torch.manual_seed(seed)
     drawn = torch.tensor(words)[torch.randint(len(words), (MEASURED_WORDS,))]
@@ -111,7 +113,7 @@ def states_of_words(tiny: Loaded, depth: str, seed: int) -> torch.Tensor:
 
 
 def started(tiny: Loaded, depth: str, form: str, seed: int, length: int = 64) -> torch.Tensor:
-    """The vectors of a fresh prompt, a row each position, in the order of `states_of_words`."""
+    """The vectors of a new prompt, one row per position, in the order of `states_of_words`."""
     torch.manual_seed(0)
     prompt = SoftPrompt(3, length, tiny.shape, depth, 1, form)
     torch.manual_seed(seed)
@@ -126,7 +128,7 @@ def started(tiny: Loaded, depth: str, form: str, seed: int, length: int = 64) ->
 @pytest.mark.parametrize("depth", ["deep", "input"])
 def test_a_prompt_starts_with_the_mean_and_spread_of_words(tiny: Loaded, depth):
     real, made = states_of_words(tiny, depth, seed=1), started(tiny, depth, "none", seed=1)
-    # Five standard errors of 192 draws, whatever the channel.
+    # Five standard errors of 192 draws, in every channel.
     assert ((made.mean(0) - real.mean(0)).abs() < 5 * real.std(0) / 192**0.5).all()
     assert ((made.std(0) / real.std(0) - 1).abs() < 5 / (2 * 192) ** 0.5).all()
     assert len(made.unique(dim=0)) == len(made)
@@ -144,7 +146,7 @@ def test_a_reparametrised_prompt_starts_with_the_mean_and_spread_of_words(
 
 @pytest.mark.parametrize("reparametrisation", ["none", "mlp", "lstm"])
 def test_a_prompt_of_one_vector_starts_with_numbers(tiny: Loaded, reparametrisation):
-    """One vector has no spread of its own to divide by."""
+    """A single vector has no spread to divide by."""
     prompt = SoftPrompt(1, 1, tiny.shape, "deep", 1, reparametrisation)
     prompt.initialise(tiny.encoder, word_ids(tiny.tokenizer, tiny.shape.vocab), specials(tiny))
     assert prompt.vectors().isfinite().all()
@@ -193,13 +195,13 @@ def questions(tiny: Loaded, *texts: str) -> list[list[int]]:
 def row_of(tiny: Loaded, pieces: list[int]) -> Inputs:
     first, last = specials(tiny)
     ids = torch.tensor([[first, *pieces, last]])
-    here = torch.ones_like(ids, dtype=torch.bool)
-    return Inputs(ids, torch.zeros_like(ids), here, here, ids[:, 0], is_padded=False)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    return Inputs(ids, torch.zeros_like(ids), mask, mask, ids[:, 0], is_padded=False)
 
 
 @pytest.fixture
 def asked(tiny: Loaded) -> list[list[int]]:
-    """Shorter and longer than five pieces."""
+    """Questions shorter and longer than five pieces."""
     return questions(tiny, "the patient took", "was given aspirin daily for pain after warfarin")
 
 
@@ -241,7 +243,7 @@ def test_deep_prompts_start_as_keys_and_values_of_the_question(tiny: Loaded, ask
 def test_the_first_layer_attends_to_the_same_keys_as_with_the_question_in_words(
     tiny: Loaded, asked
 ):
-    """There the question has not yet seen the window, so a prompt can hold all that it is."""
+    """There the question has not attended to the window yet, so a prompt can replace it exactly."""
     prompt = SoftPrompt(2, 3, tiny.shape)
     prompt.start_from_words(tiny.encoder, asked, specials(tiny))
     window = questions(tiny, "no history of rash and nausea")[0]
@@ -264,7 +266,7 @@ def test_a_prompt_starts_from_saved_vectors_by_name(
     drawn = torch.get_rng_state()
     prompt.start_from_saved(("Drug", "Dose", "ADE"), saved)
     assert torch.equal(torch.get_rng_state(), drawn)
-    with torch.no_grad():  # an LSTM computes other roundings while it records gradients
+    with torch.no_grad():  # an LSTM rounds differently while it records gradients
         vectors = trained.vectors()
     assert torch.equal(prompt.table[0], vectors[1])
     assert torch.equal(prompt.table[1], before[1])

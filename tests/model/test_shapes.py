@@ -1,5 +1,7 @@
-"""The promise: `plan` and `cost` count, without torch, what the real modules hold. It could break
-unnoticed by a new weight in a module that nobody adds to the formula."""
+"""Promise: plans count, without torch, the parameters of the real modules.
+
+It could break unnoticed if a module gets a new weight that is missing in the formula.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from raymrc.model.shapes import SHAPES, prompt_parameters
 from raymrc.model.strategies import STRATEGIES, count_parameters
 from tests.model.tiny import tiny_configuration
 
-PUBLISHED = {  # millions, as design.md and the model cards have them
+PUBLISHED = {  # millions, from the model cards
     "bert-large": 335,
     "bert-large-mimic": 335,
     "roberta-large": 355,
@@ -30,7 +32,9 @@ PUBLISHED = {  # millions, as design.md and the model cards have them
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_seven_backbones_have_the_published_number_of_parameters(name):
     shape = SHAPES[name]
-    pooler = shape.hidden * shape.hidden + shape.hidden  # published figures count it; we run none
+    pooler = (
+        shape.hidden * shape.hidden + shape.hidden
+    )  # counted in published figures; ours has none
     digits = 10 if PUBLISHED[name] > 1000 else 1
     millions = (shape.num_parameters + pooler) / 1e6
     assert round(millions / digits) * digits == PUBLISHED[name]

@@ -1,5 +1,7 @@
-"""The promise: each strategy trains what it says, all of it and nothing else. It could break
-unnoticed: an unfrozen backbone in a frozen run gives a better F1."""
+"""Promise: each strategy trains exactly what it states.
+
+It could break unnoticed: an unfrozen backbone in a frozen run gives a better F1.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,7 @@ def test_a_step_changes_what_is_stated_as_trained_and_nothing_else(tiny: Loaded,
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     stated = set(model.statement().names)
     assert changed <= stated
-    # The match head may still wait for candidates.
+    # The match head may still have no candidates.
     assert {name for name in stated - changed if "match" not in name} == set()
     if not STRATEGIES[strategy].trains_backbone:
         assert not any(name.startswith("encoder.") for name in stated)
@@ -223,7 +225,7 @@ def test_dropout_reaches_the_backbone_only_where_it_is_trained(tiny_bert: Loaded
 
 
 def start_of(model) -> Start:
-    """Questions in words, and a trained prompt for the second and a label that nobody asks for."""
+    """Questions in words, and a trained prompt for the second question and for an unused label."""
     form = model.configuration
     saved = SavedPrompt(
         ("ADE", "Route"), form.prompt_length, form.prompt_depth, form.first_layer, "none",

@@ -1,4 +1,4 @@
-"""Small checkpoints of every kind, as Hugging Face itself saves them, and batches to try them on."""
+"""Small checkpoints of every kind, saved by Hugging Face, and batches for them."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def tiny_checkpoint(
     with_head: bool = False,
     seed: int = 0,
 ) -> Path:
-    """Saves a random checkpoint with config and tokenizer into `folder`, and returns it.
+    """Save a random checkpoint with config and tokenizer into `folder`, and return it.
 
-    Biases and LayerNorms are random too: at their usual zeros and ones a mistake would not show.
+    Biases and LayerNorms are random too, because their usual zeros and ones would hide mistakes.
 
     Args:
         kind: "bert", "roberta" or "megatron-bert".
@@ -140,7 +140,7 @@ def tiny_tokenizer(kind: str) -> Any:
 
 
 def tiny_backbone(folder: Path, *, layers: int | None = None) -> Backbone:
-    """A backbone value that points at a checkpoint's folder."""
+    """A `Backbone` whose source is a checkpoint's folder."""
     return Backbone("tiny", str(folder), layers=layers)
 
 
@@ -150,7 +150,7 @@ def tiny_loaded(kind: str, folder: Path, **sizes: Any) -> Loaded:
 
 
 def tiny_configuration(backbone: Backbone, strategy: str, **fields: Any) -> Configuration:
-    """Small sizes, no dropout; `fields` override."""
+    """Small sizes and no dropout, unless `fields` override them."""
     defaults: dict[str, Any] = {
         "learning_rate": 3e-2 if strategy == "frozen_soft_prompt" else 1e-3,
         "prompt_length": 4 if "soft" in strategy else 0,
@@ -171,7 +171,7 @@ def random_inputs(
     types: int = 2,
     seed: int = 0,
 ) -> Inputs:
-    """Random rows; the first four pieces stand for a question, the last one for a special piece."""
+    """Random rows; the first four pieces represent a question, the last a special piece."""
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, vocab, (rows, pieces), generator=draw)
     lengths = torch.full((rows,), pieces)
@@ -186,7 +186,7 @@ def random_inputs(
 
 
 def shared_inputs(vocab: int, distinct: int = 3, *, pad_id: int = 0, seed: int = 0) -> Inputs:
-    """Windows that are asked two questions each, one after the other, and the first a third."""
+    """Windows with two consecutive questions each, and a third for the first window."""
     windows = random_inputs(vocab, distinct, pad_id=pad_id, seed=seed)
     of_row = torch.tensor([*range(distinct), *range(distinct), 0])
     label = torch.arange(len(of_row)).div(distinct, rounding_mode="floor")
@@ -194,7 +194,7 @@ def shared_inputs(vocab: int, distinct: int = 3, *, pad_id: int = 0, seed: int =
 
 
 def random_span_targets(inputs: Inputs, per_row: int = 2, seed: int = 0) -> SpanTargets:
-    """Answers at random places of each row's window, nested and overlapping ones included."""
+    """Answers at random places of each row's window, which may nest or overlap."""
     draw = torch.Generator().manual_seed(seed)
     start = torch.zeros(inputs.mask_BS.shape)
     end = torch.zeros(inputs.mask_BS.shape)

@@ -1,7 +1,7 @@
-"""The promise: our 2018 figures are the official script's, to the last count.
+"""Promise: our 2018 figures equal the official script's, to the last count.
 
-It could break without anyone noticing because duplicates and overlaps are rare: a scorer that
-counts them otherwise is off by a few items in thousands, and still looks right.
+It could break unnoticed, because duplicates and overlaps are rare: a scorer that counts them differently is
+off by a few items in thousands, and still looks right.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_every_overall_figure_is_the_official_one(mode, kind):
     ours = score_2018_folders(CASES / "gold", CASES / "system").to_json()
     counts = {name: official[name] for name in ("tp", "fp", "fn")}
     assert {name: ours[mode][kind][name] for name in counts} == counts
-    # 1e-12: the same sums in another order.
+    # 1e-12 because sums are in another order.
     micro = {name: ours[mode][kind][name] for name in official["micro"]}
     assert micro == pytest.approx(official["micro"], abs=1e-12)
     assert ours["macro"][mode][kind] == pytest.approx(official["macro"], abs=1e-12)
@@ -75,7 +75,7 @@ def test_relations_between_events_are_resolved_where_the_official_script_stops()
     micro = score_2018_folders(gold, gold).tallies["strict"]["relations"].micro
     lines = [line for path in gold.glob("*.ann") for line in path.read_text().splitlines()]
     relations = sum(line.startswith("R") for line in lines)
-    # Equal relations of one note are thrown out once found, so not all of them are true positives.
+    # Repeated relations of a note are ignored after a match, so not all are true positives.
     assert micro.tp + micro.fn == relations
     assert micro.fp == 0
     assert micro.f1 > 0.99
@@ -162,7 +162,7 @@ def test_counting_each_label_alone_equals_counting_all_together(gold, system, mo
             return (a.label, a.start, a.end) == (b.label, b.start, b.end)
         return a.label == b.label and max(a.start, b.start) < min(a.end, b.end)
 
-    # The obvious twin: the rule as the case folder's README words it, on whole notes.
+    # The obvious twin: the rule of the case folder's README, on whole notes.
     marked: set[int] = set()
     remaining = list(range(len(system)))
     for number, item in enumerate(system):

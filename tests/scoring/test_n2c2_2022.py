@@ -1,7 +1,7 @@
-"""The promise: our 2022 figures are `brat_scoring`'s, row by row, under each criterion.
+"""Promise: our 2022 figures equal `brat_scoring`'s in every row, under each criterion.
 
-It could break without anyone noticing where types and roles disagree, or where one trigger
-could pair with two: both are rare, and the overall figure hides them.
+It could break unnoticed where types and roles disagree, or where a trigger could pair with two others: both
+are rare, and the overall figure hides them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def rows(folder: Path, gold: str, system: str, criterion: str = "challenge") -> 
 OVERALL = ("OVERALL", "OVERALL", "OVERALL")
 
 
-# Official: brat_scoring 0.2.0, `score_brat_sdoh` with --labeled-args Severity.
+# Official figures: brat_scoring 0.2.0, `score_brat_sdoh` with --labeled-args Severity.
 @needs_shared
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_row_is_the_official_one(criterion):

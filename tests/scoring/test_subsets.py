@@ -1,7 +1,7 @@
-"""The promise: nested, overlapping and discontinuous spans are told apart by characters, and counted.
+"""Promise: nested, overlapping and discontinuous spans are identified by their characters, and counted.
 
-It could break without anyone noticing because they are rare: a rule that takes a line end for a
-gap, or a neighbour for an overlap, moves a figure that nobody can check by eye.
+It could break unnoticed, because they are rare: a rule that mistakes a line end for a gap, or a neighbour
+for an overlap, changes a figure that nobody can check by eye.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raymrc.scoring.subsets import SUBSETS, find_subsets, items_of, score_subset
 from tests.paths import SHARED, needs_shared
 
 TEXT = "a rash on arms and legs\nsince the last dose"
-"""Words, one blank between two of them but for a line end at 23."""
+"""Words separated by single blanks, and by a line end at 23."""
 
 
 def span(label: str, *fragments: tuple[int, int], name: str = "T1") -> Span:
@@ -29,7 +29,7 @@ def span(label: str, *fragments: tuple[int, int], name: str = "T1") -> Span:
 
 
 def subsets_of(*spans: Span) -> dict[str, int]:
-    """Sizes, without those that nothing is in."""
+    """Sizes of the non-empty subsets."""
     found = find_subsets(items_of(TEXT, spans))
     return {name: len(items) for name, items in found.items() if items}
 
@@ -98,7 +98,7 @@ def test_a_nested_gold_span_is_found_even_if_its_outer_span_is_not():
 
 
 def fragments(whole: bool = False) -> st.SearchStrategy[tuple[tuple[int, int], ...]]:
-    """Pieces of TEXT that may touch, overlap or lie apart by a blank; sorted, as readers give them."""
+    """Stretches of TEXT that may touch, overlap or be a blank apart; sorted, as readers return them."""
     one = st.tuples(st.integers(0, 24), st.integers(1, 12)).map(lambda p: (p[0], p[0] + p[1]))
     return st.lists(one, min_size=1, max_size=1 if whole else 3).map(lambda f: tuple(sorted(f)))
 
