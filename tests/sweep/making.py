@@ -37,10 +37,10 @@ from raymrc.study.space import Distribution, Fixed, Grid, Setting, build_space
 
 BACKBONE = Backbone("tiny", "nowhere")
 DEVICE_SECONDS = 3.0
-"""What a made-up fold-run that fails has cost."""
+"""Cost of a made-up fold-run that fails."""
 
 MARKER = "Quixotril-77"
-"""Stands for a note's text: it may turn up nowhere."""
+"""Stands for a note's text, which may appear nowhere."""
 
 
 def make_plan(
@@ -53,7 +53,7 @@ def make_plan(
     backbone: Backbone = BACKBONE,
     **fixed: Any,
 ) -> Plan:
-    """A plan by hand: a grid over learning rates, or so many configurations by TPE."""
+    """A plan by hand: a grid over learning rates, or `tpe` configurations per cell chosen by TPE."""
     setting = rates if isinstance(rates, Grid | Distribution) else Grid(tuple(rates))
     cells = []
     for strategy in strategies:
@@ -78,7 +78,7 @@ def make_plan(
 
 
 def make_race(num: int = 5) -> Plan:
-    """So many learning rates in one cell, of which 0.1 is best, on two folds."""
+    """One cell with `num` learning rates, of which 0.1 is best, on two folds."""
     rates = [0.1 * (1 + i) for i in range(num)]
     plan = make_plan(rates, ["frozen_soft_prompt"], folds=2, epochs=10)
     return replace(plan, racing=Racing(rungs=(0.2, 1.0)))
@@ -97,7 +97,7 @@ def fold_runs(plan: Plan) -> list[FoldRun]:
 
 
 def make_record(run: FoldRun, *, started_at: str = "2026-01-01T00:00:00+00:00") -> Record:
-    """What training this fold-run comes to: figures that follow from its key."""
+    """The record of training this fold-run; its values follow from its key."""
     draw = random.Random(run.key)
     return Record(
         key=run.key,
@@ -126,7 +126,7 @@ def make_record(run: FoldRun, *, started_at: str = "2026-01-01T00:00:00+00:00") 
 
 
 def actors(name: str) -> list[psutil.Process]:
-    """Ray's processes of a class of actors, of clusters that these tests started: others may run here."""
+    """Ray's processes of a class of actors, in clusters that these tests have started."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -139,7 +139,7 @@ def actors(name: str) -> list[psutil.Process]:
 
 
 def warn_node(address: str, node: str, seconds: float) -> None:
-    """A spot instance's notice, as Ray's own agents on clouds hand it on."""
+    """Send a spot instance's notice, as Ray's own agents on clouds do."""
     from ray import _raylet
     from ray.core.generated import autoscaler_pb2
 
@@ -165,7 +165,7 @@ class Script:
         dies, dies_once: (learning rate, fold) that ends its process.
         room: number of lanes that fit into a process.
         unloadable: no process can load the backbone.
-        raced: validation F1 falls off with the learning rate's distance from 0.1, instead of being equal.
+        raced: validation F1 falls with the distance of the learning rate from 0.1, and is random otherwise.
     """
 
     folder: Path
@@ -186,7 +186,7 @@ class Script:
         return self.folder.parent / "hold"
 
     def record(self, run: FoldRun) -> Record:
-        """What training this fold-run comes to."""
+        """The record of training this fold-run."""
         record = make_record(run)
         if not self.raced:
             return record
@@ -197,24 +197,24 @@ class Script:
         return replace(record, validation_f1=course[-1], best_epoch=num, epochs=epochs)
 
     def trained(self) -> list[str]:
-        """Keys of the fold-runs that were begun, once for each time."""
+        """Keys of the fold-runs that were opened, one per opening."""
         return sorted(path.name.split("-")[1] for path in self.folder.iterdir())
 
     def processes(self) -> set[str]:
         return {path.name.split("-")[0] for path in self.folder.iterdir()}
 
     def begun_at(self) -> list[int]:
-        """Epochs that fold-runs had behind them when they were opened."""
+        """The number of epochs that each fold-run had been trained for when it was opened."""
         return sorted(int(path.name.split("-")[2]) for path in self.folder.iterdir())
 
     def most_beside(self) -> int:
-        """How many others were open when one was opened, at most."""
+        """The largest number of other lanes that were open when a lane was opened."""
         return max(int(path.name.split("-")[3]) for path in self.folder.iterdir())
 
 
 @dataclass
 class _Course:
-    """How far a made-up fold-run has got, in epochs."""
+    """The progress of a made-up fold-run, in epochs."""
 
     fold_run: FoldRun
     seen: int

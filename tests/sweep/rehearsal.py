@@ -1,6 +1,6 @@
-"""A cluster that grows when it is asked, shrinks again and loses nodes, on one machine.
+"""A cluster on one machine that grows on demand, shrinks again and loses nodes.
 
-    python -m tests.sweep.rehearsal LOG           sixty fold-runs under six kills, told in a file
+    python -m tests.sweep.rehearsal LOG           sixty fold-runs under six kills, logged in a file
     python -m tests.sweep.rehearsal drive FOLDER  the driver of such a study, which the others start
 
 Nodes are Ray's own processes that declare a GPU they do not have; Ray's autoscaler starts and ends them
@@ -37,20 +37,20 @@ from tests.paths import ROOT
 from tests.sweep.making import actors, make_plan
 
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
-"""The id that Ray's provider for such rehearsals expects of the head."""
+"""The id that Ray's fake node provider expects of the head."""
 
 COMMANDS = (
     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
     "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files",
 )  # fmt: skip
-"""What the autoscaler looks for in a configuration, and a machine of our own does not need."""
+"""Fields that the autoscaler requires in a configuration, and that one machine does not need."""
 
 
 # --- the cluster -----------------------------------------------------------------------------------
 
 
 class Cloud:
-    """A head without devices, and an autoscaler that may add so many nodes of one GPU each."""
+    """A head without devices, and an autoscaler that adds at most `max_nodes` nodes with one GPU each."""
 
     def __init__(self, folder: Path, max_nodes: int, idle_seconds: float = 12.0) -> None:
         self.folder = folder
@@ -81,7 +81,7 @@ class Cloud:
         }
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "cluster.json").write_text(json.dumps(config))
-        # Ray puts sockets below it, whose paths may not be long.
+        # Ray puts sockets below it, and their paths have to be short.
         self.session = tempfile.mkdtemp(prefix="rr-", dir="/tmp")
 
     def start(self) -> None:
@@ -99,7 +99,7 @@ class Cloud:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of the head, and of all that connects to it."""
+        """The environment of the head and of every process that connects to it."""
         return os.environ | {
             "RAY_AUTH_MODE": "disabled",
             "RAY_FAKE_CLUSTER": "1",
@@ -115,7 +115,7 @@ class Cloud:
         }
 
     def processes(self) -> list[psutil.Process]:
-        """All of this cluster, whoever started them."""
+        """All processes of this cluster, whichever process started them."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -124,7 +124,7 @@ class Cloud:
         return found
 
     def nodes(self) -> dict[str, psutil.Process]:
-        """The raylet of every node that is up, by the node's id, without the head's."""
+        """The raylet of every running node except the head, by the node's id."""
         found = {}
         for process in self.processes():
             with suppress(psutil.Error):
@@ -136,7 +136,7 @@ class Cloud:
         return found
 
     def warn(self, node: str, seconds: float) -> None:
-        """In a process of its own, whose Ray asks for no token."""
+        """Send a spot notice, from a process whose Ray needs no token."""
         code = f"from tests.sweep.making import warn_node; warn_node({self.address!r}, {node!r}, {seconds})"
         subprocess.run(
             [sys.executable, "-c", code], env=self.environment, cwd=ROOT, check=True, timeout=60
@@ -161,7 +161,7 @@ def cloud(folder: Path, max_nodes: int) -> Iterator[Cloud]:
 
 
 def free_port() -> int:
-    """Outside 10002 to 19999, which Ray keeps for its workers."""
+    """A free port outside 10002 to 19999, which Ray keeps for its workers."""
     while True:
         with socket.socket() as listener:
             listener.bind(("", 0))
@@ -180,8 +180,13 @@ def _own_address() -> str:
 
 
 def study_plan(backbone: Backbone, frozen: int, grouped: int, folds: int, epochs: int) -> Plan:
-    """So many frozen configurations, trained on hosts, and so many that train the backbone in groups
-    of two devices, or of one where there are no two."""
+    """A study of two cells.
+
+    Args:
+        frozen: number of frozen configurations, trained on hosts.
+        grouped: number of configurations that train the backbone in groups of two devices, or of one if there
+            are no two.
+    """
     terms: dict[str, Any] = {
         "prompt_length": 4, "match_width": 16, "epochs": epochs, "batch_size": 4, "window": 20,
         "overlap": 4, "dropout": 0.0,
@@ -196,7 +201,7 @@ def study_plan(backbone: Backbone, frozen: int, grouped: int, folds: int, epochs
 
 @dataclass(frozen=True)
 class Logged:
-    """Opens pools that note down what is opened, and every epoch that is trained."""
+    """Opens pools that log every opened lane and every trained epoch."""
 
     folder: Path
 
@@ -221,7 +226,7 @@ class Logged:
 
         def step() -> Sequence[LaneEvent]:
             events: Sequence[LaneEvent] = stepped()
-            time.sleep(0.05)  # so that an epoch lasts long enough to be struck within
+            time.sleep(0.05)  # so that an epoch lasts long enough for a strike within it
             for event in events:
                 if isinstance(event.what, Epoch):
                     note("epoch", event.key, event.what.epoch, 0)
@@ -233,13 +238,13 @@ class Logged:
 
 @dataclass(frozen=True)
 class Course:
-    """What was trained of one fold-run, over all its lives.
+    """The training of one fold-run over all its openings.
 
     Args:
-        begun: how often it was opened.
-        redone: epochs that were trained more than once, counted once for each time too many.
-        most_redone: after one loss.
-        within: it went on within an epoch, once at least.
+        begun: number of openings.
+        redone: number of epochs that were trained again.
+        most_redone: the largest number of these after one loss.
+        within: whether it resumed within an epoch at least once.
     """
 
     begun: int
@@ -289,7 +294,7 @@ def prepare(folder: Path, *, devices: int, workers: int = 2, **study: int) -> Pl
 
 
 def drive(folder: Path) -> int:
-    """One driver of the study, in a process of its own; RAY_ADDRESS says where."""
+    """Run one driver of the study in this process, on the cluster that RAY_ADDRESS names."""
     from raymrc.errors import RaymrcError
     from raymrc.sweep.driver import Training, run_study
     from raymrc.sweep.session import HostResources
@@ -321,7 +326,7 @@ def drive(folder: Path) -> int:
 
 @dataclass
 class Strike:
-    """One kill, and what it hit."""
+    """One kill and its victim."""
 
     at: float
     what: str
@@ -330,12 +335,12 @@ class Strike:
 
 @dataclass
 class Battle:
-    """A study that is run to its end while all around it things are taken away.
+    """Runs a study to its end while hosts, nodes and drivers are killed.
 
     Args:
-        strikes: of "host", "worker", "node", "reclaim" and "driver", in order, but for those that find
-            nothing of their kind just then.
-        every: fold-runs that are finished between two strikes.
+        strikes: "host", "worker", "node", "reclaim" or "driver" each, in order; one that finds no victim at
+            the moment waits.
+        every: number of fold-runs that finish between two strikes.
     """
 
     cloud: Cloud
@@ -380,7 +385,11 @@ class Battle:
             driver.communicate()
 
     def run_once(self, limit: float) -> tuple[str, int]:
-        """A driver that is let alone: what it says and its code."""
+        """Run an undisturbed driver.
+
+        Returns:
+            The last line of its output, and its exit code.
+        """
         driver = self._start_driver()
         try:
             said, _ = driver.communicate(timeout=limit)
@@ -407,7 +416,11 @@ class Battle:
             self.most_nodes = max(self.most_nodes, len(self.cloud.nodes()))
 
     def _strike(self, what: str, draw: random.Random, driver: subprocess.Popen[str]) -> str:
-        """What was hit; "" where there is nothing of its kind now."""
+        """Kill something.
+
+        Returns:
+            The victim; "" if there is none of this kind now.
+        """
         if what == "driver":
             driver.send_signal(signal.SIGKILL)
             return f"process {driver.pid}"
@@ -432,7 +445,7 @@ class Battle:
 
 
 def kill_all(process: psutil.Process) -> None:
-    """A machine that is switched off: the raylet and all that runs below it."""
+    """Switch a machine off: kill the raylet and all its child processes."""
     with suppress(psutil.Error):
         below = process.children(recursive=True)
         process.kill()
@@ -442,7 +455,7 @@ def kill_all(process: psutil.Process) -> None:
 
 
 def train_alone(plan: Plan) -> list[Record]:
-    """What undisturbed training in this process comes to, of every fold-run."""
+    """The records of undisturbed training in this process, one per fold-run."""
     from raymrc.model.loading import load_backbone
     from tests.sweep.making import fold_runs
     from tests.training.fold_runs import train_fold_run
@@ -454,7 +467,7 @@ def train_alone(plan: Plan) -> list[Record]:
 
 
 def trained_alike(mine: Record, alone: Record) -> bool:
-    """Whether a record is what undisturbed training comes to, in so far as processes add up alike."""
+    """Whether a record equals that of undisturbed training, up to the order of sums over processes."""
     trains_backbone = mine.fold_run.configuration.cell.strategy == "soft_prompt"
     return (
         mine.status == "done"
@@ -469,7 +482,7 @@ def trained_alike(mine: Record, alone: Record) -> bool:
 
 
 def compare(plan: Plan, records: Sequence[Record]) -> list[str]:
-    """Fold-runs whose record is not what undisturbed training in one process comes to."""
+    """Keys of fold-runs whose records differ from those of undisturbed training in one process."""
     by_key = {record.key: record for record in records}
     return [
         alone.key
