@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.common import Options, json_line, read_options, start
 from raymrc.analysis.findings import build_findings
-from raymrc.ledger.ledger import RANKED_STATUS, Ledger
+from raymrc.ledger.ledger import ENDING_BY_STATUS, Ledger
 from raymrc.report import write
 from tests.browser import CHROMIUM, Visit, browser
 from tests.report.making import STUDY, make_records
@@ -62,7 +62,7 @@ def build(options: Options, size: int, configurations: int, folder: Path) -> Pat
     spec, plan, records = make_records(folder, make_study(configurations))
     ledger = folder / "ledger"
     for record in records:
-        place = ledger / record.key[:2] / f"{record.key}{RANKED_STATUS[record.status]}"
+        place = ledger / record.key[:2] / f"{record.key}{ENDING_BY_STATUS[record.status]}"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(record.to_json())
     clock, cpu = [time.perf_counter()], time.process_time()

@@ -1,11 +1,11 @@
-"""The one truth on disk: an immutable record for every finished fold-run, and how far others have got.
+"""The ledger: an immutable record for every finished fold-run, and the progress of others.
 
     <storage>/ledger/3f/3f9c....json           done: never trained again, never overwritten
     <storage>/ledger/3f/3f9c....failed.json    failed: a retry replaces it
-    <storage>/ledger/3f/3f9c....paused.json    paused at a rung of a race, or stopped: going on replaces it
+    <storage>/ledger/3f/3f9c....paused.json    paused at a rung of a race, or stopped: resuming replaces it
 
-A name is the fold-run's key, so `has` looks at names only, and whoever writes the same key
-wrote the same thing. Records are spread over 256 folders: 100,000 of them list quickly.
+A file is named for the fold-run's key, so `has` reads names only, and two writers of one key write the same
+result. 256 folders share the records, so that 100,000 of them list quickly.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from functools import partial
 from typing import Any
 
 from raymrc.errors import LedgerError
-from raymrc.ledger.record import Record
+from raymrc.ledger.record import Record, RecordStatus
 from raymrc.ledger.storage import Files, not_writable, open_files, said
 
 DONE, FAILED, PAUSED = ".json", ".failed.json", ".paused.json"
-RANKED_STATUS = {"done": DONE, "failed": FAILED, "paused": PAUSED, "stopped": PAUSED}
-"""By a record's status."""
-LAST_WORD = (PAUSED, FAILED, DONE)
-"""Of several that a key has the later one in this order counts."""
+ENDING_BY_STATUS = {
+    RecordStatus.DONE: DONE,
+    RecordStatus.FAILED: FAILED,
+    RecordStatus.PAUSED: PAUSED,
+    RecordStatus.STOPPED: PAUSED,
+}
+ENDINGS_BY_RANK = (PAUSED, FAILED, DONE)
+"""If a key has several files, the last in this order counts."""
 
 
 class Ledger:
@@ -30,11 +34,11 @@ class Ledger:
 
     Args:
         storage: the study's folder or URL.
-        write: False to look only; then a storage that is not there is an empty ledger.
-        files: instead of what `storage` names.
+        write: False only reads; a storage that does not exist is then an empty ledger.
+        files: used instead of `storage`.
 
     Raises:
-        LedgerError: it cannot be written to. Nothing is left half-made.
+        LedgerError: the storage cannot be written to. No partial file is left behind.
     """
 
     def __init__(self, storage: str, *, write: bool = True, files: Files | None = None) -> None:
@@ -48,64 +52,60 @@ class Ledger:
                 raise not_writable(self.files, error) from None
 
     def has(self, key: str) -> bool:
-        """Is this fold-run done? A failed one is not: it may be tried again."""
+        """Whether this fold-run is done. A failed one is not: it may be retried."""
         return self._ask(lambda: self.files.exists(_name(key, DONE)), key)
 
     def get(self, key: str) -> Record | None:
-        """The done record, else the failed one, else that of a pause, else None.
+        """The done record, else the failed one, else the paused one, else None.
 
         Raises:
-            LedgerError: there is one and it cannot be read.
+            LedgerError: the record exists and cannot be read.
         """
-        for ending in reversed(LAST_WORD):
+        for ending in reversed(ENDINGS_BY_RANK):
             if self._ask(lambda ending=ending: self.files.exists(_name(key, ending)), key):
                 return self._read(_name(key, ending))
         return None
 
     def record(self, record: Record, text: str | None = None) -> None:
-        """Keep a record. A done one that is there stays as it is; others give way.
+        """Save a record. An existing done record stays as it is; others are replaced.
 
         Args:
-            text: `record.to_json()`, from where it is at hand; milliseconds to make again.
+            text: `record.to_json()` if the caller has it, which saves milliseconds.
 
         Raises:
             LedgerError: the store refuses.
         """
         assert record.key == record.fold_run.key, "a record is kept under its fold-run's key"
-        own = RANKED_STATUS[record.status]
-        done = own == DONE
-        if not done and self.has(record.key):
+        ending = ENDING_BY_STATUS[record.status]
+        if not record.is_done and self.has(record.key):
             return
         content = (record.to_json() if text is None else text).encode()
-        name = _name(record.key, own)
-        self._ask(lambda: self.files.write(name, content, replace=not done), record.key)
-        for ending in LAST_WORD:
-            if ending not in (own, DONE):
-                self._ask(
-                    lambda ending=ending: self.files.remove(_name(record.key, ending)), record.key
-                )
+        name = _name(record.key, ending)
+        self._ask(lambda: self.files.write(name, content, replace=not record.is_done), record.key)
+        for other in {PAUSED, FAILED} - {ending}:
+            self._ask(lambda other=other: self.files.remove(_name(record.key, other)), record.key)
 
     def keys(self) -> frozenset[str]:
-        """Of the fold-runs that are done. Reads names only."""
+        """Keys of the fold-runs that are done. Reads names only."""
         return frozenset(key for key, ending, _ in self._entries() if ending == DONE)
 
     def records(self) -> tuple[Record, ...]:
-        """Every readable record, one a key, whatever its status. See `problems` for the others."""
+        """Every readable record, one per key, whatever its status."""
         return self.read_all()[0]
 
     def problems(self) -> tuple[str, ...]:
-        """A sentence for every record that cannot be read, with what to do."""
+        """A sentence for every record that cannot be read, and what to do about it."""
         return self.read_all()[1]
 
     def read_all(self) -> tuple[tuple[Record, ...], tuple[str, ...]]:
-        """Readable records and the problems of the others: one bad file loses nothing else.
+        """All readable records, and problems of the others.
 
-        Their notes' counts are summed and not kept (`SummedNotes`). A done record that this ledger has
-        read before is not read again: it never changes, and its name says that it is there.
+        Keeps only sums of the notes' counts (`SummedNotes`). Does not read a done record again, because it
+        never changes.
         """
         records: dict[str, Record] = {}
         problems: list[str] = []
-        entries = sorted(self._entries(), key=lambda e: (e[0], LAST_WORD.index(e[1])))
+        entries = sorted(self._entries(), key=lambda e: (e[0], ENDINGS_BY_RANK.index(e[1])))
         unread = [name for _, _, name in entries if name not in self._seen]
         contents = self.files.read_many(unread)
         seen: dict[str, Record] = {}
@@ -122,7 +122,7 @@ class Ledger:
         return tuple(records.values()), tuple(problems)
 
     def check(self) -> None:
-        """Raises LedgerError, all problems a line each, if any record cannot be read."""
+        """Raises LedgerError with one line per problem if any record cannot be read."""
         problems = self.problems()
         if problems:
             raise LedgerError("\n".join(problems))
@@ -132,7 +132,7 @@ class Ledger:
         entries = []
         for name in self._ask(lambda: list(self.files.names()), ""):
             base = name.rsplit("/", 1)[-1]
-            ending = next(one for one in LAST_WORD if base.endswith(one) or one == DONE)
+            ending = next(e for e in ENDINGS_BY_RANK if base.endswith(e) or e == DONE)
             if base.endswith(ending) and not base.startswith("."):
                 entries.append((base.removesuffix(ending), ending, name))
         return entries
@@ -144,30 +144,30 @@ class Ledger:
     def _parse(self, name: str, content: bytes | OSError, *, keep: bool = True) -> Record:
         """
         Args:
-            keep: counts note by note.
+            keep: keep the counts of each note instead of their sums.
         """
         place = self.files.place(name)
-        again = "remove it, and its fold-run will be trained again"
+        remedy = "remove it, and its fold-run will be trained again"
         if isinstance(content, OSError):
             raise LedgerError(f"{place}: cannot be read ({said(content)})")
         try:
             record = Record.from_json(content.decode(), None if keep else partial(self._read, name))
         except json.JSONDecodeError:
-            raise LedgerError(f"{place}: is not a whole record, as if cut off; {again}") from None
+            raise LedgerError(f"{place}: is not a whole record, as if cut off; {remedy}") from None
         except (KeyError, TypeError, ValueError, AttributeError):
             raise LedgerError(
-                f"{place}: is not a record of this version of raymrc; {again}"
+                f"{place}: is not a record of this version of raymrc; {remedy}"
             ) from None
-        if _name(record.key, RANKED_STATUS.get(record.status, "")) != name:
-            raise LedgerError(f"{place}: holds another record than its name says; {again}")
+        if _name(record.key, ENDING_BY_STATUS[record.status]) != name:
+            raise LedgerError(f"{place}: holds another record than its name says; {remedy}")
         if record.key != record.fold_run.key:
             raise LedgerError(
-                f"{place}: was changed by hand, or written by another version of raymrc; {again}"
+                f"{place}: was changed by hand, or written by another version of raymrc; {remedy}"
             )
         return record
 
     def _ask(self, action: Any, key: str) -> Any:
-        """The store's answer, its refusal as a sentence."""
+        """Run an action of the store; raise its refusal as a LedgerError."""
         try:
             return action()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What a fold-run leaves behind: one immutable record at its end, everything else is drawn from it."""
+"""The record of a fold-run: what the ledger keeps, and from which every report is computed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from raymrc.scoring.counts import Counts, pool
 LabelCounts = Mapping[str, Counts]
 
 COUNT_SCHEMES = ("strict", "lenient", "events")
-"""Schemes that a note's labels are counted by."""
+"""Schemes by which labels are counted."""
 
 BOTH_FOUND = "both of a relation"
-"""Among counts of mentions: gold relations both of whose mentions were found, and the others as missed."""
+"""Key among counts of mentions: gold relations with both mentions found, and all others as missed."""
 
 COUNT_KINDS = (*COUNT_SCHEMES, "subsets", "mentions")
-"""A note's counts. All but the first two are left out of records that have none."""
+"""Kinds of counts of a note."""
 
-ALWAYS = ("strict", "lenient")
+REQUIRED_KINDS = ("strict", "lenient")
+"""Kinds that stand in every record; the others only where they are not empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +41,16 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class NoteCounts:
-    """Counts of one scored note, per label; labels without items are left out.
+    """Counts of one scored note, per label; leaves out labels without items.
 
     Args:
         strict, lenient: by the 2018 scheme.
-        events: by the 2022 scheme, of triggers ("Alcohol") and arguments ("Alcohol.StatusTime"); {} where
-            the task asks for no event.
+        events: by the 2022 scheme, of triggers ("Alcohol") and arguments ("Alcohol.StatusTime"); empty in
+            tasks without events.
         subsets: strict counts of nested, overlapping and discontinuous spans, by the names of
-            `scoring.subsets`; empty where there are none, in the tasks that are about relations,
-            and in records from before they were counted.
-        mentions: strict counts of spans, where mentions are found on the way to relations, and
-            `BOTH_FOUND`; empty in other tasks, and in records from before they were counted.
+            `scoring.subsets`; empty in tasks about relations, and in old records.
+        mentions: strict counts of the spans that are found on the way to relations, and `BOTH_FOUND`; empty
+            in other tasks, and in old records.
     """
 
     strict: LabelCounts
@@ -62,7 +62,7 @@ class NoteCounts:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a model made of a note."""
+    """Predictions for one note."""
 
     spans: tuple[Span, ...] = ()
     relations: tuple[Relation, ...] = ()
@@ -79,42 +79,42 @@ class RecordStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A fold-run as the ledger keeps it. No note text, only ids and numbers.
+    """A fold-run as the ledger keeps it: ids and numbers, no note text.
 
     Args:
         key: `fold_run.key`, the ledger key.
-        status: "done"; "failed"; "paused", where it waits at a rung of a race and may go on; "stopped", where
-            its configuration can no longer win. Only those that are done have scores.
+        status: only done fold-runs have scores.
         reason: why it failed or was stopped, in a sentence without note text; "" otherwise.
-        may_pass: of a failed one: whether trying again may help as nothing else is changed.
+        may_pass: whether a retry of a failed fold-run may succeed although nothing else changes.
         notes: scored note id -> counts.
-        predictions: held-out note id -> what was found there, by offsets; only of a final test.
-        transfer: name of another site -> its notes' counts, as in `notes`; of labels alone that both have.
-        unreachable: gold spans of the scored fold, or its relations, that no answer can be; they are in `fn`.
-        unreachable_reasons: how many for which reason (`reading.examples.Unreachable`,
-            `reading.relations.unreachable_relations`); empty in records from before they were kept.
+        predictions: held-out note id -> predictions, by offsets; only in a final test.
+        transfer: name of another site -> its notes' counts, as in `notes`, for the labels that both sites
+            have.
+        unreachable: gold spans or relations of the scored fold that no answer can express; `fn` includes
+            them.
+        unreachable_reasons: their number by reason (`reading.targets.Unreachable`,
+            `reading.relations.unreachable_relations`); empty in old records.
         validation_f1: strict micro F1 of the chosen epoch on the validation part, 0 to 1.
-        validation: validation note id -> its strict counts then, all labels together; empty in records from
-            before they were kept.
+        validation: validation note id -> strict counts of all labels at that epoch; empty in old records.
         best_epoch: the chosen epoch, from 1.
-        epochs: the course of training.
-        trained: (name, numbers) of what gets a gradient, layers' like tensors as one name such as
-            "encoder.layers.*.qkv.weight".
-        trained_parameters, total_parameters: numbers that get a gradient; all numbers of the model.
-        adapter_bytes: of the saved trained state, as safetensors.
+        epochs: one entry per finished epoch.
+        trained: (name, number of parameters) of the trained tensors, with equal tensors of all layers under
+            one name such as "encoder.layers.*.qkv.weight".
+        trained_parameters, total_parameters: parameters that get a gradient; all parameters of the model.
+        adapter_bytes: size of the saved trained state, as safetensors.
         device: "cpu" or the accelerator's name.
-        num_devices: devices that were held: GPUs (a share where others hold one too), or a CPU's cores.
-        device_seconds: of GPUs the seconds held, of a CPU the core-seconds used; all of a fold-run.
-        failed_device_seconds: of earlier tries of this fold-run, which failed; in no other figure.
-        training_seconds, evaluation_seconds: by the clock; its share, where fold-runs run together.
+        num_devices: GPUs held (a share of one that is shared), or CPU cores.
+        device_seconds: GPU-seconds held or core-seconds used by the whole fold-run.
+        failed_device_seconds: of earlier, failed attempts; no other figure includes them.
+        training_seconds, evaluation_seconds: by the clock; its share if fold-runs run together.
         wall_seconds: of the whole fold-run, by the clock.
-        tokens: real (unpadded) pieces that training passed through the encoder, questions included.
-        flops: of training, by `study.cost`.
+        tokens: unpadded pieces that training passed through the encoder, including questions.
+        flops: of training, by `costs.workload`.
         peak_bytes: largest memory of the process (CPU) or of the allocator (GPU).
-        memory_halvings: how often a pass that it shared ran out of memory and was halved.
+        memory_halvings: how often a shared pass ran out of memory and was halved.
         cost_usd: device_seconds at the study's price.
         versions: package -> version.
-        hardware: one line.
+        hardware: description in one line.
         started_at: ISO 8601, UTC.
     """
 
@@ -196,17 +196,17 @@ class Record:
 
     @property
     def subsets(self) -> dict[str, Counts]:
-        """Strict counts of the scored fold pooled over notes, by subset."""
+        """Strict counts of the scored fold, pooled over notes, by subset."""
         return sum_notes(self.notes, "subsets")
 
     @property
     def mentions(self) -> dict[str, Counts]:
-        """Of mentions that were found on the way to relations, of the scored fold, by label."""
+        """Counts of mentions on the way to relations in the scored fold, by label."""
         return sum_notes(self.notes, "mentions")
 
     def to_json(self) -> str:
         """Canonical JSON; `from_json` gives an equal record back."""
-        # Without notes: asdict would copy every count only to see it replaced below.
+        # Without notes: asdict would copy all counts, which are replaced below.
         values = asdict(replace(self, notes={}, transfer={}, predictions={}, validation={}))
         values["notes"] = _write_notes(self.notes)
         values["transfer"] = {name: _write_notes(notes) for name, notes in self.transfer.items()}
@@ -218,8 +218,8 @@ class Record:
     def from_json(cls, text: str | bytes, again: Callable[[], Record] | None = None) -> Record:
         """
         Args:
-            again: reads the same record anew, without this. Then counts note by note are not kept but
-                summed (`SummedNotes`): a hundred thousand records take a tenth of the memory.
+            again: reads the same record anew. With it, only sums of the notes' counts are kept
+                (`SummedNotes`): 100,000 records take a tenth of the memory.
 
         Raises:
             KeyError, TypeError, ValueError: the text is not a whole record.
@@ -252,7 +252,7 @@ class NoteTotals(Mapping[str, Counts]):
     """Counts of many notes in little memory.
 
     Args:
-        notes: as JSON has them: note id -> [tp, fp, fn].
+        notes: from JSON: note id -> [tp, fp, fn].
 
     Raises:
         TypeError, ValueError: they are not counts.
@@ -286,13 +286,12 @@ class NoteTotals(Mapping[str, Counts]):
 
 
 class SummedNotes(Mapping[str, NoteCounts]):
-    """Counts of many notes, of which only the sums are in memory, and which notes they are; each note's are
-    read anew when asked for.
+    """Counts of many notes that keep only ids and sums in memory and read single notes from the record file.
 
     Args:
-        notes: as JSON has them.
-        again: reads the record that they are of.
-        site: whose notes, in `Record.transfer`; "" for those of the scored fold.
+        notes: from JSON.
+        again: reads their record anew.
+        site: name in `Record.transfer`; "" for the scored fold.
 
     Raises:
         KeyError, TypeError, ValueError: they are not counts.
@@ -306,10 +305,10 @@ class SummedNotes(Mapping[str, NoteCounts]):
         self._again = again
         self._site = site
         self._ids: tuple[str, ...] = _share(tuple(notes))
-        sums: dict[str, dict[str, list[int]]] = {kind: {} for kind in ALWAYS}
+        sums: dict[str, dict[str, list[int]]] = {kind: {} for kind in REQUIRED_KINDS}
         for note in notes.values():
-            if not note.keys() >= set(ALWAYS):
-                raise KeyError(ALWAYS)
+            if not note.keys() >= set(REQUIRED_KINDS):
+                raise KeyError(REQUIRED_KINDS)
             for kind, by_name in note.items():
                 of_kind = sums.setdefault(kind, {})
                 for name, (tp, fp, fn) in by_name.items():
@@ -326,14 +325,14 @@ class SummedNotes(Mapping[str, NoteCounts]):
         )
 
     def sums(self, kind: str) -> dict[str, Counts]:
-        """Over all notes, by name; `kind` is one of `COUNT_KINDS`."""
+        """Sums over all notes, by name; `kind` is one of `COUNT_KINDS`."""
         return {
             name: _counts(tp, fp, fn)
-            for name, tp, fp, fn in next((of for k, of in self._sums if k == kind), ())
+            for name, tp, fp, fn in next((found for k, found in self._sums if k == kind), ())
         }
 
     def read(self) -> Mapping[str, NoteCounts]:
-        """Each note's, from where the record is kept."""
+        """Counts of each note, from the record file."""
         record = self._again()
         return record.transfer[self._site] if self._site else record.notes
 
@@ -346,7 +345,7 @@ class SummedNotes(Mapping[str, NoteCounts]):
     def __getitem__(self, note_id: str) -> NoteCounts:
         return self.read()[note_id]
 
-    # Else each note would be read by itself.
+    # The base class would read the file once per note.
     def values(self) -> Any:
         return self.read().values()
 
@@ -366,7 +365,7 @@ def sum_notes(notes: Mapping[str, NoteCounts], kind: str) -> dict[str, Counts]:
 
 @lru_cache(maxsize=2**16)
 def _share(value: Hashable) -> Any:
-    """Of equal values, such as a hash that stands in every record or the notes of a fold, one is kept."""
+    """One object for all equal values, such as hashes and note ids, which stand in many records."""
     return value
 
 
@@ -378,7 +377,8 @@ _CONFIGURATIONS: dict[str, Configuration] = {}
 
 
 def _share_configuration(values: Mapping[str, Any]) -> Configuration:
-    """The folds of a configuration share it. By what was written: 1 and 1.0 are equal and have other keys."""
+    """One object for all folds of a configuration. Compared as text: 1 and 1.0 are equal but have other
+    keys."""
     written = repr(values)
     known = _CONFIGURATIONS.get(written)
     if known is None:
@@ -402,7 +402,7 @@ def _read_found(values: Mapping[str, Any]) -> Found:
 
 
 def _pool_by_name(notes: Iterable[Mapping[str, Counts]]) -> dict[str, Counts]:
-    # Plain numbers, not sums of Counts: a record has thousands of them.
+    # Adding plain numbers is faster than adding Counts, of which a record has thousands.
     totals: dict[str, list[int]] = {}
     for note in notes:
         for name, counts in note.items():
@@ -418,7 +418,7 @@ def _write_notes(notes: Mapping[str, NoteCounts]) -> dict[str, Any]:
         note_id: {
             kind: {name: [c.tp, c.fp, c.fn] for name, c in getattr(counts, kind).items()}
             for kind in COUNT_KINDS
-            if kind in ALWAYS or getattr(counts, kind)
+            if kind in REQUIRED_KINDS or getattr(counts, kind)
         }
         for note_id, counts in notes.items()
     }
@@ -439,12 +439,12 @@ def _read_notes(values: Mapping[str, Any]) -> dict[str, NoteCounts]:
 
 @dataclass(frozen=True, slots=True)
 class LaneEvent:
-    """Something that a lane came to.
+    """News of a lane.
 
     Args:
         key: of its fold-run.
-        what: an epoch, the record of its end, or what ended it without one.
-        device_seconds: what it has cost, where it failed.
+        what: a finished epoch, the final record, or the error that ended the lane.
+        device_seconds: cost of a failed lane.
     """
 
     key: str
@@ -454,5 +454,5 @@ class LaneEvent:
 
 @lru_cache(maxsize=4096)
 def _counts(tp: int, fp: int, fn: int) -> Counts:
-    """Most of the thousands in a record are one of a few small ones, and they never change."""
+    """Shared objects: most counts in a record are equal to one of a few small ones."""
     return Counts(tp, fp, fn)

@@ -1,6 +1,6 @@
-"""Where a study keeps files: a folder, or an object store by its URL.
+"""Files of a study: in a folder, or in an object store by its URL.
 
-Names are relative, and one write appears whole or not at all.
+Names are relative. A write appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from urllib.parse import unquote, urlsplit
 from raymrc.errors import LedgerError
 
 PARALLEL_READS = 16
-"""Requests for files under way at once: a store answers each after a tenth of a second, be it small, and
-pyarrow keeps 25 connections."""
+"""Concurrent reads: a store takes a tenth of a second for each file, however small, and pyarrow keeps 25
+connections."""
 
-AHEAD = 4 * PARALLEL_READS
-"""So many files are read before they are asked for; more would only lie in memory."""
+MAX_READ_AHEAD = 4 * PARALLEL_READS
+"""Files read in advance; more would only occupy memory."""
 
 
 class Files(Protocol):
     """Files below a folder or a URL. Names are relative, with '/' between folders.
 
     Raises:
-        OSError: from every method, where the store refuses.
+        OSError: the store refuses; any method may raise it.
     """
 
     def place(self, name: str) -> str:
@@ -39,36 +39,37 @@ class Files(Protocol):
         ...
 
     def names(self, below: str = "") -> Iterator[str]:
-        """Every file below, or below one folder, in no order."""
+        """Names of all files, or of those below one folder, in no order."""
         ...
 
     def exists(self, name: str) -> bool: ...
 
     def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError where there is none."""
+        """Raises FileNotFoundError if the file does not exist."""
         ...
 
     def read_many(self, names: Iterable[str]) -> Iterator[bytes | OSError]:
-        """What is in each, in the order of names, or why it cannot be read."""
+        """The content of each file in order, or the error of reading it."""
         ...
 
     def write(self, name: str, content: bytes, *, replace: bool) -> None:
-        """All of it or nothing, whatever happens to this process; without `replace`, the first one stays."""
+        """Write all or nothing, whatever happens to this process. Without `replace`, an existing file
+        stays."""
         ...
 
     def remove(self, name: str) -> None: ...
 
     def remove_all(self, below: str) -> None:
-        """Every file below a folder, and the folder; nothing where there is none."""
+        """Remove a folder with its files, if it exists."""
         ...
 
     def try_to_write(self) -> None:
-        """Make the folder, write something and take it away again; leave nothing where that fails."""
+        """Create the folder, write a file and remove it; leave nothing behind on failure."""
         ...
 
 
 class Folder:
-    """A folder of this machine, or of a network file system."""
+    """A folder on this machine or on a network file system."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -94,7 +95,7 @@ class Folder:
     def write(self, name: str, content: bytes, *, replace: bool) -> None:
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder, so that the move cannot cross file systems.
+        # A temporary file in the same folder, so that the move cannot cross file systems.
         descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=target.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -133,13 +134,13 @@ class Folder:
 
 
 def _refuse(error: OSError) -> None:
-    """A folder that cannot be read is not an empty one; one that is not there is."""
+    """A missing folder counts as empty, an unreadable one does not."""
     if not isinstance(error, FileNotFoundError):
         raise error
 
 
 def _move_if_absent(temporary: str, target: Path) -> None:
-    """A hard link is the one move that fails where the target is already there."""
+    """A hard link is the only move that fails if the target exists."""
     try:
         os.link(temporary, target)
     except FileExistsError:
@@ -150,7 +151,7 @@ def _move_if_absent(temporary: str, target: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The name survives a power cut too. Not every file system can; the content is safe anyway."""
+    """Make the name survive a power cut, on file systems that can. The content is safe anyway."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -167,10 +168,9 @@ def _content(files: Files, name: str) -> bytes | OSError:
 
 
 class ObjectStore:
-    """A store behind `pyarrow.fs`, such as S3 or GS, where one write appears whole or not at all.
+    """A store behind `pyarrow.fs`, such as S3 or GS.
 
-    Every call is a request that takes a tenth of a second: many files are read side by side, and
-    nothing is asked that need not be.
+    Each request takes a tenth of a second, so files are read in parallel and requests are few.
     """
 
     def __init__(self, filesystem: Any, root: str, url: str) -> None:
@@ -190,7 +190,7 @@ class ObjectStore:
                 yield info.path.removeprefix(self.root).lstrip("/")
 
     def exists(self, name: str) -> bool:
-        # One request. `get_file_info` takes another, to see whether what is not there is a folder.
+        # One request; `get_file_info` would send a second one to see whether the name is a folder.
         try:
             self.filesystem.open_input_file(self._path(name)).close()
         except FileNotFoundError:
@@ -206,14 +206,14 @@ class ObjectStore:
             under_way: deque[Future[bytes | OSError]] = deque()
             for name in names:
                 under_way.append(threads.submit(_content, self, name))
-                if len(under_way) > AHEAD:
+                if len(under_way) > MAX_READ_AHEAD:
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()
 
     def write(self, name: str, content: bytes, *, replace: bool) -> None:
         if not replace and self.exists(name):
-            return  # two writers at once both get here: the same fold-run, so either record will do
+            return  # two writers may both pass this check: they write the same fold-run, so either may win
         if self._has_folders:
             self.filesystem.create_dir(self._path(name).rsplit("/", 1)[0], recursive=True)
         with self.filesystem.open_output_stream(self._path(name)) as stream:
@@ -235,37 +235,40 @@ class ObjectStore:
         return f"{self.root}/{name}"
 
 
-def open_files(storage: str, room: str) -> Files:
-    """The files of one room of a study, such as "ledger", below a folder or a URL.
+def open_files(storage: str, folder: str) -> Files:
+    """The files in one folder of a study's storage, such as "ledger".
+
+    Args:
+        storage: a folder or a URL.
 
     Raises:
-        LedgerError: a URL that cannot be opened.
+        LedgerError: the URL cannot be opened.
     """
     if "://" not in storage:
-        return Folder(Path(storage) / room)
+        return Folder(Path(storage) / folder)
     if storage.startswith("file://"):
-        return Folder(Path(unquote(urlsplit(storage).path)) / room)
+        return Folder(Path(unquote(urlsplit(storage).path)) / folder)
     from pyarrow.fs import FileSystem
 
     url, _, query = storage.partition("?")
     url = url.rstrip("/")
     if url.startswith("s3://") and "allow_delayed_open" not in query:
-        # What is small goes there in one request, not in three.
+        # Small files are written in one request instead of three.
         query = "&".join(filter(None, (query, "allow_delayed_open=true")))
     try:
         filesystem, path = FileSystem.from_uri(f"{url}?{query}" if query else url)
     except (OSError, ValueError) as error:
         raise LedgerError(f"{url}: cannot be opened as a store ({said(error)})") from None
-    return ObjectStore(filesystem, f"{path}/{room}", f"{url}/{room}")
+    return ObjectStore(filesystem, f"{path}/{folder}", f"{url}/{folder}")
 
 
 def hide_password(text: str) -> str:
-    """The same without users and passwords in the URLs of it."""
+    """Remove users and passwords from the URLs in a text."""
     return re.sub(r"//[^/@]*@", "//", text)
 
 
 def absolute(storage: str) -> str:
-    """A storage as processes with other working folders find it."""
+    """A storage's path or URL, independent of the working folder."""
     return storage if "://" in storage else str(Path(storage).absolute())
 
 
@@ -276,9 +279,9 @@ def not_writable(files: Files, error: OSError) -> LedgerError:
 
 
 def said(error: Exception) -> str:
-    """What the store or the system says, in a line."""
+    """The store's or the system's message in one line."""
     return getattr(error, "strerror", None) or str(error).split("\n")[0]
 
 
 SAVED = "saved"
-"""The room of a study's storage where lanes are saved, each below its key."""
+"""The folder of a study's storage that holds the checkpoints of lanes, each below its key."""

@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 
 from raymrc.costs.journal import Journal, JournalEntry, add_up
-from raymrc.ledger.ledger import RANKED_STATUS, Ledger
+from raymrc.ledger.ledger import ENDING_BY_STATUS, Ledger
 from raymrc.ledger.record import Record
 from raymrc.ledger.storage import open_files
 from tests.chaos.study import ANSWER, EPOCHS, RATES, Terms, script, true_time
@@ -646,7 +646,7 @@ class Battle:
         if is_whole:
             self._check_whole([record for record in by_key.values() if record is not None])
         names = [*ledger.files.names()]
-        endings = tuple(RANKED_STATUS.values())
+        endings = tuple(ENDING_BY_STATUS.values())
         self.wrong += [
             f"in the ledger lies {name}"
             for name in names

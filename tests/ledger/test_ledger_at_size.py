@@ -22,7 +22,7 @@ from raymrc.analysis.summary import summarise
 from raymrc.errors import LedgerError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import NoteCounts, Record, SummedNotes
-from raymrc.ledger.storage import AHEAD, Folder, ObjectStore
+from raymrc.ledger.storage import MAX_READ_AHEAD, Folder, ObjectStore
 from raymrc.planning.fold_runs import fold_run
 from raymrc.report.results import winner_table
 from raymrc.scheduling.search import StudySearch
@@ -219,10 +219,10 @@ def test_records_read_side_by_side_come_in_order_and_no_more_than_a_few_ahead():
             return name.encode()
 
     store = Slow(_MockFileSystem(), "b", "mem://b")
-    names = [str(i) for i in range(3 * AHEAD)]
+    names = [str(i) for i in range(3 * MAX_READ_AHEAD)]
     found = store.read_many(names)
     first = next(found)
-    assert first == b"0" and len(asked) <= AHEAD + 2
+    assert first == b"0" and len(asked) <= MAX_READ_AHEAD + 2
     rest = list(found)
     assert isinstance(rest[4], FileNotFoundError)
     assert [r for r in rest if isinstance(r, bytes)] == [n.encode() for n in names[1:] if n != "5"]
