@@ -184,9 +184,10 @@ def score_events(
         gold, system: spans, and relations that run from triggers to arguments.
         triggers: labels of spans that are events, with or without arguments.
     """
-    sides = (_build_events(*side, triggers) for side in (gold, system))
+    gold_events, system_events = (_build_events(*side, triggers) for side in (gold, system))
+    found_by_key = count_events(gold_events, system_events, CRITERIA[criterion], labeled)
     counts: dict[tuple[str, ...], Counts] = {}
-    for key, found in sorted(count_events(*sides, CRITERIA[criterion], labeled).items()):
+    for key, found in sorted(found_by_key.items()):
         event, argument, _ = key
         name = (event,) if argument == TRIGGER else (event, argument)
         counts[name] = counts.get(name, Counts()) + found

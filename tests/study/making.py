@@ -11,7 +11,7 @@ from raymrc.configuration import Backbone, Cell, Configuration, FoldRun
 from raymrc.corpora.note import Corpus
 from raymrc.errors import SpecError
 from raymrc.ledger.ledger import Ledger
-from raymrc.ledger.record import NoteCounts, Record
+from raymrc.ledger.record import NoteCounts, Record, RecordStatus
 from raymrc.model.adapters import Adapter
 from raymrc.planning.loaded import LoadedStudy
 from raymrc.planning.plan import Plan, plan_study
@@ -99,7 +99,7 @@ def record(
     return Record(
         key=run.key,
         fold_run=run,
-        status=status,
+        status=RecordStatus(status),
         reason="" if done else "the loss is not a number",
         notes={f"note-{fold}": NoteCounts(strict=strict, lenient=strict)} if done else {},
         validation_f1=validation_f1 if done else 0.0,
