@@ -56,7 +56,7 @@ class Account:
 
     # --- hosts ------------------------------------------------------------------------------------
 
-    def ask(self, host: str, devices: float, moment: float) -> None:
+    def request(self, host: str, devices: float, moment: float) -> None:
         """A host was requested. Only its first message says since when it holds devices; until then the
         account keeps free what the host may hold already."""
         self._requested[host] = (devices, moment)
@@ -71,7 +71,7 @@ class Account:
         self._slowest_start = max(self._slowest_start, took)
         self._held.setdefault(host, (devices, moment))
 
-    def awaits(self, host: str) -> bool:
+    def is_requested(self, host: str) -> bool:
         """Whether the host was requested and has sent no message yet."""
         return host in self._requested
 
@@ -93,7 +93,7 @@ class Account:
         """Devices that hosts hold."""
         return sum(devices for devices, _ in self._held.values())
 
-    def held_beside(self, hosts: Collection[str]) -> float:
+    def held_by_others(self, hosts: Collection[str]) -> float:
         """Devices that hosts other than these hold."""
         return sum(devices for host, (devices, _) in self._held.items() if host not in hosts)
 
@@ -160,7 +160,7 @@ class Account:
         """Whether the lease is valid."""
         return moment <= self._lease_end
 
-    def covers(self, devices: float, moment: float) -> bool:
+    def may_hold(self, devices: float, moment: float) -> bool:
         """Whether this number of devices may be held: a lease covers them for some time. Always true without
         a limit, so that nothing waits for the storage."""
         if not self.budget:
@@ -218,7 +218,7 @@ class Account:
             MAX_LEASE_SECONDS, max(MIN_LEASE_SECONDS, share / devices if devices else math.inf)
         )
 
-    def paid(self, entry: JournalEntry, moment: float, devices: float) -> None:
+    def confirm(self, entry: JournalEntry, moment: float, devices: float) -> None:
         """A lease was written to the journal.
 
         Args:
@@ -228,11 +228,11 @@ class Account:
         self._leased_devices = devices
         self._leased_device_seconds = entry.charged
 
-    def hear(self, entries: Iterable[JournalEntry]) -> None:
+    def update_others(self, entries: Iterable[JournalEntry]) -> None:
         """Take over the journal's entries."""
         self._others = tuple(entry for entry in entries if entry.driver != self.driver)
 
-    def last(
+    def final_entry(
         self, now: float, moment: float, unfinished: Mapping[str, float] | None = None
     ) -> JournalEntry:
         """The journal entry at the end of a run; still a lease if a host may be alive."""

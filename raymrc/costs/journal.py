@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from raymrc.costs.budget import Spent
 from raymrc.errors import LedgerError
-from raymrc.ledger.storage import Files, open_files, said
+from raymrc.ledger.storage import Files, error_text, open_files
 from raymrc.planning.arithmetic import price
 
 SPEND_FOLDER = "spend"
@@ -45,7 +45,7 @@ class JournalEntry:
         committed: device-seconds that these are still expected to need.
         unfinished: fold-runs whose checkpoints the run left at its end, by key: share that remains, 0 to 1.
         written_at: Unix time; shows whether the lease is valid.
-        process: "process 12 on node-a", for people, and to recognise processes of this machine.
+        process: "process 12 on node-a", for people.
     """
 
     driver: str
@@ -115,7 +115,7 @@ class Journal:
             return [n for n in self.files.names() if n.endswith(".json") and not n.startswith(".")]
         except OSError as error:
             raise LedgerError(
-                f"{self.files.place('')}: the store refuses ({said(error)})"
+                f"{self.files.place('')}: the store refuses ({error_text(error)})"
             ) from None
 
     def _read(self, name: str) -> JournalEntry:
@@ -129,7 +129,7 @@ class Journal:
             if not all(math.isfinite(number) and number >= 0 for number in numbers):
                 raise ValueError
         except OSError as error:
-            raise LedgerError(f"{place}: cannot be read ({said(error)})") from None
+            raise LedgerError(f"{place}: cannot be read ({error_text(error)})") from None
         except (KeyError, TypeError, ValueError, AttributeError):
             raise LedgerError(
                 f"{place}: is not a journal entry of this version of raymrc; remove it, and the "
@@ -152,7 +152,7 @@ class Journal:
             self.files.write(name, json.dumps(values, indent=1).encode(), replace=True)
         except OSError as error:
             raise LedgerError(
-                f"{self.files.place(name)}: the store refuses ({said(error)})"
+                f"{self.files.place(name)}: the store refuses ({error_text(error)})"
             ) from None
 
     def mark_dead(self, entry: JournalEntry) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from raymrc.configuration import Cell, Configuration
 from raymrc.costs.rates import Measured
 from raymrc.errors import LedgerError
-from raymrc.ledger.storage import not_writable, open_files, said
+from raymrc.ledger.storage import error_text, not_writable, open_files
 from raymrc.planning.placement import PlacementMode
 from raymrc.planning.plan import Plan, representatives
 
@@ -81,7 +81,9 @@ def read_probe(storage: str) -> list[Measured]:
         values = json.loads(files.read(PROBE_FILE))
         return [Measured.from_values(m) for found in values["hardware"].values() for m in found]
     except OSError as error:
-        raise LedgerError(f"{files.place(PROBE_FILE)}: cannot be read ({said(error)})") from None
+        raise LedgerError(
+            f"{files.place(PROBE_FILE)}: cannot be read ({error_text(error)})"
+        ) from None
     except (KeyError, TypeError, ValueError, AttributeError):
         raise LedgerError(
             f"{files.place(PROBE_FILE)}: was not written by this version of raymrc; remove it, "

@@ -16,7 +16,7 @@ from typing import Any
 
 from raymrc.errors import LedgerError
 from raymrc.ledger.record import Record, RecordStatus
-from raymrc.ledger.storage import Files, not_writable, open_files, said
+from raymrc.ledger.storage import Files, error_text, not_writable, open_files
 
 DONE, FAILED, PAUSED = ".json", ".failed.json", ".paused.json"
 ENDING_BY_STATUS = {
@@ -149,7 +149,7 @@ class Ledger:
         place = self.files.place(name)
         remedy = "remove it, and its fold-run will be trained again"
         if isinstance(content, OSError):
-            raise LedgerError(f"{place}: cannot be read ({said(content)})")
+            raise LedgerError(f"{place}: cannot be read ({error_text(content)})")
         try:
             record = Record.from_json(content.decode(), None if keep else partial(self._read, name))
         except json.JSONDecodeError:
@@ -172,7 +172,7 @@ class Ledger:
             return action()
         except OSError as error:
             where = self.files.place(_name(key, DONE) if key else "")
-            raise LedgerError(f"{where}: the store refuses ({said(error)})") from None
+            raise LedgerError(f"{where}: the store refuses ({error_text(error)})") from None
 
 
 def _name(key: str, ending: str) -> str:

@@ -258,7 +258,7 @@ def open_files(storage: str, folder: str) -> Files:
     try:
         filesystem, path = FileSystem.from_uri(f"{url}?{query}" if query else url)
     except (OSError, ValueError) as error:
-        raise LedgerError(f"{url}: cannot be opened as a store ({said(error)})") from None
+        raise LedgerError(f"{url}: cannot be opened as a store ({error_text(error)})") from None
     return ObjectStore(filesystem, f"{path}/{folder}", f"{url}/{folder}")
 
 
@@ -274,11 +274,11 @@ def absolute(storage: str) -> str:
 
 def not_writable(files: Files, error: OSError) -> LedgerError:
     return LedgerError(
-        f"{files.place('')}: cannot be written to ({said(error)}); set storage to a place that can"
+        f"{files.place('')}: cannot be written to ({error_text(error)}); set storage to a place that can"
     )
 
 
-def said(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """The store's or the system's message in one line."""
     return getattr(error, "strerror", None) or str(error).split("\n")[0]
 

@@ -69,7 +69,7 @@ class BudgetGuard:
     def may_start(self, workers: WorkerRange, number: int, now: float) -> bool:
         """Whether the lease in force covers one more host. If not, the next one shall cover `number` more."""
         each, devices = self._charge(workers), self._fleet.devices
-        if self._account.covers(devices + each, now):
+        if self._account.may_hold(devices + each, now):
             return True
         self.wanted_devices = max(self.wanted_devices, devices + number * each)
         return False
@@ -132,13 +132,13 @@ class BudgetGuard:
         """Note that the last lease was written, and what the journal says of all runs since."""
         assert self._pending is not None
         entry, self._written_at, devices = self._pending
-        self._account.paid(entry, self._written_at, devices)
-        self._account.hear(entries)
+        self._account.confirm(entry, self._written_at, devices)
+        self._account.update_others(entries)
 
     def close(self, unix_time: float, now: float) -> tuple[JournalEntry, Closing]:
         """The last journal entry, and the summary of the run."""
         moment = now if self.over_at is None else self.over_at
-        last = self._account.last(unix_time, moment, self._queue.unfinished_shares)
+        last = self._account.final_entry(unix_time, moment, self._queue.unfinished_shares)
         stopped = self.stopped
         if stopped is None and self._cheapest < math.inf:
             stopped = self._too_little_left(now)

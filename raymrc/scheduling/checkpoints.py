@@ -9,7 +9,7 @@ from functools import cached_property
 
 from raymrc.errors import LedgerError
 from raymrc.ledger.record import Record
-from raymrc.ledger.storage import SAVED, Files, absolute, not_writable, open_files, said
+from raymrc.ledger.storage import SAVED, Files, absolute, error_text, not_writable, open_files
 
 
 class Checkpoints:
@@ -31,7 +31,7 @@ class Checkpoints:
             names = sorted(self.files.names())
         except OSError as error:
             where = self.files.place("")
-            raise LedgerError(f"{where}: the store refuses ({said(error)})") from None
+            raise LedgerError(f"{where}: the store refuses ({error_text(error)})") from None
         for name in names:
             key, _, rest = name.partition("/")
             if rest.isdigit():

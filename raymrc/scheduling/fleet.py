@@ -69,14 +69,14 @@ class Fleet:
     def devices(self) -> float:
         """Devices that are held or requested, also by hosts that have not quite gone."""
         requested = sum(host.devices for host in self.hosts.values())
-        return requested + self._account.held_beside(self.hosts)
+        return requested + self._account.held_by_others(self.hosts)
 
     def request(self, workers: WorkerRange, size: int, now: float) -> FleetHost:
         self._num_requested += 1
         name = f"{workers.kind}-{self._num_requested}"
         host = FleetHost(name, workers, size, self.charge(workers, size), requested_at=now)
         self.hosts[name] = host
-        self._account.ask(name, host.devices, now)
+        self._account.request(name, host.devices, now)
         return host
 
     def charge_from_start(self, name: str, age: float, now: float) -> None:

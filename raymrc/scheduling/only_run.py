@@ -19,7 +19,7 @@ from pathlib import Path
 
 from raymrc.costs.journal import SPEND_FOLDER
 from raymrc.errors import LedgerError, StudyError
-from raymrc.ledger.storage import Files, Folder, hide_password, not_writable, open_files, said
+from raymrc.ledger.storage import Files, Folder, error_text, hide_password, not_writable, open_files
 
 POLL_SECONDS = 0.5
 
@@ -176,7 +176,7 @@ def _outlive_others(files: Files, mine: str, storage: str, log: Callable[[str], 
         for name in others:
             files.remove(name)
     except OSError as error:
-        raise LedgerError(f"{files.place('')}: the store refuses ({said(error)})") from None
+        raise LedgerError(f"{files.place('')}: the store refuses ({error_text(error)})") from None
 
 
 def _read(files: Files, name: str) -> bytes | None:

@@ -72,16 +72,16 @@ class Spending:
         for entry in dead:
             self._journal.mark_dead(entry)
         if dead:  # the budget keeps nothing for them any more
-            self.account.hear(self._journal.entries())
+            self.account.update_others(self._journal.entries())
         moment = time.monotonic()
         lease = self.account.lease(time.time(), moment, 0.0)
         self._journal.write(lease)
-        self.account.paid(lease, moment, 0.0)
+        self.account.confirm(lease, moment, 0.0)
 
     def __exit__(self, *error: object) -> None:
         if not self._is_shared:  # no host was requested
             with suppress(LedgerError):
-                self._journal.write(self.account.last(time.time(), time.monotonic()))
+                self._journal.write(self.account.final_entry(time.time(), time.monotonic()))
 
     def share(self) -> Account:
         """For the coordinator, which writes the journal from now on."""

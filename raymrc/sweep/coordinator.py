@@ -210,7 +210,7 @@ class Coordinator:
             if self._fleet.fail_start(host.name):
                 self._queue.fail(self._queue.queued, f"no host can be started ({explain(error)})")
         is_known, now = self._fleet.hosts.pop(host.name, None) is not None, time.monotonic()
-        was_silent = self._account.awaits(host.name) and await asyncio.to_thread(
+        was_silent = self._account.is_requested(host.name) and await asyncio.to_thread(
             launched.had_process
         )
         self._account.end(host.name, now, was_silent=was_silent)

@@ -50,8 +50,8 @@ def write(
     wanted = account.devices if devices is None else devices
     entry = account.lease(now, moment, wanted)
     journal.write(entry)
-    account.hear(journal.entries())
-    account.paid(entry, moment, wanted)
+    account.update_others(journal.entries())
+    account.confirm(entry, moment, wanted)
 
 
 class Memory:
@@ -128,7 +128,7 @@ def test_devices_are_charged_from_a_hosts_start_until_it_is_gone_idle_or_not():
 def test_a_host_that_never_said_a_word_is_charged_where_it_had_a_process():
     account = Account(HOUR, (), NOW, 0.0)
     for host in ("queued", "starting", "late"):
-        account.ask(host, 2.0, 10.0)
+        account.request(host, 2.0, 10.0)
     account.end("queued", 13.0)
     assert account.device_seconds(13.0) == 0
     account.end("starting", 13.0, was_silent=True)
@@ -137,9 +137,9 @@ def test_a_host_that_never_said_a_word_is_charged_where_it_had_a_process():
     assert account.device_seconds(1e6) == 2 * 3 + 2 * MAX_SILENT_START_SECONDS, (
         "as was kept free for it"
     )
-    account.ask("heard", 2.0, 1e6)
+    account.request("heard", 2.0, 1e6)
     account.start("heard", 2.0, 1e6 + 1)
-    assert account.awaits("heard") is False
+    assert account.is_requested("heard") is False
     account.end("heard", 1e6 + 2, was_silent=True)
     assert account.device_seconds(2e6) == 2 * 3 + 2 * MAX_SILENT_START_SECONDS + 2, "once"
 
@@ -156,16 +156,16 @@ def test_what_is_held_may_stay_until_the_first_limit_or_the_end_of_the_lease(tmp
     assert longer.seconds_left(30.0) == 6.0, "without a host, too"
     free = Account(Budget(), (), NOW, 0.0)
     free.start("a", 4.0, 0.0)
-    assert free.seconds_left(1e9) == math.inf and free.covers(99, 1e9)
+    assert free.seconds_left(1e9) == math.inf and free.may_hold(99, 1e9)
 
 
 def test_no_more_devices_than_a_lease_was_written_for(tmp_path):
     journal = Journal(str(tmp_path))
     account = open_account(journal, HOUR, NOW, 0.0)
-    assert not account.covers(1.0, 0.0)
+    assert not account.may_hold(1.0, 0.0)
     write(journal, account, NOW, 0.0, devices=2.0)
-    assert account.covers(2.0, 1.0) and not account.covers(2.5, 1.0)
-    assert not account.covers(2.0, MAX_LEASE_SECONDS + 1), "an old lease covers nothing"
+    assert account.may_hold(2.0, 1.0) and not account.may_hold(2.5, 1.0)
+    assert not account.may_hold(2.0, MAX_LEASE_SECONDS + 1), "an old lease covers nothing"
 
 
 def test_a_host_that_comes_up_slowly_is_closed_before_the_cap_although_nobody_has_heard_of_it(
@@ -173,25 +173,27 @@ def test_a_host_that_comes_up_slowly_is_closed_before_the_cap_although_nobody_ha
 ):
     """From its first word on it is charged for its start, which had been hidden until then."""
     account = open_account(Journal(str(tmp_path)), Budget(device_hours=60 / 3600), NOW, 0.0)
-    account.ask("a", 2.0, 0.0)
+    account.request("a", 2.0, 0.0)
     assert account.device_seconds(14.0) == 0
     assert account.limit_left(14.0) == pytest.approx((60 - 28) / 2)
     account.start("a", 2.0, 0.0, took=14.0)
     assert account.limit_left(14.0) == pytest.approx((60 - 28) / 2)
-    account.ask("waits for a machine", 1.0, 14.0)
-    account.ask("is called off", 1.0, 14.0)
+    account.request("waits for a machine", 1.0, 14.0)
+    account.request("is called off", 1.0, 14.0)
     account.end("is called off", 20.0)
     assert account.limit_left(16.0) == pytest.approx((60 - 32 - 2) / 3)
     account.end("a", 16.0)
     assert account.limit_left(1e6) == pytest.approx(60 - 32 - MAX_SILENT_START_SECONDS)
     account.end("waits for a machine", 1e6)
     assert account.limit_left(1e6) == math.inf
-    account.paid(JournalEntry("d", NOW, lease=60.0, ahead_device_seconds=60.0), 1e6, 2.0)
-    assert account.covers(2.0, 1e6 + 1), "28 are left"
+    account.confirm(JournalEntry("d", NOW, lease=60.0, ahead_device_seconds=60.0), 1e6, 2.0)
+    assert account.may_hold(2.0, 1e6 + 1), "28 are left"
     account.start("b", 1.0, 1e6, took=14.0)
     account.end("b", 1e6 + 1)
-    assert not account.covers(2.0, 1e6 + 1), "two more would not have started before they had to go"
-    assert account.covers(1.0, 1e6 + 1)
+    assert not account.may_hold(2.0, 1e6 + 1), (
+        "two more would not have started before they had to go"
+    )
+    assert account.may_hold(1.0, 1e6 + 1)
 
 
 def test_a_lease_is_a_hundredth_of_the_budget_within_bounds():
@@ -227,7 +229,7 @@ def test_a_killed_run_stays_charged_for_all_that_its_lease_covers(tmp_path):
     assert spent.device_seconds == 12 + ahead == 12 + 2 * MIN_LEASE_SECONDS
     assert spent.wall_seconds == 10 + MIN_LEASE_SECONDS
     account.end("a", 13.0)
-    journal.write(account.last(NOW + 13, 13.0))
+    journal.write(account.final_entry(NOW + 13, 13.0))
     ended = spent_by(after.entries(), 2.0, NOW + 1000)
     assert (ended.device_seconds, ended.wall_seconds) == (18, 13), "in order it is what it was"
     assert spent_by(Journal(str(tmp_path)).entries(), 2.0, NOW + 1000) == ended
@@ -236,7 +238,7 @@ def test_a_killed_run_stays_charged_for_all_that_its_lease_covers(tmp_path):
 def test_a_host_that_may_not_be_gone_at_the_end_stays_on_a_lease():
     account = Account(HOUR, (), NOW, 0.0)
     account.start("a", 1.0, 0.0)
-    last = account.last(NOW, 10.0, {"k": 0.5})
+    last = account.final_entry(NOW, 10.0, {"k": 0.5})
     assert not last.has_ended and last.charged > 10 and last.unfinished == {"k": 0.5}
 
 
@@ -265,7 +267,7 @@ def test_two_drivers_never_spend_more_than_the_budget_together():
                 if left <= 1.0:
                     for host in list(account._held):
                         account.end(host, moment)
-                elif draw.random() < 0.1 and account.covers(account.devices + 1, moment):
+                elif draw.random() < 0.1 and account.may_hold(account.devices + 1, moment):
                     account.start(f"h{moment}", 1.0, moment)
                 luck = draw.random()
                 if luck < 0.01:  # kill -9: its hosts are gone with it
@@ -274,7 +276,7 @@ def test_two_drivers_never_spend_more_than_the_budget_together():
                 elif luck < 0.02 and not outage:
                     for host in list(account._held):
                         account.end(host, moment)
-                    files.write(account.last(now, moment))
+                    files.write(account.final_entry(now, moment))
                     del drivers[name]
             true += sum(account.devices for account in drivers.values())
             counted = add_up(files.entries(), 1.0).device_seconds
@@ -318,10 +320,10 @@ def test_a_store_that_refuses_gets_a_sentence(tmp_path):
 def test_a_clock_that_was_set_back_between_runs_hides_no_wall_time(tmp_path):
     journal = Journal(str(tmp_path))
     first = open_account(journal, Budget(wall_hours=1.0), NOW, 0.0)
-    journal.write(first.last(NOW + 1200, 1200.0))
+    journal.write(first.final_entry(NOW + 1200, 1200.0))
     second = open_account(journal, Budget(wall_hours=1.0), NOW - 86400 + 600, 0.0)
     assert second.left(600.0).wall_seconds == 3600 - 1200 - 600
-    journal.write(second.last(NOW - 86400, 600.0))
+    journal.write(second.final_entry(NOW - 86400, 600.0))
     third = open_account(journal, Budget(wall_hours=1.0), NOW + 1e7, 50.0)
     assert third.left(150.0).wall_seconds == 3600 - 1900, (
         "nor does one that was set forward add any"
@@ -349,11 +351,11 @@ def test_two_that_run_at_once_count_as_one_in_wall_time_and_as_two_in_device_tim
     for account in (one, two):
         account.start("h", 1.0, 100.0)
         write(journal, account, NOW + 200, 200.0)
-    one.hear(journal.entries())
+    one.update_others(journal.entries())
     assert one.spent(200.0).wall_seconds == two.spent(200.0).wall_seconds == 200
     for account in (one, two):
         account.end("h", 200.0)
-        journal.write(account.last(NOW + 200, 200.0))
+        journal.write(account.final_entry(NOW + 200, 200.0))
     assert spent_by(journal.entries(), 2.0, NOW + 999) == Spent(200, pytest.approx(400 / 3600), 200)
 
 

@@ -145,7 +145,7 @@ def test_a_host_that_is_killed_before_its_first_contact_is_charged_if_it_had_a_p
         await coordinator.withdraw("t")  # so that no other host is started
         await asyncio.sleep(seconds)
         ray.kill(host)
-        while account.awaits("host-1"):
+        while account.is_requested("host-1"):
             await asyncio.sleep(0.01)
         charged = account.device_seconds(time.monotonic())
         await coordinator.close()
