@@ -1,4 +1,4 @@
-"""What every test runs under: nothing of the machine's own state, and no model hub."""
+"""The environment of every test: no state of this machine, and no model hub."""
 
 from __future__ import annotations
 
@@ -16,20 +16,29 @@ from tests.s3_server import ACCESS, HAS_MOTO, S3Server, s3_server
 # Read by Ray, transformers and tokenizers when they are first imported: set before any test is.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Ray keeps a token in HOME that changes what the next cluster asks for: a home of the tests' own.
+# Ray keeps a token in HOME that decides how the next cluster authenticates: tests get their own home.
 os.environ["HOME"] = tempfile.mkdtemp(prefix="raymrc-home-")
 import raymrc.sweep  # noqa: F401  # sets Ray's switches, some of which are read when a test first imports ray
 
-# How long an example takes says what else the machine is at.
+# The duration of an example depends on what else the machine does.
 hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
+
+RAY_TIMEOUT_SECONDS = 1200
+"""Only ends a test that hangs: beside other work a test on Ray takes many times as long."""
 
 atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("ray") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(RAY_TIMEOUT_SECONDS))
+
+
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
-    """An S3-compatible server on this machine, for as long as tests ask for it."""
+    """An S3-compatible server on this machine."""
     if not HAS_MOTO:
         pytest.skip("moto, which serves S3 on this machine, is not installed")
     with pytest.MonkeyPatch.context() as patch, s3_server() as server:

@@ -17,25 +17,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray import tune
+from ray.exceptions import RayError
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
 from raymrc.errors import LedgerError, RaymrcError, StudyError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.storage import absolute
 from raymrc.model.strategies import STRATEGIES
 from raymrc.planning.placement import LANES, PlacementMode
 from raymrc.planning.plan import CellPlan, Plan
-from raymrc.scheduling.search import WorkItem
-
-# isort: split
-import ray
-from ray import tune
-from ray.exceptions import RayError
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
-
 from raymrc.scheduling.allowance import Allowance
 from raymrc.scheduling.cluster_survey import check_room, count_devices
 from raymrc.scheduling.only_run import only_run
 from raymrc.scheduling.orders import SINGLE_DEVICE, WorkerRange
+from raymrc.scheduling.search import WorkItem
 from raymrc.scheduling.spending import Spending, Stopped
 from raymrc.scheduling.state import RaceLanes, StudyOutcome, StudyRun
 from raymrc.scheduling.terms import Listeners, RunTerms
@@ -207,10 +205,6 @@ class _Search(_NotPickled, Searcher):
         raise NotImplementedError("a study is resumed from its ledger, not from Tune")
 
 
-class _InOrder(_NotPickled, FIFOScheduler):
-    """Runs every trial to its end."""
-
-
 class _Receiver(_NotPickled, tune.Callback):
     """Passes what trials report to the run's state, and watches for what ends the run."""
 
@@ -355,7 +349,7 @@ def _run_tune(
                     ),
                     tune_config=tune.TuneConfig(
                         search_alg=search,
-                        scheduler=training.scheduler or _InOrder(),
+                        scheduler=training.scheduler,
                         num_samples=-1,
                         reuse_actors=True,
                         trial_dirname_creator=lambda trial: str(trial.trial_id),
