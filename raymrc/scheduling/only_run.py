@@ -1,11 +1,12 @@
 """At most one driver trains a study at a time: two would train the same fold-runs twice.
 
 In a folder the driver holds a lock file, which the system frees when the process ends. An object store has no
-locks, so there the driver holds a claim: a file that it renews every few seconds while it lives.
+locks, nor have some file systems. There the driver holds a claim: a file that it renews while it lives.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from raymrc.costs.journal import SPEND_FOLDER
@@ -25,6 +26,9 @@ POLL_SECONDS = 0.5
 
 LOST_MACHINE_SECONDS = 120.0
 """By default, NFS frees the lock of a machine that is gone after 90 seconds."""
+
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without locks answers."""
 
 RENEW_SECONDS, LEASE_SECONDS = 3.0, 30.0
 """A claim that nobody renews during a lease belongs to a dead driver."""
@@ -52,19 +56,23 @@ def only_run(storage: str, log: Callable[[str], object]) -> Iterator[Callable[[]
 
     Raises:
         StudyError: another driver holds the study.
-        LedgerError: the storage refuses the claim.
+        LedgerError: the storage refuses the lock file or the claim.
     """
     files = open_files(storage, SPEND_FOLDER)
-    lock = _open_lock(files.root / ".lock") if isinstance(files, Folder) else None
-    try:
-        if lock is not None and _take_lock(lock, storage, log):
-            yield lambda: False
-        else:
-            with _claim(storage, log) as is_lost:
-                yield is_lost
-    finally:
-        if lock is not None:
-            os.close(lock)
+    with ExitStack() as stack:
+        if isinstance(files, Folder):
+            try:
+                lock = _open_lock(files.root / ".lock")
+                stack.callback(os.close, lock)
+                _take_lock(lock, storage, log)
+            except OSError as error:
+                # Any other reason may concern this process alone: the holder's lock would go unnoticed.
+                if error.errno not in NO_LOCKS:
+                    raise not_writable(files, error) from None
+            else:
+                yield lambda: False
+                return
+        yield stack.enter_context(_claim(storage, log))
 
 
 def _refusal(storage: str, process: str) -> StudyError:
@@ -77,17 +85,14 @@ def _refusal(storage: str, process: str) -> StudyError:
 # --- a lock file ----------------------------------------------------------------------------------
 
 
-def _open_lock(path: Path) -> int | None:
-    """None where the file cannot be opened."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Others may write to this folder: do not follow a link of theirs.
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    return None
+def _open_lock(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Others may write to this folder: do not follow a link of theirs.
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 
-def _take_lock(lock: int, storage: str, log: Callable[[str], object]) -> bool:
-    """Wait while a lost machine may hold the lock. False where the file system has no locks."""
+def _take_lock(lock: int, storage: str, log: Callable[[str], object]) -> None:
+    """Waits for a lock that a lost machine may hold."""
     deadline = time.monotonic() + LOST_MACHINE_SECONDS
     is_logged = False
     while True:
@@ -95,13 +100,11 @@ def _take_lock(lock: int, storage: str, log: Callable[[str], object]) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(lock, 1000, 0).decode()
-        except OSError:
-            return False
         else:
             with suppress(OSError):  # a full disk; the lock holds without its holder's name
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, this_process().encode(), 0)
-            return True
+            return
         if holder.endswith(f" on {platform.node()}") or time.monotonic() >= deadline:
             raise _refusal(storage, holder)
         if not is_logged:

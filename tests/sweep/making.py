@@ -8,6 +8,7 @@ does not look for others.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
@@ -335,7 +336,7 @@ def train_script(
 
 
 def _refuse_lock(lock: int, what: int) -> None:
-    raise OSError("no locks available")
+    raise OSError(errno.ENOSYS, "Function not implemented")
 
 
 if __name__ == "__main__":
