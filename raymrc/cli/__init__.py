@@ -1,18 +1,10 @@
-"""The commands: parse, call one function, print, return a code.
+"""The commands: each parses its arguments, calls one function, prints, and returns an exit code.
 
-    app.py       what all of them share: options, codes, and how they talk
-    at_hand.py   what of a study is on this machine
-    answers.py   what a study's ledger says
-    notes.py     validate, synthesize, score
-    plan.py      plan, status
-    run.py       run, test
-    report.py    report, compare, export, simulate
-    track.py     sync
+This room may import every other room; heavy imports sit inside the command that needs them, so that `--help`
+and `plan` stay quick. Enter at `main`; `app` holds what all commands share, `local` reads what is on this
+machine, `job` prepares and trains a study, and the other modules hold the commands.
 
-Codes: 0 done, 1 finished with something failed, 2 the user must change something,
-3 stopped by the budget, 130 interrupted and resumable. What a command answers goes to
-stdout (with `--json` nothing but JSON), all talk to stderr. What is heavy is imported
-inside the command that needs it, so that `--help` and `plan` stay quick.
+Answers go to stdout (with `--json` nothing but JSON), messages to stderr.
 """
 
 from __future__ import annotations
@@ -20,10 +12,10 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 
-from raymrc.cli.app import DONE, INTERRUPTED, MUST_CHANGE, SOMETHING_FAILED, app, say
+from raymrc.cli.app import ExitCode, app, log
 from raymrc.errors import RaymrcError
 
-# Each adds its commands to the app, in the order in which `--help` lists them.
+# Each module adds its commands to the app, in the order in which `--help` lists them.
 # isort: off
 from raymrc.cli import notes, plan, run, report, track  # noqa: F401
 # isort: on
@@ -32,29 +24,29 @@ __all__ = ["app", "describe_bug", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and give back its exit code.
+    """Run one command and return its exit code.
 
     Args:
-        arguments: without the program's name; None takes them from the command line.
+        arguments: without the program's name; None: those of the command line.
     """
     try:
         app(args=None if arguments is None else list(arguments), prog_name="raymrc")
     except RaymrcError as error:
-        say(str(error))
-        return MUST_CHANGE
+        log(str(error))
+        return ExitCode.MUST_CHANGE
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     except SystemExit as exit:
-        return exit.code if isinstance(exit.code, int) else SOMETHING_FAILED
+        return exit.code if isinstance(exit.code, int) else ExitCode.SOMETHING_FAILED
     except Exception as error:
-        say(describe_bug(error))
-        return SOMETHING_FAILED
-    return DONE
+        log(describe_bug(error))
+        return ExitCode.SOMETHING_FAILED
+    return ExitCode.DONE
 
 
 def describe_bug(error: BaseException) -> str:
-    """Where an error of ours came from, without messages or values: those may hold note text."""
-    lines = ["an error inside raymrc, not of your making. Please report it with these lines:"]
+    """Where an unexpected error came from, without messages or values: those may hold note text."""
+    lines = ["internal error in raymrc; please report it with these lines:"]
     cause: BaseException | None = error
     while cause is not None:
         lines.append(f"  {type(cause).__module__}.{type(cause).__qualname__}, raised through")

@@ -1,9 +1,10 @@
-"""What all commands share: the app that they are added to, options, codes, and how they talk."""
+"""What all commands share: the app, common options, exit codes, and printing."""
 
 from __future__ import annotations
 
 import json
 import sys
+from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -12,7 +13,16 @@ import typer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-DONE, SOMETHING_FAILED, MUST_CHANGE, OUT_OF_BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
+
+class ExitCode(IntEnum):
+    """How a command ended. `INTERRUPTED` and `OUT_OF_BUDGET` can be resumed."""
+
+    DONE = 0
+    SOMETHING_FAILED = 1
+    MUST_CHANGE = 2
+    OUT_OF_BUDGET = 3
+    INTERRUPTED = 130
+
 
 app = typer.Typer(
     help="Fine-tune a language model on clinical notes, or freeze it and train only soft prompts?",
@@ -22,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON to stdout.")]
 Study = Annotated[Path, typer.Argument(help="The study's YAML file.")]
 Changes = Annotated[
     list[str] | None,
@@ -30,18 +40,27 @@ Changes = Annotated[
 ]
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def answer_json(values: object) -> None:
+def print_json(values: object) -> None:
     print(json.dumps(values, indent=2))
 
 
 def print_table(table: RenderableType, stream: TextIO | None = None) -> None:
-    """On stdout, where answers go, unless said otherwise."""
+    """
+    Args:
+        stream: None: stdout.
+    """
     from rich.console import Console
 
     stream = stream or sys.stdout
-    # A table that goes into a file or a pipe is not cut to the 80 columns of a terminal.
+    # In a file or a pipe, tables are not cut to the 80 columns of a terminal.
     Console(file=stream, width=None if stream.isatty() else 160).print(table)
+
+
+def exit_if_unreadable(problems: bool) -> None:
+    """End with code 2 if a ledger has unreadable records."""
+    if problems:
+        raise typer.Exit(ExitCode.MUST_CHANGE)

@@ -1,4 +1,4 @@
-"""A study, its ledger and its plan from what is on this machine, with warnings on stderr."""
+"""A study file, its ledger, plan and findings, from what is on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raymrc.cli.app import say
+from raymrc.cli.app import log
 
 if TYPE_CHECKING:
     from raymrc.analysis.findings import Findings
@@ -20,34 +20,33 @@ if TYPE_CHECKING:
 
 
 def load_study(study: Path, changes: list[str] | None) -> Spec:
-    """The study file, checked; prints its warnings."""
+    """The checked study file. Its warnings are logged."""
     from raymrc.study.load import load_spec
 
     spec = load_spec(study, changes or ())
     for warning in spec.warnings:
-        say(f"warning: {warning}")
+        log(f"warning: {warning}")
     return spec
 
 
-def read_ledger(spec: Spec) -> tuple[tuple[Record, ...], bool]:
-    """The readable records, and whether there are unreadable ones, which are printed."""
+def read_ledger(place: str) -> tuple[tuple[Record, ...], bool]:
+    """The readable records, and whether there are unreadable ones, which are logged."""
     from raymrc.ledger.ledger import Ledger
 
-    records, problems = Ledger(spec.storage, write=False).read_all()
+    records, problems = Ledger(place, write=False).read_all()
     for problem in problems:
-        say(problem)
+        log(problem)
     return records, bool(problems)
 
 
 def plan_local_study(spec: Spec) -> tuple[Plan, Workload | None, Ledger | None]:
-    """The plan, the workload if the notes are on this machine, and the ledger if it holds something."""
+    """The plan, its workload if the notes are on this machine, and the ledger unless it is empty."""
     from raymrc.ledger.ledger import Ledger
     from raymrc.planning.loaded import read_local_study
     from raymrc.planning.plan import plan_study
 
-    ledger: Ledger | None = Ledger(spec.storage, write=False)
-    if ledger is not None and not ledger.keys():
-        ledger = None
+    found = Ledger(spec.storage, write=False)
+    ledger = found if found.keys() else None
     study = read_local_study(spec, weights=ledger is not None)
     planned = plan_study(study, ledger)
     if study.corpus is None or study.transfer is None:
@@ -80,11 +79,11 @@ def find_findings(study: LoadedStudy, planned: Plan, records: Sequence[Record]) 
 
 
 def read_findings(study: Path, changes: list[str] | None) -> tuple[Findings, bool]:
-    """A study's findings, and whether there are unreadable records, which are printed."""
+    """A study's findings, and whether there are unreadable records, which are logged."""
     from raymrc.planning.loaded import read_local_study
     from raymrc.planning.plan import plan_study
 
     spec = load_study(study, changes)
-    records, unreadable = read_ledger(spec)
+    records, unreadable = read_ledger(spec.storage)
     local = read_local_study(spec, test=any(record.fold_run.is_test for record in records))
     return find_findings(local, plan_study(local, places=False), records), unreadable

@@ -8,20 +8,20 @@ from typing import Annotated
 
 import typer
 
-from raymrc.cli.app import MUST_CHANGE, AsJson, answer_json, app, say
+from raymrc.cli.app import AsJson, ExitCode, app, log, print_json
 
 
-@app.command()
-def validate(
+@app.command("validate")
+def validate_command(
     path: Annotated[Path, typer.Argument(help="The corpus: a folder or a file.")],
     reader: Annotated[str, typer.Option(help="Its format, such as brat or n2c2-2018.")],
     as_json: AsJson = False,
 ) -> None:
-    """Check notes before anything is trained on them."""
+    """Check notes before training on them."""
     from raymrc.corpora.problems import WARNING
-    from raymrc.corpora.validate import validate_corpus as check
+    from raymrc.corpora.validate import validate_corpus
 
-    validation = check(path, reader)
+    validation = validate_corpus(path, reader)
     if as_json:
         print(validation.to_json())
     else:
@@ -30,58 +30,58 @@ def validate(
                 count = ", ".join(f"{label} {times}" for label, times in count) or "none"
             print(f"{name.replace('_', ' '):>20}  {count}")
         for problem in validation.problems:
-            say(f"warning: {problem}" if problem.severity == WARNING else str(problem))
+            log(f"warning: {problem}" if problem.severity == WARNING else str(problem))
     if not validation.ok:
-        raise typer.Exit(MUST_CHANGE)
+        raise typer.Exit(ExitCode.MUST_CHANGE)
 
 
-@app.command()
-def synthesize(
+@app.command("synthesize")
+def synthesize_command(
     scheme: Annotated[str, typer.Argument(help="n2c2-2018 (drugs) or n2c2-2022 (social history).")],
     out: Annotated[Path, typer.Argument(help="A new folder for the brat files.")],
-    notes: Annotated[int, typer.Option(help="How many.")] = 100,
-    site: Annotated[str, typer.Option(help="a or b: another style, another label prior.")] = "a",
-    seed: Annotated[int, typer.Option(help="Equal seeds write equal notes.")] = 13,
+    notes: Annotated[int, typer.Option(help="Number of notes.")] = 100,
+    site: Annotated[str, typer.Option(help="Style and label prior: a or b.")] = "a",
+    seed: Annotated[int, typer.Option(help="The same seed writes the same notes.")] = 13,
 ) -> None:
-    """Write made-up notes with exact annotations."""
+    """Write synthetic notes with exact annotations."""
     from raymrc.corpora.folders import new_folder
     from raymrc.corpora.formats import write_corpus
-    from raymrc.corpora.synthetic import synthesize_corpus as make
+    from raymrc.corpora.synthetic import synthesize_corpus
 
-    corpus = make(scheme, notes, site, seed)  # type: ignore[arg-type]  # it refuses what it lacks
+    corpus = synthesize_corpus(scheme, notes, site, seed)  # type: ignore[arg-type]  # checked inside
     with new_folder(out) as folder:
         write_corpus(corpus, folder, scheme)
-    say(f"{out}: {len(corpus.notes)} notes. Read them with --reader {scheme}")
+    log(f"{out}: {len(corpus.notes)} notes; read them with --reader {scheme}")
 
 
-@app.command(context_settings={"allow_extra_args": True})
-def score(
+@app.command("score", context_settings={"allow_extra_args": True})
+def score_command(
     context: typer.Context,
-    gold: Annotated[Path, typer.Argument(help="Folder of .ann files, as they should be.")],
-    system: Annotated[Path, typer.Argument(help="Folder of .ann files of the same names.")],
+    gold: Annotated[Path, typer.Argument(help="Folder of gold .ann files.")],
+    system: Annotated[Path, typer.Argument(help="Folder of predicted .ann files, same names.")],
     scheme: Annotated[str, typer.Option(help="n2c2-2018 or n2c2-2022.")],
     criteria: Annotated[
-        str, typer.Option(help="Of n2c2-2022: challenge, exact or overlap.")
+        str, typer.Option(help="For n2c2-2022: challenge, exact or overlap.")
     ] = "challenge",
     labeled_args: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TYPE ...",
-            help="Of n2c2-2022: argument types compared by value; SHAC's three if not given.",
+            help="For n2c2-2022: argument types compared by value. Default: SHAC's three.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Count a system's annotations as the official scorers do."""
+    """Score predicted annotations as the official scorers do."""
     from raymrc.errors import CorpusError
     from raymrc.scoring import n2c2_2018, n2c2_2022
 
-    # As the official scorer has it, `--labeled-args A B` gives both; A,B and two options do, too.
+    # Like the official scorer, `--labeled-args A B` takes both; so do A,B and two options.
     labeled = [name for text in labeled_args or () for name in text.split(",")]
     if context.args and labeled_args is None:
         raise typer.BadParameter(f"one folder too many: {context.args[0]}")
     if scheme == "n2c2-2018" and (labeled or criteria != "challenge"):
-        raise CorpusError("--criteria and --labeled-args are of n2c2-2022; leave them out")
+        raise CorpusError("--criteria and --labeled-args are for n2c2-2022; leave them out")
     if scheme == "n2c2-2018":
         drugs = n2c2_2018.score_2018_folders(gold, system)
         answer, text = drugs.to_json(), n2c2_2018.render_2018_scores(drugs)
@@ -92,6 +92,6 @@ def score(
     else:
         raise CorpusError(f"there is no scheme '{scheme}'; choose n2c2-2018 or n2c2-2022")
     if as_json:
-        answer_json(answer)
+        print_json(answer)
     else:
         print(text, end="")

@@ -1,4 +1,4 @@
-"""Commands about what is to come: plan, status."""
+"""Commands about the study file and what training it takes: plan, status, schema."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raymrc.cli.app import MUST_CHANGE, AsJson, Changes, Study, answer_json, app, print_table, say
+from raymrc.cli.app import (
+    AsJson,
+    Changes,
+    Study,
+    app,
+    exit_if_unreadable,
+    log,
+    print_json,
+    print_table,
+)
 from raymrc.cli.local import find_measured, load_study, plan_local_study, read_ledger
 
 if TYPE_CHECKING:
@@ -20,24 +29,26 @@ if TYPE_CHECKING:
     from raymrc.study.spec import Spec
 
 
-@app.command()
-def plan(
+@app.command("plan")
+def plan_command(
     study: Study,
     as_json: AsJson = False,
     prices: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Your own price table, as raymrc/costs/prices.yaml."),
+        typer.Option(metavar="FILE", help="Your own price table, like raymrc/costs/prices.yaml."),
     ] = None,
     instances: Annotated[
         list[str] | None,
-        typer.Option(metavar="TYPE=N", help="Machines to reckon with, such as g5.xlarge=4."),
+        typer.Option(
+            metavar="TYPE=N", help="Estimate cost and time on these instances, e.g. g5.xlarge=4."
+        ),
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Measure on this device first, for about a minute.")
+        bool, typer.Option("--probe", help="Measure on this device first; takes about a minute.")
     ] = False,
     changes: Changes = None,
 ) -> None:
-    """Say what a study will train and what it will cost, before anything starts."""
+    """Show what a study will train and cost. Nothing starts."""
     from raymrc.costs.budget import Budget
     from raymrc.costs.forecast import forecast
     from raymrc.costs.history import read_progress
@@ -53,31 +64,35 @@ def plan(
     table = read_prices(prices)
     cluster = read_cluster(instances, table) if instances else None
     for entry in spec.backbones if probe else ():
-        find_backbone(entry.backbone)  # fetched where it must be: all else only looks
+        find_backbone(entry.backbone)  # downloads missing weights; everything below is offline
     planned, workload, ledger = plan_local_study(spec)
     costs = None
     if workload is not None:
         if probe:
-            write_probe(spec.storage, [])  # where nothing can be kept, no minute is spent
+            write_probe(
+                spec.storage, []
+            )  # fails now, not after a minute, if the storage is not writable
             place = write_probe(spec.storage, _run_probes(spec, planned, workload))
-            say(f"what was measured: {place}")
+            log(f"measurements written to {place}")
         records = ledger.records() if ledger is not None else ()
         measured = find_measured(spec, planned, workload, records)
         progress = read_progress(planned, records)
         costs = forecast(spec, planned, workload, measured, progress, table, cluster)
     elif probe:
-        raise CorpusError("--probe trains on a few of the study's notes, which are not here")
+        raise CorpusError(
+            "--probe trains on a few of the study's notes, which are not on this machine"
+        )
     if costs is not None and spec.budget is not None:
-        said = over_budget_remark(Budget.of(spec), _spent(spec), costs)
-        costs = replace(costs, remarks=(*costs.remarks, said)) if said else costs
+        remark = over_budget_remark(Budget.of(spec), _spent(spec), costs)
+        costs = replace(costs, remarks=(*costs.remarks, remark)) if remark else costs
     if as_json:
-        answer_json(plan_json(planned, costs))
+        print_json(plan_json(planned, costs))
     else:
         print_table(render_plan(planned, costs))
 
 
 def _spent(spec: Spec) -> Spent:
-    """By all runs of a study until now."""
+    """Spending of all runs of the study until now."""
     from raymrc.costs.journal import Journal, spent_by
 
     entries = Journal(spec.storage).entries()
@@ -85,7 +100,7 @@ def _spent(spec: Spec) -> Spent:
 
 
 def _run_probes(spec: Spec, planned: Plan, workload: Workload) -> list[Measured]:
-    """Each backbone under each strategy, once.
+    """Measure each backbone once under each strategy.
 
     Raises:
         StudyError: nothing could be measured.
@@ -98,29 +113,29 @@ def _run_probes(spec: Spec, planned: Plan, workload: Workload) -> list[Measured]
     resources = spec.resources
     chosen, left_out = choose_probed(planned)
     for sentence in left_out:
-        say(sentence)
+        log(sentence)
     trainer = Trainer(
         "cuda" if resources.gpus_per_host else "cpu",
         gpus=resources.gpus_per_host or 1.0,
-        recomputes=frozenset(one.cell for one in chosen if one.recomputes),
+        recomputes=frozenset(cell.cell for cell in chosen if cell.recomputes),
     )
     probes = [
         Probe(
-            one.configurations, one.shape, one.lanes, trainer, workload.corpus,
+            cell.configurations, cell.shape, cell.lanes, trainer, workload.corpus,
             dict(workload.questions), max(1, int(resources.cpus_per_host)),
             MAX_PROBE_SECONDS / len(chosen),
         )
-        for one in chosen
+        for cell in chosen
     ]  # fmt: skip
-    measured = run_probes(probes, say)
+    measured = run_probes(probes, log)
     if not measured:
-        raise StudyError("--probe could measure none of the study's cells on this device")
+        raise StudyError("--probe could not measure any of the study's cells on this device")
     return measured
 
 
-@app.command()
-def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> None:
-    """Say how far a study is, what it has spent, and when it will end."""
+@app.command("status")
+def status_command(study: Study, as_json: AsJson = False, changes: Changes = None) -> None:
+    """Show a study's progress, spending and expected end."""
     from raymrc.costs.budget import Budget
     from raymrc.costs.forecast import forecast
     from raymrc.costs.history import read_progress
@@ -130,7 +145,7 @@ def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
     from raymrc.report.terminal import render_status
 
     spec = load_study(study, changes)
-    records, unreadable = read_ledger(spec)
+    records, unreadable = read_ledger(spec.storage)
     planned, workload, _ = plan_local_study(spec)
     costs = None
     if workload is not None:
@@ -141,16 +156,15 @@ def status(study: Study, as_json: AsJson = False, changes: Changes = None) -> No
     entries = Journal(spec.storage).entries()
     found = read_status(planned, records, entries, Budget.of(spec), costs, time.time())
     if as_json:
-        answer_json(found.to_json())
+        print_json(found.to_json())
     else:
         print_table(render_status(found))
-    if unreadable:
-        raise typer.Exit(MUST_CHANGE)
+    exit_if_unreadable(unreadable)
 
 
-@app.command()
-def schema() -> None:
-    """Print a JSON Schema of study files, with types, bounds and descriptions, for editors."""
+@app.command("schema")
+def schema_command() -> None:
+    """Print a JSON Schema of study files. Editors use it to check and complete them."""
     from raymrc.study.spec import study_schema
 
-    answer_json(study_schema())
+    print_json(study_schema())

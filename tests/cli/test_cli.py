@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from raymrc.cli import describe_bug, main
-from raymrc.cli.run import prepare_study
+from raymrc.cli.job import prepare_study
 from raymrc.configuration import Backbone
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.splits import make_folds, note_marks
@@ -133,7 +133,7 @@ def test_a_note_id_given_twice_is_named(place):
     change(
         place / "study.yaml", "{reader: brat, path: notes}", "{reader: pubtator, path: twice.txt}"
     )
-    assert "note id 1 is already at" in one_sentence(place, "run", "study.yaml")
+    assert "note id 1 is already used at" in one_sentence(place, "run", "study.yaml")
 
 
 @pytest.mark.parametrize("length", ["0", "513", "many"])
@@ -570,7 +570,7 @@ def test_report_says_which_cell_was_closed_and_that_a_run_tries_it_again(place):
 
 
 def test_a_run_ends_by_saying_which_cell_was_closed(place, capsys, monkeypatch):
-    from raymrc.cli.run import tell
+    from raymrc.cli.run import end_run
     from raymrc.scheduling.state import StudyOutcome
 
     monkeypatch.setattr("raymrc.tracking.how_to_open", lambda *where: "there")
@@ -578,12 +578,12 @@ def test_a_run_ends_by_saying_which_cell_was_closed(place, capsys, monkeypatch):
         40, 5, 0, 6, False, 9.0, (("it is ill", 6),), closed=(("notes/x/y", 29),)
     )
     with pytest.raises(typer.Exit) as ended:
-        tell(load_spec(place / "study.yaml"), outcome)
+        end_run(load_spec(place / "study.yaml"), outcome)
     assert ended.value.exit_code == 1
     assert capsys.readouterr().err.splitlines() == [
-        "every run: there",
+        "all runs: there",
         "6 of 40 fold-runs failed: it is ill",
-        "notes/x/y: closed, as 5 configurations in a row failed (failures.close_cell_after); 29 of its "
-        "fold-runs were not begun",
-        "the rest is in the ledger; the same command tries the failed ones again",
+        "notes/x/y: abandoned after 5 consecutive failing configurations (failures.close_cell_after); 29 of "
+        "its fold-runs were not begun",
+        "the ledger has the other fold-runs; rerun the same command to retry the failed ones",
     ]

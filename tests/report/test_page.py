@@ -24,7 +24,7 @@ from raymrc.analysis.judging import conclude
 from raymrc.analysis.sentences import final_sentence, interval_text
 from raymrc.analysis.summary import summarise
 from raymrc.cli import main
-from raymrc.cli.track import write_page
+from raymrc.cli.job import write_page
 from raymrc.errors import StudyError
 from raymrc.ledger.record import BOTH_FOUND, NoteCounts, Record
 from raymrc.planning.fold_runs import fold_run
@@ -504,7 +504,7 @@ storage: runs/real
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     """A folder with a study whose every fold-run was really trained, in this process."""
-    from raymrc.cli.run import _prepare
+    from raymrc.cli.job import prepare_study
     from raymrc.training.trainer import Trainer
 
     folder = tmp_path_factory.mktemp("real")
@@ -520,7 +520,7 @@ def real(tmp_path_factory):
     (folder / "study.yaml").write_text(REAL)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        job = _prepare(Path("study.yaml"), None)
+        job = prepare_study(Path("study.yaml"), None)
         pool = Trainer().open_pool(job.spec.backbones[0].backbone, job.data)
         for cell in job.plan.cells:
             for configuration in cell.configurations:
