@@ -77,7 +77,7 @@ class Forecast:
         )
 
     @property
-    def error_text(self) -> Iterator[str]:
+    def notes(self) -> Iterator[str]:
         """Sentences below a table: totals that have no column, and remarks."""
         yield f"remaining work takes {format_estimate(self.wall_seconds, in_time, ' ')} on {self.cluster}"
         if self.races:

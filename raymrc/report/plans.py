@@ -44,7 +44,7 @@ def plan_table(plan: Plan, forecast: Forecast | None = None) -> Table:
                 *_costs(cost),
             )
         )
-    remarks = (*plan.remarks, *(forecast.said if forecast is not None else ()))
+    remarks = (*plan.remarks, *(forecast.notes if forecast is not None else ()))
     table = Table(
         f"{plan.study}: {plan.task}, {plan.folds} folds, {plan.algorithm} search",
         columns,

@@ -192,7 +192,7 @@ def test_a_race_is_expected_to_train_less_than_all(tmp_path):
     assert over_budget_remark(budget, Spent(), cost_of_all) and not over_budget_remark(
         budget, Spent(), found
     )
-    said = " ".join(found.said)
+    said = " ".join(found.notes)
     raced = format_estimate(found.total("device_seconds_raced"), in_time, " ")
     assert f"racing is expected to train {raced}" in said
     assert found.to_json()["device_seconds_raced"] == found.total("device_seconds_raced").value
