@@ -118,7 +118,7 @@ class Fleet:
         Returns:
             Whether `MAX_FAILED_STARTS` have failed in a row.
         """
-        if name not in self.hosts or self.hosts[name].is_running:  # called-off hosts do not count
+        if name not in self.hosts or self.hosts[name].is_running:  # cancelled requests do not count
             return False
         self._failed_starts += 1
         return self._failed_starts >= MAX_FAILED_STARTS

@@ -105,12 +105,10 @@ class Coordinator:
                 await self._news.wait()
 
     async def withdraw(self, trial: str) -> None:
-        """See `WorkQueue.withdraw`."""
         self._queue.withdraw(trial)
         await self._changed()
 
     async def close_cell(self, cell: Cell) -> None:
-        """See `WorkQueue.close_cell`."""
         self._queue.close_cell(cell)
         await self._changed()
 
@@ -303,7 +301,7 @@ class Coordinator:
     async def _survey_cluster(self) -> None:
         while not self._is_closed:
             if self._survey.note_draining(await asyncio.to_thread(self._cluster.draining_nodes)):
-                await self._changed()  # waiting hosts have to hear of it
+                await self._changed()  # waiting hosts have to learn of it
             self._apply(self._scaler.shrink_groups(time.monotonic(), self._count_room))
             wait = self._survey.longest_wait(time.monotonic())
             status = await asyncio.to_thread(self._cluster.status) if wait is not None else None
