@@ -34,39 +34,27 @@ class Trained:
     """What is trained, in numbers.
 
     Args:
-        names, counts: name and size of every trained tensor, in order.
-        groups: (group, tensors, numbers) of trained groups, in order.
-        trained, total: trained and all numbers of the model.
+        counts: size of every trained tensor by name, in order.
+        total: all numbers of the model.
         adapter_bytes: size of the trained state as one safetensors file.
     """
 
-    names: tuple[str, ...]
-    counts: tuple[int, ...]
-    groups: tuple[tuple[str, int, int], ...]
-    trained: int
+    counts: Mapping[str, int]
     total: int
     adapter_bytes: int
 
     @property
-    def share(self) -> float:
-        """Trained / total, 0 to 1."""
-        return self.trained / self.total
+    def trained(self) -> int:
+        return sum(self.counts.values())
 
     @property
     def by_kind(self) -> tuple[tuple[str, int], ...]:
         """(name, numbers), with equal tensors of all layers under one name: `layers.*`."""
         kinds: dict[str, int] = {}
-        for name, count in zip(self.names, self.counts, strict=True):
+        for name, count in self.counts.items():
             kind = re.sub(r"\.\d+\.", ".*.", name)
             kinds[kind] = kinds.get(kind, 0) + count
         return tuple(kinds.items())
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {count:,} in {n} tensors" for name, n, count in self.groups)
-        return (
-            f"trains {self.trained:,} of {self.total:,} parameters ({100 * self.share:.2f} %): "
-            f"{parts}; saved as {self.adapter_bytes:,} bytes"
-        )
 
 
 class Model(nn.Module):
@@ -210,20 +198,12 @@ class Model(nn.Module):
         return groups
 
     def statement(self) -> Trained:
-        """What is trained; logged before a run and recorded after it."""
-        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        groups = []
-        for owner, claimed in self._claimed.items():
-            counts = [p.numel() for _, p in claimed if p.requires_grad]
-            if counts:
-                groups.append((owner, len(counts), sum(counts)))
+        """What is trained, for the record."""
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         return Trained(
-            names=tuple(name for name, _ in trained),
-            counts=tuple(p.numel() for _, p in trained),
-            groups=tuple(groups),
-            trained=sum(p.numel() for _, p in trained),
+            counts={name: p.numel() for name, p in trained.items()},
             total=sum(p.numel() for p in self.parameters()),
-            adapter_bytes=_safetensors_bytes(dict(trained)),
+            adapter_bytes=_safetensors_bytes(trained),
         )
 
     def check_gradients(self, targets: Targets | None = None) -> None:

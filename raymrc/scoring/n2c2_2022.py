@@ -144,8 +144,8 @@ def score_2022_folders(
     paired = pair_folders(gold, system, kinds="TEA", judged="TEA")
     counts: dict[Key, Counts] = {}
     for pair in paired.pairs:
-        sides = read_events(pair.gold), read_events(pair.system)
-        for key, found in count_events(*sides, CRITERIA[criterion], labeled).items():
+        ours, theirs = read_events(pair.gold), read_events(pair.system)
+        for key, found in count_events(ours, theirs, CRITERIA[criterion], labeled).items():
             counts[key] = counts.get(key, Counts()) + found
     rows = tuple(ScoreRow(*key, counts[key]) for key in sorted(counts))
     return ScoreReport2022(criterion, tuple(labeled), rows, paired.missing, paired.unjudged)
@@ -184,10 +184,9 @@ def score_events(
         gold, system: spans, and relations that run from triggers to arguments.
         triggers: labels of spans that are events, with or without arguments.
     """
-    gold_events, system_events = (_build_events(*side, triggers) for side in (gold, system))
-    found_by_key = count_events(gold_events, system_events, CRITERIA[criterion], labeled)
+    ours, theirs = _build_events(*gold, triggers), _build_events(*system, triggers)
     counts: dict[tuple[str, ...], Counts] = {}
-    for key, found in sorted(found_by_key.items()):
+    for key, found in sorted(count_events(ours, theirs, CRITERIA[criterion], labeled).items()):
         event, argument, _ = key
         name = (event,) if argument == TRIGGER else (event, argument)
         counts[name] = counts.get(name, Counts()) + found
