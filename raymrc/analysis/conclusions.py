@@ -43,21 +43,19 @@ class Judgement:
         return {
             "outcome": self.outcome,
             "why": self.why or None,
-            "gap": None if test is None else test.difference,
+            "gap": test and test.difference,
             "interval": asdict(self.interval),
-            "probabilities": None
-            if chances is None
-            else {
+            "probabilities": chances
+            and {
                 "frozen_ahead": chances.below,
                 "within": chances.within,
                 "frozen_behind": chances.above,
             },
             "p_difference": self.p_difference,
             "p_equivalence": self.p_equivalence,
-            "assumed_correlation": None if test is None else test.correlation,
-            "published": None
-            if published is None
-            else {"p_difference": published[0], "interval": asdict(published[1])},
+            "assumed_correlation": test and test.correlation,
+            "published": published
+            and {"p_difference": published[0], "interval": asdict(published[1])},
         }
 
 
@@ -111,7 +109,7 @@ class Conclusion:
             "transfer": {name: judged.to_json() for name, judged in self.away.items()},
             "extra_usd": self.extra_usd,
             "extra_device_seconds": self.extra_device_seconds,
-            "cost_per_point": None if self.per_point is None else asdict(self.per_point),
+            "cost_per_point": self.per_point and asdict(self.per_point),
             "still_learning": [asdict(winner) for winner in self.still_learning],
         }
 
@@ -168,8 +166,8 @@ class WinnerScore:
             "pooled_f1": self.f1,
             "interval": asdict(self.interval),
             "groups": self.num_groups,
-            "optimism": None if selection is None else selection.optimism,
-            "corrected_f1": None if selection is None else selection.corrected,
+            "optimism": selection and selection.optimism,
+            "corrected_f1": selection and selection.corrected,
         }
 
 
@@ -213,8 +211,8 @@ class BySize:
         return {
             "corpus": self.corpus,
             "sizes": self.num_sizes,
-            "fit": None if self.fit is None else _fit_json(self.fit),
-            "parity": None if self.parity is None else asdict(self.parity),
+            "fit": self.fit and _fit_json(self.fit),
+            "parity": self.parity and asdict(self.parity),
             "f1": {strategy: _fit_json(fit) for strategy, fit in self.f1.items()},
             "why": self.why or None,
         }

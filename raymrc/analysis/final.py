@@ -19,7 +19,7 @@ from raymrc.analysis.gaps import best_pairs, frozen_pairs, name_gap
 from raymrc.analysis.judging import over_held_out_notes
 from raymrc.analysis.statistics import Interval, TooFewError
 from raymrc.analysis.summary import CellSummary, Spread, spread
-from raymrc.configuration import Cell, Configuration, FoldRun
+from raymrc.configuration import Cell, FoldRun
 from raymrc.corpora.brat import write_brat
 from raymrc.corpora.folders import new_folder
 from raymrc.corpora.note import Corpus
@@ -99,7 +99,7 @@ class FinalScore:
     """A cell's winner on held-out notes, over seeds.
 
     Args:
-        configuration: with seed 0.
+        epochs: of its training.
         seeds: those done, ascending.
         strict, lenient, events: micro F1 over seeds; see `ConfigurationSummary`.
         interval: of the mean strict F1; notes resampled, models fixed.
@@ -108,7 +108,7 @@ class FinalScore:
     """
 
     cell: Cell
-    configuration: Configuration
+    epochs: int
     seeds: tuple[int, ...]
     strict: Spread
     lenient: Spread
@@ -122,7 +122,7 @@ class FinalScore:
         """Plain values. F1 runs from 0 to 1."""
         return {
             "cell": self.cell.name,
-            "epochs": self.configuration.epochs,
+            "epochs": self.epochs,
             "seeds": list(self.seeds),
             "strict_f1": asdict(self.strict),
             "lenient_f1": asdict(self.lenient),
@@ -233,7 +233,7 @@ def final_scores(
         scores.append(
             FinalScore(
                 cell,
-                replace(any_seed.fold_run.configuration, seed=0),
+                any_seed.fold_run.configuration.epochs,
                 tuple(record.fold_run.configuration.seed for record in runs),
                 spread([record.strict.f1 for record in runs]),
                 spread([record.lenient.f1 for record in runs]),

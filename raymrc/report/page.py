@@ -93,13 +93,9 @@ def _put(path: Path, text: str) -> Path:
 
 def data(values: Any) -> str:
     """JSON for a script element; no text in it can close the element."""
-    text = json.dumps(values, allow_nan=False, separators=(",", ":"), default=_plain)
+    # plotly keeps some lists as arrays.
+    text = json.dumps(values, allow_nan=False, separators=(",", ":"), default=lambda a: a.tolist())
     return text.replace("<", "\\u003c")
-
-
-def _plain(value: Any) -> Any:
-    """plotly keeps some lists as arrays."""
-    return value.tolist()
 
 
 def _question(path: str) -> str:

@@ -380,7 +380,7 @@ def final_table(finals: Sequence[FinalScore], summaries: Sequence[CellSummary]) 
             *[score.events.mean] * has_events,
             over_folds.get(score.cell),
             len(score.seeds),
-            score.configuration.epochs,
+            score.epochs,
         )
         for score in finals
     ]

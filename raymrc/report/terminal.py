@@ -10,8 +10,7 @@ from raymrc.analysis.comparison import StudyComparison
 from raymrc.analysis.findings import Findings
 from raymrc.analysis.sentences import final_sentence, size_verdict
 from raymrc.report import results
-from raymrc.report.plans import plan_table
-from raymrc.report.status import replay_table, status_parts
+from raymrc.report.plans import plan_table, replay_table, status_parts
 from raymrc.report.table import Table
 from raymrc.report.verdict import study_verdict
 

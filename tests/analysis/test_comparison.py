@@ -83,7 +83,7 @@ def test_p_values_are_adjusted_over_all_cells_of_both(tmp_path):
     assert [one.p_value for one in found.both] == pytest.approx([2 * alone.both[0].p_value] * 2)
 
 
-def test_cells_of_one_study_alone_and_settings_that_differ_are_named(tmp_path):
+def test_cells_in_one_study_only_and_differing_settings_are_listed(tmp_path):
     other = study(
         tmp_path,
         LEVEL,
@@ -106,7 +106,7 @@ def test_cells_of_one_study_alone_and_settings_that_differ_are_named(tmp_path):
     assert json.loads(json.dumps(found.to_json()))["only_a"] == ["notes/minilm/fine_tune"]
 
 
-def test_a_cell_without_a_winner_is_told_and_not_compared(tmp_path):
+def test_a_cell_without_a_winner_is_listed_but_not_compared(tmp_path):
     done = study(tmp_path, LEVEL)
     begun = replace(done, summaries=summarise(done.fold_runs[:2], 5))
     found = compare_studies(done, begun)
@@ -127,7 +127,7 @@ def shown(found) -> str:
     return console.export_text()
 
 
-def test_a_grid_and_a_range_are_told_as_a_study_file_writes_them(tmp_path):
+def test_grids_and_ranges_are_shown_as_a_study_file_writes_them(tmp_path):
     text = STUDY.replace("learning_rate: 2.0e-2", "learning_rate: {log_uniform: [1.0e-2, 1.0e-1]}")
     drawn = study(tmp_path, LEVEL, overrides=["search={algorithm: random}"])
     ranged = replace(drawn, spec=spec_of(tmp_path, text, ["search={algorithm: random}"]))

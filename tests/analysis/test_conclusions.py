@@ -84,7 +84,7 @@ FAR = [f1 - behind for f1, behind in zip(LEVEL, [0.1, 0.11, 0.09, 0.1, 0.105], s
 ANYWHERE = [f1 - behind for f1, behind in zip(LEVEL, [0.15, -0.04, 0.12, 0.0, 0.05], strict=True)]
 
 
-def test_parity_is_told_where_it_is_sure_with_what_freezing_saves():
+def test_a_sure_parity_advises_freezing_and_says_what_it_saves():
     found = concluded(ledger(LEVEL, CLOSE))
     (one,) = found.gaps
     assert one.home.outcome == EQUIVALENT
@@ -97,7 +97,7 @@ def test_parity_is_told_where_it_is_sure_with_what_freezing_saves():
     assert "Frozen scored 0.1 points lower (95 % interval " in sentence
 
 
-def test_a_clear_win_is_told_with_its_price():
+def test_a_clear_win_advises_training_and_says_its_price():
     found = concluded(ledger(LEVEL, FAR))
     (one,) = found.gaps
     assert one.home.outcome == BEHIND
@@ -115,7 +115,7 @@ def test_a_clear_win_is_told_with_its_price():
     assert "Training cost no more than freezing" in sentences(cheap)[0]
 
 
-def test_a_large_frozen_backbone_is_held_against_a_small_trained_one():
+def test_a_large_frozen_backbone_is_compared_with_a_small_trained_one():
     """The question of who may choose: of all backbones, the best to freeze and the best to train."""
     poor = [f1 - 0.05 for f1 in FAR]
     small = list(ledger(LEVEL, poor, of="small", usd=(1.0, 0.1)))
@@ -144,7 +144,7 @@ def test_a_large_frozen_backbone_is_held_against_a_small_trained_one():
     assert (values["frozen_backbone"], values["outcome"]) == ("large", EQUIVALENT)
 
 
-def test_where_best_against_best_is_one_backbone_s_own_gap_it_is_compared_once():
+def test_a_gap_that_is_also_best_against_best_is_tested_once():
     worse = [f1 - 0.2 for f1 in LEVEL]
     records = [
         *ledger(LEVEL, FAR, of="good"),
@@ -169,7 +169,7 @@ def test_where_best_against_best_is_one_backbone_s_own_gap_it_is_compared_once()
         ([0.1, 0.4], None),
     ],
 )
-def test_a_winner_that_learnt_to_its_end_is_to_have_more_epochs(course, gain):
+def test_a_winner_still_learning_at_the_end_is_advised_more_epochs(course, gain):
     """A frozen backbone 19 points behind on relations was given ten epochs; twenty brought 15 of them."""
     epochs = tuple(Epoch(n, 1.0, f1, 1.0) for n, f1 in enumerate(course, 1))
     records = [
@@ -178,14 +178,16 @@ def test_a_winner_that_learnt_to_its_end_is_to_have_more_epochs(course, gain):
     ]
     found = concluded(records)
     (sentence,) = sentences(found)
-    told = "in the last third of training frozen_soft_prompt gained 3.0 points on validation notes"
-    assert (told in sentence) == bool(gain)
+    sentence_start = (
+        "in the last third of training frozen_soft_prompt gained 3.0 points on validation notes"
+    )
+    assert (sentence_start in sentence) == bool(gain)
     (values,) = json.loads(json.dumps(found.to_json()))["gaps"]
     assert [one["gain"] for one in values["still_learning"]] == [pytest.approx(gain)] * bool(gain)
     assert sentence.startswith("notes/minilm: train the backbone")
 
 
-def test_frozen_ahead_is_told_as_freeze():
+def test_frozen_ahead_advises_freezing():
     found = concluded(ledger(FAR, LEVEL))
     assert found.gaps[0].home.outcome == AHEAD
     assert found.gaps[0].per_point.value is None, "what is dearer and behind has no price a point"
@@ -224,11 +226,11 @@ def test_another_site_s_interval_holds_the_luck_of_its_notes():
 
 
 @pytest.mark.parametrize("margin, outcome", [(0.0015, UNSURE), (0.01, EQUIVALENT)])
-def test_the_study_says_what_makes_no_difference(margin, outcome):
+def test_the_study_sets_the_margin_of_equivalence(margin, outcome):
     assert concluded(ledger(LEVEL, CLOSE), margin=margin).gaps[0].home.outcome == outcome
 
 
-def test_what_is_sure_alone_may_not_be_among_many():
+def test_a_sure_gap_may_be_unsure_among_many_comparisons():
     close_call = [f1 - b for f1, b in zip(LEVEL, [0.02, 0.06, 0.03, 0.05, 0.04], strict=True)]
     alone = concluded(ledger(LEVEL, close_call))
     assert alone.gaps[0].home.outcome == BEHIND
@@ -242,11 +244,11 @@ def test_what_is_sure_alone_may_not_be_among_many():
     assert by_name["minilm"].home.outcome == UNSURE
     assert by_name["minilm"].home.p_difference > alone.gaps[0].home.p_difference
     assert by_name["minilm"].home.interval == alone.gaps[0].home.interval
-    told = next(s for s in sentences(among) if "minilm" in s)
-    assert "excludes 0, but not after correction for 5 comparisons" in told
+    sentence = next(s for s in sentences(among) if "minilm" in s)
+    assert "excludes 0, but not after correction for 5 comparisons" in sentence
 
 
-def test_one_fold_or_folds_that_all_say_the_same_tell_nothing():
+def test_one_fold_or_equal_folds_decide_nothing():
     (one,) = concluded(ledger(LEVEL[:1], FAR[:1]), 1).gaps
     assert one.home.outcome == UNSURE and one.home.comparison is None
     same = concluded(ledger(LEVEL, LEVEL))
@@ -286,7 +288,7 @@ def test_the_published_correction_stands_beside_ours():
     ],
     ids=["parity", "a clear win", "not enough data", "ahead elsewhere", "ahead elsewhere alone"],
 )
-def test_of_ledgers_drawn_from_a_known_truth_the_advice_is_right(behind, noise, away, home, there):
+def test_advice_is_right_on_ledgers_drawn_from_a_known_truth(behind, noise, away, home, there):
     """Twelve each. Folds scatter, each by itself; none may claim what is not so."""
     draw = np.random.default_rng(7)
     outcomes = []
@@ -304,7 +306,7 @@ def test_of_ledgers_drawn_from_a_known_truth_the_advice_is_right(behind, noise, 
     assert set(outcomes) <= {(home, there), (UNSURE, there), (home, UNSURE)}
 
 
-def test_notes_of_a_patient_count_as_one_where_that_is_known():
+def test_notes_of_one_patient_are_resampled_together():
     records = list(ledger(LEVEL, FAR))
     ids = sorted({note for r in records for note in r.notes})
     alone = concluded(records).winners[0]
@@ -321,7 +323,7 @@ def test_a_note_s_id_is_not_taken_for_a_patient_of_that_name():
     assert found.winners[0].num_groups == 100
 
 
-def test_the_luck_of_the_choice_is_that_of_the_winner_among_complete_ones():
+def test_the_luck_of_the_choice_is_computed_among_complete_configurations():
     """The same three configurations are chosen and reported fold by fold, by hand."""
     validation = {1e-4: [0.9, 0.1, 0.6], 2e-4: [0.5, 0.5, 0.5], 3e-4: [0.4, 0.6, 0.4]}
     f1 = {1e-4: [0.8, 0.7, 0.6], 2e-4: [0.5, 0.6, 0.7], 3e-4: [0.3, 0.2, 0.1]}
@@ -342,7 +344,7 @@ def test_the_luck_of_the_choice_is_that_of_the_winner_among_complete_ones():
     assert winner.selection.optimism == pytest.approx((2 / 3) ** 0.5 * sum(luck) / 3, abs=1e-3)
 
 
-def test_notes_that_a_fold_scores_do_not_choose_who_is_reported_there():
+def test_a_fold_s_scored_notes_do_not_help_to_choose_for_that_fold():
     """The first leads only by what it finds in the first fold's note, wherever that validates."""
     good, bad, fair = Counts(9, 1, 1), Counts(1, 9, 9), Counts(4, 6, 6)
     records = []
@@ -362,7 +364,7 @@ def test_notes_that_a_fold_scores_do_not_choose_who_is_reported_there():
     assert unknown.corrected == pytest.approx(0.8)
 
 
-def test_a_drop_is_as_unsure_as_the_few_notes_of_the_other_site():
+def test_the_interval_of_a_drop_includes_the_luck_of_the_other_site_s_notes():
     """All folds' models read the same ten notes there: of their luck the folds' drops say nothing."""
     found = [9, 2, 8, 3, 9, 1, 9, 2, 8, 4]
     there = {
@@ -380,7 +382,7 @@ def test_a_drop_is_as_unsure_as_the_few_notes_of_the_other_site():
             assert interval.high - interval.low > 0.3
 
 
-def test_few_sizes_are_refused_and_enough_tell_where_parity_is():
+def test_parity_by_size_needs_enough_sizes():
     def behind(gap):
         return [
             f1 - gap - more for f1, more in zip(LEVEL, [0, 0.001, 0.002, 0, 0.001], strict=True)
@@ -420,13 +422,13 @@ def test_few_sizes_are_refused_and_enough_tell_where_parity_is():
     assert not concluded(sized([10**6])).by_size
 
 
-def test_the_frontier_is_of_one_corpus_and_leaves_out_who_is_beaten():
+def test_beaten_winners_are_not_on_the_frontier():
     beaten = list(ledger([0.3] * 5, [0.2] * 5, of="poor"))
     found = concluded([*ledger(LEVEL, FAR), *beaten])
     assert found.frontier == ("notes/minilm/frozen_soft_prompt", "notes/minilm/soft_prompt")
 
 
-def test_who_draws_less_for_the_same_is_on_the_frontier():
+def test_a_winner_that_uses_less_energy_is_on_the_frontier():
     def on(device: str, of: str) -> list[Record]:
         made = ledger(LEVEL, LEVEL, of=of, seconds=(100.0, 100.0), usd=(1.0, 1.0))
         return [replace(r, device=device, adapter_bytes=4) for r in made][:5]
@@ -435,7 +437,7 @@ def test_who_draws_less_for_the_same_is_on_the_frontier():
     assert found.frontier == ("notes/other/soft_prompt",)
 
 
-def test_what_one_of_them_is_not_known_to_cost_is_no_reason_to_stay_on_the_frontier():
+def test_an_unknown_cost_does_not_keep_a_winner_on_the_frontier():
     def of(name: str, **changed) -> list[Record]:
         made = ledger(LEVEL, LEVEL, of=name, seconds=(100.0, 100.0), usd=(1.0, 1.0))
         return [replace(r, peak_bytes=10**9, adapter_bytes=4, device="cpu") for r in made][:5]

@@ -76,7 +76,7 @@ def scored(study, counts=GOOD) -> list[Record]:
     ]
 
 
-def test_each_winner_is_trained_once_a_seed_for_as_long_as_was_best(study):
+def test_each_winner_is_retrained_once_per_seed_for_its_best_epochs(study):
     _, plan, test, _ = study
     final = final_plan(study)
     assert plan.remarks == (
@@ -103,7 +103,7 @@ def test_cross_validation_comes_first(study):
         final_plan(study, [*failed, *records[4:]])
 
 
-def test_what_racing_spared_is_not_waited_for(study):
+def test_spared_fold_runs_do_not_block_the_final_test(study):
     *_, records = study
     stopped = [replace(r, status="stopped", reason="x", notes={}) for r in records[:1]]
     assert final_plan(study, [*stopped, *records[2:]]).num_fold_runs > 0
@@ -127,7 +127,7 @@ def test_test_scores_choose_nothing(study):
     assert search.next() is None
 
 
-def test_held_out_notes_are_not_scored_by_a_second_choice(study):
+def test_a_second_choice_is_not_scored_on_held_out_notes(study):
     _, plan, _, records = study
     scores = scored(study)
     again = final_plan(study, [*records, *scores])
@@ -174,7 +174,7 @@ def test_scores_are_means_over_seeds_and_of_the_latest_held_out_notes(study):
     assert final_scores(study[3], cells) == ()
 
 
-def test_a_share_is_held_out_of_all_folds_and_another_corpus_must_be_another(tmp_path):
+def test_held_out_notes_are_in_no_fold_and_in_no_other_corpus(tmp_path):
     spec = spec_of(tmp_path, overrides=[SHARE, "corpus.synthetic.notes=12"])
     whole = read_study_corpus(spec_of(tmp_path, overrides=["corpus.synthetic.notes=12"]))
     corpus = read_study_corpus(spec)
@@ -201,7 +201,7 @@ def test_a_share_is_held_out_of_all_folds_and_another_corpus_must_be_another(tmp
         ("final_test: {share: 0.2}\nfew_shot: {notes: [2]}", "take one of them out"),
     ],
 )
-def test_a_final_test_that_cannot_be_is_told_where_it_stands(given, sentence, tmp_path):
+def test_an_invalid_final_test_is_reported_with_its_line(given, sentence, tmp_path):
     (problem,) = problems_of(tmp_path, f"{STUDY}{given}\n")
     assert sentence in problem and problem.startswith("study.yaml:12:")
 

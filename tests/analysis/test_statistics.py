@@ -86,7 +86,7 @@ def test_two_one_sided_tests_are_statsmodels():
 
 
 @given(DIFFERENCES, st.floats(0.001, 0.2), st.floats(0, 0.9))
-def test_who_is_called_a_changes_the_sign_and_nothing_else(differences, margin, correlation):
+def test_swapping_the_sides_changes_only_the_sign(differences, margin, correlation):
     one = compare_folds(differences, correlation)
     other = compare_folds([-value for value in differences], correlation)
     assert other.difference == pytest.approx(-one.difference)
@@ -112,7 +112,7 @@ def test_neither_the_order_of_folds_nor_a_shift_of_all_widens_an_interval(
 
 
 @given(DIFFERENCES, st.floats(0, 0.4), st.floats(0.01, 0.4))
-def test_more_correlation_is_more_doubt(differences, correlation, more):
+def test_more_correlation_widens_intervals(differences, correlation, more):
     one, other = (compare_folds(differences, r) for r in (correlation, correlation + more))
     assert other.scale > one.scale
     assert other.p_difference >= one.p_difference
@@ -144,7 +144,7 @@ def test_a_single_fold_is_refused(differences):
         compare_folds(differences)
 
 
-def test_what_is_no_number_no_correlation_or_no_margin_is_refused():
+def test_invalid_numbers_correlations_and_margins_are_refused():
     with pytest.raises(ValueError, match="not a number"):
         compare_folds([0.1, math.nan])
     for correlation in (-0.1, 1.0):
@@ -157,7 +157,7 @@ def test_what_is_no_number_no_correlation_or_no_margin_is_refused():
         compare_folds([0.1, 0.2]).interval(1.0)
 
 
-def test_verdicts_guard_against_more_correlation_than_was_published_but_for_few_folds():
+def test_the_guarded_correlation_is_at_least_the_published_one():
     assert [guarded_correlation(folds) for folds in (2, 3, 5, 10)] == [
         1 / 2,
         1 / 3,
@@ -170,7 +170,7 @@ def test_verdicts_guard_against_more_correlation_than_was_published_but_for_few_
 
 
 @pytest.mark.parametrize("folds", [5, 10])
-def test_false_wins_of_correlated_folds_are_as_few_as_stated_and_without_the_correction_are_not(
+def test_only_the_correction_keeps_false_wins_at_the_stated_rate(
     folds,
 ):
     generator = np.random.default_rng(folds)
@@ -200,7 +200,7 @@ def test_another_site_s_notes_are_the_same_luck_for_all_folds():
     assert wins["without"] / 2000 > 0.5
 
 
-def test_without_luck_of_notes_another_site_is_as_home():
+def test_without_note_variance_another_site_is_tested_like_home():
     values = [0.1, 0.2, 0.15]
     there, here = compare_on_shared_notes(values, 0.0, 10), compare_folds(values)
     assert (there.scale, there.degrees) == pytest.approx((here.scale, here.degrees))
@@ -256,7 +256,7 @@ def drawn_counts(seed: int, systems: int = 2, notes: int = 60) -> np.ndarray:
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=1, max_size=5))
-def test_f1_is_that_of_the_house(rows):
+def test_micro_f1_equals_that_of_counts(rows):
     assert micro_f1(np.sum(rows, axis=0)) == pytest.approx(pool(Counts(*row) for row in rows).f1)
     assert micro_f1(rows) == pytest.approx([Counts(*row).f1 for row in rows])
 
@@ -312,7 +312,7 @@ def test_notes_of_a_patient_are_drawn_together():
     assert together.num_groups == 4
 
 
-def test_notes_that_say_the_same_twice_do_not_make_surer():
+def test_duplicated_notes_do_not_narrow_intervals():
     counts = drawn_counts(8, systems=1, notes=50)
     twice = np.repeat(counts, 2, axis=1)
     patients = np.repeat(np.arange(50), 2).tolist()
@@ -361,7 +361,7 @@ def test_leaving_a_fold_out_by_hand():
     assert found.optimism == pytest.approx(found.scored - found.corrected)
 
 
-def test_who_is_chosen_by_validation_is_reported_by_its_score():
+def test_a_choice_by_validation_is_reported_by_its_score():
     choosing, scored = [[0.9, 0.8], [0.1, 0.2]], [[0.3, 0.4], [0.7, 0.9]]
     found = leave_fold_out(choosing, scored)
     # The first each time: behind the mean of both by 0.2 and 0.25.
@@ -432,14 +432,14 @@ def test_too_few_sizes_are_refused(sizes):
         fit_sizes(sizes, [0.1] * len(sizes))
 
 
-def test_sizes_that_are_none_and_values_that_are_missing_are_refused():
+def test_invalid_sizes_and_missing_values_are_refused():
     with pytest.raises(ValueError, match="not a number"):
         fit_sizes([0, 1e8, 1e9, 1e10], [0.1] * 4)
     with pytest.raises(ValueError, match="4 sizes have 3 values"):
         fit_sizes([1e7, 1e8, 1e9, 1e10], [0.1] * 3)
 
 
-def test_parity_is_where_the_line_s_own_interval_begins_and_ends_to_hold_the_margin():
+def test_the_parity_interval_is_where_the_line_s_interval_contains_the_margin():
     noise = 0.003 * np.random.default_rng(8).standard_normal(6)
     fit = fit_sizes(SIZES, 0.06 - 0.025 * np.log10(np.array(SIZES) / 22e6) + noise)
     found = parity_size(fit, 0.01)
@@ -452,7 +452,7 @@ def test_parity_is_where_the_line_s_own_interval_begins_and_ends_to_hold_the_mar
     assert parity_size(fit, -0.02).is_extrapolated
 
 
-def test_parity_is_not_told_where_the_gap_may_not_fall_at_all():
+def test_parity_has_no_interval_where_the_gap_may_not_fall():
     rising = parity_size(fit_sizes(SIZES, [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]), 0.01)
     assert rising.parameters is None and rising.interval == Interval(None, None)
     unsure = parity_size(fit_sizes(SIZES, [0.05, 0.01, 0.06, 0.02, 0.05, 0.01]), 0.01)
@@ -461,7 +461,7 @@ def test_parity_is_not_told_where_the_gap_may_not_fall_at_all():
     assert level.parameters is None
 
 
-def test_a_point_s_price_has_no_upper_end_where_there_may_be_no_lead():
+def test_the_price_of_a_point_is_unbounded_where_there_may_be_no_lead():
     sure = cost_per_point(6.0, Interval(0.01, 0.03), 0.02)
     assert (sure.value, ends(sure.interval)) == (pytest.approx(3), pytest.approx((2, 6)))
     unsure = cost_per_point(6.0, Interval(-0.01, 0.03), 0.01)
@@ -475,7 +475,7 @@ FIGURES = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=8)
 
 
 @given(FIGURES)
-def test_the_frontier_is_who_nobody_beats(figures):
+def test_the_frontier_holds_the_unbeaten(figures):
     def beats(one, other):
         as_good = one[0] >= other[0] and one[1] <= other[1] and one[2] <= other[2]
         return as_good and one != other
@@ -489,7 +489,7 @@ def test_the_frontier_is_who_nobody_beats(figures):
     assert list(found) == slow and slow
 
 
-def test_a_figure_that_is_missing_beats_nobody():
+def test_a_missing_number_is_refused():
     with pytest.raises(ValueError, match="not a number"):
         pareto([0.1, math.nan], [[1], [2]])
     pairs = itertools.product([0.5, 0.6], [1.0, 2.0])

@@ -58,7 +58,7 @@ def test_while_none_is_finished_there_is_a_leader_and_no_winner():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_equal_configurations_are_told_apart_the_same_way_every_time(order):
+def test_ties_between_configurations_are_broken_deterministically(order):
     records = [record(0, learning_rate=rate, validation_f1=0.5) for rate in (1e-4, 2e-4, 3e-4)]
     small = record(0, learning_rate=4e-4, validation_f1=0.5, trained_parameters=5)
     (summary,) = summarise([*records, small][::order], 1)
@@ -138,7 +138,7 @@ def test_the_gap_is_between_the_frozen_winner_and_the_best_trained_one():
     assert (gap.device_share, gap.adapter_share) == pytest.approx((0.1, 0.01))
 
 
-def test_gaps_are_told_from_the_smallest_backbone_to_the_largest():
+def test_gaps_are_ordered_by_backbone_size():
     records = [*four_strategies("large", 350_000_000, GOOD), *four_strategies("small", 22_600_000)]
     order = [
         cell(strategy, backbone)
@@ -192,13 +192,13 @@ def test_a_configuration_is_described_by_the_settings_that_differ():
         assert settings_text(chosen, names) == f"learning_rate {chosen.learning_rate:g}"
 
 
-def test_why_fold_runs_failed_is_told_with_how_often():
+def test_reasons_for_failures_are_counted():
     records = [record(f, status="failed") for f in (0, 1)]
     (summary,) = summarise(records, 2)
     assert summary.reasons == (("the loss is not a number", 2),)
 
 
-def test_who_was_stopped_cannot_win_and_its_cost_and_reason_are_told():
+def test_a_stopped_configuration_cannot_win_but_its_cost_and_reason_are_kept():
     done = [record(fold, validation_f1=0.5) for fold in (0, 1)]
     epochs = tuple(Epoch(e, 1.0, 0.9, 1.0) for e in (1, 2))
     beaten = record(0, learning_rate=0.1, validation_f1=0.9, device_seconds=7.0, cost_usd=0.5)
@@ -251,7 +251,7 @@ def test_event_f1_is_a_mean_over_folds_and_event_counts_are_pooled():
     assert summary.to_json()["configurations"][0]["events"]["Alcohol"]["tp"] == 6
 
 
-def test_the_drop_on_the_way_to_another_site_is_of_labels_that_both_have():
+def test_the_drop_at_another_site_counts_labels_that_both_sites_have():
     home = {"Drug": Counts(8, 2, 2), "Reason": Counts(0, 9, 9)}
     away = {"n": NoteCounts({"Drug": Counts(3, 2, 2)}, {"Drug": Counts(3, 2, 2)})}
     records = [replace(record(f, counts=home), transfer={"there": away}) for f in (0, 1)]
@@ -280,7 +280,7 @@ def test_subsets_of_spans_are_pooled_where_gold_spans_are_in_them():
     assert (values["nested"]["tp"], values["nested"]["f1"]) == (6, pytest.approx(0.75))
 
 
-def test_configurations_that_start_otherwise_are_of_one_cell_and_one_wording_counts():
+def test_one_wording_counts_per_configuration_that_starts_from_words():
     frozen = cell("frozen_soft_prompt")
 
     def started(fold: int, wording: str, at: str, f1: float) -> Record:
@@ -300,7 +300,7 @@ def test_configurations_that_start_otherwise_are_of_one_cell_and_one_wording_cou
     assert [c.validation.mean for c in summary.configurations] == [0.9, 0.5]
 
 
-def test_configurations_count_as_failing_since_the_cell_was_last_well():
+def test_failing_configurations_are_counted_since_the_last_finished_fold_run():
     def failed(minute: int, rate: float, fold: int = 0, of: Cell | None = None) -> Record:
         at = f"2026-01-01T00:{minute:02d}:00+00:00"
         return record(fold, of=of, learning_rate=rate, status="failed", started_at=at)
@@ -313,7 +313,7 @@ def test_configurations_count_as_failing_since_the_cell_was_last_well():
     assert count_failing([*ill, failed(1, 0.1, of=other)]) == {cell(): 3, other: 1}
 
 
-def test_what_failed_tries_cost_is_summed_beside_the_rest():
+def test_the_cost_of_failed_tries_is_summed_separately():
     mended = replace(record(0), failed_device_seconds=7.0)
     failed = replace(record(1, status="failed"), device_seconds=5.0, failed_device_seconds=4.0)
     ((summary,),) = [s.configurations for s in summarise([mended, failed], 2)]

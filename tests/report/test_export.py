@@ -29,7 +29,9 @@ def read(path):
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_row_a_fold_run_and_a_row_a_label_with_the_ledger_s_figures(findings, tmp_path, kind):
+def test_exports_have_one_row_per_fold_run_and_per_label_with_the_ledger_s_numbers(
+    findings, tmp_path, kind
+):
     paths = write_tables(findings, tmp_path / "out", kind)
     assert [path.name for path in paths] == [f"fold_runs.{kind}", f"labels.{kind}"]
     rows, labels = (read(path).to_pylist() for path in paths)
@@ -67,7 +69,7 @@ def test_a_ledger_without_fold_runs_has_all_columns_and_no_row(findings, tmp_pat
             assert read(none).schema.types == read(full).schema.types
 
 
-def test_winners_can_be_found_again_from_the_rows_alone(findings, tmp_path):
+def test_winners_can_be_recomputed_from_the_exported_rows(findings, tmp_path):
     """The mean over the folds of those marked as winners is the verdict's."""
     path, _ = write_tables(findings, tmp_path, "parquet")
     rows = [
@@ -88,15 +90,6 @@ def test_winners_can_be_found_again_from_the_rows_alone(findings, tmp_path):
     assert tested and all(row["fold"] is None for row in tested)
 
 
-def test_no_note_is_named(findings, tmp_path):
+def test_exports_name_no_note(findings, tmp_path):
     for path in write_tables(findings, tmp_path, "csv"):
         assert "note-" not in path.read_text()
-
-
-def test_a_ledger_without_fold_runs_gives_tables_without_rows(findings, tmp_path):
-    from dataclasses import replace
-
-    cells = [summary.cell for summary in findings.summaries]
-    empty = replace(findings, fold_runs=(), summaries=summarise((), 5, cells))
-    paths = write_tables(empty, tmp_path, "parquet")
-    assert [read(path).num_rows for path in paths] == [0, 0]

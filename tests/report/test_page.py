@@ -92,7 +92,7 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_has_a_section_for_all_that_there_is_to_show(rich):
+def test_the_page_has_every_section_that_has_content(rich):
     assert list(sections_of(rich)) == ALL
     text = build_page(rich)
     for sentence in rich.to_json()["conclusions"]["sentences"]:
@@ -101,7 +101,7 @@ def test_the_page_has_a_section_for_all_that_there_is_to_show(rich):
     assert "raymrc run" in text and "c" * 64 in text and "torch 2.13.0" in text
 
 
-def test_the_command_that_repeats_a_study_has_what_was_set_beside_its_file(rich):
+def test_the_command_to_repeat_a_study_includes_its_overrides(rich):
     place = rich.spec.path
     changes = [
         "mlflow.tracking_uri=http://me:secret@there:5000",
@@ -125,7 +125,7 @@ def test_sections_with_nothing_to_show_are_left_out(tmp_path):
     assert "Nothing to compare yet: no backbone has both" in build_page(nothing)
 
 
-def test_the_final_test_has_intervals_over_notes_and_says_what_frozen_is_behind_by(rich):
+def test_the_final_test_shows_intervals_over_notes_and_its_gaps(rich):
     section = sections_of(rich)["final-test"]
     (plot,) = section.plots
     assert plot.table is not None and len(plot.table.rows) == len(rich.finals) > 1
@@ -144,21 +144,21 @@ def test_mentions_on_the_way_to_relations_have_a_table(tmp_path):
     assert [row[1] for row in table.cells] == ["Drug", BOTH_FOUND]
 
 
-def test_f1_by_size_is_that_of_the_winners_with_its_slope(rich):
+def test_f1_by_size_shows_the_winners_and_the_fitted_slope(rich):
     (plot,) = (p for p in sections_of(rich)["size"].plots if p.title.startswith("F1 by size"))
     (fitted,) = rich.conclusions.by_size
     assert plot.table is not None
-    said = {(row[0], row[1]): row for row in plot.table.cells}
-    assert len(said) == 16
+    stated = {(row[0], row[1]): row for row in plot.table.cells}
+    assert len(stated) == 16
     for summary in rich.summaries:
-        row, cell = said[summary.cell.strategy, summary.cell.backbone.name], summary.cell
+        row, cell = stated[summary.cell.strategy, summary.cell.backbone.name], summary.cell
         assert row[3] == f"{100 * summary.winner.strict.mean:.2f}"
         assert row[6] == f"{100 * fitted.f1[cell.strategy].slope:+.1f}"
     drawn = [trace for trace in plot.figure["data"] if len(trace["x"]) == 4]
     assert len(drawn) == 4 and all(list(t["x"]) == sorted({*t["x"]}) for t in drawn)
 
 
-def test_a_study_without_plots_and_a_folder_that_is_not_ours_are_no_trouble(tmp_path):
+def test_plots_of_an_empty_study_are_none_and_an_unwritable_folder_is_an_error(tmp_path):
     nothing = small(tmp_path, [record(0, status="failed")])
     assert list(write_plots(nothing, tmp_path).iterdir()) == []
     (tmp_path / "file").write_text("")
@@ -166,7 +166,7 @@ def test_a_study_without_plots_and_a_folder_that_is_not_ours_are_no_trouble(tmp_
         write_plots(nothing, tmp_path / "file")
 
 
-def test_plots_stand_by_themselves_too_as_plotly_reads_them(rich, tmp_path):
+def test_plots_are_also_written_as_files_that_plotly_reads(rich, tmp_path):
     from plotly.io import read_json
 
     (tmp_path / "plots").mkdir()
@@ -201,20 +201,20 @@ def test_a_page_is_written_whether_or_not_mlflow_takes_it(tmp_path, capsys, atta
     assert ("MLflow" in capsys.readouterr().err) == attaches
 
 
-def test_figures_are_those_of_the_verdict(rich):
+def test_tables_and_plots_show_the_numbers_of_the_findings(rich):
     """Each cell's F1 stands in the table, and is drawn where the table says."""
     section = sections_of(rich)["winners"]
     (table,), (plot,) = section.tables, section.plots
-    said = {row[0]: row[1] for row in table.cells}
+    stated = {row[0]: row[1] for row in table.cells}
     drawn = {
         text.partition("<br>")[0]: y
         for trace in plot.figure["data"]
         for text, y in zip(trace["text"], trace["y"], strict=True)
     }
-    assert len(said) == 16 and said.keys() == drawn.keys()
+    assert len(stated) == 16 and stated.keys() == drawn.keys()
     for summary in rich.summaries:
         name = summary.cell.name.removeprefix("synthetic-n2c2-2018/")
-        assert said[name] == f"{100 * summary.winner.strict.mean:.2f}"
+        assert stated[name] == f"{100 * summary.winner.strict.mean:.2f}"
         assert drawn[name] == pytest.approx(100 * summary.winner.strict.mean)
     gaps = gap_table(rich.summaries, rich.conclusions)
     assert f'<th scope="row" class="left">{gaps.cells[0][0]}</th>' in build_page(rich)
@@ -247,7 +247,7 @@ def strict_f1(record, site=None, labels=None):
     )
 
 
-def test_what_a_point_of_the_lead_costs_stands_beside_each_gap(rich):
+def test_each_gap_shows_the_price_of_a_point(rich):
     (table,) = sections_of(rich)["gaps"].tables
     assert table.columns[-1].name == "price of a point"
     priced = 0
@@ -261,7 +261,7 @@ def test_what_a_point_of_the_lead_costs_stands_beside_each_gap(rich):
     assert priced > 1
 
 
-def test_what_choosing_owes_to_luck_is_told(rich):
+def test_the_luck_of_the_choice_is_shown_per_cell(rich):
     luck, *listed = sections_of(rich)["search"].tables
     assert "choosing the best" in luck.title and len(listed) == 16
     several = {name_of(s): s for s in rich.summaries
@@ -273,7 +273,7 @@ def test_what_choosing_owes_to_luck_is_told(rich):
         assert float(scored) - float(owed) == pytest.approx(float(without), abs=0.011)
 
 
-def test_other_sites_have_intervals_and_the_figures_of_their_records(rich):
+def test_other_sites_show_intervals_and_the_numbers_of_their_records(rich):
     (plot,) = sections_of(rich)["transfer"].plots
     assert len(plot.table.rows) == 16
     by_name = {name_of(s): s.winner for s in rich.summaries}
@@ -281,20 +281,20 @@ def test_other_sites_have_intervals_and_the_figures_of_their_records(rich):
         runs = by_name[name].fold_runs
         both = ("Drug", "ADE")
         at_home = [strict_f1(r, labels=both) for r in runs]
-        there = [strict_f1(r, "hospital-b") for r in runs]
-        drops = [h - a for h, a in zip(at_home, there, strict=True)]
+        at_site = [strict_f1(r, "hospital-b") for r in runs]
+        drops = [h - a for h, a in zip(at_home, at_site, strict=True)]
         assert [home, away, drop] == [
-            in_points(statistics.fmean(of)) for of in (at_home, there, drops)
+            in_points(statistics.fmean(of)) for of in (at_home, at_site, drops)
         ]
         assert [home_sd, drop_sd] == [in_points(statistics.stdev(of)) for of in (at_home, drops)]
-        for told, middle in ((over_notes, away), (of_drop, drop)):
-            low, high = map(float, told.split(" to "))
+        for interval, middle in ((over_notes, away), (of_drop, drop)):
+            low, high = map(float, interval.split(" to "))
             assert low < float(middle) < high
-    said = json.loads(json.dumps(rich.conclusions.to_json()))["sites"]
-    assert len(said) == 16 and {of["site"] for of in said} == {"hospital-b"}
+    stated = json.loads(json.dumps(rich.conclusions.to_json()))["sites"]
+    assert len(stated) == 16 and {of["site"] for of in stated} == {"hospital-b"}
 
 
-def test_labels_shares_and_what_was_stopped_are_those_of_the_records(rich):
+def test_labels_shares_and_stopped_configurations_match_the_records(rich):
     sections = sections_of(rich)
     by_name = {name_of(s): s for s in rich.summaries}
     (labels,) = sections["labels"].tables
@@ -308,8 +308,8 @@ def test_labels_shares_and_what_was_stopped_are_those_of_the_records(rich):
     (heat,) = sections["labels"].plots
     drawn = heat.figure["data"][0]
     for name, row in zip(drawn["y"], drawn["z"], strict=True):
-        told = {r[0]: r[5] for r in labels.cells if r[1] == name}
-        assert [f"{value:.2f}" for value in row] == [told[label] for label in drawn["x"]]
+        f1_by_label = {r[0]: r[5] for r in labels.cells if r[1] == name}
+        assert [f"{value:.2f}" for value in row] == [f1_by_label[label] for label in drawn["x"]]
     (kept,) = sections["kept"].tables
     for row in kept.cells:
         run = by_name[row[0]].winner.fold_runs[0]
@@ -319,8 +319,8 @@ def test_labels_shares_and_what_was_stopped_are_those_of_the_records(rich):
     for name, tried, beaten, epochs, *_ in raced.cells:
         cell_runs = [r for r in rich.fold_runs if not r.fold_run.is_test
                      and r.fold_run.configuration.cell == by_name[name].cell]  # fmt: skip
-        those = {r.fold_run.configuration.id for r in cell_runs if r.status == "stopped"}
-        assert (int(tried), int(beaten)) == (len(by_name[name].configurations), len(those))
+        stopped_ids = {r.fold_run.configuration.id for r in cell_runs if r.status == "stopped"}
+        assert (int(tried), int(beaten)) == (len(by_name[name].configurations), len(stopped_ids))
         assert int(epochs.replace(",", "")) == sum(len(r.epochs) for r in cell_runs)
     assert {row[3] for row in stopped.cells} == {WHY}
     (failed,) = sections["failures"].tables
@@ -358,7 +358,7 @@ def test_heat_maps_and_curves_draw_the_means_of_the_records(rich, tmp_path):
         assert {row[0] for row in plot.table.cells} == names
 
 
-def test_strategies_are_told_apart_without_colour(rich):
+def test_strategies_differ_in_symbol_as_well_as_colour(rich):
     traces = sections_of(rich)["winners"].plots[0].figure["data"]
     looks = {
         trace["name"]: (trace["marker"]["color"], trace["marker"]["symbol"]) for trace in traces
@@ -390,7 +390,7 @@ def test_few_notes_are_curves_with_intervals(tmp_path):
     assert len(by_length) == 8, "two backbones, four numbers of notes"
 
 
-def test_a_search_that_drew_its_settings_shows_its_configurations_as_points(tmp_path):
+def test_sampled_settings_are_shown_as_points(tmp_path):
     """Of drawn rates no two configurations have the same: a heat map would be holes, a curve a zigzag."""
     rates = "{log_uniform: [5.0e-3, 3.0e-1]}"
     search = f"  frozen_soft_prompt: {{learning_rate: {rates}, prompt_length: [8, 16, 32]}}"
@@ -403,7 +403,7 @@ def test_a_search_that_drew_its_settings_shows_its_configurations_as_points(tmp_
         assert trace["type"] == "scatter" and len(trace["x"]) == len(trace["marker"]["color"]) == 9
 
 
-def test_the_decision_tile_says_what_the_sentences_say(tmp_path, rich):
+def test_the_decision_tile_agrees_with_the_verdict(tmp_path, rich):
     decision = build_facts(rich)[0]
     assert decision.value == "Not enough data"
     assert decision.more == "gatortron-8.9b frozen vs gatortron-8.9b trained"
@@ -436,7 +436,7 @@ def test_the_decision_tile_says_what_the_sentences_say(tmp_path, rich):
     assert build_facts(mixed)[0].value == "It depends"
 
 
-def test_whatever_a_study_holds_is_shown_and_never_run(tmp_path):
+def test_text_from_a_study_is_escaped_and_never_executed(tmp_path):
     """Labels, reasons and machines are other people's words."""
     words = {HOSTILE: Counts(5, 1, 1)}
     done = [
@@ -450,7 +450,7 @@ def test_whatever_a_study_holds_is_shown_and_never_run(tmp_path):
     assert "&lt;/script&gt;&lt;img" in text
 
 
-def test_the_page_is_whole_named_and_the_same_every_time(tmp_path, rich):
+def test_the_page_is_valid_accessible_and_reproducible(tmp_path, rich):
     path = write(rich, tmp_path / "new" / "folder")
     assert path.name == "concepts-by-size.html"
     first = path.read_bytes()
@@ -475,7 +475,7 @@ def build_plotly() -> str:
     return get_plotlyjs()
 
 
-def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(tmp_path, rich):
+def test_an_unwritable_folder_is_reported_in_one_sentence(tmp_path, rich):
     from raymrc.errors import StudyError
 
     (tmp_path / "file").write_text("")
@@ -595,7 +595,7 @@ def test_the_decision_s_tile_has_the_colour_of_its_strategy(rich, tmp_path, outc
 
 @needs_chromium
 @pytest.mark.slow
-def test_plots_that_a_small_study_has_not_are_drawn_on_any_screen_too(rich, tmp_path):
+def test_plots_of_larger_studies_are_drawn_on_any_screen(rich, tmp_path):
     pages = [write(found, tmp_path) for found in (rich, make_findings(tmp_path, FEW_SHOT))]
     with browser() as chromium:
         for page, width in zip(pages, (400, 1280), strict=True):
@@ -606,7 +606,7 @@ def test_plots_that_a_small_study_has_not_are_drawn_on_any_screen_too(rich, tmp_
 
 @needs_chromium
 @pytest.mark.slow
-def test_on_paper_every_plot_is_drawn_and_nothing_is_folded_away(real, tmp_path):
+def test_print_draws_every_plot_and_opens_everything_folded(real, tmp_path):
     with browser() as chromium:
         visit = Visit(chromium, real / "out" / "real.html", 1280)
         plots, drawn = visit.page.locator(".plot"), visit.page.locator("[data-state=drawn]")
@@ -663,7 +663,7 @@ def test_sync_gives_the_study_s_run_its_page_and_plots(real, monkeypatch):
 
 @needs_chromium
 @pytest.mark.slow
-def test_the_browser_test_would_see_a_broken_page(real, tmp_path):
+def test_the_browser_test_detects_a_broken_page(real, tmp_path):
     """The positive control: a font from the network, a wide table and a figure that is none."""
     text = (real / "out" / "real.html").read_text()
     policy = re.search(r"<meta http-equiv[^>]*>", text).group()
@@ -707,7 +707,7 @@ def test_a_real_study_is_exported_and_compared_by_command(real, monkeypatch, cap
         (["compare", "study.yaml", "absent.yaml"], "absent.yaml"),
     ],
 )
-def test_what_cannot_be_written_or_read_is_told_in_a_sentence(
+def test_unreadable_and_unwritable_files_are_reported_in_one_sentence(
     real, arguments, said, monkeypatch, capsys
 ):
     monkeypatch.chdir(real)
@@ -723,7 +723,7 @@ def test_the_page_of_a_real_study_holds_no_text_of_its_notes(real):
     assert not re.search(r"\bnote\d+\b", page), "nor a note's id"
 
 
-def test_counts_of_notes_are_in_no_page(tmp_path):
+def test_the_page_does_not_grow_with_the_number_of_notes(tmp_path):
     """What is embedded grows with cells and configurations, not with notes or epochs."""
     few = [record(f) for f in (0, 1)]
     many = [

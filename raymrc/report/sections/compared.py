@@ -23,7 +23,7 @@ from raymrc.report.results import (
     size_table,
     winner_table,
 )
-from raymrc.report.sections.naming import (
+from raymrc.report.sections.marks import (
     ABOUT_INTERVALS,
     curve_columns,
     curve_mark,

@@ -23,7 +23,7 @@ from raymrc.report.results import (
     race_table,
     show_count,
 )
-from raymrc.report.sections.naming import spread_mark
+from raymrc.report.sections.marks import spread_mark
 from raymrc.report.table import Table, numbers, words
 from raymrc.scoring.counts import Counts
 

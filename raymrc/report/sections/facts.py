@@ -9,7 +9,7 @@ from raymrc.analysis.summary import winner_of
 from raymrc.quantities import points
 from raymrc.report.parts import Fact
 from raymrc.report.results import cell_names, without_corpus
-from raymrc.report.sections.naming import won
+from raymrc.report.sections.marks import won
 from raymrc.report.verdict import best_of_all, study_verdict
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from raymrc.analysis.findings import Findings
@@ -20,7 +19,7 @@ from raymrc.report import figures
 from raymrc.report.figures import Mark
 from raymrc.report.parts import Plot, Section
 from raymrc.report.results import CELL_COLUMN, cell_names, show_seconds, without_corpus
-from raymrc.report.sections.naming import (
+from raymrc.report.sections.marks import (
     ABOUT_INTERVALS,
     curve_columns,
     curve_mark,
@@ -102,12 +101,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
+def _spans_decades(values: Sequence[float]) -> bool:
+    """Whether ascending values need a logarithmic axis."""
+    return values[0] > 0 and values[-1] / values[0] > 8
+
+
 def _word(name: str) -> str:
     return name.replace("_", " ")
 
 
 def _field_of(summary: CellSummary, name: str, span: tuple[float, float]) -> Plot | None:
-    """F1 over two settings; the second is the first integer one, if any, such as a prompt's length."""
+    """F1 over two settings, as a heat map or as points; the second is the first integer one, if any."""
     varied = {
         field: values
         for field, values in _varied(summary.configurations).items()
@@ -154,7 +158,7 @@ def _heat_text(configuration: ConfigurationSummary | None, summary: CellSummary)
     if configuration is None:
         return ""
     if configuration.strict.mean is None:
-        return "stopped" if configuration.stopped else "failed" if configuration.failures else "-"
+        return _state(configuration, summary) or "-"
     star = "★ " if configuration is summary.winner else ""
     return star + plus_minus(configuration)
 
@@ -179,12 +183,12 @@ def _points_of(
         for c in shown
     ]  # fmt: skip
     values = [100 * (c.strict.mean or 0.0) for c in shown]
-    log = tuple(varied[f][0] > 0 and varied[f][-1] / varied[f][0] > 8 for f in (x, y))
+    log = (_spans_decades(varied[x]), _spans_decades(varied[y]))
     return Plot(
         name,
         f"Strict F1 by {_word(x)} and {_word(y)}, one point per configuration; the winner is ringed. The "
         "list of configurations has the numbers.",
-        figures.field(marks, values, _word(x), _word(y), (log[0], log[1]), span),
+        figures.field(marks, values, _word(x), _word(y), log, span),
         340,
         is_wide=False,
     )
@@ -204,36 +208,35 @@ def _curves(findings: Findings, searched: Sequence[CellSummary]) -> list[Plot]:
                 groups.setdefault((name, where), {}).setdefault(cell.strategy, []).append(summary)
     plots = []
     for (name, where), by_strategy in groups.items():
-        marks: dict[str, list[Mark]] = {}
-        rows, found = [], dict[tuple[bool, float, str], Any]()
+        found: dict[tuple[bool, float, str], Any] = {}
+        best: list[tuple[str, Any, ConfigurationSummary]] = []
         for strategy, (summary, *_) in in_order(by_strategy).items():
             for value in _varied(summary.configurations)[name]:
-                best = next(
-                    (c for c in summary.configurations
-                     if getattr(c.configuration, name) == value and c.folds), None
-                )  # fmt: skip
-                if best is None:
-                    continue
-                found[_value_key(value)] = value
-                x = value if _is_number(value) else str(value)
-                text = f"{strategy}, {_word(name)} {short_value(value)}"
-                marks.setdefault(strategy, []).append(curve_mark(x, text, best))
-                rows.append((strategy, short_value(value), *curve_row(best)))
+                for configuration in summary.configurations:
+                    if getattr(configuration.configuration, name) == value and configuration.folds:
+                        found[_value_key(value)] = value
+                        best.append((strategy, value, configuration))
+                        break
         values = [found[key] for key in sorted(found)]
         if len(values) < 2:
             continue
         is_category = not all(map(_is_number, values))
-        if is_category:
-            marks = {strategy: list(map(_named, members)) for strategy, members in marks.items()}
-            values = [short_value(v) if _is_number(v) else str(v) for v in values]
+        marks: dict[str, list[Mark]] = {}
+        rows = []
+        for strategy, value, configuration in best:
+            text = f"{strategy}, {_word(name)} {short_value(value)}"
+            x = short_value(value) if is_category else value
+            marks.setdefault(strategy, []).append(curve_mark(x, text, configuration))
+            rows.append((strategy, short_value(value), *curve_row(configuration)))
         plots.append(
             Plot(
                 f"By {_word(name)}: {where}",
                 f"Strict F1 by {_word(name)}: at each value the configuration that is best on validation, "
                 "with 95 % intervals over folds.",
                 figures.scatter(
-                    marks, _word(name), "strict F1, points", lines=True, ticks=values,
-                    log=not is_category and values[0] > 0 and values[-1] / values[0] > 8,
+                    marks, _word(name), "strict F1, points", lines=True,
+                    ticks=list(map(short_value, values)) if is_category else values,
+                    log=not is_category and _spans_decades(values),
                 ),
                 380,
                 Table(
@@ -245,10 +248,6 @@ def _curves(findings: Findings, searched: Sequence[CellSummary]) -> list[Plot]:
             )
         )  # fmt: skip
     return plots
-
-
-def _named(mark: Mark) -> Mark:
-    return replace(mark, x=mark.x if isinstance(mark.x, str) else short_value(mark.x))
 
 
 def _place(cell: Cell) -> str:
