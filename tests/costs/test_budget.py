@@ -1,7 +1,7 @@
-"""Promise: nothing that a study spends is forgotten, whoever is killed and whatever clocks say; and what is
-left is never said to be more than it is.
+"""Promise: no spending of a study is forgotten, whoever is killed and whatever clocks say, and the rest of a
+budget is never overstated.
 
-It would break without anyone noticing: a bill comes at the end of the month.
+It would break without anyone noticing: the bill comes at the end of the month.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Memory:
 # --- arithmetic -----------------------------------------------------------------------------------
 
 
-def test_the_least_of_the_limits_holds_and_a_price_makes_dollars_of_device_time():
+def test_the_tightest_limit_holds_and_a_price_converts_dollars_to_device_time():
     assert Budget(usd=4.0, device_hour_usd=2.0).device_seconds == 7200
     assert Budget(usd=4.0, device_hours=1.0, device_hour_usd=2.0).device_seconds == 3600
     assert Budget(wall_hours=2.0).left(Spent(1e9, 1e9, 3600)) == Left(math.inf, 3600)
@@ -84,7 +84,7 @@ def test_the_least_of_the_limits_holds_and_a_price_makes_dollars_of_device_time(
     assert HOUR.left(Spent(5400.0)).device_seconds == -1800
 
 
-def test_each_run_counts_at_its_own_price_and_one_without_at_the_present_one():
+def test_each_run_counts_at_its_own_price_or_without_one_at_the_present_price():
     runs = [
         JournalEntry("a", NOW, device_seconds=3600, device_hour_usd=4.0),
         JournalEntry("b", NOW, device_seconds=3600, device_hour_usd=1.0),
@@ -104,14 +104,14 @@ def test_wall_time_is_counted_once_where_runs_overlap():
         assert covered_seconds(whole, 50) == len(seconds), "second by second"
 
 
-def test_overhead_is_never_less_than_what_was_recorded_nor_absurd():
+def test_overhead_is_between_one_and_three():
     assert (overhead(0, 0), overhead(10, 20), overhead(30, 20), overhead(900, 1)) == (1, 1, 1.5, 3)
 
 
 # --- one run --------------------------------------------------------------------------------------
 
 
-def test_devices_are_charged_from_a_hosts_start_until_it_is_gone_idle_or_not():
+def test_devices_are_charged_from_a_hosts_start_to_its_end_idle_or_not():
     account = Account(HOUR, (), NOW, 100.0)
     account.start("a", 2.0, 110.0)
     account.start("b", 1.0, 120.0)
@@ -125,7 +125,7 @@ def test_devices_are_charged_from_a_hosts_start_until_it_is_gone_idle_or_not():
     assert spent == Spent(70.0, pytest.approx(70 / 3600 * 2), 50.0)
 
 
-def test_a_host_that_never_said_a_word_is_charged_where_it_had_a_process():
+def test_a_silent_host_is_charged_if_it_had_a_process():
     account = Account(HOUR, (), NOW, 0.0)
     for host in ("queued", "starting", "late"):
         account.request(host, 2.0, 10.0)
@@ -144,7 +144,7 @@ def test_a_host_that_never_said_a_word_is_charged_where_it_had_a_process():
     assert account.device_seconds(2e6) == 2 * 3 + 2 * MAX_SILENT_START_SECONDS + 2, "once"
 
 
-def test_what_is_held_may_stay_until_the_first_limit_or_the_end_of_the_lease(tmp_path):
+def test_held_devices_may_stay_until_the_first_limit_or_the_end_of_the_lease(tmp_path):
     journal = Journal(str(tmp_path))
     account = open_account(journal, replace(HOUR, wall_hours=0.5), NOW, 0.0)
     account.start("a", 4.0, 0.0)
@@ -159,7 +159,7 @@ def test_what_is_held_may_stay_until_the_first_limit_or_the_end_of_the_lease(tmp
     assert free.seconds_left(1e9) == math.inf and free.may_hold(99, 1e9)
 
 
-def test_no_more_devices_than_a_lease_was_written_for(tmp_path):
+def test_a_lease_allows_only_the_devices_it_was_written_for(tmp_path):
     journal = Journal(str(tmp_path))
     account = open_account(journal, HOUR, NOW, 0.0)
     assert not account.may_hold(1.0, 0.0)
@@ -168,7 +168,7 @@ def test_no_more_devices_than_a_lease_was_written_for(tmp_path):
     assert not account.may_hold(2.0, MAX_LEASE_SECONDS + 1), "an old lease covers nothing"
 
 
-def test_a_host_that_comes_up_slowly_is_closed_before_the_cap_although_nobody_has_heard_of_it(
+def test_a_slowly_starting_host_is_closed_before_the_limit_although_it_is_silent(
     tmp_path,
 ):
     """From its first word on it is charged for its start, which had been hidden until then."""
@@ -206,7 +206,7 @@ def test_a_lease_is_a_hundredth_of_the_budget_within_bounds():
     assert MIN_LEASE_SECONDS > 3 * WRITE_SECONDS, "one late write ends nothing"
 
 
-def test_what_is_charged_ahead_ends_at_the_cap(tmp_path):
+def test_the_advance_charge_ends_at_the_limit(tmp_path):
     """A driver that lives closes its hosts there; a journal beyond the cap would look like overspending."""
     account = Account(HOUR, (), NOW, 0.0)
     account.start("a", 2.0, 0.0)
@@ -217,7 +217,7 @@ def test_what_is_charged_ahead_ends_at_the_cap(tmp_path):
 # --- kill -9, two drivers, storage outages ----------------------------------------------------------
 
 
-def test_a_killed_run_stays_charged_for_all_that_its_lease_covers(tmp_path):
+def test_a_killed_run_stays_charged_for_its_whole_lease(tmp_path):
     journal = Journal(str(tmp_path))
     account = open_account(journal, HOUR, NOW, 0.0)
     account.start("a", 2.0, 4.0)
@@ -235,14 +235,14 @@ def test_a_killed_run_stays_charged_for_all_that_its_lease_covers(tmp_path):
     assert spent_by(Journal(str(tmp_path)).entries(), 2.0, NOW + 1000) == ended
 
 
-def test_a_host_that_may_not_be_gone_at_the_end_stays_on_a_lease():
+def test_a_host_that_may_be_alive_at_the_end_stays_on_a_lease():
     account = Account(HOUR, (), NOW, 0.0)
     account.start("a", 1.0, 0.0)
     last = account.final_entry(NOW, 10.0, {"k": 0.5})
     assert not last.has_ended and last.charged > 10 and last.unfinished == {"k": 0.5}
 
 
-def test_two_drivers_never_spend_more_than_the_budget_together():
+def test_two_drivers_together_never_exceed_the_budget():
     """Each closes its hosts as it sees it; leases are late, refused and out of step; drivers are killed."""
     for seed in range(60):
         draw = random.Random(seed)
@@ -284,7 +284,7 @@ def test_two_drivers_never_spend_more_than_the_budget_together():
         assert true <= budget.device_seconds + 1e-6, seed
 
 
-def test_where_the_storage_refuses_hosts_may_stay_as_long_as_the_lease(tmp_path):
+def test_hosts_may_stay_for_a_lease_while_the_storage_refuses(tmp_path):
     journal = Journal(str(tmp_path))
     account = open_account(journal, HOUR, NOW, 0.0)
     account.start("a", 1.0, 0.0)
@@ -296,7 +296,7 @@ def test_where_the_storage_refuses_hosts_may_stay_as_long_as_the_lease(tmp_path)
     assert account.seconds_left(41.0) == 35.0
 
 
-def test_a_store_that_refuses_gets_a_sentence(tmp_path):
+def test_a_refusing_store_is_reported_in_one_sentence(tmp_path):
     class Refuses:
         def place(self, name: str) -> str:
             return f"s3://b/spend/{name}"
@@ -317,7 +317,7 @@ def test_a_store_that_refuses_gets_a_sentence(tmp_path):
 # --- clocks ---------------------------------------------------------------------------------------
 
 
-def test_a_clock_that_was_set_back_between_runs_hides_no_wall_time(tmp_path):
+def test_a_clock_set_back_between_runs_hides_no_wall_time(tmp_path):
     journal = Journal(str(tmp_path))
     first = open_account(journal, Budget(wall_hours=1.0), NOW, 0.0)
     journal.write(first.final_entry(NOW + 1200, 1200.0))
@@ -331,7 +331,7 @@ def test_a_clock_that_was_set_back_between_runs_hides_no_wall_time(tmp_path):
     assert spent_by(journal.entries(), 0.0, NOW - 1e6).wall_seconds >= 1800
 
 
-def test_a_clock_that_jumps_while_a_run_goes_on_changes_nothing(tmp_path):
+def test_a_clock_that_jumps_during_a_run_changes_nothing(tmp_path):
     steady, jumping = (Journal(str(tmp_path / name)) for name in "ab")
     for journal, jumps in ((steady, (0, 0, 0)), (jumping, (7200, -7200, 1e6))):
         account = open_account(journal, HOUR, NOW, 0.0)
@@ -344,7 +344,7 @@ def test_a_clock_that_jumps_while_a_run_goes_on_changes_nothing(tmp_path):
     assert of_steady == of_jumping
 
 
-def test_two_that_run_at_once_count_as_one_in_wall_time_and_as_two_in_device_time(tmp_path):
+def test_simultaneous_runs_count_once_in_wall_time_and_twice_in_device_time(tmp_path):
     journal = Journal(str(tmp_path))
     one = open_account(journal, HOUR, NOW, 0.0)
     two = open_account(journal, HOUR, NOW + 100, 100.0)
@@ -384,7 +384,7 @@ def test_what_the_journal_holds_comes_back(tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"began": 1, "seconds": -5}', '{"began": 1, "seconds": "x"}']
 )
-def test_an_entry_that_cannot_be_read_is_not_taken_for_nothing(tmp_path, text):
+def test_an_unreadable_entry_is_an_error(tmp_path, text):
     (tmp_path / "spend").mkdir()
     (tmp_path / "spend" / "d1.json").write_text(text)
     with pytest.raises(LedgerError, match=r"d1\.json: is not a journal entry"):
@@ -449,7 +449,7 @@ def test_a_wrong_budget_gets_one_sentence(tmp_path, budget, said):
     assert said.removeprefix("budget: ") in problem
 
 
-def test_dollars_want_a_price(tmp_path):
+def test_a_limit_in_dollars_needs_a_price(tmp_path):
     (problem,) = problems_of(tmp_path, STUDY + "budget: {usd: 3}\n")
     assert problem == (
         "study.yaml:12:10: usd: device time has no price; set prices.device_hour_usd, or limit gpu_hours"

@@ -1,4 +1,4 @@
-"""Promise: a plan's costs are those of its cells, counted from its notes and from what the ledger has.
+"""Promise: a plan's costs are those of its cells, counted from its notes and corrected by its ledger.
 
 It would break without anyone noticing: nobody adds up a study's bill by hand.
 """
@@ -88,7 +88,7 @@ def test_twice_the_folds_epochs_or_configurations_cost_about_twice(tmp_path):
     )
 
 
-def test_the_ledger_s_own_history_goes_before_the_guess(tmp_path):
+def test_the_ledgers_own_history_replaces_the_guess(tmp_path):
     cost = Cost(tmp_path)
     guessed = cost.forecast()
     history = read_history(cost.plan, cost.workload, cost.records())
@@ -116,7 +116,7 @@ def test_fold_runs_on_other_notes_or_in_a_final_test_are_no_history(tmp_path):
     )
 
 
-def test_what_is_done_is_not_to_do(tmp_path):
+def test_finished_fold_runs_are_not_left(tmp_path):
     ledger = Ledger(str(tmp_path / "runs"))
     for record in Cost(tmp_path).records(folds=(0,)):
         ledger.record(record)
@@ -165,15 +165,13 @@ def test_what_a_race_has_stopped_is_not_to_do_while_it_races(tmp_path):
     )
 
 
-def test_a_race_is_expected_to_train_less_than_all(tmp_path):
+def test_a_race_is_expected_to_train_less_than_the_full_grid(tmp_path):
     cost = Cost(tmp_path, ["strategies.fine_tune.learning_rate=1.0e-4", "prices.device_hour_usd=1"])
     cost_of_all = cost.forecast()
-    assert "a race" not in " ".join(cost_of_all.said)
+    assert "racing" not in " ".join(cost_of_all.notes)
     cost.plan = replace(cost.plan, racing=Racing())
     alone, pair = (found := cost.forecast()).cells
-    assert alone.device_seconds_raced == alone.device_seconds, (
-        "one configuration has nobody to race against"
-    )
+    assert alone.device_seconds_raced == alone.device_seconds, "a race needs two configurations"
     assert found.races and not cost_of_all.races
     share = expected_share(2, 2, 20, Racing())
     assert 0 < share.low < share.value < share.high <= 1
@@ -192,9 +190,9 @@ def test_a_race_is_expected_to_train_less_than_all(tmp_path):
     assert over_budget_remark(budget, Spent(), cost_of_all) and not over_budget_remark(
         budget, Spent(), found
     )
-    said = " ".join(found.notes)
+    notes = " ".join(found.notes)
     raced = format_estimate(found.total("device_seconds_raced"), in_time, " ")
-    assert f"racing is expected to train {raced}" in said
+    assert f"racing is expected to train {raced}" in notes
     assert found.to_json()["device_seconds_raced"] == found.total("device_seconds_raced").value
 
 
@@ -280,7 +278,7 @@ def test_a_cluster_has_a_wall_time_and_two_prices(tmp_path):
 
 
 @pytest.mark.parametrize(("gpus", "machine"), [(0, "g5.xlarge"), (1, "c7i.4xlarge")])
-def test_machines_without_the_device_that_a_study_wants_are_refused(tmp_path, gpus, machine):
+def test_machines_without_the_studys_kind_of_device_are_refused(tmp_path, gpus, machine):
     table = read_prices()
     cost = Cost(tmp_path, [f"resources.gpus_per_host={gpus}"])
     with pytest.raises(SpecError, match=r"resources\.gpus_per_host") as caught:
@@ -298,7 +296,7 @@ def test_a_faster_gpu_takes_less_time(tmp_path):
     assert fast < slow
 
 
-def test_the_json_holds_each_figure_per_cell_and_in_total_with_its_interval(tmp_path):
+def test_json_has_each_figure_with_its_interval_per_cell_and_in_total(tmp_path):
     cost = Cost(tmp_path)
     values = json.loads(json.dumps(plan_json(cost.plan, cost.forecast())))
     names = ("device_seconds", "usd", "peak_memory_bytes", "storage_bytes", "energy_kwh")
@@ -311,7 +309,7 @@ def test_the_json_holds_each_figure_per_cell_and_in_total_with_its_interval(tmp_
     assert [cell["estimated_from"] for cell in values["cells"]] == ["guess", "guess"]
 
 
-def test_without_a_forecast_the_json_says_that_nothing_is_known(tmp_path):
+def test_json_without_a_forecast_has_null_costs(tmp_path):
     values = plan_json(plan_of(spec_of(tmp_path)))
     for part in (values, *values["cells"]):
         assert part["device_seconds"] is part["usd"] is part["peak_memory_bytes"] is None
@@ -348,7 +346,7 @@ def probed(cost: Cost, seconds: float, hardware: str = HERE) -> list[Measured]:
     return [replace(m, source="probe", device_seconds=seconds, hardware=hardware) for m in history]
 
 
-def test_a_probe_is_kept_by_hardware_and_a_later_one_replaces_its_cells(tmp_path):
+def test_a_probe_is_kept_per_hardware_and_a_later_one_replaces_its_cells(tmp_path):
     cost, place = Cost(tmp_path), str(tmp_path / "kept")
     assert read_probe(place) == []
     first, there = probed(cost, 10.0), probed(cost, 30.0, "there")
@@ -367,7 +365,7 @@ def test_a_probe_is_kept_by_hardware_and_a_later_one_replaces_its_cells(tmp_path
     assert cost.forecast(*found).cells[0].rates.source == "probe"
 
 
-def test_a_broken_probe_is_told_in_one_sentence(tmp_path):
+def test_a_broken_probe_file_is_reported_in_one_sentence(tmp_path):
     (tmp_path / PROBE_FILE).write_text('{"hardware": {"x": [{}]}}')
     with pytest.raises(LedgerError, match="remove it, and run --probe again"):
         read_probe(str(tmp_path))

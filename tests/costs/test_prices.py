@@ -28,7 +28,7 @@ def own(folder: Path, text: str = OWN) -> Path:
     return path
 
 
-def test_our_table_is_dated_has_gpus_and_cpus_and_tells_to_check_it():
+def test_the_built_in_table_is_dated_has_gpus_and_cpus_and_asks_to_be_checked():
     table = read_prices()
     assert date.fromisoformat(table.date)
     assert {table.devices[i.device].kind for i in table.instances.values()} == {"cpu", "gpu"}
@@ -47,16 +47,16 @@ def test_our_table_is_dated_has_gpus_and_cpus_and_tells_to_check_it():
         ("cpu", "core"),
     ],
 )
-def test_a_device_that_a_driver_names_is_found_in_the_table(device, name):
+def test_a_drivers_device_name_is_found_in_the_table(device, name):
     assert watts_of(device) == read_prices().devices[name].watts
 
 
-def test_energy_is_a_share_of_what_a_data_sheet_says_and_nothing_of_a_device_nobody_knows():
+def test_energy_is_a_share_of_the_data_sheets_watts_and_zero_for_an_unknown_device():
     assert energy_kwh(3600, 1000) == pytest.approx(0.7)
     assert watts_of("Somebody's XA1000") == 0
 
 
-def test_a_cluster_is_so_many_machines_and_their_devices(tmp_path):
+def test_a_cluster_counts_its_machines_and_devices(tmp_path):
     table = read_prices(own(tmp_path))
     cluster = read_cluster(["box=3", "box"], table)
     assert cluster.devices == 16
@@ -81,7 +81,7 @@ def test_the_cheapest_device_with_enough_memory_is_found(tmp_path):
         (["g5.xlarge=1", "c7i.4xlarge=1"], "devices of one type alone, not A10G, core"),
     ],
 )
-def test_machines_that_cannot_be_are_refused_in_one_sentence(given, sentence):
+def test_impossible_machines_are_refused_in_one_sentence(given, sentence):
     with pytest.raises(SpecError) as caught:
         read_cluster(given, read_prices())
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
@@ -104,6 +104,6 @@ def test_a_table_with_a_mistake_is_refused_in_one_sentence(tmp_path, before, aft
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_table_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_table_is_refused(tmp_path):
     with pytest.raises(SpecError, match="there is no such file"):
         read_prices(tmp_path / "none.yaml")

@@ -55,7 +55,7 @@ def seconds(of: Job, found: list[Measured], like=FINE_TUNE) -> float:
     return fit_rates(like, found, "cpu").seconds(of.parts("cpu"))
 
 
-def test_an_estimate_s_interval_holds_90_percent():
+def test_an_estimates_interval_holds_90_percent():
     generator = random.Random(1)
     inside = 0
     for _ in range(2000):
@@ -70,7 +70,7 @@ def test_estimates_add_up_and_multiply():
     assert one + one == one.times(2) == Estimate(4.0, 2.0, 6.0)
 
 
-def test_without_anything_measured_there_is_a_guess_within_four_times():
+def test_without_measurements_the_guess_is_within_a_factor_of_four():
     rates = fit_rates(FINE_TUNE, [], "cpu")
     assert (rates.source, rates.measured, rates.hardware) == ("guess", 0, "")
     found = Estimate.of(1.0, rates.spread)
@@ -78,7 +78,7 @@ def test_without_anything_measured_there_is_a_guess_within_four_times():
     assert rates.seconds(job().parts("cpu")) == pytest.approx(job().parts("cpu").sum())
 
 
-def test_each_source_goes_before_what_is_trusted_less():
+def test_a_more_trusted_source_replaces_a_less_trusted_one():
     """Ledger before probe, probe before other cells, these before the guess."""
     wanted = job(rows=900)
     truth = float(wanted.parts("cpu").sum())
@@ -114,7 +114,7 @@ def test_intervals_narrow_with_trust_and_with_agreement():
     )
 
 
-def test_a_synthetic_ledger_s_next_fold_runs_lie_in_the_interval():
+def test_the_next_fold_runs_of_a_synthetic_ledger_lie_in_the_interval():
     """Made by other rates than the guess has, with 5 % of noise: of 60 predictions 90 % hold the truth."""
     generator = np.random.default_rng(3)
     inside = 0
@@ -158,7 +158,7 @@ def test_lanes_share_the_steps_of_a_gpu_and_not_of_a_cpu():
     assert alone.parts("gpu", peak_flops=1e15)[0] < alone.parts("gpu", peak_flops=1e14)[0]
 
 
-def test_rates_are_of_one_hardware_the_ledger_s_first():
+def test_rates_come_from_one_hardware_and_the_ledgers_counts_first():
     there = "other, 64 cores, 1 threads"
     found = [measured(job(), hardware=HERE)] * 2 + [measured(job(), hardware=there)] * 3
     found += [measured(job(), source="probe", hardware="probed")] * 9
@@ -168,6 +168,6 @@ def test_rates_are_of_one_hardware_the_ledger_s_first():
     assert choose_hardware(found, "gpu") == []
 
 
-def test_what_a_probe_measured_comes_back_from_its_file():
+def test_a_probes_measurements_round_trip_through_its_file():
     one = measured(job("frozen_soft_prompt", prompt_length=8), source="probe")
     assert Measured.from_values(one.to_values()) == one

@@ -1,5 +1,7 @@
-"""Promise: a status says what the ledger and the journal say, also of a study that has not started, or that
-runs elsewhere. It would break without anyone noticing: people look at it to decide whether to wait.
+"""Promise: a status agrees with the ledger and the journal, even if the study has not started or runs
+elsewhere.
+
+It would break without anyone noticing: people use it to decide whether to wait.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ def shown(status: Status) -> str:
     return text.getvalue()
 
 
-def test_a_study_that_has_not_started_has_spent_nothing_and_has_it_all_before_it(tmp_path):
+def test_a_new_study_has_spent_nothing_and_all_its_work_remains(tmp_path):
     study = Study(tmp_path)
     costs = study.forecast()
     status = study.status(costs=costs)
@@ -98,7 +100,7 @@ def test_a_study_that_has_not_started_has_spent_nothing_and_has_it_all_before_it
     assert " if started now" in shown(status)
 
 
-def test_what_is_done_failed_spent_and_committed_is_what_was_written(tmp_path):
+def test_done_failed_spent_and_committed_come_from_ledger_and_journal(tmp_path):
     study = Study(tmp_path)
     for run in study.runs[:3]:
         study.record(run)
@@ -154,7 +156,7 @@ def test_records_of_an_earlier_form_of_the_study_are_not_its_own(tmp_path):
     assert read_status(study.plan, study.ledger.records(), (), BUDGET, None, NOW).done == 1
 
 
-def test_a_finished_study_wants_nothing(tmp_path):
+def test_a_finished_study_needs_nothing(tmp_path):
     study = Study(tmp_path)
     for run in study.runs:
         study.record(run)
@@ -163,7 +165,7 @@ def test_a_finished_study_wants_nothing(tmp_path):
     assert "tiny: done" in shown(status) and "expected end" not in shown(status)
 
 
-def test_what_the_budget_is_enough_for_is_the_nearer_of_its_limits(tmp_path):
+def test_the_affordable_share_is_that_of_the_tighter_limit(tmp_path):
     study = Study(tmp_path)
     costs = study.forecast()
     rest, wall = costs.total("device_seconds_left").value, costs.wall_seconds.value
@@ -176,7 +178,7 @@ def test_what_the_budget_is_enough_for_is_the_nearer_of_its_limits(tmp_path):
     )
 
 
-def test_a_plan_that_is_above_its_budget_says_so_in_the_budgets_unit(tmp_path):
+def test_a_plan_above_its_budget_says_so_in_the_budgets_unit(tmp_path):
     study = Study(tmp_path)
     costs = study.forecast()
     seconds = costs.total("device_seconds_left").value
@@ -191,7 +193,7 @@ def test_a_plan_that_is_above_its_budget_says_so_in_the_budgets_unit(tmp_path):
     assert said.endswith("the budget is 3.6 s")
 
 
-def test_each_fold_run_is_expected_to_cost_what_the_plan_says_of_all(tmp_path):
+def test_expected_costs_of_single_fold_runs_add_up_to_the_plans(tmp_path):
     study = Study(tmp_path)
     expect = Expectations(study.spec, study.plan, study.workload)
     needs = [expect.of(run) for run in study.runs]
@@ -216,7 +218,7 @@ def test_each_fold_run_is_expected_to_cost_what_the_plan_says_of_all(tmp_path):
     assert known.of(replace(study.runs[0], configuration=elsewhere)) is None
 
 
-def test_what_a_race_spared_is_not_to_do(tmp_path):
+def test_fold_runs_spared_by_a_race_do_not_remain(tmp_path):
     study = Study(tmp_path)
     first, second, *rest = study.runs
     study.record(first, "stopped")

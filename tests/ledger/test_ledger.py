@@ -62,7 +62,7 @@ def name_of(key: str, ending: str = ".json") -> str:
     return f"{key[:2]}/{key}{ending}"
 
 
-def test_a_record_comes_back_equal(open_ledger):
+def test_a_record_round_trips(open_ledger):
     validation = {"b": Counts(1, 0, 2), "a": Counts(0, 0, 70_000)}
     kept = replace(record(counts={"Drug": Counts(3, 1, 2)}), validation=validation)
     open_ledger().record(kept)
@@ -77,7 +77,7 @@ def test_a_record_comes_back_equal(open_ledger):
     assert ledger.problems() == ()
 
 
-def test_a_record_from_before_subsets_were_counted_reads_and_is_written_as_it_was(open_ledger):
+def test_a_record_without_subsets_is_read_and_written_unchanged(open_ledger):
     old = record(counts={"Drug": Counts(3, 1, 2)})
     (note_id,) = old.notes
     assert json.loads(old.to_json())["notes"][note_id].keys() == {"strict", "lenient"}
@@ -107,7 +107,7 @@ def test_a_done_record_is_never_overwritten(open_ledger):
     assert ledger.records() == (first,)
 
 
-def test_a_failed_record_is_not_done_and_gives_way_to_a_retry(open_ledger):
+def test_a_failed_record_is_not_done_and_a_retry_replaces_it(open_ledger):
     ledger, failed = open_ledger(), record(status="failed")
     ledger.record(failed)
     assert not ledger.has(failed.key)
@@ -122,7 +122,7 @@ def test_a_failed_record_is_not_done_and_gives_way_to_a_retry(open_ledger):
     assert ledger.get(done.key) == done
 
 
-def test_a_pause_is_replaced_by_what_comes_after_it(open_ledger):
+def test_a_later_record_replaces_a_paused_one(open_ledger):
     ledger = open_ledger()
     paused = replace(record(), status="paused", notes={})
     ledger.record(record(status="failed"))
@@ -159,7 +159,9 @@ def test_a_pause_is_replaced_by_what_comes_after_it(open_ledger):
         (lambda text: record(1).to_json(), "holds another record than its name says"),
     ],
 )
-def test_a_bad_record_is_named_with_what_to_do_and_loses_no_other(open_ledger, files, spoil, said):
+def test_a_bad_record_is_reported_with_a_remedy_and_the_others_are_read(
+    open_ledger, files, spoil, said
+):
     good, bad = record(0, learning_rate=1e-3), record(0)
     ledger = open_ledger()
     ledger.record(good)
@@ -177,7 +179,7 @@ def test_a_bad_record_is_named_with_what_to_do_and_loses_no_other(open_ledger, f
     ledger.check()
 
 
-def test_writers_at_once_leave_one_whole_record(open_ledger):
+def test_concurrent_writers_leave_one_whole_record(open_ledger):
     runs = [record(fold, validation_f1=0.1 * attempt) for fold in range(4) for attempt in range(4)]
     ledger = open_ledger()
     threads = [threading.Thread(target=ledger.record, args=(run,)) for run in runs]
@@ -189,7 +191,7 @@ def test_writers_at_once_leave_one_whole_record(open_ledger):
     assert ledger.problems() == ()
 
 
-def test_files_that_are_not_records_are_left_alone(open_ledger, files):
+def test_other_files_are_ignored(open_ledger, files):
     ledger, kept = open_ledger(), record()
     ledger.record(kept)
     files.write(f"{kept.key[:2]}/.{kept.key}.abc.part", b"half", replace=True)
@@ -207,7 +209,7 @@ def test_a_writer_killed_midway_leaves_no_record(tmp_path, monkeypatch):
     assert [p for p in (tmp_path / "ledger").rglob("*") if p.is_file()] == []
 
 
-def test_a_file_system_without_hard_links_keeps_the_first_too(tmp_path, monkeypatch):
+def test_a_file_system_without_hard_links_also_keeps_the_first_record(tmp_path, monkeypatch):
     def refuse(*_args: object) -> None:
         raise PermissionError("no links here")
 
@@ -219,7 +221,7 @@ def test_a_file_system_without_hard_links_keeps_the_first_too(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("storage", ["{}/a file/runs", "/proc/nowhere/runs", "file://{}/a file"])
-def test_an_unwritable_storage_is_refused_before_anything_is_made(tmp_path, storage):
+def test_an_unwritable_storage_is_refused_before_anything_is_created(tmp_path, storage):
     (tmp_path / "a file").write_text("")
     with pytest.raises(
         LedgerError, match=r"cannot be written to .*; set storage to a place that can"
@@ -228,7 +230,7 @@ def test_an_unwritable_storage_is_refused_before_anything_is_made(tmp_path, stor
     assert [p.name for p in tmp_path.iterdir()] == ["a file"]
 
 
-def test_what_was_made_for_a_storage_that_refuses_is_taken_away_again(tmp_path, monkeypatch):
+def test_folders_created_for_a_refusing_storage_are_removed(tmp_path, monkeypatch):
     def refuse(**_kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -238,7 +240,7 @@ def test_what_was_made_for_a_storage_that_refuses_is_taken_away_again(tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_while_recording_is_a_sentence(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_in_one_sentence(tmp_path, monkeypatch):
     def refuse(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -250,13 +252,13 @@ def test_a_disk_that_fills_up_while_recording_is_a_sentence(tmp_path, monkeypatc
     assert ledger.problems() == ()
 
 
-def test_looking_makes_nothing(tmp_path):
+def test_reading_creates_nothing(tmp_path):
     ledger = Ledger(str(tmp_path / "runs"), write=False)
     assert (ledger.keys(), ledger.records()) == (frozenset(), ())
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path):
+def test_an_unreadable_folder_does_not_count_as_empty(tmp_path):
     """Else all would be trained again, and what was spent forgotten."""
     for room in ("ledger", "spend"):
         (tmp_path / room).touch()  # a file in its place
@@ -267,7 +269,7 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path):
     assert Ledger(str(tmp_path / "not-there"), write=False).records() == ()
 
 
-def test_a_url_that_names_no_store_is_a_sentence():
+def test_an_unknown_url_is_reported_in_one_sentence():
     with pytest.raises(LedgerError, match="nope://x: cannot be opened as a store"):
         Ledger("nope://x")
 
@@ -306,7 +308,7 @@ for fold in range(200):
 """
 
 
-def test_two_processes_that_write_equal_keys_leave_one_whole_record_of_each(tmp_path):
+def test_two_processes_that_write_the_same_keys_leave_one_whole_record_per_key(tmp_path):
     """As two drivers of one study do."""
     command = [sys.executable, "-c", WRITE, str(tmp_path)]
     both = [

@@ -83,7 +83,7 @@ def made(configurations: int) -> tuple[list[Record], object]:
 
 
 @pytest.mark.parametrize("num_records", [30, 60])
-def test_every_record_is_asked_for_a_few_times_however_many_there_are(tmp_path, num_records):
+def test_each_record_takes_a_few_requests_however_many_there_are(tmp_path, num_records):
     files = CountedFiles(tmp_path)
     ledger = Ledger(str(tmp_path), files=files)
     records = [record(fold) for fold in range(num_records)]
@@ -99,7 +99,7 @@ def test_every_record_is_asked_for_a_few_times_however_many_there_are(tmp_path, 
     assert files.calls == {"names": 1, "read": PER_RECORD["read"] * num_records}
 
 
-def test_what_was_read_is_not_read_again_and_what_is_gone_is_not_shown(tmp_path):
+def test_a_record_is_read_once_and_a_removed_one_disappears(tmp_path):
     files = CountedFiles(tmp_path / "ledger")
     ledger = Ledger(str(tmp_path), files=files)
     kept, gone, failed = record(0), record(1), record(2, status="failed")
@@ -173,7 +173,7 @@ def test_reading_and_writing_take_twice_the_steps_for_twice_the_records(tmp_path
     assert taken[2] - taken[1] <= 2.2 * (taken[1] - taken[0])
 
 
-def test_counts_that_are_only_summed_are_those_of_every_note(tmp_path):
+def test_summed_counts_equal_those_of_all_notes(tmp_path):
     notes = {
         f"note-{i}": NoteCounts(
             strict={"Drug": Counts(i, 1, 0), "ADE": Counts(0, 0, i)},
@@ -204,7 +204,7 @@ def test_counts_that_are_only_summed_are_those_of_every_note(tmp_path):
     assert copied == whole and type(copied.notes) is dict
 
 
-def test_records_read_side_by_side_come_in_order_and_no_more_than_a_few_ahead():
+def test_parallel_reads_keep_the_order_and_read_only_a_few_ahead():
     """As a store answers: some later than those that were asked for after them."""
     from pyarrow.fs import _MockFileSystem
 
@@ -228,7 +228,7 @@ def test_records_read_side_by_side_come_in_order_and_no_more_than_a_few_ahead():
     assert [r for r in rest if isinstance(r, bytes)] == [n.encode() for n in names[1:] if n != "5"]
 
 
-def test_equal_settings_written_otherwise_keep_their_own_keys(tmp_path):
+def test_equal_settings_that_are_written_differently_keep_their_keys(tmp_path):
     """1 and 1.0 are equal in Python and different in JSON, which keys are made of."""
     ledger = Ledger(str(tmp_path))
     keys = set()
@@ -258,7 +258,7 @@ def test_a_record_on_s3_takes_few_requests(s3, tmp_path):
     )
 
 
-def test_a_store_that_answers_nobody_is_a_sentence_and_later_takes_the_record(s3, tmp_path):
+def test_an_unreachable_store_is_reported_and_later_accepts_the_record(s3, tmp_path):
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
     impatient = S3FileSystem(  # by a URL it tries for more than a minute

@@ -1,4 +1,4 @@
-"""Promise: racing saves fold-epochs, and stops who would have won no more often than it says.
+"""Promise: racing saves fold-epochs, and stops the true winner no more often than stated.
 
 It would break without anyone noticing: a race always ends with a winner, the best one or not.
 """
@@ -50,7 +50,7 @@ def halfway(seed: int, depth: int = 10) -> list[Contender]:
 # --- decisions ------------------------------------------------------------------------------------
 
 
-def test_everybody_starts_on_the_first_fold_and_nobody_is_judged_unseen():
+def test_every_configuration_starts_on_the_first_fold_and_is_judged_only_after_it():
     decision = decide([contender(name, [], []) for name in "cab"], Racing(), slots=2)
     assert decision.run == (Run("a", 0, 1), Run("b", 0, 1))
     rest = decide([contender(name, [], []) for name in "cab"], Racing(), 8, decision.run)
@@ -82,7 +82,7 @@ def test_different_folds_are_never_compared(seed, shift):
     assert [s.configuration for s in before.stopped] == [s.configuration for s in after.stopped]
 
 
-def test_slots_that_get_free_one_by_one_do_not_all_go_to_whoever_leads_just_then():
+def test_slots_that_become_free_one_by_one_do_not_all_go_to_the_current_leader():
     contenders = [contender(name, [0.5 - i / 100], [], []) for i, name in enumerate("abcde")]
     running: list[Run] = []
     for _ in contenders:
@@ -91,7 +91,7 @@ def test_slots_that_get_free_one_by_one_do_not_all_go_to_whoever_leads_just_then
     assert running[0].configuration == "a", "the likeliest first"
 
 
-def test_what_runs_is_not_given_out_again():
+def test_a_running_fold_run_is_not_started_again():
     contenders = halfway(7)
     first = decide(contenders, Racing(), 4).run
     again = decide(contenders, Racing(), 4, first).run
@@ -101,7 +101,7 @@ def test_what_runs_is_not_given_out_again():
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_what_is_begun_now_is_not_given_out_twice(seed):
+def test_one_decision_never_starts_a_fold_run_twice(seed):
     """As where a study goes on: many slots are free, and some have not begun."""
     draw = random.Random(seed)
     contenders = [
@@ -114,7 +114,7 @@ def test_what_is_begun_now_is_not_given_out_twice(seed):
 
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
-def test_what_is_said_at_each_depth_is_what_the_covariance_says(seed):
+def test_residual_tables_agree_with_the_covariance_at_every_depth(seed):
     """Precisions are sums over one factor; here each is inverted by itself."""
     draw = np.random.default_rng(seed)
     prior = np.cov(draw.normal(size=(4, 9)))
@@ -158,7 +158,7 @@ def test_the_best_on_every_fold_at_every_epoch_is_never_stopped(seed):
     assert replay(table, Racing(error_rate=0.2)).winner == table.configurations[-1]
 
 
-def test_whoever_is_stopped_has_a_reason_with_its_gap_and_probability():
+def test_a_stopped_contender_has_a_reason_with_its_gap_and_probability():
     done = [contender(f"far-{i}", [0.1 + i / 100] * 3, []) for i in range(4)]
     stopped = decide([*done, contender("best", [0.8] * 10, [0.7] * 10)], Racing(), 2).stopped
     assert {stop.configuration for stop in stopped} == {f"far-{i}" for i in range(4)}
@@ -166,7 +166,7 @@ def test_whoever_is_stopped_has_a_reason_with_its_gap_and_probability():
     assert "points below best" in stopped[0].reason
 
 
-def test_equal_configurations_go_by_the_verdicts_rule():
+def test_ties_are_broken_by_the_rule_that_chooses_a_cells_winner():
     equal = [contender(name, [0.5] * 10, [0.4] * 10) for name in ("b", "a")]
     assert decide(equal, Racing(), 1).winner == "a"
     smaller = [replace(equal[0], trained_parameters=1), replace(equal[1], trained_parameters=2)]
@@ -188,7 +188,7 @@ def test_configurations_of_different_length_are_compared_at_equal_shares_of_trai
         {"rungs": (0.5, 0.2, 1.0)},
     ],
 )
-def test_settings_that_mean_nothing_are_refused(wrong):
+def test_invalid_settings_are_refused(wrong):
     with pytest.raises(ValueError):
         Racing(**wrong)
 
@@ -196,7 +196,7 @@ def test_settings_that_mean_nothing_are_refused(wrong):
 # --- by simulation --------------------------------------------------------------------------------
 
 
-def test_a_replay_is_the_same_twice():
+def test_a_replay_is_deterministic():
     table = next(iter(generate(SMALL_GRID, 1, 11)))
     assert replay(table, Racing()) == replay(table, Racing())
 
@@ -212,7 +212,7 @@ def test_racing_saves_fold_epochs():
     assert sum(r.grid_fold_epochs for r in replays) > 2.2 * sum(r.fold_epochs for r in replays)
 
 
-def test_what_a_race_is_expected_to_train_is_about_what_it_trains():
+def test_the_expected_share_is_close_to_what_races_train():
     expected = expected_share(12, 5, 8, Racing())
     assert expected_share(30, 5, 8, Racing()).value < expected.value
     world = replace(WORLDS["ordinary"], configurations=(12, 12), epochs=(8, 8))
@@ -221,7 +221,7 @@ def test_what_a_race_is_expected_to_train_is_about_what_it_trains():
     assert expected.low < trained < expected.high
 
 
-def test_generated_tables_are_equal_for_equal_seeds():
+def test_generated_grids_are_equal_for_equal_seeds():
     world = World(configurations=(3, 3), epochs=(2, 2))
     assert list(generate(world, 2, 1)) == list(generate(world, 2, 1))
     assert list(generate(world, 2, 1)) != list(generate(world, 2, 2))
@@ -230,7 +230,7 @@ def test_generated_tables_are_equal_for_equal_seeds():
 # --- tables from a ledger -------------------------------------------------------------------------
 
 
-def test_a_ledgers_full_grid_becomes_a_table_of_its_epochs():
+def test_a_ledgers_full_grid_becomes_learning_curves():
     def trained(fold: int, rate: float, *f1: float) -> Record:
         epochs = tuple(Epoch(n, 0.1, value, 1.0) for n, value in enumerate(f1, 1))
         return replace(record(fold, learning_rate=rate, validation_f1=max(f1)), epochs=epochs)
@@ -250,7 +250,7 @@ def test_a_ledgers_full_grid_becomes_a_table_of_its_epochs():
     assert outcomes[0]["error_rate"] == 0.01 and outcomes[0]["same_winner"] == 1.0
 
 
-def test_replays_of_a_study_go_by_its_own_rungs():
+def test_replays_of_a_study_use_its_own_rungs():
     tables = generate_like(8, 5, 10, 1)
     usual, whole = (
         replay_all("cell", tables, 4, racing) for racing in (None, Racing(rungs=(1.0,)))
@@ -259,5 +259,5 @@ def test_replays_of_a_study_go_by_its_own_rungs():
     assert whole[1]["saving"] < usual[1]["saving"], "who is not begun in part is begun whole"
 
 
-def test_a_ledger_without_a_grid_is_no_table():
+def test_a_ledger_without_a_full_grid_gives_no_curves():
     assert read_grids([record(0), record(1)]) == ()
