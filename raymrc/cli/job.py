@@ -68,7 +68,8 @@ def prepare_study(study: Path, changes: list[str] | None) -> StudyJob:
 
     for entry in spec.backbones:
         check_weights(entry.backbone)
-    check_questions_fit(plan, asked, questions)
+    windows = {cell.cell: cell.longest_window for cell in plan.cells}
+    check_questions_fit(windows, asked, questions)
     starts_from_it = any(cell.starts_from_adapter for cell in plan.cells)
     initial_prompt = read_prompt(adapter) if adapter is not None and starts_from_it else None
     check_folds(folds, corpus)

@@ -1,9 +1,9 @@
-"""What a fold-run passes through its backbone, counted before anything is trained.
+"""Counts what a fold-run passes through its backbone, before anything is trained.
 
-    notes -> pieces -> rows (lengths only) -> steps and passes, padded and not -> Work
+    notes -> pieces -> rows (lengths only) -> steps and passes, padded and not -> FoldRunWork
 
-What `training.batching` makes, without torch and without the rows themselves: a test holds the two
-together. Exact where the backbone's own tokenizer is at hand and every row is trained on.
+It counts the rows that training collates, without torch and without their ids. Counts are exact where the
+backbone's own tokenizer is on this machine and every row is trained on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from operator import add
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,13 +31,12 @@ from raymrc.reading.windows import Pieces, Window, cut_windows, read_pieces
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """Passes through a backbone, added up.
+    """A sum of passes through a backbone.
 
     Args:
-        passes: optimiser steps, or batches that ask for answers.
-        rows: of all passes.
-        pieces: real ones; `padded`: with what fills rows up to the longest of their pass.
-        answers: gold spans of all rows, which the match head looks at.
+        passes: optimiser steps, or batches that are evaluated.
+        pieces, padded: without and with the padding of each pass to its longest row.
+        answers: gold spans of all rows, which the match head scores.
         longest: pieces of the longest row.
     """
 
@@ -48,30 +48,21 @@ class Passes:
     longest: int = 0
 
     def __add__(self, other: Passes) -> Passes:
-        return Passes(
-            self.passes + other.passes,
-            self.rows + other.rows,
-            self.pieces + other.pieces,
-            self.padded + other.padded,
-            self.answers + other.answers,
-            max(self.longest, other.longest),
-        )
+        sums = map(add, self._counts, other._counts)
+        return Passes(*sums, longest=max(self.longest, other.longest))
 
     def times(self, number: float) -> Passes:
-        """The same so often."""
-        return Passes(
-            self.passes * number,
-            self.rows * number,
-            self.pieces * number,
-            self.padded * number,
-            self.answers * number,
-            self.longest,
-        )
+        """All passes, `number` times."""
+        return Passes(*(count * number for count in self._counts), longest=self.longest)
+
+    @property
+    def _counts(self) -> tuple[float, ...]:
+        return self.passes, self.rows, self.pieces, self.padded, self.answers
 
 
 @dataclass(frozen=True, slots=True)
 class FoldRunWork:
-    """One fold-run.
+    """The passes of one fold-run.
 
     Args:
         training: all epochs.
@@ -87,15 +78,14 @@ class FoldRunWork:
         """Floating-point operations of training and of evaluation, match head included.
 
         Args:
-            num_labels: that are tagged, where the strategy tags.
-            computed: on a device of this kind, "cpu" or "gpu", what it computes: padding on a CPU, and
-                layers below a late prompt only where the backbone is trained. "": what is needed, as
-                records have it.
+            num_labels: labels that are tagged, where the strategy tags.
+            computed: "cpu" or "gpu": what a device of this kind computes, with padding on a CPU and without
+                the kept layers below a late prompt. "": what is needed, as in records.
         """
         strategy = STRATEGIES[configuration.cell.strategy]
         first_layer = configuration.first_layer
         if computed and first_layer and not strategy.trains_backbone:
-            # They run once a window, which is next to nothing of a fold-run.
+            # These layers run once per window, which is next to nothing of a fold-run.
             shape = shape.first(shape.num_layers - first_layer)
             first_layer = 0
         terms: dict[str, Any] = {
@@ -120,9 +110,8 @@ class FoldRunWork:
         return trained, asked
 
 
-@dataclass(frozen=True)
-class RowCounts:
-    """What is counted of rows, in their order: one number per row.
+class RowCounts(NamedTuple):
+    """One number per row, in the rows' order.
 
     Args:
         lengths: pieces, special ones and questions included.
@@ -136,13 +125,8 @@ class RowCounts:
     pairs: np.ndarray
     about: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
     def chosen(self, index: np.ndarray) -> RowCounts:
-        return RowCounts(
-            self.lengths[index], self.answers[index], self.pairs[index], self.about[index]
-        )
+        return RowCounts(*(column[index] for column in self))
 
 
 def count_rows(rows: Sequence[Row]) -> RowCounts:
@@ -155,14 +139,7 @@ def count_rows(rows: Sequence[Row]) -> RowCounts:
 
 
 def join_counts(parts: Sequence[RowCounts]) -> RowCounts:
-    """One after the other."""
-    parts = [count_rows([]), *parts]
-    return RowCounts(
-        np.concatenate([part.lengths for part in parts]),
-        np.concatenate([part.answers for part in parts]),
-        np.concatenate([part.pairs for part in parts]),
-        np.concatenate([part.about for part in parts]),
-    )
+    return RowCounts(*map(np.concatenate, zip(count_rows([]), *parts, strict=True)))
 
 
 # --- batches --------------------------------------------------------------------------------------
@@ -208,10 +185,10 @@ def training_passes(
 
 
 def evaluation_passes(rows: RowCounts, pieces: int) -> Passes:
-    """As `training.batching.evaluation_batches` makes them, longest first.
+    """The batches of `reading.rows.evaluation_batches`, longest first.
 
     Args:
-        pieces: padded, of one pass, at most.
+        pieces: padded pieces of one pass, at most.
     """
     lengths = np.sort(rows.lengths)[::-1].tolist()
     passes = padded = at = 0
@@ -231,15 +208,15 @@ def evaluation_passes(rows: RowCounts, pieces: int) -> Passes:
 
 @dataclass
 class Workload:
-    """Counts the work of any fold-run of a study; what it has counted it keeps.
+    """Counts the work of any fold-run of a study, and remembers it.
 
     Args:
-        asked: of the study's task.
-        questions: in words, by name, as `training.batching.StudyData` has them.
+        asked: the questions of the study's task.
+        questions: in words, by name, as in `training.batching.StudyData`.
         transfer: notes of other sites, which are scored at the end.
         tokenizers: by the backbone's source; see `reading.light_tokenizers`.
-        shapes: by the backbone's source: only kind and positions are looked at.
-        kind: of device, "cpu" or "gpu", which decides how much a pass takes.
+        shapes: by the backbone's source; only kind and segment types are read.
+        kind: of device, "cpu" or "gpu", which sets the size of a pass.
     """
 
     corpus: Corpus
@@ -256,7 +233,7 @@ class Workload:
     _work: dict[Any, FoldRunWork] = field(default_factory=dict, repr=False)
 
     def counts(self, configuration: Configuration) -> bool:
-        """Whether the backbone's tokenizer is at hand, its own or a rough one."""
+        """Whether there is a tokenizer for the backbone, its own or a rough one."""
         return configuration.cell.backbone.source in self.tokenizers
 
     def of(self, configuration: Configuration, fold: int) -> FoldRunWork:
@@ -280,16 +257,18 @@ class Workload:
         split = choose_split(self.folds, self.corpus.notes, fold, cell.shots, cell.shots_of)
         trained = join_counts([rows[note_id] for note_id in split.train])
         epoch = training_passes(trained, c.batch_size, c.negative_rate, random.Random(c.seed))
-        asked = self._asked_of(c, rows, split.validation).times(c.epochs)
-        asked += self._asked_of(c, rows, split.scored)
+        asked = self._evaluation_of(c, rows, split.validation).times(c.epochs)
+        asked += self._evaluation_of(c, rows, split.scored)
         for name, site in self.transfer.items():
-            asked += self._asked_of(c, self._rows_of(c, name), [note.id for note in site.notes])
+            asked += self._evaluation_of(
+                c, self._rows_of(c, name), [note.id for note in site.notes]
+            )
         return FoldRunWork(epoch.times(c.epochs), asked)
 
-    def _asked_of(
+    def _evaluation_of(
         self, configuration: Configuration, rows: Mapping[str, RowCounts], notes: Iterable[str]
     ) -> Passes:
-        """One exam. End to end, as many mentions are taken to be found as there are."""
+        """One evaluation. End to end, as many mentions are taken to be predicted as are gold."""
         joined = join_counts([rows[note_id] for note_id in notes])
         rounds = [joined]
         if configuration.cell.task == "end_to_end":
@@ -327,11 +306,7 @@ class Workload:
 
 
 def shortened(corpus: Corpus, characters: int) -> Corpus:
-    """The beginning of each note, with what lies wholly in it.
-
-    Args:
-        characters: of a note, at most.
-    """
+    """The first `characters` of each note, with the spans and relations that lie wholly in them."""
     notes = []
     for note in corpus.notes:
         spans = tuple(span for span in note.spans if span.end <= characters)

@@ -1,4 +1,4 @@
-"""logits -> piece spans -> the note's spans, each found once."""
+"""logits -> piece spans -> the note's spans, each once."""
 
 # S pieces, K candidate pairs
 
@@ -22,15 +22,13 @@ def decode_spans(
     *,
     flat: bool = False,
 ) -> list[PieceSpan]:
-    """Candidate pairs whose start, end and match are each likelier than not, sorted, each once.
+    """Candidate pairs whose start, end and match logits are all above 0, sorted, each once.
 
     Answers may nest and cross: the match decides which start belongs to which end.
 
     Args:
-        start, end, match: logits; above 0 is likelier than not.
-        flat: no two answers share a piece: of all such sets the surest, by the sum of its logits, and of
-            equals the one with fewest pieces. Two answers go before the one from the first one's start to
-            the second one's end, which a head that was trained on few notes says as well.
+        flat: no two answers share a piece; see `surest_apart`. Two answers are preferred to the one from the
+            first one's start to the second one's end, which a head trained on few notes also proposes.
 
     Shapes:
         start, end: (S,); pairs: (K, 2), first and last piece, inclusive; match: (K,)
@@ -46,7 +44,7 @@ def decode_spans(
 
 
 def decode_tags(tags: NDArray[np.integer]) -> list[PieceSpan]:
-    """Spans of one label's tags, in order. An inside after an outside begins one, as in conlleval.
+    """Spans of one label's tags, in order. An inside after an outside begins a span, as in conlleval.
 
     Shapes:
         tags: (S,), 0 outside, 1 begin, 2 inside
@@ -54,8 +52,8 @@ def decode_tags(tags: NDArray[np.integer]) -> list[PieceSpan]:
     tags = np.asarray(tags)
     before = np.concatenate(([OUTSIDE], tags))[:-1]
     begins = (tags == BEGIN) | ((tags == INSIDE) & (before == OUTSIDE))
-    goes_on = np.concatenate(((tags == INSIDE), [False]))[1:]
-    ends = (tags != OUTSIDE) & ~goes_on
+    continues = np.concatenate(((tags == INSIDE), [False]))[1:]
+    ends = (tags != OUTSIDE) & ~continues
     firsts, lasts = np.flatnonzero(begins), np.flatnonzero(ends)
     return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
 
@@ -66,20 +64,20 @@ def assemble(
     found: Mapping[int, Iterable[tuple[int, int, int]]],
     labels: Sequence[str],
 ) -> tuple[Span, ...]:
-    """The spans of a note from what was found in its windows, sorted by start, named T1, T2 ...
+    """The spans of a note from the answers in its windows, sorted by start, named T1, T2 ...
 
-    What was found in a window counts only if that window is its owner: so a span in two
-    windows' overlap counts once, and always by the window that sees more around it.
+    An answer counts only in the window that owns its characters, so a span where two windows overlap counts
+    once, by the window that sees more around it.
 
     Args:
-        note: its text is read for blanks at the edges of answers; its gold spans are not.
+        note: only its text is read, for blanks at the edges of answers.
         windows: all windows of the note, in order.
         found: window index -> (label index, first piece, last piece) of each answer.
     """
     answers: set[tuple[int, int, int]] = set()
-    for index, of_window in found.items():
+    for index, in_window in found.items():
         offsets = windows[index].offsets
-        for label, first, last in of_window:
+        for label, first, last in in_window:
             start, end = strip_blanks(note.text, offsets[first][0], offsets[last][1])
             if start < end and owner(windows, start, end) == index:
                 answers.add((start, end, label))

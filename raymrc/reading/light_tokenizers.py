@@ -1,7 +1,4 @@
-"""Tokenizers that need neither torch nor transformers: what a plan counts pieces with.
-
-They answer as a Hugging Face tokenizer does where `windows.read_pieces` asks one.
-"""
+"""Tokenizers without torch and transformers, with which a plan counts pieces; see `windows.Tokenizer`."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ class FileTokenizer:
     """A backbone's own tokenizer: the same pieces as `transformers` reads.
 
     Args:
-        tokenizer: of the library `tokenizers`; it cuts nothing off and fills nothing up from here on.
+        tokenizer: of the library `tokenizers`; its truncation and padding are switched off.
     """
 
     is_fast = True
@@ -42,24 +39,21 @@ class FileTokenizer:
 
 
 class RoughTokenizer:
-    """Words and signs, long words in parts: about as many pieces as a vocabulary of 30,000 has.
-
-    On clinical English it is within a tenth of BERT's number of pieces.
-    """
+    """Words, parts of long words, and signs: within a tenth of BERT's piece count on clinical English."""
 
     is_fast = True
     is_exact = False
     cls_token_id = sep_token_id = NOT_READ
-    part = 6
-    """Characters of a piece, at most."""
+    max_characters = 6
+    """Characters of a piece."""
 
     def __call__(self, text: str, **_: Any) -> dict[str, Any]:
         offsets = [
-            (start, min(start + self.part, match.end()))
+            (start, min(start + self.max_characters, match.end()))
             for match in _WORDS.finditer(text)
-            for start in range(match.start(), match.end(), self.part)
+            for start in range(match.start(), match.end(), self.max_characters)
         ]
-        # Every piece another number: rows are only told apart by them.
+        # Ids only tell rows apart, so every piece has its own.
         numbers = count()
         return {"input_ids": [next(numbers) for _ in offsets], "offset_mapping": offsets}
 
@@ -68,20 +62,19 @@ _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
 def read_tokenizer(folder: Path | None) -> FileTokenizer | RoughTokenizer:
-    """A backbone's own where its folder is at hand and holds one, else a rough one.
+    """The backbone's own tokenizer if its folder is on this machine and holds one; otherwise a rough one.
 
     Raises:
         BackboneError: see `read_light_tokenizer`.
     """
-    own = read_light_tokenizer(folder) if folder is not None else None
-    return own or RoughTokenizer()
+    return (read_light_tokenizer(folder) if folder is not None else None) or RoughTokenizer()
 
 
 def read_light_tokenizer(folder: Path) -> FileTokenizer | None:
     """The tokenizer of a backbone's folder; None where it holds no tokenizer.json.
 
     Raises:
-        BackboneError: there is one and it cannot be read.
+        BackboneError: the file cannot be read.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():

@@ -1,8 +1,8 @@
 """notes -> relation questions -> contexts -> answers -> relations.
 
-A relation is asked for from one of its two mentions, which is given: "what is the strength of *this*
-medication?". The given mention is marked where it stands, so that two mentions of one drug can
-have different answers; its context is the sentences around it. The other mention is the answer.
+A relation is asked about one of its two mentions, the given one: "what is the strength of *this*
+medication?". The given mention is marked in its context, the sentences around it, so two mentions of one drug
+can have different answers. The other mention is the answer.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from raymrc.reading.windows import (
 )
 
 GIVEN_MARK, OTHER_MARK = " @", " #"
-"""What stands before and after a mention: signs that every vocabulary has. Source: the typed markers of Zhou
-and Chen 2022, An improved baseline for sentence-level relation extraction, arXiv:2102.01373."""
+"""Stand before and after a mention: signs that every vocabulary has. Source: the typed markers of Zhou and
+Chen 2022, An improved baseline for sentence-level relation extraction, arXiv:2102.01373."""
 
 TYPE_MARKS = {GIVEN_MARK: " *", OTHER_MARK: " ^"}
-"""What stands around a mention's label, within the marks."""
+"""Stand around a mention's label, within the marks."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Mention:
-    """A labelled stretch of a note, whoever found it: characters, half-open, by the envelope."""
+    """A labelled stretch of a note, gold or predicted: characters, half-open, by the envelope."""
 
     start: int
     end: int
@@ -40,17 +40,17 @@ class Mention:
 
 @dataclass(frozen=True, slots=True)
 class RelationQuestion:
-    """What is asked about a given mention.
+    """A question about a given mention.
 
     Args:
         relation: the relation's label.
-        given: labels of mentions that are asked.
+        given: labels of the given mentions that it is asked about.
         answers: labels that the other mention may have, the commonest first.
         from_tail: whether the given mention is the relation's tail, its second argument.
-        name: unique among a corpus's questions and labels: the relation's label, with the given one's
-            before it where it is a span's label, too, and the value behind it.
-        value: of the answer, where it is an argument that has one; each value is a question of its own, and
-            of those that find the same answer the surest gives it its value.
+        name: unique among a corpus's questions and labels: the relation's label, after the given label where
+            a span label has that name too, and before the value.
+        value: of the answer, where it is an argument with a value. Each value has its own question, and the
+            surest of those that find the same answer sets its value.
     """
 
     relation: str
@@ -67,7 +67,7 @@ class RelationQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """All questions of a task, in the order that prompts and heads have: labels, then relations."""
+    """All questions of a task, in the order of prompts and heads: labels, then relations."""
 
     labels: tuple[str, ...] = ()
     relations: tuple[RelationQuestion, ...] = ()
@@ -78,8 +78,8 @@ class Asked:
 
     @property
     def triggers(self) -> frozenset[str]:
-        """Labels of the mentions that events are named by, where relations are arguments of events; none
-        where they are not."""
+        """Labels of the mentions that name events, where all relations are arguments of events; otherwise
+        empty."""
         if not all(question.answers == (question.relation,) for question in self.relations):
             return frozenset()
         return frozenset(label for question in self.relations for label in question.given)
@@ -91,8 +91,8 @@ class Asked:
 def find_questions(corpus: Corpus) -> tuple[RelationQuestion, ...]:
     """The relation questions of a corpus, in the order of its relation labels.
 
-    Which labels a relation may join is part of an annotation scheme, and is read off the corpus, all of
-    it; so no gold relation is without its question, and no other pair of labels is asked about.
+    Which labels a relation may join is part of an annotation scheme and is read from the whole corpus, so
+    every gold relation has its question and no other pair of labels is asked about.
     """
     joins: list[Join] = []
     for note in corpus.notes:
@@ -110,16 +110,15 @@ def find_questions(corpus: Corpus) -> tuple[RelationQuestion, ...]:
 def build_relation_questions(
     joins: Iterable[Join], labels: Sequence[str]
 ) -> tuple[RelationQuestion, ...]:
-    """The questions about relations that join such labels, in the order of their first.
+    """The questions about relations that join these labels, in the order of each relation's first join.
 
-    The given side is the one whose labels more relations share, so that few mentions are asked
-    much: a drug for its strength, form and dose, not each of these for its drug. Where every relation
-    is named by its answer's label, as an event's arguments are, it means something else under
-    another trigger, and each given label has a question of its own; where arguments have values, one
-    for each that occurs.
+    The given side is the one whose labels more relations share, so that few mentions are asked many
+    questions: a drug about its strength, form and dose, and not each of these about its drug. Where every
+    relation has the label of its answer, as an event's arguments do, it means something else under another
+    trigger: each given label has its own question, and one per value that occurs.
 
     Args:
-        joins: as often as they occur.
+        joins: one per relation of the corpus.
         labels: of the corpus.
     """
     joined: dict[str, Counter[tuple[str, str]]] = {}
@@ -150,21 +149,20 @@ def build_relation_questions(
             answers = sum((by_given[given] for given in group), Counter())
             ordered = tuple(sorted(answers, key=lambda answer: (-answers[answer], answer)))
             name = f"{'+'.join(group)}.{label}" if label in labels else label
-            of_answer = values[label, group[0]] - {""} if are_arguments else ()
+            answer_values = values[label, group[0]] - {""} if are_arguments else ()
             questions += [
                 RelationQuestion(label, group, ordered, from_tail, f"{name}={value}", value)
-                for value in sorted(of_answer)
+                for value in sorted(answer_values)
             ] or [RelationQuestion(label, group, ordered, from_tail, name)]
     return tuple(questions)
 
 
 TASKS = ("concepts", "relations", "end_to_end")
-"""`concepts`: labelled spans. `relations`: between gold mentions. `end_to_end`: between mentions that were
-found, too."""
+"""`concepts`: labelled spans; `relations`: of gold mentions; `end_to_end`: of predicted mentions."""
 
 
 def find_asked(task: str, corpus: Corpus) -> Asked:
-    """What a task asks of a corpus."""
+    """The questions of a task about a corpus."""
     relations = find_questions(corpus) if task != "concepts" else ()
     return choose_questions(task, corpus.labels, relations)
 
@@ -172,26 +170,24 @@ def find_asked(task: str, corpus: Corpus) -> Asked:
 def choose_questions(
     task: str, labels: tuple[str, ...], relations: tuple[RelationQuestion, ...]
 ) -> Asked:
-    """Those of all questions that a task asks."""
+    """The questions of a task, among all questions."""
     assert task in TASKS, task
     return Asked(labels if task != "relations" else (), relations if task != "concepts" else ())
 
 
 def mentions_of(spans: Iterable[Span]) -> tuple[Mention, ...]:
-    """Each stretch and label once, sorted."""
+    """Each (stretch, label) once, sorted."""
     return tuple(sorted({_mention(span) for span in spans}))
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A given mention and what is read around it.
+    """A given mention and the text around it.
 
     Args:
         window: whole sentences around the mention, where they fit.
-        given: the mention.
-        pieces: of the mention, in the window.
-        others: mentions that lie wholly in the window and may be answers, with their pieces; the given
-            one is not among them.
+        pieces: of the given mention, in the window.
+        others: other mentions that lie wholly in the window and may be answers, with their pieces.
     """
 
     window: Window
@@ -208,12 +204,13 @@ def build_contexts(
     sentences: int,
     window: int,
 ) -> list[Context]:
-    """A context for each mention that is asked anything, in the order of `mentions`.
+    """A context for each mention with a question, in the order of `mentions`.
 
-    Left out is one that has no piece, or more of them than a window.
+    Mentions without a piece, or with more pieces than a window, have none.
 
     Args:
-        mentions: of this note, gold or found; `note` itself is only asked for its characters.
+        note: only its text is read.
+        mentions: of this note, gold or predicted.
         sentences: on each side of the mention's own.
         window: pieces, at most.
     """
@@ -254,7 +251,7 @@ def build_contexts(
 def gold_answers(
     note: Note, questions: Sequence[RelationQuestion]
 ) -> dict[tuple[Mention, int], tuple[Mention, ...]]:
-    """(given mention, index of the question) -> the mentions that a note's relations join it with."""
+    """(given mention, index of the question) -> the mentions that gold relations join it with."""
     by_id = {span.id: span for span in note.spans}
     answers: dict[tuple[Mention, int], dict[Mention, None]] = {}
     for relation in note.relations:
@@ -268,14 +265,14 @@ def gold_answers(
 def surest_values(
     found: Mapping[tuple[int, Mention, Mention], float], questions: Sequence[RelationQuestion]
 ) -> list[tuple[int, Mention, Mention]]:
-    """What was found without the answers that another value of theirs is surer of; of equals the first.
+    """The answers, each with only its surest value; among equally sure values the first question's.
 
     Args:
-        found: (index of the question, given mention, answer) -> how sure.
+        found: (index of the question, given mention, answer) -> confidence.
     """
     best: dict[tuple[str, Mention, Mention], tuple[int, Mention, Mention]] = {}
-    for one in sorted(found, key=lambda one: (-found[one], one[0])):
-        best.setdefault((questions[one[0]].relation, *one[1:]), one)
+    for triple in sorted(found, key=lambda triple: (-found[triple], triple[0])):
+        best.setdefault((questions[triple[0]].relation, *triple[1:]), triple)
     return list(best.values())
 
 
@@ -288,9 +285,9 @@ def assemble_relations(
 
     Args:
         found: (index of the question, given mention, answer).
-        alone: mentions that are there, with a relation or without.
+        alone: mentions to include, whether or not a relation joins them.
     """
-    triples = sorted(set(found), key=lambda one: (one[1], one[0], one[2]))
+    triples = sorted(set(found), key=lambda triple: (triple[1], triple[0], triple[2]))
     ends = [
         ((given, ""), (answer, questions[index].value), questions[index])
         for index, given, answer in triples
@@ -328,19 +325,19 @@ def unreachable_relations(
     lost_answers: Collection[str] | None = None,
     one_kind: bool = False,
 ) -> list[Unreachable]:
-    """Gold relations that no answer can be, in the note's order, whatever the model.
+    """Gold relations that no answer of any model can equal, in the note's order.
 
-    The reasons: "no_question" (its labels and value are joined by no question), "duplicate" (label and both
-    envelopes of an earlier one), "no_mention" (one of its mentions cannot be found), "no_context" (its given
+    The reasons: "no_question" (no question joins its labels and value), "duplicate" (label and both envelopes
+    of an earlier relation), "no_mention" (one of its mentions cannot be found), "no_context" (its given
     mention has no piece, or more than a window), "beyond_context" (the answer does not lie wholly in the
-    sentences that are read) and "another_kind" (its mentions are joined by an earlier question as well: one
-    about another value or, where pairs are told apart, any).
+    context) and "another_kind" (an earlier question joins its mentions: one about another value or, where
+    pairs are told apart, any).
 
     Args:
         contexts: of the note's gold mentions.
-        lost_spans: where mentions have to be found, ids of those that no answer can be.
-        lost_answers: the same of those that are not given, where they are read off the text; None: as all.
-        one_kind: a given mention and another one are joined by one question at most.
+        lost_spans: ids of gold spans that cannot be found, where mentions must be found.
+        lost_answers: the same for answers, where they are read from the text; None: `lost_spans`.
+        one_kind: at most one question joins a given mention and another one.
     """
     by_id = {span.id: span for span in note.spans}
 
@@ -392,7 +389,7 @@ def _is_lost(
 def _ask_for(
     relation: Relation, by_id: Mapping[str, Span], questions: Sequence[RelationQuestion]
 ) -> tuple[int, Mention, Mention] | None:
-    """The question that a relation answers, its given mention and its answer."""
+    """The index of the question that a relation answers, its given mention and its answer."""
     head, tail = by_id.get(relation.head), by_id.get(relation.tail)
     if head is None or tail is None:
         return None

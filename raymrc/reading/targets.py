@@ -1,8 +1,7 @@
-"""windows x labels -> piece spans and tags; and which gold spans these cannot say.
+"""gold spans, windows -> piece spans and tags; and which gold spans no answer can equal.
 
-A discontinuous span is read by its envelope, first start to last end, as the 2018
-scorer reads it. A span that begins or ends inside a piece is widened to whole pieces:
-still a lenient match and a fair lesson, though never a strict one.
+A discontinuous span is read by its envelope, first start to last end, as the 2018 scorer reads it. A span
+that begins or ends inside a piece is widened to whole pieces: a lenient match, never a strict one.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ PieceSpan = tuple[int, int]
 """First and last piece, both inclusive, counted from the window's first piece."""
 
 OUTSIDE, BEGIN, INSIDE = 0, 1, 2
-"""The tags of one label's tagger."""
+"""Tags of one label's tagger."""
 
 
 def find_answers(
@@ -44,10 +43,10 @@ def find_answers(
 
 
 def tag_targets(spans: Sequence[Sequence[PieceSpan]], num_pieces: int) -> NDArray[np.int8]:
-    """One row of 0 (outside), 1 (begin), 2 (inside) per label: each label has its own tagger.
+    """Per label a column of 0 (outside), 1 (begin), 2 (inside): each label has its own tagger.
 
-    Different labels overlap freely. Of overlapping spans of one label the longest is kept
-    (see `taggable`); `untaggable` names the others.
+    Different labels overlap freely. Among overlapping spans of one label the longest is kept (`taggable`);
+    `untaggable` names the others.
 
     Args:
         spans: piece spans of each label.
@@ -64,7 +63,7 @@ def tag_targets(spans: Sequence[Sequence[PieceSpan]], num_pieces: int) -> NDArra
 
 
 def taggable(spans: Iterable[PieceSpan]) -> list[PieceSpan]:
-    """The spans of one label that one tagger can say, sorted: longest first, then leftmost."""
+    """The spans of one label that one tagger can mark, sorted; the longest win, then the leftmost."""
     kept: list[PieceSpan] = []
     for first, last in sorted(set(spans), key=lambda span: (span[0] - span[1], span)):
         if all(last < other_first or other_last < first for other_first, other_last in kept):
@@ -74,13 +73,13 @@ def taggable(spans: Iterable[PieceSpan]) -> list[PieceSpan]:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """A gold span that no answer can be equal to, whatever the model.
+    """A gold span (or relation) that no answer of any model can equal.
 
     Args:
-        reason: "no_piece" (nothing but blanks or characters that the tokenizer drops),
-            "not_on_piece_boundary", "wider_than_window", "cut_by_windows" (wider than the
-            overlap, across sentences, and at a cut), "duplicate" (label and envelope of
-            an earlier span) or, where one label's answers lie apart, "same_label_overlap".
+        reason: "no_piece" (only blanks or characters that the tokenizer drops), "not_on_piece_boundary",
+            "wider_than_window", "cut_by_windows" (wider than the overlap, across sentences, and at a cut),
+            "duplicate" (label and envelope of an earlier span) or, where answers of one label never
+            overlap, "same_label_overlap". For relations see `unreachable_relations`.
     """
 
     note_id: str
@@ -90,7 +89,7 @@ class Unreachable:
 
 
 def unreachable(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
-    """Gold spans that start and end positions of pieces cannot say, in the note's order."""
+    """Gold spans that no first and last piece can express, in the note's order."""
     seen: set[tuple[str, int, int]] = set()
     found: list[Unreachable] = []
     for span in note.spans:
@@ -103,27 +102,27 @@ def unreachable(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
 
 
 def untaggable(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
-    """Gold spans that one BIO tagger per label is not taught: `unreachable`, and overlaps."""
+    """`unreachable` spans, and those that overlap another one of their label and are not tagged."""
     kept = {key: taggable(spans) for key, spans in find_answers(note, windows).items()}
 
     def overlaps(span: Span) -> bool:
         touched, index = _place(note, span, windows)
-        assert touched is not None and index is not None, "what is reachable has an owner"
+        assert touched is not None and index is not None, "a reachable span has an owner"
         return _within(windows[index], touched) not in kept[index, span.label]
 
     return _with_overlaps(note, unreachable(note, windows), overlaps)
 
 
 def unreachable_apart(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
-    """Gold spans that answers cannot be of which no two of one label share a piece: `unreachable`, and of
-    those that share pieces and a window all but as many as possible."""
+    """`unreachable` spans, and as few others as must go so that no two of one label share a piece of a
+    window."""
     lost = unreachable(note, windows)
-    missing = {one.span_id for one in lost}
+    missing = {span.span_id for span in lost}
     rest = [span for span in note.spans if span.id not in missing]
     by_window: dict[tuple[int | None, str], list[PieceSpan]] = {}
     for span in rest:
         touched, index = _place(note, span, windows)
-        assert touched is not None, "what is reachable has pieces"
+        assert touched is not None, "a reachable span has pieces"
         by_window.setdefault((index, span.label), []).append(touched)
     kept = {key: surest_apart(dict.fromkeys(spans, 1.0)) for key, spans in by_window.items()}
 
@@ -137,31 +136,30 @@ def unreachable_apart(note: Note, windows: Sequence[Window]) -> list[Unreachable
 def _with_overlaps(
     note: Note, lost: Sequence[Unreachable], overlaps: Callable[[Span], bool]
 ) -> list[Unreachable]:
-    """What is lost, and of the rest what overlaps, in the note's order."""
-    by_id = {one.span_id: one for one in lost}
-    named = (
-        by_id.get(span.id)
-        or (
-            Unreachable(note.id, span.id, span.label, "same_label_overlap")
-            if overlaps(span)
-            else None
-        )
+    """The lost spans and, among the rest, those that overlap, in the note's order."""
+    by_id = {span.span_id: span for span in lost}
+    return [
+        by_id.get(span.id) or Unreachable(note.id, span.id, span.label, "same_label_overlap")
         for span in note.spans
-    )
-    return [one for one in named if one is not None]
+        if span.id in by_id or overlaps(span)
+    ]
 
 
 def surest_apart(sure: Mapping[PieceSpan, float]) -> list[PieceSpan]:
-    """The spans that share nothing and are surest together, by the sum of how sure they are, and of equals
-    those with fewest pieces; sorted. Weighted interval scheduling."""
+    """The spans, sorted, that share no piece and have the greatest sum of confidences; among equal sums the
+    fewest pieces. Weighted interval scheduling.
+
+    Args:
+        sure: span -> its confidence.
+    """
     ordered = sorted(sure, key=lambda span: (span[1], span[0]))
     ends = [last for _, last in ordered]
-    # The best of the first n: its sum, less its pieces, and who is in it, as a chain.
+    # The best choice among the first n spans: (sum, minus its pieces), and its spans as a linked list.
     best: list[tuple[tuple[float, int], Any]] = [((0.0, 0), None)]
     for first, last in ordered:
         (total, pieces), chain = best[bisect_left(ends, first)]
         with_it = (total + sure[first, last], pieces - (last - first))
-        best.append(max(best[-1], (with_it, ((first, last), chain)), key=lambda of: of[0]))
+        best.append(max(best[-1], (with_it, ((first, last), chain)), key=lambda choice: choice[0]))
     found, chain = [], best[-1][1]
     while chain is not None:
         span, chain = chain
@@ -177,7 +175,7 @@ def _within(window: Window, pieces: PieceSpan) -> PieceSpan:
 def _place(
     note: Note, span: Span, windows: Sequence[Window]
 ) -> tuple[tuple[int, int] | None, int | None]:
-    """The note's pieces that a span touches, and the window that answers for it."""
+    """The note's pieces that a span touches, and the index of the window that answers for it."""
     chars = strip_blanks(note.text, span.start, span.end)
     return touched_pieces(windows, *chars), owner(windows, *chars)
 

@@ -1,10 +1,9 @@
 """note -> pieces -> sentence groups -> windows with exact character offsets.
 
-A context is a window around a mention: as many sentences on both sides as are asked for.
+A context is a window around a mention, with some sentences on both sides.
 
-A note is tokenised once, as a whole, and sliced; so a piece is the same piece with the
-same offsets in every window that holds it. The rule of what makes a good slice and the
-rule of which window answers for a span are in docs/decisions/0003.
+A note is tokenized once, as a whole, and sliced, so a piece has the same offsets in every window that holds
+it. docs/decisions/0003 says what makes a good slice and which window answers for a span.
 """
 
 from __future__ import annotations
@@ -14,17 +13,23 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 
 from raymrc.corpora.note import Note
 from raymrc.errors import SpecError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 Offsets = tuple[tuple[int, int], ...]
+
+
+class Tokenizer(Protocol):
+    """A fast tokenizer of transformers, or a light one."""
+
+    is_fast: Any
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        """The options are those of transformers; the result has "input_ids" and "offset_mapping"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +39,10 @@ class Window:
     Pieces stay out of `repr`: they are the note's text in another alphabet.
 
     Args:
-        note_id: the note it comes from.
         index: its place among the note's windows, from 0.
         piece_ids: vocabulary ids, without special pieces.
-        offsets: per piece its characters in the note, half-open, ascending. Whitespace is
-            trimmed off, so a piece of whitespace alone has an empty stretch.
+        offsets: characters of each piece in the note, half-open, ascending. Whitespace is trimmed, so a
+            piece of whitespace alone is empty.
         piece_start: position of its first piece among the note's pieces.
     """
 
@@ -63,12 +67,12 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """A note as a tokenizer reads it. Stays out of `repr`, as in `Window`.
+    """A note as a tokenizer reads it.
 
     Args:
         ids: vocabulary ids, without special pieces.
-        offsets: per piece its characters in the note; see `Window`.
-        edges: the first piece of each sentence, ascending, from 0; none without pieces.
+        offsets: see `Window`.
+        edges: the first piece of each sentence, ascending, from 0; empty without pieces.
     """
 
     note_id: str
@@ -81,26 +85,23 @@ class Pieces:
         return Window(self.note_id, index, self.ids[begin:end], self.offsets[begin:end], begin)
 
 
-def read_pieces(note: Note, tokenizer: PreTrainedTokenizerFast) -> Pieces:
-    """Tokenises a note as a whole.
-
-    Args:
-        tokenizer: a fast one, since only those know offsets.
+def read_pieces(note: Note, tokenizer: Tokenizer) -> Pieces:
+    """Tokenizes a note as a whole.
 
     Raises:
-        SpecError: the tokenizer is not a fast one.
+        SpecError: the tokenizer is slow, and only fast ones know offsets.
     """
     if not tokenizer.is_fast:
         raise SpecError(
             f"tokenizer {type(tokenizer).__name__} does not know character offsets; "
             f"use a backbone folder that holds a tokenizer.json"
         )
-    ids, offsets = _tokenise(note.text, tokenizer) if note.text.strip() else ((), ())
+    ids, offsets = _tokenize(note.text, tokenizer) if note.text.strip() else ((), ())
     if not ids:
         return Pieces(note.id, (), (), ())
     starts = [start for start, _ in offsets]
     edges = sorted({0, *(bisect_left(starts, char) for char in sentence_starts(note.text))})
-    if edges[-1] == len(ids):  # a last sentence of characters that the tokenizer drops
+    if edges[-1] == len(ids):  # the tokenizer drops all characters of the last sentence
         edges.pop()
     return Pieces(note.id, ids, offsets, tuple(edges))
 
@@ -133,19 +134,15 @@ def cut_windows(pieces: Pieces, window: int, overlap: int) -> list[Window]:
 def context_bounds(
     edges: Sequence[int], num_pieces: int, first: int, last: int, sentences: int, window: int
 ) -> tuple[int, int]:
-    """The pieces around a mention: its own sentences, and up to so many on either side.
+    """The pieces around a mention, half-open: its own sentences and up to `sentences` on either side.
 
-    Whole sentences while they fit, the nearer ones first; where the mention's own do not fit, the
-    pieces nearest to it. A mention wider than `window` keeps its first pieces.
+    Whole sentences are taken while they fit, nearer ones first. Where the mention's own sentences do not fit,
+    the pieces nearest to it are taken; a mention wider than `window` keeps its first pieces.
 
     Args:
-        edges: the first piece of each sentence, ascending, from 0.
+        edges: see `Pieces`.
         first, last: pieces of the mention, inclusive.
-        sentences: on each side, 0 or more.
         window: pieces, at most.
-
-    Returns:
-        First and last piece, half-open.
     """
     bounds = [*edges, num_pieces]
     low = bisect_right(edges, first) - 1
@@ -168,19 +165,18 @@ def context_bounds(
 def window_bounds(
     sentences: Sequence[int], num_pieces: int, window: int, overlap: int
 ) -> list[tuple[int, int]]:
-    """Where windows begin and end, in pieces, half-open; both strictly ascend.
+    """The pieces of each window, half-open; begins and ends strictly ascend. See `cut_windows`.
 
     Args:
         sentences: the first piece of each sentence, ascending, from 0.
         num_pieces: of the note, at least 1.
-        window, overlap: as in `cut_windows`.
     """
     edges = [*sentences, num_pieces]
     bounds: list[tuple[int, int]] = []
     begin = end = 0
     while True:
         limit = begin + window
-        # End at a sentence, unless that leaves the window half empty or takes us nowhere.
+        # End at a sentence, unless that leaves the window half empty or makes no progress.
         at_sentence = edges[bisect_right(edges, limit) - 1]
         worthwhile = at_sentence > max(end, begin + overlap, begin + window // 2 - 1)
         end = min(at_sentence if worthwhile else limit, num_pieces)
@@ -188,11 +184,11 @@ def window_bounds(
         if end == num_pieces:
             return bounds
 
-        # The sentence that the cut falls into (or just before) must be whole in a later window.
+        # The sentence that the cut falls into, or just before, must be whole in a later window.
         cut = bisect_right(edges, end) - 1
         head, tail = edges[cut], edges[cut + 1]
         latest = end - overlap
-        # Not so far back that more than half of the new part is spent on what was read before.
+        # At most half of the next window's new part may repeat pieces that were read before.
         earliest = max(begin + 1, latest - (window - overlap) // 2)
         if tail - head <= window:
             latest = min(latest, head)
@@ -217,20 +213,19 @@ _SENTENCE_START = re.compile(
 
 
 def sentence_starts(text: str) -> list[int]:
-    """Characters at which a sentence, list item or section begins; the first is left out.
+    """Characters at which a sentence, list item or section begins, without the first.
 
-    A line break alone ends nothing: clinical notes are hard-wrapped. Rough on purpose:
-    it only says where a window had better begin, so an error costs context, never a span.
+    A line break alone ends nothing, because clinical notes are hard-wrapped. The rule is rough: it only
+    suggests where windows begin, so an error costs context and never a span.
     """
     return [match.end() for match in _SENTENCE_START.finditer(text)]
 
 
 def owner(windows: Sequence[Window], start: int, end: int) -> int | None:
-    """The window that answers for characters [start, end): its index, or None if none holds them.
+    """Index of the window that answers for characters [start, end); None if no window holds them.
 
-    Of the windows that wholly hold them, the one whose smaller margin to its edges, in
-    pieces, is widest: it sees most around them. The note's own edges are infinitely far.
-    Ties go to the first. O(log n) in windows and pieces, plus the few that hold them.
+    Among the windows that wholly hold them, the owner has the widest smaller margin to its edges, in pieces:
+    it sees most around them. The note's edges are infinitely far; ties go to the first window.
 
     Args:
         windows: all windows of one note, in order.
@@ -275,7 +270,7 @@ def holders(windows: Sequence[Window], first: int, last: int) -> range:
 
 
 def strip_blanks(text: str, start: int, end: int) -> tuple[int, int]:
-    """A stretch of `text` without blanks at its edges; start >= end where nothing is left."""
+    """[start, end) without blanks at its edges; start >= end where nothing is left."""
     stretch = text[start:end]
     return (
         start + len(stretch) - len(stretch.lstrip()),
@@ -283,7 +278,7 @@ def strip_blanks(text: str, start: int, end: int) -> tuple[int, int]:
     )
 
 
-def _tokenise(text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[int, ...], Offsets]:
+def _tokenize(text: str, tokenizer: Tokenizer) -> tuple[tuple[int, ...], Offsets]:
     encoding = tokenizer(
         text,
         add_special_tokens=False,
@@ -292,7 +287,7 @@ def _tokenise(text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[int,
         return_offsets_mapping=True,
         return_attention_mask=False,
         return_token_type_ids=False,
-        verbose=False,  # else a note longer than the encoder is warned about; we slice it
+        verbose=False,  # no warning about notes longer than the encoder, which we slice
     )
     offsets = encoding["offset_mapping"]
     if not offsets:
@@ -300,7 +295,7 @@ def _tokenise(text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[int,
     starts_S, ends_S = np.asarray(offsets, dtype=np.int64).T
     blank = _blank(text)
     if blank[np.minimum(starts_S, len(text) - 1)].any() or blank[np.maximum(ends_S - 1, 0)].any():
-        # Byte-level tokenizers may count the blank before a word as part of it; no annotator does.
+        # Byte-level tokenizers may include the blank before a word; annotators do not.
         characters = np.arange(len(text))
         next_word = np.minimum.accumulate(np.where(blank, len(text), characters)[::-1])[::-1]
         last_word = np.maximum.accumulate(np.where(blank, 0, characters + 1))

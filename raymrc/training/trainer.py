@@ -25,7 +25,6 @@ from raymrc.training.lane import Lane
 from raymrc.training.pool import Pool
 
 if TYPE_CHECKING:
-    from raymrc.planning.plan import Plan
     from raymrc.training.sharded import Ranks
 
 
@@ -117,21 +116,25 @@ def load_adapter(place: Path | str, loaded: Loaded) -> tuple[Model, Adapter]:
     return model.eval(), adapter
 
 
-def check_questions_fit(plan: Plan, asked: Asked, questions: Mapping[str, str]) -> None:
+def check_questions_fit(
+    windows: Mapping[Cell, int], asked: Asked, questions: Mapping[str, str]
+) -> None:
     """Checks, with each backbone's tokenizer, that its longest rows fit its positions.
+
+    Args:
+        windows: cell -> pieces of its longest window.
 
     Raises:
         BackboneError: rows do not fit, with the window that would; or there is no tokenizer.
     """
-    for cell in plan.cells:
-        strategy = STRATEGIES[cell.cell.strategy]
-        if strategy.asks == "words" or asked.relations:
-            folder = find_backbone(cell.cell.backbone)
-            shape = read_shape(folder, cell.cell.backbone.layers)
+    for cell, window in windows.items():
+        if STRATEGIES[cell.strategy].asks == "words" or asked.relations:
+            folder = find_backbone(cell.backbone)
+            shape = read_shape(folder, cell.backbone.layers)
             tokenizer = load_tokenizer(folder)
-            longest = Configuration(cell.cell, learning_rate=0.0, window=cell.longest_window)
+            longest = Configuration(cell, learning_rate=0.0, window=window)
             try:
                 builder = RowBuilder(tokenizer, row_form(longest, shape), asked, questions)
                 builder.check_fits(shape.max_pieces)
             except BackboneError as error:
-                raise BackboneError(f"{cell.cell.name}: {error}") from None
+                raise BackboneError(f"{cell.name}: {error}") from None
