@@ -10,19 +10,14 @@ lanes whose prompts enter one frozen backbone at one layer share them.
 
 from __future__ import annotations
 
-import mmap
-import os
 import random
-import tempfile
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raymrc.errors import TrainingError
 from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs
 
@@ -42,27 +37,18 @@ class Activations:
     A window is stored without padding, as rows of one table that need not be neighbours, so a window of any
     length fits wherever there is room. A full table makes room by dropping windows at random.
 
-    Results equal the backbone's own within the tolerance of `dtype`, whatever is stored: fresh states are
-    rounded to `dtype` as stored states are.
+    Results equal the backbone's own within the tolerance of its dtype, whatever is stored.
 
     Args:
         encoder: frozen; its weights never change.
         first_layer: where the prompts enter, 1 to the last layer.
         max_bytes: of the table. A CPU takes the memory as the table fills, a GPU at once.
-        dtype: float32, or bfloat16 for twice the windows.
-        folder: keeps the table there, in a file mapped into memory. The states come from private notes, so
-            the file has no name from before its first byte, and vanishes with this process.
-        device: of a table without a folder; None: the encoder's. A table on the CPU beside an encoder on a
-            GPU takes the host's memory.
         seed: of the draw of windows to drop.
         build_pieces: padded pieces of one pass, at most; a window may be longer by itself.
 
     Attributes:
         hits, misses: different windows of each batch that were stored, and that were not.
         evictions: windows dropped to make room.
-
-    Raises:
-        TrainingError: the folder cannot take `max_bytes`.
     """
 
     def __init__(
@@ -71,13 +57,10 @@ class Activations:
         first_layer: int,
         max_bytes: int,
         *,
-        dtype: torch.dtype = torch.float32,
-        folder: Path | None = None,
-        device: torch.device | str | None = None,
         seed: int = 0,
         build_pieces: int = BUILD_PIECES,
     ) -> None:
-        assert not encoder.is_trained, "states of a trained backbone change"
+        assert not encoder.is_trained, "only states of a frozen backbone can be kept"
         assert 0 < first_layer < encoder.shape.num_layers
         self.encoder = encoder
         self.first_layer = first_layer
@@ -85,16 +68,11 @@ class Activations:
         self.hits = self.misses = self.evictions = 0
         self._draw = random.Random(seed)
         hidden = encoder.shape.hidden
-        self._piece_bytes = hidden * dtype.itemsize
+        self._piece_bytes = hidden * torch.float32.itemsize
         # Row 0 holds zeros, which padding reads.
         num_rows = max(1, max_bytes // self._piece_bytes)
-        if folder is not None:
-            self._table_XD = _map_file(folder, num_rows, hidden, dtype)
-        else:
-            # Untouched memory is not taken, except on a GPU.
-            self._table_XD = torch.empty(
-                num_rows, hidden, dtype=dtype, device=self._device if device is None else device
-            )
+        # Untouched memory is not taken, except on a GPU.
+        self._table_XD = torch.empty(num_rows, hidden, device=self._device)
         self._table_XD[0] = 0
         self._rows: dict[Hashable, np.ndarray] = {}
         self._keys: list[Hashable] = []  # of `_rows`, to draw from
@@ -143,8 +121,8 @@ class Activations:
                 kept_BS[row, :length] = pieces
         entry_XD = self._read(kept_BS.ravel())
         if missing:
-            taken_XD = fresh_XD.index_select(0, self._index(sources, self._device))
-            entry_XD.index_copy_(0, self._index(targets, self._device), taken_XD.to(entry_XD.dtype))
+            taken_XD = fresh_XD.index_select(0, self._index(sources))
+            entry_XD.index_copy_(0, self._index(targets), taken_XD.to(entry_XD.dtype))
             # Last: storing these may drop windows that this batch has just read.
             self._keep(fresh_XD, fresh)
         return replace(
@@ -178,7 +156,7 @@ class Activations:
                 self.first_layer,
             )
             pieces = [row * width + np.arange(length) for row, length in enumerate(lengths)]
-            flat_XD = hidden_BSD.flatten(0, 1).index_select(0, self._index(pieces, self._device))
+            flat_XD = hidden_BSD.flatten(0, 1).index_select(0, self._index(pieces))
             parts.append(flat_XD.to(self._table_XD.dtype))
             for key, length in zip(keys, lengths, strict=True):
                 where[key] = np.arange(begin, begin + length)
@@ -202,17 +180,9 @@ class Activations:
             yield chosen
 
     def _read(self, row_X: np.ndarray) -> Tensor:
-        """Rows of the table, on the encoder's device and in its dtype."""
-        device, dtype = self._device, self.encoder.word.weight.dtype
-        table_XD = self._table_XD
-        index_X = torch.from_numpy(row_X)
-        if table_XD.device.type != "cpu" or device.type != "cuda":
-            return table_XD.index_select(0, index_X.to(table_XD.device)).to(device, dtype)
-        # A copy from page-locked memory does not block the host.
-        size = (len(row_X), table_XD.shape[1])
-        host_XD = torch.empty(size, dtype=table_XD.dtype, pin_memory=True)
-        torch.index_select(table_XD, 0, index_X, out=host_XD)
-        return host_XD.to(device, non_blocking=True).to(dtype)
+        """Rows of the table in the encoder's dtype."""
+        index_X = torch.from_numpy(row_X).to(self._device)
+        return self._table_XD.index_select(0, index_X).to(self.encoder.word.weight.dtype)
 
     def _keep(self, fresh_XD: Tensor, fresh: dict[Hashable, np.ndarray]) -> None:
         for key, source in fresh.items():
@@ -229,12 +199,8 @@ class Activations:
         # Written at the end: a new window may have dropped another new one and taken its rows.
         kept = [key for key in fresh if key in self._rows]
         if kept:
-            table_XD = self._table_XD
-            taken_XD = fresh_XD.index_select(
-                0, self._index([fresh[key] for key in kept], fresh_XD.device)
-            )
-            rows_X = self._index([self._rows[key] for key in kept], table_XD.device)
-            table_XD.index_copy_(0, rows_X, taken_XD.to(table_XD.device))
+            taken_XD = fresh_XD.index_select(0, self._index([fresh[key] for key in kept]))
+            self._table_XD.index_copy_(0, self._index([self._rows[key] for key in kept]), taken_XD)
 
     def _drop(self, key: Hashable) -> None:
         rows = self._rows.pop(key)
@@ -261,25 +227,5 @@ class Activations:
             self._untouched += length
         return np.concatenate(parts)
 
-    @staticmethod
-    def _index(parts: Sequence[np.ndarray], device: torch.device) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts)).to(device)
-
-
-def _map_file(folder: Path, num_rows: int, hidden: int, dtype: torch.dtype) -> Tensor:
-    """A table (num_rows, hidden) in an unnamed file."""
-    size = num_rows * hidden * dtype.itemsize
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            # Allocated now: a disk that fills up under a mapped file kills the process without a message.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
-            mapped = mmap.mmap(file.fileno(), size)
-    except OSError as error:
-        raise TrainingError(
-            f"{folder} cannot take {size:,} bytes of activations ({error.strerror}); "
-            "choose another folder or keep less"
-        ) from None
-    return torch.frombuffer(mapped, dtype=dtype).view(num_rows, hidden)
+    def _index(self, parts: Sequence[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(self._device)
