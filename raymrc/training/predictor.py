@@ -55,6 +55,7 @@ class Predictor:
                 f"asked {', '.join(asked.names)}; ask what it was trained for"
             )
         self.configuration = c = self.model.configuration
+        self.flat = c.overlapping_answers == "surest"
         self.tokenizer = loaded.tokenizer
         self.device = next(self.model.parameters()).device
         form = row_form(c, loaded.shape)
@@ -71,8 +72,7 @@ class Predictor:
         pieces = {note.id: read_pieces(note, self.tokenizer) for note in notes}
         windows = {key: cut_windows(p, c.window, c.overlap) for key, p in pieces.items()}
         rows = {n.id: self.builder.gold_rows(n, pieces[n.id], windows[n.id]) for n in notes}
-        flat = c.overlapping_answers == "surest"
-        evaluation = Evaluation(self.builder, notes, rows, windows, pieces, flat)
+        evaluation = Evaluation(self.builder, notes, rows, windows, pieces, self.flat)
         pad = int(self.tokenizer.pad_token_id or 0)
         max_pieces = PASS_PIECES[device_kind(self.device)]
         while evaluation.has_more:

@@ -146,8 +146,10 @@ def test_what_becomes_of_overlapping_answers_holds_for_scores_and_for_a_saved_ad
     lane.write_adapter(tmp_path)
     predictor = Predictor(tmp_path, loaded, data.asked("concepts"), data.questions)
     note = data.corpus.notes[0]
-    for builder in (lane.builder, predictor.builder):
-        evaluation = Evaluation(builder, [note], lane.note_rows, lane.windows, lane.pieces)
+    for asks in (lane, predictor):
+        evaluation = Evaluation(
+            asks.builder, [note], lane.note_rows, lane.windows, lane.pieces, asks.flat
+        )
         row = evaluation.next_round()[0]
         start, end = np.full(row.length, -9.0), np.full(row.length, -9.0)
         first, second = row.pieces.places[:2]

@@ -473,7 +473,9 @@ def test_real_gold_relations_pass_rows_answers_and_brat_and_what_is_lost_has_a_r
     fields["overlapping_answers"] = kept
     run = make_run(minilm, task, strategy, window=256, overlap=32, **fields)
     lane = Lane(run, data, minilm, CPU, 1000)
-    evaluation = Evaluation(lane.builder, corpus.notes, lane.note_rows, lane.windows, lane.pieces)
+    evaluation = Evaluation(
+        lane.builder, corpus.notes, lane.note_rows, lane.windows, lane.pieces, lane.flat
+    )
     answer_by_gold(evaluation, lane.notes, lane)
     wrote, lost = [], Counter[str]()
     for note in corpus.notes:
