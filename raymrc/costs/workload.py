@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,16 +47,16 @@ class Passes:
     longest: int = 0
 
     def __add__(self, other: Passes) -> Passes:
-        sums = map(add, self._counts, other._counts)
-        return Passes(*sums, longest=max(self.longest, other.longest))
+        sums: Any = (getattr(self, name) + getattr(other, name) for name in _SUMMED)
+        return replace(Passes(*sums), longest=max(self.longest, other.longest))
 
     def times(self, number: float) -> Passes:
         """All passes, `number` times."""
-        return Passes(*(count * number for count in self._counts), longest=self.longest)
+        products: Any = (getattr(self, name) * number for name in _SUMMED)
+        return replace(Passes(*products), longest=self.longest)
 
-    @property
-    def _counts(self) -> tuple[float, ...]:
-        return self.passes, self.rows, self.pieces, self.padded, self.answers
+
+_SUMMED = ("passes", "rows", "pieces", "padded", "answers")
 
 
 @dataclass(frozen=True, slots=True)

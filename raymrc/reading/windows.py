@@ -26,7 +26,8 @@ Offsets = tuple[tuple[int, int], ...]
 class Tokenizer(Protocol):
     """A fast tokenizer of transformers, or a light one."""
 
-    is_fast: Any
+    @property
+    def is_fast(self) -> bool: ...
 
     def __call__(self, text: str, **options: Any) -> Any:
         """The options are those of transformers; the result has "input_ids" and "offset_mapping"."""
