@@ -118,9 +118,9 @@ def clip_together(models: Sequence[Model], largest: Sequence[float]) -> None:
     gradients: list[Tensor] = []
     lanes: list[int] = []
     for lane, model in enumerate(models):
-        own = [p.grad for p in model.parameters() if p.grad is not None]
-        gradients += own
-        lanes += [lane] * len(own)
+        of_lane = [p.grad for p in model.parameters() if p.grad is not None]
+        gradients += of_lane
+        lanes += [lane] * len(of_lane)
     device = gradients[0].device
     norm_G = norms(gradients)
     lane_G = torch.tensor(lanes, device=device)
@@ -153,11 +153,11 @@ def predict_together(parts: Sequence[Part]) -> list[list[SpanAnswer]]:
         chosen = [parts[i] for i in entry]
         hidden_RSD, rows = _encode(encoder, chosen, _stack(chosen, "prompt."))
         for place, index in enumerate(entry):
-            part, own = chosen[place], rows.slices[place]
+            part, local = chosen[place], rows.slices[place]
             num_pieces = part.inputs.input_ids_BS.shape[1]
             heads = part.model.heads
             assert isinstance(heads, SpanHeads)
-            answers[index] = heads.predict(hidden_RSD[own, :num_pieces], part.inputs.window_BS)
+            answers[index] = heads.predict(hidden_RSD[local, :num_pieces], part.inputs.window_BS)
     return answers
 
 
@@ -433,10 +433,10 @@ def _stack(parts: Sequence[Part], owner: str = "") -> list[_Stack]:
         }
         for part in parts
     ]
-    for place, (part, own) in enumerate(zip(parts, trained, strict=True)):
+    for place, (part, parameters) in enumerate(zip(parts, trained, strict=True)):
         heads = part.model.heads
         assert isinstance(heads, SpanHeads)
-        shapes = tuple((name, p.shape) for name, p in own.items())
+        shapes = tuple((name, p.shape) for name, p in parameters.items())
         form = (shapes, _prompt(part).reparametrisation, heads.max_candidates)
         forms.setdefault(form, []).append(place)
     stacks = []
@@ -528,8 +528,8 @@ def _drop_rows(hidden_RSD: Tensor, parts: Sequence[Part], counts: Sequence[int])
     for part, count in zip(parts, counts, strict=True):
         width = part.inputs.input_ids_BS.shape[1]
         shape = (count, width, hidden_RSD.shape[2])
-        own = draw_kept(shape, part.model.configuration.dropout, hidden_RSD, part.generator)
-        keeps.append(F.pad(own, (0, 0, 0, hidden_RSD.shape[1] - width)))
+        kept = draw_kept(shape, part.model.configuration.dropout, hidden_RSD, part.generator)
+        keeps.append(F.pad(kept, (0, 0, 0, hidden_RSD.shape[1] - width)))
     return hidden_RSD * torch.cat(keeps)
 
 
