@@ -1,8 +1,8 @@
-"""Many small studies under strikes: one JSON line a run, and a summary.
+"""Fault injection over many small studies: one JSON line per run, and a summary.
 
 python -m tests.chaos --runs 200 --seed 1          seeds 1 to 200
 python -m tests.chaos --runs 1 --seed 37           one of them by itself
-python -m tests.chaos --summary LINES.jsonl ...    of lines that were written before
+python -m tests.chaos --summary LINES.jsonl ...    summary of earlier runs
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 
 def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of all runs: failures with their seeds, overspend, what was struck; goodput of those that came to their
-    end, as what is saved at a cap is neither lost nor in the ledger."""
+    """Failures with their seeds, overspend and strikes of all runs; goodput of finished runs only, because
+    checkpoints at a cap are neither lost nor in the ledger."""
     ended = [line for line in lines if line["codes"][-1:] == [0]]
     goodput = sorted(line["goodput"] for line in ended)
     over = [line["overspend"] for line in lines if line["overspend"] is not None]
@@ -70,7 +70,7 @@ def main() -> int:
         print(json.dumps(summary([line for line in lines if "seed" in line])))
         return 0
 
-    # As the tests have it: a home of its own, in which Ray may leave its token.
+    # Like the tests: its own home, in which Ray may leave its token.
     home = tempfile.mkdtemp(prefix="rr-", dir="/tmp")
     os.environ |= {"HOME": home, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"RAY_enable_metrics_collection": "0"}  # several of these share a machine

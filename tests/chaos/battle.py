@@ -1,9 +1,8 @@
-"""One study after another on a small cluster, each under strikes that are drawn from its seed.
+"""Runs studies one after another on a small cluster and injects faults that a seed determines.
 
-    seed -> Draw (study, strikes, when) -> run to its end, whatever it takes -> checks -> Outcome
+    seed -> Draw (study, strikes, when) -> run to its end -> checks -> Outcome
 
-What is struck follows from the seed. When it is struck is told by what was trained by then, so that a busy
-machine is struck in the same places; what just then runs there is not the same twice.
+A strike's time is given in trained epochs, so that a slow machine is struck at the same place of the study.
 """
 
 from __future__ import annotations
@@ -41,12 +40,11 @@ STRIKES = (
     "trial", "host", "board", "node", "reclaim", "kill", "terminate", "interrupt", "head", "outage",
     "second",
 )  # fmt: skip
-"""The process of a trial, a host or the board; a machine without and with a notice; the driver by SIGKILL,
-SIGTERM and SIGINT; all machines and the driver; the storage for some seconds; a second driver beside the
-first."""
+"""A process of a trial, host or the coordinator ("board"); a machine, without and with notice; the driver
+by SIGKILL, SIGTERM and SIGINT; all machines and the driver; the storage for some seconds; a second driver."""
 
 OURS = {"trial": "ray::ImplicitFunc", "host": "ray::Host", "board": "ray::Coordinator"}
-"""By what is struck, how Ray names its process."""
+"""Per kind of strike, the start of the process name that Ray sets."""
 
 DISK_BYTES = 8 * 2**20
 LOOK_SECONDS = 0.2
@@ -56,10 +54,10 @@ MOST_DRIVERS = 20
 DONE, FAILED, REFUSED, CAPPED, INTERRUPTED = 0, 1, 2, 3, 130
 
 LEASE_SECONDS = 60.0
-"""Device-seconds that a driver that is killed is charged for nothing, of two devices."""
+"""Device-seconds by which a killed driver with two devices is overcharged."""
 
 PROCESS_SECONDS = 0.5
-"""By which a process is seen too late from outside, or too long."""
+"""Error in the start and end of a process as seen from outside."""
 
 
 # --- what is drawn ---------------------------------------------------------------------------------
@@ -69,9 +67,9 @@ PROCESS_SECONDS = 0.5
 class Strike:
     """
     Args:
-        share: of the study's epochs that were trained by then, those trained twice with them.
+        share: of the study's epochs that are trained when it strikes; repeated epochs count.
         delay: seconds after that.
-        seconds: that it lasts, or its notice.
+        seconds: duration, or time of notice.
     """
 
     what: str
@@ -82,12 +80,12 @@ class Strike:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What a seed comes to.
+    """The study and the strikes of a seed.
 
     Args:
-        storage: "folder", "disk" (a file system of its own, which is filled up in an outage) or "s3".
-        cap_share: of what an undisturbed study would take; None: no budget.
-        goes_on: with a larger budget, after the cap.
+        storage: "folder", "disk" (its own file system, which an outage fills up) or "s3".
+        cap_share: the budget as a share of what an undisturbed study takes; None: no budget.
+        goes_on: resumes with a larger budget after the cap.
     """
 
     seed: int
@@ -124,7 +122,7 @@ class Draw:
 
     @property
     def device_seconds(self) -> float:
-        """That the study would take undisturbed, roughly: twelve fold-runs, and two hosts' starts."""
+        """About what the study takes undisturbed: twelve fold-runs, and the starts of two hosts."""
         return 12 * self.seconds + 10.0
 
     @property
@@ -135,14 +133,14 @@ class Draw:
         return self.cap_share * self.device_seconds + lost * LEASE_SECONDS
 
 
-# --- where it runs ---------------------------------------------------------------------------------
+# --- the cluster -----------------------------------------------------------------------------------
 
 
 class Ground:
-    """A head without devices and two machines of one core each; and what starts drivers.
+    """A head without devices, two machines of one core each, and the process that starts drivers.
 
     Args:
-        folder: for a tiny backbone, and a disk that can be full.
+        folder: for a tiny backbone and a small disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -153,7 +151,7 @@ class Ground:
         self.codes: dict[int, int] = {}
         self._parents: dict[int, int] = {}
         self._started: list[int] = []
-        self._heard = threading.Condition()
+        self._news = threading.Condition()
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.study"],
             cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -161,26 +159,26 @@ class Ground:
         )  # fmt: skip
         assert self._server.stdout is not None
         assert self._server.stdout.readline() == "ready\n"
-        threading.Thread(target=self._hear, daemon=True).start()
+        threading.Thread(target=self._read_server, daemon=True).start()
 
-    def _hear(self) -> None:
+    def _read_server(self) -> None:
         assert self._server.stdout is not None
         for line in self._server.stdout:
             pid, word = line.split()
-            with self._heard:
+            with self._news:
                 if word == "started":
                     self._started.append(int(pid))
                 else:
                     self.codes[int(pid)] = int(word)
-                self._heard.notify_all()
+                self._news.notify_all()
 
     def start_driver(self, folder: Path, number: int) -> int:
-        """Its process id."""
+        """Returns the process id."""
         assert self._server.stdin is not None
-        with self._heard:
+        with self._news:
             self._server.stdin.write(f"{folder} {self.cluster.address} {number}\n")
             self._server.stdin.flush()
-            assert self._heard.wait_for(lambda: self._started, 30), "no driver can be started"
+            assert self._news.wait_for(lambda: self._started, 30), "no driver can be started"
             return self._started.pop()
 
     @property
@@ -189,7 +187,7 @@ class Ground:
         while self._cluster is None or len(self._cluster.worker_nodes) < 2:
             try:
                 self._grow()
-            except Exception:  # Ray's own patience, on a machine that is busy
+            except Exception:  # Ray's own timeout, on a busy machine
                 tries += 1
                 if tries > 5:
                     raise
@@ -212,21 +210,20 @@ class Ground:
         return self._s3
 
     def raylets(self) -> dict[int, Any]:
-        """Every machine by its raylet's process."""
+        """Machines by the process id of their raylet."""
         if self._cluster is None:
             return {}
         found = {}
         for node in [*self._cluster.worker_nodes, self._cluster.head_node]:
-            # One that is just being lost has none any more.
+            # A machine that is being lost has none any more.
             for raylet in node.all_processes.get("raylet", ()) if node is not None else ():
                 found[raylet.process.pid] = node
         return found
 
     def processes(self, what: str) -> list[psutil.Process]:
-        """Of this cluster's trials, hosts or board."""
+        """Processes of this cluster's trials, hosts or coordinator."""
         pids = psutil.pids()
-        # Looked at five times a second, by each of several battles: for parents only once, as they change
-        # only when they die.
+        # Called five times a second; parents change only when they die, so each is looked up once.
         for gone in self._parents.keys() - pids:
             self._parents.pop(gone, None)
         raylets = self.raylets()
@@ -242,7 +239,7 @@ class Ground:
         return found
 
     def lose_node(self, node: Any) -> None:
-        """A machine that is switched off."""
+        """Switch a machine off."""
         for pid, of in self.raylets().items():
             if of is node:
                 kill_all(psutil.Process(pid))
@@ -250,16 +247,16 @@ class Ground:
 
     def lose_all(self) -> None:
         for node in [*self._cluster.worker_nodes, self._cluster.head_node]:
-            with suppress(Exception):  # what is half gone already says so
+            with suppress(Exception):  # of machines that are half gone
                 self.lose_node(node)
         self._cluster = None
 
     @cached_property
     def alone(self) -> dict[str, Record]:
-        """What undisturbed training of the real study comes to."""
+        """Records of the real study, trained undisturbed in this process."""
         import torch
 
-        torch.set_num_threads(1)  # as hosts have it: sums are added up alike
+        torch.set_num_threads(1)  # as in hosts, so that sums have the same order
         return {record.key: record for record in train_alone(real_terms(self).plan)}
 
     @cached_property
@@ -282,7 +279,7 @@ def real_terms(ground: Ground) -> Terms:
 
 
 class Disk:
-    """A small file system, where this machine lets us mount one."""
+    """A small file system, where this machine allows mounts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -318,7 +315,7 @@ def kinds_of_storage(folder: Path) -> list[str]:
 
 
 class Watch(threading.Thread):
-    """How long hosts hold their devices, seen from outside; each has one core."""
+    """Measures from outside how long hosts hold their devices; each has one core."""
 
     def __init__(self, ground: Ground) -> None:
         super().__init__(daemon=True)
@@ -336,7 +333,7 @@ class Watch(threading.Thread):
 
     @property
     def device_seconds(self) -> float:
-        """While they were seen to be hosts."""
+        """Total time for which host processes were seen."""
         return sum(last - first for first, last in self.seen.values())
 
 
@@ -347,13 +344,13 @@ class Watch(threading.Thread):
 class Outcome:
     """
     Args:
-        wrong: what is not as it should be; none where all is well.
-        struck: after how many seconds what was struck.
+        wrong: violations, as sentences.
+        struck: (seconds after the start, kind of strike).
         held: device-seconds that hosts held.
-        useful: device-seconds of the epochs that the ledger's records are made of, and of their scoring.
+        useful: device-seconds of the epochs in the ledger, and of their scoring.
         epochs: in the ledger.
-        trained: epochs that were trained to their end.
-        seen: device-seconds for which hosts were seen from outside.
+        trained: epochs trained to their end, repeated ones included.
+        seen: device-seconds of hosts, measured from outside.
     """
 
     draw: Draw
@@ -374,7 +371,7 @@ class Outcome:
 
     @property
     def overspend(self) -> float | None:
-        """Beyond the cap, as a share of it; None where none was reached."""
+        """Spending beyond the cap, as a share of the cap; None if no cap was reached."""
         if self.draw.cap is None or self.capped_at is None:
             return None
         return self.capped_at / self.draw.cap - 1.0
@@ -404,7 +401,7 @@ class Outcome:
 
 @dataclass
 class Battle:
-    """A study that is run until it says that it is over, while things are taken away."""
+    """Runs a study to its end while strikes hit it."""
 
     ground: Ground
     draw: Draw
@@ -418,7 +415,6 @@ class Battle:
     _disk: Disk | None = None
     _log: list[tuple[float, str, str, int, float]] = field(default_factory=list)
     _read: int = 0
-    _two: bool = False
     _away: int = 0
 
     def run(self) -> Outcome:
@@ -448,7 +444,7 @@ class Battle:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         wall = true_time() - self._began
-        self._hear_log()
+        self._read_log()
         self._check_ledger(is_whole=self.codes[-1:] == [DONE])
         self._check_budget(watch)
         self._check_twice()
@@ -478,21 +474,21 @@ class Battle:
     # --- strikes ----------------------------------------------------------------------------------
 
     def _fight(self, waiting: list[Strike]) -> None:
-        """Until a driver says that there is nothing left to do, or nothing left to do it with."""
+        """Run drivers until one ends with all work done or at the cap."""
         began = time.monotonic()
         due_at: float | None = None
         while True:
             if time.monotonic() - began > MOST_SECONDS or self._number > MOST_DRIVERS:
                 self.wrong.append(f"no end after {self._number} drivers")
                 return
-            self._bury()
+            self._reap_drivers()
             if not self._drivers:
                 over = self.codes[-1:] in ([DONE], [CAPPED])
                 if over and not self._later:
                     return
                 if not over:
                     self._start_driver()
-            self._hear_log()
+            self._read_log()
             for at, action in list(self._later):
                 if time.monotonic() >= at:
                     self._later.remove((at, action))
@@ -512,7 +508,7 @@ class Battle:
         self._drivers.append(self.ground.start_driver(self.folder, self._number))
         self._number += 1
 
-    def _bury(self) -> None:
+    def _reap_drivers(self) -> None:
         for pid in [pid for pid in self._drivers if pid in self.ground.codes]:
             self._drivers.remove(pid)
             code = self.ground.codes.pop(pid)
@@ -523,7 +519,7 @@ class Battle:
                 self.wrong.append(f"a driver ended with code {code}")
 
     def _why_failed(self) -> str:
-        """An error that nobody caught. Fold-runs that failed are tried again by the next driver."""
+        """The last line of an uncaught error; "" for failed fold-runs, which the next driver retries."""
         last = (self.folder / ANSWER).read_text().strip().splitlines()[-1]
         return "" if last.startswith("{") else f"a driver ended with {last[:200]}"
 
@@ -531,7 +527,7 @@ class Battle:
         self._later.append((time.monotonic() + seconds, action))
 
     def _strike(self, strike: Strike) -> bool:
-        """False where there is nothing of its kind just now."""
+        """False where there is nothing of this kind to strike now."""
         what = strike.what
         draw = random.Random(f"{self.draw.seed} {strike.share}")
         if what in OURS:
@@ -556,7 +552,6 @@ class Battle:
             self._after(strike.seconds, self._heal)
             return True
         if what == "second":
-            self._two = True
             self._start_driver()
             return True
         if what == "head":
@@ -574,9 +569,9 @@ class Battle:
         return True
 
     def _lose(self, node: Any) -> None:
-        if node in self.ground.cluster.worker_nodes:  # else all were lost meanwhile
+        if node in self.ground.cluster.worker_nodes:  # it may have been lost meanwhile
             self.ground.lose_node(node)
-            self._after(1.0, lambda: self.ground.cluster)  # which adds what is missing
+            self._after(1.0, lambda: self.ground.cluster)  # adds missing machines
 
     def _take_storage(self) -> None:
         self._away += 1
@@ -598,15 +593,15 @@ class Battle:
                 self._point_storage_at("kept")
 
     def _point_storage_at(self, name: str) -> None:
-        """At once: there is no moment without a storage. Behind "nothing" there is a file."""
+        """Atomically. "nothing" is a file, so every access below it fails."""
         (self.folder / "nothing").touch()
         link = self.folder / "link"
         link.symlink_to(self.folder / name)
         link.rename(self.folder / "storage")
 
-    # --- what came of it --------------------------------------------------------------------------
+    # --- checks -----------------------------------------------------------------------------------
 
-    def _hear_log(self) -> None:
+    def _read_log(self) -> None:
         log = self.folder / "log"
         if not log.exists():
             return
@@ -627,7 +622,7 @@ class Battle:
 
     @cached_property
     def _alone(self) -> dict[str, Record]:
-        """What undisturbed training of every fold-run comes to."""
+        """The record of every fold-run, trained undisturbed."""
         if self.draw.is_real:
             return self.ground.alone
         made = script(self.folder, self.draw.seconds)
@@ -656,7 +651,7 @@ class Battle:
         saved = [*open_files(self.terms.storage, "saved").names()]
         if is_whole:
             self.wrong += [
-                f"of what is finished there is still saved/{name}"
+                f"a finished fold-run still has saved/{name}"
                 for name in saved
                 if name.partition("/")[0] in finished or name.endswith(".part")
             ]
@@ -666,7 +661,7 @@ class Battle:
             ]
 
     def _check_whole(self, records: Sequence[Record]) -> None:
-        """A study that is over has all of its records; a race's winner is the one that would have won."""
+        """A finished study has all of its records, and a race has the right winner."""
         missing = len(self._alone) - len(records)
         statuses = Counter(record.status for record in records)
         allowed = {"done", "stopped"} if self.draw.raced else {"done"}
@@ -699,8 +694,8 @@ class Battle:
         return Journal(self.terms.storage).entries()
 
     def _check_budget(self, watch: Watch) -> float:
-        """What hosts have held, by the journal or as seen from outside, whichever is more. What a driver that
-        was killed is charged for nothing is not in it."""
+        """Device-seconds that hosts held, by the journal or as seen from outside, whichever is more. The
+        overcharge of killed drivers is not included."""
         self._await_end_of_processes()
         charged = add_up(self._entries(), 1.0).device_seconds
         seen = watch.device_seconds
@@ -714,8 +709,8 @@ class Battle:
         return spent
 
     def _check_twice(self) -> None:
-        """What is in the ledger is not begun again, but by a second driver that had begun before."""
-        if self._two or self.draw.storage == "s3":
+        """Nothing that is in the ledger is begun again."""
+        if self.draw.storage == "s3":  # its records have no local times
             return
         for path in Path(self.terms.storage, "ledger").rglob("*.json"):
             key, ending = path.name.split(".", 1)
@@ -747,7 +742,7 @@ class Battle:
 
 
 def _difference(mine: Record, alone: Record) -> str:
-    """In what a record is not what undisturbed training gives."""
+    """How a record differs from that of undisturbed training."""
     losses = [
         f"{a.loss:.6f} for {b.loss:.6f}" for a, b in zip(mine.epochs, alone.epochs, strict=False)
     ]

@@ -1,8 +1,8 @@
-"""The study that chaos strikes: its plan, what trains it, and its drivers, each a process of its own.
+"""The study under fault injection: its plan, its training, and its drivers, each in its own process.
 
-python -m tests.chaos.study      starts drivers as it is told, a line each on stdin: FOLDER ADDRESS NUMBER
+python -m tests.chaos.study      starts a driver per line of stdin: FOLDER ADDRESS NUMBER
 
-Drivers are forked from one process that has imported everything, which takes longer than the study.
+Drivers are forked from one process that has imported everything, because imports take longer than the study.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ ANSWER = "drivers.log"
 
 @dataclass(frozen=True)
 class Terms:
-    """What a driver has to know of a run.
+    """What a driver needs to know about a run.
 
     Args:
         storage: a folder or URL.
         tiny: the folder of a tiny backbone that is really trained; "" for a training that only sleeps.
-        seconds: that a fold-run takes, at least.
+        seconds: minimum duration of a fold-run.
         raced: configurations race.
-        save_seconds: see `workplace.Resources`.
-        cap: device-seconds of the budget; None: there is none.
-        expects: it is known beforehand what a fold-run wants.
-        clock: of each driver in turn: its clock is wrong by so many seconds, and jumps by as many more
-            ten seconds after its start.
+        save_seconds: see `session.HostResources`.
+        cap: device-seconds of the budget; None: no budget.
+        expects: the cost of a fold-run is known beforehand.
+        clock: per driver, the error of its clock in seconds, and a further error from ten seconds after its
+            start.
     """
 
     storage: str
@@ -83,11 +83,11 @@ def script(folder: Path, seconds: float) -> Script:
     return Script(folder / "trained", seconds, raced=True)
 
 
-# --- training that says what it does --------------------------------------------------------------
+# --- training that writes a log -------------------------------------------------------------------
 
 
 def shift_clock(first: float, later: float, at: float) -> None:
-    """In this process the clock is wrong, and jumps.
+    """Make the clock of this process wrong, and let it jump.
 
     Args:
         at: true Unix time.
@@ -102,9 +102,9 @@ def true_time() -> float:
 
 @dataclass(frozen=True)
 class Logged:
-    """Opens pools that note down what is opened and ended, and how long each epoch took.
+    """Opens pools that log what is opened and ended, and how long each epoch took.
 
-    Whoever unpickles it, as hosts and the board do, has the driver's clock.
+    A process that unpickles it, such as a host, gets the driver's clock.
     """
 
     folder: Path
@@ -131,10 +131,10 @@ def _unpickle(folder: Path, seconds: float, is_real: bool, clock: Any) -> Logged
 
 
 class LoggedPool:
-    """Another pool, beside which a line is written for all that comes of it.
+    """Wraps a pool and writes a line per event.
 
     Args:
-        seconds: that a fold-run takes at least, spread over its epochs.
+        seconds: minimum duration of a fold-run, spread over its epochs.
     """
 
     def __init__(self, pool: Any, log: Path, seconds: float = 0.0) -> None:
@@ -183,7 +183,7 @@ class LoggedPool:
         return events
 
     def _note(self, what: str, key: str, epoch: int) -> None:
-        """One write, which is whole or not there."""
+        """A single write, so that a killed process leaves no half line."""
         line = f"{true_time():.3f} {what} {key} {epoch} {self._spent[key]:.4f} {os.getpid()}\n"
         os.write(self._log, line.encode())
 
@@ -192,7 +192,7 @@ class LoggedPool:
 
 
 def drive(folder: Path, number: int) -> int:
-    """One driver; the code is that of `raymrc run`."""
+    """Run one driver; returns the exit code of `raymrc run`."""
     from raymrc.errors import RaymrcError
     from raymrc.scheduling.terms import RunTerms
     from raymrc.sweep.driver import Training, run_study
@@ -238,13 +238,13 @@ def drive(folder: Path, number: int) -> int:
 
 
 def serve() -> None:
-    """Starts drivers, and says when they end: "PID CODE", the code of a signal negative."""
+    """Start drivers, and print "PID CODE" when they end; a signal gives a negative code."""
     import torch  # noqa: F401
 
     import raymrc.sweep.driver  # noqa: F401
     import tests.training.test_lane  # noqa: F401
 
-    def bury(*_: object) -> None:
+    def reap(*_: object) -> None:
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -254,7 +254,7 @@ def serve() -> None:
                 return
             os.write(1, f"{pid} {os.waitstatus_to_exitcode(status)}\n".encode())
 
-    signal.signal(signal.SIGCHLD, bury)
+    signal.signal(signal.SIGCHLD, reap)
     os.write(1, b"ready\n")
     for line in sys.stdin:
         folder, address, number = line.split()
@@ -269,7 +269,7 @@ def serve() -> None:
             os.environ["RAY_ADDRESS"] = address
             try:
                 sys.exit(drive(Path(folder), int(number)))
-            except KeyboardInterrupt:  # before the study has begun; what the command says to it
+            except KeyboardInterrupt:  # before the study has begun, as the command does
                 sys.exit(130)
         os.write(1, f"{pid} started\n".encode())
 

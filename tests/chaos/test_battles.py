@@ -1,8 +1,8 @@
-"""Promise: whatever is struck, a study's ledger ends as if nothing had been.
+"""Promise: whatever faults hit a study, its ledger ends as if there had been none.
 
-A fold-run that is lost, doubled or trained otherwise after a kill would be one figure among many. So small
-studies are struck as seeds say: a trial, a host, a machine, the driver, a second driver, a cap.
-`python -m tests.chaos` does it for as many seeds as there is time for.
+A fold-run that is lost, doubled or trained differently after a kill would be one figure among many. So seeds
+determine faults for small studies: a trial, a host, a machine, the driver, a second driver, a cap.
+`python -m tests.chaos` runs as many seeds as there is time for.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def ground() -> Iterator[Ground]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_struck_study_ends_as_one_that_nobody_disturbed(seed, ground):
+def test_a_study_under_faults_ends_like_an_undisturbed_one(seed, ground):
     with tempfile.TemporaryDirectory(prefix="rr-", dir="/tmp") as folder:
         outcome = Battle(ground, Draw.of(seed, 1.0, ("folder",)), Path(folder) / "run").run()
     assert not outcome.wrong, (outcome.wrong, outcome.struck, outcome.codes)
