@@ -23,7 +23,7 @@ from raymrc.model.loading import Loaded
 from raymrc.model.network import Model
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.training.fused import (
-    Part,
+    BatchPart,
     backward_together,
     clip_together,
 )
@@ -63,7 +63,7 @@ def make_backbone(device: str, name: str = "minilm", shape: Shape = SHAPES["mini
     return Loaded(backbone, encoder, NoTokenizer(), shape, "")
 
 
-def make_lanes(loaded: Loaded, count: int, rows: int) -> list[tuple[Part, torch.optim.AdamW]]:
+def make_lanes(loaded: Loaded, count: int, rows: int) -> list[tuple[BatchPart, torch.optim.AdamW]]:
     device = loaded.encoder.word.weight.device
     lanes = []
     for number in range(count):
@@ -76,7 +76,7 @@ def make_lanes(loaded: Loaded, count: int, rows: int) -> list[tuple[Part, torch.
         model = Model(configuration, loaded, LABELS).train()
         inputs, targets = make_batch(rows, number)
         generator = torch.Generator(device).manual_seed(number)
-        part = Part(model, inputs.to(device), targets.to(device), generator)
+        part = BatchPart(model, inputs.to(device), targets.to(device), generator)
         # A rate of zero does the same work and keeps the predictions unchanged.
         optimiser = torch.optim.AdamW(model.parameter_groups(), fused=True)
         for group in optimiser.param_groups:
@@ -98,7 +98,7 @@ def make_batch(rows: int, seed: int) -> tuple[Inputs, SpanTargets]:
     return inputs, SpanTargets(start_BS, end_BS, pairs)
 
 
-def step_together(parts: Sequence[Part], optimisers: Sequence[torch.optim.AdamW]) -> None:
+def step_together(parts: Sequence[BatchPart], optimisers: Sequence[torch.optim.AdamW]) -> None:
     """One batch of every lane, as in `training.pool`."""
     inputs = [part.inputs for part in parts]
     for places in share_passes(inputs, inputs[0].label_B.device):
@@ -111,7 +111,7 @@ def step_together(parts: Sequence[Part], optimisers: Sequence[torch.optim.AdamW]
             optimiser.zero_grad(set_to_none=True)
 
 
-def step_alone(lanes: Sequence[tuple[Part, torch.optim.AdamW]]) -> None:
+def step_alone(lanes: Sequence[tuple[BatchPart, torch.optim.AdamW]]) -> None:
     for part, optimiser in lanes:
         model: Model = part.model
         assert part.targets is not None

@@ -40,7 +40,7 @@ from raymrc.study.load import load_spec
 from raymrc.study.notes import build_study_folds, read_study_corpus
 from raymrc.training.activations import Activations
 from raymrc.training.batching import StudyData
-from raymrc.training.fused import Part, backward_together, clip_together
+from raymrc.training.fused import BatchPart, backward_together, clip_together
 from raymrc.training.pool import keep_freed_memory
 from tests.training.fold_runs import train_fold_run
 
@@ -102,7 +102,7 @@ class Lanes:
         """One batch of each lane, all with the same answers."""
         lanes = zip(self.models, batches, self.generators, strict=True)
         backward_together(
-            [Part(model, inputs, targets, generator) for model, inputs, generator in lanes]
+            [BatchPart(model, inputs, targets, generator) for model, inputs, generator in lanes]
         )
         clip_together(self.models, [model.configuration.clip_norm for model in self.models])
         for optimiser in self.optimisers:

@@ -49,7 +49,7 @@ from raymrc.reading.relations import Asked
 from raymrc.reading.rows import Row, RowBuilder, RowForm, training_batches
 from raymrc.reading.windows import cut_windows, read_pieces
 from raymrc.training.batching import collate, collate_targets
-from raymrc.training.fused import Part
+from raymrc.training.fused import BatchPart
 from raymrc.training.pool import keep_freed_memory, share_passes
 
 GOALS = {"published head": 2.5, "factorised head": 1.0}
@@ -194,7 +194,7 @@ def run_together(
                 inputs = collate(rows, loaded.shape.pad_id)
                 targets = collate_targets(rows, inputs)
                 assert isinstance(targets, SpanTargets)
-                parts.append(Part(model, inputs.to(device), targets.to(device), generator))
+                parts.append(BatchPart(model, inputs.to(device), targets.to(device), generator))
             step_together(parts, optimisers)
 
     return run

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raymrc.analysis.conclusions import (
     AHEAD,
@@ -40,6 +39,7 @@ from raymrc.analysis.gaps import (
 )
 from raymrc.analysis.statistics import (
     LEVEL,
+    Array,
     Bootstrap,
     Comparison,
     Interval,
@@ -57,8 +57,6 @@ from raymrc.analysis.summary import CellSummary, ConfigurationSummary, winner_of
 from raymrc.analysis.tradeoffs import SizeFit, cost_per_point, fit_sizes, pareto, parity_size
 from raymrc.ledger.record import NoteCounts, Record
 from raymrc.scoring.counts import Counts, pool
-
-Array = NDArray[np.float64]
 
 RESAMPLING_SEED = 20261125
 """Fixed, so that the same ledger gives the same report."""

@@ -33,7 +33,7 @@ from raymrc.ledger.rank import rank
 
 # C configurations, F folds, R rungs, L levels: the pairs of fold and rung
 
-Array = NDArray[np.floating]
+_Array = NDArray[np.floating]
 
 EM_STEPS = 2
 """Later steps move the covariances by less than the uncertainty of the prior."""
@@ -96,7 +96,7 @@ class Contender:
         return [len(course) for course in self.courses]
 
     @cached_property
-    def best(self) -> Array:
+    def best(self) -> _Array:
         """Best validation F1 up to each finished epoch, (folds, epochs); 0 for later epochs."""
         best = np.zeros((len(self.courses), self.epochs))
         for fold, course in enumerate(self.courses):
@@ -173,7 +173,7 @@ class Prior:
     effect_weight: float = 4.0
     residual_weight: float = 4.0
 
-    def covariances(self, rungs: Sequence[float]) -> tuple[Array, Array]:
+    def covariances(self, rungs: Sequence[float]) -> tuple[_Array, _Array]:
         """Covariances of effects and of residuals over rungs, (R, R) each."""
         share = np.asarray(rungs)
         to_come = np.exp(-2 * self.lag_rate * share) - math.exp(-2 * self.lag_rate)
@@ -329,7 +329,7 @@ class _Race:
         )
 
 
-def _rounded(values: Array) -> Array:
+def _rounded(values: _Array) -> _Array:
     """Drops the last digits, in which machines differ, so that ties go by name everywhere."""
     return np.round(values, 12)
 
@@ -348,15 +348,15 @@ class _Fit:
         residuals: tables from the fitted covariance of residuals.
     """
 
-    worth: Array
-    variance: Array
-    slope: Array
-    level_covariance: Array
+    worth: _Array
+    variance: _Array
+    slope: _Array
+    level_covariance: _Array
     degrees: float
     effects: _Covariance
     residuals: _Residuals
 
-    def ahead_of(self, leader: int) -> Array:
+    def ahead_of(self, leader: int) -> _Array:
         """Probability that each contender is worth more than the leader, (C,)."""
         slope = self.slope - self.slope[leader]
         variance = self.variance + self.variance[leader]
@@ -371,7 +371,7 @@ class _Fit:
         ahead[leader] = 0.0
         return ahead
 
-    def best_fold(self, planned: Array, busy: Array, epochs: Array) -> int | None:
+    def best_fold(self, planned: _Array, busy: _Array, epochs: _Array) -> int | None:
         """The fold whose next epochs say most about a contender's worth; None if no fold is free.
 
         Each fold is rated by how far the variance falls per epoch, at the best rung to train it to. Folds
@@ -405,11 +405,11 @@ class _Covariance:
             of the first k rungs.
     """
 
-    matrix: Array
-    factor: Array
+    matrix: _Array
+    factor: _Array
 
     @classmethod
-    def from_matrix(cls, matrix: Array) -> _Covariance:
+    def from_matrix(cls, matrix: _Array) -> _Covariance:
         return cls(matrix, np.linalg.inv(np.linalg.cholesky(matrix)))
 
 
@@ -441,14 +441,14 @@ class _Residuals:
         self.weights = self.precision @ with_end
         self.variance_left = np.maximum(with_end[-1] - self.weights @ with_end, 0.0)
 
-    def weigh(self, values: Array, seen: NDArray[np.bool_]) -> Array:
+    def weigh(self, values: _Array, seen: NDArray[np.bool_]) -> _Array:
         """Values of each fold-run, (C, F, R) and 0 where unseen, times the precision of the seen rungs."""
         return np.where(seen, values @ self._factor.T, 0.0) @ self._factor
 
 
 def _remaining(
     effects: _Covariance, residuals: _Residuals, depths: NDArray[np.int64]
-) -> tuple[Array, Array, Array]:
+) -> tuple[_Array, _Array, _Array]:
     """What is left to learn about contenders at known levels.
 
     Args:
@@ -471,7 +471,7 @@ def _remaining(
 
 
 def _fit(
-    reached: Array,
+    reached: _Array,
     depth: NDArray[np.int64],
     prior: Prior,
     shares: tuple[float, ...],
@@ -531,7 +531,7 @@ def _fit(
 
 
 def _fit_covariance(
-    squares: Array, depth: NDArray[np.int64], prior: Array, weight: float
+    squares: _Array, depth: NDArray[np.int64], prior: _Array, weight: float
 ) -> _Covariance:
     """A covariance over rungs from expected squares.
 
@@ -559,7 +559,7 @@ def _fit_covariance(
     return _Covariance(root @ root.T, factor)
 
 
-def _clip_outliers(reached: Array, seen: NDArray[np.bool_]) -> Array:
+def _clip_outliers(reached: _Array, seen: NDArray[np.bool_]) -> _Array:
     """The seen values, low outliers raised to `MAX_GAP_MEDIANS`; 0 where unseen."""
     values = np.sort(np.where(seen, reached, np.inf), axis=0)
     count = seen.sum(0)[None]

@@ -38,7 +38,7 @@ from raymrc.reading.windows import Pieces, Window
 BUCKET_BATCHES = 16
 """Batches of one epoch among which rows are sorted by length."""
 
-Mark = tuple[int, int, Sequence[int], Sequence[int]]
+MentionMark = tuple[int, int, Sequence[int], Sequence[int]]
 """First and last piece of a mention in its window, ids before it, ids behind it."""
 
 Gold = Mapping[tuple[Mention, int], Sequence[Mention]]
@@ -93,7 +93,7 @@ class RowPieces:
         head: Sequence[int],
         sep: int,
         window_type: int,
-        marks: Sequence[Mark] = (),
+        marks: Sequence[MentionMark] = (),
     ) -> None:
         self.window = window
         self.length = len(head) + len(window.piece_ids) + 1
@@ -352,7 +352,7 @@ class RowBuilder:
             )  # fmt: skip
 
     def _pieces(
-        self, window: Window, asked: int | None = None, marks: Sequence[Mark] = ()
+        self, window: Window, asked: int | None = None, marks: Sequence[MentionMark] = ()
     ) -> RowPieces:
         """
         Args:

@@ -29,7 +29,7 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """
     Args:
         id: its anchor.

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 MIN_HEADING_WIDTH = 8
 """A heading breaks into lines of at least this many characters."""
 
-Part = Table | str
+TerminalPart = Table | str
 
 
 def render_findings(findings: Findings) -> RenderableType:
     """The verdict, its table, and the tables behind it."""
     summaries, found = findings.summaries, findings.conclusions
     verdict = study_verdict(findings).verdict
-    parts: list[Part | None] = [verdict.headline, *verdict.details]
+    parts: list[TerminalPart | None] = [verdict.headline, *verdict.details]
     if found.compared:
         parts += [results.gap_table(summaries, found), results.cost_table(summaries, found)]
     for fitted in found.by_size:
@@ -52,7 +52,7 @@ def render_final(findings: Findings) -> RenderableType:
 
 
 def render_comparison(found: StudyComparison) -> RenderableType:
-    parts: list[Part] = []
+    parts: list[TerminalPart] = []
     if not found.both:
         parts.append("No cell is in both: task, corpus, backbone, strategy and shots differ.")
     for name, cells in ((found.first, found.only_first), (found.second, found.only_second)):
@@ -73,7 +73,7 @@ def render_replays(outcomes: Iterable[dict[str, Any]]) -> RenderableType:
     return render([replay_table(outcomes)])
 
 
-def render(parts: Iterable[Part]) -> RenderableType:
+def render(parts: Iterable[TerminalPart]) -> RenderableType:
     """One below the other."""
     from rich.console import Group
     from rich.text import Text

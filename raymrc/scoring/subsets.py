@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import compress
 
+from raymrc.corpora.brat import Fragments
 from raymrc.corpora.note import Span
 from raymrc.scoring.counts import Counts
 
 SUBSETS = ("nested", "overlapping", "discontinuous", "any")
 
-Fragments = tuple[tuple[int, int], ...]
 
 Item = tuple[str, Fragments]
 """Label and fragments; spans with equal label and fragments are one item."""

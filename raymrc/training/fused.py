@@ -34,7 +34,7 @@ from raymrc.training.torch_private import norms, scale, step_at_once
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchPart:
     """One lane's share of a pass.
 
     Args:
@@ -73,7 +73,7 @@ def share_out(batches: Sequence[Inputs], pieces: int, slack: float = math.inf) -
     return shares
 
 
-def backward_together(parts: Sequence[Part]) -> Tensor:
+def backward_together(parts: Sequence[BatchPart]) -> Tensor:
     """One forward and backward pass over all parts, which leaves every lane's gradients on its parameters.
 
     Returns:
@@ -102,7 +102,7 @@ def backward_together(parts: Sequence[Part]) -> Tensor:
     return torch.stack([loss.detach() for loss in losses])
 
 
-def _backward_alone(part: Part) -> Tensor:
+def _backward_alone(part: BatchPart) -> Tensor:
     assert part.targets is not None
     loss = part.model.loss(part.inputs, part.targets, part.generator)
     loss.backward()
@@ -145,7 +145,7 @@ def step_together(optimisers: Sequence[torch.optim.AdamW]) -> None:
 
 
 @torch.no_grad()
-def predict_together(parts: Sequence[Part]) -> list[list[SpanAnswer]]:
+def predict_together(parts: Sequence[BatchPart]) -> list[list[SpanAnswer]]:
     """Every lane's answers to its rows, as from `Model.predict`, in the order of `parts`."""
     encoder = _shared_encoder(parts)
     answers: list[list[SpanAnswer]] = [[]] * len(parts)
@@ -161,7 +161,7 @@ def predict_together(parts: Sequence[Part]) -> list[list[SpanAnswer]]:
     return answers
 
 
-def _shared_encoder(parts: Sequence[Part]) -> Encoder:
+def _shared_encoder(parts: Sequence[BatchPart]) -> Encoder:
     encoder = parts[0].model.encoder
     for part in parts:
         if part.model.encoder is not encoder or encoder.is_trained or part.model.prompt is None:
@@ -171,7 +171,7 @@ def _shared_encoder(parts: Sequence[Part]) -> Encoder:
     return encoder
 
 
-def _by_entry(parts: Sequence[Part]) -> Iterator[list[int]]:
+def _by_entry(parts: Sequence[BatchPart]) -> Iterator[list[int]]:
     """Indices of the parts whose prompts enter the backbone alike."""
     entries: dict[tuple[str, int], list[int]] = {}
     for index, part in enumerate(parts):
@@ -180,7 +180,7 @@ def _by_entry(parts: Sequence[Part]) -> Iterator[list[int]]:
     yield from entries.values()
 
 
-def _prompt(part: Part) -> SoftPrompt:
+def _prompt(part: BatchPart) -> SoftPrompt:
     prompt = part.model.prompt
     assert prompt is not None
     return prompt
@@ -201,7 +201,7 @@ class _Rows:
     slices: tuple[slice, ...]
 
 
-def _join(parts: Sequence[Part]) -> _Rows:
+def _join(parts: Sequence[BatchPart]) -> _Rows:
     width = max(part.inputs.input_ids_BS.shape[1] for part in parts)
     counts = [len(part.inputs.label_B) for part in parts]
     ends = torch.tensor(counts).cumsum(0).tolist()
@@ -248,7 +248,7 @@ def _join(parts: Sequence[Part]) -> _Rows:
 
 
 def _encode(
-    encoder: Encoder, parts: Sequence[Part], stacks: Sequence[_Stack]
+    encoder: Encoder, parts: Sequence[BatchPart], stacks: Sequence[_Stack]
 ) -> tuple[Tensor, _Rows]:
     """Hidden states of all rows, (R, S, D), each behind its own lane's prompt."""
     rows = _join(parts)
@@ -290,7 +290,7 @@ class _Stack:
         """The leaves of the prompt or of the heads, by their names there."""
         return {k.removeprefix(owner): v for k, v in self.leaves.items() if k.startswith(owner)}
 
-    def prompts(self, parts: Sequence[Part], longest: int) -> Iterator[tuple[int, Tensor]]:
+    def prompts(self, parts: Sequence[BatchPart], longest: int) -> Iterator[tuple[int, Tensor]]:
         """(part, its rows' prompts), padded to the longest prompt.
 
         Shapes:
@@ -321,7 +321,7 @@ class _Stack:
             made = F.pad(made, (0, 0, 0, longest - length))
         yield from zip(self.places, made.split(counts), strict=True)
 
-    def losses(self, hidden_RSD: Tensor, rows: _Rows, parts: Sequence[Part]) -> Tensor:
+    def losses(self, hidden_RSD: Tensor, rows: _Rows, parts: Sequence[BatchPart]) -> Tensor:
         """`SpanHeads.loss` of every lane at once, (K,)."""
         mine = [parts[place] for place in self.places]
         hidden_RSD = torch.cat([hidden_RSD[rows.slices[place]] for place in self.places])
@@ -381,7 +381,7 @@ class _Stack:
         lane_R: Tensor,
         lane_T: Tensor,
         heads: dict[str, Tensor],
-        mine: Sequence[Part],
+        mine: Sequence[BatchPart],
     ) -> Tensor:
         """Logits of (row, first, last) triples, in the order of rows, (T,)."""
         row_T, first_T, last_T = pairs_T3.unbind(1)
@@ -398,7 +398,7 @@ class _Stack:
         out_TW = heads["match_out.weight"].squeeze(1)[lane_T]
         return (hidden_TW * out_TW).sum(-1) + heads["match_out.bias"].squeeze(1)[lane_T]
 
-    def hand_out_gradients(self, parts: Sequence[Part]) -> None:
+    def hand_out_gradients(self, parts: Sequence[BatchPart]) -> None:
         """Gives every lane's parameters their gradients, as views of the stack's."""
         for k, place in enumerate(self.places):
             model = parts[place].model
@@ -418,7 +418,7 @@ class _Vectors(torch.nn.Module):
         return self.prompt.vectors()
 
 
-def _stack(parts: Sequence[Part], owner: str = "") -> list[_Stack]:
+def _stack(parts: Sequence[BatchPart], owner: str = "") -> list[_Stack]:
     """One stack per form of parts; the lanes' own parameters stay where they are.
 
     Args:
@@ -456,7 +456,7 @@ def _stack_tensors(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0][None]
 
 
-def _join_targets(parts: Sequence[Part], width: int) -> tuple[Tensor, Tensor, Tensor]:
+def _join_targets(parts: Sequence[BatchPart], width: int) -> tuple[Tensor, Tensor, Tensor]:
     """start_RS, end_RS and pairs_T3 of all parts, with rows numbered through."""
     starts, ends, pairs, before = [], [], [], 0
     for part in parts:
@@ -520,7 +520,7 @@ class _LaneLinear(torch.autograd.Function):
         return torch.bmm(grad_KUW, weight_KWD), torch.bmm(grad_KUW.mT, input_KUD)
 
 
-def _drop_rows(hidden_RSD: Tensor, parts: Sequence[Part], counts: Sequence[int]) -> Tensor:
+def _drop_rows(hidden_RSD: Tensor, parts: Sequence[BatchPart], counts: Sequence[int]) -> Tensor:
     """Drops out each lane's rows by its own generator, over its own width."""
     if not any(part.model.configuration.dropout for part in parts):
         return hidden_RSD
@@ -533,7 +533,7 @@ def _drop_rows(hidden_RSD: Tensor, parts: Sequence[Part], counts: Sequence[int])
     return hidden_RSD * torch.cat(keeps)
 
 
-def _drop_pairs(hidden_TW: Tensor, parts: Sequence[Part], lane_T: Tensor) -> Tensor:
+def _drop_pairs(hidden_TW: Tensor, parts: Sequence[BatchPart], lane_T: Tensor) -> Tensor:
     if not any(part.model.configuration.dropout for part in parts):
         return hidden_TW
     counts = torch.bincount(lane_T, minlength=len(parts)).tolist()

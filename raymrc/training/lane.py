@@ -41,7 +41,7 @@ from raymrc.scoring.counts import Counts, pool
 from raymrc.training.activations import Activations
 from raymrc.training.batching import StudyData, collate, collate_targets, prefetch
 from raymrc.training.evaluation import Answer, Evaluation
-from raymrc.training.fused import Part
+from raymrc.training.fused import BatchPart
 from raymrc.training.meter import FoldRunUsage, device_name, hardware, versions
 
 Answers = Sequence[Answer]
@@ -82,10 +82,10 @@ class Batch:
         return self.inputs.input_ids_BS.numel()
 
     @property
-    def part(self) -> Part:
+    def part(self) -> BatchPart:
         """Its share of a pass that many lanes make together."""
         assert self.targets is None or isinstance(self.targets, SpanTargets)
-        return Part(self.lane.model, self.inputs, self.targets, self.lane.dropout)
+        return BatchPart(self.lane.model, self.inputs, self.targets, self.lane.dropout)
 
 
 class Lane:

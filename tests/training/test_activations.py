@@ -21,7 +21,7 @@ from raymrc.model.inputs import Inputs
 from raymrc.model.loading import Loaded
 from raymrc.model.network import Model
 from raymrc.training.activations import Activations
-from raymrc.training.fused import Part, backward_together, clip_together, predict_together
+from raymrc.training.fused import BatchPart, backward_together, clip_together, predict_together
 from tests.model.tiny import (
     KINDS,
     random_inputs,
@@ -163,7 +163,7 @@ def test_lanes_learn_the_same_with_and_without_the_store(
                 targets = random_span_targets(inputs, seed=step)
                 if store is not None:
                     inputs = store.fill(keys, inputs)
-                parts.append(Part(model, inputs, targets, generator))
+                parts.append(BatchPart(model, inputs, targets, generator))
             with passes_below(loaded.encoder) as seen:
                 losses.append(backward_together(parts))
             assert bool(seen) == (store is None)
@@ -193,7 +193,7 @@ def test_answers_are_the_same_with_and_without_the_store(loaded: Loaded) -> None
     models = [make_model(loaded, first_layer=2, seed=seed) for seed in range(2)]
     batches = [windows.batch(0, 0, 0, 1, 1, 1), windows.batch(5, 5, 5, 1, 1, 1)]
     filled = [store.fill(*batch) for batch in batches]
-    together = predict_together([Part(m, i) for m, i in zip(models, filled, strict=True)])
+    together = predict_together([BatchPart(m, i) for m, i in zip(models, filled, strict=True)])
     for model, (_, inputs), answers in zip(models, batches, together, strict=True):
         for mine, theirs in zip(answers, model.predict(inputs), strict=True):
             assert mine[2].tolist() == theirs[2].tolist()

@@ -16,7 +16,7 @@ from torch import Tensor
 from raymrc.errors import TrainingError
 from raymrc.model.loading import Loaded
 from raymrc.model.network import Model
-from raymrc.training.fused import Part, backward_together, clip_together, predict_together
+from raymrc.training.fused import BatchPart, backward_together, clip_together, predict_together
 from tests.model.tiny import (
     KINDS,
     random_inputs,
@@ -67,7 +67,7 @@ def make_part(
     rows: int | None = None,
     pieces: int | None = None,
     **fields: Any,
-) -> Part:
+) -> BatchPart:
     """A lane with a batch of its own size."""
     model = make_model(loaded, **fields)
     inputs = random_inputs(
@@ -78,7 +78,7 @@ def make_part(
         seed=number,
     )
     generator = torch.Generator().manual_seed(number)
-    return Part(model, inputs, random_span_targets(inputs, seed=number), generator)
+    return BatchPart(model, inputs, random_span_targets(inputs, seed=number), generator)
 
 
 def gradients(model: Model) -> dict[str, Tensor]:
@@ -127,7 +127,7 @@ def test_lanes_that_share_rows_or_are_given_them_learn_the_same(
             if form == "entered" or (form == "some entered" and number):
                 entry = loaded.encoder.below(inputs, first_layer) * inputs.mask_BS[..., None]
                 inputs = replace(inputs, entry_BSD=entry, entry_layer=first_layer)
-            parts.append(Part(model, inputs, targets))
+            parts.append(BatchPart(model, inputs, targets))
         seen = []
         hook = loaded.encoder.layer(0).register_forward_hook(
             lambda _m, given, _o: seen.append(len(given[0]))
@@ -194,7 +194,7 @@ def test_a_lane_without_answers_or_predictions_leaves_its_neighbours_loss_alone(
         torch.nn.init.constant_(head.bias, -50.0)
     none = torch.zeros_like(silent.targets.start_BS)
     no_pairs = torch.zeros(0, 3, dtype=torch.long)
-    silent = Part(silent.model, silent.inputs, type(silent.targets)(none, none, no_pairs))
+    silent = BatchPart(silent.model, silent.inputs, type(silent.targets)(none, none, no_pairs))
     mine = make_part(loaded, 2, dropout=0.0)
     own = mine.model.loss(mine.inputs, mine.targets)
     losses = backward_together([silent, mine])
@@ -238,4 +238,6 @@ def test_only_lanes_of_one_frozen_backbone_share_a_pass(loaded: Loaded, tmp_path
     trained = tiny_configuration(loaded.backbone, "soft_prompt")
     part = make_part(loaded, 1)
     with pytest.raises(TrainingError, match="one frozen backbone"):
-        backward_together([Part(Model(trained, loaded, NUM_LABELS), part.inputs, part.targets)])
+        backward_together(
+            [BatchPart(Model(trained, loaded, NUM_LABELS), part.inputs, part.targets)]
+        )

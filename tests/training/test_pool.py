@@ -22,7 +22,7 @@ from raymrc.model.loading import Loaded
 from raymrc.scoring.counts import pool as pool_counts
 from raymrc.training import pool as pool_module
 from raymrc.training.batching import StudyData
-from raymrc.training.fused import Part
+from raymrc.training.fused import BatchPart
 from raymrc.training.pool import Pool
 from tests.training.fold_runs import train_fold_run
 from tests.training.test_lane import make_run
@@ -205,7 +205,7 @@ def test_a_pass_that_fails_is_parted_down_to_the_lane_at_fault(
     runs = [make_frozen(loaded, number, first_layer=0) for number in range(5)]
     backward = pool_module.backward_together
 
-    def refuse_one(parts: list[Part]) -> torch.Tensor:
+    def refuse_one(parts: list[BatchPart]) -> torch.Tensor:
         losses = backward(parts)
         if any(part.model.configuration.seed == 3 for part in parts):
             raise ValueError("made up")
@@ -229,7 +229,7 @@ def test_a_pass_without_memory_is_halved_and_recorded(
     backward = pool_module.backward_together
     passes: list[int] = []
 
-    def too_large(parts: list[Part]) -> torch.Tensor:
+    def too_large(parts: list[BatchPart]) -> torch.Tensor:
         passes.append(sum(part.inputs.input_ids_BS.numel() for part in parts))
         if len(parts) > 2:
             raise torch.OutOfMemoryError("made up")
@@ -254,7 +254,7 @@ def test_a_pass_without_memory_is_halved_and_recorded(
 def test_a_batch_that_cannot_be_halved_says_what_to_set(
     loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(parts: list[Part]) -> torch.Tensor:
+    def never(parts: list[BatchPart]) -> torch.Tensor:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough")
 
     monkeypatch.setattr(pool_module, "backward_together", never)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raymrc.analysis.findings import Findings
-from raymrc.report.parts import Section
+from raymrc.report.parts import PageSection
 from raymrc.report.sections import compared, details, searched
 from raymrc.report.sections.facts import build_facts
 
 __all__ = ["build_facts", "build_sections"]
 
-SECTIONS: tuple[Callable[[Findings], Section | None], ...] = (
+SECTIONS: tuple[Callable[[Findings], PageSection | None], ...] = (
     compared.winners,
     compared.gaps,
     compared.size_section,
@@ -32,6 +32,6 @@ SECTIONS: tuple[Callable[[Findings], Section | None], ...] = (
 """In the order of the page."""
 
 
-def build_sections(findings: Findings) -> tuple[Section, ...]:
+def build_sections(findings: Findings) -> tuple[PageSection, ...]:
     found = (build(findings) for build in SECTIONS)
     return tuple(section for section in found if section is not None)

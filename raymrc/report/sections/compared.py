@@ -13,7 +13,7 @@ from raymrc.analysis.summary import CellSummary, differing, settings_text, winne
 from raymrc.quantities import points, short_count
 from raymrc.report import figures
 from raymrc.report.figures import Mark, in_points
-from raymrc.report.parts import Plot, Section
+from raymrc.report.parts import PageSection, Plot
 from raymrc.report.results import (
     cell_names,
     comparisons,
@@ -36,7 +36,7 @@ from raymrc.report.sections.marks import (
 from raymrc.report.table import Table, numbers, words
 
 
-def winners(findings: Findings) -> Section | None:
+def winners(findings: Findings) -> PageSection | None:
     if not leaders(findings.summaries):
         return None
     finished = won(findings)
@@ -69,10 +69,12 @@ def winners(findings: Findings) -> Section | None:
         460,
     )  # fmt: skip
     table = winner_table(findings.summaries, findings.conclusions)
-    return Section("winners", "Winners: F1 against cost", (), (plot,) if marks else (), (table,))
+    return PageSection(
+        "winners", "Winners: F1 against cost", (), (plot,) if marks else (), (table,)
+    )
 
 
-def gaps(findings: Findings) -> Section | None:
+def gaps(findings: Findings) -> PageSection | None:
     found = findings.conclusions
     if not found.compared:
         return None
@@ -93,10 +95,10 @@ def gaps(findings: Findings) -> Section | None:
         figures.height_of(len(names)),
     )  # fmt: skip
     table = cost_table(findings.summaries, found)
-    return Section("gaps", "Frozen vs trained", (), (plot,) if names else (), (table,))
+    return PageSection("gaps", "Frozen vs trained", (), (plot,) if names else (), (table,))
 
 
-def size_section(findings: Findings) -> Section | None:
+def size_section(findings: Findings) -> PageSection | None:
     found = findings.conclusions
     plots, lead = [], []
     for fitted in found.by_size:
@@ -129,7 +131,7 @@ def size_section(findings: Findings) -> Section | None:
             )
         )
         plots.append(_f1_by_size(fitted, gaps_here, findings))
-    return Section("size", "By size", lead, plots) if plots else None
+    return PageSection("size", "By size", lead, plots) if plots else None
 
 
 def _f1_by_size(fitted: BySize, gaps_here: Sequence[Conclusion], findings: Findings) -> Plot:
@@ -171,7 +173,7 @@ def _f1_by_size(fitted: BySize, gaps_here: Sequence[Conclusion], findings: Findi
     )  # fmt: skip
 
 
-def few_examples(findings: Findings) -> Section | None:
+def few_examples(findings: Findings) -> PageSection | None:
     groups: dict[tuple[str, str, str], dict[str, list[CellSummary]]] = {}
     for summary in won(findings):
         cell = summary.cell
@@ -208,10 +210,10 @@ def few_examples(findings: Findings) -> Section | None:
                 is_wide=len(groups) == 1,
             )
         )  # fmt: skip
-    return Section("few-shot", "Few training examples", (ABOUT_INTERVALS,), plots)
+    return PageSection("few-shot", "Few training examples", (ABOUT_INTERVALS,), plots)
 
 
-def other_sites(findings: Findings) -> Section | None:
+def other_sites(findings: Findings) -> PageSection | None:
     names = cell_names(findings.summaries)
     plots = []
     for site, table in site_tables(findings.summaries, findings.conclusions).items():
@@ -237,4 +239,4 @@ def other_sites(findings: Findings) -> Section | None:
                 table,
             )
         )
-    return Section("transfer", "At other sites", (), plots) if plots else None
+    return PageSection("transfer", "At other sites", (), plots) if plots else None

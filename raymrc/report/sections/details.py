@@ -12,7 +12,7 @@ from raymrc.analysis.summary import Spread, differing, settings_text
 from raymrc.ledger.record import Record
 from raymrc.quantities import points
 from raymrc.report import figures
-from raymrc.report.parts import Plot, Section
+from raymrc.report.parts import PageSection, Plot
 from raymrc.report.results import (
     CELL_COLUMN,
     cell_names,
@@ -31,7 +31,7 @@ MAX_STOPPED = 200
 """Listed with their reasons; the export has all."""
 
 
-def by_label(findings: Findings) -> Section | None:
+def by_label(findings: Findings) -> PageSection | None:
     led = leaders(findings.summaries)
     labels = sorted({label for _, leader in led for label in leader.labels_strict})
     if not labels:
@@ -58,7 +58,7 @@ def by_label(findings: Findings) -> Section | None:
         *numbers("precision", "recall", "strict F1", "lenient F1", show=points),
     ]
     table = Table("By label, all folds pooled, in points", columns, rows)
-    return Section("labels", "By label", (), (heat,), (table,))
+    return PageSection("labels", "By label", (), (heat,), (table,))
 
 
 def _label_heat(
@@ -81,7 +81,7 @@ def _label_heat(
     )  # fmt: skip
 
 
-def events_and_subsets(findings: Findings) -> Section | None:
+def events_and_subsets(findings: Findings) -> PageSection | None:
     tables, names = counts_tables(findings.summaries), cell_names(findings.summaries)
     led = [(names[s.cell], leader.labels_events) for s, leader in leaders(findings.summaries)]
     events = sorted({name for _, by_event in led for name in by_event})
@@ -95,15 +95,19 @@ def events_and_subsets(findings: Findings) -> Section | None:
                 events,
             )
         )
-    return Section("kinds", "Events, mentions, nested spans", (), plots, tables) if tables else None
+    return (
+        PageSection("kinds", "Events, mentions, nested spans", (), plots, tables)
+        if tables
+        else None
+    )
 
 
-def trained_and_kept(findings: Findings) -> Section | None:
+def trained_and_kept(findings: Findings) -> PageSection | None:
     table = kept_table(findings.summaries)
-    return Section("kept", table.title, (), (), (table,)) if table is not None else None
+    return PageSection("kept", table.title, (), (), (table,)) if table is not None else None
 
 
-def final_test(findings: Findings) -> Section | None:
+def final_test(findings: Findings) -> PageSection | None:
     if not findings.finals:
         return None
     names = cell_names(findings.summaries)
@@ -127,10 +131,10 @@ def final_test(findings: Findings) -> Section | None:
         final_table(findings.finals, findings.summaries),
     )
     lead = [final_sentence(gap) for gap in findings.final_gaps]
-    return Section("final-test", "Final test", lead, (plot,))
+    return PageSection("final-test", "Final test", lead, (plot,))
 
 
-def stopped_early(findings: Findings) -> Section | None:
+def stopped_early(findings: Findings) -> PageSection | None:
     table, racing = race_table(findings.summaries), findings.plan.racing
     if table is None:
         return None
@@ -153,10 +157,10 @@ def stopped_early(findings: Findings) -> Section | None:
         rows[:MAX_STOPPED],
         f"'raymrc export' writes the other {left}." if left > 0 else "",
     )
-    return Section("races", "Stopped early", lead, (), (table, reasons))
+    return PageSection("races", "Stopped early", lead, (), (table, reasons))
 
 
-def failures(findings: Findings) -> Section | None:
+def failures(findings: Findings) -> PageSection | None:
     names = cell_names(findings.summaries)
     rows = [
         (names[summary.cell], times, reason)
@@ -178,10 +182,10 @@ def failures(findings: Findings) -> Section | None:
         ),
     ]
     shown = [table for table in tables if table.rows]
-    return Section("failures", "Failures", (), (), shown) if shown else None
+    return PageSection("failures", "Failures", (), (), shown) if shown else None
 
 
-def how_to_repeat(findings: Findings) -> Section:
+def how_to_repeat(findings: Findings) -> PageSection:
     """Inputs with seeds and fingerprints, versions, machines."""
     spec, runs = findings.spec, [r for r in findings.fold_runs if r.is_done]
     facts = [
@@ -222,7 +226,7 @@ def how_to_repeat(findings: Findings) -> Section:
         tables.append(Table("Versions", [*words("versions"), *fold_runs], rows))
         devices = [(*machine, times) for machine, times in machines.most_common()]
         tables.append(Table("Machines", [*words("machine", "device"), *fold_runs], devices))
-    return Section("repeat", "How to repeat it", (), (), tables)
+    return PageSection("repeat", "How to repeat it", (), (), tables)
 
 
 def _versions(record: Record) -> str:

@@ -17,7 +17,7 @@ from raymrc.configuration import Cell
 from raymrc.quantities import points
 from raymrc.report import figures
 from raymrc.report.figures import Mark
-from raymrc.report.parts import Plot, Section
+from raymrc.report.parts import PageSection, Plot
 from raymrc.report.results import CELL_COLUMN, cell_names, show_seconds, without_corpus
 from raymrc.report.sections.marks import (
     ABOUT_INTERVALS,
@@ -36,7 +36,7 @@ MAX_AXIS_VALUES = 12
 """With more values of a setting, a search is drawn as points instead of a heat map or a curve."""
 
 
-def search(findings: Findings) -> Section | None:
+def search(findings: Findings) -> PageSection | None:
     """Heat maps over two settings, curves over each, and the configurations themselves."""
     searched = [s for s in findings.summaries if len(s.configurations) > 1 and s.leader]
     if not searched:
@@ -53,7 +53,7 @@ def search(findings: Findings) -> Section | None:
         f"have the best score here. {ABOUT_INTERVALS}",
     )
     folded = "Luck of the choice, and each cell's configurations, best on validation first"
-    return Section("search", "The search", lead, plots, tables, folded)
+    return PageSection("search", "The search", lead, plots, tables, folded)
 
 
 def _luck(findings: Findings) -> list[Table]:
