@@ -393,7 +393,7 @@ def test_nothing_to_write_into_mlflow_writes_nothing(place):
 def test_options_of_the_other_scheme_are_refused(place):
     for option in (["--labeled-args", "Drug"], ["--criteria", "exact"]):
         sentence = one_sentence(place, "score", "notes", "notes", "--scheme", "n2c2-2018", *option)
-        assert "are of n2c2-2022" in sentence
+        assert "are for n2c2-2022" in sentence
 
 
 def test_a_field_set_on_the_command_line_goes_before_the_file(place):
