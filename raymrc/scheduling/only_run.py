@@ -82,9 +82,6 @@ def _refusal(storage: str, process: str) -> StudyError:
     )
 
 
-# --- a lock file ----------------------------------------------------------------------------------
-
-
 def _open_lock(path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Others may write to this folder: do not follow a link of theirs.
@@ -114,9 +111,6 @@ def _take_lock(lock: int, storage: str, log: Callable[[str], object]) -> None:
             )
             is_logged = True
         time.sleep(POLL_SECONDS)
-
-
-# --- a claim --------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -185,8 +185,6 @@ class StudyRun:
             self._tally.count(record)
         return record
 
-    # --- work and results -------------------------------------------------------------------------
-
     def take(self, trial_id: str) -> WorkItem | None:
         """Work for a trial; None when there is none now."""
         if self.stopping.is_set():
@@ -301,8 +299,6 @@ class StudyRun:
                 raise self._writer.error
             self.give_up(self._writer.error)
 
-    # --- failures -----------------------------------------------------------------------------------
-
     def _will_retry(self, record: Record) -> bool:
         key = record.key
         self._spent_failing[key] = record.device_seconds + record.failed_device_seconds
@@ -338,8 +334,6 @@ class StudyRun:
         found, self._newly_closed = self._newly_closed, []
         return found
 
-    # --- stops by races -----------------------------------------------------------------------------
-
     def _record_stops(self) -> None:
         """Record the paused fold-runs of configurations that races have just stopped."""
         for stop in self._search.take_stops():
@@ -369,8 +363,6 @@ class StudyRun:
             self._record(
                 replace(self._paused[key], status=RecordStatus.STOPPED, reason=reasons[key])
             )
-
-    # --- the end, progress and outcome --------------------------------------------------------------
 
     def give_up(self, error: RaymrcError) -> None:
         """End the run with this error; what is done is kept."""
