@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import textwrap
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,7 +173,8 @@ def study_file_page() -> str:
         "`raymrc schema` prints a JSON Schema of this file, which editors use to check and complete it.",
     ]
     for model in dict.fromkeys(_sections(Spec)):
-        parts.append(f"## {model.__name__}\n\n{_flat(model.__doc__ or '')}\n\n{_table(model)}")
+        about = textwrap.fill(_flat(model.__doc__ or ""), 100, break_on_hyphens=False)
+        parts.append(f"## {model.__name__}\n\n{about}\n\n{_table(model)}")
     return "\n\n".join(parts) + "\n"
 
 
