@@ -8,7 +8,7 @@ from raymrc.model.shapes import Shape
 
 
 def adapter_bytes(trained_parameters: int, bytes_each: int = 4) -> int:
-    """Bytes of the trained numbers when saved, header aside; fp32 unless said otherwise."""
+    """Size of the saved trained numbers without the file's header; fp32 by default."""
     return trained_parameters * bytes_each
 
 
@@ -29,17 +29,16 @@ def forward_flops(
 ) -> float:
     """Floating-point operations of one pass without gradients.
 
-    Each weight of a layer costs a multiplication and an addition per token. Attention costs,
-    per token and layer, as much for every position that the token attends to: hidden size
-    times two (scores and weighted sum) times two. Embeddings are looked up, norms and
-    activations are left out (under 1 %).
+    Each weight of a layer costs one multiplication and one addition per token. Attention costs, per token,
+    layer and attended position, hidden size times two (scores and weighted sum) times two. Embeddings, norms
+    and activations are left out (under 1 %).
 
     Args:
-        tokens: real pieces that pass the encoder, all rows together.
+        tokens: pieces that pass the encoder, without padding, over all rows.
         row_length: mean pieces per row, questions and special pieces included.
-        prompt_length: positions of a soft prompt, which layers from `first_layer` on attend to.
-        prompt_depth: "input": they also pass through those layers, as pieces do.
-        head_parameters: of the heads, each used once per token.
+        prompt_length: positions of a soft prompt, to which layers from `first_layer` on attend.
+        prompt_depth: with "input" these positions also pass through those layers, like pieces.
+        head_parameters: each is used once per token.
     """
     work = sum(
         part.passing * part.layers * (2 * part.weights + part.attention)
@@ -62,15 +61,14 @@ def training_flops(
     """Floating-point operations of training on `tokens`, forward and backward.
 
     forward                       2 x weights + attention
-    backward, activations         2 x weights + 2 x attention  layers that a gradient passes
-    backward, weights             2 x weights                  layers whose weights are trained
+    backward, activations         2 x weights + 2 x attention  in layers that a gradient passes
+    backward, weights             2 x weights                  in layers whose weights are trained
 
-    A frozen backbone saves the last row everywhere, and the second below the first layer with
-    a prompt. Recomputed activations are not counted: this is what is needed, not what is spent.
+    A frozen backbone saves the last line in all layers, and the second below the first layer with a prompt.
+    Recomputed activations are not counted: this is the work needed, not the work spent.
 
     Args:
-        head_parameters: of the heads, which are always trained.
-        others: as in `forward_flops`.
+        head_parameters: of the heads, which are always trained; for the others see `forward_flops`.
 
     Source: Kaplan et al. 2020, arXiv:2001.08361, section 2.1, with attention written out.
     """
@@ -84,27 +82,27 @@ def training_flops(
 
 
 def head_parameters(answers: str, num_labels: int, hidden: int) -> int:
-    """Numbers of the heads that every piece passes, for `training_flops`; the match head sees few pairs.
+    """Parameters of the heads that every piece passes, without the match head, which sees few pairs.
 
     Args:
         answers: of the strategy, "tags" or "spans".
-        num_labels: that are tagged, where it tags.
+        num_labels: number of tagged labels.
     """
     return (3 * num_labels if answers == "tags" else 2) * hidden
 
 
 def match_flops(hidden: int, match_width: int, pairs: float, *, trains: bool = False) -> float:
-    """Floating-point operations of the match head on candidate pairs, each with a start and an end of its
-    own: two projections, and the product with what weighs them.
+    """Floating-point operations of the match head on candidate pairs: a projection each of start and end, and
+    the output layer.
 
     Args:
-        trains: forward and backward; the gradient of the pieces' vectors is included.
+        trains: whether to include the backward pass, with the gradient of the pieces' vectors.
     """
     return pairs * 2 * (2 * hidden * match_width + match_width) * (3 if trains else 1)
 
 
 class _Part(NamedTuple):
-    """Layers in which the same positions pass and are attended to."""
+    """Layers with the same passing and attended positions."""
 
     layers: int
     passing: float
@@ -120,7 +118,7 @@ def _parts(
     prompt_depth: str,
     first_layer: int,
 ) -> tuple[_Part, _Part]:
-    """The layers below a prompt, and those from it on."""
+    """The layers below the prompt, and the layers with it."""
     weights = 4 * shape.hidden * shape.hidden + 2 * shape.hidden * shape.ffn
     passing = float(tokens)
     if prompt_depth == "input" and tokens:
@@ -138,23 +136,22 @@ def _parts(
 
 
 def lane_bytes(trained_parameters: int, kind: str = "cpu") -> float:
-    """Memory that a lane holds as long as it is open: fp32 numbers, gradients and Adam's two moments; and
-    the state of its best epoch, which is in the CPU's memory in any case.
+    """Memory of an open lane: fp32 weights, gradients, Adam's two moments, and on a CPU the best epoch's
+    state (kept in CPU memory also if the device is a GPU).
 
     Args:
-        kind: of device, "cpu" or "gpu".
+        kind: of the device, "cpu" or "gpu".
     """
     return (5.0 if kind == "cpu" else 4.0) * 4 * trained_parameters
 
 
 def pass_bytes(shape: Shape, pieces: int, bytes_each: int = 4) -> float:
-    """Memory that the layers hold in one pass over a frozen backbone for its backward pass, at most.
-
-    What a prompt and the heads take comes on top; see `placement.peak_bytes` for all of it.
+    """Maximum memory of the activations that a frozen backbone's layers keep for the backward pass, without
+    prompt and heads; see `placement.peak_bytes` for the whole.
 
     Args:
-        pieces: padded, of all rows.
-        bytes_each: of a number that layers compute with.
+        pieces: padded pieces of all rows.
+        bytes_each: per number in the layers' computations.
     """
     return shape.num_layers * layer_bytes(shape, pieces, 0, bytes_each)
 
@@ -169,19 +166,19 @@ def layer_bytes(
     drops: bool = False,
     kind: str = "cpu",
 ) -> float:
-    """Memory that one layer holds in a pass until its gradients are taken.
+    """Memory of the activations that one layer keeps until its gradients are computed.
 
-    Per piece: queries, keys and values (3 D), these two once more behind a prompt's (2 D), what attention
-    gave (D), what the two norms took (2 D), and what the activation took (F). Weights that are trained
-    also need what they were multiplied with: what the norms gave (2 D) and what the activation gave
-    (F); and dropout keeps what it drew, twice (2 D).
+    Per piece, with hidden size D and feed-forward size F: queries, keys and values (3 D); keys and values
+    concatenated to a prompt's (2 D); the attention's output (D); the inputs of two norms (2 D); the
+    activation function's input (F). Trained weights also need their inputs: the norms' outputs (2 D) and
+    the activation function's output (F). Dropout keeps two masks (2 D).
 
     Args:
-        pieces: padded, of all rows.
-        positions: of prompts, of all rows; None: keys and values have no prompt before them.
-        bytes_each: of a number that layers compute with; the sum that they add to is fp32 where the
-            backbone is trained.
-        kind: of device: on a CPU dropout draws numbers, on a GPU bytes.
+        pieces: padded pieces of all rows.
+        positions: prompt positions of all rows; None: no prompt is concatenated.
+        bytes_each: per number in the layers' computations; the residual stream is fp32 if the backbone is
+            trained.
+        kind: of the device: masks are numbers on a CPU and bytes on a GPU.
     """
     hidden, ffn = shape.hidden, shape.ffn
     numbers = pieces * (4 * hidden + ffn)
@@ -199,16 +196,16 @@ def layer_bytes(
 def pair_bytes(
     pairs: float, width: int, *, drops: bool = False, is_stacked: bool = False, asks: bool = False
 ) -> float:
-    """Memory that the match head holds at its fullest, in fp32.
+    """Peak memory of the match head, in fp32.
 
-    Per pair and number of its hidden layer: the start's, the end's, their sum, and its activation;
-    with dropout what was drawn and what came of it. Lanes whose heads are stacked have, instead, their own
-    weights for every pair and the products with them.
+    Per pair and unit of the hidden layer: the projections of start and end, their sum, and its activation;
+    with dropout also mask and result. Stacked heads of several lanes have output weights for every pair and
+    their products in addition.
 
     Args:
-        pairs: of all rows, that are looked at together.
+        pairs: of all rows, processed together.
         width: of the hidden layer.
-        asks: for answers, without gradients.
+        asks: whether it is evaluation, without gradients.
     """
     each = 4
     if not asks:

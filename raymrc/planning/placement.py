@@ -1,9 +1,9 @@
-"""Where the fold-runs of a cell train, by what memory allows.
+"""Where the fold-runs of a cell train, decided by memory.
 
     configurations, shape -> peak_bytes of each way to train them -> Placement, or why there is none
 
-Memory is arithmetic, written down from what `training` does and held to it by
-`benchmarks/placement.py`. Nothing is loaded for it.
+Memory is predicted by arithmetic that follows `training`; `benchmarks/placement.py` compares it with
+measurements. Nothing is loaded.
 """
 
 # T pieces of a pass, B rows, S pieces of a row, P prompt positions, D hidden, F feed-forward, W match width
@@ -25,28 +25,27 @@ from raymrc.planning.arithmetic import lane_bytes, layer_bytes, pair_bytes
 from raymrc.planning.devices import FILLED, GIB, Device
 
 LANES = {"cpu": 4, "gpu": 32}
-"""Frozen fold-runs open on one host at once where the study does not say. A core gains little from
-more: see docs/performance.md."""
+"""Default number of frozen fold-runs on one host at once. A core gains little from more:
+see docs/performance.md."""
 
 PASS_PIECES = {"cpu": 1024, "gpu": 16384}
-"""Padded pieces of one pass, at most; a lane's training batch may be larger by itself. On a CPU more
-are no faster: matrix products are at their best from 128 rows on, and padding grows."""
+"""Maximum number of padded pieces per pass, unless one lane's training batch has more. On a CPU larger passes
+are not faster: matrix products peak from 128 rows on, and padding grows."""
 
 ACTIVATIONS_SHARE = 0.25
-"""Of what lanes may count on of a device's memory, what may be kept of layers below late prompts, for one
-first layer."""
+"""Share of a device's usable memory for stored activations of layers below a late prompt."""
 
 SPECIAL_PIECES = 2
-"""One before the window, one after it."""
+"""One special piece before the window and one after it."""
 
 QUESTION_PIECES = 40
-"""A question in words with what parts it from the window, roughly; only a tokenizer knows."""
+"""Approximate pieces of a question in words and its separator; only a tokenizer knows the number."""
 
 MARK_PIECES = 10
-"""Around a given mention and another one, with their labels, at most about so many."""
+"""Approximate maximum number of pieces that mark a given mention and another one, with their labels."""
 
-MOST_DEVICES = 64
-"""That one model is cut over, where the study does not say."""
+MAX_DEVICES = 64
+"""Default maximum number of devices that hold one model together."""
 
 
 class PlacementMode(StrEnum):
@@ -63,10 +62,10 @@ class Placement:
     """Where the fold-runs of a cell train.
 
     Args:
-        workers: (least, most) devices that train one model together; (1, 1) unless a group.
+        workers: minimum and maximum number of devices that train one model together; (1, 1) unless a group.
         lanes: frozen fold-runs on one device at once; 1 unless "lanes".
-        checkpoints: whether layers compute again what a gradient needs, instead of keeping it.
-        peak_bytes: predicted, of one device, for the largest configuration, with all lanes open.
+        checkpoints: whether layers recompute what a gradient needs instead of keeping it.
+        peak_bytes: predicted memory of one device, for the largest configuration with all lanes open.
     """
 
     mode: PlacementMode
@@ -76,22 +75,22 @@ class Placement:
     peak_bytes: float = 0.0
 
     def __str__(self) -> str:
-        """As a table shows it: "4 lanes", "1 device, recomputes", "group of 2 to 8"."""
+        """For tables: "4 lanes", "1 device, recomputes", "group of 2 to 8"."""
         if self.mode == PlacementMode.LANES:
-            said = "1 lane" if self.lanes == 1 else f"{self.lanes} lanes"
+            text = "1 lane" if self.lanes == 1 else f"{self.lanes} lanes"
         elif self.mode == PlacementMode.DEVICE:
-            said = "1 device"
+            text = "1 device"
         else:
             least, most = self.workers
-            said = f"group of {least}" if least == most else f"group of {least} to {most}"
-        return f"{said}, recomputes" if self.checkpoints else said
+            text = f"group of {least}" if least == most else f"group of {least} to {most}"
+        return f"{text}, recomputes" if self.checkpoints else text
 
 
 class DoesNotFit(Exception):
-    """Why a cell has no place, a sentence with the number that would give it one."""
+    """A cell has no place; the message names the change that would give it one."""
 
 
-# --- what it takes --------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def peak_bytes(
@@ -107,20 +106,20 @@ def peak_bytes(
     sharing: int | None = None,
     pass_pieces: int | None = None,
 ) -> float:
-    """The most memory of one device that training a configuration takes, backbone included.
+    """Peak memory of one device while it trains a configuration, backbone included.
 
-    What stays is counted number by number; a training pass, one that asks for answers, and saving come on
-    top, whichever takes most. Of a pass there are a few moments at which it may be largest; see
-    `_Way.training_bytes`. Rows are taken to be as long as a window, and the match head to be shown as
-    many pairs as it ever uses, as an early model that predicts answers everywhere does.
+    The peak is what stays between passes, plus the largest of a training pass, an evaluation pass, and
+    saving. A training pass may be largest at one of a few moments; see `_Way.training_bytes`. Rows are
+    assumed to be as long as a window, and the match head to see its maximum number of pairs, as for an
+    early model that predicts answers everywhere.
 
     Args:
-        kind: of device: "cpu" or "gpu".
-        mode, lanes, checkpoints: as in `Placement`.
-        devices: over which a group cuts its model.
-        sharing: lanes whose batches are in one pass; None: all of them, in as many pieces as a pass
-            has, as where rows are far shorter than a window.
-        pass_pieces: padded pieces of a pass, at most; None: `PASS_PIECES`.
+        kind: of the device, "cpu" or "gpu".
+        mode, lanes, checkpoints: see `Placement`.
+        devices: number of devices that share a group's model.
+        sharing: number of lanes whose batches share one pass; None: all lanes, in a full pass, which happens
+            if rows are much shorter than a window.
+        pass_pieces: maximum number of padded pieces per pass; None: `PASS_PIECES`.
     """
     way = _Way(
         configuration, shape, num_labels, kind, mode, lanes, devices, checkpoints,
@@ -131,7 +130,7 @@ def peak_bytes(
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """One way to train one configuration; arguments as in `peak_bytes`."""
+    """One way to train one configuration; see `peak_bytes` for the arguments."""
 
     configuration: Configuration
     shape: Shape
@@ -153,12 +152,12 @@ class _Way:
 
     @property
     def computed_in(self) -> int:
-        """Bytes of a number that layers compute with."""
+        """Bytes per number in the layers' computations."""
         return 2 if self.kind == "gpu" else 4
 
     @property
     def summed_in(self) -> int:
-        """Bytes of a number of the sum that layers add to."""
+        """Bytes per number in the residual stream."""
         return 4 if self.trains_backbone else self.computed_in
 
     @property
@@ -168,39 +167,39 @@ class _Way:
 
     @property
     def rows(self) -> float:
-        """Of one training pass on one device."""
+        """Rows of one training pass on one device."""
         size = self.configuration.batch_size
         if self.mode == PlacementMode.GROUP:
-            own = math.ceil(size / self.devices)
-            return min(own, max(1.0, self.pass_pieces / self.row))
+            share = math.ceil(size / self.devices)
+            return min(share, max(1.0, self.pass_pieces / self.row))
         if self.fills_pass and self.mode == PlacementMode.LANES and self.lanes > 1:
             return max(size, self.pass_pieces / self.row)
         return size * self.sharing
 
-    # --- what stays -------------------------------------------------------------------------------
+    # --- between passes ---------------------------------------------------------------------------
 
     def kept_bytes(self) -> float:
-        """Between passes: weights, moments and best epochs."""
+        """Memory that stays between passes: weights, moments and best epochs."""
         shape = self.shape
         counts = count_parameters(self.configuration, shape, self.num_labels)
         small = counts.prompt + counts.heads
-        # Gradients are of the pass: there are none while answers are asked for.
+        # Gradients belong to the pass: evaluation has none.
         each = lane_bytes(1, self.kind) - 4
         if self.mode == PlacementMode.LANES:
             return counts.backbone * self.computed_in + self.lanes * small * each
-        own = each * (small + (counts.backbone / self.devices if self.trains_backbone else 0))
+        state = each * (small + (counts.backbone / self.devices if self.trains_backbone else 0))
         if self.mode == PlacementMode.DEVICE:
-            # The pretrained numbers are kept for the next fold-run.
-            return own + counts.backbone * self.computed_in
+            # The pretrained weights are kept for the next fold-run.
+            return state + counts.backbone * self.computed_in
         if not self.trains_backbone:
-            own += counts.backbone * self.computed_in / self.devices
-        return own
+            state += counts.backbone * self.computed_in / self.devices
+        return state
 
     def saving_bytes(self) -> float:
-        """Of one lane's state while it is saved, which is made in the CPU's memory.
+        """CPU memory for saving one lane's state.
 
-        What is trained, its moments and the best epoch as one stretch of bytes, and what is trained
-        once more on its way there. A group copies its parts, and trains on while they are written.
+        Saving copies trained numbers, moments and the best epoch into one buffer, and the trained numbers
+        once more on the way. A group copies its shards, and trains while they are written.
         """
         if self.kind == "gpu":
             return 0.0
@@ -211,8 +210,8 @@ class _Way:
         return 5.0 * 4 * counts.trained
 
     def peak_beside_bytes(self) -> float:
-        """What comes on top of what stays, at its most."""
-        passing = max(self.training_bytes(), self.asking_bytes())
+        """Peak memory on top of what stays between passes."""
+        passing = max(self.training_bytes(), self.evaluation_bytes())
         if self.mode == PlacementMode.GROUP:
             return passing + self.saving_bytes()
         return max(passing, self.saving_bytes())
@@ -220,12 +219,12 @@ class _Way:
     # --- one pass ---------------------------------------------------------------------------------
 
     def training_bytes(self) -> float:
-        """Of one training pass, at the worst of its moments.
+        """Peak memory of one training pass.
 
-        It fills up layer by layer, then the heads come on top, then what layers kept is let go
-        while gradients take its place, evenly: so a moment at which both are half there is never
-        the worst one. The moments: the last layer is run; heads have answered; the last layer's gradient
-        is taken; the first layer's; all are there.
+        Activations accumulate layer by layer, then the heads come on top, then gradients replace activations
+        evenly, so that the peak is never halfway. It is at one of these moments, in the order of the maximum
+        below: the last layer runs; the heads have answered; backward reaches the last layer; backward reaches
+        the first layer; all gradients exist.
         """
         configuration, shape = self.configuration, self.shape
         hidden, ffn = shape.hidden, shape.ffn
@@ -253,18 +252,18 @@ class _Way:
         else:
             activations = prompted * kept + num_below * below
         again = kept if self.checkpoints else 0.0
-        # The prompts of all rows, for all layers; stacked lanes make them twice.
+        # Prompts of all rows, for all layers; stacked lanes copy them.
         prompts = positions * 2 * prompted * hidden * 4 * (2 if self.sharing > 1 else 1)
         edge = self.summed_in * passing * hidden * (2 if self.trains_backbone else 1)
         top = pieces * hidden * 4 * (4 if is_dropped else 2)
         wide = passing * (ffn + 2 * hidden) * c
-        # A layer that computes again keeps its prompt for it.
+        # A layer that recomputes keeps its prompt until then.
         waiting = prompts if self.checkpoints else 0.0
-        # Each layer's part of the joined keys' gradient is kept for the prompt's.
+        # The gradient of each layer's concatenated keys and values is kept for the prompt's gradient.
         joined = (pieces + positions if c == 4 else 2 * positions) * 2 * hidden * c * prompted
         if not deep:
             joined = 0.0
-        # A network's vectors for all labels: they and their gradient, the latter once more rearranged.
+        # A reparametrisation's vectors for all labels, their gradient, and a rearranged copy of it.
         made = 0.0
         if configuration.reparametrisation != "none":
             made = 3.0 * 4 * self.num_labels * deep * 2 * prompted * hidden * self.sharing
@@ -281,8 +280,8 @@ class _Way:
             gradients + parts.ending,
         )
 
-    def asking_bytes(self) -> float:
-        """Of one pass that asks for answers; nothing is kept in it."""
+    def evaluation_bytes(self) -> float:
+        """Peak memory of one evaluation pass, which keeps no activations."""
         configuration, shape = self.configuration, self.shape
         c = self.computed_in
         pieces = max(self.pass_pieces, self.row) / (
@@ -302,7 +301,7 @@ class _Way:
         layers = self._cast_bytes() + self._parts_bytes().forward + prompts + layer
         return max(layers, heads)
 
-    # --- parts of it ------------------------------------------------------------------------------
+    # --- parts of a pass --------------------------------------------------------------------------
 
     @property
     def _has_pairs(self) -> bool:
@@ -317,11 +316,11 @@ class _Way:
             pairs, configuration.match_width,
             drops=configuration.dropout > 0, is_stacked=self.sharing > 1,
         )  # fmt: skip
-        # Every pair of pieces, while candidates are looked for.
+        # All pairs of pieces exist while candidates are chosen.
         return max(chosen, 14.0 * rows * self.row**2)
 
     def _gradient_bytes(self) -> float:
-        """All that there are at the end of a backward pass."""
+        """All gradients at the end of a backward pass."""
         counts = count_parameters(self.configuration, self.shape, self.num_labels)
         small = counts.prompt + counts.heads
         if self.mode == PlacementMode.LANES:
@@ -330,23 +329,23 @@ class _Way:
         return 4.0 * (backbone + small)
 
     def _stack_bytes(self) -> float:
-        """What lanes of one pass train, side by side."""
+        """Stacked copies of what the lanes of one pass train."""
         if self.mode != PlacementMode.LANES or self.sharing < 2:
             return 0.0
         counts = count_parameters(self.configuration, self.shape, self.num_labels)
         return 4.0 * self.sharing * (counts.prompt + counts.heads)
 
     def _cast_bytes(self) -> float:
-        """Trained weights once more, in what a GPU computes in."""
+        """Copies of trained weights in the precision of a GPU's computations."""
         if self.kind == "cpu" or not self.trains_backbone or self.mode == PlacementMode.GROUP:
             return 0.0
         return 2.0 * self.shape.num_layers * self.shape.layer_parameters
 
     def _parts_bytes(self) -> _Parts:
-        """Weights of a group's model that are put together, and their gradients before they are cut.
+        """Weights that a group gathers, and their gradients before they are sharded.
 
-        While a layer is computed the embeddings are there, it and the one before (or, going back,
-        the next); then its gradients, and the sum of another layer's that is on its way.
+        While a layer runs, the embeddings, the layer, and its neighbour in running order are gathered; going
+        back, its gradients exist, too, and the sum of another layer's gradients is in flight.
         """
         if self.mode != PlacementMode.GROUP:
             return _Parts()
@@ -354,9 +353,9 @@ class _Way:
         rest = self.shape.num_parameters - self.shape.num_layers * layer
         c = self.computed_in
         both = float(c * (rest + 2 * layer))
-        # A norm behind the last layer belongs to the rest, which is then there before any layer is.
+        # A norm after the last layer belongs to the rest, which is gathered before any layer then.
         gathering = 2.0 * c * (rest + (0 if self.shape.pre_norm else layer))
-        # Gradients of what all of the group has are added up in one piece, out of place.
+        # Gradients of replicated parts are summed in one buffer, out of place.
         counts = count_parameters(self.configuration, self.shape, self.num_labels)
         adding = 8.0 * (counts.prompt + counts.heads)
         if not self.trains_backbone:
@@ -369,7 +368,7 @@ class _Way:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Bytes of what is put together of a group's model, by moment."""
+    """Bytes of gathered weights and gradients of a group's model, by moment of a training pass."""
 
     forward: float = 0.0
     gathering: float = 0.0
@@ -385,7 +384,7 @@ def row_pieces(configuration: Configuration, shape: Shape) -> int:
     return min(shape.max_pieces, configuration.window + SPECIAL_PIECES + asked + marks)
 
 
-# --- what is decided ------------------------------------------------------------------------------
+# --- the decision ---------------------------------------------------------------------------------
 
 
 def place(
@@ -399,18 +398,18 @@ def place(
 ) -> Placement:
     """Where the fold-runs of one cell train.
 
-    Frozen ones side by side on one device, where the backbone, one of them and a pass fit it. One that
-    trains the backbone on one device, recomputing if it must. What does not fit, on the fewest devices
-    that hold it together.
+    Frozen fold-runs train side by side on one device, if it holds the backbone, one lane and a pass. A
+    fold-run that trains the backbone gets one device, with recomputation if necessary. Otherwise the fewest
+    devices that hold the model train it together.
 
     Args:
-        configurations: of one cell, the largest among them.
-        lanes: frozen fold-runs on one device at once, at most; None: `LANES`.
-        workers: (least, most) devices that train one model together, as the study asks for it;
-            None: as few as do.
+        configurations: of one cell, including the largest.
+        lanes: maximum number of frozen fold-runs on one device at once; None: `LANES`.
+        workers: the study's minimum and maximum number of devices that train one model together; None: as few
+            as possible.
 
     Raises:
-        DoesNotFit: there is no such place, with what would make one.
+        DoesNotFit: no placement is possible; the message names the change that would make one possible.
     """
     cell = _Cell(_sizes(configurations), shape, num_labels, device)
     wanted = (lanes or LANES[device.kind]) if not cell.trains_backbone else 0
@@ -426,9 +425,9 @@ def place(
                     return Placement(PlacementMode.DEVICE, checkpoints=checkpoints, peak_bytes=peak)
         if workers is not None:
             raise cell.does_not_fit(1)
-        least = cell.fewest(2, MOST_DEVICES)
+        least = cell.fewest(2, MAX_DEVICES)
         if least is None:
-            raise cell.does_not_fit(MOST_DEVICES, is_asked=False)
+            raise cell.does_not_fit(MAX_DEVICES, is_asked=False)
         return cell.group(least, least)
     least = cell.fewest(*workers)
     if least is None:
@@ -438,7 +437,7 @@ def place(
 
 @dataclass(frozen=True)
 class _Cell:
-    """What the ways to train a cell take of a device."""
+    """Memory of the ways to train a cell on a device."""
 
     configurations: tuple[Configuration, ...]
     shape: Shape
@@ -458,10 +457,10 @@ class _Cell:
         checkpoints: bool = False,
         is_small: bool = False,
     ) -> float:
-        """Of the largest configuration.
+        """Peak memory of the largest configuration.
 
         Args:
-            is_small: passes are of one lane's batch.
+            is_small: whether a pass holds one lane's batch only.
         """
         return max(
             peak_bytes(
@@ -473,11 +472,11 @@ class _Cell:
         )  # fmt: skip
 
     def lanes(self, wanted: int) -> Placement | None:
-        """As many as fit; None where not even one does."""
+        """As many lanes as fit; None if not even one fits."""
         usable = self.device.usable_bytes
         if any(configuration.first_layer for configuration in self.configurations):
             usable *= 1 - ACTIVATIONS_SHARE
-        # Where passes of the usual size leave room for fewer, they are of one lane's batch.
+        # Passes with one lane's batch may leave room for more lanes than full passes.
         best: Placement | None = None
         for is_small in (False, True):
             peak = partial(self.peak, PlacementMode.LANES, is_small=is_small)
@@ -487,7 +486,7 @@ class _Cell:
         return best
 
     def fewest(self, least: int, most: int) -> int | None:
-        """Devices that hold one model together; None where so many do not."""
+        """The fewest devices in this range that hold one model together; None if `most` do not."""
         usable = self.device.usable_bytes
         return next(
             (
@@ -499,7 +498,7 @@ class _Cell:
         )
 
     def group(self, least: int, most: int) -> Placement:
-        """Of devices that are known to hold it; they recompute only where they must."""
+        """A group on devices that are known to hold the model; it recomputes only if necessary."""
         for checkpoints in (False, True):
             peak = self.peak(PlacementMode.GROUP, devices=least, checkpoints=checkpoints)
             if peak <= self.device.usable_bytes:
@@ -511,8 +510,8 @@ class _Cell:
     def does_not_fit(self, devices: int, *, is_asked: bool = True) -> DoesNotFit:
         """
         Args:
-            devices: the most that were tried.
-            is_asked: by the study.
+            devices: the largest number tried.
+            is_asked: whether the study sets this number.
         """
         cell = self.configurations[0].cell
         peak = self.peak(PlacementMode.GROUP, devices=devices, checkpoints=True)
@@ -527,15 +526,15 @@ class _Cell:
         needs = (
             f"{cell.backbone.name}/{cell.strategy} needs {_gib(peak, up=True)} GiB {each} and {has}"
         )
-        more = self.fewest(devices + 1, max(MOST_DEVICES, devices)) if is_asked else None
+        more = self.fewest(devices + 1, max(MAX_DEVICES, devices)) if is_asked else None
         if more is not None:
             return DoesNotFit(f"{needs}; set resources.workers to {more} or more")
-        most = max(MOST_DEVICES, devices)
+        most = max(MAX_DEVICES, devices)
         least = self.peak(PlacementMode.GROUP, devices=most, checkpoints=True)
         enough = math.ceil(least / FILLED[self.device.kind] / GIB)
         return DoesNotFit(
-            f"{needs}; {most} devices of {enough} GiB each would do: set batch_size or window to less, or "
-            "resources.device_memory to what you have"
+            f"{needs}; {most} devices of {enough} GiB each would suffice: reduce batch_size or window, or "
+            "set resources.device_memory to what you have"
         )
 
 
@@ -551,7 +550,7 @@ def _sizes(configurations: Iterable[Configuration]) -> tuple[Configuration, ...]
 
 
 def _gib(size: float, *, up: bool = False) -> str:
-    """Whole GiB, or two digits of less than ten; `up`: never less than it is."""
+    """Whole GiB, or two digits below 10; rounded down, or up."""
     gib = size / GIB
     step = 1.0 if gib >= 10 else 0.1
     return f"{(math.ceil if up else math.floor)(round(gib / step, 6)) * step:.3g}"

@@ -1,4 +1,4 @@
-"""What only shows when sections of a study file are seen together, and what has no effect."""
+"""Checks across the sections of a study file, and warnings about settings without effect."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class StudyFileProblem(NamedTuple):
-    """A sentence about a place of the study file: the field's name, or its value."""
+    """A sentence about a field's name or value in the study file."""
 
     path: Steps
     sentence: str
@@ -40,7 +40,11 @@ class StudyFileProblem(NamedTuple):
 
 
 def across(sections: Mapping[str, Any]) -> Iterator[StudyFileProblem]:
-    """What only shows when sections are seen together. A section with problems is left out."""
+    """Problems between sections.
+
+    Args:
+        sections: without those that have problems of their own.
+    """
     backbones: Sequence[BackboneSpec] | None = sections.get("backbones")
     strategies: Strategies | None = sections.get("strategies")
     training: Settings | None = sections.get("training")
@@ -69,7 +73,7 @@ def across(sections: Mapping[str, Any]) -> Iterator[StudyFileProblem]:
                     "or set search.algorithm to random or tpe",
                 )
     if sections.get("final_test") and sections.get("few_shot"):
-        sentence = "a final test trains on all notes, and few_shot on few; take one of them out"
+        sentence = "a final test trains on all notes, and few_shot on few; remove one of them"
         yield StudyFileProblem(("final_test",), sentence, True)
     budget: BudgetSpec | None = sections.get("budget")
     prices: Prices | None = sections.get("prices")
@@ -78,13 +82,13 @@ def across(sections: Mapping[str, Any]) -> Iterator[StudyFileProblem]:
         yield StudyFileProblem(("budget", "usd"), sentence, True)
     corpus: CorpusSpec | None = sections.get("corpus")
     if corpus is not None:
-        # How relations' questions are called, only the corpus can tell.
-        is_known = sections.get("task", "concepts") == "concepts"
-        yield from _labels(corpus, (sections.get("questions") or {}) if is_known else {})
+        # Names of relation questions depend on the corpus.
+        asks_labels = sections.get("task", "concepts") == "concepts"
+        yield from _labels(corpus, (sections.get("questions") or {}) if asks_labels else {})
 
 
 def no_effect(spec: Spec) -> Iterator[StudyFileProblem]:
-    """Settings that change nothing: said, not swallowed."""
+    """Settings that change nothing; they are warnings."""
     named = spec.strategies.named()
     for path, _ in _all_settings(spec.training, spec.strategies, spec.backbones):
         name = str(path[-1])
@@ -108,7 +112,7 @@ def no_effect(spec: Spec) -> Iterator[StudyFileProblem]:
     if spec.questions and "hard_prompt" not in named and "question" not in starts:
         yield StudyFileProblem(
             ("questions",),
-            "questions have no effect: only hard_prompt asks in words, and no prompt starts from them",
+            "questions have no effect: hard_prompt is not run, and no prompt starts from a question",
             True,
         )
     if spec.initial_prompt is not None and "adapter" not in starts:
@@ -139,7 +143,7 @@ def _enough_backbones(backbones: Sequence[BackboneSpec]) -> Iterator[StudyFilePr
         if name in seen:
             yield StudyFileProblem(
                 ("backbones", index),
-                f"backbone '{name}' is there twice; remove one, or give it a name and its source",
+                f"backbone '{name}' is given twice; remove one, or give it a name and its source",
             )
         seen.add(name)
 
@@ -169,11 +173,11 @@ def _merged(
                 yield from _starts(space, places)
             window, overlap = min(space.ends("window")), max(space.ends("overlap"))
             if overlap >= window:
-                nearest_place = _nearest(places, "overlap", "window")
+                place = _nearest(places, "overlap", "window")
                 yield StudyFileProblem(
-                    nearest_place,
-                    f"{nearest_place[-1]}: an overlap of {overlap} pieces is not below a window of {window}; "
-                    "give less overlap or a wider window",
+                    place,
+                    f"{place[-1]}: an overlap of {overlap} pieces does not fit a window of {window}; "
+                    "reduce overlap or enlarge window",
                 )
 
 
@@ -187,12 +191,12 @@ def _starts(
         yield StudyFileProblem(
             _nearest(places, "prompt_initialisation", "reparametrisation"),
             f"prompt_initialisation: {starts[0]} gives a prompt its vectors, and reparametrisation "
-            f"{networks[0]} computes them; leave one of the two out",
+            f"{networks[0]} computes them; remove one of the two",
         )
 
 
 def _nearest(places: Sequence[tuple[Steps, dict[str, Setting]]], *names: str) -> Steps:
-    """Where one of these settings was given that holds: of the nearest place the first one."""
+    """The place that decides these settings: the most specific one that gives any of them."""
     return next(
         (*path, name) for path, given in reversed(places) for name in names if name in given
     )
@@ -201,7 +205,7 @@ def _nearest(places: Sequence[tuple[Steps, dict[str, Setting]]], *names: str) ->
 def _all_settings(
     training: Settings | None, strategies: Strategies | None, backbones: Sequence[BackboneSpec]
 ) -> Iterator[tuple[Steps, Setting]]:
-    """Every setting that was written down, with its place."""
+    """Every setting in the study file, with its place."""
     if training is not None:
         for name, setting in training.given().items():
             yield ("training", name), setting
@@ -215,13 +219,13 @@ def _all_settings(
 
 
 def _labels(corpus: CorpusSpec, questions: Mapping[str, str]) -> Iterator[StudyFileProblem]:
-    """Labels and questions that the reader's label set does not have, where it is known unread."""
+    """Labels and questions that the reader's label set lacks, if it is known without reading notes."""
     labels: Any = corpus.labels
     try:
         known = known_labels(corpus.label_reader, labels)
     except CorpusError as error:
         for problem in error.problems:
-            # The reader's sentence names the label; its item in the file is where to mend it.
+            # The sentence names the label; its place is the label's item in the file.
             steps = (
                 enumerate(labels) if isinstance(labels, tuple) else zip(labels, labels, strict=True)
             )
@@ -233,5 +237,5 @@ def _labels(corpus: CorpusSpec, questions: Mapping[str, str]) -> Iterator[StudyF
     for label in questions:
         if known is not None and label not in known:
             near = suggest(label, known)
-            sentence = f"a question for '{label}', which is not a label of this corpus{near}"
+            sentence = f"question for '{label}', which is not a label of this corpus{near}"
             yield StudyFileProblem(("questions", label), sentence, True)

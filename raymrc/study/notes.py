@@ -1,8 +1,8 @@
-"""The notes that a study is about: read, parted, held against each other, and what is asked of them.
+"""The notes of a study: read, split, checked against each other, and what is asked of them.
 
-    Spec -> Corpus, other sites, held-out notes, folds, questions
+    Spec -> corpus, other sites, held-out notes, folds, questions
 
-What would let a scored note choose or teach something is refused here, before anything starts.
+Anything that would let a scored note train or choose something is refused here.
 """
 
 from __future__ import annotations
@@ -32,57 +32,55 @@ from raymrc.reading.relations import (
     choose_questions,
     find_asked,
 )
-from raymrc.study.sections import CorpusSpec, FinalTest
+from raymrc.study.sections import CorpusSpec
 from raymrc.study.source import Steps
 from raymrc.study.spec import Spec
 
 
 def read_study_corpus(spec: Spec) -> Corpus:
-    """The notes that a study is about, without those that a final test holds out.
+    """The study's notes, without those that a final test holds out.
 
     Raises:
-        CorpusError: they are not there, or break the data contract.
+        CorpusError: the notes are missing, or break the data contract.
     """
-    corpus = _read_described(spec.corpus)
-    final = spec.final_test
-    return corpus if final is None or final.share is None else _parted(corpus, final)[0]
-
-
-def _parted(corpus: Corpus, final: FinalTest) -> tuple[Corpus, Corpus]:
-    assert final.share is not None
-    return hold_out(corpus, final.share, final.seed)
+    corpus, final = _read_described(spec.corpus), spec.final_test
+    if final is None or final.share is None:
+        return corpus
+    return hold_out(corpus, final.share, final.seed)[0]
 
 
 def read_test(spec: Spec, corpus: Corpus) -> Corpus | None:
-    """The held-out notes of a study's final test, with the labels and relations alone that both have; None
-    where it has no final test.
+    """The held-out notes of the final test, with only the labels and relations that `corpus` has, too.
+
+    Returns:
+        None if the study has no final test.
 
     Raises:
-        CorpusError: they are not there, or break the data contract.
-        SpecError: a note, an article or a patient of theirs is in the study's corpus, too; or no label in
-            common.
+        CorpusError: the notes are missing, or break the data contract.
+        SpecError: a held-out note, article or patient is in the study's corpus, or no label is common.
     """
     final = spec.final_test
     if final is None:
         return None
-    if final.corpus is None:
-        return _parted(_read_described(spec.corpus), final)[1]
+    if final.share is not None:
+        return hold_out(_read_described(spec.corpus), final.share, final.seed)[1]
+    assert final.corpus is not None
     return _read_other(spec, final.corpus, ("final_test", "corpus"), corpus)
 
 
 def read_transfer(spec: Spec, corpus: Corpus) -> dict[str, Corpus]:
-    """The notes of other sites by name, with the labels and relations alone that both sides have.
+    """The notes of other sites by name, with only the labels and relations that `corpus` has, too.
 
     Raises:
-        CorpusError: they are not there, or break the data contract.
-        SpecError: a note, an article or a patient of theirs is in the study's corpus, too; two corpora of
-            one name; or no label in common.
+        CorpusError: notes are missing, or break the data contract.
+        SpecError: a site's note, article or patient is in the study's corpus, two corpora have one name, or
+            no label is common.
     """
     found: dict[str, Corpus] = {}
     for index, described in enumerate(spec.transfer):
         name, at = described.display_name, ("transfer", index)
         if name in found or name == spec.corpus.display_name:
-            raise spec.error(at, f"there is another corpus named {name}; give this one a name")
+            raise spec.error(at, f"another corpus is named {name}, too; give this one a name")
         found[name] = _read_other(spec, described, at, corpus)
     return found
 
@@ -91,7 +89,7 @@ def check_held_out(spec: Spec, test: Corpus | None, transfer: Mapping[str, Corpu
     """Refuse held-out notes that every fold-run would score as another site's.
 
     Raises:
-        SpecError: a note of theirs, or of its article or patient, is one of a site.
+        SpecError: a held-out note, or its article or patient, belongs to a site.
     """
     for index, (name, site) in enumerate(transfer.items()):
         shared = shared_notes(test, site) if test is not None else []
@@ -99,7 +97,7 @@ def check_held_out(spec: Spec, test: Corpus | None, transfer: Mapping[str, Corpu
             raise spec.error(
                 ("transfer", index),
                 f"{len(shared)} notes of {name} are held out for the final test, too, by text or by group "
-                f"({first_few(shared)}), and would be scored before it; take them out of one of them",
+                f"({first_few(shared)}), and would be scored before it; remove them from one of the two",
             )
 
 
@@ -107,10 +105,10 @@ def check_unseen(spec: Spec, adapter: Adapter | None, *corpora: Corpus | None) -
     """Refuse an initial prompt that was trained on notes which the study scores.
 
     Args:
-        corpora: all that it scores; None where there is none.
+        corpora: all notes that the study scores.
 
     Raises:
-        SpecError: a note of theirs, or of its article or patient, is among them.
+        SpecError: the prompt has seen one of these notes, or its article or patient.
     """
     if adapter is None:
         return
@@ -118,13 +116,13 @@ def check_unseen(spec: Spec, adapter: Adapter | None, *corpora: Corpus | None) -
     if seen:
         raise spec.error(
             ("initial_prompt",),
-            f"the initial prompt {adapter.place} was trained on {len(seen)} of the notes that are to be "
-            f"scored, by text or by group ({first_few(seen)}); give one of another corpus",
+            f"the initial prompt {adapter.place} was trained on {len(seen)} of the notes that the study "
+            f"scores, by text or by group ({first_few(seen)}); give a prompt of another corpus",
         )
 
 
 def _read_other(spec: Spec, described: CorpusSpec, at: Steps, corpus: Corpus) -> Corpus:
-    """Notes that are only ever scored."""
+    """Notes that are only scored."""
     name = described.display_name
     other = _read_described(described)
     shared = shared_notes(corpus, other)
@@ -132,23 +130,23 @@ def _read_other(spec: Spec, described: CorpusSpec, at: Steps, corpus: Corpus) ->
         raise spec.error(
             at,
             f"{len(shared)} notes of {name} are in the study's corpus, too, by text or by group "
-            f"({first_few(shared)}); take them out of one of them, as by sites",
+            f"({first_few(shared)}); remove them from one of the two, for example by sites",
         )
     common = common_labels(other, corpus)
     if not common.labels:
         raise spec.error(
             at,
             f"{name} has no label of the study's corpus ({', '.join(corpus.labels)}); "
-            "bring them together by its labels",
+            "map its labels to them with `labels`",
         )
     return common
 
 
 def read_initial_prompt(spec: Spec) -> Adapter | None:
-    """What the study's initial prompt was trained for; None where it names none.
+    """The description of the study's initial prompt; None if it names none.
 
     Raises:
-        AdapterError: it is not there, or cannot be read.
+        AdapterError: the adapter is missing or unreadable.
     """
     return None if spec.initial_prompt is None else read_adapter(spec.initial_prompt)
 
@@ -169,28 +167,28 @@ def _read_described(described: CorpusSpec) -> Corpus:
 
 
 def _relabelled(corpus: Corpus, labels: Any, scheme: str) -> Corpus:
-    """Made-up notes under a label map, as `read_corpus` does it with notes from files."""
+    """Synthetic notes under a label map, as `read_corpus` maps notes from files."""
     notes = tuple(apply_labels(note, labels, scheme) for note in corpus.notes)
-    there = {relation.label for note in notes for relation in note.relations}
-    known = tuple(label for label in corpus.relation_labels if label in there)
+    present = {relation.label for note in notes for relation in note.relations}
+    known = tuple(label for label in corpus.relation_labels if label in present)
     return Corpus(
         notes=notes,
         labels=target_labels(labels, scheme, corpus.labels),
-        relation_labels=known + tuple(sorted(there - {*known})),
+        relation_labels=known + tuple(sorted(present - {*known})),
     )
 
 
 def study_labels(spec: Spec) -> tuple[str, ...] | None:
-    """The labels, where they are known without reading a file."""
+    """The labels, if they are known without reading notes."""
     labels: Any = spec.corpus.labels
     return known_labels(spec.corpus.label_reader, labels)
 
 
 def study_questions(spec: Spec, corpus: Corpus | None) -> Asked | None:
-    """What the study's task asks; None where that is not known before the corpus is read.
+    """What the study's task asks for; None if that depends on notes that were not read.
 
     Raises:
-        SpecError: a task about relations, of which the corpus has none.
+        SpecError: the task asks for relations, and the corpus has none.
     """
     if corpus is None:
         labels = study_labels(spec)
@@ -213,7 +211,11 @@ def build_study_folds(spec: Spec, corpus: Corpus) -> Folds:
 
 
 def check_shots(spec: Spec, corpus: Corpus, folds: Folds) -> None:
-    """Refuse more training notes, or mentions, than a fold has."""
+    """Refuse more training notes or mentions than a fold has.
+
+    Raises:
+        SpecError: with the number that the smallest fold has.
+    """
     if spec.few_shot is None:
         return
     counted = spec.few_shot.shots_of
@@ -228,5 +230,5 @@ def check_shots(spec: Spec, corpus: Corpus, folds: Folds) -> None:
         if shots > least:
             raise spec.error(
                 ("few_shot", counted, index),
-                f"{shots} training {counted} are more than a fold has; its training part has {least}",
+                f"{shots} training {counted} are more than a fold has; the smallest has {least}",
             )

@@ -1,10 +1,9 @@
-"""A study file as plain values that remember where they stand.
+"""A study file as plain values with their positions in the file.
 
     text -> node tree -> values + positions (+ overrides)
 
-Scalars are read as YAML 1.2 has them, because YAML 1.1 surprises: there `1e-2` is text,
-`no` is false, `010` is eight and `1:30` is ninety. Keys given twice, tags, tabs and more
-than one document are refused.
+Scalars follow YAML 1.2. In YAML 1.1 `1e-2` is text, `no` is false, `010` is eight and `1:30` is ninety.
+Duplicate keys, tags, tabs and multiple documents are refused.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from raymrc.errors import SpecError, suggest
 
 Steps = tuple[str | int, ...]
 
-# What the parser itself gives to values that carry no tag.
+# Tags that the parser gives to values without a tag of their own.
 _TAGS = (
     "",
     "!",
@@ -42,7 +41,7 @@ _WORDS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, order=True)
 class Position:
-    """A place in the file, or in the overrides that came after it; sorts in reading order."""
+    """A place in the file or in the overrides after it; sorts in reading order."""
 
     override: int  # 0 for the file, else 1 for the first `--set`
     line: int
@@ -51,12 +50,12 @@ class Position:
 
 @dataclass(slots=True)
 class StudyFile:
-    """The values of a study file, and where each of them was given.
+    """The values of a study file, and the position of each.
 
     Args:
         name: the file as the user named it.
         values: plain dicts, lists and scalars, with overrides applied.
-        problems: (position, sentence) of what the YAML itself has wrong.
+        problems: (position, sentence) for errors in the YAML itself.
     """
 
     name: str
@@ -66,7 +65,7 @@ class StudyFile:
     overrides: list[tuple[Steps, str]] = field(default_factory=list)
 
     def position(self, path: Steps, *, of_key: bool = False) -> Position:
-        """Where `path` was given; where it is not there, the nearest that holds it."""
+        """The position of `path`, or of its closest ancestor that exists."""
         for number, (overridden, _) in reversed(list(enumerate(self.overrides, 1))):
             if path[: len(overridden)] == overridden:
                 return Position(number, 0, 0)
@@ -83,29 +82,29 @@ class StudyFile:
         return Position(0, mark.line + 1, mark.column + 1)
 
     def sentence(self, position: Position, problem: str) -> str:
-        """The problem behind the place it is at."""
+        """The problem with its position before it."""
         if position.override:
             return f"--set {self.overrides[position.override - 1][1]}: {problem}"
         return f"{self.name}:{position.line}:{position.column}: {problem}"
 
     def error(self, problems: Iterable[tuple[Position, str]]) -> SpecError:
-        """All problems at once, in file order, none twice."""
+        """All problems in file order, without duplicates."""
         ordered = sorted(dict.fromkeys(problems), key=lambda problem: problem[0])
         return SpecError([self.sentence(*problem) for problem in ordered])
 
 
 def read_source(path: Path, overrides: Sequence[str] = ()) -> StudyFile:
-    """Read a YAML file and lay `key.path=value` overrides over it.
+    """Read a YAML file and apply `key.path=value` overrides.
 
     Raises:
-        SpecError: the file cannot be read, or is not YAML. What can be read around
-            (a key given twice, an override that fits nowhere) is left in `problems`.
+        SpecError: the file cannot be read, or is not YAML. Errors that allow reading on (a duplicate key, an
+            override that fits nowhere) are left in `problems`.
     """
     name = str(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise SpecError(f"{name}: there is no such file{_neighbours(path)}") from None
+        raise SpecError(f"{name}: file not found{_neighbours(path)}") from None
     except IsADirectoryError:
         raise SpecError(f"{name}: is a folder, not a study file{_neighbours(path / 'x')}") from None
     except UnicodeDecodeError as error:
@@ -141,17 +140,17 @@ def _compose(name: str, text: str) -> yaml.Node:
         line = "".join(text.splitlines()[mark.line : mark.line + 1]) if mark else ""
         lead = line[: len(line) - len(line.lstrip())]
         if "\t" in lead or "'\\t'" in (error.problem or ""):
-            raise SpecError(f"{where}: a tab where YAML wants spaces; indent with spaces") from None
+            raise SpecError(f"{where}: a tab in the indentation; indent with spaces") from None
         if "single document" in (error.context or ""):
             raise SpecError(
-                f"{where}: a second document begins here; keep one study to a file"
+                f"{where}: a second YAML document begins here; put each study into its own file"
             ) from None
-        said = " ".join(part for part in (error.context, error.problem) if part)
+        reason = " ".join(part for part in (error.context, error.problem) if part)
         raise SpecError(
-            f"{where}: not readable as YAML ({said}); put text with signs in it in quotes"
+            f"{where}: invalid YAML ({reason}); quote strings that contain special characters"
         ) from None
-    except yaml.YAMLError as error:  # a control character, which carries no mark
-        raise SpecError(f"{name}: not readable as YAML ({' '.join(str(error).split())})") from None
+    except yaml.YAMLError as error:  # a control character, which has no mark
+        raise SpecError(f"{name}: invalid YAML ({' '.join(str(error).split())})") from None
     return (
         root
         if root is not None
@@ -160,7 +159,7 @@ def _compose(name: str, text: str) -> yaml.Node:
 
 
 class _Builder:
-    """Nodes to values. An alias is built anew, so that an override touches one place only."""
+    """Nodes to values. Each alias becomes a copy, so that an override changes one place only."""
 
     def __init__(self, problems: list[tuple[Position, str]]) -> None:
         self.problems = problems
@@ -168,7 +167,7 @@ class _Builder:
 
     def build(self, node: yaml.Node, path: Steps) -> Any:
         if id(node) in self.open:
-            self._problem(node, "an alias stands inside what it names; write the value out")
+            self._problem(node, "an alias inside the value that it names; write the value out")
             return None
         self.open.add(id(node))
         value = self._value(node, path)
@@ -178,7 +177,7 @@ class _Builder:
     def _value(self, node: yaml.Node, path: Steps) -> Any:
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
         if tag not in _TAGS:
-            self._problem(node, f"the tag '{tag}' has no meaning here; remove it")
+            self._problem(node, f"tag '{tag}' is not supported; remove it")
         if isinstance(node, yaml.ScalarNode):
             return read_scalar(node)
         if isinstance(node, yaml.SequenceNode):
@@ -188,7 +187,7 @@ class _Builder:
         for key_node, value_node in node.value:
             value = self.build(value_node, (*path, str(key_node.value)))
             if not isinstance(key_node, yaml.ScalarNode):
-                self._problem(key_node, "a list or mapping cannot be a field's name")
+                self._problem(key_node, "a field's name cannot be a list or mapping")
                 continue
             key = key_node.value
             if key == "<<":
@@ -209,7 +208,7 @@ class _Builder:
 
 
 def read_scalar(node: yaml.ScalarNode) -> Any:
-    """A scalar by the rules of YAML 1.2: quoted is text; `no` and `on` are words; `1e-2` is a number."""
+    """A scalar by the rules of YAML 1.2: quoted values, `no` and `on` are text; `1e-2` is a number."""
     text = node.value
     if node.style is not None:
         return text
@@ -233,20 +232,18 @@ def _child(node: yaml.Node, step: str | int) -> tuple[yaml.Node | None, yaml.Nod
 
 
 def _lay_over(source: StudyFile, override: str) -> None:
-    """Set one value by its dotted path; parents that are missing are made, and checked later."""
+    """Set one value by its dotted path, creating missing parents, which are checked later."""
     name, equals, text = override.partition("=")
     steps = name.strip().split(".")
     source.overrides.append((tuple(steps), override))
     position = Position(len(source.overrides), 0, 0)
     if not equals or not all(steps):
-        source.problems.append(
-            (position, "write it as field.field=value, such as training.epochs=2")
-        )
+        source.problems.append((position, "use field.field=value, such as training.epochs=2"))
         return
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
-        source.problems.append((position, "the value is not readable as YAML; quote it"))
+        source.problems.append((position, "the value is invalid YAML; quote it"))
         return
     found: list[tuple[Position, str]] = []
     value = _Builder(found).build(node, ()) if node is not None else None
@@ -258,7 +255,7 @@ def _lay_over(source: StudyFile, override: str) -> None:
         last = depth == len(steps) - 1
         if isinstance(holder, list):
             if not step.isdigit() or int(step) >= len(holder):
-                places = f"'{step}' is not a place in it, 0 to {len(holder) - 1}"
+                places = f"'{step}' is not an index from 0 to {len(holder) - 1}"
                 source.problems.append((position, f"{'.'.join(steps[:depth])} is a list; {places}"))
                 return
             at: str | int = int(step)
@@ -282,7 +279,7 @@ def _lay_over(source: StudyFile, override: str) -> None:
 
 
 def _neighbours(path: Path) -> str:
-    """The study files beside a missing one, so that a mistyped name is seen."""
+    """A hint at existing study files if a name may be misspelt."""
     folder = path.parent if path.parent.is_dir() else Path("studies")
     names = [str(p) for p in sorted(folder.glob("*.y*ml"))] if folder.is_dir() else []
     return suggest(str(path), names)

@@ -198,7 +198,7 @@ def test_held_out_notes_are_in_no_fold_and_in_no_other_corpus(tmp_path):
             "final_test: {share: 0.2, seeds: [1, 1]}",
             "give at least one number, and none of them twice",
         ),
-        ("final_test: {share: 0.2}\nfew_shot: {notes: [2]}", "take one of them out"),
+        ("final_test: {share: 0.2}\nfew_shot: {notes: [2]}", "remove one of them"),
     ],
 )
 def test_an_invalid_final_test_is_reported_with_its_line(given, sentence, tmp_path):

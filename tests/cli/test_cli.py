@@ -315,7 +315,7 @@ def test_machines_and_prices_that_are_not_there_are_named(place):
     sentence = one_sentence(place, "plan", "study.yaml", "--instances", "g5.xlarge=2")
     assert "the study asks for no GPU" in sentence
     sentence = one_sentence(place, "plan", "study.yaml", "--prices", "mine.yaml")
-    assert sentence.startswith("mine.yaml: there is no such file")
+    assert sentence.startswith("mine.yaml: file not found")
 
 
 def test_a_probe_needs_notes_and_weights(place):
@@ -422,7 +422,7 @@ def test_a_run_whose_initial_prompt_has_seen_a_note_ends_before_it_starts(place)
         place, "run", "study.yaml", "--set", starts, "--set", "initial_prompt=prompt"
     )
     assert (
-        f"was trained on 1 of the notes that are to be scored, by text or by group ({note.id})"
+        f"was trained on 1 of the notes that the study scores, by text or by group ({note.id})"
         in sentence
     )
     assert not (place / "runs").exists()
@@ -466,7 +466,7 @@ def test_a_run_with_a_note_of_another_side_in_what_it_learns_from_ends_before_it
     )
     said = {
         "corpus": "1 notes of there are in the study's corpus, too, by text or by group (other)",
-        "initial prompt": "was trained on 1 of the notes that are to be scored, by text or by group (other)",
+        "initial prompt": "was trained on 1 of the notes that the study scores, by text or by group (other)",
     }
     assert said[seen_by] in sentence
     assert not (place / "runs").exists()

@@ -105,5 +105,5 @@ def test_a_table_with_a_mistake_is_refused_in_one_sentence(tmp_path, before, aft
 
 
 def test_a_missing_table_is_refused(tmp_path):
-    with pytest.raises(SpecError, match="there is no such file"):
+    with pytest.raises(SpecError, match="file not found"):
         read_prices(tmp_path / "none.yaml")

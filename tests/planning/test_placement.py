@@ -176,7 +176,7 @@ def test_the_number_of_devices_that_a_refusal_names_fits_and_one_less_does_not(s
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_memory_that_a_refusal_names_fits(strategy):
     said = refusal("gatortron-8.9b", strategy, Device("gpu", 2 * GIB))
-    enough = float(re.search(r"; 64 devices of (\d+) GiB each would do", said)[1])  # type: ignore[index]
+    enough = float(re.search(r"; 64 devices of (\d+) GiB each would suffice", said)[1])  # type: ignore[index]
     assert placed("gatortron-8.9b", strategy, Device("gpu", enough * GIB)).mode == "group"
     with pytest.raises(DoesNotFit):
         placed("gatortron-8.9b", strategy, Device("gpu", (enough - 1) * GIB))

@@ -504,7 +504,7 @@ def test_another_site_is_read_with_the_labels_that_both_have_and_enters_the_key(
     [
         # Another seed writes other notes; the same one the same notes under the same ids.
         ("{synthetic: {scheme: n2c2-2018, notes: 3}, name: there}", "3 notes of there are in"),
-        ("{synthetic: {scheme: n2c2-2018, notes: 3, seed: 7}}", "another corpus named"),
+        ("{synthetic: {scheme: n2c2-2018, notes: 3, seed: 7}}", "another corpus is named"),
         (
             "{synthetic: {scheme: n2c2-2022, notes: 3, site: b}, labels: [Tobacco]}",
             "has no label of the study's corpus (Drug, ADE)",
