@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 MIN_HEADING_WIDTH = 8
 """A heading breaks into lines of at least this many characters."""
 
-TerminalPart = Table | str
+TerminalPart = Table | str | None
 
 
 def render_findings(findings: Findings) -> RenderableType:
     """The verdict, its table, and the tables behind it."""
     summaries, found = findings.summaries, findings.conclusions
     verdict = study_verdict(findings).verdict
-    parts: list[TerminalPart | None] = [verdict.headline, *verdict.details]
+    parts: list[TerminalPart] = [verdict.headline, *verdict.details]
     if found.compared:
         parts += [results.gap_table(summaries, found), results.cost_table(summaries, found)]
     for fitted in found.by_size:
@@ -43,7 +43,7 @@ def render_findings(findings: Findings) -> RenderableType:
         *results.site_tables(summaries, found).values(),
         results.race_table(summaries),
     ]
-    return render(part for part in parts if part is not None)
+    return render(parts)
 
 
 def render_final(findings: Findings) -> RenderableType:
@@ -74,11 +74,12 @@ def render_replays(outcomes: Iterable[dict[str, Any]]) -> RenderableType:
 
 
 def render(parts: Iterable[TerminalPart]) -> RenderableType:
-    """One below the other."""
+    """One below the other; empty parts are left out."""
     from rich.console import Group
     from rich.text import Text
 
-    return Group(*(Text(part) if isinstance(part, str) else _draw(part) for part in parts))
+    shown = (part for part in parts if part)
+    return Group(*(Text(part) if isinstance(part, str) else _draw(part) for part in shown))
 
 
 def _draw(table: Table) -> RenderableType:
