@@ -53,6 +53,14 @@ def test_every_command_of_a_paper_exists(paper):
         assert (ROOT / study).exists(), study
 
 
+@names
+def test_every_module_that_a_paper_names_exists(paper):
+    named = re.findall(r"`([\w./-]+/\w+\.py)`", paper.read_text(encoding="utf-8"))
+    homes = (ROOT, ROOT / "raymrc", ROOT / "tests", paper.parent)
+    missing = [name for name in named if not any((home / name).exists() for home in homes)]
+    assert missing == []
+
+
 def test_the_readme_names_every_command_and_the_list_of_studies_every_study():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not [name for name in COMMANDS if f"raymrc {name}" not in readme]
