@@ -23,7 +23,7 @@ OF_THE_JOURNAL = {
     ("cli/plan.py", "time.time", "read_status"),
     ("scheduling/spending.py", "time.time", "Account"),
     ("scheduling/spending.py", "time.time", "lease"),
-    ("scheduling/spending.py", "time.time", "last"),
+    ("scheduling/spending.py", "time.time", "final_entry"),
     ("sweep/coordinator.py", "time.time", "Account"),
     ("sweep/coordinator.py", "time.time", "lease"),
     ("sweep/coordinator.py", "time.time", "close"),
