@@ -701,7 +701,7 @@ def test_a_real_study_is_exported_and_compared_by_command(real, monkeypatch, cap
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["export", "study.yaml"], "say where to: --csv DIR, --parquet DIR or both"),
+        (["export", "study.yaml"], "give --csv DIR, --parquet DIR or both"),
         (["export", "study.yaml", "--csv", "study.yaml"], "choose a folder that you may write to"),
         (["report", "study.yaml", "--html", "study.yaml"], "choose a folder that you may write to"),
         (["compare", "study.yaml", "absent.yaml"], "absent.yaml"),
