@@ -2,7 +2,7 @@
 
 records -> figures -> run snapshots -> MLflow runs        (study > cell > configuration > fold-run)
 
-It may import everything below it, but neither `report` nor `scheduling` nor `sweep`. Enter at `recorder.py`
+It may import the rooms below `scheduling`. Enter at `recorder.py`
 (runs: one thread of the driver writes, and MLflow's failures never reach the study), `artifacts.py` (files)
 or `registry.py` (models).
 """
