@@ -13,7 +13,7 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 # pip would compile on one core, which is half of its time; compileall below uses all cores.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: setup tools demo check test format docs clean
+.PHONY: setup tools demo check style types unit test format docs clean
 
 setup: $(READY)
 
@@ -51,17 +51,25 @@ demo: setup
 	$(BIN)/raymrc run studies/demo.yaml
 
 # Format, lint, imports between rooms, types: everything that needs no run.
-check: setup
+check: style types
+
+style: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+
+types: setup
 	$(BIN)/mypy
 
-# `check` waits for a core and `tools` for the network, so both run at once. Tests run two at a time. Tests that
-# start Ray run separately, because they mostly wait; tests that compare clocks with processes run one by one.
-test:
-	@$(MAKE) --no-print-directory -j 2 check tools
+unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not ray" -n 2 --dist loadfile
+
+# `style` waits for a core and `tools` for the network, so both run at once; so do `types`, which takes one core,
+# and `unit`. Tests that start Ray run separately, because they mostly wait; those that compare clocks with
+# processes run one by one.
+test:
+	@$(MAKE) --no-print-directory -j 2 style tools
+	@$(MAKE) --no-print-directory -j 2 types unit
 	$(BIN)/python -m pytest -m "ray and not gpu and not timed" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m "ray and not gpu and timed"
 
