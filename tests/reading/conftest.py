@@ -1,4 +1,4 @@
-"""Tokenizers whose offsets differ: WordPiece, byte-level, and the real one of MiniLM."""
+"""Fixtures for tokenizers with different offsets: WordPiece, byte-level and the real MiniLM tokenizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRAINING_TEXT = [
 
 
 def train_wordpiece() -> PreTrainedTokenizerFast:
-    """BERT's kind: lower case, accents and control characters dropped, whole words or ##parts."""
+    """Trains a tokenizer like BERT's: it lowercases, drops accents and controls, and uses ##parts."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -39,7 +39,7 @@ def train_wordpiece() -> PreTrainedTokenizerFast:
 
 
 def train_byte_level(trim_offsets: bool) -> PreTrainedTokenizerFast:
-    """RoBERTa's kind: bytes, so one character may be many pieces; the blank belongs to the word."""
+    """Trains a tokenizer like RoBERTa's: a character may be several pieces, and words include their space."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)

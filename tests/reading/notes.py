@@ -1,4 +1,4 @@
-"""Notes for properties: clinical shapes and odd characters, with spans anywhere."""
+"""Generates notes for property tests, with clinical formatting, odd characters and spans anywhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raymrc.corpora.note import Note, Span
 from raymrc.reading.targets import PieceSpan, find_answers
 from raymrc.reading.windows import Window, cut_windows, read_pieces
 
-# No deadline: a busy machine is slow for reasons that are not ours.
+# There is no deadline, because a busy machine can be slow for reasons unrelated to the code.
 quickly = settings(max_examples=80, deadline=None)
 thoroughly = settings(max_examples=150, deadline=None)
 
@@ -41,7 +41,7 @@ _anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 @st.composite
 def notes(draw: st.DrawFn) -> Note:
-    """Spans mostly from word to word, some anywhere, some in two fragments; many overlap."""
+    """Draws a note. Most spans cover whole words, some start anywhere or have two fragments; many overlap."""
     text = draw(st.one_of(_clinical, _clinical, _anything))
     words = [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
     spans = []
@@ -62,7 +62,7 @@ def notes(draw: st.DrawFn) -> Note:
 
 @st.composite
 def sizes(draw: st.DrawFn) -> tuple[int, int]:
-    """Window and overlap, small enough that short notes are cut often."""
+    """Draws a window and an overlap small enough to cut short notes often."""
     window = draw(st.integers(1, 24))
     return window, draw(st.integers(0, window - 1))
 
@@ -72,7 +72,7 @@ def build_windows(note: Note, tokenizer: object, window: int, overlap: int) -> l
 
 
 class Example(NamedTuple):
-    """One window under one label, with its gold spans."""
+    """Holds one window under one label, with its gold spans."""
 
     window: Window
     label: int
@@ -82,7 +82,7 @@ class Example(NamedTuple):
 def build_examples(
     notes: Iterable[Note], windows: Iterable[Window], labels: Sequence[str]
 ) -> list[Example]:
-    """Every window of several notes under every label, windows outermost."""
+    """Builds an example for each window of several notes and each label; windows are the outer loop."""
     by_id = {note.id: note for note in notes}
     examples = []
     for note_id, group in groupby(windows, key=lambda window: window.note_id):

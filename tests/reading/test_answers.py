@@ -1,4 +1,4 @@
-"""Twins: the vectorised decoders against loops that say the same slowly."""
+"""The vectorised decoders agree with slow reference loops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SENTENCE = "The patient was given aspirin and heparin after the chest pain had c
 
 @given(arrays.arrays(np.int8, st.integers(0, 30), elements=st.integers(0, 2)))
 @quickly
-def test_tags_are_decoded_as_a_reader_would(tags):
+def test_tag_decoding_matches_a_simple_loop(tags):
     spans, first = [], None
     for place, tag in enumerate([*tags.tolist(), 0]):
         if first is not None and tag != 2:
@@ -34,7 +34,7 @@ logits = st.floats(-3, 3, width=32)
 
 @given(st.data(), st.integers(1, 12))
 @quickly
-def test_pairs_are_decoded_as_a_reader_would(data, pieces):
+def test_pair_decoding_matches_a_simple_loop(data, pieces):
     start = data.draw(arrays.arrays(np.float32, pieces, elements=logits))
     end = data.draw(arrays.arrays(np.float32, pieces, elements=logits))
     place = st.integers(0, pieces - 1)
@@ -48,20 +48,20 @@ def test_pairs_are_decoded_as_a_reader_would(data, pieces):
     assert decode_spans(start, end, pairs, match) == sorted(expected)
 
 
-def test_nested_and_crossing_answers_are_told_apart_by_the_match():
+def test_the_match_score_distinguishes_nested_from_crossing_answers():
     start, end = np.array([1.0, 1.0, -1.0, -1.0]), np.array([-1.0, -1.0, 1.0, 1.0])
     pairs = np.array([(0, 2), (0, 3), (1, 2), (1, 3)])
     assert decode_spans(start, end, pairs, np.array([-1.0, 1, 1, -1])) == [(0, 3), (1, 2)]
     assert decode_spans(start, end, pairs, np.array([1.0, -1, -1, 1])) == [(0, 2), (1, 3)]
 
 
-def test_logits_that_are_not_numbers_answer_nothing():
+def test_nan_logits_give_no_answers():
     broken = np.full(2, np.nan)
     assert decode_spans(broken, broken, np.array([(0, 1)]), broken[:1]) == []
 
 
 @given(st.data())
-def test_flat_answers_are_the_surest_that_share_no_piece_whatever_the_order(data):
+def test_flat_answers_are_the_highest_scoring_disjoint_set_in_any_order(data):
     length = data.draw(st.integers(1, 6))
     logits = st.integers(-2, 4).map(float)
     start, end = (
@@ -83,18 +83,18 @@ def test_flat_answers_are_the_surest_that_share_no_piece_whatever_the_order(data
     assert sum(b - a for a, b in turned) == sum(b - a for a, b in found)
 
 
-def test_two_flat_answers_go_before_the_one_from_the_firsts_start_to_the_seconds_end():
+def test_two_flat_answers_beat_a_single_answer_that_spans_both():
     start, end = np.array([3.0, -1, 1.0, -1]), np.array([-1, 1.0, -1, 3.0])
     pairs, match = np.array([(0, 1), (0, 3), (2, 3)]), np.array([0.1, 0.2, 0.1])
     assert decode_spans(start, end, pairs, match) == [(0, 1), (0, 3), (2, 3)]
     assert decode_spans(start, end, pairs, match, flat=True) == [(0, 1), (2, 3)]
 
 
-def test_no_candidates_are_no_answers():
+def test_no_candidates_give_no_answers():
     assert decode_spans(np.ones(3), np.ones(3), np.empty((0, 2), int), np.empty(0)) == []
 
 
-def test_what_two_windows_find_is_counted_once_and_only_from_its_owner(wordpiece):
+def test_an_answer_found_by_two_windows_counts_once_from_its_owner(wordpiece):
     note = Note("n", SENTENCE * 3)
     windows = build_windows(note, wordpiece, 40, 20)
     places = {}
@@ -113,7 +113,7 @@ def test_what_two_windows_find_is_counted_once_and_only_from_its_owner(wordpiece
         assert sum(map(len, alone)) == 1
 
 
-def test_answers_are_sorted_named_and_free_of_blanks_at_their_edges(tokenizer):
+def test_answers_are_sorted_numbered_and_stripped_of_whitespace(tokenizer):
     note = Note("n", "heparin  ,\n\n aspirin")
     (window,) = build_windows(note, tokenizer, 64, 8)
     last = len(window.piece_ids) - 1

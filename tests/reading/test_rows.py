@@ -1,7 +1,6 @@
-"""Promise: a row has the length that it was counted with, and every piece and mark where it belongs.
+"""A row has exactly the length that was counted for it, and every piece and mark is in its place.
 
-It would break without anyone noticing: a plan would count what nobody trains, or a mark would stand around
-another word.
+A bug here would be silent: a plan would count the wrong lengths, or a mark would surround the wrong word.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ OUTER, INNER = ([900, 901], [902]), ([910], [911, 912])
 
 @st.composite
 def marked(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]]]:
-    """Pieces of a window, and up to two mentions in it that nest, touch or lie apart."""
+    """Draws the number of pieces in a window and up to two mentions that nest, touch or lie apart."""
     size = draw(st.integers(1, 12))
     spans: list[tuple[int, int]] = []
     for _ in range(draw(st.integers(0, 2))):
@@ -33,7 +32,7 @@ def marked(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]]]:
 
 
 def written_out(piece_ids: list[int], marks: list[tuple]) -> tuple[list[int], list[int]]:
-    """The row's ids, piece by piece, and where the window's pieces are."""
+    """Builds the row's ids piece by piece and returns them with the positions of the window's pieces."""
     ids, places = list(HEAD), []
     for at, piece in enumerate(piece_ids):
         for _, _, before, _ in sorted((m for m in marks if m[0] == at), key=lambda m: -m[1]):
@@ -47,7 +46,7 @@ def written_out(piece_ids: list[int], marks: list[tuple]) -> tuple[list[int], li
 
 @given(marked())
 @quickly
-def test_a_row_is_counted_before_it_is_written_and_written_as_it_was_counted(given_marks):
+def test_the_length_counted_before_a_row_is_built_matches_the_built_row(given_marks):
     size, spans = given_marks
     piece_ids = list(range(1, size + 1))
     window = Window("n", 0, tuple(piece_ids), tuple((i, i + 1) for i in range(size)))
@@ -62,7 +61,7 @@ def test_a_row_is_counted_before_it_is_written_and_written_as_it_was_counted(giv
     assert [pieces.ids[start] for start in pieces.mark_starts] == [m[2][0] for m in marks]
 
 
-def test_a_key_names_the_pieces_of_a_row_and_not_its_window():
+def test_a_row_key_depends_on_its_pieces_but_not_on_its_window():
     offsets = ((0, 1), (1, 2))
     here, there = Window("n", 0, (5, 6), offsets), Window("m", 3, (5, 6), offsets)
     keys = {RowPieces(window, HEAD, SEP, 0).key for window in (here, there)}

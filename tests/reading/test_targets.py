@@ -1,7 +1,7 @@
-"""Promise: gold in is gold out. Spans become targets, targets decode to the same spans.
+"""Gold spans become targets, and the targets decode to the same spans.
 
-It would break without anyone noticing: training would go on, towards spans one piece off,
-and F1 would have a ceiling that looks like the model's.
+A bug here would be silent: training would continue towards spans one piece off, and the lower ceiling
+on F1 would look like a weak model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.reading.notes import (
 
 
 def perfect_spans(example, *, flat=False):
-    """What a perfect model's logits decode to: every start with every end is a candidate."""
+    """Decodes the logits of a perfect model; each pair of a start and an end is a candidate."""
     start, end = np.full((2, len(example.window.piece_ids)), -1.0)
     for first, last in example.spans:
         start[first] = end[last] = 1.0
@@ -75,7 +75,7 @@ def keys(spans):
 
 
 def check_round_trip(note, windows, labels):
-    """Gold spans minus the named unreachable ones come back; what else comes is a widened one."""
+    """Checks that all reachable gold spans come back and that any other answer is a widened gold span."""
     examples = build_examples([note], windows, labels)
     assert len(examples) == len(windows) * len(labels)
     for find, found in (
@@ -94,20 +94,20 @@ def check_round_trip(note, windows, labels):
             assert any(
                 span.label == label and start < span.end and span.start < end for span in widened
             )
-        # Never counted twice: each answer is one window's alone.
+        # No answer is counted twice, because each belongs to exactly one window.
         counted = sum(len(assemble(note, windows, {i: found[i]}, labels)) for i in found)
         assert counted == len(answers)
 
 
 @given(note=notes(), size=sizes())
 @thoroughly
-def test_gold_in_is_gold_out_whatever_the_note(tokenizer, note, size):
+def test_gold_spans_survive_the_round_trip_for_any_note(tokenizer, note, size):
     check_round_trip(note, build_windows(note, tokenizer, *size), LABELS)
 
 
 @given(note=notes(), size=sizes())
 @quickly
-def test_a_span_at_piece_boundaries_no_wider_than_the_overlap_is_always_reachable(
+def test_a_span_on_piece_boundaries_no_wider_than_the_overlap_is_always_reachable(
     tokenizer, note, size
 ):
     windows = build_windows(note, tokenizer, *size)
@@ -123,7 +123,7 @@ def test_a_span_at_piece_boundaries_no_wider_than_the_overlap_is_always_reachabl
         for last in range(first, first + size[1] + 1):
             end = words.get(last, (0, 0))[1]
             touched = [i for i, (s, e) in words.items() if s < end and start < e]
-            # One character may be several pieces; then all of them must fit.
+            # If a character consists of several pieces, all of them must fit.
             if touched and touched[-1] - touched[0] <= size[1]:
                 spans.add((start, end))
     gold = tuple(Span(f"T{i}", "Drug", (chars,)) for i, chars in enumerate(sorted(spans)))
@@ -135,8 +135,8 @@ CORPORA = {"maccrobat": "maccrobat2020", "phee": "phee", "pubtator": "bc5cdr"}
 
 @needs_shared
 @pytest.mark.parametrize("reader", CORPORA)
-def test_gold_in_is_gold_out_where_real_notes_are_cut_all_over(reader, wordpiece):
-    """A vocabulary of fragments and windows of 48: most words are many pieces, most notes are cut."""
+def test_gold_spans_survive_the_round_trip_in_heavily_cut_real_notes(reader, wordpiece):
+    """With a small vocabulary and windows of 48, most words are many pieces and most notes are cut."""
     corpus = read_corpus(SHARED / "corpora" / CORPORA[reader], reader)
     for note in corpus.notes[::10]:
         windows = build_windows(note, wordpiece, 48, 16)
@@ -144,14 +144,14 @@ def test_gold_in_is_gold_out_where_real_notes_are_cut_all_over(reader, wordpiece
 
 
 def spans_of(text, *wanted):
-    """Spans by label and text, at the text's first place."""
+    """Makes a span for each label and phrase, at the first occurrence of the phrase in the text."""
     return tuple(
         Span(f"T{i}", label, ((text.index(words), text.index(words) + len(words)),))
         for i, (label, words) in enumerate(wanted, start=1)
     )
 
 
-def test_every_reason_is_named(wordpiece):
+def test_each_unreachable_span_gets_the_right_reason(wordpiece):
     text = (
         "Aspirin \u00ad daily for chest pain. Warfarin was stopped. Heparin was given after. "
         "No chest pain."
@@ -177,7 +177,7 @@ def test_every_reason_is_named(wordpiece):
     ]
 
 
-def test_of_overlapping_spans_of_one_label_tags_keep_the_longest_and_others_the_most(wordpiece):
+def test_for_overlapping_spans_tags_keep_the_longest_and_flat_answers_keep_the_most(wordpiece):
     text = "He had left chest pain and fever"
     note = Note(
         "n", text, spans_of(text, ("ADE", "chest pain"), ("ADE", "left chest"), ("ADE", "fever"),
@@ -189,14 +189,14 @@ def test_of_overlapping_spans_of_one_label_tags_keep_the_longest_and_others_the_
         ("T1", "same_label_overlap"),
         ("T2", "same_label_overlap"),
     ]
-    # "left chest" and "chest pain" are as many and as short; one of them goes, and what holds both.
+    # "left chest" and "chest pain" are equally good: one is dropped, and so is the span that holds both.
     apart = [one.span_id for one in unreachable_apart(note, windows)]
     assert len(apart) == 2 and "T5" in apart and apart[0] in ("T1", "T2")
 
 
 @given(note=notes(), size=sizes())
 @thoroughly
-def test_where_answers_lie_apart_what_is_not_named_can_be_said_and_no_more_could(
+def test_flat_answers_can_express_all_reachable_spans_and_no_larger_set_exists(
     tokenizer, note, size
 ):
     windows = build_windows(note, tokenizer, *size)
@@ -228,18 +228,18 @@ def test_where_answers_lie_apart_what_is_not_named_can_be_said_and_no_more_could
             assert all(a[1] < b[0] for a, b in pairwise(of_label)), (index, label)
 
 
-def test_of_equally_long_spans_the_leftmost_is_kept_whatever_their_order():
+def test_the_leftmost_of_equally_long_spans_is_kept_in_any_order():
     assert taggable([(2, 3), (1, 2), (4, 4), (3, 4)]) == taggable([(3, 4), (4, 4), (1, 2), (2, 3)])
     assert taggable([(2, 3), (1, 2), (4, 4), (3, 4)]) == [(1, 2), (3, 4)]
 
 
-def test_labels_overlap_freely_in_tags():
+def test_tags_of_different_labels_may_overlap():
     tags = tag_targets([[(0, 2)], [(1, 1), (2, 3)]], 4)
     assert tags.dtype == np.int8
     assert tags.T.tolist() == [[1, 2, 2, 0], [0, 1, 1, 2]]
 
 
-def test_a_discontinuous_span_is_read_by_its_envelope(wordpiece):
+def test_a_discontinuous_span_is_read_as_its_envelope(wordpiece):
     text = "pain in chest and arm"
     note = Note("n", text, (Span("T1", "ADE", ((0, 4), (18, 21))),))
     windows = build_windows(note, wordpiece, 64, 8)
@@ -249,7 +249,7 @@ def test_a_discontinuous_span_is_read_by_its_envelope(wordpiece):
     assert keys(answers) == {("ADE", 0, 21)}
 
 
-def test_a_span_that_begins_inside_a_piece_is_taught_as_whole_pieces(minilm):
+def test_a_span_that_begins_inside_a_piece_is_trained_as_whole_pieces(minilm):
     text = "with hyperkalemia today"
     inside = text.index("kalemia") + 1
     note = Note("n", text, (Span("T1", "ADE", ((inside, inside + 4),)),))
@@ -261,7 +261,7 @@ def test_a_span_that_begins_inside_a_piece_is_taught_as_whole_pieces(minilm):
     assert start <= inside and inside + 4 <= end and text[start:end] in "hyperkalemia"
 
 
-def test_each_window_is_asked_every_label_answer_or_not(wordpiece):
+def test_each_window_is_asked_for_every_label_even_without_an_answer(wordpiece):
     text = "No known allergies. " * 30 + "Given aspirin."
     note = Note("n", text, spans_of(text, ("Drug", "aspirin")))
     windows = build_windows(note, wordpiece, 40, 10)
@@ -272,7 +272,7 @@ def test_each_window_is_asked_every_label_answer_or_not(wordpiece):
     assert sum(bool(e.spans) for e in examples) >= 1
 
 
-def test_examples_of_several_notes_keep_to_their_own_spans(wordpiece):
+def test_examples_contain_only_the_spans_of_their_own_note(wordpiece):
     texts = ("Given aspirin.", "", "Given heparin.")
     several = [
         Note(f"n{i}", text, spans_of(text, *[("Drug", text[6:13])][: bool(text)]))

@@ -1,6 +1,6 @@
-"""Promise: every stretch of a note that fits a window is held by one, with exact offsets.
+"""Windows cover a note with the required overlap and have exact offsets.
 
-It would break without anyone noticing: a span lost at a cut is only a little less recall.
+A bug here would be silent: a span lost at a cut lowers recall only slightly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOTE = (
 
 @st.composite
 def layouts(draw):
-    """Sentence starts, pieces, window, overlap: sentences of all lengths."""
+    """Draws sentence starts, the number of pieces, a window and an overlap; sentence lengths vary."""
     lengths = draw(st.lists(st.integers(1, 60), min_size=1, max_size=25))
     starts = [sum(lengths[:index]) for index in range(len(lengths))]
     window = draw(st.integers(1, 40))
@@ -34,7 +34,7 @@ def layouts(draw):
 
 @given(layouts())
 @quickly
-def test_windows_cover_a_note_in_steps_that_share_the_overlap(layout):
+def test_windows_cover_a_note_and_neighbours_share_at_least_the_overlap(layout):
     _, num_pieces, window, overlap = layout
     bounds = window_bounds(*layout)
     assert bounds[0][0] == 0 and bounds[-1][1] == num_pieces
@@ -46,7 +46,7 @@ def test_windows_cover_a_note_in_steps_that_share_the_overlap(layout):
 
 @given(layouts())
 @quickly
-def test_a_sentence_that_fits_a_window_is_whole_in_one(layout):
+def test_a_sentence_that_fits_a_window_lies_whole_in_some_window(layout):
     sentences, num_pieces, window, _ = layout
     bounds = window_bounds(*layout)
     for head, tail in pairwise([*sentences, num_pieces]):
@@ -56,7 +56,7 @@ def test_a_sentence_that_fits_a_window_is_whole_in_one(layout):
 
 @given(layouts())
 @quickly
-def test_any_stretch_one_piece_wider_than_the_overlap_is_whole_in_a_window(layout):
+def test_any_stretch_one_piece_wider_than_the_overlap_lies_whole_in_some_window(layout):
     _, num_pieces, _, overlap = layout
     bounds = window_bounds(*layout)
     for first in range(num_pieces - overlap):
@@ -65,14 +65,14 @@ def test_any_stretch_one_piece_wider_than_the_overlap_is_whole_in_a_window(layou
 
 @given(layouts())
 @quickly
-def test_sentences_cost_at_most_two_and_a_half_times_the_fewest_windows(layout):
+def test_sentence_boundaries_cost_at_most_two_and_a_half_times_the_fewest_windows(layout):
     _, num_pieces, window, overlap = layout
     fewest = 1 + max(0, -(-(num_pieces - window) // (window - overlap)))
-    # A step takes on at least half of the new pieces that it could; 2.5 leaves room for rounding.
+    # Each step adds at least half of the pieces it could add; 2.5 leaves room for rounding.
     assert len(window_bounds(*layout)) <= 2.5 * fewest
 
 
-def test_a_short_note_is_one_window(tokenizer):
+def test_a_short_note_becomes_one_window(tokenizer):
     windows = build_windows(Note("n", NOTE), tokenizer, 512, 64)
     assert [(window.index, window.piece_start) for window in windows] == [(0, 0)]
     assert (windows[0].char_start, windows[0].char_end) == (0, len(NOTE))
@@ -85,7 +85,7 @@ def test_a_note_without_words_has_no_windows(tokenizer, text):
 
 @given(note=notes(), size=sizes())
 @quickly
-def test_windows_are_slices_of_the_whole_notes_pieces(tokenizer, note, size):
+def test_windows_are_slices_of_the_pieces_of_the_whole_note(tokenizer, note, size):
     windows = build_windows(note, tokenizer, *size)
     whole = tokenizer(note.text, add_special_tokens=False, verbose=False)["input_ids"]
     assert [window.index for window in windows] == list(range(len(windows)))
@@ -98,7 +98,7 @@ def test_windows_are_slices_of_the_whole_notes_pieces(tokenizer, note, size):
 
 @given(note=notes(), size=sizes())
 @quickly
-def test_offsets_ascend_and_never_begin_or_end_with_a_blank(tokenizer, note, size):
+def test_offsets_ascend_and_exclude_surrounding_whitespace(tokenizer, note, size):
     for window in build_windows(note, tokenizer, *size):
         for (start, end), (next_start, next_end) in pairwise(window.offsets):
             assert start <= next_start and end <= next_end
@@ -109,7 +109,7 @@ def test_offsets_ascend_and_never_begin_or_end_with_a_blank(tokenizer, note, siz
 
 @given(note=notes(), size=sizes(), data=st.data())
 @quickly
-def test_the_owner_is_the_window_that_sees_most_around_a_span(tokenizer, note, size, data):
+def test_the_owner_is_the_window_with_the_most_context_around_a_span(tokenizer, note, size, data):
     windows = build_windows(note, tokenizer, *size)
     start = data.draw(st.integers(0, len(note.text)))
     end = data.draw(st.integers(start, len(note.text)))
@@ -117,7 +117,7 @@ def test_the_owner_is_the_window_that_sees_most_around_a_span(tokenizer, note, s
 
 
 def slow_owner(windows, start, end):
-    """The same by looking at every piece of every window."""
+    """Finds the owner slowly, by checking every piece of every window."""
     touched = {
         window.piece_start + place
         for window in windows
@@ -135,7 +135,7 @@ def slow_owner(windows, start, end):
     return best
 
 
-def test_windows_begin_and_end_at_sentences_where_they_can(wordpiece):
+def test_windows_begin_and_end_at_sentence_boundaries_when_possible(wordpiece):
     text = " ".join(f"Sentence number {number} is about aspirin." for number in range(40))
     windows = build_windows(Note("n", text), wordpiece, 100, 10)
     assert len(windows) > 3
@@ -144,7 +144,7 @@ def test_windows_begin_and_end_at_sentences_where_they_can(wordpiece):
         assert text[: window.char_end].endswith("aspirin.")
 
 
-def test_sentences_begin_after_full_stops_blank_lines_and_at_items_but_not_at_line_breaks():
+def test_full_stops_blank_lines_and_items_start_a_sentence_but_line_breaks_do_not():
     starts = [0, *sentence_starts(NOTE)]
     sentences = [NOTE[start:end].strip() for start, end in pairwise([*starts, len(NOTE)])]
     assert sentences == [
@@ -158,21 +158,21 @@ def test_sentences_begin_after_full_stops_blank_lines_and_at_items_but_not_at_li
 
 
 @pytest.mark.parametrize(("window", "overlap"), [(32, 32), (32, 40), (0, 0), (32, -1)])
-def test_an_overlap_that_a_window_cannot_hold_is_refused(wordpiece, window, overlap):
+def test_an_overlap_that_does_not_fit_the_window_is_refused(wordpiece, window, overlap):
     with pytest.raises(RaymrcError, match=f"windows of {window} pieces cannot share {overlap} "):
         build_windows(Note("n", NOTE), wordpiece, window, overlap)
 
 
-def test_a_notes_text_does_not_show_in_a_windows_repr(wordpiece):
+def test_the_repr_of_a_window_does_not_show_note_text(wordpiece):
     shown = repr(build_windows(Note("n", NOTE), wordpiece, 16, 4)[0])
     assert shown == "Window(note_id='n', index=0, piece_start=0)"
 
 
-def test_a_megabyte_of_notes_is_windowed_in_seconds(minilm):
+def test_a_megabyte_of_notes_is_windowed_in_under_ten_seconds(minilm):
     note = Note("n", (NOTE + "\n\n") * 5)
     begun = time.perf_counter()
     for _ in range(200):
         build_windows(note, minilm, 384, 64)
     seconds_per_megabyte = (time.perf_counter() - begun) / (200 * len(note.text) / 1e6)
-    # About 0.8 s measured on one idle core; a quadratic slip would cost minutes.
+    # It took about 0.8 s on one idle core; an accidental quadratic loop would take minutes.
     assert seconds_per_megabyte < 10

@@ -1,4 +1,4 @@
-"""What most tests of training start from: a tiny backbone, and notes to learn by heart."""
+"""Shared fixtures for the training tests: a tiny backbone and notes that a model can memorise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One fold-run by itself, as tests and benchmarks train it."""
+"""Trains a single fold-run on its own, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def train_fold_run(
     gpus: float = 1.0,
     on_done: Callable[[Lane], None] | None = None,
 ) -> Record:
-    """Trains, chooses the epoch on validation, scores the held-out fold.
+    """Trains the fold-run, picks the best epoch on validation notes and scores the held-out fold.
 
     Raises:
-        Exception: whatever ended the lane.
+        Exception: the error that ended the lane.
     """
     pool = Pool(loaded, data, device, device_hour_usd=device_hour_usd, gpus=gpus, on_done=on_done)
     pool.open(fold_run)

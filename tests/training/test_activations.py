@@ -1,7 +1,7 @@
-"""What is kept below a late prompt is what the backbone would compute.
+"""The activation store returns exactly what the backbone computes below a late prompt.
 
-It would break without anyone noticing: a window that gets another's hidden states, or its own of another
-layer, still trains to something.
+A bug here would be silent: a window that gets another window's hidden states, or its own from the wrong
+layer, still trains to a plausible result.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 
 class Windows:
-    """Windows of many lengths, and batches of them under any labels."""
+    """Holds windows of varied lengths and batches them under any labels."""
 
     def __init__(self, loaded: Loaded, count: int = 12, *, padded: bool = True) -> None:
         self.inputs = random_inputs(
@@ -59,7 +59,7 @@ class Windows:
         self.lengths = self.inputs.mask_BS.sum(1)
 
     def batch(self, *windows: int, labels: tuple[int, ...] = ()) -> tuple[list[Hashable], Inputs]:
-        """Keys and rows, no wider than the longest of them."""
+        """Returns keys and rows, padded only to the longest chosen window."""
         index = torch.tensor(windows)
         rows = self.inputs.take(index)
         width = int(self.lengths[index].max())
@@ -73,7 +73,7 @@ class Windows:
         return [("note", window) for window in windows], inputs
 
     def alone(self, encoder: Encoder, window: int, first_layer: int) -> Tensor:
-        """What one window without padding gives, (n, D)."""
+        """Returns the hidden states of one unpadded window, (n, D)."""
         _, inputs = self.batch(window)
         assert not inputs.is_padded
         return encoder.below(inputs, first_layer)[0]
@@ -81,7 +81,7 @@ class Windows:
 
 @contextmanager
 def passes_below(encoder: Encoder) -> Iterator[list[tuple[int, int]]]:
-    """(rows, pieces) of each pass through the first layer meanwhile."""
+    """Records (rows, pieces) for each pass through the first layer inside the block."""
     seen: list[tuple[int, int]] = []
     hook = encoder.layer(0).register_forward_hook(
         lambda _module, given, _output: seen.append(tuple(given[0].shape[:2]))
@@ -93,7 +93,7 @@ def passes_below(encoder: Encoder) -> Iterator[list[tuple[int, int]]]:
 def make_model(loaded: Loaded, **fields: object) -> Model:
     configuration = tiny_configuration(loaded.backbone, "frozen_soft_prompt", **fields)
     model = Model(configuration, loaded, NUM_LABELS)
-    # As in a model that has begun to predict: else the match head sees gold pairs alone.
+    # Zero biases mimic a model that already predicts; otherwise the match head sees only gold pairs.
     torch.nn.init.constant_(model.heads.start.bias, 0.0)
     torch.nn.init.constant_(model.heads.end.bias, 0.0)
     return model.train()
@@ -111,7 +111,7 @@ def assert_each_is_its_windows_own(
 
 
 @late
-def test_what_a_padded_batch_leaves_is_what_each_window_gives_alone(
+def test_a_padded_batch_stores_the_same_states_as_each_window_alone(
     loaded: Loaded, first_layer: int
 ) -> None:
     windows, store = Windows(loaded), Activations(loaded.encoder, first_layer, PLENTY)
@@ -123,7 +123,7 @@ def test_what_a_padded_batch_leaves_is_what_each_window_gives_alone(
 
 @late
 @depths
-def test_a_model_answers_the_same_with_and_without_the_store(
+def test_a_model_gives_the_same_hidden_states_with_and_without_the_store(
     loaded: Loaded, depth: str, first_layer: int
 ) -> None:
     model = make_model(loaded, prompt_depth=depth, first_layer=first_layer)
@@ -131,9 +131,9 @@ def test_a_model_answers_the_same_with_and_without_the_store(
     for chosen in ((0, 1, 2, 0, 1), (2, 7, 7, 0)):
         keys, inputs = windows.batch(*chosen)
         plain = model.hidden(inputs)[inputs.mask_BS]
-        for _ in range(2):  # just computed, and kept
+        for _ in range(2):  # the first fill computes, the second reads the store
             filled = store.fill(keys, inputs)
-            nowhere = torch.full_like(inputs.input_ids_BS, -1)  # nothing is looked up again
+            nowhere = torch.full_like(inputs.input_ids_BS, -1)  # ids must not be read again
             given = replace(filled, input_ids_BS=nowhere)
             hidden = model.hidden(given)[inputs.mask_BS]
             torch.testing.assert_close(hidden, plain, rtol=0, atol=TOLERANCE)
@@ -145,7 +145,7 @@ def test_a_model_answers_the_same_with_and_without_the_store(
 def test_lanes_learn_the_same_with_and_without_the_store(
     loaded: Loaded, depth: str, first_layer: int, max_bytes: int
 ) -> None:
-    """Three lanes over one store, five steps each, also where little fits in."""
+    """Three lanes share one store for five steps each; in one case the store holds only a few windows."""
 
     def train(store: Activations | None) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         windows, draw = Windows(loaded), random.Random(1)
@@ -180,7 +180,7 @@ def test_lanes_learn_the_same_with_and_without_the_store(
     for mine, theirs in zip(grads, plain_grads, strict=True):
         assert mine.keys() == theirs.keys() and mine
         for name, gradient in theirs.items():
-            # five steps carry the last digits of fp32 on
+            # five steps amplify fp32 rounding
             torch.testing.assert_close(mine[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
     if max_bytes == PLENTY:
         assert store.misses == 12 and store.evictions == 0
@@ -188,7 +188,7 @@ def test_lanes_learn_the_same_with_and_without_the_store(
         assert store.evictions
 
 
-def test_answers_are_the_same_with_and_without_the_store(loaded: Loaded) -> None:
+def test_predictions_are_the_same_with_and_without_the_store(loaded: Loaded) -> None:
     windows, store = Windows(loaded), Activations(loaded.encoder, 2, PLENTY)
     models = [make_model(loaded, first_layer=2, seed=seed) for seed in range(2)]
     batches = [windows.batch(0, 0, 0, 1, 1, 1), windows.batch(5, 5, 5, 1, 1, 1)]
@@ -203,7 +203,7 @@ def test_answers_are_the_same_with_and_without_the_store(loaded: Loaded) -> None
                 )
 
 
-def test_a_window_passes_the_lower_layers_once_for_all_labels_epochs_and_lanes(
+def test_a_window_passes_the_lower_layers_once_across_labels_epochs_and_lanes(
     bert: Loaded,
 ) -> None:
     windows, store = Windows(bert), Activations(bert.encoder, 2, PLENTY)
@@ -221,7 +221,7 @@ def test_a_window_passes_the_lower_layers_once_for_all_labels_epochs_and_lanes(
     assert store.bytes == int(windows.lengths.sum()) * 32 * 4
 
 
-def test_a_pass_below_the_prompt_keeps_to_its_budget_and_like_lengths_share_it(
+def test_a_pass_below_the_prompt_stays_within_its_budget_and_groups_similar_lengths(
     bert: Loaded,
 ) -> None:
     windows = Windows(bert)
@@ -240,7 +240,9 @@ def test_a_pass_below_the_prompt_keeps_to_its_budget_and_like_lengths_share_it(
 
 
 @pytest.mark.parametrize("pieces", [1, 13, 30, 61, 100])
-def test_the_bound_holds_under_pressure_and_results_stay_exact(bert: Loaded, pieces: int) -> None:
+def test_the_store_never_exceeds_its_limit_and_stays_exact_under_eviction(
+    bert: Loaded, pieces: int
+) -> None:
     windows, draw = Windows(bert), random.Random(4)
     bound = pieces * 32 * 4
     store = Activations(bert.encoder, 2, bound)
@@ -252,16 +254,16 @@ def test_the_bound_holds_under_pressure_and_results_stay_exact(bert: Loaded, pie
         rows = [int(row) for own in store._rows.values() for row in own]
         assert len(rows) == len(set(rows)) and 0 not in rows
         assert store.bytes == len(rows) * 32 * 4 <= bound
-    # One row is the zeros that padding reads; the shortest window alone has nobody to drop.
+    # Row 0 holds the zeros for padding. A store that fits only the shortest window evicts nothing.
     assert (store.evictions > 0) == (pieces >= 30)
     assert (len(store) > 0) == (pieces > int(windows.lengths.min()))
 
 
-def test_a_window_larger_than_the_bound_is_computed_and_drops_nobody(bert: Loaded) -> None:
+def test_a_window_larger_than_the_limit_is_computed_and_evicts_nothing(bert: Loaded) -> None:
     windows = Windows(bert)
     long = int(windows.lengths.argmax())
     short = int(windows.lengths.argmin())
-    # One row of the table is the zeros that padding reads.
+    # Row 0 of the table holds the zeros for padding.
     store = Activations(bert.encoder, 1, int(windows.lengths[short] + 1) * 32 * 4)
     store.fill(*windows.batch(short))
     for _ in range(20):
@@ -272,8 +274,8 @@ def test_a_window_larger_than_the_bound_is_computed_and_drops_nobody(bert: Loade
     assert store.hits == 1
 
 
-def test_epochs_hit_what_fits_though_they_scan(bert: Loaded) -> None:
-    """Half of the windows fit. LRU would hit none, and dropping one for every new one a fifth."""
+def test_sequential_epochs_still_hit_stored_windows(bert: Loaded) -> None:
+    """Half of the windows fit. LRU would never hit, and evicting on every insert would hit a fifth."""
     windows = Windows(bert, 40, padded=False)
     store = Activations(bert.encoder, 1, (1 + 20 * 24) * 32 * 4)
     for _epoch in range(12):
@@ -283,7 +285,7 @@ def test_epochs_hit_what_fits_though_they_scan(bert: Loaded) -> None:
     assert store.evictions > 0
 
 
-def test_what_is_dropped_depends_on_the_seed_alone(bert: Loaded) -> None:
+def test_evictions_depend_only_on_the_seed(bert: Loaded) -> None:
     windows = Windows(bert)
 
     def kept(seed: int) -> set[Hashable]:
@@ -296,7 +298,7 @@ def test_what_is_dropped_depends_on_the_seed_alone(bert: Loaded) -> None:
     assert len({frozenset(kept(seed)) for seed in range(8)}) > 1
 
 
-def test_memory_is_not_taken_before_it_is_used(bert: Loaded) -> None:
+def test_the_store_takes_no_memory_before_using_it(bert: Loaded) -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
@@ -307,7 +309,7 @@ def test_memory_is_not_taken_before_it_is_used(bert: Loaded) -> None:
     assert resident() - before < 2**27
 
 
-def test_stores_of_different_first_layers_do_not_mix(bert: Loaded) -> None:
+def test_stores_with_different_first_layers_do_not_mix(bert: Loaded) -> None:
     windows = Windows(bert)
     stores = {layer: Activations(bert.encoder, layer, PLENTY) for layer in (1, 2)}
     chosen = (0, 1, 0)
@@ -320,8 +322,8 @@ def test_stores_of_different_first_layers_do_not_mix(bert: Loaded) -> None:
         model.hidden(stores[2].fill(*windows.batch(*chosen)))
 
 
-def test_windows_of_one_index_and_of_equal_pieces_keep_apart(bert: Loaded) -> None:
-    """Two notes, and one note cut in two ways, whose first windows are both number 0."""
+def test_windows_with_the_same_index_or_the_same_pieces_are_stored_separately(bert: Loaded) -> None:
+    """The keys cover two notes, and one note cut two ways; all three windows have index 0."""
     windows, store = Windows(bert), Activations(bert.encoder, 1, PLENTY)
     _, inputs = windows.batch(3, 4, 3)
     keys = [("a", 0, 24, 4), ("a", 0, 12, 4), ("b", 0, 24, 4)]
@@ -333,7 +335,7 @@ def test_windows_of_one_index_and_of_equal_pieces_keep_apart(bert: Loaded) -> No
         store.fill(["same", "same"], windows.batch(3, 4)[1])
 
 
-def test_only_a_frozen_backbone_and_a_late_prompt_have_anything_to_keep(bert: Loaded) -> None:
+def test_a_store_requires_a_frozen_backbone_and_a_late_prompt(bert: Loaded) -> None:
     with pytest.raises(AssertionError, match="frozen"):
         Activations(Encoder(bert.shape), 1, PLENTY)
     for layer in (0, 3):
@@ -343,7 +345,7 @@ def test_only_a_frozen_backbone_and_a_late_prompt_have_anything_to_keep(bert: Lo
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: no table was kept on one")
-def test_a_backbone_on_a_gpu_has_its_table_beside_it(tmp_path: Path) -> None:
+def test_the_table_of_a_gpu_backbone_is_on_the_gpu(tmp_path: Path) -> None:
     loaded = tiny_loaded("bert", tmp_path)
     windows = Windows(loaded)
     expected = Activations(loaded.encoder, 2, PLENTY).fill(*windows.batch(0, 1, 0)).entry_BSD

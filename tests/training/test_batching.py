@@ -1,4 +1,4 @@
-"""Rows hold the window and the question where they should, and an epoch leaves nothing out."""
+"""Rows place the window and the question correctly, and an epoch skips no row that it must include."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build_rows(loaded: Loaded, data: StudyData, strategy: str) -> list[Row]:
     return [row for of_note in rows.values() for row in of_note]
 
 
-def test_a_question_in_words_stands_before_the_window_as_the_tokenizer_would_put_it(
+def test_a_worded_question_precedes_the_window_with_the_tokenizers_special_tokens(
     loaded: Loaded, data: StudyData
 ) -> None:
     row = build_rows(loaded, data, "hard_prompt")[1]
@@ -45,7 +45,7 @@ def test_a_question_in_words_stands_before_the_window_as_the_tokenizer_would_put
 
 
 @pytest.mark.parametrize("strategy", ["hard_prompt", "soft_prompt"])
-def test_targets_stand_on_the_pieces_of_the_gold_spans(
+def test_targets_mark_the_pieces_of_the_gold_spans(
     strategy: str, loaded: Loaded, data: StudyData
 ) -> None:
     rows = build_rows(loaded, data, strategy)
@@ -68,7 +68,7 @@ def test_targets_stand_on_the_pieces_of_the_gold_spans(
     assert found == gold
 
 
-def test_tags_stand_on_the_windows_pieces_and_nowhere_else(loaded: Loaded, data: StudyData) -> None:
+def test_tags_are_set_only_on_the_windows_pieces(loaded: Loaded, data: StudyData) -> None:
     rows = build_rows(loaded, data, "fine_tune")
     inputs = collate(rows, pad=loaded.shape.pad_id)
     targets = collate_targets(rows, inputs)
@@ -79,7 +79,7 @@ def test_tags_stand_on_the_windows_pieces_and_nowhere_else(loaded: Loaded, data:
         assert torch.equal(inside, torch.from_numpy(row.tags).long())
 
 
-def test_padding_is_masked_and_outside_the_window(loaded: Loaded, data: StudyData) -> None:
+def test_padding_is_masked_and_lies_outside_the_window(loaded: Loaded, data: StudyData) -> None:
     rows = build_rows(loaded, data, "hard_prompt")
     inputs = collate(rows, pad=loaded.shape.pad_id)
     for b, row in enumerate(rows):
@@ -89,7 +89,7 @@ def test_padding_is_masked_and_outside_the_window(loaded: Loaded, data: StudyDat
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
-def test_an_epoch_has_every_row_with_an_answer_once_and_a_sample_of_the_others(
+def test_an_epoch_has_each_row_with_an_answer_once_and_a_sample_of_the_rest(
     rate: float, loaded: Loaded, data: StudyData
 ) -> None:
     rows = build_rows(loaded, data, "soft_prompt")
@@ -105,7 +105,7 @@ def test_an_epoch_has_every_row_with_an_answer_once_and_a_sample_of_the_others(
         assert len(batches) == steps_per_epoch(rows, 4, rate)
 
 
-def test_two_epochs_have_other_orders_and_the_same_seed_the_same(
+def test_row_order_differs_between_epochs_and_repeats_with_the_seed(
     loaded: Loaded, data: StudyData
 ) -> None:
     rows = build_rows(loaded, data, "soft_prompt")
@@ -118,7 +118,9 @@ def test_two_epochs_have_other_orders_and_the_same_seed_the_same(
     assert orders[0] == orders[2]
 
 
-def test_evaluation_asks_all_rows_within_the_budget(loaded: Loaded, data: StudyData) -> None:
+def test_evaluation_batches_cover_all_rows_within_the_budget(
+    loaded: Loaded, data: StudyData
+) -> None:
     rows = build_rows(loaded, data, "hard_prompt")
     batches = list(evaluation_batches(rows, 150))
     assert sorted(map(id, rows)) == sorted(id(row) for batch in batches for row in batch)
@@ -126,7 +128,9 @@ def test_evaluation_asks_all_rows_within_the_budget(loaded: Loaded, data: StudyD
     assert len(batches) > 1
 
 
-def test_rows_of_one_window_share_where_vectors_ask(loaded: Loaded, data: StudyData) -> None:
+def test_rows_of_one_window_share_a_pass_when_questions_are_vectors(
+    loaded: Loaded, data: StudyData
+) -> None:
     rows = build_rows(loaded, data, "soft_prompt")
     shuffled = random.Random(1).sample(rows, len(rows))
     inputs = collate(shuffled, pad=loaded.shape.pad_id)
@@ -139,8 +143,8 @@ def test_rows_of_one_window_share_where_vectors_ask(loaded: Loaded, data: StudyD
     assert len(pieces) == len(inputs.share_B.unique()) <= len(windows) < len(rows)
 
 
-def test_rows_that_differ_share_nothing(loaded: Loaded, data: StudyData) -> None:
-    """Words ask: each row of a window has another question. Tags: a window is one row."""
+def test_rows_with_different_pieces_share_no_pass(loaded: Loaded, data: StudyData) -> None:
+    """With worded questions each row of a window differs; with tags each window has a single row."""
     row = build_rows(loaded, data, "soft_prompt")[0]
     assert collate([row], pad=loaded.shape.pad_id).share_B is None
     asked = build_rows(loaded, data, "hard_prompt")[: len(LABELS)]
@@ -150,7 +154,7 @@ def test_rows_that_differ_share_nothing(loaded: Loaded, data: StudyData) -> None
     assert collate(list(tagged.values()), pad=loaded.shape.pad_id).share_B is None
 
 
-def test_evaluation_keeps_a_windows_rows_together(loaded: Loaded, data: StudyData) -> None:
+def test_evaluation_keeps_the_rows_of_a_window_together(loaded: Loaded, data: StudyData) -> None:
     rows = build_rows(loaded, data, "soft_prompt")
     for given in (rows, random.Random(2).sample(rows, len(rows))):
         order = itertools.chain.from_iterable(evaluation_batches(given, 150))
@@ -158,7 +162,7 @@ def test_evaluation_keeps_a_windows_rows_together(loaded: Loaded, data: StudyDat
         assert len(windows) == len(set(windows)) == len(rows) / len(LABELS)
 
 
-def test_study_data_travels_without_what_was_cached(loaded: Loaded, data: StudyData) -> None:
+def test_study_data_is_pickled_without_its_caches(loaded: Loaded, data: StudyData) -> None:
     build_rows(loaded, data, "soft_prompt")
     sent = pickle.loads(pickle.dumps(data))
     assert sent == data
@@ -166,7 +170,7 @@ def test_study_data_travels_without_what_was_cached(loaded: Loaded, data: StudyD
 
 
 def make_batches(loaded: Loaded, data: StudyData, seen: list[int]):
-    """Batches as a step takes them; `seen` grows as they are collated."""
+    """Yields batches in the form that a step takes; `seen` grows as each is collated."""
     rows = build_rows(loaded, data, "soft_prompt")
     for number, own in enumerate((rows[:3], rows[3:4], rows[4:9])):
         seen.append(number)
@@ -174,14 +178,14 @@ def make_batches(loaded: Loaded, data: StudyData, seen: list[int]):
         yield own, inputs, collate_targets(own, inputs)
 
 
-def test_collated_rows_know_their_lengths(loaded: Loaded, data: StudyData) -> None:
+def test_collated_inputs_carry_the_length_of_each_row(loaded: Loaded, data: StudyData) -> None:
     for rows, inputs, _ in make_batches(loaded, data, []):
         assert inputs.lengths == tuple(row.length for row in rows)
         assert inputs.lengths == tuple(inputs.mask_BS.sum(1).tolist())
         assert inputs.is_padded == (not inputs.mask_BS.all())
 
 
-def test_on_a_cpu_prefetching_copies_nothing_and_runs_nothing_ahead(
+def test_prefetching_on_a_cpu_copies_nothing_and_collates_nothing_ahead(
     loaded: Loaded, data: StudyData
 ) -> None:
     seen: list[int] = []
@@ -195,10 +199,10 @@ def test_on_a_cpu_prefetching_copies_nothing_and_runs_nothing_ahead(
     assert sent[1].input_ids_BS.data_ptr() == batch[1].input_ids_BS.data_ptr()
 
 
-def test_batches_are_pinned_and_sent_one_ahead(
+def test_prefetching_to_a_gpu_pins_and_sends_one_batch_ahead(
     loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a device that is played: what is asked of it is what counts."""
+    """The device is faked: the test checks only the calls made to it."""
     calls: list[str] = []
     for kind in (Inputs, SpanTargets):
         name = kind.__name__
@@ -221,7 +225,7 @@ def test_batches_are_pinned_and_sent_one_ahead(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing was sent to one")
-def test_batches_arrive_on_a_gpu_as_they_were(loaded: Loaded, data: StudyData) -> None:
+def test_batches_arrive_unchanged_on_a_gpu(loaded: Loaded, data: StudyData) -> None:
     here = list(make_batches(loaded, data, []))
     there = list(prefetch(make_batches(loaded, data, []), torch.device("cuda")))
     for (_, inputs, targets), (_, sent_inputs, sent_targets) in zip(here, there, strict=True):

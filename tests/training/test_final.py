@@ -1,7 +1,7 @@
-"""A final test learns from every note of the study, and from nothing of the held-out ones.
+"""A final test trains on every note of the study and learns nothing from the held-out notes.
 
-It could break unnoticed where a part is still kept for validation, where held-out notes choose the epoch,
-or where what is kept of them is not what was scored.
+A bug here could be silent: some notes may still be kept for validation, held-out notes may choose the epoch,
+or the stored predictions may differ from the scored ones.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ test_run.__test__ = False  # type: ignore[attr-defined]
         ("end_to_end", "soft_prompt"),
     ],
 )
-def test_held_out_notes_are_scored_once_and_teach_nothing(
+def test_held_out_notes_are_scored_and_do_not_affect_training(
     task: str, strategy: str, loaded: Loaded, here: StudyData
 ) -> None:
     notes = make_relation_notes(12, seed=5)
@@ -69,7 +69,7 @@ def test_held_out_notes_are_scored_once_and_teach_nothing(
     assert record.transfer == {} and record.validation_f1 == 0.0
     assert record.best_epoch == run.configuration.epochs
     assert record.strict.tp > 0
-    # What is kept is what was scored.
+    # The stored predictions are the scored ones.
     counts = [
         score_note(note.spans, found.spans, "strict")
         if task == "concepts"
@@ -79,14 +79,14 @@ def test_held_out_notes_are_scored_once_and_teach_nothing(
     ]
     assert pool(c for by_label in counts for c in by_label.values()) == record.strict
     assert Record.from_json(record.to_json()) == record
-    if task != "relations":  # which is about gold mentions
+    if task != "relations":  # this task is given gold mentions
         bare = tuple(replace(note, spans=(), relations=()) for note in notes)
         blind = train_fold_run(run, held_out(here, bare), loaded)
         assert [e.loss for e in blind.epochs] == [e.loss for e in record.epochs]
         assert blind.predictions == record.predictions
 
 
-def test_every_note_of_the_study_is_learnt_from(loaded: Loaded, here: StudyData) -> None:
+def test_a_final_test_trains_on_every_note_of_the_study(loaded: Loaded, here: StudyData) -> None:
     data = held_out(here, make_relation_notes(6, seed=5))
     pool_of = Pool(loaded, data, "cpu")
     run = test_run(loaded, "concepts", "frozen_soft_prompt")
@@ -98,7 +98,7 @@ def test_every_note_of_the_study_is_learnt_from(loaded: Loaded, here: StudyData)
     assert lane.device == CPU
 
 
-def test_the_ledger_tells_a_final_test_from_a_fold(loaded: Loaded) -> None:
+def test_the_ledger_distinguishes_a_final_test_from_a_fold(loaded: Loaded) -> None:
     run = test_run(loaded, "concepts", "fine_tune")
     fold = replace(run, test_fingerprint="")
     assert run.is_test and not fold.is_test
@@ -114,7 +114,7 @@ def test_the_ledger_tells_a_final_test_from_a_fold(loaded: Loaded) -> None:
         ("end_to_end", "frozen_soft_prompt"),
     ],
 )
-def test_what_a_final_test_trained_finds_the_same_when_it_is_loaded(
+def test_a_saved_final_model_predicts_the_same_after_loading(
     task: str, strategy: str, loaded: Loaded, here: StudyData, tmp_path: Path
 ) -> None:
     data = held_out(here, make_relation_notes(6, seed=5))
@@ -135,7 +135,7 @@ def test_what_a_final_test_trained_finds_the_same_when_it_is_loaded(
 
 
 @pytest.mark.parametrize("kept", ["all", "surest"])
-def test_what_becomes_of_overlapping_answers_holds_for_scores_and_for_a_saved_adapter(
+def test_scoring_and_a_saved_adapter_treat_overlapping_answers_alike(
     kept: str, loaded: Loaded, tmp_path: Path
 ) -> None:
     data = make_data(make_notes())

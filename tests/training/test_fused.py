@@ -1,7 +1,7 @@
-"""A lane learns the same, whoever shares its pass.
+"""A lane learns the same no matter which lanes share its pass.
 
-It would break without anyone noticing: a row that sees a neighbour's prompt, or a mean over somebody
-else's pieces, still trains to something.
+A bug here would be silent: a row that sees a neighbour's prompt, or a mean over another lane's pieces,
+still trains to a plausible result.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def make_model(loaded: Loaded, **fields: Any) -> Model:
     configuration = tiny_configuration(loaded.backbone, "frozen_soft_prompt", **fields)
     model = Model(configuration, loaded, NUM_LABELS)
-    # As in a model that has begun to predict: else the match head sees gold pairs alone.
+    # Zero biases mimic a model that already predicts; otherwise the match head sees only gold pairs.
     torch.nn.init.constant_(model.heads.start.bias, 0.0)
     torch.nn.init.constant_(model.heads.end.bias, 0.0)
     return model.train()
@@ -68,7 +68,7 @@ def make_part(
     pieces: int | None = None,
     **fields: Any,
 ) -> BatchPart:
-    """A lane with a batch of its own size."""
+    """Makes a lane with its own batch size."""
     model = make_model(loaded, **fields)
     inputs = random_inputs(
         loaded.shape.vocab,
@@ -85,7 +85,9 @@ def gradients(model: Model) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def test_every_lane_gets_the_loss_and_gradients_it_has_alone(loaded: Loaded) -> None:
+def test_every_lane_in_a_shared_pass_gets_the_loss_and_gradients_it_has_alone(
+    loaded: Loaded,
+) -> None:
     parts = [make_part(loaded, i, dropout=0.0, **form) for i, form in enumerate(FORMS)]
     alone = []
     for part in parts:
@@ -95,7 +97,7 @@ def test_every_lane_gets_the_loss_and_gradients_it_has_alone(loaded: Loaded) -> 
         part.model.zero_grad(set_to_none=True)
     losses = backward_together(parts)
     for part, loss, (own_loss, own_gradients) in zip(parts, losses, alone, strict=True):
-        # fp32 sums in another order, over rows of another width
+        # fp32 sums run in a different order over rows of a different width
         torch.testing.assert_close(loss, own_loss, rtol=1e-5, atol=1e-6)
         found = gradients(part.model)
         assert found.keys() == own_gradients.keys()
@@ -105,10 +107,10 @@ def test_every_lane_gets_the_loss_and_gradients_it_has_alone(loaded: Loaded) -> 
 
 @pytest.mark.parametrize("depth", ["deep", "input"])
 @pytest.mark.parametrize("first_layer", [1, 2])
-def test_lanes_that_share_rows_or_are_given_them_learn_the_same(
+def test_lanes_learn_the_same_with_shared_rows_or_precomputed_states(
     loaded: Loaded, depth: str, first_layer: int
 ) -> None:
-    """Of batches of other widths and sizes; one lane has nothing to share."""
+    """Batches differ in width and size, and one lane has no rows to share."""
 
     def results(form: str) -> tuple[Tensor, list[dict[str, Tensor]], list[int]]:
         parts = []
@@ -142,15 +144,15 @@ def test_lanes_that_share_rows_or_are_given_them_learn_the_same(
     for form, rows in (("shared", distinct), ("entered", []), ("some entered", distinct)):
         own_losses, found, seen = results(form)
         assert seen == rows, form
-        # fp32 products of another number of rows
+        # fp32 products run over a different number of rows
         torch.testing.assert_close(own_losses, losses, rtol=1e-5, atol=1e-6)
         for mine, theirs in zip(found, expected, strict=True):
             for name, gradient in theirs.items():
                 torch.testing.assert_close(mine[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_a_lane_is_bit_equal_whatever_its_neighbours_hold(loaded: Loaded) -> None:
-    """At equal shapes not even the last bit of a lane hangs on who is beside it."""
+def test_a_lane_is_bit_equal_whatever_its_neighbours_contain(loaded: Loaded) -> None:
+    """At equal shapes the neighbours do not change even the last bit of a lane."""
 
     def among(others: int) -> tuple[Tensor, dict[str, Tensor]]:
         mine = make_part(loaded, 1, rows=3, pieces=16, dropout=0.1)
@@ -158,7 +160,7 @@ def test_a_lane_is_bit_equal_whatever_its_neighbours_hold(loaded: Loaded) -> Non
             make_part(loaded, others + i, rows=3, pieces=16, dropout=0.1, seed=others + i)
             for i in range(31)
         ]
-        for part in theirs:  # they predict nothing, so that pairs of pieces have equal shapes
+        for part in theirs:  # neighbours predict nothing, so the pair tensors have equal shapes
             torch.nn.init.constant_(part.model.heads.start.bias, -50.0)
         losses = backward_together([*theirs[:7], mine, *theirs[7:]])
         return losses[7], gradients(mine.model)
@@ -168,7 +170,7 @@ def test_a_lane_is_bit_equal_whatever_its_neighbours_hold(loaded: Loaded) -> Non
     assert all(torch.equal(found[name], other_found[name]) for name in found)
 
 
-def test_dropout_of_a_lane_is_drawn_alike_alone_and_among_others(loaded: Loaded) -> None:
+def test_a_lane_draws_the_same_dropout_alone_and_among_others(loaded: Loaded) -> None:
     alone = make_part(loaded, 2, dropout=0.3)
     loss = backward_together([alone])[0]
     mine = make_part(loaded, 2, dropout=0.3)
@@ -186,7 +188,7 @@ def test_the_backbone_gets_no_gradient(loaded: Loaded) -> None:
     assert all(p.grad is None for p in loaded.encoder.parameters())
 
 
-def test_a_lane_without_answers_or_predictions_leaves_its_neighbours_loss_alone(
+def test_a_lane_without_answers_or_predictions_does_not_change_its_neighbours_loss(
     loaded: Loaded,
 ) -> None:
     silent = make_part(loaded, 3, dropout=0.0)
@@ -218,7 +220,7 @@ def test_each_lane_is_clipped_to_its_own_norm(loaded: Loaded) -> None:
             torch.testing.assert_close(gradient, wanted[name])
 
 
-def test_answers_are_those_of_each_model_alone(loaded: Loaded) -> None:
+def test_shared_prediction_gives_the_answers_of_each_model_alone(loaded: Loaded) -> None:
     parts = [make_part(loaded, i, **form) for i, form in enumerate(FORMS)]
     for part, answers in zip(parts, predict_together(parts), strict=True):
         alone = part.model.predict(part.inputs)
@@ -231,7 +233,7 @@ def test_answers_are_those_of_each_model_alone(loaded: Loaded) -> None:
                 )
 
 
-def test_only_lanes_of_one_frozen_backbone_share_a_pass(loaded: Loaded, tmp_path) -> None:
+def test_lanes_may_share_a_pass_only_on_one_frozen_backbone(loaded: Loaded, tmp_path) -> None:
     other = tiny_loaded("bert", tmp_path, seed=1)
     with pytest.raises(TrainingError, match="one frozen backbone"):
         backward_together([make_part(loaded, 1), make_part(other, 2)])

@@ -1,7 +1,7 @@
-"""A fold-run learns from its training notes alone, and its record says what happened.
+"""A fold-run learns only from its training notes, and its record reports the run correctly.
 
-The promise is that nothing of the scored fold decides anything. It would break without
-anyone noticing: a leak only makes scores better.
+The scored fold must not influence training or the choice of epoch. A leak would be silent:
+it only makes scores better.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 
 
 def make_notes(count: int = 24, seed: int = 0) -> tuple[Note, ...]:
-    """Sentences of the tiny vocabulary in which 'aspirin' and 'warfarin' are drugs, 'rash' an ADE."""
+    """Makes notes from the tiny vocabulary: 'aspirin' and 'warfarin' are drugs, 'rash' is an ADE."""
     draw = random.Random(seed)
     fillers = "the patient was given daily for pain after with no history".split()
     notes = []
@@ -79,7 +79,7 @@ def make_run(loaded: Loaded, strategy: str, fold: int = 0, **fields: object) -> 
 
 
 def comparable(record: Record) -> Record:
-    """Without what differs between two equal runs: clocks and memory."""
+    """Clears the fields that differ between identical runs: times and memory."""
     return replace(
         record,
         epochs=tuple(replace(e, wall_seconds=0.0) for e in record.epochs),
@@ -94,13 +94,13 @@ def comparable(record: Record) -> Record:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_can_learn_its_training_notes_by_heart(
+def test_every_strategy_can_memorise_its_training_notes(
     strategy: str, loaded: Loaded, data: StudyData
 ) -> None:
     rate = 3e-2 if strategy == "frozen_soft_prompt" else 2e-3
     run = make_run(loaded, strategy, learning_rate=rate, head_learning_rate=1e-2, epochs=40)
     split = data.folds.split(0)
-    # Whoever learns by heart is asked what it has learnt.
+    # Validation uses the training notes, since the test is about memorising them.
     asked = SimpleNamespace(train=split.train, validation=split.train, scored=split.scored)
     folds = SimpleNamespace(split=lambda fold: asked)
     record = train_fold_run(run, StudyData(data.corpus, folds, data.questions), loaded)
@@ -109,7 +109,7 @@ def test_every_strategy_can_learn_its_training_notes_by_heart(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_scored_folds_gold_changes_nothing_but_the_score(
+def test_gold_of_the_scored_fold_changes_only_the_score(
     strategy: str, loaded: Loaded, data: StudyData
 ) -> None:
     scored = set(data.folds.split(0).scored)
@@ -121,7 +121,7 @@ def test_the_scored_folds_gold_changes_nothing_but_the_score(
     assert (seen.validation_f1, seen.best_epoch) == (unseen.validation_f1, unseen.best_epoch)
 
 
-def test_the_chosen_epoch_is_the_best_on_validation_notes_and_the_later_of_equals(
+def test_the_best_validation_epoch_is_chosen_and_the_latest_one_wins_ties(
     loaded: Loaded, data: StudyData
 ) -> None:
     run = make_run(loaded, "fine_tune", learning_rate=5e-3, epochs=8)
@@ -129,15 +129,15 @@ def test_the_chosen_epoch_is_the_best_on_validation_notes_and_the_later_of_equal
     best = max(e.validation_f1 for e in record.epochs)
     assert record.validation_f1 == best
     assert record.best_epoch == max(e.epoch for e in record.epochs if e.validation_f1 == best)
-    # What each of these notes counted in that epoch is kept with it.
+    # The record keeps the counts of each validation note in that epoch.
     assert set(record.validation) == set(data.folds.split(0).validation)
     assert pool(record.validation.values()).f1 == best
 
 
-def test_the_scored_state_is_that_of_the_chosen_epoch(
+def test_scoring_uses_the_weights_of_the_chosen_epoch(
     loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Later epochs are ruined on purpose; the score must not show it."""
+    """The test ruins later epochs on purpose; the scores must not change."""
     run = make_run(loaded, "soft_prompt", learning_rate=5e-3, epochs=8)
     fine = train_fold_run(run, data, loaded)
     learnt = Lane.finish_step
@@ -156,7 +156,7 @@ def test_the_scored_state_is_that_of_the_chosen_epoch(
     assert ruined.notes == fine.notes
 
 
-def test_all_notes_are_scored_once_over_the_folds_even_those_without_spans(
+def test_each_note_is_scored_once_across_folds_even_without_spans(
     loaded: Loaded, data: StudyData
 ) -> None:
     empty = Note("empty", "the patient was given daily", (), group="empty")
@@ -172,7 +172,7 @@ def test_all_notes_are_scored_once_over_the_folds_even_those_without_spans(
     assert sum(r.strict.tp + r.strict.fn for r in records) == gold
 
 
-def test_a_held_out_window_without_answers_is_asked_every_question(
+def test_every_held_out_note_is_asked_every_question_even_without_answers(
     loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = set()
@@ -190,18 +190,18 @@ def test_a_held_out_window_without_answers_is_asked_every_question(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_same_fold_run_ends_the_same_twice(
+def test_repeating_a_fold_run_gives_the_same_record(
     strategy: str, loaded: Loaded, data: StudyData
 ) -> None:
     run = make_run(loaded, strategy, dropout=0.1, negative_rate=0.5)
     first = train_fold_run(run, data, loaded)
-    torch.rand(7)  # somebody else draws a number between
+    torch.rand(7)  # other code draws random numbers in between
     again = train_fold_run(run, data, loaded)
     assert comparable(first) == comparable(again)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_shared_backbone_is_left_as_it_was(
+def test_training_leaves_the_shared_backbone_unchanged(
     strategy: str, loaded: Loaded, data: StudyData
 ) -> None:
     before = {name: p.clone() for name, p in loaded.encoder.named_parameters()}
@@ -211,14 +211,14 @@ def test_the_shared_backbone_is_left_as_it_was(
         assert not parameter.requires_grad and parameter.grad is None, name
 
 
-def test_a_loss_that_is_not_a_number_names_the_step_and_the_learning_rate(
+def test_a_nan_loss_error_names_the_step_and_the_learning_rate(
     loaded: Loaded, data: StudyData
 ) -> None:
     with pytest.raises(TrainingError, match=r"not a number at step \d+ .*learning rate 1e\+20"):
         train_fold_run(make_run(loaded, "fine_tune", learning_rate=1e20), data, loaded)
 
 
-def test_a_question_that_leaves_too_little_room_names_the_window_that_fits(
+def test_an_error_about_a_long_question_names_the_largest_window_that_fits(
     loaded: Loaded, data: StudyData
 ) -> None:
     with pytest.raises(BackboneError, match=r"set window to \d+ or less"):
@@ -230,7 +230,9 @@ def test_a_prompt_longer_than_512_is_refused(loaded: Loaded, data: StudyData) ->
         train_fold_run(make_run(loaded, "soft_prompt", prompt_length=513), data, loaded)
 
 
-def test_a_record_counts_what_was_trained_and_what_it_took(loaded: Loaded, data: StudyData) -> None:
+def test_a_record_reports_trained_parameters_and_resources_used(
+    loaded: Loaded, data: StudyData
+) -> None:
     run = make_run(loaded, "frozen_soft_prompt")
     record = train_fold_run(run, data, loaded, device_hour_usd=3600.0)
     lane = Lane(run, data, loaded, CPU, 1024)
@@ -250,14 +252,16 @@ def test_a_record_counts_what_was_trained_and_what_it_took(loaded: Loaded, data:
 
 
 @pytest.mark.parametrize("form", ["none", "mlp", "lstm"])
-def test_a_prompt_of_one_vector_can_be_trained(form: str, loaded: Loaded, data: StudyData) -> None:
+def test_a_prompt_with_a_single_vector_can_be_trained(
+    form: str, loaded: Loaded, data: StudyData
+) -> None:
     run = make_run(loaded, "frozen_soft_prompt", prompt_length=1, reparametrisation=form, epochs=1)
     assert train_fold_run(run, data, loaded).status == "done"
 
 
-def test_a_share_of_a_gpu_costs_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fraction_of_a_gpu_is_charged_as_that_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
     meter = Meter(CPU, gpus=0.25)
-    meter.device = torch.device("cuda")  # only what is counted is asked of it
+    meter.device = torch.device("cuda")  # the meter counts GPU time but runs nothing on a GPU
     now = time.perf_counter()
     meter.lap()
     monkeypatch.setattr(time, "perf_counter", lambda: now + 60.0)
@@ -266,7 +270,7 @@ def test_a_share_of_a_gpu_costs_a_share(monkeypatch: pytest.MonkeyPatch) -> None
     assert held == wall / 4 and meter.num_devices == 0.25
 
 
-def test_a_span_that_tagging_cannot_say_is_missed_and_counted(
+def test_a_span_that_tagging_cannot_express_counts_as_missed_and_unreachable(
     loaded: Loaded, data: StudyData
 ) -> None:
     scored = data.folds.split(0).scored[0]
@@ -288,7 +292,7 @@ def test_a_span_that_tagging_cannot_say_is_missed_and_counted(
     assert tagged.strict.tp + tagged.strict.fn == asked.strict.tp + asked.strict.fn
 
 
-def test_a_record_counts_nested_and_discontinuous_spans_of_its_scored_notes(
+def test_a_record_counts_nested_and_discontinuous_spans_in_its_scored_notes(
     loaded: Loaded, data: StudyData
 ) -> None:
     notes = []
@@ -310,8 +314,8 @@ def test_a_record_counts_nested_and_discontinuous_spans_of_its_scored_notes(
     assert not train_fold_run(make_run(loaded, "fine_tune", epochs=1), data, loaded).subsets
 
 
-def test_every_hyper_parameter_is_in_the_ledger_key(loaded: Loaded) -> None:
-    """A key that forgets one would hand out another configuration's result."""
+def test_every_hyper_parameter_changes_the_ledger_key(loaded: Loaded) -> None:
+    """A key that omits a hyper-parameter would return another configuration's result."""
     base = make_run(loaded, "soft_prompt")
     keys = {base.key}
     for field in Configuration.__dataclass_fields__:
@@ -329,9 +333,7 @@ def test_every_hyper_parameter_is_in_the_ledger_key(loaded: Loaded) -> None:
     assert len(keys) == len(Configuration.__dataclass_fields__)
 
 
-def test_the_files_of_a_checkpoint_are_not_needed_once_it_is_loaded(
-    tmp_path: Path, data: StudyData
-) -> None:
+def test_training_needs_no_checkpoint_files_after_loading(tmp_path: Path, data: StudyData) -> None:
     folder = tmp_path / "gone"
     kept = tiny_loaded("roberta", folder)
     for file in folder.iterdir():
@@ -341,7 +343,7 @@ def test_the_files_of_a_checkpoint_are_not_needed_once_it_is_loaded(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_lane_that_is_done_leaves_its_best_epoch_as_an_adapter(
+def test_a_finished_lane_saves_its_best_epoch_as_an_adapter(
     strategy: str, loaded: Loaded, data: StudyData, tmp_path: Path
 ) -> None:
     kept: list[Lane] = []
@@ -359,7 +361,7 @@ def test_a_lane_that_is_done_leaves_its_best_epoch_as_an_adapter(
     assert all(torch.equal(state[name], lane.best_state[name]) for name in state)
 
 
-def test_an_adapter_whose_tensors_are_others_is_refused(
+def test_an_adapter_with_the_wrong_tensors_is_refused(
     loaded: Loaded, data: StudyData, tmp_path: Path
 ) -> None:
     run = make_run(loaded, "frozen_soft_prompt", epochs=1)
@@ -373,7 +375,7 @@ def test_an_adapter_whose_tensors_are_others_is_refused(
 
 
 @pytest.mark.parametrize("strategy", ["soft_prompt", "frozen_soft_prompt"])
-def test_a_lane_starts_from_another_studys_prompt(
+def test_a_lane_can_start_from_the_prompt_of_another_study(
     strategy: str, loaded: Loaded, data: StudyData, tmp_path: Path
 ) -> None:
     run = make_run(loaded, "frozen_soft_prompt", epochs=1)
@@ -381,7 +383,7 @@ def test_a_lane_starts_from_another_studys_prompt(
     train_fold_run(run, data, loaded, on_done=kept.append)
     place = kept[0].write_adapter(tmp_path)
     given = replace(data, initial_prompt=read_prompt(read_adapter(place)))
-    given = pickle.loads(pickle.dumps(given))  # as it comes to a host
+    given = pickle.loads(pickle.dumps(given))  # a host receives it pickled
     split = data.folds.split(0)
     learnt = {*split.train, *split.validation}
     marks = read_adapter(place).notes
@@ -391,7 +393,7 @@ def test_a_lane_starts_from_another_studys_prompt(
     assert lane.model.prompt is not None and kept[0].model.prompt is not None
     assert torch.equal(lane.model.prompt.table.detach(), kept[0].model.prompt.table.detach())
     assert train_fold_run(started, given, loaded).status == "done"
-    # Who starts from it has seen what it has seen, also where the study is about other notes.
+    # A lane that starts from the prompt inherits its list of seen notes, even in a study of other notes.
     earlier = replace(given.initial_prompt, notes=frozenset({"0123456789abcdef"}))
     for way, inherits in (("adapter", True), ("random", False)):
         one = make_run(loaded, strategy, epochs=1, prompt_initialisation=way)
@@ -401,7 +403,7 @@ def test_a_lane_starts_from_another_studys_prompt(
         assert seen == (marks | earlier.notes if inherits else marks)
 
 
-def test_an_adapter_of_a_prompt_that_started_from_words_is_loaded_without_them(
+def test_an_adapter_initialised_from_a_question_loads_without_the_question(
     loaded: Loaded, data: StudyData, tmp_path: Path
 ) -> None:
     run = make_run(loaded, "frozen_soft_prompt", epochs=1, prompt_initialisation="question")
@@ -410,7 +412,7 @@ def test_an_adapter_of_a_prompt_that_started_from_words_is_loaded_without_them(
     assert model.configuration == run.configuration
 
 
-def test_an_adapter_without_a_prompt_gives_none(
+def test_reading_a_prompt_from_an_adapter_without_one_fails(
     loaded: Loaded, data: StudyData, tmp_path: Path
 ) -> None:
     run = make_run(loaded, "fine_tune", epochs=1)

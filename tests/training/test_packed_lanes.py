@@ -1,7 +1,7 @@
-"""Lanes that share a pass learn the same with their padding and without it, in fp32 and in bf16.
+"""Lanes that share a pass learn the same with and without padding, in fp32 and in bf16.
 
-It would break without anyone noticing: only a GPU drops padding, and a lane whose rows see a
-neighbour's prompt positions still trains.
+A bug here would be silent: only a GPU run drops padding, and a lane whose rows see a neighbour's
+prompt positions still trains.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from raymrc.model.loading import Loaded
 from raymrc.training.fused import backward_together, predict_together
 from tests.training.test_fused import FORMS, gradients, loaded, make_part
 
-__all__ = ["loaded"]  # the fixture: a tiny backbone of each kind
+__all__ = ["loaded"]  # this fixture yields a tiny backbone of each kind
 
 
 @pytest.fixture
@@ -33,24 +33,24 @@ def losses_and_gradients(kept: Loaded) -> tuple[Tensor, list[dict[str, Tensor]]]
     return losses, [gradients(part.model) for part in parts]
 
 
-def test_lanes_without_padding_get_the_losses_and_gradients_of_padded_ones(packed: Loaded) -> None:
+def test_packed_lanes_get_the_same_losses_and_gradients_as_padded_lanes(packed: Loaded) -> None:
     losses, found = losses_and_gradients(packed)
     packed.encoder.packs = None
     expected_losses, expected = losses_and_gradients(packed)
     torch.testing.assert_close(losses, expected_losses, rtol=1e-5, atol=1e-6)
     for mine, theirs in zip(found, expected, strict=True):
-        for name, gradient in theirs.items():  # fp32 sums in another order
+        for name, gradient in theirs.items():  # fp32 sums run in a different order
             torch.testing.assert_close(mine[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_lanes_without_padding_on_a_backbone_in_bf16_learn_nearly_the_same(loaded: Loaded) -> None:
+def test_packed_lanes_on_a_bf16_backbone_learn_nearly_the_same(loaded: Loaded) -> None:
     kept = loading.load_backbone(loaded.backbone, "cpu", dtype=torch.bfloat16)
     kept.encoder.packs = True
     losses, found = losses_and_gradients(kept)
     expected_losses, expected = losses_and_gradients(loaded)
     assert losses.dtype == torch.float32
-    # A bf16 number is off by up to 1 part in 256, prompts start at a scale that is read in it, and a
-    # lane of one row and few pairs has little to average over.
+    # A bf16 number is off by up to 1 part in 256, the initial scale of prompts is read in bf16, and a
+    # lane with one row and few pairs averages out little of the error.
     torch.testing.assert_close(losses, expected_losses, rtol=0.05, atol=0)
     for mine, theirs in zip(found, expected, strict=True):
         assert {g.dtype for g in mine.values()} == {torch.float32}
@@ -61,7 +61,7 @@ def test_lanes_without_padding_on_a_backbone_in_bf16_learn_nearly_the_same(loade
             assert ours.any() and cosine > 0.95, (owner, float(cosine))
 
 
-def test_answers_without_padding_are_those_of_padded_rows(packed: Loaded) -> None:
+def test_packed_rows_give_the_same_answers_as_padded_rows(packed: Loaded) -> None:
     parts = [make_part(packed, i, **form) for i, form in enumerate(FORMS)]
     answers = predict_together(parts)
     packed.encoder.packs = None

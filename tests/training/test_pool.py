@@ -1,7 +1,7 @@
-"""Lanes side by side end as they would alone, whatever happens to their neighbours.
+"""Lanes in a pool end with the result they would reach alone, whatever happens to their neighbours.
 
-A neighbour that fails, joins late, leaves or is reopened elsewhere may cost time, never a digit of
-somebody else's result.
+A neighbour that fails, joins late, leaves or is reopened elsewhere may cost time, but it must not change
+another lane's result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.training.test_lane import make_run
 
 
 def make_frozen(loaded: Loaded, number: int = 0, **fields: Any) -> FoldRun:
-    """Fold-runs that differ in all that a configuration may differ in."""
+    """Makes a fold-run; each number varies most fields of the configuration."""
     form: dict[str, Any] = {
         "prompt_length": 2 + number % 5,
         "learning_rate": 0.01 * (1 + number % 4),
@@ -44,7 +44,7 @@ def make_frozen(loaded: Loaded, number: int = 0, **fields: Any) -> FoldRun:
 
 
 def run_out(pool: Pool, found: dict[str, list[Any]] | None = None) -> dict[str, list[Any]]:
-    """Steps until nothing is open: key -> what was told of it, in order."""
+    """Steps until no lane is open and returns the events of each key, in order."""
     found = {} if found is None else found
     while len(pool):
         for event in pool.step():
@@ -53,7 +53,7 @@ def run_out(pool: Pool, found: dict[str, list[Any]] | None = None) -> dict[str, 
 
 
 def assert_same_result(record: Record, alone: Record) -> None:
-    """Sums are taken in another order beside others, so losses differ in the last digits."""
+    """In a shared pass sums run in a different order, so losses may differ in the last digits."""
     assert (record.notes, record.validation) == (alone.notes, alone.validation)
     assert (record.best_epoch, record.validation_f1) == (alone.best_epoch, alone.validation_f1)
     assert record.tokens == alone.tokens
@@ -62,15 +62,15 @@ def assert_same_result(record: Record, alone: Record) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["fine_tune", "soft_prompt", "frozen_soft_prompt"])
-def test_a_lane_that_has_ended_leaves_memory_at_once(
+def test_an_ended_lane_is_freed_from_memory_immediately(
     strategy: str, loaded: Loaded, data: StudyData
 ) -> None:
-    """In a circle of references it would stay, model and moments, until Python looks for circles."""
+    """A reference cycle would keep its model and moments until the garbage collector runs."""
     pool = Pool(loaded, data)
     gc.collect()
     gc.disable()
     try:
-        for steps in (2, None):  # closed on its way; done
+        for steps in (2, None):  # the first lane is closed early, the second finishes
             run = make_run(loaded, strategy, epochs=1, seed=steps or 0)
             pool.open(run)
             lane = weakref.ref(pool._seats[run.key].lane)
@@ -86,7 +86,7 @@ def test_a_lane_that_has_ended_leaves_memory_at_once(
         gc.enable()
 
 
-def test_32_lanes_end_as_each_does_alone(loaded: Loaded, data: StudyData) -> None:
+def test_32_lanes_give_the_results_each_gives_alone(loaded: Loaded, data: StudyData) -> None:
     runs = [make_frozen(loaded, number) for number in range(32)]
     pool = Pool(loaded, data)
     for run in runs:
@@ -99,7 +99,7 @@ def test_32_lanes_end_as_each_does_alone(loaded: Loaded, data: StudyData) -> Non
         assert_same_result(record, train_fold_run(run, data, loaded))
 
 
-def test_lanes_join_and_leave_at_any_step(loaded: Loaded, data: StudyData) -> None:
+def test_lanes_can_join_and_leave_at_any_step(loaded: Loaded, data: StudyData) -> None:
     pool, found = Pool(loaded, data), {}
     runs = [make_frozen(loaded, number) for number in range(6)]
     for number, run in enumerate(runs):
@@ -121,10 +121,10 @@ SHARES = (0.1, 0.45, 0.75, 0.97)
     ("strategy", "share"),
     [("frozen_soft_prompt", share) for share in SHARES] + [("soft_prompt", 0.4)],
 )
-def test_a_lane_reopened_elsewhere_ends_bit_for_bit_the_same(
+def test_a_lane_reopened_elsewhere_gives_a_bit_identical_result(
     strategy: str, share: float, loaded: Loaded, data: StudyData
 ) -> None:
-    """Saved after that share of its steps, wherever that is: within training, validation or scoring."""
+    """The lane is saved after this share of its steps, during training, validation or scoring."""
     if strategy == "frozen_soft_prompt":
         run = make_frozen(loaded, 4, reparametrisation="mlp")
     else:
@@ -141,7 +141,7 @@ def test_a_lane_reopened_elsewhere_ends_bit_for_bit_the_same(
     for _ in range(max(1, int(share * steps))):
         told += [event.what for event in first.step()]
     state = first.save(run.key)
-    first.step()  # what it does after that is lost with its host
+    first.step()  # this step is lost with its host
     torch.rand(3)
     second = Pool(loaded, data)
     second.open(run, state)
@@ -154,10 +154,10 @@ def test_a_lane_reopened_elsewhere_ends_bit_for_bit_the_same(
 
 
 @pytest.mark.parametrize("strategy", ["frozen_soft_prompt", "fine_tune"])
-def test_a_lane_that_pauses_at_rungs_ends_as_one_that_does_not(
+def test_pausing_at_rungs_does_not_change_the_result_of_a_lane(
     strategy: str, loaded: Loaded, data: StudyData
 ) -> None:
-    """It is compared while it waits, and what it cost by then is told."""
+    """A paused lane reports its validation scores and its cost so far."""
     frozen = strategy == "frozen_soft_prompt"
     more = {"prompt_length": 3} if frozen else {}
     run = make_run(loaded, strategy, epochs=4, dropout=0.1, batch_size=4, **more)
@@ -188,7 +188,9 @@ def test_a_lane_that_pauses_at_rungs_ends_as_one_that_does_not(
     assert record.device_seconds > paused.device_seconds, "what it cost before is in it"
 
 
-def test_a_lane_whose_loss_is_not_a_number_fails_alone(loaded: Loaded, data: StudyData) -> None:
+def test_a_lane_with_a_nan_loss_fails_without_affecting_others(
+    loaded: Loaded, data: StudyData
+) -> None:
     pool = Pool(loaded, data)
     ill, well = make_frozen(loaded, 1, learning_rate=1e20), make_frozen(loaded, 2)
     pool.open(ill)
@@ -199,7 +201,7 @@ def test_a_lane_whose_loss_is_not_a_number_fails_alone(loaded: Loaded, data: Stu
     assert_same_result(found[well.key][-1], train_fold_run(well, data, loaded))
 
 
-def test_a_pass_that_fails_is_parted_down_to_the_lane_at_fault(
+def test_a_failing_pass_is_split_until_only_the_faulty_lane_fails(
     loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = [make_frozen(loaded, number, first_layer=0) for number in range(5)]
@@ -218,11 +220,11 @@ def test_a_pass_that_fails_is_parted_down_to_the_lane_at_fault(
     found = run_out(pool)
     assert isinstance(found[runs[3].key][0], ValueError)
     monkeypatch.undo()
-    for run in (runs[0], runs[4]):  # the pass was repeated: no dropout was drawn twice
+    for run in (runs[0], runs[4]):  # repeating the pass must not draw dropout twice
         assert_same_result(found[run.key][-1], train_fold_run(run, data, loaded))
 
 
-def test_a_pass_without_memory_is_halved_and_recorded(
+def test_a_pass_that_runs_out_of_memory_is_halved_and_recorded(
     loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = [make_frozen(loaded, number, first_layer=0, batch_size=4) for number in range(4)]
@@ -251,7 +253,7 @@ def test_a_pass_without_memory_is_halved_and_recorded(
         assert_same_result(record, train_fold_run(run, data, loaded))
 
 
-def test_a_batch_that_cannot_be_halved_says_what_to_set(
+def test_an_error_for_a_batch_that_cannot_be_halved_names_the_settings_to_lower(
     loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(parts: list[BatchPart]) -> torch.Tensor:
@@ -262,7 +264,9 @@ def test_a_batch_that_cannot_be_halved_says_what_to_set(
         train_fold_run(make_frozen(loaded), data, loaded)
 
 
-def test_how_many_lanes_fit_is_known_before_they_open(loaded: Loaded, data: StudyData) -> None:
+def test_the_pool_knows_whether_a_lane_fits_before_opening_it(
+    loaded: Loaded, data: StudyData
+) -> None:
     run = make_frozen(loaded)
     pool = Pool(loaded, data, memory_bytes=1)
     assert not pool.fits(run)
@@ -278,7 +282,7 @@ def test_how_many_lanes_fit_is_known_before_they_open(loaded: Loaded, data: Stud
     assert pool.fits(make_frozen(loaded, 0))
 
 
-def test_what_the_pool_spends_is_split_and_nothing_of_it_lost(
+def test_device_time_of_the_pool_is_split_fully_among_its_lanes(
     loaded: Loaded, data: StudyData
 ) -> None:
     small, large = make_frozen(loaded, 1, batch_size=1), make_frozen(loaded, 3, batch_size=8)
@@ -296,7 +300,7 @@ def test_what_the_pool_spends_is_split_and_nothing_of_it_lost(
         assert 0 < record.training_seconds + record.evaluation_seconds <= record.wall_seconds
 
 
-def test_lanes_that_train_the_backbone_run_beside_frozen_ones(
+def test_lanes_that_train_the_backbone_can_run_beside_frozen_lanes(
     loaded: Loaded, data: StudyData
 ) -> None:
     trained, frozen = make_run(loaded, "soft_prompt", dropout=0.0), make_frozen(loaded, 2)
@@ -309,10 +313,10 @@ def test_lanes_that_train_the_backbone_run_beside_frozen_ones(
     assert isinstance(found[trained.key][0], Epoch)
 
 
-def test_layers_below_a_late_prompt_run_once_a_window_for_all_lanes(
+def test_layers_below_a_late_prompt_run_once_per_window_for_all_lanes(
     loaded: Loaded, data: StudyData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the label, the epoch, the fold and the configuration."""
+    """This holds across labels, epochs, folds and configurations."""
     rows: list[int] = []
     below = Encoder.below
 

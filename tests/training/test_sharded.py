@@ -1,7 +1,7 @@
-"""Two processes that share a model learn what one learns alone.
+"""Two processes that share a model learn the same as a single process.
 
-It would break without anyone noticing: a gradient that is halved or counted twice, a mean over one
-process's rows, or a layer left as `to_empty` made it still trains to something.
+A bug here would be silent: a gradient that is halved or counted twice, a mean over one process's rows, or
+a layer left as `to_empty` made it still trains to a plausible result.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def data_of(task: str) -> StudyData:
 
 @torch.no_grad()
 def export_weights(encoder: Encoder, ranks: Ranks, folder: Path) -> None:
-    """Writes the whole encoder's weights by their Hugging Face names, gathered one at a time, from rank 0."""
+    """Gathers the encoder's weights one at a time; rank 0 writes them under their Hugging Face names."""
     names = dict(weight_names(encoder.shape))
 
     def whole() -> Any:
@@ -85,11 +85,11 @@ def export_weights(encoder: Encoder, ranks: Ranks, folder: Path) -> None:
 def train(
     pool: Pool, fold_run: FoldRun, steps: int, state: bytes | None = None, save_to: str = ""
 ) -> dict[str, Any]:
-    """The first steps of a fold-run: losses, weights after them, and its record where it got there.
+    """Runs the first steps of a fold-run; returns losses, final weights and, if it finishes, its record.
 
     Args:
-        state: to go on from.
-        save_to: all of it is saved there within the epoch after next, and nothing more is done.
+        state: the saved state to resume from.
+        save_to: where to save the lane during the second epoch of this call; training stops there.
     """
     pool.open(fold_run, state)
     lane = pool._seats[fold_run.key].lane
@@ -97,7 +97,7 @@ def train(
     finish_step, begun = lane.finish_step, len(lane.epochs)
 
     def listen(batch: Any, loss: torch.Tensor) -> None:
-        # Kept for an epoch: as a view of all gradients it would keep them, too.
+        # The lane keeps losses for an epoch; a loss that is a view would keep all gradients in memory.
         assert loss.untyped_storage().nbytes() == loss.element_size()
         losses.append(float(loss))
         finish_step(batch, loss)
@@ -130,7 +130,7 @@ def train(
 
 
 class PartsPool(Pool):
-    """One process that takes a batch two rows at a time, as two processes do with a row each."""
+    """Takes a batch two rows at a time in one process, like two processes with one row each."""
 
     def _backward(self, group: Sequence[Batch]) -> torch.Tensor:
         (batch,) = group
@@ -146,7 +146,7 @@ class PartsPool(Pool):
 
 
 def be_rank(folder: Path, out: Path, cases: list[dict[str, Any]]) -> None:
-    """One of the processes, in one of its own: cases one after the other on one group."""
+    """Runs the cases one after another as one rank of a process group, in its own process."""
     import torch.distributed as dist
 
     torch.set_num_threads(1)
@@ -211,7 +211,7 @@ def case(kind: str, strategy: str, **terms: Any) -> dict[str, Any]:
     return {"kind": kind, "strategy": strategy, **settings, **terms}
 
 
-# Enough for mentions and relations to be found after four epochs.
+# With these settings models find mentions and relations after four epochs.
 QUICKLY = {"epochs": 4, "head_learning_rate": 1e-2}
 
 CASES = [
@@ -247,8 +247,8 @@ def of_two(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 def assert_same_weights(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """But for the keys' biases: attention's weights do not change with them, so that their gradient is
-    rounding alone, which Adam makes as large as any other."""
+    """Compares weights except the key biases. These do not affect attention weights, so their gradient is
+    pure rounding, which Adam scales up like any other gradient."""
 
     def without(weights: dict[str, Any]) -> dict[str, Any]:
         cut = {}
@@ -265,7 +265,7 @@ def assert_same_weights(found: dict[str, Any], expected: dict[str, Any]) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_two_processes_learn_what_one_learns(
+def test_two_processes_learn_the_same_as_one(
     number: int, checkpoints: Path, of_two: list[Any]
 ) -> None:
     this = CASES[number]
@@ -293,7 +293,7 @@ def test_two_processes_learn_what_one_learns(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_fold_run_goes_on_with_another_number_of_processes(
+def test_a_fold_run_resumes_with_a_different_number_of_processes(
     checkpoints: Path, tmp_path: Path
 ) -> None:
     strategy, sizes = "soft_prompt", (2, 1, 2)
@@ -302,7 +302,7 @@ def test_a_fold_run_goes_on_with_another_number_of_processes(
     for number, size in enumerate(sizes):
         save_to = str(tmp_path / f"saved-{number}") if number < len(sizes) - 1 else ""
         if number == 1:
-            save_to = f"file://{save_to}"  # as into an object store, through pyarrow
+            save_to = f"file://{save_to}"  # a URL goes through pyarrow, like an object store
         this = case("bert", strategy, **terms, state=state, save_to=save_to)
         (found,) = run_ranks(size, checkpoints, tmp_path / f"out-{number}", [this])
         losses += found["losses"]
@@ -321,7 +321,9 @@ def test_a_fold_run_goes_on_with_another_number_of_processes(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_an_export_is_what_hugging_face_reads(checkpoints: Path, tmp_path: Path) -> None:
+def test_hugging_face_loads_an_export_with_the_same_outputs(
+    checkpoints: Path, tmp_path: Path
+) -> None:
     from transformers import AutoModel
 
     this = case("megatron-bert", "soft_prompt", steps=3, export_to=str(tmp_path / "exported"))
@@ -339,7 +341,7 @@ def test_an_export_is_what_hugging_face_reads(checkpoints: Path, tmp_path: Path)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_weights_are_written_in_several_files_and_read_again(tmp_path: Path) -> None:
+def test_weights_split_over_several_files_are_read_back(tmp_path: Path) -> None:
     tensors = {f"t{number}": torch.randn(4, 3) for number in range(5)}
     write_weights(tmp_path, tensors.items(), file_bytes=100)
     files = weight_files(tmp_path)
@@ -352,7 +354,7 @@ def test_weights_are_written_in_several_files_and_read_again(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("break_it", ["cut", "config"])
-def test_a_broken_checkpoint_gets_one_sentence(
+def test_a_broken_checkpoint_raises_a_clear_error(
     break_it: str, checkpoints: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "broken"
@@ -369,7 +371,7 @@ def test_a_broken_checkpoint_gets_one_sentence(
     check_weights(tiny_backbone(checkpoints / "bert"))
 
 
-def test_rows_of_stacked_parts_are_found_wherever_they_are_cut() -> None:
+def test_stacked_rows_map_to_the_right_part_for_every_cut() -> None:
     names, sizes = ("q", "k", "v"), (4, 4, 5)
     rows = [(n, i) for n, size in zip(names, sizes, strict=True) for i in range(size)]
     for begin in range(14):
@@ -381,7 +383,7 @@ def test_rows_of_stacked_parts_are_found_wherever_they_are_cut() -> None:
             assert found == dict(enumerate(rows[begin:end]))
 
 
-def test_a_tensor_that_is_not_sharded_is_its_own_part() -> None:
+def test_the_local_part_of_an_unsharded_tensor_is_the_tensor_itself() -> None:
     tensor = torch.ones(3)
     assert local_part(tensor) is tensor
 

@@ -1,7 +1,7 @@
-"""Every lane steps by its own rate, decay and age, as if it stepped alone.
+"""In a joint step every lane uses its own learning rate, weight decay and step count.
 
-It would break without anyone noticing: a lane that joins at another's age has its first steps too
-short, and still learns.
+A bug here would be silent: a lane that joins with another lane's step count takes too short first
+steps and still learns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ JOINS = (0, 0, 7, 12)
 
 
 def make_lane(number: int, *, fused: bool, device: str = "cpu") -> torch.optim.AdamW:
-    """Two groups of tensors, of which one has a decay of its own."""
+    """Makes an optimiser with two groups of tensors; the second group has no weight decay."""
     draw = torch.Generator().manual_seed(number)
     tensors = [
         nn.Parameter(torch.randn(shape, generator=draw).to(device))
@@ -45,7 +45,7 @@ def give_gradients(optimisers: list[torch.optim.AdamW], step: int) -> None:
         draw = torch.Generator().manual_seed(100 * step + lane)
         for place, parameter in enumerate(tensors_of(optimiser)):
             gradient = torch.randn(parameter.shape, generator=draw).to(parameter.device)
-            # One tensor of a lane may be asked nothing for a while, and does not age meanwhile.
+            # A tensor may get no gradient for some steps, and its step count must not grow then.
             parameter.grad = None if place == 1 and step % 5 == 2 else gradient
         for group in optimiser.param_groups:
             group["lr"] = group["lr"] * 0.97
@@ -64,7 +64,7 @@ def train(lanes: list[torch.optim.AdamW], twins: list[torch.optim.AdamW], steps:
 def assert_equal(lanes: list[torch.optim.AdamW], twins: list[torch.optim.AdamW]) -> None:
     for lane, twin in zip(lanes, twins, strict=True):
         for ours, theirs in zip(tensors_of(lane), tensors_of(twin), strict=True):
-            # Rounding in another order, over some twenty steps
+            # Rounding happens in a different order over about twenty steps.
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
             assert lane.state[ours].keys() == twin.state[theirs].keys()
             for name, value in lane.state[ours].items():
@@ -72,7 +72,7 @@ def assert_equal(lanes: list[torch.optim.AdamW], twins: list[torch.optim.AdamW])
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_lanes_of_other_rates_decays_and_ages_step_as_alone(fused: bool) -> None:
+def test_lanes_with_different_rates_decays_and_ages_step_as_if_alone(fused: bool) -> None:
     lanes = [make_lane(i, fused=fused) for i in range(len(LANES))]
     twins = [make_lane(i, fused=fused) for i in range(len(LANES))]
     before = [p.detach().clone() for p in tensors_of(lanes[0])]
@@ -82,7 +82,7 @@ def test_lanes_of_other_rates_decays_and_ages_step_as_alone(fused: bool) -> None
         assert (parameter - start).abs().min() > 0.01
 
 
-def test_a_lane_may_leave_and_step_alone_and_come_back() -> None:
+def test_a_lane_can_step_alone_for_a_while_and_rejoin() -> None:
     lanes = [make_lane(i, fused=False) for i in range(len(LANES))]
     twins = [make_lane(i, fused=False) for i in range(len(LANES))]
     train(lanes, twins, range(15))
@@ -94,7 +94,7 @@ def test_a_lane_may_leave_and_step_alone_and_come_back() -> None:
     assert_equal(lanes, twins)
 
 
-def test_a_saved_state_goes_on_in_a_new_optimiser() -> None:
+def test_a_saved_state_resumes_in_a_new_optimiser() -> None:
     lanes = [make_lane(i, fused=True) for i in range(len(LANES))]
     twins = [make_lane(i, fused=True) for i in range(len(LANES))]
     train(lanes, twins, range(15))
@@ -108,7 +108,7 @@ def test_a_saved_state_goes_on_in_a_new_optimiser() -> None:
     assert_equal(restored, twins)
 
 
-def test_on_a_cpu_each_lane_takes_its_own_fused_step() -> None:
+def test_each_lane_takes_its_own_fused_step_on_a_cpu() -> None:
     lanes = [make_lane(i, fused=True) for i in range(len(LANES))]
     twins = [make_lane(i, fused=True) for i in range(len(LANES))]
     for both in (lanes, twins):
@@ -121,8 +121,8 @@ def test_on_a_cpu_each_lane_takes_its_own_fused_step() -> None:
             assert torch.equal(ours, theirs)
 
 
-def test_one_lane_alone_keeps_its_own_kernel_on_any_device(monkeypatch) -> None:
-    """It may train a backbone, whose moments want no copies."""
+def test_a_single_lane_keeps_its_own_kernel_on_any_device(monkeypatch) -> None:
+    """A single lane may train a backbone, and copying its moments would be too expensive."""
     monkeypatch.setattr("raymrc.training.fused.step_at_once", None)
     lane = torch.optim.AdamW([nn.Parameter(torch.ones(3, device="meta"))], foreach=False)
     tensors_of(lane)[0].grad = torch.ones(3, device="meta")
@@ -130,7 +130,7 @@ def test_one_lane_alone_keeps_its_own_kernel_on_any_device(monkeypatch) -> None:
     assert lane.state[tensors_of(lane)[0]]["step"].item() == 1
 
 
-def test_lanes_without_gradients_stay() -> None:
+def test_lanes_without_gradients_do_not_change() -> None:
     lane = make_lane(0, fused=True)
     before = [p.detach().clone() for p in tensors_of(lane)]
     step_at_once([lane])
@@ -143,7 +143,7 @@ def test_lanes_without_gradients_stay() -> None:
     not torch.cuda.is_available(), reason="no GPU: no step without a wait was tried"
 )
 @pytest.mark.parametrize("fused", [True, False])
-def test_on_a_gpu_lanes_step_at_once_and_without_a_wait(fused: bool) -> None:
+def test_lanes_step_together_on_a_gpu_without_synchronising(fused: bool) -> None:
     lanes = [make_lane(i, fused=fused, device="cuda") for i in range(len(LANES))]
     twins = [make_lane(i, fused=fused, device="cuda") for i in range(len(LANES))]
     for step in range(20):
@@ -151,11 +151,11 @@ def test_on_a_gpu_lanes_step_at_once_and_without_a_wait(fused: bool) -> None:
             give_gradients(both, step)
         for twin in twins:
             twin.step()
-        if step < 3:  # as lanes that have trained alone before
+        if step < 3:  # these lanes have trained alone before
             for lane in lanes:
                 lane.step()
             continue
-        # The first step together may wait, to fetch the age that a fused optimiser keeps there.
+        # The first joint step may synchronise to fetch the step count of a fused optimiser from the GPU.
         torch.cuda.set_sync_debug_mode("error" if step > 3 else "default")
         try:
             step_together(lanes)

@@ -1,6 +1,6 @@
-"""Contract: the private parts of torch that `training.torch_private` uses behave as we rely on.
+"""The private parts of torch that `training.torch_private` uses behave as our code expects.
 
-A version of torch that renames or changes them fails here, by name, before training learns something else.
+If a torch version renames or changes them, a test here fails by name before training goes wrong.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ KERNELS = ("add_", "mul_", "lerp_", "addcmul_", "sqrt", "div_", "addcdiv_", "nor
 """`torch._foreach_*` that one AdamW step of many lanes takes, and clipping."""
 
 
-def test_torch_has_the_kernels_by_these_names_and_no_others_are_used():
+def test_torch_has_every_foreach_kernel_that_is_used_and_no_other_is_used():
     used = set(re.findall(r"torch\._foreach_(\w+)", inspect.getsource(torch_private)))
     assert used == set(KERNELS)
     assert [name for name in KERNELS if not hasattr(torch, f"_foreach_{name}")] == []
 
 
-def test_private_names_of_torch_are_used_in_one_file():
+def test_private_names_of_torch_are_used_in_only_one_file():
     pattern = re.compile(r"torch(\.\w+)*\._[a-z]|from torch\S* import .*\b_[a-z]")
     root = Path(raymrc.__file__).parent
     found = {p.name for p in root.rglob("*.py") if pattern.search(p.read_text())}
     assert found == {"torch_private.py"}
 
 
-def test_norms_and_scaling_are_those_of_each_tensor():
+def test_norms_and_scaling_apply_to_each_tensor_separately():
     tensors = [torch.tensor([3.0, 4.0]), torch.tensor([[1.0], [2.0]]), torch.tensor(2.0)]
     assert torch_private.norms(tensors).tolist() == pytest.approx([5.0, 5**0.5, 2.0])
     first = tensors[0]
@@ -46,7 +46,7 @@ def test_norms_and_scaling_are_those_of_each_tensor():
     assert [t.tolist() for t in tensors] == [[3.0, 4.0], [[1.5], [3.0]], 0.5]
 
 
-def test_one_step_of_many_tensors_is_adamw_s_own():
+def test_a_joint_step_of_many_tensors_equals_adamws_step():
     def make() -> torch.optim.AdamW:
         draw = torch.Generator().manual_seed(1)
         tensors = [torch.nn.Parameter(torch.randn(n, generator=draw)) for n in (3, 5)]
@@ -65,10 +65,10 @@ def test_one_step_of_many_tensors_is_adamw_s_own():
         assert ours.state[mine].keys() == theirs.state[other].keys(), "AdamW's names of its state"
 
 
-# One process without torch.distributed is what this test means to have.
+# This test deliberately runs in one process without torch.distributed.
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 @pytest.mark.parametrize("as_url", [False, True])
-def test_a_checkpoint_is_written_and_read_at_a_path_and_through_pyarrow_at_a_url(tmp_path, as_url):
+def test_a_checkpoint_round_trips_at_a_path_and_through_pyarrow_at_a_url(tmp_path, as_url):
     place = f"file://{tmp_path}/saved" if as_url else f"{tmp_path}/saved"
     written = {"weight": torch.arange(6.0).reshape(2, 3)}
     writer = torch_private.through_arrow(FileSystemWriter(place), place)

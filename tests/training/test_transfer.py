@@ -1,7 +1,7 @@
-"""Notes of another site are scored, and that is all: nothing learns from them or is chosen by them.
+"""Notes of another site are only scored: training and model selection never use them.
 
-It could break unnoticed where they enter validation, where their gold decides what is asked, or where a label
-that only one side has is held against a model.
+A bug here could be silent: the notes may enter validation, their gold may decide the questions, or a model
+may be penalised for a label that only one site has.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def learnt(loaded: Loaded, task: str, strategy: str) -> FoldRun:
         ("end_to_end", "fine_tune"),
     ],
 )
-def test_another_site_changes_nothing_at_home_and_its_gold_changes_its_score_alone(
+def test_another_site_leaves_home_results_unchanged_and_its_gold_affects_only_its_score(
     task: str, strategy: str, loaded: Loaded, here: StudyData
 ) -> None:
     notes = make_relation_notes(12, seed=5)
@@ -69,7 +69,7 @@ def test_another_site_changes_nothing_at_home_and_its_gold_changes_its_score_alo
     gold = sum(r.label == label for n in notes for r in n.relations) if gold else 24
     assert strict[label].tp + strict[label].fn == gold and strict[label].tp > 0
     assert not any("ADE" in label for label in strict), "the other site has no such label"
-    if task != "relations":  # which is about gold mentions
+    if task != "relations":  # this task is given gold mentions
         bare = tuple(replace(note, spans=(), relations=()) for note in notes)
         blind = train_fold_run(run, with_sites(here, bare), loaded)
         assert comparable(replace(blind, transfer={})) == comparable(alone)
@@ -77,7 +77,7 @@ def test_another_site_changes_nothing_at_home_and_its_gold_changes_its_score_alo
         assert found[label] >= strict[label].tp + strict[label].fp > 0
 
 
-def test_a_lane_that_is_moved_between_sites_scores_them_again(
+def test_a_lane_moved_while_scoring_sites_ends_with_the_same_record(
     loaded: Loaded, here: StudyData
 ) -> None:
     data = with_sites(here, make_relation_notes(12, seed=5))
@@ -95,7 +95,9 @@ def test_a_lane_that_is_moved_between_sites_scores_them_again(
     assert comparable(records[0]) == comparable(whole)
 
 
-def test_a_record_keeps_what_other_sites_say(loaded: Loaded, here: StudyData) -> None:
+def test_a_record_with_other_sites_survives_json_and_has_its_own_key(
+    loaded: Loaded, here: StudyData
+) -> None:
     run = learnt(loaded, "relations", "fine_tune")
     sited = replace(run, transfer_fingerprints=("elsewhere x",))
     record = train_fold_run(sited, with_sites(here, make_relation_notes(6, seed=5)), loaded)
@@ -104,14 +106,14 @@ def test_a_record_keeps_what_other_sites_say(loaded: Loaded, here: StudyData) ->
 
 
 @pytest.mark.parametrize("task", ["concepts", "relations", "end_to_end"])
-def test_nested_spans_are_counted_of_labels_that_both_have_and_where_spans_are_scored(
+def test_nested_spans_are_counted_only_for_shared_labels_and_tasks_that_score_spans(
     task: str, loaded: Loaded
 ) -> None:
     def nest(note: Note) -> Note:
         return replace(note, spans=(*note.spans, Span("N", "ADE", note.spans[0].fragments)))
 
     here = make_relation_data(tuple(nest(note) for note in make_relation_notes()))
-    # The other site has no ADE, so nothing nests in its gold; the answers there do nest.
+    # The other site has no ADE label, so its gold has no nesting, although the answers there do nest.
     data = with_sites(here, tuple(nest(note) for note in make_relation_notes(12, seed=5)))
     record = train_fold_run(learnt(loaded, task, "fine_tune"), data, loaded)
     if task == "concepts":
@@ -122,7 +124,7 @@ def test_nested_spans_are_counted_of_labels_that_both_have_and_where_spans_are_s
 
 
 @pytest.mark.parametrize(("shots", "of"), [(3, "notes"), (14, "mentions")])
-def test_a_few_shot_lane_learns_from_its_few_notes_alone(
+def test_a_few_shot_lane_learns_only_from_its_few_notes(
     shots: int, of: str, loaded: Loaded, here: StudyData
 ) -> None:
     run = learnt(loaded, "concepts", "fine_tune")
@@ -142,7 +144,7 @@ def test_a_few_shot_lane_learns_from_its_few_notes_alone(
     assert Record.from_json(record.to_json()) == record
 
 
-def test_notes_of_one_name_at_two_sites_do_not_share_what_is_kept_below_a_late_prompt(
+def test_notes_with_equal_ids_at_two_sites_do_not_share_stored_activations(
     loaded: Loaded, here: StudyData
 ) -> None:
     run = learnt(loaded, "concepts", "frozen_soft_prompt")
