@@ -1,5 +1,7 @@
-"""Promise: what a user got wrong is told in one sentence a problem, with exit code 2 and nothing
-half-written. It would break without anyone noticing: nobody tests with broken input every day."""
+"""Promise: a user's mistake gives one sentence per problem and exit code 2, and leaves nothing half-written.
+
+It would break without anyone noticing: nobody tests with broken input every day.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ NOTES = {
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with notes, a backbone's config and a study of them."""
+    """Return a folder with notes, a backbone's config and a study that uses both."""
     write_notes(tmp_path / "notes", NOTES)
     (tmp_path / "study.yaml").write_text(STUDY)
     (tmp_path / "backbone").mkdir()
@@ -71,7 +73,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def refused(folder: Path, *arguments: str | Path) -> list[str]:
-    """The sentences of a command that must be refused, having written nothing."""
+    """Return the messages of a command that must be refused without writing anything."""
     before = tree(folder)
     run = raymrc(*arguments, folder=folder)
     assert run.returncode == 2, run.stderr
@@ -93,15 +95,15 @@ def change(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-# --- what the issue names, each with its sentence -------------------------------------------------
+# --- messages about wrong input -------------------------------------------------------------------
 
 
-def test_a_missing_corpus_is_named(place):
+def test_a_missing_corpus_is_reported(place):
     change(place / "study.yaml", "path: notes", "path: not/there")
     assert one_sentence(place, "run", "study.yaml").startswith("not/there: does not exist")
 
 
-def test_offsets_past_the_text_are_named_with_file_and_line(place):
+def test_offsets_past_the_text_are_reported_with_file_and_line(place):
     change(place / "notes" / "note3.ann", f"Drug {WARFARIN}", "Drug 51 162")
     for command in (["run", "study.yaml"], ["plan", "study.yaml"]):
         sentence = one_sentence(place, *command)
@@ -109,7 +111,7 @@ def test_offsets_past_the_text_are_named_with_file_and_line(place):
     assert sentence in raymrc("validate", "notes", "--reader", "brat", folder=place).stderr
 
 
-def test_an_unknown_label_is_named_in_notes_and_in_a_study(place):
+def test_unknown_labels_in_notes_and_in_a_study_are_reported(place):
     change(place / "notes" / "note3.ann", "T2\tDrug", "T2\tDrg")
     change(place / "study.yaml", "reader: brat", "reader: n2c2-2018")
     sentence = one_sentence(place, "run", "study.yaml")
@@ -119,7 +121,7 @@ def test_an_unknown_label_is_named_in_notes_and_in_a_study(place):
     assert "'Drug'" in sentence
 
 
-def test_a_mistyped_field_is_named_with_its_place_and_the_nearest_right_one(place):
+def test_a_mistyped_field_is_reported_with_its_position_and_the_nearest_name(place):
     change(place / "study.yaml", "learning_rate:", "learning_rates:")
     for command in ("plan", "run", "report", "sync"):
         sentences = refused(place, command, "study.yaml")
@@ -127,7 +129,7 @@ def test_a_mistyped_field_is_named_with_its_place_and_the_nearest_right_one(plac
         assert "did you mean 'learning_rate'?" in sentences[0]
 
 
-def test_a_note_id_given_twice_is_named(place):
+def test_a_duplicate_note_id_is_reported(place):
     lines = "1|t|Took aspirin.\n1|a|No pain.\n\n"
     (place / "twice.txt").write_text(lines * 2)
     change(
@@ -137,7 +139,7 @@ def test_a_note_id_given_twice_is_named(place):
 
 
 @pytest.mark.parametrize("length", ["0", "513", "many"])
-def test_a_prompt_length_that_cannot_be_is_named(place, length):
+def test_an_invalid_prompt_length_is_reported(place, length):
     change(place / "study.yaml", "prompt_length: 4", f"prompt_length: {length}")
     for command in ("plan", "run"):
         sentence = one_sentence(place, command, "study.yaml")
@@ -145,12 +147,12 @@ def test_a_prompt_length_that_cannot_be_is_named(place, length):
         assert "is not a whole number from 1 to 512" in sentence
 
 
-def test_a_backbone_without_weights_is_named(place):
+def test_a_backbone_without_weights_is_reported(place):
     sentence = one_sentence(place, "run", "study.yaml")
     assert "backbone" in sentence and "has no weights" in sentence
 
 
-def test_weights_that_are_cut_off_or_of_another_shape_are_named_before_ray_starts(place):
+def test_truncated_or_misshapen_weights_are_reported_before_ray_starts(place):
     tiny_checkpoint("bert", place / "backbone")
     config = place / "backbone" / "config.json"
     whole = config.read_text()
@@ -168,13 +170,13 @@ def test_weights_that_are_cut_off_or_of_another_shape_are_named_before_ray_start
     assert "its shard model-00001-of-00002.safetensors is missing" in sentence
 
 
-def test_a_storage_that_cannot_be_written_is_named(place):
+def test_unwritable_storage_is_reported(place):
     (place / "runs").write_text("a file where a folder is wanted")
     tiny_checkpoint("bert", place / "backbone")
     assert "cannot be written to" in one_sentence(place, "run", "study.yaml")
 
 
-def test_a_ledger_record_cut_in_half_is_named_and_left_as_it_is(place):
+def test_a_truncated_ledger_record_is_reported_and_left_unchanged(place):
     key = "ab" * 32
     record = place / "runs" / "tiny" / "ledger" / "ab" / f"{key}.json"
     record.parent.mkdir(parents=True)
@@ -187,8 +189,8 @@ def test_a_ledger_record_cut_in_half_is_named_and_left_as_it_is(place):
     assert json.loads(run.stdout)["done"] == 0
 
 
-def test_a_question_too_long_for_the_window_is_named_before_ray_starts(place):
-    tiny_checkpoint("bert", place / "backbone")  # 64 positions
+def test_a_question_too_long_for_the_window_is_reported_before_ray_starts(place):
+    tiny_checkpoint("bert", place / "backbone")  # it has 64 positions
     change(place / "study.yaml", "frozen_soft_prompt", "hard_prompt")
     change(place / "study.yaml", ", prompt_length: 4", "")
     change(place / "study.yaml", "window: 32", "window: 60")
@@ -197,8 +199,8 @@ def test_a_question_too_long_for_the_window_is_named_before_ray_starts(place):
     assert "set window to" in sentence
 
 
-def test_folds_that_leak_stop_a_run_before_it_starts(place, monkeypatch, capsys):
-    """Whoever made them: here a maker of folds that lets a scored note choose the epoch."""
+def test_leaking_folds_stop_a_run_before_it_starts(place, monkeypatch, capsys):
+    """The check does not trust the folds' source; these folds let a scored note choose the epoch."""
     tiny_checkpoint("bert", place / "backbone")
 
     def leaking(*arguments):
@@ -214,7 +216,7 @@ def test_folds_that_leak_stop_a_run_before_it_starts(place, monkeypatch, capsys)
     assert tree(place) == before
 
 
-def test_too_many_folds_are_named_by_plan_and_run(place):
+def test_plan_and_run_refuse_too_many_folds(place):
     for command in ("plan", "run"):
         (place / "backbone" / "model.safetensors").write_bytes(b"")
         sentence = one_sentence(place, command, "study.yaml", "--set", "folds.count=9")
@@ -222,7 +224,7 @@ def test_too_many_folds_are_named_by_plan_and_run(place):
 
 
 def count_calls(command: Callable[[], object], *functions: Callable) -> list[int]:
-    """How often each function runs during a command, whatever name it is imported under."""
+    """Count the calls of each function during a command, whatever name it is imported under."""
     counts = {function.__code__: 0 for function in functions}
 
     def count(frame, event, _argument):
@@ -250,7 +252,7 @@ def test_a_command_builds_folds_and_questions_once(place, command, monkeypatch):
 # --- command by command ---------------------------------------------------------------------------
 
 
-def test_validate_counts_on_stdout_and_complains_on_stderr(place):
+def test_validate_prints_counts_and_lists_problems_as_json(place):
     run = raymrc("validate", "notes", "--reader", "brat", folder=place)
     assert (run.returncode, run.stderr) == (0, "")
     assert "spans  12" in run.stdout
@@ -262,7 +264,7 @@ def test_validate_counts_on_stdout_and_complains_on_stderr(place):
     assert [problem["line"] for problem in answer["problems"]] == [2]
 
 
-def test_synthesize_writes_the_same_notes_again_and_validate_accepts_them(place):
+def test_synthesize_is_deterministic_and_validate_accepts_its_notes(place):
     for scheme in ("n2c2-2018", "n2c2-2022"):
         for out in ("one", "two"):
             run = raymrc("synthesize", scheme, f"{scheme}/{out}", "--notes", "5", folder=place)
@@ -275,7 +277,7 @@ def test_synthesize_writes_the_same_notes_again_and_validate_accepts_them(place)
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("n2c2-2018", "notes"),  # a folder that holds something
+        ("n2c2-2018", "notes"),  # this folder is not empty
         ("n2c2-2018", "study.yaml"),
         ("n2c2-2018", "study.yaml/out"),
         ("n2c2-2019", "out"),
@@ -283,11 +285,11 @@ def test_synthesize_writes_the_same_notes_again_and_validate_accepts_them(place)
         ("n2c2-2018", "out", "--site", "c"),
     ],
 )
-def test_synthesize_refuses_what_it_cannot_do_in_one_sentence(place, arguments):
+def test_synthesize_refuses_invalid_arguments_in_one_sentence(place, arguments):
     one_sentence(place, "synthesize", *arguments)
 
 
-def test_a_plan_says_the_same_as_a_table_and_as_json(place):
+def test_plan_prints_a_table_or_json_and_creates_no_storage(place):
     table = raymrc("plan", "study.yaml", folder=place)
     assert table.returncode == 0, table.stderr
     assert "brat/tiny/frozen_soft_prompt" in table.stdout
@@ -296,7 +298,7 @@ def test_a_plan_says_the_same_as_a_table_and_as_json(place):
     assert not (place / "runs").exists()
 
 
-def test_a_plan_says_what_a_study_costs_from_the_notes_at_hand(place):
+def test_plan_estimates_costs_from_local_notes(place):
     answer = json.loads(raymrc("plan", "study.yaml", "--json", folder=place).stdout)
     for part in (answer, *answer["cells"]):
         for name in ("device_seconds", "usd", "peak_memory_bytes"):
@@ -309,7 +311,7 @@ def test_a_plan_says_what_a_study_costs_from_the_notes_at_hand(place):
     assert answer["on_cluster"]["usd_spot"] < answer["on_cluster"]["usd_on_demand"]
 
 
-def test_machines_and_prices_that_are_not_there_are_named(place):
+def test_unsuitable_instances_and_missing_price_tables_are_reported(place):
     sentence = one_sentence(place, "plan", "study.yaml", "--instances", "g5.xlage=2")
     assert "no instance type 'g5.xlage'; did you mean 'g5.xlarge'?" in sentence
     sentence = one_sentence(place, "plan", "study.yaml", "--instances", "g5.xlarge=2")
@@ -325,7 +327,7 @@ def test_a_probe_needs_notes_and_weights(place):
     assert "--probe trains on" in one_sentence(place, "plan", "study.yaml", "--probe")
 
 
-def test_a_status_looks_and_writes_nothing(place):
+def test_status_writes_nothing(place):
     before = tree(place)
     run = raymrc("status", "study.yaml", "--json", folder=place)
     assert run.returncode == 0, run.stderr
@@ -344,7 +346,7 @@ def test_a_status_looks_and_writes_nothing(place):
     assert tree(place) == before
 
 
-def test_a_budget_that_is_none_and_a_journal_that_is_cut_off_are_named(place):
+def test_invalid_budgets_and_truncated_journals_are_reported(place):
     sentence = one_sentence(place, "run", "study.yaml", "--set", "budget.usd=5")
     assert "device time has no price; set prices.device_hour_usd" in sentence
     sentence = one_sentence(place, "plan", "study.yaml", "--set", "budget.gpu_hours=-1")
@@ -356,7 +358,7 @@ def test_a_budget_that_is_none_and_a_journal_that_is_cut_off_are_named(place):
     assert "ab.json: is not a journal entry" in sentence
 
 
-def test_a_plan_says_that_it_costs_more_than_the_budget(place):
+def test_plan_remarks_on_costs_above_the_budget(place):
     arguments = ("plan", "study.yaml", "--json", "--set")
     enough = raymrc(*arguments, "budget.gpu_hours=9", folder=place)
     assert "budget" not in " ".join(json.loads(enough.stdout)["remarks"])
@@ -364,8 +366,8 @@ def test_a_plan_says_that_it_costs_more_than_the_budget(place):
     assert json.loads(little.stdout)["remarks"][-1].endswith("but the budget is 0.036 s")
 
 
-def test_report_asks_only_what_the_study_tries_now(place):
-    """What an earlier form of it tried in the same cell stays in the ledger and cannot win."""
+def test_report_considers_only_configurations_of_the_current_study(place):
+    """Configurations of an earlier version stay in the ledger, but they cannot win."""
     tiny_checkpoint("bert", place / "backbone")
     spec = load_spec(place / "study.yaml", [f"corpus.path={place / 'notes'}"])
     backbone = Backbone("tiny", "backbone")
@@ -386,20 +388,20 @@ def test_report_asks_only_what_the_study_tries_now(place):
     assert [winner["cell"] for winner in answer["conclusions"]["winners"]] == [cell.cell.name]
 
 
-def test_nothing_to_write_into_mlflow_writes_nothing(place):
+def test_sync_without_fold_runs_writes_nothing(place):
     before = tree(place)
     run = raymrc("sync", "study.yaml", folder=place)
     assert run.returncode == 0 and "holds no fold-run yet" in run.stderr
     assert tree(place) == before
 
 
-def test_options_of_the_other_scheme_are_refused(place):
+def test_score_refuses_options_of_the_other_scheme(place):
     for option in (["--labeled-args", "Drug"], ["--criteria", "exact"]):
         sentence = one_sentence(place, "score", "notes", "notes", "--scheme", "n2c2-2018", *option)
         assert "are for n2c2-2022" in sentence
 
 
-def test_a_field_set_on_the_command_line_goes_before_the_file(place):
+def test_the_set_option_overrides_the_study_file(place):
     lengths = "strategies.frozen_soft_prompt.prompt_length=[4, 8, 16]"
     run = raymrc("plan", "study.yaml", "--json", "--set", lengths, folder=place)
     assert json.loads(run.stdout)["configurations"] == 3
@@ -407,7 +409,7 @@ def test_a_field_set_on_the_command_line_goes_before_the_file(place):
     assert sentence.startswith("--set folds.cuont=3: ") and "'count'" in sentence
 
 
-def test_a_run_whose_initial_prompt_is_not_there_ends_before_it_starts(place):
+def test_a_missing_initial_prompt_stops_a_run_before_it_starts(place):
     starts = "strategies.frozen_soft_prompt.prompt_initialisation=adapter"
     sentence = one_sentence(
         place, "run", "study.yaml", "--set", starts, "--set", "initial_prompt=not/there"
@@ -416,7 +418,7 @@ def test_a_run_whose_initial_prompt_is_not_there_ends_before_it_starts(place):
     assert not (place / "runs").exists()
 
 
-def test_a_run_whose_initial_prompt_has_seen_a_note_ends_before_it_starts(place):
+def test_an_initial_prompt_trained_on_a_scored_note_stops_a_run_before_it_starts(place):
     tiny_checkpoint("bert", place / "backbone")
     (note, *_) = read_corpus(place / "notes", "brat").notes
     write_prompt(place / "prompt", notes=[*note_marks(note)])
@@ -431,7 +433,7 @@ def test_a_run_whose_initial_prompt_has_seen_a_note_ends_before_it_starts(place)
     assert not (place / "runs").exists()
 
 
-def test_a_run_whose_held_out_notes_are_a_sites_too_ends_before_it_starts(place):
+def test_held_out_notes_that_also_occur_at_a_site_stop_a_run_before_it_starts(place):
     tiny_checkpoint("bert", place / "backbone")
     there = "{synthetic: {scheme: n2c2-2018, notes: 3}, name: there}"
     changes = [f"transfer=[{there}]", f"final_test={{corpus: {there}}}", "corpus.labels=[Drug]"]
@@ -446,10 +448,10 @@ def test_a_run_whose_held_out_notes_are_a_sites_too_ends_before_it_starts(place)
     ("where", "seen_by"),
     [("transfer", "corpus"), ("transfer", "initial prompt"), ("final_test", "initial prompt")],
 )
-def test_a_run_with_a_note_of_another_side_in_what_it_learns_from_ends_before_it_starts(
+def test_training_on_a_note_of_another_scored_corpus_stops_a_run_before_it_starts(
     place, where, seen_by
 ):
-    """By its text: another name and another annotator do not make it another note."""
+    """Notes are compared by text: a new name and a new annotator do not make a new note."""
     tiny_checkpoint("bert", place / "backbone")
     text, lines = NOTES["note2"]
     if seen_by == "initial prompt":
@@ -475,20 +477,20 @@ def test_a_run_with_a_note_of_another_side_in_what_it_learns_from_ends_before_it
     assert not (place / "runs").exists()
 
 
-def test_a_plan_needs_no_notes_and_says_what_it_does_not_know(place):
+def test_plan_works_without_notes_and_remarks_on_what_is_unknown(place):
     change(place / "study.yaml", "path: notes", "path: not/there")
     run = raymrc("plan", "study.yaml", "--json", folder=place)
     assert run.returncode == 0
     assert json.loads(run.stdout)["remarks"][0].startswith("the corpus was not read")
 
 
-def test_a_command_that_does_not_exist_is_a_mistake_of_the_user(capsys):
+def test_an_unknown_command_and_a_missing_argument_return_exit_code_2(capsys):
     assert main(["plann"]) == 2
     assert "Did you mean 'plan'?" in capsys.readouterr().err
     assert main(["plan"]) == 2
 
 
-def test_a_bug_of_ours_shows_where_it_is_and_no_values(capsys, monkeypatch):
+def test_a_crash_report_shows_code_locations_but_no_values(capsys, monkeypatch):
     def broken(path, overrides):
         text = "MR SECRET TOOK ASPIRIN"
         try:
@@ -504,13 +506,13 @@ def test_a_bug_of_ours_shows_where_it_is_and_no_values(capsys, monkeypatch):
     assert "test_cli.py" in told
 
 
-def test_a_chain_of_errors_ends():
+def test_describing_a_cyclic_chain_of_errors_terminates():
     first, second = ValueError("a"), KeyError("b")
     first.__context__, second.__context__ = second, None
     assert describe_bug(first).count("raised through") == 2
 
 
-def test_an_interrupted_command_says_so_by_its_code(monkeypatch):
+def test_an_interrupted_command_returns_exit_code_130(monkeypatch):
     def interrupted(path, overrides):
         raise KeyboardInterrupt
 
@@ -518,11 +520,11 @@ def test_an_interrupted_command_says_so_by_its_code(monkeypatch):
     assert main(["plan", "anything.yaml"]) == 130
 
 
-def test_python_m_raymrc_is_raymrc():
+def test_python_m_raymrc_runs_the_command_line():
     assert "Usage: raymrc" in raymrc("--help", folder=ROOT).stdout
 
 
-def test_simulate_replays_a_ledgers_grid_and_refuses_one_without(tmp_path, capsys):
+def test_simulate_replays_the_grid_of_a_ledger_and_refuses_an_empty_ledger(tmp_path, capsys):
     assert main(["simulate", str(tmp_path)]) == 2
     assert "nothing can be raced" in capsys.readouterr().err
     ledger = Ledger(str(tmp_path))
@@ -538,7 +540,7 @@ def test_simulate_replays_a_ledgers_grid_and_refuses_one_without(tmp_path, capsy
     assert "Savings by racing" in table and "winner" in table and "100 %" in table
 
 
-def test_simulate_makes_grids_up_before_anything_is_trained(place, capsys):
+def test_simulate_can_invent_grids_before_any_training(place, capsys):
     assert main(["simulate", str(place / "study.yaml"), "--made-up", "1"]) == 2
     assert "no cell has two configurations; nothing can be raced" in capsys.readouterr().err
     text = (place / "study.yaml").read_text()
@@ -552,7 +554,7 @@ def test_simulate_makes_grids_up_before_anything_is_trained(place, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_report_says_which_cell_was_closed_and_that_a_run_tries_it_again(place):
+def test_report_names_the_abandoned_cell_and_how_to_retry_it(place):
     tiny_checkpoint("bert", place / "backbone")
     rates = "strategies.frozen_soft_prompt.learning_rate=[0.01, 0.02, 0.03, 0.04]"
     spec = load_spec(place / "study.yaml", [f"corpus.path={place / 'notes'}", rates])
@@ -573,7 +575,7 @@ def test_report_says_which_cell_was_closed_and_that_a_run_tries_it_again(place):
         assert ("5 fold-runs were not begun, rerun 'raymrc run' to retry them" in told) is said
 
 
-def test_a_run_ends_by_saying_which_cell_was_closed(place, capsys, monkeypatch):
+def test_a_run_names_the_abandoned_cell_at_its_end(place, capsys, monkeypatch):
     from raymrc.cli.run import end_run
     from raymrc.scheduling.state import StudyOutcome
 

@@ -1,7 +1,7 @@
-"""Promise: no spending of a study is forgotten, whoever is killed and whatever clocks say, and the rest of a
+"""Promise: no spending of a study is lost, even if drivers are killed or clocks are wrong, and the remaining
 budget is never overstated.
 
-It would break without anyone noticing: the bill comes at the end of the month.
+It would break without anyone noticing: the bill arrives at the end of the month.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HOUR = Budget(device_hours=1.0, device_hour_usd=2.0)
 
 
 def open_account(journal: Journal, budget: Budget, now: float, moment: float) -> Account:
-    """As a driver does: what it writes first holds no device yet."""
+    """Open an account as a driver does: its first entry holds no device yet."""
     account = Account(budget, journal.entries(), now, moment)
     write(journal, account, now, moment, 0.0)
     return account
@@ -55,7 +55,7 @@ def write(
 
 
 class Memory:
-    """Files in memory: thousands of writes, none of which has to reach a disk."""
+    """This store keeps files in memory, because thousands of writes need not reach a disk."""
 
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
@@ -84,7 +84,7 @@ def test_the_tightest_limit_holds_and_a_price_converts_dollars_to_device_time():
     assert HOUR.left(Spent(5400.0)).device_seconds == -1800
 
 
-def test_each_run_counts_at_its_own_price_or_without_one_at_the_present_price():
+def test_each_run_is_charged_its_own_price_or_else_the_current_price():
     runs = [
         JournalEntry("a", NOW, device_seconds=3600, device_hour_usd=4.0),
         JournalEntry("b", NOW, device_seconds=3600, device_hour_usd=1.0),
@@ -93,7 +93,7 @@ def test_each_run_counts_at_its_own_price_or_without_one_at_the_present_price():
     assert add_up(runs, 3.0).usd == 8.0
 
 
-def test_wall_time_is_counted_once_where_runs_overlap():
+def test_overlapping_runs_count_once_in_wall_time():
     assert covered_seconds([(0, 10), (5, 20), (30, 31), (6, 7)]) == 21
     assert covered_seconds([(0, 10), (5, 20)], until=8) == 8
     assert covered_seconds([]) == 0
@@ -111,11 +111,11 @@ def test_overhead_is_between_one_and_three():
 # --- one run --------------------------------------------------------------------------------------
 
 
-def test_devices_are_charged_from_a_hosts_start_to_its_end_idle_or_not():
+def test_devices_are_charged_from_host_start_to_host_end_even_when_idle():
     account = Account(HOUR, (), NOW, 100.0)
     account.start("a", 2.0, 110.0)
     account.start("b", 1.0, 120.0)
-    account.start("b", 1.0, 125.0)  # a word that comes twice
+    account.start("b", 1.0, 125.0)  # this message arrives twice
     account.end("a", 130.0)
     account.end("a", 140.0)
     account.end("never there", 150.0)
@@ -168,10 +168,10 @@ def test_a_lease_allows_only_the_devices_it_was_written_for(tmp_path):
     assert not account.may_hold(2.0, MAX_LEASE_SECONDS + 1), "an old lease covers nothing"
 
 
-def test_a_slowly_starting_host_is_closed_before_the_limit_although_it_is_silent(
+def test_a_slowly_starting_host_is_closed_before_the_limit_even_while_silent(
     tmp_path,
 ):
-    """From its first word on it is charged for its start, which had been hidden until then."""
+    """Its first message adds the charge for its start, which was unknown until then."""
     account = open_account(Journal(str(tmp_path)), Budget(device_hours=60 / 3600), NOW, 0.0)
     account.request("a", 2.0, 0.0)
     assert account.device_seconds(14.0) == 0
@@ -201,13 +201,13 @@ def test_a_lease_is_a_hundredth_of_the_budget_within_bounds():
         return Account(Budget(device_hours=hours), (), NOW, 0.0).lease(NOW, 0.0, devices).lease
 
     assert lease(0.01, 2) == MIN_LEASE_SECONDS
-    assert lease(2.0, 2) == 36.0  # 72 s of two
+    assert lease(2.0, 2) == 36.0  # two devices share 72 s
     assert lease(1000.0, 2) == lease(None, 2) == lease(1.0, 0) == MAX_LEASE_SECONDS
     assert MIN_LEASE_SECONDS > 3 * WRITE_SECONDS, "one late write ends nothing"
 
 
 def test_the_advance_charge_ends_at_the_limit(tmp_path):
-    """A driver that lives closes its hosts there; a journal beyond the cap would look like overspending."""
+    """A live driver closes its hosts at the limit; a journal beyond it would look like overspending."""
     account = Account(HOUR, (), NOW, 0.0)
     account.start("a", 2.0, 0.0)
     entry = account.lease(NOW, 1795.0, 2.0)
@@ -222,7 +222,7 @@ def test_a_killed_run_stays_charged_for_its_whole_lease(tmp_path):
     account = open_account(journal, HOUR, NOW, 0.0)
     account.start("a", 2.0, 4.0)
     write(journal, account, NOW + 10, 10.0)
-    # killed here, and its hosts a little later
+    # The driver is killed now, and its hosts end a little later.
     after = Journal(str(tmp_path))
     spent = spent_by(after.entries(), 2.0, NOW + 1000)
     ahead = account.lease(NOW, 10.0, 2.0).ahead_device_seconds
@@ -235,7 +235,7 @@ def test_a_killed_run_stays_charged_for_its_whole_lease(tmp_path):
     assert spent_by(Journal(str(tmp_path)).entries(), 2.0, NOW + 1000) == ended
 
 
-def test_a_host_that_may_be_alive_at_the_end_stays_on_a_lease():
+def test_a_host_that_may_still_live_keeps_the_final_entry_on_a_lease():
     account = Account(HOUR, (), NOW, 0.0)
     account.start("a", 1.0, 0.0)
     last = account.final_entry(NOW, 10.0, {"k": 0.5})
@@ -243,7 +243,7 @@ def test_a_host_that_may_be_alive_at_the_end_stays_on_a_lease():
 
 
 def test_two_drivers_together_never_exceed_the_budget():
-    """Each closes its hosts as it sees it; leases are late, refused and out of step; drivers are killed."""
+    """Each driver closes hosts by its own view; leases come late, fail or disagree; drivers are killed."""
     for seed in range(60):
         draw = random.Random(seed)
         files = Journal("", Memory())  # type: ignore[arg-type]
@@ -255,7 +255,7 @@ def test_two_drivers_together_never_exceed_the_budget():
                 account = drivers.get(name)
                 if account is None:
                     if draw.random() < 0.05 and not outage:
-                        clocks[name] = draw.uniform(-5000, 5000)  # of another machine, or set anew
+                        clocks[name] = draw.uniform(-5000, 5000)  # clocks differ or are reset
                         account = open_account(files, budget, NOW + moment + clocks[name], moment)
                         drivers[name] = account
                     continue
@@ -270,7 +270,7 @@ def test_two_drivers_together_never_exceed_the_budget():
                 elif draw.random() < 0.1 and account.may_hold(account.devices + 1, moment):
                     account.start(f"h{moment}", 1.0, moment)
                 luck = draw.random()
-                if luck < 0.01:  # kill -9: its hosts are gone with it
+                if luck < 0.01:  # kill -9 ends its hosts, too
                     true -= account.devices * 0.0
                     del drivers[name]
                 elif luck < 0.02 and not outage:
@@ -284,7 +284,7 @@ def test_two_drivers_together_never_exceed_the_budget():
         assert true <= budget.device_seconds + 1e-6, seed
 
 
-def test_hosts_may_stay_for_a_lease_while_the_storage_refuses(tmp_path):
+def test_hosts_may_stay_for_one_lease_during_a_storage_outage(tmp_path):
     journal = Journal(str(tmp_path))
     account = open_account(journal, HOUR, NOW, 0.0)
     account.start("a", 1.0, 0.0)
@@ -292,7 +292,7 @@ def test_hosts_may_stay_for_a_lease_while_the_storage_refuses(tmp_path):
     assert account.seconds_left(5.0) == 36.0
     assert account.seconds_left(40.0) == 1.0 and account.is_counted(41.0)
     assert not account.is_counted(42.0)
-    write(journal, account, NOW, 40.0)  # it is back
+    write(journal, account, NOW, 40.0)  # the storage works again
     assert account.seconds_left(41.0) == 35.0
 
 
@@ -331,7 +331,7 @@ def test_a_clock_set_back_between_runs_hides_no_wall_time(tmp_path):
     assert spent_by(journal.entries(), 0.0, NOW - 1e6).wall_seconds >= 1800
 
 
-def test_a_clock_that_jumps_during_a_run_changes_nothing(tmp_path):
+def test_a_clock_jump_during_a_run_changes_no_charge(tmp_path):
     steady, jumping = (Journal(str(tmp_path / name)) for name in "ab")
     for journal, jumps in ((steady, (0, 0, 0)), (jumping, (7200, -7200, 1e6))):
         account = open_account(journal, HOUR, NOW, 0.0)
@@ -359,7 +359,7 @@ def test_simultaneous_runs_count_once_in_wall_time_and_twice_in_device_time(tmp_
     assert spent_by(journal.entries(), 2.0, NOW + 999) == Spent(200, pytest.approx(400 / 3600), 200)
 
 
-def test_a_lease_is_fresh_for_as_long_as_it_lasts_also_by_a_clock_that_is_a_little_off():
+def test_a_lease_stays_alive_for_its_duration_even_if_clocks_differ_slightly():
     entry = JournalEntry("a", NOW, lease=30.0, written_at=NOW)
     assert entry.is_alive(NOW + 29) and entry.is_alive(NOW - 29)
     assert not entry.is_alive(NOW + 31) and not entry.is_alive(NOW - 1e6)
@@ -369,7 +369,7 @@ def test_a_lease_is_fresh_for_as_long_as_it_lasts_also_by_a_clock_that_is_a_litt
 # --- the journal ----------------------------------------------------------------------------------
 
 
-def test_what_the_journal_holds_comes_back(tmp_path):
+def test_journal_entries_round_trip_through_the_storage(tmp_path):
     journal = Journal(str(tmp_path))
     entry = JournalEntry(
         "d1", NOW, 10.0, 20.0, 15.0, 30.0, 15.0, 0.04, 3, 40.0, {"key": 0.25}, NOW + 1
@@ -391,7 +391,7 @@ def test_an_unreadable_entry_is_an_error(tmp_path, text):
         Journal(str(tmp_path)).entries()
 
 
-def test_an_ended_run_is_read_once_and_one_that_goes_on_every_time(tmp_path):
+def test_entries_of_ended_runs_are_read_once_and_entries_of_live_runs_every_time(tmp_path):
     journal = Journal(str(tmp_path))
     journal.write(JournalEntry("gone", NOW, device_seconds=5.0))
     journal.write(JournalEntry("here", NOW, device_seconds=5.0, lease=30.0))
@@ -402,7 +402,7 @@ def test_an_ended_run_is_read_once_and_one_that_goes_on_every_time(tmp_path):
     assert sum(e.device_seconds for e in journal.entries()) == 12
 
 
-def test_the_latest_run_says_what_is_left_of_a_saved_fold_run():
+def test_the_latest_run_determines_the_rest_of_an_unfinished_fold_run():
     entries = [
         JournalEntry("b", NOW + 9, unfinished={"x": 0.2}),
         JournalEntry("a", NOW, unfinished={"x": 0.8, "y": 0.5}),
@@ -416,7 +416,7 @@ def test_the_latest_run_says_what_is_left_of_a_saved_fold_run():
 PRICED = STUDY + "prices: {device_hour_usd: 0.5}\n"
 
 
-def test_a_study_says_what_it_may_spend(tmp_path):
+def test_a_study_file_sets_the_budget(tmp_path):
     text = PRICED + "budget: {usd: 2.5, gpu_hours: 8, wall_hours: 1.5}\n"
     assert Budget.of(spec_of(tmp_path, text)) == Budget(2.5, 8.0, 1.5, 0.5)
     same = spec_of(tmp_path, PRICED + "budget: {device_hours: 8}\n")
@@ -444,7 +444,7 @@ def test_a_study_says_what_it_may_spend(tmp_path):
         ("{hours: 2}", "unknown field 'hours' in budget; did you mean"),
     ],
 )
-def test_a_wrong_budget_gets_one_sentence(tmp_path, budget, said):
+def test_a_wrong_budget_is_refused_in_one_sentence(tmp_path, budget, said):
     (problem,) = problems_of(tmp_path, PRICED + f"budget: {budget}\n")
     assert said.removeprefix("budget: ") in problem
 

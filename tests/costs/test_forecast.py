@@ -1,4 +1,4 @@
-"""Promise: a plan's costs are those of its cells, counted from its notes and corrected by its ledger.
+"""Promise: the cost of a plan is the sum over its cells, counted from its notes and corrected by its ledger.
 
 It would break without anyone noticing: nobody adds up a study's bill by hand.
 """
@@ -40,7 +40,7 @@ HERE = "EPYC, 2 cores, 1 threads"
 
 
 class Cost:
-    """The tiny study, worked out."""
+    """This class holds the tiny study with its plan and its workload."""
 
     def __init__(self, folder, overrides=(), text=STUDY, ledger=None):
         self.spec = spec_of(folder, text, overrides)
@@ -54,7 +54,7 @@ class Cost:
         return forecast(self.spec, self.plan, self.workload, measured, **fields)
 
     def records(self, seconds: float = 40.0, folds=(0, 1)) -> list[Record]:
-        """Of every configuration."""
+        """Return one record per configuration and fold."""
         return [
             Record(run.key, run, device_seconds=seconds, hardware=HERE, peak_bytes=3 * 2**30)
             for cell in self.plan.cells
@@ -64,7 +64,7 @@ class Cost:
         ]
 
 
-def test_the_total_is_the_sum_of_the_cells_and_memory_the_largest(tmp_path):
+def test_totals_are_sums_over_cells_and_peak_memory_is_the_maximum(tmp_path):
     found = Cost(tmp_path).forecast()
     for name in FIGURES:
         values = [getattr(cell, name).value for cell in found.cells]
@@ -77,7 +77,7 @@ def test_the_total_is_the_sum_of_the_cells_and_memory_the_largest(tmp_path):
     assert all(value > 0 for value in values)
 
 
-def test_twice_the_folds_epochs_or_configurations_cost_about_twice(tmp_path):
+def test_doubling_epochs_or_configurations_about_doubles_the_cost(tmp_path):
     once = Cost(tmp_path).forecast().total("device_seconds").value
     epochs = Cost(tmp_path, ["training.epochs=40"]).forecast().total("device_seconds").value
     assert epochs == pytest.approx(2 * once, rel=0.1)
@@ -88,13 +88,13 @@ def test_twice_the_folds_epochs_or_configurations_cost_about_twice(tmp_path):
     )
 
 
-def test_the_ledgers_own_history_replaces_the_guess(tmp_path):
+def test_measured_fold_runs_in_the_ledger_replace_the_guess(tmp_path):
     cost = Cost(tmp_path)
     guessed = cost.forecast()
     history = read_history(cost.plan, cost.workload, cost.records())
     assert len(history) == 8
     found = cost.forecast(*history)
-    # All took the same, whatever they are: no more than roughly can be met by all at once.
+    # All records took equally long despite different work, so the fit meets them only roughly.
     assert found.total("device_seconds").value == pytest.approx(8 * 40, rel=0.1)
     for cell, before in zip(found.cells, guessed.cells, strict=True):
         wide, narrow = (c.device_seconds.high / c.device_seconds.low for c in (before, cell))
@@ -105,7 +105,7 @@ def test_the_ledgers_own_history_replaces_the_guess(tmp_path):
     assert found.hardware == HERE and f"times measured on {HERE}" in found.remarks
 
 
-def test_fold_runs_on_other_notes_or_in_a_final_test_are_no_history(tmp_path):
+def test_history_excludes_other_notes_final_tests_and_failures(tmp_path):
     cost = Cost(tmp_path)
     records = cost.records()
     for changes in ({"corpus_fingerprint": "other"}, {"test_fingerprint": "t"}):
@@ -116,7 +116,7 @@ def test_fold_runs_on_other_notes_or_in_a_final_test_are_no_history(tmp_path):
     )
 
 
-def test_finished_fold_runs_are_not_left(tmp_path):
+def test_finished_fold_runs_do_not_count_as_remaining_work(tmp_path):
     ledger = Ledger(str(tmp_path / "runs"))
     for record in Cost(tmp_path).records(folds=(0,)):
         ledger.record(record)
@@ -132,7 +132,7 @@ def test_finished_fold_runs_are_not_left(tmp_path):
     assert nothing.total("device_seconds_left").value == nothing.wall_seconds.value == 0
 
 
-def test_what_a_race_has_stopped_is_not_to_do_while_it_races(tmp_path):
+def test_fold_runs_stopped_by_a_race_do_not_remain_while_racing_is_on(tmp_path):
     cost = Cost(tmp_path)
     first = cost.records(folds=(0,))[0]
     epochs = first.fold_run.configuration.epochs
@@ -196,7 +196,7 @@ def test_a_race_is_expected_to_train_less_than_the_full_grid(tmp_path):
     assert found.to_json()["device_seconds_raced"] == found.total("device_seconds_raced").value
 
 
-def test_what_a_race_has_left_is_what_is_expected_less_what_is_trained(tmp_path):
+def test_the_remaining_work_of_a_race_is_its_expected_work_minus_its_trained_work(tmp_path):
     cost = Cost(tmp_path)
     cost.plan = replace(cost.plan, racing=Racing())
     whole = cost.forecast().cells[0]
@@ -210,12 +210,12 @@ def test_what_a_race_has_left_is_what_is_expected_less_what_is_trained(tmp_path)
     assert some.device_seconds_raced_left.value == pytest.approx(
         whole.device_seconds_raced.value - trained
     )
-    # Who is stopped leaves nothing; what is expected is no more than there is.
+    # A stopped configuration leaves no work, and a race never expects more work than remains.
     stopped = cost.forecast(progress={key: FoldRunProgress(0.1, 0.0)}).cells[0]
     assert stopped.device_seconds_left.value < some.device_seconds_left.value
     least = min(stopped.device_seconds_left.value, some.device_seconds_raced_left.value)
     assert stopped.device_seconds_raced_left.value == pytest.approx(least)
-    # A race that outlives its expectation.
+    # This race has already trained more than expected.
     late = cost.forecast(
         progress={key: FoldRunProgress(1.0, 0.0), other: FoldRunProgress(0.9, 0.1)}
     ).cells[0]
@@ -232,7 +232,7 @@ def of_first_cell(record: Record) -> bool:
 
 
 def others_of(cost: Cost, key: str) -> list[Record]:
-    """Records of the same configuration, stopped before they began."""
+    """Return records of the same configuration that were stopped before they began."""
     mine = next(r.fold_run.configuration for r in cost.records() if r.key == key)
     return [
         replace(r, status="stopped", reason="2 points below")
@@ -241,7 +241,7 @@ def others_of(cost: Cost, key: str) -> list[Record]:
     ]
 
 
-def test_tpe_s_proposals_are_reckoned_with_before_they_are_made(tmp_path):
+def test_costs_include_tpe_proposals_before_they_are_drawn(tmp_path):
     search = ["search={algorithm: tpe, configurations: 4}",
               "strategies.fine_tune.learning_rate={log_uniform: [1.0e-5, 1.0e-3]}"]  # fmt: skip
     cost = Cost(tmp_path, search)
@@ -250,7 +250,7 @@ def test_tpe_s_proposals_are_reckoned_with_before_they_are_made(tmp_path):
     assert cost.forecast().cells[0].device_seconds.value == pytest.approx(2 * one)
 
 
-def test_dollars_are_the_study_s_own_price_or_else_the_table_s(tmp_path):
+def test_dollars_use_the_price_in_the_study_or_else_the_table(tmp_path):
     given = Cost(tmp_path, ["prices.device_hour_usd=3.6"]).forecast()
     assert given.total("usd").value == pytest.approx(given.total("device_seconds").value / 1000)
     assert "the study's own" in given.prices
@@ -278,7 +278,7 @@ def test_a_cluster_has_a_wall_time_and_two_prices(tmp_path):
 
 
 @pytest.mark.parametrize(("gpus", "machine"), [(0, "g5.xlarge"), (1, "c7i.4xlarge")])
-def test_machines_without_the_studys_kind_of_device_are_refused(tmp_path, gpus, machine):
+def test_instances_without_the_required_kind_of_device_are_refused(tmp_path, gpus, machine):
     table = read_prices()
     cost = Cost(tmp_path, [f"resources.gpus_per_host={gpus}"])
     with pytest.raises(SpecError, match=r"resources\.gpus_per_host") as caught:
@@ -296,7 +296,7 @@ def test_a_faster_gpu_takes_less_time(tmp_path):
     assert fast < slow
 
 
-def test_json_has_each_figure_with_its_interval_per_cell_and_in_total(tmp_path):
+def test_json_gives_each_figure_with_its_interval_per_cell_and_in_total(tmp_path):
     cost = Cost(tmp_path)
     values = json.loads(json.dumps(plan_json(cost.plan, cost.forecast())))
     names = ("device_seconds", "usd", "peak_memory_bytes", "storage_bytes", "energy_kwh")
@@ -316,7 +316,7 @@ def test_json_without_a_forecast_has_null_costs(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["demo"])
-def test_the_table_with_costs_fits_120_columns_without_folding_a_name(name):
+def test_the_cost_table_fits_120_columns_without_wrapping_a_cell_name(name):
     from rich.console import Console
 
     spec = load_spec(ROOT / "studies" / f"{name}.yaml")
@@ -346,7 +346,7 @@ def probed(cost: Cost, seconds: float, hardware: str = HERE) -> list[Measured]:
     return [replace(m, source="probe", device_seconds=seconds, hardware=hardware) for m in history]
 
 
-def test_a_probe_is_kept_per_hardware_and_a_later_one_replaces_its_cells(tmp_path):
+def test_probes_are_stored_per_hardware_and_a_later_probe_replaces_its_cells(tmp_path):
     cost, place = Cost(tmp_path), str(tmp_path / "kept")
     assert read_probe(place) == []
     first, there = probed(cost, 10.0), probed(cost, 30.0, "there")
@@ -381,7 +381,7 @@ def test_each_backbone_and_strategy_is_probed_once_on_all_notes(tmp_path):
     assert (first.prompt_length, last.prompt_length) == (8, 32)
 
 
-def test_a_cell_of_several_devices_is_not_probed(tmp_path):
+def test_a_cell_that_needs_several_devices_is_not_probed(tmp_path):
     cost = Cost(tmp_path, ["backbones=[gatortron-8.9b]", "resources.gpus_per_host=1"])
     chosen, left_out = choose_probed(cost.plan)
     assert [one.cell.strategy for one in chosen] == ["frozen_soft_prompt"]

@@ -1,4 +1,6 @@
-"""A price table is dated, the user's own goes before ours, and what it lacks is refused in a sentence."""
+"""A price table is dated, a user's table replaces the built-in one, and a table with a mistake is refused in
+one sentence.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ def own(folder: Path, text: str = OWN) -> Path:
     return path
 
 
-def test_the_built_in_table_is_dated_has_gpus_and_cpus_and_asks_to_be_checked():
+def test_the_built_in_table_is_dated_lists_gpus_and_cpus_and_asks_to_be_checked():
     table = read_prices()
     assert date.fromisoformat(table.date)
     assert {table.devices[i.device].kind for i in table.instances.values()} == {"cpu", "gpu"}
@@ -47,11 +49,11 @@ def test_the_built_in_table_is_dated_has_gpus_and_cpus_and_asks_to_be_checked():
         ("cpu", "core"),
     ],
 )
-def test_a_drivers_device_name_is_found_in_the_table(device, name):
+def test_device_names_reported_by_drivers_match_the_table(device, name):
     assert watts_of(device) == read_prices().devices[name].watts
 
 
-def test_energy_is_a_share_of_the_data_sheets_watts_and_zero_for_an_unknown_device():
+def test_energy_uses_a_share_of_the_rated_watts_and_unknown_devices_have_zero_watts():
     assert energy_kwh(3600, 1000) == pytest.approx(0.7)
     assert watts_of("Somebody's XA1000") == 0
 
@@ -64,7 +66,7 @@ def test_a_cluster_counts_its_machines_and_devices(tmp_path):
     assert str(cluster) == "3 x box, 1 x box"
 
 
-def test_the_cheapest_device_with_enough_memory_is_found(tmp_path):
+def test_the_cheapest_instance_with_enough_memory_is_chosen(tmp_path):
     assert read_prices(own(tmp_path)).cheapest("gpu", 24) == "box"
     assert read_prices(own(tmp_path)).cheapest("cpu") == "desk"
     assert read_prices().cheapest("gpu", 10) == "g4dn.xlarge"

@@ -1,6 +1,6 @@
-"""Promise: what is predicted follows what was measured, and says how far it may be off.
+"""Promise: predictions follow the measurements and state how far they may be off.
 
-It would break without anyone noticing: a plan would go on giving figures, only wrong ones.
+It would break without anyone noticing: a plan would still print figures, but they would be wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HERE = "EPYC, 2 cores, 1 threads"
 
 
 def job(strategy: str = "fine_tune", rows: int = 400, epochs: int = 3, **fields) -> Job:
-    """Rows of 100 pieces; a third as many are asked in each epoch."""
+    """Return a job with rows of 100 pieces; each epoch evaluates a third as many rows as it trains."""
 
     def passes(number: float, per_pass: int) -> Passes:
         return Passes(number / per_pass, number, 100 * number, 105 * number, number, 120)
@@ -55,7 +55,7 @@ def seconds(of: Job, found: list[Measured], like=FINE_TUNE) -> float:
     return fit_rates(like, found, "cpu").seconds(of.parts("cpu"))
 
 
-def test_an_estimates_interval_holds_90_percent():
+def test_the_interval_of_an_estimate_covers_90_percent_of_outcomes():
     generator = random.Random(1)
     inside = 0
     for _ in range(2000):
@@ -65,7 +65,7 @@ def test_an_estimates_interval_holds_90_percent():
     assert inside / 2000 == pytest.approx(0.9, abs=0.02)
 
 
-def test_estimates_add_up_and_multiply():
+def test_estimates_can_be_added_and_scaled():
     one = Estimate(2.0, 1.0, 3.0)
     assert one + one == one.times(2) == Estimate(4.0, 2.0, 6.0)
 
@@ -79,7 +79,7 @@ def test_without_measurements_the_guess_is_within_a_factor_of_four():
 
 
 def test_a_more_trusted_source_replaces_a_less_trusted_one():
-    """Ledger before probe, probe before other cells, these before the guess."""
+    """The ledger outranks a probe, a probe outranks other cells, and other cells outrank the guess."""
     wanted = job(rows=900)
     truth = float(wanted.parts("cpu").sum())
     others = [measured(job("hard_prompt"), 4.0)]
@@ -114,8 +114,8 @@ def test_intervals_narrow_with_trust_and_with_agreement():
     )
 
 
-def test_the_next_fold_runs_of_a_synthetic_ledger_lie_in_the_interval():
-    """Made by other rates than the guess has, with 5 % of noise: of 60 predictions 90 % hold the truth."""
+def test_intervals_from_a_synthetic_ledger_cover_most_of_the_next_fold_runs():
+    """True rates differ from the guess and carry 5 % noise; at least 48 of 60 intervals hold the truth."""
     generator = np.random.default_rng(3)
     inside = 0
     for _ in range(60):
@@ -137,12 +137,12 @@ def test_the_next_fold_runs_of_a_synthetic_ledger_lie_in_the_interval():
     assert inside >= 48
 
 
-def test_no_part_is_ever_negative():
+def test_no_fitted_rate_is_negative():
     found = [measured(job(rows=n, epochs=e), s) for n, e, s in ((50, 9, 3.0), (800, 1, 0.3))]
     assert (fit_rates(FINE_TUNE, found, "cpu").multipliers >= 0).all()
 
 
-def test_twice_the_epochs_take_about_twice_the_time():
+def test_doubling_the_epochs_doubles_every_part_except_opening():
     one, two = (job(epochs=n).parts("cpu") for n in (4, 8))
     opening = PARTS.index("opening")
     assert np.delete(two, opening) == pytest.approx(2 * np.delete(one, opening))
@@ -158,7 +158,7 @@ def test_lanes_share_the_steps_of_a_gpu_and_not_of_a_cpu():
     assert alone.parts("gpu", peak_flops=1e15)[0] < alone.parts("gpu", peak_flops=1e14)[0]
 
 
-def test_rates_come_from_one_hardware_and_the_ledgers_counts_first():
+def test_rates_come_from_one_hardware_and_prefer_that_of_the_ledger():
     there = "other, 64 cores, 1 threads"
     found = [measured(job(), hardware=HERE)] * 2 + [measured(job(), hardware=there)] * 3
     found += [measured(job(), source="probe", hardware="probed")] * 9
@@ -168,6 +168,6 @@ def test_rates_come_from_one_hardware_and_the_ledgers_counts_first():
     assert choose_hardware(found, "gpu") == []
 
 
-def test_a_probes_measurements_round_trip_through_its_file():
+def test_probe_measurements_round_trip_through_their_values():
     one = measured(job("frozen_soft_prompt", prompt_length=8), source="probe")
     assert Measured.from_values(one.to_values()) == one

@@ -1,7 +1,7 @@
 """Promise: a status agrees with the ledger and the journal, even if the study has not started or runs
 elsewhere.
 
-It would break without anyone noticing: people use it to decide whether to wait.
+It would break without anyone noticing: people rely on the status to decide whether to wait.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BUDGET = Budget(usd=1.0, device_hours=2.0, device_hour_usd=1.0)
 
 
 class Study:
-    """The tiny study, with a ledger."""
+    """This class holds the tiny study with its plan, its workload and a ledger."""
 
     def __init__(self, folder, text=STUDY):
         self.spec = spec_of(folder, text)
@@ -136,7 +136,7 @@ def test_done_failed_spent_and_committed_come_from_ledger_and_journal(tmp_path):
     assert later.spent.wall_seconds == 600 + 120, "a driver that was killed is charged its lease"
 
 
-def test_a_study_without_a_budget_and_without_notes_has_a_status_too(tmp_path):
+def test_status_works_without_a_budget_and_without_a_forecast(tmp_path):
     study = Study(tmp_path)
     study.record(study.runs[0])
     status = study.status(JournalEntry("a", NOW - 50, 50.0, 80.0), budget=Budget())
@@ -147,7 +147,7 @@ def test_a_study_without_a_budget_and_without_notes_has_a_status_too(tmp_path):
     assert answer["rest"]["device_seconds"] is None and answer["spent"]["device_seconds"] == 80
 
 
-def test_records_of_an_earlier_form_of_the_study_are_not_its_own(tmp_path):
+def test_status_ignores_records_of_an_earlier_version_of_the_study(tmp_path):
     study = Study(tmp_path)
     study.record(study.runs[0])
     other = replace(study.runs[0], configuration=replace(study.runs[0].configuration, epochs=99))
@@ -156,7 +156,7 @@ def test_records_of_an_earlier_form_of_the_study_are_not_its_own(tmp_path):
     assert read_status(study.plan, study.ledger.records(), (), BUDGET, None, NOW).done == 1
 
 
-def test_a_finished_study_needs_nothing(tmp_path):
+def test_a_finished_study_has_no_remaining_work(tmp_path):
     study = Study(tmp_path)
     for run in study.runs:
         study.record(run)
@@ -165,7 +165,7 @@ def test_a_finished_study_needs_nothing(tmp_path):
     assert "tiny: done" in shown(status) and "expected end" not in shown(status)
 
 
-def test_the_affordable_share_is_that_of_the_tighter_limit(tmp_path):
+def test_the_tighter_limit_determines_the_affordable_share(tmp_path):
     study = Study(tmp_path)
     costs = study.forecast()
     rest, wall = costs.total("device_seconds_left").value, costs.wall_seconds.value
@@ -178,7 +178,7 @@ def test_the_affordable_share_is_that_of_the_tighter_limit(tmp_path):
     )
 
 
-def test_a_plan_above_its_budget_says_so_in_the_budgets_unit(tmp_path):
+def test_the_over_budget_remark_uses_the_unit_of_the_limit(tmp_path):
     study = Study(tmp_path)
     costs = study.forecast()
     seconds = costs.total("device_seconds_left").value
@@ -193,7 +193,7 @@ def test_a_plan_above_its_budget_says_so_in_the_budgets_unit(tmp_path):
     assert said.endswith("the budget is 3.6 s")
 
 
-def test_expected_costs_of_single_fold_runs_add_up_to_the_plans(tmp_path):
+def test_expected_costs_of_single_fold_runs_add_up_to_the_total_of_the_plan(tmp_path):
     study = Study(tmp_path)
     expect = Expectations(study.spec, study.plan, study.workload)
     needs = [expect.of(run) for run in study.runs]
@@ -218,7 +218,7 @@ def test_expected_costs_of_single_fold_runs_add_up_to_the_plans(tmp_path):
     assert known.of(replace(study.runs[0], configuration=elsewhere)) is None
 
 
-def test_fold_runs_spared_by_a_race_do_not_remain(tmp_path):
+def test_fold_runs_skipped_by_a_race_do_not_remain(tmp_path):
     study = Study(tmp_path)
     first, second, *rest = study.runs
     study.record(first, "stopped")

@@ -47,7 +47,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def build_both(folder: Path, scheme: str, task: str, **fields):
-    """What counts, what trains, and a configuration of each strategy."""
+    """Return a workload, the training data, and one configuration per strategy."""
     corpus = synthesize_corpus(scheme, 6, "a", 3)
     transfer = {"there": synthesize_corpus(scheme, 2, "b", 4)}
     folds = make_folds(corpus, 2, 1, 0.2)
@@ -75,7 +75,7 @@ def train_rows(
     data: StudyData, folder: Path, configuration: Configuration, site: str | None = None
 ):
     of = data if site is None else data.site(site, configuration.cell.task)
-    # A tiny backbone's positions are fewer than a question in words has.
+    # A written question has more pieces than the tiny backbone has positions.
     shape = replace(read_shape(folder), positions=600)
     return of.rows(load_tokenizer(folder), shape, configuration)
 
@@ -89,7 +89,7 @@ WAYS = [
 @pytest.mark.parametrize(("task", "fields"), WAYS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_plan_counts_the_rows_that_training_collates(folder, scheme, task, fields):
-    """Counted with a light tokenizer and without ids; collated into tensors with the backbone's own."""
+    """A plan counts with a light tokenizer; training collates tensors with the backbone's own tokenizer."""
     workload, data, configurations = build_both(folder, scheme, task, **fields)
     for configuration in configurations:
         for site in (None, "there"):
@@ -104,7 +104,7 @@ def test_a_plan_counts_the_rows_that_training_collates(folder, scheme, task, fie
                         assert answers == len(target.pairs_K3)
                     elif isinstance(target, PairTargets):
                         assert answers == int(target.kind_B > 0)
-                    else:  # of overlapping spans of one label, tags hold one
+                    else:  # tags hold one of several overlapping spans of a label
                         begun = int((target.tags_BSL == BEGIN).sum())
                         assert answers >= begun and (answers > 0) == (begun > 0)
                 assert found.pairs.tolist() == [isinstance(t, PairTargets) for t in targets]
@@ -112,7 +112,7 @@ def test_a_plan_counts_the_rows_that_training_collates(folder, scheme, task, fie
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_steps_and_passes_are_those_that_training_takes(folder, task):
+def test_counted_steps_and_passes_equal_those_of_training(folder, task):
     workload, data, configurations = build_both(folder, "n2c2-2018", task)
     for configuration in configurations:
         rows = train_rows(data, folder, configuration)
@@ -131,7 +131,7 @@ def test_steps_and_passes_are_those_that_training_takes(folder, task):
             configuration.cell.strategy == "fine_tune"
         )
         padded = sum(len(batch) * max(row.length for row in batch) for batch in batches)
-        # Another order is drawn, and with it other rows share a batch.
+        # Training draws a different order, so different rows share a batch.
         assert passes.padded == pytest.approx(padded, rel=0.05)
 
         asked = [row for row in train if row.context is None] or train
@@ -144,7 +144,7 @@ def test_steps_and_passes_are_those_that_training_takes(folder, task):
         assert passes.longest == max(row.length for row in asked)
 
 
-def test_a_fold_run_validates_every_epoch_and_is_scored_once_and_at_each_site(folder):
+def test_a_fold_run_validates_every_epoch_and_scores_its_fold_and_each_site_once(folder):
     workload, data, configurations = build_both(folder, "n2c2-2018", "end_to_end")
     configuration = configurations[-1]
     split = data.split(FoldRun(configuration, 1, "", "", "", ""))
@@ -160,8 +160,8 @@ def test_a_fold_run_validates_every_epoch_and_is_scored_once_and_at_each_site(fo
     )
 
 
-def test_work_is_counted_in_the_operations_that_a_record_holds(folder):
-    """As `Lane` counts them: without the match head, on real pieces."""
+def test_counted_flops_follow_the_definition_used_in_records(folder):
+    """`Lane` counts the same way: it leaves out the match head and counts only real pieces."""
     from raymrc.planning.arithmetic import training_flops
 
     workload, _, configurations = build_both(folder, "n2c2-2018", "concepts")
@@ -178,7 +178,7 @@ def test_work_is_counted_in_the_operations_that_a_record_holds(folder):
     assert work.flops(configuration, shape, 3, computed="cpu") >= (trained, asked)
 
 
-def test_padding_and_what_is_kept_below_a_late_prompt_change_what_is_computed(folder):
+def test_computed_flops_shrink_when_activations_below_a_late_prompt_are_kept(folder):
     workload, _, configurations = build_both(folder, "n2c2-2018", "concepts", prompt_length=2)
     frozen = configurations[-1]
     shape = replace(read_shape(folder), num_layers=4)
@@ -190,7 +190,7 @@ def test_padding_and_what_is_kept_below_a_late_prompt_change_what_is_computed(fo
     assert all(kept < whole for kept, whole in zip(late, needed, strict=True))
 
 
-def test_passes_add_up():
+def test_passes_can_be_added_and_scaled():
     one, two = Passes(1, 2, 3, 4, 5, 6), Passes(1, 1, 1, 1, 1, 9)
     assert one + two == Passes(2, 3, 4, 5, 6, 9)
     assert one.times(3) == Passes(3, 6, 9, 12, 15, 6)
@@ -203,7 +203,7 @@ def test_few_shots_train_on_fewer_rows(folder):
     assert workload.of(few, 0).training.rows < workload.of(whole, 0).training.rows
 
 
-def test_the_light_tokenizer_reads_as_the_backbone_s_own(folder):
+def test_the_light_tokenizer_matches_the_tokenizer_of_the_backbone(folder):
     own, light = load_tokenizer(folder), read_light_tokenizer(folder)
     for note in synthesize_corpus("n2c2-2022", 4, "a", 1).notes:
         wanted = own(note.text, add_special_tokens=False, return_offsets_mapping=True)
@@ -212,14 +212,14 @@ def test_the_light_tokenizer_reads_as_the_backbone_s_own(folder):
         assert found["offset_mapping"] == wanted["offset_mapping"]
 
 
-def test_a_folder_without_a_tokenizer_gives_none_and_a_broken_one_is_told(tmp_path):
+def test_a_missing_tokenizer_gives_none_and_a_broken_one_is_reported(tmp_path):
     assert read_light_tokenizer(tmp_path) is None
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(BackboneError, match="not a readable tokenizer"):
         read_light_tokenizer(tmp_path)
 
 
-def test_without_a_tokenizer_pieces_are_guessed_within_a_tenth():
+def test_the_rough_tokenizer_estimates_pieces_within_ten_percent():
     from raymrc.model.backbones import BACKBONES, find_backbone
 
     try:
@@ -232,7 +232,7 @@ def test_without_a_tokenizer_pieces_are_guessed_within_a_tenth():
     assert pieces[1] == pytest.approx(pieces[0], rel=0.1)
 
 
-def test_a_shortened_corpus_keeps_what_lies_wholly_in_it():
+def test_a_shortened_corpus_keeps_only_spans_that_lie_wholly_in_it():
     corpus = synthesize_corpus("n2c2-2018", 3, "a", 1)
     short = shortened(corpus, 300)
     assert isinstance(short, Corpus)

@@ -1,6 +1,6 @@
-"""Promise: operations, bytes and prices are those of the arithmetic that the docstrings state.
+"""Promise: operations, bytes and prices follow the formulas stated in the docstrings.
 
-It would break without anyone noticing: a wrong factor changes every cost alike.
+It would break without anyone noticing: a wrong factor changes every cost by the same ratio.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from raymrc.planning.arithmetic import (
 TINY = Shape("bert", num_layers=3, hidden=32, num_heads=4, ffn=48, vocab=60, positions=64)
 
 
-def test_a_forward_pass_costs_what_torch_counts():
-    """Against torch's own counter, matrix by matrix."""
+def test_forward_flops_equal_the_count_of_torch():
+    """The expected count comes from torch's own counter, which counts each matrix product."""
     torch = pytest.importorskip("torch")
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -40,21 +40,21 @@ def test_a_forward_pass_costs_what_torch_counts():
     assert counter.get_total_flops() == forward_flops(TINY, tokens=20, row_length=10)
 
 
-def test_weights_that_are_trained_cost_a_third_more_of_the_weights_work():
+def test_training_the_backbone_adds_the_cost_of_one_forward_pass_through_its_weights():
     kept = training_flops(TINY, tokens=100, row_length=10, trains_backbone=False)
     trained = training_flops(TINY, tokens=100, row_length=10, trains_backbone=True)
     weights = 4 * 32 * 32 + 2 * 32 * 48
     assert trained - kept == 100 * 3 * 2 * weights
 
 
-def test_training_everything_is_about_six_operations_per_weight_and_token():
+def test_full_training_takes_about_six_operations_per_weight_and_token():
     shape = SHAPES["bert-large"]
     weights = shape.num_layers * (4 * shape.hidden**2 + 2 * shape.hidden * shape.ffn)
     flops = training_flops(shape, tokens=1000, row_length=1, trains_backbone=True)
     assert flops == pytest.approx(6 * weights * 1000, rel=1e-3)
 
 
-def test_layers_below_a_late_prompt_cost_no_backward_pass_in_a_frozen_backbone():
+def test_a_frozen_backbone_needs_no_backward_pass_below_its_first_prompted_layer():
     def cost(first_layer: int, trains_backbone: bool) -> float:
         return training_flops(
             TINY, tokens=10, row_length=10, trains_backbone=trains_backbone, first_layer=first_layer
@@ -66,7 +66,7 @@ def test_layers_below_a_late_prompt_cost_no_backward_pass_in_a_frozen_backbone()
     assert cost(2, True) == cost(0, True)
 
 
-def test_a_longer_prompt_costs_attention_only():
+def test_a_longer_prompt_adds_only_attention_work():
     short = forward_flops(TINY, tokens=10, row_length=10, prompt_length=0)
     long = forward_flops(TINY, tokens=10, row_length=10, prompt_length=16)
     assert long - short == 10 * 3 * 4 * 32 * 16
@@ -74,8 +74,8 @@ def test_a_longer_prompt_costs_attention_only():
 
 @pytest.mark.parametrize("depth", ["deep", "input"])
 @pytest.mark.parametrize("first_layer", [0, 2])
-def test_a_prompted_pass_costs_what_torch_counts(depth, first_layer):
-    """Vectors that join the row pass through the layers too; keys and values are only attended to."""
+def test_prompted_forward_flops_equal_the_count_of_torch(depth, first_layer):
+    """Input vectors join the row and pass through the layers; deep keys and values are only attended to."""
     torch = pytest.importorskip("torch")
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -94,7 +94,7 @@ def test_a_prompted_pass_costs_what_torch_counts(depth, first_layer):
     )
 
 
-def test_the_match_head_costs_what_torch_counts():
+def test_match_head_flops_equal_the_count_of_torch():
     torch = pytest.importorskip("torch")
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -111,7 +111,7 @@ def test_the_match_head_costs_what_torch_counts():
     assert counter.get_total_flops() == match_flops(32, 16, 3, trains=True)
 
 
-def test_twice_the_layers_is_twice_the_work():
+def test_doubling_the_layers_doubles_the_training_work():
     one, two = (
         training_flops(replace(TINY, num_layers=n), tokens=7, row_length=5, trains_backbone=True)
         for n in (2, 4)
@@ -119,15 +119,15 @@ def test_twice_the_layers_is_twice_the_work():
     assert two == 2 * one
 
 
-def test_a_price_is_per_hour_and_bytes_are_four_each():
+def test_prices_are_per_hour_and_adapters_take_four_bytes_per_parameter():
     assert price(1800, 2.5) == 1.25
     assert adapter_bytes(1000) == 4000
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
 @pytest.mark.parametrize(("prompt", "trains"), [(6, False), (0, True), (6, True)])
-def test_a_layer_holds_what_autograd_keeps_for_it(pre_norm, prompt, trains):
-    """Against every tensor that is saved for the backward pass, weights aside, each storage once."""
+def test_layer_bytes_match_the_tensors_that_autograd_saves(pre_norm, prompt, trains):
+    """The test sums each storage that autograd saves for the backward pass once, and leaves out weights."""
     torch = pytest.importorskip("torch")
     from torch.autograd.graph import saved_tensors_hooks
 
@@ -155,11 +155,11 @@ def test_a_layer_holds_what_autograd_keeps_for_it(pre_norm, prompt, trains):
         shape, rows * pieces, rows * prompt if prompt else None,
         trains_backbone=trains, drops=trains,
     )  # fmt: skip
-    # The norms' means and spreads, and the softmax's sums, are left out.
+    # The formula leaves out the norms' means and deviations and the softmax's sums.
     assert sum(kept.values()) == pytest.approx(expected, rel=0.02)
 
 
-def test_a_pass_holds_as_much_as_its_layers():
+def test_a_pass_holds_the_bytes_of_all_its_layers():
     shape = SHAPES["minilm"]
     assert (
         pass_bytes(shape, 100) == 6 * layer_bytes(shape, 100, 0) == 6 * 100 * (8 * 384 + 1536) * 4
@@ -167,11 +167,11 @@ def test_a_pass_holds_as_much_as_its_layers():
     assert pass_bytes(shape, 100, 2) == pass_bytes(shape, 100) / 2
 
 
-def test_a_lane_on_a_gpu_has_its_best_epoch_elsewhere():
+def test_a_gpu_lane_does_not_keep_its_best_epoch_on_the_device():
     assert (lane_bytes(10), lane_bytes(10, "gpu")) == (200, 160)
 
 
-def test_pairs_take_their_hidden_layer_a_few_times():
+def test_pairs_hold_several_copies_of_their_hidden_layer():
     one = 4 * 1000 * 64
     assert pair_bytes(1000, 64, asks=True) == pair_bytes(1000, 64) == 4 * one
     assert pair_bytes(1000, 64, drops=True) == 6 * one

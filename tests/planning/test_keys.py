@@ -1,7 +1,7 @@
-"""Promise: finished work keeps its ledger keys, whatever is added to a configuration.
+"""Promise: finished work keeps its ledger keys when a configuration gains fields.
 
-It would break without anyone noticing: a new setting, a new default or a reordered field gives every fold-run
-another key, and studies that are finished train again.
+It would break without anyone noticing: a new setting, a new default or a reordered field changes the key of
+every fold-run, and finished studies train again.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def digest(keys: Iterable[str]) -> str:
 
 
 def ids_of_study(name: str) -> dict[str, str]:
-    """Per cell a hash of its configurations' ids."""
+    """Return one hash of configuration ids per cell."""
     plan = plan_of(load_spec(ROOT / name), places=False)
     found = {}
     for cell in plan.cells:
@@ -73,8 +73,8 @@ def ids_of_study(name: str) -> dict[str, str]:
 
 
 def keys_of_everything(folder, task: str, few_shot: str) -> dict[str, str]:
-    """Per cell a hash of its configurations' ids, and of keys in cross-validation, in a final test, and of
-    prompts that start from an adapter."""
+    """Return one hash per cell. It covers configuration ids and the keys of fold-runs in cross-validation, in
+    a final test, and with prompts that start from an adapter."""
     text = EVERYTHING.replace("TASK", task).replace("FEW_SHOT", few_shot)
     spec = spec_of(folder, text)
     corpus = read_study_corpus(spec)

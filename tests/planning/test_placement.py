@@ -1,7 +1,7 @@
-"""Promise: a plan knows before anything starts where each cell can train, and refuses what cannot.
+"""Promise: a plan knows before training starts where each cell can train, and refuses cells that fit nowhere.
 
-It would break without anyone noticing: a study that runs out of memory hours after its start, or a group of
-devices for what one would hold.
+It would break without anyone noticing: a study runs out of memory hours after its start, or takes several
+devices where one would be enough.
 """
 
 from __future__ import annotations
@@ -58,18 +58,18 @@ def refusal(*arguments: object, **terms: object) -> str:
     return str(caught.value)
 
 
-# --- the figures ----------------------------------------------------------------------------------
+# --- memory figures -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "frozen", "trained"), [("gatortron-3.9b", 7.3, 58), ("gatortron-8.9b", 16.4, 132)]
 )
-def test_weights_gradients_and_moments_are_those_of_the_design(name, frozen, trained):
-    """Figures of design.md, section 4."""
+def test_weights_gradients_and_moments_take_the_memory_given_in_the_design(name, frozen, trained):
+    """The figures come from section 4 of design.md."""
     shape = SHAPES[name]
     assert 2 * shape.num_parameters / GIB == pytest.approx(frozen, rel=0.01)
     assert 16 * shape.num_parameters / GIB == pytest.approx(trained, rel=0.01)
-    # With next to nothing to pass, what is left is weights, and on one device the pretrained ones in bf16.
+    # With tiny activations only weights remain; one device also holds the pretrained weights in bf16.
     tiny = {"window": 8, "batch_size": 1, "match_width": 8}
     whole = peak_bytes(
         configuration(name, "fine_tune", **tiny), shape, 1, "gpu",
@@ -80,7 +80,7 @@ def test_weights_gradients_and_moments_are_those_of_the_design(name, frozen, tra
         configuration(name, "fine_tune", **tiny), shape, 1, "gpu",
         mode="group", devices=64, checkpoints=True, pass_pieces=10,
     )  # fmt: skip
-    # A share of it, and a few layers and the embeddings put together.
+    # Each device holds its share of the model, a few gathered layers and the embeddings.
     together = cut - 16 * shape.num_parameters / 64
     rest = shape.vocab * shape.hidden
     assert 4 * rest < together < 12 * (shape.layer_parameters + rest)
@@ -94,28 +94,28 @@ def test_frozen_backbones_train_in_lanes_on_one_large_gpu(name):
     assert found.peak_bytes <= H100.usable_bytes
 
 
-def test_small_backbones_train_on_one_device_and_keep_what_a_gradient_needs():
+def test_small_trained_backbones_use_one_device_without_recomputation():
     for name in ("minilm", "bert-large"):
         for strategy in TRAINED:
             found = placed(name, strategy)
             assert (found.mode, found.checkpoints, found.lanes) == ("device", False, 1)
 
 
-def test_four_billion_fit_one_large_gpu_recomputing_and_nine_do_not():
+def test_four_billion_parameters_fit_one_large_gpu_with_recomputation_and_nine_do_not():
     assert str(placed("gatortron-3.9b", "soft_prompt")) == "1 device, recomputes"
     nine = placed("gatortron-8.9b", "soft_prompt")
     assert nine.mode == "group"
-    assert nine.workers[0] >= 2  # 132 GiB without anything else
+    assert nine.workers[0] >= 2  # weights, gradients and moments take 132 GiB
     assert nine.workers[0] == nine.workers[1]
 
 
-def test_a_frozen_backbone_that_one_device_does_not_hold_is_cut_over_several():
+def test_a_frozen_backbone_too_large_for_one_device_is_sharded_over_several():
     found = placed("gatortron-8.9b", "frozen_soft_prompt", Device("gpu", 20 * GIB))
     assert (found.mode, found.lanes) == ("group", 1)
     assert found.peak_bytes <= 18 * GIB
 
 
-def test_lanes_are_as_many_as_fit_up_to_what_the_study_says():
+def test_a_placement_uses_as_many_lanes_as_fit_up_to_the_limit():
     minilm = Device("cpu", 64 * GIB)
     assert placed("minilm", "frozen_soft_prompt", minilm).lanes == placement.LANES["cpu"]
     assert placed("minilm", "frozen_soft_prompt", minilm, lanes=7).lanes == 7
@@ -125,19 +125,19 @@ def test_lanes_are_as_many_as_fit_up_to_what_the_study_says():
     assert few.lanes < more.lanes < 1000
 
 
-def test_late_prompts_leave_room_for_what_is_kept_below_them():
+def test_late_prompts_leave_room_for_the_activations_kept_below_them():
     late = placed("gatortron-3.9b", "frozen_soft_prompt", first_layer=40, lanes=1000)
     assert late.peak_bytes <= (1 - placement.ACTIVATIONS_SHARE) * H100.usable_bytes
 
 
-def test_devices_that_a_study_asks_for_form_a_group_and_frozen_backbones_stay_on_one():
+def test_requested_devices_form_a_group_but_frozen_backbones_stay_on_one_device():
     asked = placed("minilm", "soft_prompt", workers=(2, 8))
     assert (asked.mode, asked.workers) == ("group", (2, 8))
     assert placed("minilm", "soft_prompt", workers=(1, 1)).mode == "device"
     assert placed("minilm", "frozen_soft_prompt", workers=(2, 8)).mode == "lanes"
 
 
-def test_a_group_starts_with_as_many_devices_as_hold_the_model():
+def test_a_group_starts_with_the_fewest_devices_that_hold_the_model():
     asked = placed("gatortron-8.9b", "soft_prompt", A100_40, workers=(1, 16))
     least, most = asked.workers
     assert 4 <= least < 16 and most == 16
@@ -146,7 +146,7 @@ def test_a_group_starts_with_as_many_devices_as_hold_the_model():
         placed("gatortron-8.9b", "soft_prompt", A100_40, workers=(1, least - 1))
 
 
-def test_a_placement_reads_as_a_table_shows_it():
+def test_a_placement_prints_as_a_short_phrase():
     assert str(Placement("lanes", lanes=4)) == "4 lanes"
     assert str(Placement("lanes")) == "1 lane"
     assert str(Placement("device", checkpoints=True)) == "1 device, recomputes"
@@ -159,7 +159,7 @@ def test_a_placement_reads_as_a_table_shows_it():
 
 @pytest.mark.parametrize("workers", [(1, 1), (2, 2), (2, 3)])
 @pytest.mark.parametrize("strategy", TRAINED)
-def test_the_number_of_devices_that_a_refusal_names_fits_and_one_less_does_not(strategy, workers):
+def test_a_refusal_names_the_smallest_number_of_devices_that_fits(strategy, workers):
     said = refusal("gatortron-8.9b", strategy, A100_40, workers=workers)
     where = "on one device" if workers[1] == 1 else f"on each of {workers[1]} devices"
     assert re.match(
@@ -174,7 +174,7 @@ def test_the_number_of_devices_that_a_refusal_names_fits_and_one_less_does_not(s
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_memory_that_a_refusal_names_fits(strategy):
+def test_a_refusal_names_the_smallest_device_memory_that_fits(strategy):
     said = refusal("gatortron-8.9b", strategy, Device("gpu", 2 * GIB))
     enough = float(re.search(r"; 64 devices of (\d+) GiB each would suffice", said)[1])  # type: ignore[index]
     assert placed("gatortron-8.9b", strategy, Device("gpu", enough * GIB)).mode == "group"
@@ -182,7 +182,7 @@ def test_the_memory_that_a_refusal_names_fits(strategy):
         placed("gatortron-8.9b", strategy, Device("gpu", (enough - 1) * GIB))
 
 
-def test_a_group_that_the_study_lets_be_larger_may_be_larger():
+def test_refusing_a_group_suggests_more_devices_or_larger_ones():
     small = Device("gpu", 8 * GIB)
     said = refusal("gatortron-8.9b", "fine_tune", small, workers=(1, 2))
     assert "devices of" in said or "or more" in said
@@ -218,7 +218,7 @@ def configurations(draw):
 
 
 @given(configurations(), shapes, kinds, st.booleans(), st.integers(1, 63))
-def test_more_devices_never_need_more_memory_each(wanted, shape, kind, checkpoints, devices):
+def test_more_devices_never_need_more_memory_per_device(wanted, shape, kind, checkpoints, devices):
     fewer, more = (
         peak_bytes(wanted, shape, 5, kind, mode="group", devices=k, checkpoints=checkpoints)
         for k in (devices, devices + 1)
@@ -227,8 +227,8 @@ def test_more_devices_never_need_more_memory_each(wanted, shape, kind, checkpoin
 
 
 @given(configurations(), shapes, st.booleans(), windows)
-def test_longer_windows_never_need_less(wanted, shape, checkpoints, window):
-    """Of the same rows: where a pass is full, longer rows are fewer, and so are their prompts."""
+def test_longer_windows_never_need_less_memory(wanted, shape, checkpoints, window):
+    """The rows stay the same: a full pass would hold fewer of the longer rows, and so fewer prompts."""
     shorter, longer = sorted([wanted.window, window])
     ways = [{"mode": "group", "devices": 32, "checkpoints": checkpoints}]
     if STRATEGIES[wanted.cell.strategy].trains_backbone:
@@ -244,13 +244,15 @@ def test_longer_windows_never_need_less(wanted, shape, checkpoints, window):
 
 
 @given(configurations(), shapes, kinds, st.integers(1, 31))
-def test_a_lane_more_never_needs_less(wanted, shape, kind, lanes):
+def test_an_additional_lane_always_needs_more_memory(wanted, shape, kind, lanes):
     fewer, more = (peak_bytes(wanted, shape, 5, kind, lanes=n) for n in (lanes, lanes + 1))
     assert fewer < more
 
 
 @given(configurations(), shapes, kinds, st.sampled_from(["device", "group"]))
-def test_more_of_a_batch_wider_heads_and_longer_prompts_never_need_less(wanted, shape, kind, mode):
+def test_larger_batches_wider_heads_and_longer_prompts_never_need_less_memory(
+    wanted, shape, kind, mode
+):
     before = peak_bytes(wanted, shape, 5, kind, mode=mode, devices=2)
     for change in ({"batch_size": wanted.batch_size + 1}, {"match_width": wanted.match_width + 1},
                    {"prompt_length": wanted.prompt_length and wanted.prompt_length + 1}):  # fmt: skip
@@ -258,7 +260,9 @@ def test_more_of_a_batch_wider_heads_and_longer_prompts_never_need_less(wanted, 
 
 
 @given(configurations(), shapes, kinds, st.floats(0.5, 200), st.none() | st.integers(1, 8))
-def test_what_is_placed_fits_and_what_is_refused_says_why(wanted, shape, kind, gib, most):
+def test_every_placement_fits_and_every_refusal_states_the_memory_it_needs(
+    wanted, shape, kind, gib, most
+):
     device = Device(kind, gib * GIB)
     workers = None if most is None else (1, most)
     try:
@@ -273,17 +277,17 @@ def test_what_is_placed_fits_and_what_is_refused_says_why(wanted, shape, kind, g
         assert found.workers[1] <= most or found.mode != "group"
 
 
-# --- what there is --------------------------------------------------------------------------------
+# --- devices and machines -------------------------------------------------------------------------
 
 
-def test_a_device_is_what_the_study_says_it_is():
+def test_resources_determine_the_device():
     assert device_of(Resources(gpus_per_host=1)) == H100
     assert device_of(Resources(gpus_per_host=0.5)) == Device("gpu", 40 * GIB)
     assert device_of(Resources(gpus_per_host=2, device_memory=24)) == Device("gpu", 24 * GIB)
     assert device_of(Resources(device_memory=3.5)) == Device("cpu", 3.5 * GIB)
 
 
-def test_a_host_on_cpus_has_its_share_of_this_machine(monkeypatch):
+def test_a_cpu_host_gets_its_share_of_machine_memory(monkeypatch):
     monkeypatch.setattr(devices.os, "cpu_count", lambda: 8)
     one, four = (device_of(Resources(cpus_per_host=n)).total_bytes for n in (1, 4))
     assert one == 0.8 * machine_bytes() / 8
@@ -292,7 +296,7 @@ def test_a_host_on_cpus_has_its_share_of_this_machine(monkeypatch):
     assert device_of(Resources(cpus_per_host=0)).total_bytes == one
 
 
-def test_a_container_s_limit_is_the_machine_s_memory(monkeypatch, tmp_path):
+def test_a_container_limit_caps_machine_memory(monkeypatch, tmp_path):
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(devices, "CONTAINER_LIMIT", limit)
     whole = machine_bytes()
@@ -302,12 +306,12 @@ def test_a_container_s_limit_is_the_machine_s_memory(monkeypatch, tmp_path):
     assert machine_bytes() == GIB
 
 
-def test_a_question_in_words_makes_rows_longer_up_to_what_the_backbone_reads():
+def test_a_written_question_lengthens_rows_up_to_the_limit_of_the_backbone():
     shape = SHAPES["minilm"]
     assert row_pieces(configuration("minilm", "soft_prompt", window=100), shape) == 102
     assert 102 < row_pieces(configuration("minilm", "hard_prompt", window=100), shape) < 200
     assert row_pieces(configuration("minilm", "hard_prompt", window=510), shape) == 512
 
 
-def test_workers_are_a_least_and_a_most():
+def test_workers_have_a_minimum_and_a_maximum():
     assert Workers(min=2, max=8).max == 8

@@ -1,11 +1,12 @@
-"""Promise: every term of a placement's memory counts.
+"""Promise: the memory estimate of a placement includes every term.
 
-It would break without anyone noticing: properties such as "more devices never need more" hold without a
-term, and a study then runs out of memory on a real device.
+It would break without anyone noticing: properties such as "more devices never need more" still hold when a
+term is missing, and a study then runs out of memory on a real device.
 
-The bytes come from the arithmetic that `benchmarks/placement.py` compared with measured memory. Each case
-lets another term, or another moment of a pass, decide: without any one term of `planning/placement.py` or
-`planning/arithmetic.py` at least one case fails. A change of these bytes needs a new run of that benchmark.
+The bytes come from the arithmetic that `benchmarks/placement.py` compared with measured memory. In each case
+a different term, or a different moment of a pass, sets the peak: if any one term of `planning/placement.py`
+or `planning/arithmetic.py` is removed, at least one case fails. Rerun that benchmark before you change these
+bytes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SHAPES = {
 DEFAULTS = {"window": 64, "batch_size": 4, "match_width": 64}
 
 CASES: list[tuple[int, str, str, int, str, dict[str, Any], dict[str, Any]]] = [
-    # bytes, strategy, shape, labels, kind of device, settings, way
+    # A case lists bytes, strategy, shape, labels, kind of device, settings and way.
     (
         73042989.93939394,
         "soft_prompt",
@@ -281,7 +282,7 @@ CASES: list[tuple[int, str, str, int, str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
-def test_a_placement_takes_exactly_these_bytes(case):
+def test_the_estimated_peak_equals_the_recorded_bytes(case):
     expected, strategy, shape, num_labels, kind, settings, way = case
     prompt = {"prompt_length": 16} if "soft" in strategy else {}
     wanted = configuration("any", strategy, **{**DEFAULTS, **prompt, **settings})

@@ -1,7 +1,8 @@
-"""Promise: the plan is what will run: cells, configurations, fold-runs, counts, and what is done.
+"""Promise: a plan lists exactly the cells, configurations and fold-runs that will run, and counts the
+finished ones.
 
-It would break without anyone noticing: a cell that is silently left out, draws that change when a
-study is extended and train everything again, a share that is not the model's.
+It would break without anyone noticing: a plan silently leaves out a cell, extending a study changes its draws
+and retrains everything, or a trained share does not match the model.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def planned(spec: Spec, ledger: Ledger | None = None, corpus: Corpus | None = No
     return plan_of(spec, corpus or read_study_corpus(spec), WEIGHTS, ledger)
 
 
-def test_a_grid_is_every_combination_of_the_lists(tmp_path):
+def test_a_grid_contains_every_combination_of_the_lists(tmp_path):
     plan = plan_of(spec_of(tmp_path))
     tuned, frozen = plan.cells
     assert [c.learning_rate for c in tuned.configurations] == [5e-5, 2e-4]
@@ -84,12 +85,12 @@ def test_a_grid_is_every_combination_of_the_lists(tmp_path):
     assert frozen.cell.name == "synthetic-n2c2-2018/minilm/frozen_soft_prompt"
 
 
-def test_only_the_strategies_named_are_run(tmp_path):
+def test_only_the_named_strategies_are_planned(tmp_path):
     plan = plan_of(spec_of(tmp_path, STUDY.replace("[minilm]", "[minilm, roberta-large]")))
     assert [cell.cell.strategy for cell in plan.cells] == ["fine_tune", "frozen_soft_prompt"] * 2
 
 
-def test_a_setting_without_effect_multiplies_no_grid_and_changes_no_key(tmp_path):
+def test_a_setting_without_effect_leaves_grids_and_keys_unchanged(tmp_path):
     plain = plan_of(spec_of(tmp_path))
     idle = plan_of(
         spec_of(tmp_path, STUDY + "training: {prompt_length: [4, 8], first_layer: [0, 1]}\n")
@@ -98,17 +99,17 @@ def test_a_setting_without_effect_multiplies_no_grid_and_changes_no_key(tmp_path
     assert idle.cells[1].num_configurations == 4
 
 
-def test_a_soft_prompt_without_a_length_gets_32(tmp_path):
+def test_the_default_prompt_length_is_32(tmp_path):
     plan = plan_of(spec_of(tmp_path, STUDY.replace(", prompt_length: [8, 32]", "")))
     assert [c.prompt_length for c in plan.cells[1].configurations] == [32]
     assert [c.prompt_length for c in plan.cells[0].configurations] == [0, 0]
 
 
 @pytest.mark.parametrize("task", ["concepts", "relations", "end_to_end"])
-def test_spans_that_are_looked_for_lie_apart_where_the_study_says_nothing_else(tmp_path, task):
+def test_predicted_spans_do_not_overlap_by_default(tmp_path, task):
     text = STUDY.replace("task: concepts", f"task: {task}")
     tagged, asked = (cell.configurations for cell in plan_of(spec_of(tmp_path, text)).cells)
-    # Given mentions overlap as they are given; a tagger's answers cannot.
+    # Given mentions keep their overlaps; a tagger's answers cannot overlap.
     assert {c.overlapping_answers for c in tagged} == {"all"}
     wanted = "all" if task == "relations" else "surest"
     assert {c.overlapping_answers for c in asked} == {wanted}
@@ -117,7 +118,7 @@ def test_spans_that_are_looked_for_lie_apart_where_the_study_says_nothing_else(t
     assert {c.overlapping_answers for c in nested.configurations} == {"all"}
 
 
-def test_the_same_seed_draws_the_same_and_another_does_not(tmp_path):
+def test_equal_seeds_draw_equal_configurations_and_different_seeds_do_not(tmp_path):
     first, again, other = (
         plan_of(spec_of(tmp_path, with_search(f"{{algorithm: random, seed: {seed}}}")))
         for seed in (1, 1, 2)
@@ -127,7 +128,7 @@ def test_the_same_seed_draws_the_same_and_another_does_not(tmp_path):
 
 
 @given(few=st.integers(1, 6), more=st.integers(0, 6))
-def test_a_longer_random_search_extends_the_shorter(tmp_path_factory, few, more):
+def test_a_longer_random_search_extends_a_shorter_one(tmp_path_factory, few, more):
     folder = tmp_path_factory.getbasetemp()
     search = "{{algorithm: random, configurations: {}}}"
     short = plan_of(spec_of(folder, with_search(search.format(few)))).cells[1]
@@ -136,7 +137,7 @@ def test_a_longer_random_search_extends_the_shorter(tmp_path_factory, few, more)
     assert long.configurations[:few] == short.configurations
 
 
-def test_a_backbone_that_joins_leaves_the_draws_of_others_alone(tmp_path):
+def test_adding_a_backbone_keeps_the_draws_of_the_others(tmp_path):
     text = with_search("{algorithm: random}")
     alone = plan_of(spec_of(tmp_path, text)).cells
     joined = plan_of(spec_of(tmp_path, text.replace("[minilm]", "[bert-large, minilm]"))).cells
@@ -144,13 +145,13 @@ def test_a_backbone_that_joins_leaves_the_draws_of_others_alone(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["random", "tpe"])
-def test_no_more_configurations_are_planned_than_there_are(tmp_path, algorithm):
+def test_a_search_never_plans_more_configurations_than_its_space_holds(tmp_path, algorithm):
     search = f"{{algorithm: {algorithm}, configurations: 50}}"
     plan = plan_of(spec_of(tmp_path, with_search(search, STUDY)))
     assert [cell.num_configurations for cell in plan.cells] == [2, 2]
 
 
-def test_a_range_too_narrow_for_its_draws_ends(tmp_path):
+def test_drawing_from_a_narrow_range_terminates(tmp_path):
     narrow = RANDOM.replace("[5.0e-3, 3.0e-1]", "[0.01, 0.0100001]")
     plan = plan_of(
         spec_of(tmp_path, with_search("{algorithm: random, configurations: 50}", narrow))
@@ -158,7 +159,7 @@ def test_a_range_too_narrow_for_its_draws_ends(tmp_path):
     assert 1 <= plan.cells[1].num_configurations <= 8
 
 
-def test_tpe_knows_how_many_but_not_which(tmp_path):
+def test_a_tpe_cell_knows_its_number_of_configurations_but_not_their_values(tmp_path):
     plan = plan_of(spec_of(tmp_path, with_search("{algorithm: tpe, configurations: 5}")))
     frozen = plan.cells[1]
     assert frozen.configurations is None
@@ -175,11 +176,12 @@ def test_a_draw_never_leaves_its_range(a, b, seed):
         assert low <= Distribution(kind, (low, high)).draw(random.Random(seed)) <= high
 
 
-def test_a_log_uniform_draw_likes_all_magnitudes_equally():
+def test_log_uniform_draws_cover_all_magnitudes_equally():
     generator = random.Random(0)
     rates = [Distribution("log_uniform", (1e-4, 1e-1)).draw(generator) for _ in range(3000)]
     shares = [sum(low <= rate < 10 * low for rate in rates) / 3000 for low in (1e-4, 1e-3, 1e-2)]
-    assert all(abs(share - 1 / 3) < 0.04 for share in shares)  # 4.6 standard errors
+    # The tolerance is 4.6 standard errors.
+    assert all(abs(share - 1 / 3) < 0.04 for share in shares)
 
 
 def test_the_size_of_a_space_is_the_number_of_its_points():
@@ -189,7 +191,7 @@ def test_the_size_of_a_space_is_the_number_of_its_points():
     assert build_space(settings | {"d": Distribution("uniform", (0, 1))}).size is None
 
 
-def test_a_plan_without_corpus_or_weights_says_what_is_open(tmp_path):
+def test_a_plan_without_corpus_or_weights_lists_what_is_unknown(tmp_path):
     text = STUDY.replace(
         "  synthetic: {scheme: n2c2-2018, notes: 6}\n  labels: [Drug, ADE]\n",
         "  reader: brat\n  path: nowhere\n",
@@ -206,7 +208,7 @@ def test_a_plan_without_corpus_or_weights_says_what_is_open(tmp_path):
     assert plan_json(plan)["cells"][0]["trained_share"] is None
 
 
-def test_a_folder_tells_its_own_shape(tmp_path):
+def test_the_shape_of_a_backbone_folder_is_read_from_its_config(tmp_path):
     folder = tmp_path / "own"
     folder.mkdir()
     config = {"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 16,
@@ -225,13 +227,13 @@ def test_a_folder_tells_its_own_shape(tmp_path):
         plan_of(spec_of(tmp_path, text.replace("layers: 1", "layers: 3")))
 
 
-def test_a_first_layer_that_is_not_there_is_refused_where_it_stands(tmp_path):
+def test_a_missing_first_layer_is_refused_with_its_position(tmp_path):
     text = STUDY.replace("prompt_length: [8, 32]", "first_layer: [0, 6]")
     with pytest.raises(SpecError, match=r"10:60: minilm has no layer 6; its layers are 0 to 5"):
         plan_of(spec_of(tmp_path, text))
 
 
-def test_a_question_for_a_label_that_the_notes_lack_is_refused(tmp_path):
+def test_a_question_for_an_unknown_label_is_refused(tmp_path):
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "1.txt").write_text("aspirin")
@@ -245,9 +247,9 @@ def test_a_question_for_a_label_that_the_notes_lack_is_refused(tmp_path):
         plan_of(spec, read_study_corpus(spec))
 
 
-def test_the_share_of_a_cell_is_that_of_its_largest_configuration(tmp_path):
+def test_the_trained_share_of_a_cell_comes_from_its_largest_configuration(tmp_path):
     frozen = plan_of(spec_of(tmp_path)).cells[1]
-    # 2 labels x 32 vectors x keys and values x 6 layers x 384, and heads of width 2048
+    # The prompt has 2 labels x 32 vectors x keys and values x 6 layers x 384; the heads have width 2048.
     prompt, heads = 2 * 32 * 2 * 6 * 384, 2 * 385 + 2 * 384 * 2048 + 2048 + 2049
     assert frozen.trained_parameters == prompt + heads
     assert frozen.adapter_bytes == 4 * (prompt + heads)
@@ -255,7 +257,7 @@ def test_the_share_of_a_cell_is_that_of_its_largest_configuration(tmp_path):
     assert plan_of(spec_of(tmp_path)).cells[0].trained_share == 1.0
 
 
-def test_the_ledger_s_fold_runs_count_as_done_and_failed_ones_do_not(tmp_path):
+def test_finished_fold_runs_in_the_ledger_count_as_done_and_failed_ones_do_not(tmp_path):
     ledger, spec = Ledger(str(tmp_path)), spec_of(tmp_path)
     before = planned(spec, ledger)
     assert before.done == 0
@@ -267,7 +269,7 @@ def test_the_ledger_s_fold_runs_count_as_done_and_failed_ones_do_not(tmp_path):
     assert (after.done, plan_json(after)["done"]) == (4, 4)
 
 
-def test_other_notes_folds_or_weights_make_nothing_done(tmp_path):
+def test_changing_notes_folds_or_weights_invalidates_finished_work(tmp_path):
     ledger, spec = Ledger(str(tmp_path)), spec_of(tmp_path)
     finish(planned(spec, ledger), ledger, 2)
     assert planned(spec, ledger).done == 8
@@ -278,7 +280,7 @@ def test_other_notes_folds_or_weights_make_nothing_done(tmp_path):
     assert planned(more, ledger).done == 0
 
 
-def test_what_tpe_finished_counts_up_to_what_is_planned(tmp_path):
+def test_finished_tpe_configurations_count_up_to_the_planned_number(tmp_path):
     ledger = Ledger(str(tmp_path))
     finish(
         planned(spec_of(tmp_path, with_search("{algorithm: random, configurations: 4}"))), ledger, 3
@@ -287,7 +289,7 @@ def test_what_tpe_finished_counts_up_to_what_is_planned(tmp_path):
     assert [cell.done for cell in tpe.cells] == [4, 4]
 
 
-def test_rewording_a_question_trains_hard_prompts_again_and_nothing_else(tmp_path):
+def test_rewording_a_question_retrains_only_hard_prompts(tmp_path):
     spec = spec_of(
         tmp_path, STUDY + "training: {learning_rate: 1e-3}\n", ["strategies.hard_prompt.epochs=1"]
     )
@@ -302,7 +304,7 @@ def test_rewording_a_question_trains_hard_prompts_again_and_nothing_else(tmp_pat
     assert [cell.done for cell in planned(reworded, ledger).cells] == [4, 0, 4]
 
 
-def test_fingerprints_tell_apart_what_decides_a_result(tmp_path):
+def test_corpus_folds_and_questions_have_different_fingerprints(tmp_path):
     spec = spec_of(tmp_path)
     corpus = read_study_corpus(spec)
     prints = LoadedStudy(spec, corpus, weights=WEIGHTS).fingerprints
@@ -310,7 +312,7 @@ def test_fingerprints_tell_apart_what_decides_a_result(tmp_path):
     assert prints.corpus == corpus.fingerprint
 
 
-def test_a_synthetic_corpus_keeps_only_the_labels_asked_for(tmp_path):
+def test_a_synthetic_corpus_keeps_only_the_requested_labels(tmp_path):
     corpus = read_study_corpus(spec_of(tmp_path))
     assert corpus.labels == ("Drug", "ADE")
     assert {span.label for note in corpus.notes for span in note.spans} == {"Drug", "ADE"}
@@ -319,12 +321,12 @@ def test_a_synthetic_corpus_keeps_only_the_labels_asked_for(tmp_path):
     assert set(corpus.relation_labels) == {r.label for n in corpus.notes for r in n.relations}
 
 
-def test_a_subset_is_taken_after_reading(tmp_path):
+def test_a_subset_is_drawn_after_reading_the_corpus(tmp_path):
     corpus = read_study_corpus(spec_of(tmp_path, overrides=["corpus.subset={notes: 3}"]))
     assert 3 <= len(corpus.notes) < 6
 
 
-def test_the_plan_is_plain_json_and_a_readable_table(tmp_path):
+def test_a_plan_converts_to_plain_json_and_to_a_table(tmp_path):
     from rich.console import Console
 
     plan = plan_of(spec_of(tmp_path))
@@ -351,7 +353,7 @@ storage: runs/billions
 """
 
 
-def test_a_plan_says_where_each_cell_trains_and_with_how_much_memory(tmp_path):
+def test_a_plan_shows_the_placement_and_memory_of_each_cell(tmp_path):
     from rich.console import Console
 
     plan = plan_of(spec_of(tmp_path, BILLIONS))
@@ -374,7 +376,7 @@ def test_a_plan_says_where_each_cell_trains_and_with_how_much_memory(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["n2c2-2018/concepts", "demo"])
-def test_a_plan_s_table_fits_120_columns_without_folding_a_name(tmp_path, name):
+def test_the_plan_table_fits_120_columns_without_wrapping_a_cell_name(tmp_path, name):
     from rich.console import Console
 
     plan = plan_of(load_spec(ROOT / "studies" / f"{name}.yaml"))
@@ -384,7 +386,7 @@ def test_a_plan_s_table_fits_120_columns_without_folding_a_name(tmp_path, name):
     assert all(cell.cell.name in shown for cell in plan.cells)
 
 
-def test_memory_is_said_to_be_assumed_only_where_it_was_not_given(tmp_path):
+def test_a_plan_remarks_on_assumed_gpu_memory_only_if_none_was_given(tmp_path):
     given = plan_of(spec_of(tmp_path, BILLIONS, ["resources.device_memory=40"]))
     assert not [remark for remark in given.remarks if "GiB" in remark]
     assert given.cells[4].placement.workers[0] > 2
@@ -392,7 +394,7 @@ def test_memory_is_said_to_be_assumed_only_where_it_was_not_given(tmp_path):
     assert not [remark for remark in on_cpus.remarks if "GiB" in remark]
 
 
-def test_the_largest_configuration_decides(tmp_path):
+def test_the_largest_configuration_determines_peak_memory(tmp_path):
     def peaks(text: str, *overrides: str) -> list[float]:
         plan = plan_of(spec_of(tmp_path, text, overrides))
         return [cell.placement.peak_bytes for cell in plan.cells]
@@ -407,7 +409,7 @@ def test_the_largest_configuration_decides(tmp_path):
     assert peaks(STUDY, *ranged) == plain
 
 
-def test_a_cell_without_a_place_is_refused_where_the_study_says_how_many(tmp_path):
+def test_a_cell_that_fits_nowhere_is_refused_at_the_resources_that_limit_it(tmp_path):
     with pytest.raises(SpecError) as caught:
         plan_of(spec_of(tmp_path, BILLIONS, ["resources.workers=2", "resources.device_memory=40"]))
     assert re.match(
@@ -420,12 +422,12 @@ def test_a_cell_without_a_place_is_refused_where_the_study_says_how_many(tmp_pat
         SpecError, match=r"study.yaml:8:64: gatortron-3.9b/soft_prompt needs .* 64 devices of"
     ):
         plan_of(spec_of(tmp_path, text))
-    # A report, made elsewhere, has nothing to place.
+    # A report may be made on another machine, so it places nothing.
     plan = plan_of(spec_of(tmp_path, text), places=False)
     assert [cell.placement for cell in plan.cells] == [None] * 6
 
 
-def test_the_study_says_how_many_devices_train_one_model(tmp_path):
+def test_resources_set_the_devices_per_model_and_the_lanes_per_host(tmp_path):
     plan = plan_of(spec_of(tmp_path, BILLIONS, ["resources.workers={min: 2, max: 8}"]))
     assert [(c.placement.mode, c.placement.workers) for c in plan.cells[:2]] == [
         ("group", (2, 8)),
@@ -435,7 +437,7 @@ def test_the_study_says_how_many_devices_train_one_model(tmp_path):
     assert fewer.cells[1].placement.lanes == 3
 
 
-def test_what_is_not_known_has_no_placement(tmp_path):
+def test_a_cell_with_unknown_labels_has_no_placement(tmp_path):
     text = BILLIONS.replace("reader: n2c2-2018", "reader: brat")
     plan = plan_of(spec_of(tmp_path, text))
     assert {cell.placement for cell in plan.cells} == {None}
@@ -462,7 +464,7 @@ assert not heavy, heavy
 
 
 @pytest.mark.parametrize("search", ["{algorithm: grid}", "{algorithm: tpe, configurations: 3}"])
-def test_a_plan_holds_what_it_tries_and_nothing_of_an_earlier_form(tmp_path, search):
+def test_a_plan_contains_its_own_configurations_and_none_of_an_earlier_version(tmp_path, search):
     text = with_search(search, STUDY if "grid" in search else RANDOM)
     plan = plan_of(spec_of(tmp_path, text))
     frozen = plan.cells[1]
@@ -478,7 +480,7 @@ def test_a_plan_holds_what_it_tries_and_nothing_of_an_earlier_form(tmp_path, sea
     assert not plan.holds(replace(mine, cell=replace(mine.cell, corpus="another")))
 
 
-def test_more_folds_than_groups_of_notes_are_told_by_the_plan(tmp_path):
+def test_a_plan_refuses_more_folds_than_groups_of_notes(tmp_path):
     spec = spec_of(tmp_path, overrides=["folds.count=50"])
     with pytest.raises(CorpusError, match="cannot fill 50 folds"):
         plan_of(spec, read_study_corpus(spec))
@@ -487,7 +489,7 @@ def test_more_folds_than_groups_of_notes_are_told_by_the_plan(tmp_path):
 THERE = "{synthetic: {scheme: n2c2-2018, notes: 5, site: b, seed: 7}, name: there, labels: [ADE]}"
 
 
-def test_another_site_is_read_with_the_labels_that_both_have_and_enters_the_key(tmp_path):
+def test_another_site_keeps_only_shared_labels_and_enters_the_key(tmp_path):
     spec = spec_of(tmp_path, overrides=[f"transfer=[{THERE}]"])
     corpus = read_study_corpus(spec)
     transfer = read_transfer(spec, corpus)
@@ -502,7 +504,7 @@ def test_another_site_is_read_with_the_labels_that_both_have_and_enters_the_key(
 @pytest.mark.parametrize(
     ("there", "sentence"),
     [
-        # Another seed writes other notes; the same one the same notes under the same ids.
+        # A different seed writes different notes; the same seed repeats the same notes and ids.
         ("{synthetic: {scheme: n2c2-2018, notes: 3}, name: there}", "3 notes of there are in"),
         ("{synthetic: {scheme: n2c2-2018, notes: 3, seed: 7}}", "another corpus is named"),
         (
@@ -511,14 +513,14 @@ def test_another_site_is_read_with_the_labels_that_both_have_and_enters_the_key(
         ),
     ],
 )
-def test_notes_on_both_sides_are_found_before_anything_starts(tmp_path, there, sentence):
+def test_an_unusable_transfer_corpus_is_refused_when_it_is_read(tmp_path, there, sentence):
     spec = spec_of(tmp_path, overrides=[f"transfer=[{there}]"])
     with pytest.raises(SpecError) as caught:
         read_transfer(spec, read_study_corpus(spec))
     assert sentence in str(caught.value)
 
 
-def test_held_out_notes_that_a_site_has_too_are_refused(tmp_path):
+def test_held_out_notes_that_also_occur_at_a_transfer_site_are_refused(tmp_path):
     there = "{synthetic: {scheme: n2c2-2018, notes: 3, site: b, seed: 7}, name: %s}"
     changes = [f"transfer=[{there % 'there'}]", f"final_test={{corpus: {there % 'test'}}}"]
     spec = spec_of(tmp_path, overrides=changes)
@@ -530,13 +532,13 @@ def test_held_out_notes_that_a_site_has_too_are_refused(tmp_path):
     check_held_out(spec, test, {})
 
 
-def test_a_text_under_another_id_is_found_on_the_other_side(tmp_path):
+def test_shared_notes_are_found_by_text_and_by_group(tmp_path):
     corpus = read_study_corpus(spec_of(tmp_path))
     copied = replace(corpus.notes[2], id="x", group="y", text=corpus.notes[2].text + " \n")
     other = replace(corpus, notes=(copied, replace(copied, id="z", text="other words")))
     assert shared_notes(corpus, other) == ["x"]
     assert shared_notes(corpus, replace(other, notes=(replace(copied, text="", group=""),))) == []
-    # An article's number is one; two hospitals' note 7 are two.
+    # An article number names one article, but note 7 of two hospitals is two notes.
     grouped = replace(copied, id="95811_1", text="other words", group="95811")
     alone = replace(copied, id="95811", text="its abstract", group="95811")
     assert shared_notes(replace(corpus, notes=(grouped,)), replace(corpus, notes=(alone,)))
@@ -546,7 +548,7 @@ def test_a_text_under_another_id_is_found_on_the_other_side(tmp_path):
     )
 
 
-def test_few_shots_are_cells_of_their_own_with_a_fold_run_a_draw(tmp_path):
+def test_each_number_of_shots_is_its_own_cell_with_one_fold_run_per_fold_and_draw(tmp_path):
     few = "few_shot={notes: [1, 2], draws: 3}"
     spec = spec_of(tmp_path, overrides=[few, "corpus.synthetic.notes=12"])
     corpus = read_study_corpus(spec)
@@ -562,14 +564,14 @@ def test_few_shots_are_cells_of_their_own_with_a_fold_run_a_draw(tmp_path):
         for fold in range(plan.folds)
     }
     assert len(runs) == plan.num_fold_runs == 2 * 3 * whole.num_fold_runs
-    # What has no shots is named as it was before there were any.
+    # Cells without shots keep the names that they had before few-shot cells existed.
     first = whole.cells[0].configurations[0]
     assert "shots" not in first.cell.values and first.id not in {
         c.id for cell in plan.cells for c in cell.configurations
     }
 
 
-def test_so_many_notes_and_so_many_mentions_are_different_cells(tmp_path):
+def test_equal_numbers_of_notes_and_mentions_form_different_cells(tmp_path):
     notes, mentions = (
         plan_of(spec_of(tmp_path, overrides=[f"few_shot={{{of}: 5, draws: 2}}"]))
         for of in ("notes", "mentions")
@@ -578,13 +580,13 @@ def test_so_many_notes_and_so_many_mentions_are_different_cells(tmp_path):
     assert {(c.cell.shots, c.cell.shots_of) for c in mentions.cells} == {(5, "mentions")}
     ids = [{c.id for cell in plan.cells for c in cell.configurations} for plan in (notes, mentions)]
     assert ids[0].isdisjoint(ids[1])
-    # A key of finished work, from when only notes were counted.
+    # This key of finished work dates from the time when only notes were counted.
     cell = Cell("concepts", "phee", Backbone("minilm", "minilm"), "fine_tune", 5)
     run = FoldRun(Configuration(cell, 5e-4), 7, "corpus", "folds", "", "weights")
     assert run.key == "e886085611851f768de2975556d780e0b84ae816f489bc074c333eedc232ec63"
 
 
-def test_more_mentions_than_a_fold_has_are_refused_where_they_are_asked_for(tmp_path):
+def test_more_mentions_than_a_fold_holds_are_refused_with_their_position(tmp_path):
     spec = spec_of(tmp_path, STUDY + "few_shot:\n  mentions: [1, 5000]\n")
     with pytest.raises(SpecError, match=r"yaml:13:17: 5000 training mentions are more than a fold"):
         plan_of(spec, read_study_corpus(spec))
@@ -607,12 +609,12 @@ STARTS = STUDY.replace("prompt_length: [8, 32]", "prompt_length: 8")
 
 
 def starting(*options: str, prompt: object = None) -> list[str]:
-    """Overrides under which soft prompts start so."""
+    """Return overrides that select how soft prompts are initialised."""
     said = [f"strategies.frozen_soft_prompt.prompt_initialisation=[{', '.join(options)}]"]
     return said if prompt is None else [*said, f"initial_prompt={prompt}"]
 
 
-def test_what_prompts_start_from_is_a_grid_and_random_is_what_was_before(tmp_path):
+def test_prompt_initialisation_forms_a_grid_and_random_keeps_the_old_keys(tmp_path):
     corpus = read_study_corpus(spec_of(tmp_path))
     plain = plan_of(spec_of(tmp_path, STARTS), corpus, WEIGHTS)
     both = plan_of(spec_of(tmp_path, STARTS, starting("random", "question")), corpus, WEIGHTS)
@@ -622,7 +624,7 @@ def test_what_prompts_start_from_is_a_grid_and_random_is_what_was_before(tmp_pat
     assert random == before and random.id == before.id != worded.id
     keys = [fold_run(c, 0, both.fingerprints).key for c in (random, worded)]
     assert fold_run(before, 0, plain.fingerprints).key == keys[0] != keys[1]
-    # As raymrc wrote them before there was a choice.
+    # raymrc wrote these keys before prompt_initialisation existed.
     old = Configuration(Cell("concepts", "notes", Backbone("minilm", "minilm"), "frozen_soft_prompt"), 2e-2,
                         prompt_length=8)  # fmt: skip
     assert old.id == "2a75c155f20d"
@@ -631,7 +633,7 @@ def test_what_prompts_start_from_is_a_grid_and_random_is_what_was_before(tmp_pat
     )
 
 
-def test_rewording_a_question_trains_again_what_starts_from_it_and_nothing_else(tmp_path):
+def test_rewording_a_question_retrains_only_prompts_that_start_from_it(tmp_path):
     overrides = starting("random", "question")
     spec = spec_of(tmp_path, STARTS, overrides)
     reworded = spec_of(tmp_path, STARTS, [*overrides, "questions.Drug=Which one"])
@@ -643,7 +645,7 @@ def test_rewording_a_question_trains_again_what_starts_from_it_and_nothing_else(
 
 
 def write_prompt(folder, labels=("Drug", "ADE"), weights="w", notes=(), **changed):
-    """The adapter of a study elsewhere; of its tensors only that there are some matters here."""
+    """Write the adapter of another study; the values of its tensors do not matter."""
     cell = {"task": "concepts", "corpus": "elsewhere", "strategy": "frozen_soft_prompt",
             "backbone": {"name": "minilm", "layers": None}}  # fmt: skip
     form = {"prompt_length": 8, "prompt_depth": "deep", "first_layer": 0}
@@ -664,7 +666,7 @@ def planned_from(tmp_path, prompt, *options: str, text: str = STARTS, weights=WE
     return plan_of(spec, corpus, weights, initial_prompt=read_initial_prompt(spec))
 
 
-def test_another_initial_prompt_trains_again_what_starts_from_it_and_nothing_else(tmp_path):
+def test_changing_the_initial_prompt_retrains_only_prompts_that_start_from_it(tmp_path):
     place = write_prompt(tmp_path / "prompt")
     plans = [planned_from(tmp_path, place, "random", "adapter")]
     write_prompt(place, labels=("Drug", "ADE", "Route"))
@@ -679,14 +681,14 @@ def test_another_initial_prompt_trains_again_what_starts_from_it_and_nothing_els
     assert all(not plan.remarks for plan in plans)
 
 
-def test_labels_that_an_initial_prompt_lacks_are_told(tmp_path):
+def test_a_plan_lists_the_labels_that_an_initial_prompt_lacks(tmp_path):
     lacking = write_prompt(tmp_path / "a", labels=("Route", "ADE"))
     assert planned_from(tmp_path, lacking).remarks == (
         "the initial prompt lacks Drug, which start at random",
     )
 
 
-def test_a_prompt_that_has_seen_a_scored_note_is_refused(tmp_path):
+def test_a_prompt_trained_on_a_scored_note_is_refused(tmp_path):
     spec = spec_of(tmp_path, STARTS)
     corpus = read_study_corpus(spec)
     one, other = corpus.notes[:2]
@@ -694,7 +696,7 @@ def test_a_prompt_that_has_seen_a_scored_note_is_refused(tmp_path):
     unseen = read_adapter(write_prompt(tmp_path / "a", notes=[*note_marks(elsewhere)]))
     check_unseen(spec, None, corpus)
     check_unseen(spec, unseen, corpus, None)
-    # The same text under another id, with other blanks; another note of the same patient.
+    # One prompt saw this text under another id with other blanks; the other saw a note of the same patient.
     copied = replace(one, id="x", group="", text=f" {one.text}\n\n")
     seen = read_adapter(write_prompt(tmp_path / "b", notes=[*note_marks(copied)]))
     with pytest.raises(SpecError, match=rf"trained on 1 of the notes .* \({one.id}\)"):
@@ -719,16 +721,14 @@ def test_a_prompt_that_has_seen_a_scored_note_is_refused(tmp_path):
         ({"labels": ("Route",)}, "no prompt would start from it"),
     ],
 )  # fmt: skip
-def test_an_initial_prompt_that_does_not_fit_is_refused_in_one_sentence(
-    tmp_path, changed, sentence
-):
+def test_an_unsuitable_initial_prompt_is_refused_in_one_sentence(tmp_path, changed, sentence):
     place = write_prompt(tmp_path / "prompt", **changed)
     with pytest.raises((SpecError, BackboneError)) as caught:
         planned_from(tmp_path, place)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_without_the_file_a_plan_is_made_and_says_so(tmp_path):
+def test_a_plan_without_the_initial_prompt_file_remarks_on_it(tmp_path):
     spec = spec_of(tmp_path, STARTS, starting("adapter", prompt="not/there"))
     plan = plan_of(spec, read_study_corpus(spec), WEIGHTS)
     assert plan.fingerprints is None

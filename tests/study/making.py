@@ -1,4 +1,4 @@
-"""Study files and records for the tests of the study rooms."""
+"""These helpers write study files and build plans and records for tests."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def plan_of(
     initial_prompt: Adapter | None = None,
     places: bool = True,
 ) -> Plan:
-    """The plan of a study with these inputs alone."""
+    """Plan a study from these inputs alone."""
     study = LoadedStudy(spec, corpus, transfer, None, initial_prompt, weights)
     return plan_study(study, ledger, places=places)
 
 
 def problems_of(folder: Path, text: str = STUDY, overrides: Sequence[str] = ()) -> list[str]:
-    """What is wrong with a study file, without its folder."""
+    """Return the problems of a study file, with its folder removed from each message."""
     with pytest.raises(SpecError) as caught:
         spec_of(folder, text, overrides)
     return [problem.replace(f"{folder}/", "") for problem in caught.value.problems]
@@ -85,7 +85,7 @@ def record(
     trained_parameters: int = 10,
     adapter_bytes: int = 40,
 ) -> Record:
-    """A finished fold-run; all of its counts stand in one note."""
+    """Return the record of a fold-run whose counts all belong to one note."""
     run = FoldRun(
         configuration=Configuration(of or cell(), learning_rate),
         fold=fold,

@@ -1,7 +1,7 @@
-"""Promise: `raymrc schema` accepts every study file that raymrc accepts, and refuses what raymrc refuses.
+"""Promise: `raymrc schema` accepts the study files that raymrc accepts and refuses the files that it refuses.
 
-It would break without anyone noticing: schema and validation drift apart, and an editor marks what is right
-or passes what is wrong.
+It would break without anyone noticing: schema and validation drift apart, and an editor marks correct lines
+or passes wrong ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def validator() -> jsonschema.Draft202012Validator:
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_every_study_file_fits_the_schema(path, validator):
+def test_every_study_file_matches_the_schema(path, validator):
     validator.validate(read_source(path).values)
 
 
@@ -85,7 +85,7 @@ def test_the_schema_refuses_wrong_values(old, new, validator, tmp_path):
     assert not validator.is_valid(read_source(write_study(tmp_path, text)).values)
 
 
-def test_the_command_prints_the_schema_with_every_setting_described(capsys):
+def test_the_schema_command_describes_every_setting(capsys):
     assert main(["schema"]) == 0
     settings = json.loads(capsys.readouterr().out)["$defs"]["Settings"]["properties"]
     assert set(settings) == set(SETTINGS)

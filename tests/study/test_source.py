@@ -1,7 +1,7 @@
-"""Promise: what a user writes in YAML is what the study takes, or a sentence says why not.
+"""Promise: a study takes each YAML value as the user wrote it, or a message explains why it cannot.
 
-It would break without anyone noticing: YAML 1.1 reads `1e-2` as text, `no` as false and the
-last of two equal keys, all without a word.
+It would break without anyone noticing: YAML 1.1 silently reads `1e-2` as text and `no` as false, and it keeps
+only the last of two equal keys.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ def problem(folder: Path, text: str, overrides: tuple[str, ...] = ()) -> str:
         ("1e-2x", "1e-2x"),
     ],
 )
-def test_a_scalar_is_read_as_yaml_1_2_has_it(tmp_path, written, read_as):
+def test_scalars_are_read_by_the_rules_of_yaml_1_2(tmp_path, written, read_as):
     value = read(tmp_path, f"a: {written}")["a"]
     assert value == read_as
     assert type(value) is type(read_as)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_every_number_comes_back_as_it_was_printed(tmp_path_factory, number):
+def test_every_printed_number_reads_back_unchanged(tmp_path_factory, number):
     assert read(tmp_path_factory.getbasetemp(), f"a: {number!r}")["a"] == number
 
 
-def test_a_key_given_twice_is_refused_with_both_places(tmp_path):
+def test_a_duplicate_key_is_refused_with_both_positions(tmp_path):
     text = "a: 1\nb:\n  c: 1\n  c: 2\na: 3\n"
     assert problem(tmp_path, text).splitlines() == [
         "study.yaml:4:3: 'c' is given twice, first on line 3; keep one of them",
@@ -73,13 +73,13 @@ def test_a_key_given_twice_is_refused_with_both_places(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["a:\n\tb: 1\n", "a:\n  b: 1\n\tc: 2\n"])
-def test_a_tab_is_named_as_such(tmp_path, text):
+def test_the_message_names_a_tab_in_the_indentation(tmp_path, text):
     assert "a tab in the indentation" in problem(tmp_path, text)
     assert problem(tmp_path, text).startswith("study.yaml:")
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n", "---\n"])
-def test_an_empty_file_is_told_what_a_study_needs(tmp_path, text):
+def test_the_message_for_an_empty_file_lists_what_a_study_needs(tmp_path, text):
     assert problem(tmp_path, text).startswith("study.yaml:1:1: the file is empty; a study needs")
 
 
@@ -98,23 +98,23 @@ def test_an_empty_file_is_told_what_a_study_needs(tmp_path, text):
         ("a: \x07\n", "invalid YAML"),
     ],
 )
-def test_what_a_study_cannot_be_is_refused_in_a_sentence(tmp_path, text, said):
+def test_unsupported_yaml_is_refused_in_one_sentence(tmp_path, text, said):
     assert said in problem(tmp_path, text)
     assert "\n" not in problem(tmp_path, text)
 
 
-def test_a_file_that_is_not_utf_8_says_at_which_byte(tmp_path):
+def test_the_message_for_invalid_utf_8_names_the_byte(tmp_path):
     (tmp_path / "study.yaml").write_bytes(b"a: \xff\n")
     with pytest.raises(SpecError, match="byte 3 is not UTF-8"):
         read_source(tmp_path / "study.yaml")
 
 
-def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
+def test_a_byte_order_mark_and_windows_line_endings_are_ignored(tmp_path):
     (tmp_path / "study.yaml").write_bytes(b"\xef\xbb\xbfa: 1\r\nb: x\r\n")
     assert read_source(tmp_path / "study.yaml").values == {"a": 1, "b": "x"}
 
 
-def test_a_missing_file_is_told_its_neighbour(tmp_path):
+def test_the_message_for_a_missing_file_suggests_a_similar_name(tmp_path):
     (tmp_path / "demo.yaml").write_text("a: 1")
     with pytest.raises(SpecError, match=r"file not found; did you mean '.*demo\.yaml'"):
         read_source(tmp_path / "dem.yaml")
@@ -122,12 +122,12 @@ def test_a_missing_file_is_told_its_neighbour(tmp_path):
         read_source(tmp_path)
 
 
-def test_an_override_of_an_alias_changes_one_place_only(tmp_path):
+def test_overriding_an_alias_changes_only_one_place(tmp_path):
     values = read(tmp_path, "a: &x {n: 1}\nb: *x\n", ("a.n=2",))
     assert values == {"a": {"n": 2}, "b": {"n": 1}}
 
 
-def test_overrides_are_laid_on_in_order_and_make_what_is_missing(tmp_path):
+def test_overrides_apply_in_order_and_create_missing_fields(tmp_path):
     values = read(
         tmp_path, "a: {n: 1}\nl: [1, {m: 2}]\ne:\n", ("a.n=1e-2", "a.n=[1, 2]", "l.1.m=x", "e.f=0")
     )
@@ -145,11 +145,11 @@ def test_overrides_are_laid_on_in_order_and_make_what_is_missing(tmp_path):
         ("a={b: 1, b: 2}", "'b' is given twice"),
     ],
 )
-def test_an_override_that_fits_nowhere_is_refused_by_its_own_words(tmp_path, override, said):
+def test_an_invalid_override_is_refused_with_a_reason(tmp_path, override, said):
     assert said in problem(tmp_path, "a: {b: 1}\nl: [1, 2]\nn: 1\n", (override,))
 
 
-def test_the_nearest_name_is_offered_and_a_far_one_is_not():
+def test_a_similar_name_is_suggested_and_a_distant_one_is_not():
     assert (
         suggest("learning_rates", ["learning_rate", "epochs"]) == "; did you mean 'learning_rate'?"
     )

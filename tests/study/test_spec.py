@@ -1,7 +1,7 @@
-"""Promise: a wrong study file is refused before anything starts, all its problems at once, each
-with its place and the nearest right name; a right one means what it says.
+"""Promise: a wrong study file is refused before anything starts. All its problems are reported at once, each
+with its position and the nearest valid name. A correct file means what it says.
 
-It would break without anyone noticing: a field that is ignored trains the wrong thing for days.
+It would break without anyone noticing: an ignored field trains the wrong thing for days.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def edited(old: str, new: str) -> str:
     return STUDY.replace(old, new)
 
 
-def test_all_problems_come_at_once_in_file_order(tmp_path):
+def test_all_problems_are_reported_at_once_in_file_order(tmp_path):
     text = """\
 study: demo
 study: other
@@ -148,7 +148,7 @@ mlflw: 3
          "prompt_length: [8, 32]}", "  {}", "strategies: name at least one of fine_tune"),
     ],
 )  # fmt: skip
-def test_a_wrong_field_is_one_sentence_with_its_place(tmp_path, old, new, said):
+def test_a_wrong_field_gives_one_sentence_with_its_position(tmp_path, old, new, said):
     problems = problems_of(tmp_path, edited(old, new))
     assert len(problems) == 1, problems
     assert said in problems[0]
@@ -167,20 +167,20 @@ def test_a_prompt_length_outside_1_to_512_is_refused(tmp_path, length):
 
 
 @pytest.mark.parametrize("length", [1, 512])
-def test_the_ends_of_the_range_are_lengths_too(tmp_path, length):
+def test_prompt_lengths_1_and_512_are_accepted(tmp_path, length):
     override = f"strategies.frozen_soft_prompt.prompt_length={length}"
     named = spec_of(tmp_path, overrides=[override]).strategies.named()
     assert named["frozen_soft_prompt"].prompt_length == Fixed(length)
 
 
-def test_an_unknown_path_of_an_override_is_told_the_nearest(tmp_path):
+def test_the_nearest_field_is_suggested_for_an_unknown_override_path(tmp_path):
     assert problems_of(tmp_path, overrides=["trainig.epochs=2", "folds.cont=3"]) == [
         "--set trainig.epochs=2: unknown field 'trainig'; did you mean 'training'?",
         "--set folds.cont=3: unknown field 'cont' in folds; did you mean 'count'?",
     ]
 
 
-def test_a_value_is_fixed_a_list_is_a_grid_a_mapping_is_a_range(tmp_path):
+def test_a_value_is_fixed_a_list_is_a_grid_and_a_mapping_is_a_range(tmp_path):
     text = (
         edited(
             "[5.0e-5, 2.0e-4]",
@@ -202,11 +202,11 @@ def test_a_value_is_fixed_a_list_is_a_grid_a_mapping_is_a_range(tmp_path):
 
 
 @pytest.mark.parametrize("off", ["", "racing: none\n", "racing:\n"])
-def test_racing_is_off_where_it_is_not_asked_for(off, tmp_path):
+def test_racing_is_off_unless_requested(off, tmp_path):
     assert spec_of(tmp_path, STUDY + off).racing is None
 
 
-def test_racing_is_a_word_or_a_mapping(tmp_path):
+def test_racing_accepts_a_word_or_a_mapping(tmp_path):
     spec = spec_of(tmp_path, STUDY + "racing: paired\n")
     assert spec.racing is not None and build_racing(spec) == Racing()
     spec = spec_of(tmp_path, STUDY + "racing: {error_rate: 0.1, rungs: [0.5, 1], min_folds: 2}\n")
@@ -230,12 +230,12 @@ def test_racing_is_a_word_or_a_mapping(tmp_path):
         ("{rung: [1]}", "unknown field 'rung' in racing; did you mean 'rungs'?"),
     ],
 )
-def test_a_race_that_cannot_be_is_told_where_it_stands(racing, sentence, tmp_path):
+def test_invalid_racing_options_are_refused_in_one_sentence(racing, sentence, tmp_path):
     (problem,) = problems_of(tmp_path, STUDY + f"racing: {racing}\n")
     assert sentence in problem
 
 
-def test_the_nearer_setting_goes_first(tmp_path):
+def test_settings_of_a_backbone_override_those_of_training(tmp_path):
     text = (
         edited(
             "[minilm]", "[minilm, {name: minilm, layers: 2, strategies: {fine_tune: {epochs: 9}}}]"
@@ -270,12 +270,12 @@ def test_the_nearer_setting_goes_first(tmp_path):
          "study.yaml:7:41: strategy soft_prompt is not run by this study"),
     ],
 )  # fmt: skip
-def test_a_setting_without_effect_is_said_and_not_refused(tmp_path, text, said):
+def test_a_setting_without_effect_causes_a_warning_and_no_refusal(tmp_path, text, said):
     (warning,) = spec_of(tmp_path, text).warnings
     assert warning.replace(f"{tmp_path}/", "").startswith(said)
 
 
-def test_a_study_without_idle_settings_has_no_warnings(tmp_path):
+def test_a_study_whose_settings_all_apply_has_no_warnings(tmp_path):
     assert spec_of(tmp_path, STUDY + "training: {prompt_depth: input}\n").warnings == ()
 
 
@@ -298,7 +298,7 @@ def test_a_backbone_may_be_a_name_an_id_or_a_folder(tmp_path, monkeypatch):
     ]
 
 
-def test_paths_are_filled_in_from_home_and_environment(tmp_path, monkeypatch):
+def test_paths_expand_the_home_folder_and_environment_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.setenv("DATA", "/data")
     text = edited(
@@ -308,9 +308,7 @@ def test_paths_are_filled_in_from_home_and_environment(tmp_path, monkeypatch):
     assert (spec.corpus.path, spec.storage) == ("/data/notes", "/home/someone/runs")
 
 
-def test_the_tracking_database_lies_in_the_study_folder_unless_told_otherwise(
-    tmp_path, monkeypatch
-):
+def test_the_tracking_database_defaults_to_the_study_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert spec_of(tmp_path).tracking_uri == f"sqlite:///{tmp_path}/runs/tiny/mlflow.db"
     far = spec_of(tmp_path, overrides=["storage=s3://bucket/study"])
@@ -323,7 +321,7 @@ def test_the_tracking_database_lies_in_the_study_folder_unless_told_otherwise(
     assert spec_of(tmp_path).experiment == "tiny"
 
 
-def test_an_empty_section_is_one_of_defaults(tmp_path):
+def test_an_empty_section_takes_all_defaults(tmp_path):
     text = STUDY + "resources:\nprices:\nmlflow:\nsearch:\ntraining:\nquestions:\n"
     spec = spec_of(
         tmp_path,
@@ -341,33 +339,33 @@ def test_an_empty_section_is_one_of_defaults(tmp_path):
     ("written", "least_and_most"),
     [("auto", None), ("3", (3, 3)), ("{min: 2, max: 8}", (2, 8)), ("{max: 8}", (1, 8)), ("", None)],
 )
-def test_workers_are_left_to_memory_or_a_number_or_a_range(tmp_path, written, least_and_most):
+def test_workers_accept_auto_a_number_or_a_range(tmp_path, written, least_and_most):
     found = spec_of(tmp_path, f"{STUDY}resources: {{workers: {written}}}\n").resources.workers
     assert (None if found is None else (found.min, found.max)) == least_and_most
 
 
-def test_every_hyper_parameter_can_be_set_in_a_study_and_nothing_else():
+def test_a_study_can_set_every_hyper_parameter_and_nothing_else():
     there = {field.name for field in fields(Configuration)} - {"cell"}
     assert set(Settings.model_fields) == there
 
 
-def test_the_strategies_of_the_file_are_those_of_the_table():
+def test_study_files_accept_exactly_the_strategies_of_the_table():
     assert list(Strategies.model_fields) == list(STRATEGIES)
 
 
-def test_every_section_and_field_has_its_sentence():
+def test_every_section_and_field_has_a_description():
     for model in {Spec, *Settings.__base__.__subclasses__()}:
         assert model.__doc__
         for name, field in model.model_fields.items():
             assert field.description and field.description.endswith("."), (model, name)
 
 
-def test_a_long_value_is_cut_short_in_messages(tmp_path):
+def test_messages_truncate_long_values(tmp_path):
     (problem,) = problems_of(tmp_path, edited("[minilm]", "x" * 500))
     assert len(problem) < 200
 
 
-def test_what_failures_come_to_has_defaults_and_bounds(tmp_path):
+def test_failure_limits_have_defaults_and_bounds(tmp_path):
     assert (spec_of(tmp_path).failures.retries, spec_of(tmp_path).failures.close_cell_after) == (
         1,
         5,
