@@ -1,4 +1,4 @@
-"""Debian's Chromium, driven by playwright, for tests of what people look at."""
+"""Debian's Chromium, driven by playwright, for tests of HTML pages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not he
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """A browser of playwright's synchronous kind."""
+    """A browser of playwright's synchronous API."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -33,10 +33,10 @@ def browser() -> Iterator[Any]:
 
 
 class Visit:
-    """A page that is open, with what went wrong there.
+    """An open page and what went wrong on it.
 
     Args:
-        wrong: messages of errors and warnings in its console, and addresses that it asked for.
+        wrong: errors and warnings in its console, and URLs that it requested.
     """
 
     def __init__(self, chromium: Any, path: Path, width: int, height: int = 900) -> None:
@@ -52,16 +52,16 @@ class Visit:
             self.wrong.append(request.url)
 
     def see_all(self) -> int:
-        """Scrolls each plot into sight, waits until it is drawn, and counts those that have a drawing."""
+        """Scroll each plot into view, wait until it is drawn, and count the plots that have a drawing."""
         plots, drawn = self.page.locator(".plot"), self.page.locator("[data-state=drawn]")
         for place in range(plots.count()):
             plots.nth(place).scroll_into_view_if_needed()
-            # Not `wait_for_function`: the page forbids code from strings.
+            # `wait_for_function` does not work: the page forbids code from strings.
             plots.nth(place).and_(drawn).wait_for(timeout=60_000)
         return int(self.page.locator(".plot .main-svg:first-of-type").count())
 
     @property
     def overflow(self) -> int:
-        """Pixels that the page is wider than the window."""
+        """The number of pixels by which the page is wider than the window."""
         found = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         return int(self.page.evaluate(found))

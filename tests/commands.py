@@ -1,4 +1,4 @@
-"""Commands run as a user runs them: a process of their own, in a folder of their own."""
+"""Run commands as a user does: each in its own process and folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def raymrc(
     environment: Mapping[str, str] | None = None,
     program: Sequence[str] = ("-m", "raymrc"),
 ) -> subprocess.CompletedProcess[str]:
-    """`raymrc ARGUMENTS` in `folder`; another `program` is what Python runs instead."""
+    """Run `raymrc ARGUMENTS` in `folder`, or Python with another `program` instead."""
     return subprocess.run(
         [sys.executable, *program, *map(str, arguments)],
         cwd=folder,
@@ -41,7 +41,7 @@ def raymrc(
 
 
 def write_notes(folder: Path, notes: Mapping[str, tuple[str, str]]) -> None:
-    """Brat files: note id -> text, annotation lines."""
+    """Write brat files; `notes` maps a note's id to its text and annotation lines."""
     folder.mkdir(parents=True)
     for note_id, (text, lines) in notes.items():
         (folder / f"{note_id}.txt").write_text(text, encoding="utf-8")

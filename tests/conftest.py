@@ -1,4 +1,4 @@
-"""The environment of every test: no state of this machine, and no model hub."""
+"""The environment of every test: it uses no state of this machine and no model hub."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.s3_server import ACCESS, HAS_MOTO, S3Server, s3_server
 
-# Read by Ray, transformers and tokenizers when they are first imported: set before any test is.
+# Ray, transformers and tokenizers read these at their first import, so they are set before any test.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Ray keeps a token in HOME that decides how the next cluster authenticates: tests get their own home.

@@ -1,4 +1,4 @@
-"""Where the public corpora and scorer cases lie, if they do."""
+"""The folders of the public corpora and scorer cases, if they exist."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""An S3-compatible store on this machine: moto's server in a process of its own, kept in its memory.
+"""An S3-compatible store on this machine: moto's server in its own process, which keeps files in memory.
 
-python -m tests.s3_server     serves on a free port of loopback until it is ended, and says which
+python -m tests.s3_server     serves on a free port of loopback until it is ended, and prints the port
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ACCESS = {
     "AWS_ACCESS_KEY_ID": "nobody",
     "AWS_SECRET_ACCESS_KEY": "nothing",
     "AWS_REGION": "us-east-1",
-    # Nobody is to be asked for other ones: those of a machine in a cloud would be waited for.
+    # The AWS SDK must not look for other credentials: on a cloud machine it would wait for them.
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
@@ -42,7 +42,7 @@ class S3Server:
     """One server with one bucket.
 
     Args:
-        filled_from: a folder whose files it holds from the start, under their names.
+        filled_from: a folder; the bucket starts with its files, under their names.
 
     Raises:
         RuntimeError: it has not started.
@@ -69,12 +69,12 @@ class S3Server:
         return f"s3://{BUCKET}/{name}?{where}"
 
     def requests(self) -> int:
-        """How many it has answered, these questions left out."""
+        """The number of requests it has answered, without calls of this method."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{COUNT}") as answer:
             return int(answer.read())
 
     def pause(self) -> None:
-        """It answers nobody; what it holds stays."""
+        """Stop answering requests; the stored files stay."""
         self._process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
@@ -100,7 +100,7 @@ def _serve(filled_from: Path | None) -> None:
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     logging.getLogger("werkzeug").disabled = True
-    WSGIRequestHandler.protocol_version = "HTTP/1.1"  # connections are kept, as S3 keeps them
+    WSGIRequestHandler.protocol_version = "HTTP/1.1"  # connections stay open, as with S3
     held = s3_backends["123456789012"]["aws"]
     held.create_bucket(BUCKET, "us-east-1")
     if filled_from is not None:

@@ -1,7 +1,7 @@
 """Promise: a note's text never leaves the notes: not into output, MLflow, the ledger or Ray's logs.
 
-It would break without anyone noticing: one helpful `{text!r}` in a message, one library that
-logs its arguments, and everything still works.
+Nobody would notice a failure: with one helpful `{text!r}` in a message, or one library that logs its
+arguments, everything still works.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LINES = "".join(
     for number, word in enumerate(("aspirin", f"{MARKER}ine", "warfarin"), 1)
 )
 
-# A fold-run that fails in the worst way: what it raises, and what that was raised from, is text.
+# The fold-run fails in the worst way: its exception and the exception's cause both contain the text.
 LEAKY = """
 import sys
 
@@ -79,7 +79,7 @@ def files_with_marker(*folders: Path) -> list[str]:
 
 @pytest.fixture
 def place():
-    """A short path: the names of Ray's sockets go below it, and may have 107 characters."""
+    """A short path: Ray puts sockets below it, whose paths may have at most 107 characters."""
     folder = Path(tempfile.mkdtemp(prefix="raymrc-privacy-"))
     (folder / "tmp").mkdir()
     yield folder
@@ -88,8 +88,8 @@ def place():
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # two studies with a Ray of their own each, on whatever else runs here
-def test_a_study_leaves_no_text_of_its_notes_anywhere(place):
+@pytest.mark.timeout(600)  # two studies, each with its own Ray, on a machine that may be busy
+def test_a_study_leaves_no_text_of_its_notes_outside_the_notes(place):
     lines = f"{LINES}R1\tBeside Arg1:T1 Arg2:T2\n"
     notes = {f"note{number}": (f"{TEXT}Visit {number}.\n", lines) for number in range(1, 9)}
     write_notes(place / "notes", notes)
@@ -102,7 +102,9 @@ def test_a_study_leaves_no_text_of_its_notes_anywhere(place):
         "TMPDIR": str(place / "tmp"),
         "PYTHONPATH": f"{place}:{ROOT}",
     }
-    assert holds_marker((place / "notes" / "note1.txt").read_bytes())  # else nothing is looked for
+    assert holds_marker(
+        (place / "notes" / "note1.txt").read_bytes()
+    )  # otherwise the search below proves nothing
 
     commands = [
         ["validate", "notes", "--reader", "brat"],
@@ -122,7 +124,7 @@ def test_a_study_leaves_no_text_of_its_notes_anywhere(place):
     assert (report["done"], report["failed"]) == (2, 0)
     (tested,) = report["final_test"]
     assert tested["seeds"] == [1]
-    # What was found in held-out notes is asked for as brat, and brat holds the text.
+    # The study exports predictions on held-out notes as brat, and brat contains the text.
     predictions = place / "runs" / "tiny" / "predictions"
     assert len(list(predictions.rglob("note*.txt"))) == 2
     shutil.rmtree(predictions)
@@ -155,7 +157,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_a_complaint_about_a_broken_note_does_not_quote_it(broken, tmp_path, capsys, monkeypatch):
+def test_an_error_about_a_broken_note_does_not_quote_it(broken, tmp_path, capsys, monkeypatch):
     from raymrc.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -189,7 +191,7 @@ def test_a_complaint_about_a_broken_note_does_not_quote_it(broken, tmp_path, cap
         ("brat", "notes.txt", TEXT),
     ],
 )
-def test_a_complaint_about_a_broken_file_does_not_quote_it(reader, name, content, tmp_path, capsys):
+def test_an_error_about_a_broken_file_does_not_quote_it(reader, name, content, tmp_path, capsys):
     from raymrc.cli import main
 
     path = tmp_path / "corpus" / name
@@ -201,7 +203,7 @@ def test_a_complaint_about_a_broken_file_does_not_quote_it(reader, name, content
         assert not holds_marker((told.out + told.err).encode())
 
 
-def test_a_note_that_is_not_utf_8_is_told_by_its_byte(tmp_path, capsys):
+def test_an_error_about_a_note_that_is_not_utf_8_gives_the_byte_position(tmp_path, capsys):
     from raymrc.cli import main
 
     write_notes(tmp_path / "notes", {"note1": (TEXT, LINES)})
@@ -212,8 +214,8 @@ def test_a_note_that_is_not_utf_8_is_told_by_its_byte(tmp_path, capsys):
     assert not holds_marker(told.encode())
 
 
-def test_the_leaky_script_would_be_caught_without_care(tmp_path):
-    """The positive control: Python's own traceback of the same failure does quote the note."""
+def test_the_marker_search_detects_an_unguarded_leak(tmp_path):
+    """This is the positive control: Python's own traceback of the same failure does quote the note."""
     code = f"text = {TEXT!r}\ntry:\n    {{}}[text]\nexcept KeyError as e:\n    raise ValueError(text) from e"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert holds_marker(run.stderr)

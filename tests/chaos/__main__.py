@@ -70,7 +70,7 @@ def main() -> int:
         print(json.dumps(summary([line for line in lines if "seed" in line])))
         return 0
 
-    # Like the tests: its own home, in which Ray may leave its token.
+    # It uses its own home, like the tests: Ray may leave its token there.
     home = tempfile.mkdtemp(prefix="rr-", dir="/tmp")
     os.environ |= {"HOME": home, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"RAY_enable_metrics_collection": "0"}  # several of these share a machine

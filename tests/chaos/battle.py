@@ -60,16 +60,16 @@ PROCESS_SECONDS = 0.5
 """Error in the start and end of a process as seen from outside."""
 
 
-# --- what is drawn ---------------------------------------------------------------------------------
+# --- random draws ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Strike:
     """
     Args:
-        share: of the study's epochs that are trained when it strikes; repeated epochs count.
-        delay: seconds after that.
-        seconds: duration, or time of notice.
+        share: trained share of the study's epochs when it strikes; repeated epochs count.
+        delay: further seconds until it strikes.
+        seconds: duration of an outage, or length of a notice.
     """
 
     what: str
@@ -122,7 +122,7 @@ class Draw:
 
     @property
     def device_seconds(self) -> float:
-        """About what the study takes undisturbed: twelve fold-runs, and the starts of two hosts."""
+        """What the undisturbed study takes, roughly: twelve fold-runs, and the starts of two hosts."""
         return 12 * self.seconds + 10.0
 
     @property
@@ -140,7 +140,7 @@ class Ground:
     """A head without devices, two machines of one core each, and the process that starts drivers.
 
     Args:
-        folder: for a tiny backbone and a small disk.
+        folder: holds a tiny backbone and a small disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -215,7 +215,7 @@ class Ground:
             return {}
         found = {}
         for node in [*self._cluster.worker_nodes, self._cluster.head_node]:
-            # A machine that is being lost has none any more.
+            # A machine that is being lost no longer has a raylet.
             for raylet in node.all_processes.get("raylet", ()) if node is not None else ():
                 found[raylet.process.pid] = node
         return found
@@ -247,7 +247,7 @@ class Ground:
 
     def lose_all(self) -> None:
         for node in [*self._cluster.worker_nodes, self._cluster.head_node]:
-            with suppress(Exception):  # of machines that are half gone
+            with suppress(Exception):  # some machines may be half gone
                 self.lose_node(node)
         self._cluster = None
 
@@ -348,8 +348,8 @@ class Outcome:
         struck: (seconds after the start, kind of strike).
         held: device-seconds that hosts held.
         useful: device-seconds of the epochs in the ledger, and of their scoring.
-        epochs: in the ledger.
-        trained: epochs trained to their end, repeated ones included.
+        epochs: number of epochs in the ledger.
+        trained: number of epochs trained to their end, repeated ones included.
         seen: device-seconds of hosts, measured from outside.
     """
 
@@ -527,7 +527,7 @@ class Battle:
         self._later.append((time.monotonic() + seconds, action))
 
     def _strike(self, strike: Strike) -> bool:
-        """False where there is nothing of this kind to strike now."""
+        """Carry out a strike; returns False if it finds no victim now."""
         what = strike.what
         draw = random.Random(f"{self.draw.seed} {strike.share}")
         if what in OURS:
@@ -593,7 +593,7 @@ class Battle:
                 self._point_storage_at("kept")
 
     def _point_storage_at(self, name: str) -> None:
-        """Atomically. "nothing" is a file, so every access below it fails."""
+        """Switch the storage atomically. "nothing" is a file, so every access below it fails."""
         (self.folder / "nothing").touch()
         link = self.folder / "link"
         link.symlink_to(self.folder / name)
@@ -709,7 +709,7 @@ class Battle:
         return spent
 
     def _check_twice(self) -> None:
-        """Nothing that is in the ledger is begun again."""
+        """No fold-run that is in the ledger is trained again."""
         if self.draw.storage == "s3":  # its records have no local times
             return
         for path in Path(self.terms.storage, "ledger").rglob("*.json"):
@@ -742,7 +742,7 @@ class Battle:
 
 
 def _difference(mine: Record, alone: Record) -> str:
-    """How a record differs from that of undisturbed training."""
+    """Describe how a record differs from the record of undisturbed training."""
     losses = [
         f"{a.loss:.6f} for {b.loss:.6f}" for a, b in zip(mine.epochs, alone.epochs, strict=False)
     ]

@@ -34,7 +34,7 @@ ANSWER = "drivers.log"
 
 @dataclass(frozen=True)
 class Terms:
-    """What a driver needs to know about a run.
+    """The settings of a run that its drivers need.
 
     Args:
         storage: a folder or URL.
@@ -210,7 +210,7 @@ def drive(folder: Path, number: int) -> int:
         training = Training(
             Logged(folder, terms.seconds, bool(terms.tiny), clock),
             make_data(make_notes(), plan.folds) if terms.tiny else script(folder, terms.seconds),
-            # Lanes that share passes learn alike, but not to the last digit.
+            # Lanes that share passes give equal results, but not to the last digit.
             HostResources(
                 max_hosts=2, lanes=1 if terms.tiny else 2, save_seconds=terms.save_seconds
             ),

@@ -1,7 +1,7 @@
 """Promise: whatever faults hit a study, its ledger ends as if there had been none.
 
-A fold-run that is lost, doubled or trained differently after a kill would be one figure among many. So seeds
-determine faults for small studies: a trial, a host, a machine, the driver, a second driver, a cap.
+A fold-run that is lost, duplicated or trained differently after a kill would be one figure among many. Each
+seed determines the faults of a small study: a lost trial, host, machine or driver, a second driver, a cap.
 `python -m tests.chaos` runs as many seeds as there is time for.
 """
 
@@ -34,7 +34,7 @@ with a larger one, and a second driver beside it."""
 
 @pytest.fixture(scope="module")
 def ground() -> Iterator[Ground]:
-    # Not pytest's folder: Ray and sockets want short paths.
+    # The path of pytest's folder is too long for Ray's sockets.
     with tempfile.TemporaryDirectory(prefix="rr-", dir="/tmp") as folder:
         made = Ground(Path(folder) / "ground")
         yield made

@@ -1,8 +1,8 @@
-"""Promise: no duration and no decision hangs on a clock that can be set.
+"""Promise: no duration and no decision depends on a clock that can be set.
 
-A machine whose clock is put right in the middle of a fold-run would report an hour too much, or
-less than nothing, and give up on hosts that are well. When a fold-run began is said by the
-calendar, for people to read and as a hint of what came first.
+A machine whose clock is corrected during a fold-run would report an hour too much or a negative duration,
+and give up on healthy hosts. The start time of a fold-run comes from the calendar: people read it, and it
+hints at the order of fold-runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ machines share, to place their runs beside each other; `tests/costs/test_budget.
 
 
 def asked_of_the_calendar() -> set[tuple[str, str, str]]:
-    """(file, call, the name, argument or call that gets the answer)."""
+    """Each use of the calendar: (file, call, the name, argument or call that gets the result)."""
     found = set()
     for path in sorted((ROOT / "raymrc").rglob("*.py")):
         tree = ast.parse(path.read_text())
@@ -44,14 +44,14 @@ def asked_of_the_calendar() -> set[tuple[str, str, str]]:
                 found.add(
                     (path.relative_to(ROOT / "raymrc").as_posix(), named, getter(node, parents))
                 )
-            # `from time import time` would pass unseen.
+            # The search above would miss `from time import time`.
             if isinstance(node, ast.ImportFrom) and node.module == "time":
                 assert {a.name for a in node.names} <= {"monotonic", "perf_counter", "process_time"}
     return found
 
 
 def getter(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> str:
-    """Who gets what a call gives, through methods of its answer."""
+    """The name, argument or call that gets a call's result, possibly through methods of the result."""
     above, below = parents[node], node
     while True:
         if isinstance(above, ast.keyword):
@@ -63,5 +63,5 @@ def getter(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> str:
         above, below = parents[above], above
 
 
-def test_the_calendar_is_asked_for_nothing_but_when_a_fold_run_began_and_what_drivers_share():
+def test_the_calendar_is_used_only_for_start_times_of_fold_runs_and_the_drivers_shared_journal():
     assert asked_of_the_calendar() == FOR_PEOPLE | OF_THE_JOURNAL

@@ -1,11 +1,11 @@
-"""Promise: cluster.yaml and rayjob.yaml are what Ray and Kubernetes take, closed to the outside, and cost
-nothing where nothing trains.
+"""Promise: Ray and Kubernetes accept cluster.yaml and rayjob.yaml, which are closed to the outside and cost
+nothing while nothing trains.
 
-They would break without anyone noticing: nobody here has a cloud. So what can be asked of a file is asked:
-Ray's own schema, validation and autoscaler, Kubernetes' own schemas, KubeRay's fields. What is **not** asked:
+Nobody would notice a failure, because nobody here has a cloud. These tests check what a file alone can show:
+Ray's own schema, validation and autoscaler, Kubernetes' own schemas, KubeRay's fields. They do **not** check
 whether AWS starts such an instance, image, network or role; whether a set-up command works there (bash only
-reads them here); whether KubeRay's operator makes of the file what it should (its defaults, its rules
-between fields); and nothing about CUDA. docs/cluster.md says what was tried by hand.
+parses it here); whether KubeRay's operator treats the file as it should (its defaults, its rules between
+fields); or anything about CUDA. docs/cluster.md lists what was tried by hand.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def pods_of(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Every text below, keys too."""
+    """Every text in a nested value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -91,11 +91,11 @@ def starts_of(cluster: Mapping[str, Any]) -> list[str]:
     return [command for commands in lists for command in commands]
 
 
-# --- cluster.yaml: what Ray takes ------------------------------------------------------------------
+# --- cluster.yaml: validity -----------------------------------------------------------------------
 
 
 def validate_cluster(cluster: dict[str, Any]) -> dict[str, Any]:
-    """As `ray up` does before it talks to AWS; gives the configuration with Ray's defaults."""
+    """Do what `ray up` does before it talks to AWS; returns the configuration with Ray's defaults."""
     schema = Path(ray.autoscaler.__file__).parent / "ray-schema.json"
     jsonschema.validate(cluster, json.loads(schema.read_text(encoding="utf-8")))
     prepared = prepare_config(copy.deepcopy(cluster))
@@ -103,7 +103,7 @@ def validate_cluster(cluster: dict[str, Any]) -> dict[str, Any]:
     return prepared
 
 
-def test_ray_takes_the_cluster(cluster):
+def test_ray_accepts_the_cluster(cluster):
     prepared = validate_cluster(cluster)
     installs = cluster["setup_commands"] + cluster["worker_setup_commands"]
     assert prepared["worker_setup_commands"] == installs
@@ -126,25 +126,25 @@ def test_a_misspelt_key_is_refused(cluster, place, right, wrong):
         validate_cluster(cluster)
 
 
-def test_a_head_that_is_no_node_type_is_refused(cluster):
+def test_a_head_of_an_unknown_node_type_is_refused(cluster):
     cluster["head_node_type"] = "heads"
     with pytest.raises(ValueError, match="head_node_type"):
         validate_cluster(cluster)
 
 
-def test_bash_can_read_every_command(cluster):
+def test_bash_can_parse_every_command(cluster):
     for name, commands in commands_of(cluster).items():
         for command in commands:
-            # As Ray puts it: with variables in front, between brackets.
+            # Ray also puts variables in front of a command, and brackets around it.
             script = f"true && (export RAY_HEAD_IP=10.0.0.1; {command})"
             checked = subprocess.run(["bash", "-n", "-c", script], capture_output=True, text=True)
             assert checked.returncode == 0, f"{name}: {checked.stderr}"
 
 
-# --- cluster.yaml: what it costs ---------------------------------------------------------------------
+# --- cluster.yaml: cost -----------------------------------------------------------------------------
 
 
-def test_no_worker_is_paid_for_before_there_is_work_or_long_after(cluster):
+def test_no_worker_is_paid_for_before_there_is_work_or_long_after_it_ends(cluster):
     assert all(worker["min_workers"] == 0 for worker in workers_of(cluster).values())
     assert 0 < cluster["idle_timeout_minutes"] <= 10
     assert cluster["provider"]["cache_stopped_nodes"] is False
@@ -160,7 +160,7 @@ def test_the_head_has_no_gpu_and_trains_nothing(cluster):
     assert head["max_workers"] == 0
 
 
-def test_every_size_is_there_as_spot_and_on_demand_and_spot_comes_first(cluster):
+def test_every_instance_size_comes_as_spot_and_on_demand_and_spot_has_priority(cluster):
     sizes: dict[str, dict[str, int]] = {}
     for worker in workers_of(cluster).values():
         config = worker["node_config"]
@@ -175,10 +175,10 @@ def test_every_size_is_there_as_spot_and_on_demand_and_spot_comes_first(cluster)
 def nodes_for(
     cluster: dict[str, Any], *demands: Mapping[str, float], down: tuple[str, ...] = ()
 ) -> tuple[dict[str, int], int]:
-    """What Ray's autoscaler starts for these demands, and how many it calls infeasible.
+    """The nodes that Ray's autoscaler starts for these demands, and the number of infeasible demands.
 
     Args:
-        down: types that were just seen not to come up.
+        down: types that have just failed to start.
     """
     prepared = validate_cluster(cluster)
     types = {
@@ -212,27 +212,27 @@ def test_a_host_gets_a_spot_node_with_one_gpu(cluster):
     assert nodes_for(cluster, NEEDS, NEEDS, NEEDS) == ({"gpu1-spot": 3}, 0)
 
 
-def test_a_host_gets_an_on_demand_node_where_spot_is_full_or_down(cluster):
+def test_a_host_gets_an_on_demand_node_if_spot_is_full_or_down(cluster):
     assert nodes_for(cluster, NEEDS, down=("gpu1-spot",)) == ({"gpu1-on-demand": 1}, 0)
     cluster["available_node_types"]["gpu1-spot"]["max_workers"] = 0
     assert nodes_for(cluster, NEEDS) == ({"gpu1-on-demand": 1}, 0)
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_a_group_on_one_node_gets_the_node_with_eight(cluster, devices):
+def test_a_group_on_one_node_gets_a_node_with_eight_gpus(cluster, devices):
     assert nodes_for(cluster, {"CPU": 1, "GPU": devices}) == ({"gpu8-spot": 1}, 0)
 
 
 def test_eight_hosts_at_once_get_one_node_with_eight_gpus(cluster):
-    """Not what one would wish for, and documented (docs/cluster.md, "What it costs")."""
+    """This is not ideal, but documented (docs/cluster.md, "What it costs")."""
     assert nodes_for(cluster, *[NEEDS] * 8) == ({"gpu8-spot": 1}, 0)
 
 
-def test_a_demand_that_no_node_can_meet_is_called_infeasible(cluster):
+def test_a_demand_that_no_node_can_meet_is_infeasible(cluster):
     assert nodes_for(cluster, {"GPU": 16}) == ({}, 1)
 
 
-# --- cluster.yaml: closed ------------------------------------------------------------------------------
+# --- cluster.yaml: security ----------------------------------------------------------------------------
 
 
 def test_no_node_can_be_reached_from_outside(cluster):
@@ -240,22 +240,22 @@ def test_no_node_can_be_reached_from_outside(cluster):
     assert cluster["auth"]["ssh_proxy_use_node_id"] is True
     assert cluster["auth"]["ssh_proxy_command"].startswith("aws ssm start-session --target %h ")
     for node_type in cluster["available_node_types"].values():
-        # Without these Ray makes its own: open to port 22 from everywhere, with AmazonEC2FullAccess.
+        # Without these, Ray creates its own, with port 22 open to everyone and AmazonEC2FullAccess.
         config = node_type["node_config"]
         assert config["SecurityGroupIds"] and config["SubnetIds"]
         assert config["KeyName"] and config["IamInstanceProfile"]["Name"]
         assert config["MetadataOptions"]["HttpTokens"] == "required"
-        assert "NetworkInterfaces" not in config  # where a public address could be asked for
+        assert "NetworkInterfaces" not in config  # they could ask for a public address
 
 
-def test_head_and_workers_have_roles_of_their_own(cluster):
+def test_head_and_workers_have_separate_roles(cluster):
     head = cluster["available_node_types"][cluster["head_node_type"]]["node_config"]
     roles = {w["node_config"]["IamInstanceProfile"]["Name"] for w in workers_of(cluster).values()}
     assert roles == {"raymrc-worker"}
     assert head["IamInstanceProfile"]["Name"] == "raymrc-head"
 
 
-def test_every_disk_is_encrypted_and_goes_with_its_node(cluster):
+def test_every_disk_is_encrypted_and_deleted_with_its_node(cluster):
     for node_type in cluster["available_node_types"].values():
         disks = node_type["node_config"]["BlockDeviceMappings"]
         assert [disk["DeviceName"] for disk in disks] == ["/dev/sda1"]
@@ -263,7 +263,7 @@ def test_every_disk_is_encrypted_and_goes_with_its_node(cluster):
         assert all(disk["Ebs"]["DeleteOnTermination"] is True for disk in disks)
 
 
-def test_dashboard_and_mlflow_listen_on_the_head_alone(cluster):
+def test_dashboard_and_mlflow_listen_only_on_loopback_of_the_head(cluster):
     starts = cluster["head_start_ray_commands"]
     (ray_start,) = [command for command in starts if "ray start" in command]
     (mlflow,) = [command for command in starts if "mlflow server" in command]
@@ -272,7 +272,7 @@ def test_dashboard_and_mlflow_listen_on_the_head_alone(cluster):
     assert not [text for text in texts_in(cluster) if "0.0.0.0" in text]
 
 
-def test_every_command_that_starts_something_says_who_may_come_in(cluster):
+def test_every_command_that_starts_something_requires_a_token(cluster):
     """RAY_AUTH_MODE is read when Ray is first imported, and its default differs between processes."""
     starts = starts_of(cluster)
     assert len(starts) >= 4
@@ -281,13 +281,13 @@ def test_every_command_that_starts_something_says_who_may_come_in(cluster):
     assert cluster["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/raymrc-token"
 
 
-def test_the_autoscaler_is_the_one_that_drains(cluster):
+def test_the_autoscaler_drains_nodes(cluster):
     (ray_start,) = [c for c in cluster["head_start_ray_commands"] if "ray start" in c]
     assert "RAY_enable_autoscaler_v2=1" in ray_start
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in ray_start
 
 
-def test_a_spot_notice_drains_the_node_within_the_two_minutes(cluster):
+def test_a_spot_notice_drains_the_node_within_two_minutes(cluster):
     script = " ".join(cluster["worker_start_ray_commands"])
     assert "ray start --block " in script  # only such a process drains on SIGTERM
     assert "spot/instance-action" in script
@@ -295,8 +295,8 @@ def test_a_spot_notice_drains_the_node_within_the_two_minutes(cluster):
     assert 60 <= seconds <= 110
 
 
-def test_a_node_whose_head_is_gone_ends_itself(cluster):
-    """The autoscaler is on the head: without it nobody else would."""
+def test_a_node_whose_head_is_gone_shuts_down(cluster):
+    """The autoscaler runs on the head, so nothing else would end the node."""
     assert "sudo shutdown -h now" in cluster["worker_start_ray_commands"][-1]
     for worker in workers_of(cluster).values():
         assert worker["node_config"]["InstanceInitiatedShutdownBehavior"] == "terminate"
@@ -309,18 +309,18 @@ SECRET = re.compile(
 
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "rayjob.yaml"])
-def test_no_secret_is_written_down(name):
+def test_no_file_contains_a_secret(name):
     assert not [
         text for document in read(name) for text in texts_in(document) if SECRET.search(text)
     ]
 
 
-def test_the_search_for_secrets_finds_some():
+def test_the_search_finds_made_up_secrets():
     for secret in ("AKIA" + "A" * 16, "hf_" + "a" * 34, "0f" * 32, "RAY_AUTH_TOKEN=x"):
         assert SECRET.search(f"export X={secret}")
 
 
-# --- cluster.yaml: what is installed --------------------------------------------------------------------
+# --- cluster.yaml: installation -------------------------------------------------------------------------
 
 
 def test_set_up_installs_the_pinned_versions(cluster):
@@ -331,25 +331,25 @@ def test_set_up_installs_the_pinned_versions(cluster):
         assert "--constraint ~/raymrc/constraints.txt" in installs[0]
     assert cluster["file_mounts"]["/home/ubuntu/raymrc/constraints.txt"] == "constraints.txt"
     head, worker = cluster["head_setup_commands"], cluster["worker_setup_commands"]
-    # The head's torch comes first, else the package's own dependency brings the build with CUDA.
+    # The head's torch comes first; otherwise the package's dependency brings the build with CUDA.
     assert "download.pytorch.org/whl/cpu" in head[0] and "^torch==" in head[0]
     assert re.search(r"^torch==", pins, flags=re.MULTILINE)
     assert not [command for command in worker if "whl/cpu" in command]
 
 
-def test_nothing_but_wheel_pins_and_token_is_copied_to_the_nodes(cluster):
+def test_only_the_wheel_the_pins_and_the_token_are_copied_to_the_nodes(cluster):
     copied = {"dist", "constraints.txt", "~/.ray/raymrc-token"}
     assert set(cluster["file_mounts"].values()) == copied
 
 
-def test_weights_lie_on_the_disk_of_the_node_for_all_its_processes(cluster):
+def test_all_processes_of_a_node_share_the_weights_on_its_disk(cluster):
     assert "HF_HOME=/home/ubuntu/hf" in " ".join(cluster["setup_commands"])
 
 
 # --- docs/cluster.md ----------------------------------------------------------------------------------
 
 
-def test_the_policies_allow_nothing_but_looking_without_a_limit():
+def test_only_describe_and_ssm_channel_actions_are_allowed_on_all_resources():
     text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```json\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     statements = [s for block in blocks for s in json.loads(block)["Statement"]]
@@ -375,14 +375,14 @@ def test_the_policy_names_the_types_image_and_network_of_the_cluster(cluster):
 
 
 def validate_job(job: Mapping[str, Any]) -> None:
-    """KubeRay's own fields, by a trimmed copy of its schema; pods by Kubernetes' schema."""
+    """Check KubeRay's fields with a trimmed copy of its schema, and pods with Kubernetes' schema."""
     (schema,) = read("tests/house/rayjob-schema.yaml")
     jsonschema.Draft202012Validator(schema).validate(job)
     cluster = job["spec"]["rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
-    # The autoscaler's container is made by the operator from these.
+    # The operator builds the autoscaler's container from these.
     options = cluster["autoscalerOptions"]
     container = {
         "name": "autoscaler",
@@ -395,11 +395,11 @@ def validate_job(job: Mapping[str, Any]) -> None:
     )
 
 
-def test_kuberay_and_kubernetes_take_the_job(job):
+def test_kuberay_and_kubernetes_accept_the_job(job):
     validate_job(job)
 
 
-def test_kubernetes_takes_everything_beside_the_job():
+def test_kubernetes_accepts_every_other_document_of_the_file():
     others = [document for document in read("rayjob.yaml") if document["kind"] != "RayJob"]
     assert [other["kind"] for other in others] == ["NetworkPolicy"]
     for other in others:
@@ -430,7 +430,7 @@ def test_a_misspelt_field_of_a_pod_is_refused(job):
         validate_job(job)
 
 
-def test_pods_come_when_there_is_work_and_go_with_the_job(job):
+def test_pods_start_when_there_is_work_and_end_with_the_job(job):
     spec = job["spec"]
     assert spec["shutdownAfterJobFinishes"] is True
     assert spec["activeDeadlineSeconds"] > 0
@@ -443,7 +443,7 @@ def test_pods_come_when_there_is_work_and_go_with_the_job(job):
         assert group["minReplicas"] == group["replicas"] == 0 < group["maxReplicas"]
 
 
-def test_the_groups_are_the_node_types_of_the_cluster(cluster, job):
+def test_the_worker_groups_match_the_node_types_of_the_cluster(cluster, job):
     groups, types = groups_of(job), workers_of(cluster)
     assert groups.keys() == types.keys()
     for name, group in groups.items():
@@ -464,7 +464,7 @@ def test_the_groups_are_the_node_types_of_the_cluster(cluster, job):
     assert not [text for text in texts_in(head) if "nvidia" in text]
 
 
-def test_no_pod_runs_as_root_or_may_become_it(job):
+def test_no_pod_runs_as_root_or_may_become_root(job):
     for pod in pods_of(job).values():
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] > 0
@@ -473,7 +473,7 @@ def test_no_pod_runs_as_root_or_may_become_it(job):
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
-def test_pods_are_closed_to_whom_has_no_token_and_to_other_pods(job):
+def test_pods_are_closed_to_clients_without_a_token_and_to_other_pods(job):
     cluster = job["spec"]["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token", "secretName": "raymrc-token"}
     assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
@@ -496,7 +496,7 @@ def test_only_the_head_writes_weights_and_sees_notes(job):
         assert ("notes" in mounts) is (name == "head")
 
 
-def test_a_pod_is_given_longer_than_it_drains(job):
+def test_a_pods_grace_period_is_longer_than_its_drain(job):
     for name in groups_of(job):
         pod = pods_of(job)[name]
         env = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
@@ -504,7 +504,7 @@ def test_a_pod_is_given_longer_than_it_drains(job):
         assert drain + 10 <= pod["terminationGracePeriodSeconds"] <= 120
 
 
-def test_the_job_runs_the_versions_of_this_repository(job):
+def test_the_job_uses_this_repositorys_versions(job):
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     assert f"ray=={job['spec']['rayClusterSpec']['rayVersion']}\n" in pins
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -1,6 +1,6 @@
 """Promise: Grafana and Prometheus accept the dashboard, configuration and rules, which use published metrics.
 
-They could break without anyone noticing: Grafana ignores a misspelt option, a renamed metric leaves a panel
+Nobody would notice a failure: Grafana ignores a misspelt option, a renamed metric leaves a panel
 empty, and a rule on it never fires. tests/sweep/test_metrics.py checks the panels on a running study.
 """
 
@@ -48,7 +48,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def check_board(board: dict[str, Any]) -> None:
-    """Against Grafana's published schemas: the dashboard's, and those of each kind of panel."""
+    """Check a dashboard against Grafana's schemas of dashboards and of each kind of panel."""
     jsonschema.validate(board, SCHEMAS["dashboard"])
     for panel in panels_of(board):
         jsonschema.validate(panel["options"], SCHEMAS[panel["type"]])
@@ -62,12 +62,12 @@ def check_board(board: dict[str, Any]) -> None:
 # --- the dashboard -------------------------------------------------------------------------------------
 
 
-def test_the_committed_dashboard_is_what_its_script_writes():
+def test_the_committed_dashboard_equals_the_output_of_its_script():
     for path, text in BUILT["files"]().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run make docs"
 
 
-def test_the_dashboard_matches_grafana_s_schema(board):
+def test_the_dashboard_matches_grafanas_schema(board):
     check_board(board)
 
 
@@ -213,7 +213,7 @@ def test_every_alert_is_simulated_firing_and_not_firing():
     ("threshold", "other"),
     [("> 0.9", "> 0.95"), ("> 0.2", "> 0.5"), ("> 5", "> 7"), (">= 3", ">= 1"), ("[15m]", "[90m]")],
 )
-def test_the_simulation_notices_another_threshold(tmp_path, threshold, other):
+def test_the_simulation_notices_a_changed_threshold(tmp_path, threshold, other):
     text = (BOARDS / "prometheus" / "rules.yml").read_text("utf-8")
     assert threshold in text
     (tmp_path / "rules.yml").write_text(text.replace(threshold, other), encoding="utf-8")
@@ -221,7 +221,7 @@ def test_the_simulation_notices_another_threshold(tmp_path, threshold, other):
     assert promtool("test", "rules", str(tmp_path / "rules_test.yml")).returncode != 0
 
 
-def test_grafana_s_provisioning_names_prometheus_and_the_dashboard():
+def test_grafanas_provisioning_names_prometheus_and_the_dashboard():
     place = BOARDS / "grafana" / "provisioning"
     sources = yaml.safe_load((place / "datasources" / "raymrc.yml").read_text("utf-8"))
     (source,) = sources["datasources"]

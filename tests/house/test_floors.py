@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.paths import ROOT
 
 
-def test_no_room_imports_what_stands_above_it():
+def test_no_room_imports_a_room_above_it():
     lint_imports = Path(sys.executable).with_name("lint-imports")
     run = subprocess.run([lint_imports], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -1,6 +1,6 @@
-"""Promise: looking at help or at a plan costs no import of torch, Ray, MLflow or transformers.
+"""Promise: the help and a plan import none of torch, Ray, MLflow and transformers.
 
-It would break without anyone noticing: everything still works, one import higher up, only slower.
+Nobody would notice a failure: with one import in the wrong place everything still works, only slower.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HEAVY = {"torch", "ray", "mlflow", "transformers", "optuna", "scipy", "pandas", 
 
 
 def modules_after(code: str) -> set[str]:
-    """Top-level modules of a fresh interpreter that has run `code`."""
+    """Top-level modules that a fresh interpreter has loaded after running `code`."""
     script = f"{code}\nimport sys\nprint('\\n'.join(sys.modules), file=sys.stderr)"
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
@@ -25,7 +25,7 @@ def modules_after(code: str) -> set[str]:
     return {name.partition(".")[0] for name in run.stderr.split()}
 
 
-def test_help_loads_neither_what_trains_nor_what_checks_a_study():
+def test_help_loads_neither_training_nor_validation_packages():
     loaded = modules_after("from raymrc.cli import main\nassert main(['--help']) == 0")
     assert not loaded & (HEAVY | {"pydantic", "yaml", "numpy", "rich"})
 
@@ -51,7 +51,7 @@ def test_a_room_above_the_model_loads_nothing_heavy(room):
 
 
 @pytest.mark.parametrize("room", ["corpora.formats", "reading.windows", "scoring.n2c2_2022"])
-def test_a_room_below_the_model_knows_nothing_of_models_or_studies(room):
+def test_a_room_below_the_model_loads_nothing_for_models_or_studies(room):
     assert not modules_after(f"import raymrc.{room}") & (HEAVY | {"pydantic", "typer"})
 
 
@@ -63,7 +63,7 @@ def test_scheduling_decides_without_ray():
 
 @pytest.mark.parametrize("command", ["plan", "status"])
 def test_a_plan_and_a_status_are_made_without_torch(command, tmp_path):
-    """Without a ledger: what it holds is fitted by scipy."""
+    """They run without a ledger, because scipy fits the measurements in a ledger."""
     given = [command, "studies/demo.yaml", "--json", "--set", f"storage={tmp_path / 'none'}"]
     loaded = modules_after(f"from raymrc.cli import main\nassert main({given}) == 0")
     assert not loaded & HEAVY

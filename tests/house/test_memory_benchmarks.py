@@ -1,6 +1,6 @@
-"""Promise: what the benchmarks of memory and of the billions say is what they measured.
+"""Promise: the benchmarks of memory and of billion-parameter models report what they measured.
 
-It would break without anyone noticing: they run on machines that we seldom have.
+Nobody would notice a failure, because they run on machines that we seldom have.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from benchmarks import billions, placement
 torch = pytest.importorskip("torch")
 
 
-def test_a_sampler_sees_what_malloc_has_given_out():
+def test_a_sampler_sees_memory_that_malloc_has_allocated():
     before = placement.Sampler().read()
     held = torch.ones(30_000_000)
     during = placement.Sampler().read()
@@ -24,7 +24,7 @@ def test_a_sampler_sees_what_malloc_has_given_out():
 @pytest.mark.parametrize(
     "points", [placement.POINTS + placement.HELD_OUT, placement.QUICK, placement.ON_A_GPU]
 )
-def test_every_point_has_a_prediction_and_a_name_of_its_own(points):
+def test_every_point_has_a_prediction_and_a_unique_name(points):
     assert len({point.case for point in points}) == len(points)
     for point in points:
         assert point.predicted("cpu") > 4 * point.shape.num_parameters / point.devices
@@ -34,7 +34,7 @@ def test_every_point_has_a_prediction_and_a_name_of_its_own(points):
 @pytest.mark.parametrize(
     "strategy", ["fine_tune", "hard_prompt", "soft_prompt", "frozen_soft_prompt"]
 )
-def test_rows_are_as_long_as_was_reckoned_with(strategy):
+def test_rows_have_the_predicted_length(strategy):
     point = placement.Point("minilm", strategy, 20, 4, layers=1, match_width=8)
     data = placement.make_data(point)
     rows = data.rows(placement.PlainTokenizer(), point.shape, point.configuration())
@@ -46,14 +46,14 @@ def test_rows_are_as_long_as_was_reckoned_with(strategy):
 
 
 @pytest.mark.parametrize("case", [billions.CASES[0], billions.CASES[3]])
-def test_the_code_of_the_billions_runs_a_tiny_backbone_on_a_cpu(case):
+def test_the_benchmark_of_billions_runs_a_tiny_backbone_on_a_cpu(case):
     found = billions.run(case, case.at(is_quick=True), "cpu")
     point = case.at(is_quick=True)
     assert found["tokens"] == point.lanes * point.batch_size * (point.window + 2)
     assert found["seconds"] > 0 and found["operations"] > 0 and found["matrix_rate"] > 0
 
 
-def test_without_a_gpu_the_billions_say_what_they_would_take(monkeypatch, capsys):
+def test_without_a_gpu_the_benchmark_of_billions_prints_its_predictions(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["billions"])
     assert billions.main() == 0
     shown = capsys.readouterr()

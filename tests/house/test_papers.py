@@ -1,6 +1,6 @@
-"""Promise: what the papers of the house say can be done, can be done.
+"""Promise: every link, command and module that the documents name exists.
 
-It would break without anyone noticing: nobody runs the README.
+Nobody would notice a failure, because nobody runs the README.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ names = pytest.mark.parametrize("paper", PAPERS, ids=lambda path: path.relative_
 
 
 def code_of(paper: Path) -> str:
-    """What stands in backticks, in fences or indented by four."""
+    """The text in backticks, in fences, or indented by four columns."""
     text = paper.read_text(encoding="utf-8")
     fences = re.findall(r"^```.*?^```", text, flags=re.MULTILINE | re.DOTALL)
     spans = re.findall(r"`[^`\n]+`", text)
@@ -37,14 +37,14 @@ def code_of(paper: Path) -> str:
 
 
 @names
-def test_every_link_of_a_paper_leads_somewhere(paper):
+def test_every_local_link_of_a_document_has_a_target(paper):
     for target in re.findall(r"\]\(([^)\s]+)\)", paper.read_text(encoding="utf-8")):
         if not re.match(r"[a-z]+:|#", target):
             assert (paper.parent / target.partition("#")[0]).exists(), target
 
 
 @names
-def test_every_command_of_a_paper_exists(paper):
+def test_every_command_in_a_document_exists(paper):
     code = code_of(paper)
     named = set(re.findall(r"(?:^|[`/\s])raymrc (?!\d)([a-z]\w*)", code))
     assert named <= COMMANDS
@@ -54,32 +54,32 @@ def test_every_command_of_a_paper_exists(paper):
 
 
 @names
-def test_every_module_that_a_paper_names_exists(paper):
+def test_every_module_that_a_document_names_exists(paper):
     named = re.findall(r"`([\w./-]+/\w+\.py)`", paper.read_text(encoding="utf-8"))
     homes = (ROOT, ROOT / "raymrc", ROOT / "tests", paper.parent)
     missing = [name for name in named if not any((home / name).exists() for home in homes)]
     assert missing == []
 
 
-def test_the_readme_names_every_command_and_the_list_of_studies_every_study():
+def test_the_readme_names_every_command_and_the_list_of_studies_names_every_study():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not [name for name in COMMANDS if f"raymrc {name}" not in readme]
     studies = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
     assert not [path for path in STUDIES if str(path.relative_to(ROOT)) not in studies]
 
 
-def test_the_changelog_says_what_is_not_yet_released():
+def test_the_changelog_has_a_section_for_unreleased_changes():
     assert "\n## Unreleased\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_what_is_made_by_make_docs_is_up_to_date():
+def test_the_pages_that_make_docs_writes_are_up_to_date():
     pages = runpy.run_path(str(ROOT / "docs" / "build.py"))["pages"]()
     for path, text in pages.items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run make docs"
 
 
 def test_no_tracked_file_looks_like_a_note_under_a_data_use_agreement():
-    """MIMIC, and so 2018 n2c2, marks what was blanked out with two stars in brackets."""
+    """MIMIC, and therefore 2018 n2c2, marks removed text with two stars in brackets."""
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listing.returncode:
         pytest.skip("not a git checkout, so there are no tracked files to look at")

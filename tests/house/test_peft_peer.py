@@ -1,7 +1,7 @@
-"""Promise: the benchmarks' peer does the same work as ours, only in its own way.
+"""Promise: the benchmarks' peer does the same work as our model, only in its own way.
 
-It could break unnoticed where a prefix shifts positions, a mask hides it, or keys and values are
-swapped: the peer would still train, and its speed be compared with that of another model.
+Nobody would notice if a prefix shifted positions, a mask hid it, or keys and values were swapped: the peer
+would still train, and its speed would be compared with the speed of a different model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def test_the_peer_has_our_loss_and_our_gradients_at_equal_weights(
     configuration = tiny_configuration(loaded.backbone, "frozen_soft_prompt")
     ours = Model(configuration, loaded, LABELS).train()
     with torch.no_grad():
-        ours.heads.start.bias.zero_()  # so that some is predicted
+        ours.heads.start.bias.zero_()  # so that some spans are predicted
         ours.heads.end.bias.zero_()
     encoder = AutoModel.from_pretrained(tmp_path, add_pooling_layer=False)
     peer = PeerModel(encoder, LABELS, configuration, head)
@@ -64,11 +64,11 @@ def test_the_peer_has_our_loss_and_our_gradients_at_equal_weights(
         )
         for parameters in (list(ours.prompt.parameters()), list(peer.prefix.parameters()))
     ]
-    # Another order of sums over fp32 numbers.
+    # The peer sums fp32 numbers in another order.
     torch.testing.assert_close(norms[0], norms[1], rtol=1e-4, atol=1e-7)
 
 
-def test_what_the_peer_found_survives_its_packing() -> None:
+def test_the_peers_spans_survive_packing() -> None:
     found = [torch.tensor([[3, 5], [0, 511]]), torch.empty(0, 2, dtype=torch.long)]
     packed = pack(found)
     assert packed.tolist() == [[3 * STRIDE + 5, 511], [NOTHING, NOTHING]]

@@ -1,6 +1,6 @@
 """Promise: rooms and files stay small, a name means one thing, and prose stays readable.
 
-It would break without anyone noticing: each change adds a few lines to the nearest file.
+Nobody would notice a failure, because each change adds only a few lines to the nearest file.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def test_a_public_name_is_defined_once_in_the_package():
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
-def test_a_room_says_what_it_holds_what_it_imports_and_where_to_enter(room):
+def test_a_room_states_its_content_its_imports_and_its_entry_points(room):
     text = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))) or ""
     sentences = re.split(r"[.:]\s+", text)
     assert len(sentences) >= 3, text

@@ -1,6 +1,6 @@
-"""Promise: every file in studies/ can be read and planned, by someone without its notes too.
+"""Promise: every file in studies/ can be read and planned, even without its notes.
 
-It would break without anyone noticing: a renamed field, and the studies nobody can run here rot first.
+Nobody would notice a failure: after a renamed field, the studies that nobody can run here break first.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ each = pytest.mark.parametrize("path", STUDIES, ids=name_of)
 
 
 @each
-def test_a_study_is_planned_to_its_last_number_without_its_notes(path):
+def test_a_study_can_be_planned_completely_without_its_notes(path):
     spec = load_spec(path)
     plan = plan_of(spec)
     assert spec.study == name_of(path)
     assert spec.warnings == ()
     compared = {cell.cell.strategy for cell in plan.cells}
-    # Whoever has no prompt has nothing to say about its shape; words do not grow with the backbone.
+    # A strategy without a prompt has no prompt shape; words do not grow with the backbone.
     partial = ("prompt-", "reparametrisation", "final-test", "scaling", "racing")
     assert compared == set(STRATEGIES) or path.stem.startswith(partial)
-    # How many relations MACCROBAT's own scheme asks about, only its notes can tell.
+    # Only MACCROBAT's notes show how many relations its scheme asks about.
     if study_questions(spec, None) is None:
         assert path == ROOT / "studies" / "maccrobat" / "end-to-end.yaml"
     else:
@@ -56,7 +56,7 @@ def test_a_study_is_planned_to_its_last_number_without_its_notes(path):
 
 
 @each
-def test_a_study_opens_with_its_question_its_command_and_what_to_expect(path):
+def test_a_study_begins_with_its_question_its_command_and_the_expected_result(path):
     comment = path.read_text(encoding="utf-8").split("\nstudy:")[0]
     assert "?" in comment.splitlines()[0]
     assert f"raymrc run {path.relative_to(ROOT)}" in comment
@@ -64,11 +64,11 @@ def test_a_study_opens_with_its_question_its_command_and_what_to_expect(path):
 
 
 @each
-def test_a_study_keeps_to_its_own_folder(path):
+def test_a_study_stores_its_runs_in_its_own_folder(path):
     assert load_spec(path).storage == f"runs/{name_of(path)}"
 
 
-def test_there_is_a_study_for_each_table_of_the_reference_study_and_a_public_twin():
+def test_each_table_of_the_reference_study_has_a_study_and_a_public_twin():
     names = {name_of(path) for path in STUDIES}
     kinds = ("concepts", "relations", "end-to-end", "transfer", "few-shot", "prompt-length")
     assert names >= {f"n2c2-{year}-{kind}" for year in (2018, 2022) for kind in (*kinds, "scaling")}
@@ -86,20 +86,20 @@ def test_the_n2c2_studies_compare_all_seven_backbones(year):
 
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory):
-    """A folder with corpora as the n2c2 studies look for them, all of made-up notes."""
+    """A folder with the corpora that the n2c2 studies look for, all made-up notes."""
     folder = tmp_path_factory.mktemp("made-up")
     for scheme, name, site, seed in (
         ("n2c2-2018", "n2c2-2018", "a", 13), ("n2c2-2018", "n2c2-2018-test", "b", 99),
         ("n2c2-2018", "ours", "b", 7), ("n2c2-2022", "n2c2-2022/mimic", "a", 13),
         ("n2c2-2022", "n2c2-2022/uw", "b", 5), ("n2c2-2022", "n2c2-2022-test", "b", 99),
     ):  # fmt: skip
-        count = 200 if seed == 13 else 8  # few-shot studies want a hundred training notes
+        count = 200 if seed == 13 else 8  # few-shot studies need a hundred training notes
         write_corpus(synthesize_corpus(scheme, count, site, seed), folder / "corpora" / name)
     return folder
 
 
 @pytest.mark.parametrize("path", [p for p in STUDIES if "n2c2" in p.parent.name], ids=name_of)
-def test_an_n2c2_study_reads_notes_of_its_scheme_from_where_it_says(path, made_up, monkeypatch):
+def test_an_n2c2_study_reads_notes_of_its_scheme_from_its_paths(path, made_up, monkeypatch):
     monkeypatch.chdir(made_up)
     spec = load_spec(path)
     corpus = read_study_corpus(spec)
@@ -119,7 +119,7 @@ def test_an_n2c2_study_reads_notes_of_its_scheme_from_where_it_says(path, made_u
 @pytest.mark.parametrize(
     ("folder", "configurations"), [("phee", 24), ("n2c2-2018", 63), ("n2c2-2022", 63)]
 )
-def test_a_scaling_study_varies_nothing_but_the_size(folder, configurations):
+def test_a_scaling_study_varies_only_the_size(folder, configurations):
     spec = load_spec(ROOT / "studies" / folder / "scaling.yaml")
     plan = plan_of(spec)
     assert (plan.num_configurations, plan.num_fold_runs) == (configurations, 5 * configurations)

@@ -1,7 +1,7 @@
-"""Promise: a fold-run that is done stays done, whole and unchanged, whoever dies or writes beside it.
+"""Promise: a finished fold-run stays finished, complete and unchanged, whichever process dies or writes.
 
-It would break without anyone noticing: half a record is read as none and days are trained again,
-or one bad file hides a thousand good ones.
+Nobody would notice a failure: half a record is read as no record, and days of training are repeated;
+or one bad file hides a thousand good files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def at_file_url(path: Path) -> Open:
 
 
 def in_object_store(path: Path) -> Open:
-    """The code for S3 and GS on a store of memory."""
+    """Use the code for S3 and GS with a store in memory."""
     from pyarrow.fs import _MockFileSystem
 
     filesystem = _MockFileSystem()
@@ -179,7 +179,7 @@ def test_a_bad_record_is_reported_with_a_remedy_and_the_others_are_read(
     ledger.check()
 
 
-def test_concurrent_writers_leave_one_whole_record(open_ledger):
+def test_concurrent_writers_leave_one_complete_record(open_ledger):
     runs = [record(fold, validation_f1=0.1 * attempt) for fold in range(4) for attempt in range(4)]
     ledger = open_ledger()
     threads = [threading.Thread(target=ledger.record, args=(run,)) for run in runs]
@@ -209,7 +209,7 @@ def test_a_writer_killed_midway_leaves_no_record(tmp_path, monkeypatch):
     assert [p for p in (tmp_path / "ledger").rglob("*") if p.is_file()] == []
 
 
-def test_a_file_system_without_hard_links_also_keeps_the_first_record(tmp_path, monkeypatch):
+def test_a_file_system_without_hard_links_keeps_the_first_record_too(tmp_path, monkeypatch):
     def refuse(*_args: object) -> None:
         raise PermissionError("no links here")
 
@@ -259,9 +259,9 @@ def test_reading_creates_nothing(tmp_path):
 
 
 def test_an_unreadable_folder_does_not_count_as_empty(tmp_path):
-    """Else all would be trained again, and what was spent forgotten."""
+    """Otherwise everything would be trained again, and past spending forgotten."""
     for room in ("ledger", "spend"):
-        (tmp_path / room).touch()  # a file in its place
+        (tmp_path / room).touch()  # a file in the folder's place
     with pytest.raises(LedgerError, match="the store refuses"):
         Ledger(str(tmp_path), write=False).records()
     with pytest.raises(LedgerError, match="the store refuses"):
@@ -308,8 +308,8 @@ for fold in range(200):
 """
 
 
-def test_two_processes_that_write_the_same_keys_leave_one_whole_record_per_key(tmp_path):
-    """As two drivers of one study do."""
+def test_two_processes_that_write_the_same_keys_leave_one_complete_record_per_key(tmp_path):
+    """Two drivers of one study do this."""
     command = [sys.executable, "-c", WRITE, str(tmp_path)]
     both = [
         subprocess.Popen(

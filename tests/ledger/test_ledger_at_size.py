@@ -1,7 +1,7 @@
 """Promise: twice the records take twice the work, in every step from writing to the report.
 
-A step that looks at all records for each of them passes every test on ten, and takes a day on a
-hundred thousand. So operations are counted here, not seconds.
+A step that looks at all records once per record passes every test with ten records, and takes a day with
+a hundred thousand. These tests count operations, not seconds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PER_RECORD = {"write": 4, "read": 1}
 
 
 class CountedFiles(Folder):
-    """Says how often each method was called."""
+    """Counts the calls of each method."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -57,7 +57,7 @@ class CountedFiles(Folder):
 
 
 def count_lines(action: Callable[[], object]) -> int:
-    """Lines of raymrc's own that are run, in all its modules: what Python is at, without a clock."""
+    """The number of raymrc's lines that run: it measures Python's work without a clock."""
     lines = 0
 
     def trace(frame, event, argument):
@@ -83,7 +83,7 @@ def made(configurations: int) -> tuple[list[Record], object]:
 
 
 @pytest.mark.parametrize("num_records", [30, 60])
-def test_each_record_takes_a_few_requests_however_many_there_are(tmp_path, num_records):
+def test_requests_per_record_do_not_grow_with_the_number_of_records(tmp_path, num_records):
     files = CountedFiles(tmp_path)
     ledger = Ledger(str(tmp_path), files=files)
     records = [record(fold) for fold in range(num_records)]
@@ -99,7 +99,7 @@ def test_each_record_takes_a_few_requests_however_many_there_are(tmp_path, num_r
     assert files.calls == {"names": 1, "read": PER_RECORD["read"] * num_records}
 
 
-def test_a_record_is_read_once_and_a_removed_one_disappears(tmp_path):
+def test_a_record_is_read_once_and_a_removed_record_disappears(tmp_path):
     files = CountedFiles(tmp_path / "ledger")
     ledger = Ledger(str(tmp_path), files=files)
     kept, gone, failed = record(0), record(1), record(2, status="failed")
@@ -153,7 +153,7 @@ def test_twice_the_records_take_twice_the_steps(name):
     for configurations in (20, 40, 80):
         records, plan = made(configurations)
         taken.append(count_lines(lambda r=records, p=plan: STEPS[name](r, p)))
-    # What is there once a study makes the first step smaller than two; a quadratic part makes it grow.
+    # Differences cancel a study's constant cost: their ratio is 2 for linear steps, and 4 for quadratic.
     assert taken[2] - taken[1] <= 2.2 * (taken[1] - taken[0])
 
 
@@ -173,7 +173,7 @@ def test_reading_and_writing_take_twice_the_steps_for_twice_the_records(tmp_path
     assert taken[2] - taken[1] <= 2.2 * (taken[1] - taken[0])
 
 
-def test_summed_counts_equal_those_of_all_notes(tmp_path):
+def test_summed_counts_equal_the_counts_of_all_notes(tmp_path):
     notes = {
         f"note-{i}": NoteCounts(
             strict={"Drug": Counts(i, 1, 0), "ADE": Counts(0, 0, i)},
@@ -205,7 +205,7 @@ def test_summed_counts_equal_those_of_all_notes(tmp_path):
 
 
 def test_parallel_reads_keep_the_order_and_read_only_a_few_ahead():
-    """As a store answers: some later than those that were asked for after them."""
+    """Some reads take longer than later reads, as in a real store."""
     from pyarrow.fs import _MockFileSystem
 
     asked: list[str] = []
@@ -229,7 +229,7 @@ def test_parallel_reads_keep_the_order_and_read_only_a_few_ahead():
 
 
 def test_equal_settings_that_are_written_differently_keep_their_keys(tmp_path):
-    """1 and 1.0 are equal in Python and different in JSON, which keys are made of."""
+    """1 and 1.0 are equal in Python but differ in JSON, from which keys are computed."""
     ledger = Ledger(str(tmp_path))
     keys = set()
     for number in (1, 1.0):
@@ -242,7 +242,7 @@ def test_equal_settings_that_are_written_differently_keep_their_keys(tmp_path):
 
 
 def test_a_record_on_s3_takes_few_requests(s3, tmp_path):
-    """Each is paid for, and takes a tenth of a second."""
+    """Each request costs money and takes a tenth of a second."""
     storage = s3.storage(tmp_path.name)
     ledger = Ledger(storage)
     before = s3.requests()
@@ -261,7 +261,7 @@ def test_a_record_on_s3_takes_few_requests(s3, tmp_path):
 def test_an_unreachable_store_is_reported_and_later_accepts_the_record(s3, tmp_path):
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
-    impatient = S3FileSystem(  # by a URL it tries for more than a minute
+    impatient = S3FileSystem(  # opened by a URL, it retries for over a minute
         endpoint_override=f"http://127.0.0.1:{s3.port}",
         region="us-east-1",
         request_timeout=1,

@@ -1,6 +1,6 @@
 """Promise: racing saves fold-epochs, and stops the true winner no more often than stated.
 
-It would break without anyone noticing: a race always ends with a winner, the best one or not.
+Nobody would notice a failure: a race always ends with a winner, even if it is not the best one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def contender(name: str, *courses: list[float], epochs: int = 10) -> Contender:
 
 
 def halfway(seed: int, depth: int = 10) -> list[Contender]:
-    """A race under way: everybody has begun on the first fold, some are further."""
+    """A race in progress: every configuration has begun the first fold, and some are further."""
     table = next(iter(generate(replace(SMALL_GRID, epochs=(10, 10)), 1, seed)))
     generator = random.Random(seed)
     contenders = []
@@ -68,7 +68,7 @@ def test_a_decision_does_not_depend_on_the_order_of_configurations(seed):
 @given(seed=st.integers(0, 200), shift=st.floats(-0.2, 0.2))
 @settings(max_examples=15, deadline=None)
 def test_different_folds_are_never_compared(seed, shift):
-    """What all gain on one fold changes no decision: a fold's level means nothing."""
+    """A gain that all share on one fold changes no decision: a fold's level means nothing."""
     contenders = [
         replace(c, courses=tuple(tuple(0.3 + v / 3 for v in course) for course in c.courses))
         for c in halfway(seed)
@@ -102,7 +102,7 @@ def test_a_running_fold_run_is_not_started_again():
 
 @pytest.mark.parametrize("seed", range(40))
 def test_one_decision_never_starts_a_fold_run_twice(seed):
-    """As where a study goes on: many slots are free, and some have not begun."""
+    """A resumed study is like this: many slots are free, and some configurations have not begun."""
     draw = random.Random(seed)
     contenders = [
         contender(f"{i:02d}", [draw.random()] if draw.random() < 0.5 else [], [], [])
@@ -115,7 +115,7 @@ def test_one_decision_never_starts_a_fold_run_twice(seed):
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
 def test_residual_tables_agree_with_the_covariance_at_every_depth(seed):
-    """Precisions are sums over one factor; here each is inverted by itself."""
+    """The tables sum precisions over one factor; this test inverts each covariance separately."""
     draw = np.random.default_rng(seed)
     prior = np.cov(draw.normal(size=(4, 9)))
     deviations = draw.normal(size=(30, 4))
@@ -145,7 +145,7 @@ def test_a_stopped_configuration_is_not_trained_again():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_best_on_every_fold_at_every_epoch_is_never_stopped(seed):
+def test_a_configuration_that_leads_on_every_fold_at_every_epoch_is_never_stopped(seed):
     table = next(iter(generate(SMALL_GRID, 1, seed)))
     best = tuple(
         tuple(
@@ -202,7 +202,7 @@ def test_a_replay_is_deterministic():
 
 
 def test_the_stated_error_rate_holds():
-    """24 studies at 10 %: 7 or more errors have a probability of 1 % if it holds; the seed is fixed."""
+    """If 10 % holds, 7 or more errors in 24 studies have a probability of 1 %; the seed is fixed."""
     replays = [replay(table, Racing(error_rate=0.1)) for table in generate(SMALL_GRID, 24, 19)]
     assert sum(not result.is_same for result in replays) <= 6
 
@@ -212,7 +212,7 @@ def test_racing_saves_fold_epochs():
     assert sum(r.grid_fold_epochs for r in replays) > 2.2 * sum(r.fold_epochs for r in replays)
 
 
-def test_the_expected_share_is_close_to_what_races_train():
+def test_the_expected_share_is_close_to_the_share_that_races_train():
     expected = expected_share(12, 5, 8, Racing())
     assert expected_share(30, 5, 8, Racing()).value < expected.value
     world = replace(WORLDS["ordinary"], configurations=(12, 12), epochs=(8, 8))
@@ -240,7 +240,7 @@ def test_a_ledgers_full_grid_becomes_learning_curves():
         trained(1, 1e-4, 0.2, 0.1),
         trained(0, 1e-3, 0.4, 0.6),
         trained(1, 1e-3, 0.1, 0.3),
-        trained(0, 1e-2, 0.9, 0.9),  # a fold is missing: not of the grid
+        trained(0, 1e-2, 0.9, 0.9),  # the grid excludes it: a fold is missing
     ]
     (table,) = read_grids(records)
     assert table.num_folds == 2 and table.fold_epochs == 8

@@ -1,4 +1,4 @@
-"""A cluster whose hosts a test plays itself, so that the coordinator runs without Ray."""
+"""A cluster in which the test plays the hosts, so that the coordinator runs without Ray."""
 
 from __future__ import annotations
 

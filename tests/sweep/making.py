@@ -1,9 +1,9 @@
-"""Plans, and a training that takes no time, for the tests of the sweep.
+"""Plans, and a fake training that takes no time, for the tests of the sweep.
 
 python -m tests.sweep.making FOLDER NAP [DEVICE_SECONDS] [race] [lockless] [blind]
 
-runs a small study in its own process: "lockless" as on a file system without locks, "blind" as a driver that
-does not look for others.
+runs a small study in its own process: "lockless" imitates a file system without locks, "blind" a driver that
+does not look for other drivers.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def make_plan(
     backbone: Backbone = BACKBONE,
     **fixed: Any,
 ) -> Plan:
-    """A plan by hand: a grid over learning rates, or `tpe` configurations per cell chosen by TPE."""
+    """Make a plan by hand: a grid over learning rates, or `tpe` configurations per cell chosen by TPE."""
     setting = rates if isinstance(rates, Grid | Distribution) else Grid(tuple(rates))
     cells = []
     for strategy in strategies:
@@ -127,7 +127,7 @@ def make_record(run: FoldRun, *, started_at: str = "2026-01-01T00:00:00+00:00") 
 
 
 def actors(name: str) -> list[psutil.Process]:
-    """Ray's processes of a class of actors, in clusters that these tests have started."""
+    """Find the processes of an actor class, in clusters that these tests have started."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -225,7 +225,7 @@ class _Course:
 class ScriptPool:
     """Stands in for `training.pool.Pool`: one step is one epoch of every fold-run that is open.
 
-    A process trains one backbone at a time: opening `resumed` files says what went on from a state.
+    A process trains one backbone at a time. `Script.begun_at` shows which fold-runs resumed from a state.
     """
 
     def __init__(self, data: Script) -> None:

@@ -238,7 +238,7 @@ class Logged:
 
 @dataclass(frozen=True)
 class Course:
-    """The training of one fold-run over all its openings.
+    """The training of one fold-run, over all the times that it was opened.
 
     Args:
         begun: number of openings.
@@ -338,8 +338,8 @@ class Battle:
     """Runs a study to its end while hosts, nodes and drivers are killed.
 
     Args:
-        strikes: "host", "worker", "node", "reclaim" or "driver" each, in order; one that finds no victim at
-            the moment waits.
+        strikes: "host", "worker", "node", "reclaim" or "driver" each, in order; a strike without a
+            victim waits for one.
         every: number of fold-runs that finish between two strikes.
     """
 
@@ -416,10 +416,10 @@ class Battle:
             self.most_nodes = max(self.most_nodes, len(self.cloud.nodes()))
 
     def _strike(self, what: str, draw: random.Random, driver: subprocess.Popen[str]) -> str:
-        """Kill something.
+        """Carry out one strike.
 
         Returns:
-            The victim; "" if there is none of this kind now.
+            The victim; "" if there is no such victim now.
         """
         if what == "driver":
             driver.send_signal(signal.SIGKILL)

@@ -1,8 +1,8 @@
 """Promise: hosts never hold devices for longer than the budget pays, their lanes are saved, and all spending
-is counted, even if a driver is killed or the storage is away.
+is counted, even if a driver is killed or the storage is unavailable.
 
-A failure would go unnoticed, because a study that spends too much ends like any other. So the processes of
-hosts are watched from outside and compared with the journal.
+A failure would go unnoticed, because a study that spends too much ends like any other. These tests watch the
+hosts' processes from outside and compare them with the journal.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Guarded:
         return await self.coordinator.exchange(host, ("node",), ())
 
 
-def test_no_host_is_requested_before_what_it_may_spend_is_written(tmp_path, monkeypatch):
+def test_a_host_is_requested_only_after_its_lease_is_written(tmp_path, monkeypatch):
     async def study() -> None:
         guarded = Guarded(tmp_path, seconds(1000))
         writes = []
@@ -111,7 +111,7 @@ def test_no_host_is_requested_before_what_it_may_spend_is_written(tmp_path, monk
     asyncio.run(study())
 
 
-def test_at_the_cap_hosts_save_and_leave_and_one_that_does_not_answer_is_killed(tmp_path):
+def test_at_the_cap_hosts_save_and_leave_and_a_silent_host_is_killed(tmp_path):
     async def study() -> None:
         guarded = Guarded(tmp_path, seconds(14.0))
         await guarded.submit(fold_runs(make_plan([0.1], ["fine_tune"])), 5.0)
@@ -144,7 +144,7 @@ def test_at_the_cap_hosts_save_and_leave_and_one_that_does_not_answer_is_killed(
 
 
 def test_a_study_ends_if_the_budget_left_is_too_small_for_a_host(tmp_path):
-    """Not only if it is too small for a fold-run: trials would wait for a host that is never requested."""
+    """It may still suffice for a fold-run; trials would then wait for a host that is never requested."""
 
     async def study() -> None:
         Journal(str(tmp_path)).write(JournalEntry("before", 0.0, device_seconds=98.0))
@@ -158,7 +158,9 @@ def test_a_study_ends_if_the_budget_left_is_too_small_for_a_host(tmp_path):
     asyncio.run(study())
 
 
-def test_a_refusing_storage_ends_hosts_only_when_the_lease_runs_out(tmp_path, monkeypatch):
+def test_a_storage_that_refuses_writes_ends_hosts_only_when_the_lease_runs_out(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr("raymrc.costs.account.MIN_LEASE_SECONDS", 4.0)
     monkeypatch.setattr("raymrc.costs.account.MAX_LEASE_SECONDS", 4.0)
     for module in ("costs.account", "scheduling.budget_guard", "sweep.coordinator"):
@@ -270,7 +272,7 @@ def wanted() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SlowToFetch:
-    """Opens pools, and takes long to be unpickled, like an import of torch."""
+    """Opens pools; unpickling it takes long, like an import of torch."""
 
     folder: Path
 
@@ -289,9 +291,7 @@ def _fetch_slowly(folder: Path) -> Any:
 @pytest.mark.ray
 @pytest.mark.timed
 class TestOnRay:
-    def test_a_host_is_charged_before_it_has_fetched_what_it_trains_with(
-        self, cluster, tmp_path, script
-    ):
+    def test_a_host_is_charged_while_it_fetches_its_training_code(self, cluster, tmp_path, script):
         import ray
 
         terms = HostTerms(cpus=1, gpus=0, num_threads=1, save_seconds=0.0, storage=str(tmp_path))
@@ -370,14 +370,14 @@ class TestOnRay:
         outcome = run(tmp_path, script, Budget(), expect=expect)
         assert outcome.done == 4 and not outcome.out_of_budget
 
-    def test_spending_is_written_down_without_a_budget(self, cluster, tmp_path, script):
+    def test_spending_is_recorded_without_a_budget(self, cluster, tmp_path, script):
         outcome = run(tmp_path, replace(script, nap=1.0), Budget(device_hour_usd=3600.0))
         (entry,) = Journal(str(tmp_path)).entries()
         assert outcome.done == 6 and entry.has_ended and entry.device_seconds > 3
         assert outcome.spent.usd == pytest.approx(entry.device_seconds)
 
     @pytest.mark.chaos
-    def test_a_driver_that_is_killed_leaves_nothing_uncounted(self, cluster, tmp_path, script):
+    def test_all_spending_of_a_killed_driver_is_counted(self, cluster, tmp_path, script):
         budget = 100.0
         killed = subprocess.Popen(
             [sys.executable, "-m", "tests.sweep.making", str(tmp_path), "4.0", str(budget)],
@@ -404,7 +404,7 @@ class TestOnRay:
         assert outcome.done + outcome.reused == len(PLAN.cells[0].configurations) * 3
 
     @pytest.mark.chaos
-    def test_a_study_without_storage_ends_within_its_lease_and_resumes_later(
+    def test_a_study_that_loses_its_storage_ends_within_its_lease_and_can_be_resumed(
         self, cluster, tmp_path, script
     ):
         def take_away() -> None:

@@ -1,4 +1,7 @@
-"""The coordinator starts hosts, watches them, and ends what is not needed, whatever they do. No Ray here."""
+"""Promise: the coordinator starts hosts, watches them and ends those that are not needed, whatever they do.
+
+These tests run without Ray.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ async def until(is_true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_hosts_that_cannot_start_are_not_started_for_ever() -> None:
+def test_the_coordinator_gives_up_on_hosts_after_repeated_failed_starts() -> None:
     async def study() -> list[dict[str, Any]]:
         cluster = FakeCluster(fails=True)
         coordinator = open_coordinator(cluster)
@@ -53,7 +56,7 @@ def test_hosts_that_cannot_start_are_not_started_for_ever() -> None:
     assert reasons.pop().startswith("no host can be started (ray.exceptions")
 
 
-def test_a_host_that_dies_while_it_waits_takes_no_work_with_it() -> None:
+def test_a_host_that_dies_while_it_waits_loses_no_work() -> None:
     async def study() -> None:
         cluster, runs = FakeCluster(), frozen()
         coordinator = open_coordinator(cluster)
@@ -76,7 +79,7 @@ def test_a_host_that_dies_while_it_waits_takes_no_work_with_it() -> None:
 
 
 def test_lost_and_evicted_hosts_and_groups_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The dashboard's panel of node churn and its alert are drawn from these counts."""
+    """The dashboard's panel of node churn and its alert use these counts."""
     published: list[tuple[str, str]] = []
 
     def publish(_: Any, metric: Any, value: float, *__: Any, kind: str) -> None:
@@ -111,7 +114,7 @@ def test_lost_and_evicted_hosts_and_groups_are_counted(monkeypatch: pytest.Monke
     ], "a host that leaves is not lost"  # fmt: skip
 
 
-def test_a_requested_host_is_cancelled_only_if_work_stays_away() -> None:
+def test_a_requested_host_is_cancelled_only_if_no_new_work_arrives() -> None:
     async def study() -> None:
         cluster = FakeCluster()
         coordinator = open_coordinator(cluster, lanes=1, max_devices=2, idle_seconds=0.2)
@@ -119,7 +122,7 @@ def test_a_requested_host_is_cancelled_only_if_work_stays_away() -> None:
         await coordinator.exchange("host-1", ("node",), ())  # host-2 has not started yet
         await coordinator.withdraw("one")
         await asyncio.sleep(0.1)
-        await coordinator.submit("two", frozen(0.2))  # soon enough
+        await coordinator.submit("two", frozen(0.2))  # before the host is cancelled
         await asyncio.sleep(0.2)
         assert (list(cluster.hosts), cluster.ended) == (["host-1", "host-2"], [])
         await coordinator.withdraw("two")

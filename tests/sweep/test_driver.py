@@ -52,7 +52,7 @@ from tests.sweep.making import (
 
 pytestmark = [
     pytest.mark.ray,
-    # Ray leaves sockets to the garbage collector and uses what Python and others have deprecated.
+    # Ray leaves sockets to the garbage collector and uses deprecated features of other packages.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
@@ -200,7 +200,7 @@ def test_a_race_is_trained_once_and_not_repeated(cluster, tmp_path, script, monk
     monkeypatch.setattr(driver._Search, "suggest", count)
     reported: list[Record] = []
     shown: list[Snapshot] = []
-    few = HostResources(lanes=1)  # with a lane for each fold-run none would wait
+    few = HostResources(lanes=1)  # with one lane per fold-run, none would wait
     outcome, records = run(
         plan, tmp_path, raced, on_record=reported.append, on_progress=shown.append, resources=few
     )
@@ -282,7 +282,7 @@ def test_a_trial_that_tunes_scheduler_stops_makes_room_for_others(cluster, tmp_p
 
 
 def test_a_storage_that_hosts_do_not_see_ends_the_run_with_a_message(cluster, tmp_path, script):
-    """Such as a folder that only the driver's machine has."""
+    """The storage may be a folder that only the driver's machine has."""
     import ray
 
     terms = HostTerms(
@@ -315,7 +315,7 @@ def test_work_is_numbered_in_the_order_of_submission():
     assert turns == [1, 2, 3]
 
 
-def test_a_verdict_of_the_coordinator_ends_the_study_and_keeps_finished_fold_runs(
+def test_the_coordinators_verdict_ends_the_study_and_keeps_finished_fold_runs(
     cluster, tmp_path, script, monkeypatch
 ):
     slow = replace(script, nap=0.5)
@@ -348,7 +348,7 @@ def test_a_ledger_that_cannot_be_written_ends_the_study(cluster, tmp_path, scrip
         train_script(make_plan(), Full(str(tmp_path)), script, tmp_path, patience_seconds=1.0)
 
 
-def test_training_continues_while_the_storage_is_away_and_no_record_is_lost(
+def test_training_continues_while_the_storage_is_unavailable_and_no_record_is_lost(
     cluster, tmp_path, script
 ):
     """The storage refuses reads and writes from the third record on, until five wait."""
@@ -504,7 +504,7 @@ class Process:
         )
 
     def wait_for_records(self, count: int) -> None:
-        """Until the ledger has this many."""
+        """Wait until the ledger has this many records."""
         until = time.monotonic() + 240
         while len(list((self.folder / "ledger").rglob("*.json"))) < count:
             assert self.process.poll() is None, self.process.communicate()[1]
@@ -548,16 +548,16 @@ def test_a_study_whose_driver_was_ended_is_resumed_without_loss_or_repetition(
 ):
     ended = Process(tmp_path, nap=0.6)
     ended.wait_for_records(3)
-    script.hold.touch()  # else a busy machine finishes the study before it is ended
+    script.hold.touch()  # otherwise a busy machine might finish the study too early
     if how == "killed":
         ended.process.kill()
         ended.process.communicate()
     else:
         if how == "interrupted":
-            # Like Ctrl-C in a terminal, to the whole process group.
+            # Ctrl-C in a terminal also signals the whole process group.
             os.killpg(ended.process.pid, signal.SIGINT)
         else:
-            # Like clouds, batch systems and Kubernetes, to the process that they started.
+            # Clouds, batch systems and Kubernetes also signal only the process that they started.
             ended.process.terminate()
         out, _ = ended.process.communicate(timeout=240)
         assert ended.process.returncode == 130
@@ -601,10 +601,10 @@ def test_a_race_whose_machine_is_lost_resumes_from_its_rungs(cluster, tmp_path, 
 
 
 @pytest.mark.chaos
-def test_a_second_driver_is_refused_and_one_that_does_not_look_leaves_the_ledger_whole(
+def test_a_second_driver_is_refused_and_a_driver_that_does_not_look_leaves_the_ledger_intact(
     tmp_path, script
 ):
-    """Two on the same machine, and a third that does not look for others."""
+    """Two drivers look for others; a third one does not. All run on the same machine."""
     script.hold.touch()
     drivers = [Process(tmp_path, 0.2) for _ in range(2)]
     wait_until(lambda: any(driver.process.poll() is not None for driver in drivers))
@@ -632,7 +632,7 @@ def test_a_second_driver_is_refused_and_one_that_does_not_look_leaves_the_ledger
 
 
 @pytest.mark.chaos
-def test_where_there_are_no_locks_a_driver_is_refused_by_the_claim_of_the_first(tmp_path, script):
+def test_without_file_locks_the_first_drivers_claim_refuses_a_second_driver(tmp_path, script):
     script.hold.touch()
     first = Process(tmp_path, 0.0, "lockless")
     wait_until(script.trained)

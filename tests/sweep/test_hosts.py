@@ -57,10 +57,10 @@ pytestmark = [
 TERMS = HostTerms(cpus=1, gpus=0, num_threads=1, save_seconds=5.0, storage="nowhere")
 
 
-def test_a_host_saves_and_closes_the_lanes_that_it_hands_over_and_another_one_resumes_them(
+def test_a_host_saves_and_closes_the_lanes_that_it_hands_over_and_another_host_resumes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two hosts in this process; what they train with is given to them without Ray."""
+    """Both hosts run in this process and get their training without Ray."""
     import ray
 
     monkeypatch.setattr(ray, "get", lambda value: value)
@@ -99,7 +99,7 @@ def cluster() -> Iterator[Any]:
     made.shutdown()
 
 
-def test_a_host_that_has_left_does_not_hold_its_device_any_longer(cluster: Any) -> None:
+def test_a_host_that_has_left_no_longer_holds_its_device(cluster: Any) -> None:
     import ray
 
     @ray.remote(num_cpus=1)
@@ -137,7 +137,7 @@ def test_a_host_that_is_killed_before_its_first_contact_is_charged_if_it_had_a_p
             return RayHost(self.host, self.host.run.remote())
 
     async def end_after(seconds: float, host: Any) -> float:
-        """The device-seconds that are charged."""
+        """Kill the host after this time; returns the charged device-seconds."""
         account = Account(Budget(), (), time.time(), time.monotonic())
         terms = replace(TERMS, storage=str(tmp_path))
         coordinator = Coordinator({"lanes": 1, "max_devices": 1}, terms, OneHost(host), account)
@@ -170,7 +170,7 @@ def test_a_host_that_is_killed_before_its_first_contact_is_charged_if_it_had_a_p
 
 
 class Killer(threading.Thread):
-    """Kills a random host now and then while a study runs.
+    """Kills random hosts at random moments while a study runs.
 
     Args:
         every: mean seconds between two kills.
@@ -226,7 +226,7 @@ def script(tmp_path: Path) -> Script:
     return Script(tmp_path / "trained", nap=3.0)
 
 
-def test_lanes_of_a_lost_machine_resume_on_another_one_from_their_last_epoch(
+def test_lanes_of_a_lost_machine_resume_on_another_machine_from_their_last_epoch(
     cluster: Any, tmp_path: Path, script: Script
 ) -> None:
     plan = make_plan([0.1, 0.2], ["frozen_soft_prompt"])
@@ -250,10 +250,10 @@ def test_lanes_of_a_lost_machine_resume_on_another_one_from_their_last_epoch(
     assert len(script.trained()) > 6 and max(script.begun_at()) > 0
 
 
-def test_a_machine_with_a_notice_saves_its_open_lanes_at_that_moment(
+def test_a_machine_with_a_spot_notice_saves_its_open_lanes_at_that_moment(
     cluster: Any, tmp_path: Path, script: Script
 ) -> None:
-    """Nothing is saved at the ends of epochs here, so lanes resume from what was saved after the notice."""
+    """No lane is saved at the end of an epoch here, so all lanes resume from checkpoints after the notice."""
     plan = make_plan([0.1, 0.2], ["frozen_soft_prompt"])
     ledger = Ledger(str(tmp_path))
 

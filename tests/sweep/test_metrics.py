@@ -1,8 +1,7 @@
 """Promise: while a study runs, Prometheus has the right value of every metric that the dashboard shows, and
-nothing of any note. Without a request nothing is published.
+no content of any note. Without a request nothing is published.
 
-A failure would go unnoticed: a metric that is no longer published is an empty panel, on the day that somebody
-looks.
+A failure would go unnoticed: a metric that is no longer published leaves a panel empty until somebody looks.
 
     python -m tests.sweep.test_metrics FOLDER PORT
 
@@ -47,8 +46,8 @@ OF_RAY = {"instance", "job", "Component", "NodeAddress", "SessionName", "Version
 
 
 def run_a_study(folder: Path, port: int) -> None:
-    """Train eighteen fold-runs of two cells. Of the first three of each, one fails at its first try and the
-    host of another one dies. These come first, because Prometheus may miss the last second of a run."""
+    """Train eighteen fold-runs of two cells. In each cell, one of the first three fails at its first
+    try, and the host of another dies. They come first because Prometheus may miss a run's last second."""
     from raymrc.sweep.session import HostResources
 
     script = Script(folder / "trained", 0.6, raises_once=(0.1, 0), dies_once=(0.1, 2))
@@ -110,7 +109,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         ],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    # In a process of its own, because Ray reads this interval when it starts.
+    # The study runs in its own process, because Ray reads this interval when it starts.
     environment = os.environ | {"RAY_metrics_report_interval_ms": "1000", "PYTHONPATH": str(ROOT)}
     began = time.time()
     try:
@@ -221,7 +220,7 @@ def test_prometheus_can_evaluate_every_rule(watched):
 
 
 def test_nothing_is_published_without_a_request(monkeypatch):
-    """Ray's agent listens on all of a machine's addresses, and tells the names of studies to anyone."""
+    """Ray's agent listens on all of a machine's addresses, and shows the names of studies to anyone."""
     import ray.util.metrics
 
     monkeypatch.setattr(ray.util.metrics, "Gauge", None)

@@ -102,7 +102,7 @@ def test_the_status_says_what_an_autoscaler_refuses(cluster, monkeypatch):
     assert status.refused == ({"GPU": 1.0}, {"GPU": 2.0}, {"GPU": 3.0})
 
 
-def test_the_head_alone_has_its_resource(cluster):
+def test_only_the_head_has_the_head_resource(cluster):
     """Otherwise trials would be scheduled nowhere, or on machines that a spot notice takes away."""
     import ray
 
@@ -110,7 +110,7 @@ def test_the_head_alone_has_its_resource(cluster):
     assert sorted(nodes, key=bool) == [None, 1.0]
 
 
-def test_a_metric_takes_zero(cluster):
+def test_a_metric_accepts_zero(cluster):
     """Otherwise counters would not start at 0, and Prometheus would miss their first increase."""
     from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -124,7 +124,7 @@ def test_a_metric_takes_zero(cluster):
         Counter("contract_counter", "", ("study",)).inc(0, {"study": "s"})
 
 
-def test_ray_takes_the_port_for_metrics():
+def test_ray_accepts_the_option_for_the_metrics_port():
     """Otherwise `--metrics-port` would have no effect."""
     import ray
 
@@ -132,7 +132,7 @@ def test_ray_takes_the_port_for_metrics():
     assert f'"{name}"' in inspect.getsource(inspect.unwrap(ray.init))
 
 
-def test_a_node_with_a_notice_is_draining(cluster):
+def test_a_node_with_a_spot_notice_is_draining(cluster):
     """Otherwise hosts on spot instances would lose their lanes' progress since the last epoch."""
     import ray
 

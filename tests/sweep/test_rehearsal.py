@@ -1,5 +1,5 @@
-"""Promise: a cluster may grow, shrink and lose nodes; the ledger ends complete, without doubles, and as if
-nothing had happened. More kinds of kills are in the recorded run (`tests.sweep.rehearsal`).
+"""Promise: a cluster may grow, shrink and lose nodes; the ledger ends complete, without duplicates, and equal
+to the ledger of an undisturbed study. More kinds of kills are in the recorded run (`tests.sweep.rehearsal`).
 
 Ray's own autoscaler starts the nodes, because hosts and worker groups ask for devices.
 """

@@ -1,7 +1,7 @@
-"""Promise: one driver trains a study at a time, and a dead one keeps nobody waiting for longer than a lease.
+"""Promise: one driver trains a study at a time, and a dead driver blocks others for at most one lease.
 
-Two drivers would train the same fold-runs twice, and the ledger would look as if one had. Only the bill would
-tell.
+Two drivers would train the same fold-runs twice, and the ledger would look as if one driver had run. Only the
+bill would show it.
 """
 
 from __future__ import annotations
@@ -71,21 +71,21 @@ def storage(request, tmp_path) -> str:
 
 def test_a_second_run_is_refused_while_the_first_lives(storage):
     told = re.escape(storage) + ": " + REFUSAL.format(os.getpid())
-    for _ in range(2):  # a run that ends lets the next one begin at once
+    for _ in range(2):  # the next run can begin as soon as the first one ends
         with only_run(storage, print) as is_lost:
             with pytest.raises(StudyError, match=told), only_run(storage, print):
                 pass
             assert not is_lost()
 
 
-def test_nobody_waits_for_a_lock_that_a_process_of_this_machine_holds(tmp_path):
+def test_a_lock_held_by_a_process_on_this_machine_refuses_a_run_without_waiting(tmp_path):
     with only_run(str(tmp_path), pytest.fail), pytest.raises(StudyError):
         with only_run(str(tmp_path), pytest.fail):
             pass
 
 
 @pytest.mark.parametrize("is_lost", [True, False])
-def test_a_lock_of_another_machine_is_waited_for_in_case_the_machine_was_lost(
+def test_a_driver_waits_for_the_lock_of_another_machine_in_case_that_machine_was_lost(
     is_lost, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(only_run_module, "LOST_MACHINE_SECONDS", 60.0 if is_lost else 0.2)
@@ -107,8 +107,8 @@ def test_a_lock_of_another_machine_is_waited_for_in_case_the_machine_was_lost(
     assert f"locked by process {os.getpid()} on elsewhere; waiting" in sentence
 
 
-def test_a_lock_that_cannot_be_taken_for_another_reason_refuses(tmp_path, monkeypatch):
-    """Such as a lock file of another user: its holder may be training."""
+def test_a_lock_that_fails_for_another_reason_refuses_the_run(tmp_path, monkeypatch):
+    """The lock file may belong to another user, whose driver may be training."""
     (tmp_path / "spend" / ".lock").mkdir(parents=True)
     with pytest.raises(LedgerError, match="cannot be written to"), only_run(str(tmp_path), print):
         pass
@@ -122,7 +122,7 @@ def test_a_lock_that_cannot_be_taken_for_another_reason_refuses(tmp_path, monkey
             pass
 
 
-def test_a_lock_is_not_written_through_a_link(tmp_path):
+def test_a_lock_is_not_written_through_a_symbolic_link(tmp_path):
     (tmp_path / "spend").mkdir()
     (tmp_path / "theirs").write_text("theirs")
     (tmp_path / "spend" / ".lock").symlink_to(tmp_path / "theirs")
@@ -131,7 +131,7 @@ def test_a_lock_is_not_written_through_a_link(tmp_path):
     assert (tmp_path / "theirs").read_text() == "theirs"
 
 
-def test_a_lock_file_is_no_entry_of_the_journal(tmp_path):
+def test_the_journal_ignores_the_lock_file(tmp_path):
     with only_run(str(tmp_path), print):
         assert Journal(str(tmp_path)).entries() == ()
         Journal(str(tmp_path)).write(JournalEntry("me", 0.0))
@@ -163,7 +163,7 @@ def test_a_claim_that_nobody_renews_is_removed_after_one_lease(lockless, tmp_pat
 
 
 @pytest.mark.parametrize("renews", [True, False])
-def test_a_claim_that_is_renewed_late_refuses_and_one_that_is_taken_back_does_not(
+def test_a_claim_that_is_renewed_late_refuses_a_run_and_a_withdrawn_claim_does_not(
     renews, lockless, tmp_path
 ):
     write_claim(tmp_path)
@@ -180,7 +180,7 @@ def test_a_claim_that_is_renewed_late_refuses_and_one_that_is_taken_back_does_no
     assert claims(tmp_path) == (["dead.json"] if renews else [])
 
 
-def test_of_two_that_claim_at_the_same_moment_one_at_most_goes_on(lockless, tmp_path, monkeypatch):
+def test_at_most_one_of_two_simultaneous_claims_succeeds(lockless, tmp_path, monkeypatch):
     """Both write their claim before either looks for others."""
     both_wrote, outlive = threading.Barrier(2), only_run_module._outlive_others
 
@@ -207,7 +207,7 @@ def test_of_two_that_claim_at_the_same_moment_one_at_most_goes_on(lockless, tmp_
     assert claims(tmp_path) == []
 
 
-def test_a_driver_whose_claim_was_taken_over_learns_it_and_does_not_claim_again(lockless, tmp_path):
+def test_a_driver_whose_claim_was_removed_notices_it_and_does_not_claim_again(lockless, tmp_path):
     with only_run(str(tmp_path), print) as is_lost:
         (mine,) = claims(tmp_path)
         assert not is_lost()
@@ -224,13 +224,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it never came")
 
 
-# --- what a run finds of others -------------------------------------------------------------------
+# --- records of other drivers ---------------------------------------------------------------------
 
 
-def test_what_another_driver_wrote_before_this_one_held_the_study_is_not_trained_again(
+def test_fold_runs_recorded_by_another_driver_before_the_lock_are_not_trained_again(
     tmp_path, monkeypatch
 ):
-    """It ended between the command and the lock: a ledger that was read before would lack its records."""
+    """The other driver ended just before this one took the lock; an earlier read would miss its records."""
     plan, ledger = make_plan(), Ledger(str(tmp_path))
 
     @contextmanager
@@ -246,7 +246,9 @@ def test_what_another_driver_wrote_before_this_one_held_the_study_is_not_trained
     assert not ray.is_initialized()
 
 
-def test_what_another_driver_wrote_while_this_one_waited_is_not_trained_again(lockless, tmp_path):
+def test_fold_runs_recorded_by_another_driver_during_the_wait_are_not_trained_again(
+    lockless, tmp_path
+):
     plan, ledger = make_plan(), Ledger(str(tmp_path))
     write_claim(tmp_path)
 
@@ -259,8 +261,8 @@ def test_what_another_driver_wrote_while_this_one_waited_is_not_trained_again(lo
     assert not ray.is_initialized()
 
 
-def test_the_budget_keeps_nothing_for_a_driver_that_is_dead(tmp_path):
-    """Whatever the dead driver's clock said; what it may have spent stays charged."""
+def test_the_budget_reserves_nothing_for_a_dead_driver(tmp_path):
+    """The dead driver's clock does not matter, and its possible spending stays charged."""
     killed = JournalEntry(
         "killed", 1e9, 10.0, 20.0, 30.0, 60.0, 30.0,
         running=4, committed=500.0, process="process 7 on gone",
@@ -275,10 +277,10 @@ def test_the_budget_keeps_nothing_for_a_driver_that_is_dead(tmp_path):
     assert dead.reserved == 0 and dead.has_ended
 
 
-# --- what a killed run has left -------------------------------------------------------------------
+# --- leftovers of a killed run --------------------------------------------------------------------
 
 
-def test_leftovers_of_a_killed_run_go_also_where_nothing_is_left_to_train(tmp_path):
+def test_leftovers_of_a_killed_run_are_removed_even_if_nothing_is_left_to_train(tmp_path):
     plan, ledger = make_plan(), Ledger(str(tmp_path / "storage"))
     for run in fold_runs(plan):
         ledger.record(make_record(run))
@@ -295,7 +297,7 @@ def test_leftovers_of_a_killed_run_go_also_where_nothing_is_left_to_train(tmp_pa
 
 
 @pytest.mark.parametrize("raced", [True, False])
-def test_checkpoints_of_a_stopped_configuration_go_too(raced, tmp_path):
+def test_checkpoints_of_a_stopped_configuration_are_removed_too(raced, tmp_path):
     """Its driver was killed between the record and the removal, or before it learned of the checkpoint."""
     plan = make_plan([0.1, 0.2], ["fine_tune"], folds=2)
     plan = replace(plan, racing=Racing()) if raced else plan
@@ -311,7 +313,7 @@ def test_checkpoints_of_a_stopped_configuration_go_too(raced, tmp_path):
     if raced:
         run_study(plan, ledger, TRAINING, tmp_path)
         assert not any(state.exists() for state in states)
-    else:  # the grid is completed from them
+    else:  # without racing, the grid is completed from them
         with StudyRun(plan, ledger):
             pass
         assert all(state.exists() for state in states)
@@ -320,7 +322,7 @@ def test_checkpoints_of_a_stopped_configuration_go_too(raced, tmp_path):
 # --- Ray ------------------------------------------------------------------------------------------
 
 
-def test_a_machine_too_busy_to_start_ray_gets_rays_own_reason_after_three_tries(
+def test_a_timeout_of_rays_start_is_reported_with_rays_reason_after_three_tries(
     monkeypatch, tmp_path
 ):
     tries = []
@@ -329,7 +331,7 @@ def test_a_machine_too_busy_to_start_ray_gets_rays_own_reason_after_three_tries(
         tries.append(options)
         raise Exception(
             "The current node timed out during startup. This could happen."
-        )  # as Ray does
+        )  # Ray's own message
 
     monkeypatch.setattr(session.ray, "init", time_out)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -1,7 +1,7 @@
-"""Promise: a model that is too large for one device is trained by a group of them to what one would make of
-it, and nobody waits for ever where groups, hosts and trials want more than there is.
+"""Promise: a group of devices trains a model that is too large for one device to the result that one device
+would reach, and nothing waits for ever if groups, hosts and trials want more devices than there are.
 
-Real Ray Train with gloo. What becomes of a group that is lost is in `test_rehearsal.py`.
+These tests use real Ray Train with gloo. `test_rehearsal.py` tests the loss of a group.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A head without devices, and machines that declare a GPU that they do not have."""
+    """A head without devices, and two machines that declare a GPU they do not have."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -69,7 +69,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def group_plan(backbone: Any, workers: tuple[int, int] = (2, 2), **fields: Any) -> Plan:
-    """One cell that trains the backbone, in groups, and one of frozen fold-runs on hosts."""
+    """One cell trains the backbone in groups; the other has frozen fold-runs on hosts."""
     terms: dict[str, Any] = {
         "prompt_length": 4, "match_width": 16, "epochs": 4, "batch_size": 4, "window": 20,
         "overlap": 4, "dropout": 0.0, **fields,
@@ -94,7 +94,7 @@ def run(
 
 
 def assert_as_alone(records: dict[str, Record]) -> None:
-    """Every fold-run of a group is what one process makes of it."""
+    """Every fold-run of a group equals the same fold-run trained by one process."""
     from raymrc.model.loading import load_backbone
     from tests.training.fold_runs import train_fold_run
 
@@ -109,7 +109,7 @@ def assert_as_alone(records: dict[str, Record]) -> None:
 
 
 class StopOne(FIFOScheduler):
-    """Ends the first trial of groups after its first fold-run, in the middle of the next."""
+    """Stops the first trial that uses groups after its first fold-run, in the middle of the next one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class StopOne(FIFOScheduler):
 def test_groups_and_hosts_take_turns_on_too_few_devices(
     cluster: Any, backbone: Any, tmp_path: Path
 ) -> None:
-    """Twice the devices are wanted that there are: two for the group, two for hosts; a trial is stopped."""
+    """The group and the hosts want two devices each, twice as many as there are; a trial is stopped."""
     plan = group_plan(backbone)
     scheduler = StopOne()
     outcome, records = run(plan, tmp_path, scheduler=scheduler)
@@ -141,7 +141,7 @@ def test_groups_and_hosts_take_turns_on_too_few_devices(
 
 
 def test_the_cap_ends_groups_in_time(cluster: Any, backbone: Any, tmp_path: Path) -> None:
-    """More epochs than fit below the cap, which is enough for a group to start."""
+    """The study has more epochs than fit below the cap, which lets a group start."""
     plan, cap = group_plan(backbone, epochs=200), 40.0
     outcome, records = run(plan, tmp_path, budget=Budget(device_hours=cap / 3600))
     assert outcome.out_of_budget and outcome.failed == 0
