@@ -1,6 +1,7 @@
 """Runs a study on Ray: Tune trials, hosts and worker groups, and the coordinator actor that hands out work.
 
-The only room that imports ray; it may import `scheduling` and the rooms below it. Enter at `driver.run_study`.
+The only room that imports ray; it may import `scheduling` and the rooms below it. Enter at
+`driver.run_study`.
 
 Ray and Tune read their switches from the environment, some of them when ray is first imported. So this
 package sets them before any of its modules can import ray. A switch that the user has set stays.
