@@ -222,7 +222,7 @@ class Logged:
         def open_lane(fold_run: Any, state: bytes | None = None) -> None:
             opened(fold_run, state)
             lane = pool._seats[fold_run.key].lane
-            note("open", fold_run.key, len(lane.epochs), lane._learnt)
+            note("open", fold_run.key, len(lane.epochs), lane._steps_of_epoch)
 
         def step() -> Sequence[LaneEvent]:
             events: Sequence[LaneEvent] = stepped()
