@@ -294,7 +294,7 @@ def test_a_storage_that_hosts_do_not_see_ends_the_run_with_a_message(cluster, tm
     ray.get(coordinator.close.remote())
     ray.kill(coordinator)
     assert sentence.startswith(f"{tmp_path} cannot be seen on node ")
-    assert sentence.endswith("that all may write to") and script.trained() == []
+    assert sentence.endswith("such as s3://bucket/study") and script.trained() == []
 
 
 def test_work_is_numbered_in_the_order_of_submission():
