@@ -104,7 +104,7 @@ def _groups(summaries: Sequence[CellSummary], *, by_backbone: bool) -> list[list
 
 
 def _best_of_sides(group: Sequence[CellSummary]) -> Pair | None:
-    """By validation F1; None where a side has no winner."""
+    """The best frozen and the best trained cell by validation F1; None if a side has no winner."""
     trained, frozen = (
         [s for s in group if STRATEGIES[s.cell.strategy].trains_backbone == trains]
         for trains in (True, False)

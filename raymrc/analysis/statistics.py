@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 LEVEL = 0.95
-"""Of every interval and every claim."""
+"""Confidence level of every interval and every claim."""
 
 GUARDED_CORRELATION = 0.3
 """Largest correlation between two folds' differences that claims guard against (docs/decisions/0024)."""
@@ -56,7 +56,8 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Probabilities:
-    """Of a difference below, within and above a region of practical equivalence; they sum to 1."""
+    """Probabilities that a difference is below, within or above the region of practical equivalence;
+    they sum to 1."""
 
     below: float
     within: float
@@ -296,7 +297,7 @@ class Bootstrap:
         return len(self.without)
 
     def variance(self, weights: ArrayLike) -> float:
-        """Of a weighted sum of F1 over resamples; `weights` as in `interval`."""
+        """Variance of a weighted sum of F1 over resamples; `weights` as in `interval`."""
         return float((self.drawn @ np.asarray(weights, dtype=np.float64)).var(ddof=1))
 
     def interval(self, weights: ArrayLike, level: float = LEVEL) -> Interval:

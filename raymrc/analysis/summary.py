@@ -235,12 +235,12 @@ class CellSummary:
 
     @property
     def device_seconds(self) -> float:
-        """Of the whole search, not only the winner."""
+        """Device time of the whole search, not only of the winner."""
         return sum(c.device_seconds for c in self.configurations)
 
     @property
     def cost_usd(self) -> float:
-        """Of the whole search, not only the winner."""
+        """Cost of the whole search, not only of the winner."""
         return sum(c.cost_usd for c in self.configurations)
 
     def to_json(self) -> dict[str, Any]:

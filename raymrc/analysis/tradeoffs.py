@@ -40,7 +40,7 @@ class SizeFit:
     largest: float
 
     def slope_interval(self, level: float = LEVEL) -> Interval:
-        """Of the change with ten times the parameters."""
+        """Interval of the change per factor of ten in parameters."""
         half = t_quantile(level, self.degrees) * math.sqrt(self.slope_variance)
         return Interval(self.slope - half, self.slope + half, level)
 
@@ -107,7 +107,7 @@ def fit_sizes(parameters: ArrayLike, values: ArrayLike) -> SizeFit:
 
 
 def parity_size(fit: SizeFit, margin: float, level: float = LEVEL) -> ParitySize:
-    """Where a gap that falls with size reaches the margin.
+    """The size at which a gap that falls with size reaches the margin.
 
     Args:
         fit: of gaps.

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def describe_bug(error: BaseException) -> str:
-    """Where an unexpected error came from, without messages or values: those may hold note text."""
+    """The place that an unexpected error came from, without messages or values: those may hold note text."""
     lines = ["internal error in raymrc; please report it with these lines:"]
     cause: BaseException | None = error
     while cause is not None:

@@ -51,7 +51,7 @@ class Problems:
 
 @dataclass(frozen=True, slots=True)
 class NotePlace:
-    """Where a note begins: its file, and the line if the file holds several notes."""
+    """The place at which a note begins: its file, and the line if the file holds several notes."""
 
     path: Path
     line: int | None = None

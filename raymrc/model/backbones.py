@@ -1,4 +1,4 @@
-"""Where a backbone's config, weights and tokenizer are, and what its config says; no torch.
+"""Finds a backbone's config, weights and tokenizer, and reads its config; no torch.
 
     Backbone -> folder -> Shape, fingerprint
 
@@ -22,7 +22,7 @@ from raymrc.model.shapes import SHAPES, Shape
 
 @dataclass(frozen=True, slots=True)
 class BackboneSource:
-    """Where a backbone known by name comes from.
+    """The origin of a backbone known by name.
 
     Args:
         hub: Hugging Face id; "" if it was never released and the user brings a folder.

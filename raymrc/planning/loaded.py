@@ -158,8 +158,8 @@ def read_local_study(spec: Spec, *, weights: bool = True, test: bool = False) ->
         transfer = read_transfer(spec, corpus)
     final = spec.final_test
     if test and corpus is not None and final is not None:
-        here = final.corpus is None or _is_local(final.corpus.path)
-        held_out = read_test(spec, corpus) if here else None
+        is_local = final.corpus is None or _is_local(final.corpus.path)
+        held_out = read_test(spec, corpus) if is_local else None
     prompt = read_initial_prompt(spec) if _is_local(spec.initial_prompt) else None
     local_weights = _local_weights(spec) if weights or prompt is not None else None
     return LoadedStudy(spec, corpus, transfer, held_out, prompt, local_weights)

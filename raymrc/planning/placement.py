@@ -1,4 +1,4 @@
-"""Where the fold-runs of a cell train, decided by memory.
+"""Decides by memory where the fold-runs of a cell train.
 
     configurations, shape -> peak_bytes of each way to train them -> Placement, or why there is none
 

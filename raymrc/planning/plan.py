@@ -404,8 +404,8 @@ def _check_fit(spec: Spec, index: int, strategy: str, space: SearchSpace, shape:
 
 def _place(spec: Spec, index: int, strategy: str, name: str) -> Steps:
     """The place in the study file that decides a cell's setting."""
-    own = spec.backbones[index].strategies.named().get(strategy)
-    if own is not None and name in own.given():
+    settings = spec.backbones[index].strategies.named().get(strategy)
+    if settings is not None and name in settings.given():
         return ("backbones", index, "strategies", strategy, name)
     if name in spec.strategies.named()[strategy].given():
         return ("strategies", strategy, name)

@@ -230,8 +230,8 @@ WORLDS = {
         ),
     )
 }
-"""By name. MiniLM on PHEE lost 18 points in 0.6 decades of the rate, which makes 50 points at a decade for a
-parabola; these worlds assume at most 30."""
+"""Worlds by name. MiniLM on PHEE lost 18 points in 0.6 decades of the rate, which makes 50 points at a
+decade for a parabola; these worlds assume at most 30."""
 
 
 def generate(world: World, count: int, seed: int) -> Iterator[Curves]:

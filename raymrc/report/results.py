@@ -301,7 +301,7 @@ def _about_subsets(summaries: Sequence[CellSummary]) -> str:
 
 
 def site_tables(summaries: Sequence[CellSummary], conclusions: Conclusions) -> dict[str, Table]:
-    """By name of the other site."""
+    """One table per other site, by its name."""
     names, led = cell_names(summaries), leaders(summaries)
     scores = {(score.cell, score.site): score for score in conclusions.sites}
     tables = {}

@@ -95,7 +95,7 @@ class Spending:
             self.stopped = closing.stopped.sentence
 
     def needs(self, fold_runs: Sequence[FoldRun]) -> dict[str, Need]:
-        """By key, the expected costs that are known; empty without a budget."""
+        """The known expected costs by key; empty without a budget."""
         if not self.budget or self._expect is None:
             return {}
         found = {run.key: self._expect(run) for run in fold_runs}

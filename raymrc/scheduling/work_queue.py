@@ -469,7 +469,7 @@ class WorkQueue:
 
     @property
     def unfinished_shares(self) -> dict[str, float]:
-        """By key, the share still to do of fold-runs with a checkpoint, 0 to 1."""
+        """The share still to do, 0 to 1, by key of the fold-runs that have a checkpoint."""
         return {} if self.allowance is None else self.allowance.unfinished_shares(self._checkpoints)
 
     def _purse(self, host: _Host | None = None) -> Purse | None:

@@ -516,7 +516,7 @@ class BudgetSpec(Section):
 
 
 class MlflowSpec(Section):
-    """Where MLflow keeps the study's runs."""
+    """The MLflow store of the study's runs."""
 
     tracking_uri: Path | None = None
     """A tracking server or database. Default: SQLite in the study's folder."""
