@@ -261,9 +261,8 @@ def test_a_machine_with_a_spot_notice_saves_its_open_lanes_at_that_moment(
         until = time.monotonic() + 60
         while len(script.begun_at()) < 6 and time.monotonic() < until:
             time.sleep(0.05)
-        time.sleep(
-            1.5
-        )  # all lanes are open on both machines, and have trained for one epoch of a second
+        # All lanes are open on both machines now. An epoch takes one second.
+        time.sleep(1.5)
         node = next(iter(cluster.worker_nodes))
         warn_node(cluster.address, node.node_id, 6.0)
         time.sleep(6.0)
