@@ -47,14 +47,9 @@ from tests.sweep.making import (
     open_pool,
     train_script,
 )
+from tests.sweep.ray_warnings import RAY_WARNINGS
 
-pytestmark = [
-    # Ray leaves sockets and processes to the garbage collector, also while other tests run.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
-]
+pytestmark = RAY_WARNINGS
 
 
 def seconds(number: float, **limits: float) -> Budget:

@@ -49,15 +49,9 @@ from tests.sweep.making import (
     open_pool,
     train_script,
 )
+from tests.sweep.ray_warnings import RAY_WARNINGS
 
-pytestmark = [
-    pytest.mark.ray,
-    # Ray leaves sockets to the garbage collector and uses deprecated features of other packages.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
-]
+pytestmark = [pytest.mark.ray, *RAY_WARNINGS]
 
 
 @pytest.fixture(scope="module")

@@ -42,15 +42,13 @@ from tests.sweep.making import (
     train_script,
     warn_node,
 )
+from tests.sweep.ray_warnings import RAY_WARNINGS
 from tests.sweep.rehearsal import free_port
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.chaos,
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+    *RAY_WARNINGS,
 ]
 
 

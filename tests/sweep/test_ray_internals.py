@@ -19,15 +19,10 @@ from raymrc.sweep.ray_internals import (
     record_metric,
 )
 from tests.sweep.making import warn_node
+from tests.sweep.ray_warnings import RAY_WARNINGS
 from tests.sweep.rehearsal import free_port
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
-]
+pytestmark = [pytest.mark.ray, *RAY_WARNINGS]
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from raymrc.sweep.session import HostResources
 from raymrc.training.trainer import Trainer
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
 from tests.sweep.making import actors, make_plan
+from tests.sweep.ray_warnings import RAY_WARNINGS
 from tests.sweep.rehearsal import free_port
 from tests.training.test_lane import make_data, make_notes
 
@@ -36,10 +37,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.chaos,
     pytest.mark.timeout(600),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+    *RAY_WARNINGS,
 ]
 
 WORKER = "RayTrainWorker"
