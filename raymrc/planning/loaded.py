@@ -137,8 +137,7 @@ def read_study(spec: Spec) -> LoadedStudy:
     """
     adapter = read_initial_prompt(spec)
     corpus = read_study_corpus(spec)
-    backbones = [entry.backbone for entry in spec.backbones]
-    weights = {b.name: weights_fingerprint(find_backbone(b)) for b in backbones}
+    weights = _fingerprint_weights(spec)
     transfer, test = read_transfer(spec, corpus), read_test(spec, corpus)
     check_held_out(spec, test, transfer)
     check_unseen(spec, adapter, corpus, *transfer.values(), test)
@@ -173,10 +172,14 @@ def _is_local(path: str | None) -> bool:
 def _local_weights(spec: Spec) -> dict[str, str] | None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        backbones = [entry.backbone for entry in spec.backbones]
-        return {b.name: weights_fingerprint(find_backbone(b)) for b in backbones}
+        return _fingerprint_weights(spec)
     except BackboneError:
         return None
+
+
+def _fingerprint_weights(spec: Spec) -> dict[str, str]:
+    backbones = [entry.backbone for entry in spec.backbones]
+    return {b.name: weights_fingerprint(find_backbone(b)) for b in backbones}
 
 
 def local_tokenizers(spec: Spec) -> dict[str, FileTokenizer | RoughTokenizer]:
