@@ -179,13 +179,15 @@ def _own_address() -> str:
 # --- the study -------------------------------------------------------------------------------------
 
 
-def study_plan(backbone: Backbone, frozen: int, grouped: int, folds: int, epochs: int) -> Plan:
+def study_plan(
+    backbone: Backbone, frozen: int, grouped: int, folds: int, epochs: int, workers: Sequence[int]
+) -> Plan:
     """A study of two cells.
 
     Args:
-        frozen: number of frozen configurations, trained on hosts.
-        grouped: number of configurations that train the backbone in groups of two devices, or of one if there
-            are no two.
+        frozen: number of frozen configurations, trained on hosts; 0 leaves their cell out.
+        grouped: number of configurations that train the backbone in groups.
+        workers: the smallest and the largest number of workers of a group.
     """
     terms: dict[str, Any] = {
         "prompt_length": 4, "match_width": 16, "epochs": epochs, "batch_size": 4, "window": 20,
@@ -195,8 +197,8 @@ def study_plan(backbone: Backbone, frozen: int, grouped: int, folds: int, epochs
     hosts = make_plan(rates, ["frozen_soft_prompt"], backbone=backbone, folds=folds, **terms)
     rates = [0.001 * (1 + number) for number in range(grouped)]
     groups = make_plan(rates, ["soft_prompt"], backbone=backbone, folds=folds, **terms)
-    placed = replace(groups.cells[0], placement=Placement("group", (1, 2)))
-    return replace(hosts, cells=(*hosts.cells, placed))
+    placed = replace(groups.cells[0], placement=Placement("group", (workers[0], workers[1])))
+    return replace(hosts, cells=(*hosts.cells, placed) if frozen else (placed,))
 
 
 @dataclass(frozen=True)
@@ -282,13 +284,13 @@ def terms_of(folder: Path) -> dict[str, Any]:
     return terms
 
 
-def prepare(folder: Path, *, devices: int, workers: int = 2, **study: int) -> Plan:
+def prepare(folder: Path, *, devices: int, **study: Any) -> Plan:
     from tests.model.tiny import tiny_backbone, tiny_checkpoint
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log").mkdir()
     backbone = tiny_backbone(tiny_checkpoint("bert", folder / "tiny"))
-    terms = {"devices": devices, "workers": workers, "study": study}
+    terms = {"devices": devices, "study": study}
     (folder / "terms.json").write_text(json.dumps(terms))
     return study_plan(backbone, **study)
 
@@ -307,9 +309,6 @@ def drive(folder: Path) -> int:
         gpus_per_host=1.0, max_hosts=terms["devices"], lanes=3, save_seconds=0.0, device="cpu",
         patience_seconds=15.0,
     )  # fmt: skip
-    if terms["workers"] > 2:
-        wide = replace(plan.cells[1], placement=Placement("group", (terms["workers"],) * 2))
-        plan, resources = replace(plan, cells=(wide,)), replace(resources, max_hosts=None)
     try:
         data = make_data(make_notes(), plan.folds)
         training = Training(Logged(folder / "log"), data, resources)
@@ -504,7 +503,9 @@ def main(place: Path) -> int:
     """The recorded run."""
     strikes = ["host", "worker", "node", "reclaim", "driver", "node"]
     folder = Path(tempfile.mkdtemp(prefix="raymrc-rehearsal-"))
-    plan = prepare(folder / "study", devices=3, frozen=8, grouped=4, folds=5, epochs=8)
+    plan = prepare(
+        folder / "study", devices=3, frozen=8, grouped=4, folds=5, epochs=8, workers=(1, 2)
+    )
     began = time.monotonic()
     with cloud(folder / "cloud", max_nodes=3) as made:
         battle = Battle(made, folder / "study", strikes, every=8)

@@ -52,7 +52,7 @@ def test_a_study_that_loses_nodes_ends_like_an_undisturbed_one(
 ) -> None:
     assert growing.nodes() == {}, "no node exists before a request"
     folder = tmp_path / "study"
-    plan = prepare(folder, devices=2, frozen=1, grouped=1, folds=3, epochs=5)
+    plan = prepare(folder, devices=2, frozen=1, grouped=1, folds=3, epochs=5, workers=(2, 2))
     battle = Battle(growing, folder, ["node"], every=2)
     battle.run()
     assert "ray_raymrc_fold_runs_ended_total" in scrape_metrics(growing), (
@@ -65,7 +65,7 @@ def test_a_study_that_loses_nodes_ends_like_an_undisturbed_one(
     assert max(course.most_redone for course in courses.values()) <= 1, (
         "at most one epoch is repeated"
     )
-    assert battle.most_nodes == 2
+    assert battle.most_nodes == 2, "groups of two waited for a second node"
     kept = [path.name for path in (folder / "saved").iterdir() if path.is_dir()]
     assert kept == [], "finished fold-runs keep no checkpoints"
     assert wait_until(lambda: not growing.nodes(), 90), "idle nodes are removed"
@@ -74,7 +74,7 @@ def test_a_study_that_loses_nodes_ends_like_an_undisturbed_one(
 
 def test_a_group_that_the_cluster_can_never_hold_is_refused(growing: Cloud, tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    prepare(folder, devices=2, frozen=1, grouped=1, folds=3, epochs=5, workers=3)
+    prepare(folder, devices=3, frozen=0, grouped=1, folds=3, epochs=5, workers=(3, 3))
     battle = Battle(growing, folder, [], every=1)
     output, code = battle.run_once(180)
     assert code == 2
