@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -324,8 +325,9 @@ def _distribute(groups: Sequence[_Group], shares: Sequence[float], seed: str) ->
 
     def growth(name: str, part: int) -> float:
         held = filled[part]
-        total = sum(portion * (2 * held[key] + portion) for key, portion in portions[name].items())
-        return total / shares[part]
+        # An exact sum does not depend on the order of the amounts, which is that of the notes.
+        added = (portion * (2 * held[key] + portion) for key, portion in portions[name].items())
+        return math.fsum(added) / shares[part]
 
     def put(name: str, part: int, sign: int) -> None:
         held = filled[part]

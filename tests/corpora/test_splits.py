@@ -133,6 +133,17 @@ def test_the_order_of_the_notes_does_not_matter(corpus, dice):
     assert {n.id for n in take_subset(permuted, 10, seed=5).notes} == {n.id for n in drawn}
 
 
+def test_rounding_does_not_bring_in_the_order_of_the_notes():
+    """Here two validation parts are equally good; sums of floats in the notes' order chose between them."""
+    dice = random.Random(1319)
+    notes = [
+        make_note(i, f"g{i % 8}", dice.choices(LABELS, k=dice.randrange(4))) for i in range(20)
+    ]
+    folds = make_folds(Corpus(tuple(notes), LABELS), 3, 5, 0.2)
+    dice.shuffle(notes)
+    assert make_folds(Corpus(tuple(notes), LABELS), 3, 5, 0.2) == folds
+
+
 def outcome(corpus):
     try:
         return make_folds(corpus, 3, seed=5, validation_share=0.2)
