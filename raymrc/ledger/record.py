@@ -312,13 +312,10 @@ class SummedNotes(Mapping[str, NoteCounts]):
             for kind, by_name in note.items():
                 of_kind = sums.setdefault(kind, {})
                 for name, (tp, fp, fn) in by_name.items():
-                    total = of_kind.get(name)
-                    if total is None:
-                        of_kind[name] = [tp, fp, fn]
-                    else:
-                        total[0] += tp
-                        total[1] += fp
-                        total[2] += fn
+                    total = of_kind.setdefault(name, [0, 0, 0])
+                    total[0] += tp
+                    total[1] += fp
+                    total[2] += fn
         self._sums = tuple(
             (_share(kind), tuple((_share(name), *of_kind[name]) for name in sorted(of_kind)))
             for kind, of_kind in sums.items()
