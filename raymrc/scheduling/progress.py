@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -98,8 +97,7 @@ class ProgressDisplay:
         self._clock = clock
         self._live: Live | None = None
         self._last_line = -LINE_SECONDS
-        self._shown: Snapshot | None = None
-        self._latest: Snapshot | None = None
+        self._unshown: Snapshot | None = None
 
     def __enter__(self) -> ProgressDisplay:
         if self.console.is_terminal:
@@ -107,25 +105,24 @@ class ProgressDisplay:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
-        elif self._latest is not None and self._latest is not self._shown:
-            self.console.print(line(self._latest), soft_wrap=True, highlight=False)
+        elif self._unshown is not None:
+            self._print_line(self._unshown)
 
     def __call__(self, snapshot: Snapshot) -> None:
-        self._latest = snapshot
         if self._live is not None:
             self._live.update(render_progress(snapshot))
         elif self._clock() - self._last_line >= LINE_SECONDS:
             self._last_line = self._clock()
-            self._shown = snapshot
-            self.console.print(line(snapshot), soft_wrap=True, highlight=False)
+            self._print_line(snapshot)
+        else:
+            self._unshown = snapshot
+
+    def _print_line(self, snapshot: Snapshot) -> None:
+        self._unshown = None
+        self.console.print(line(snapshot), soft_wrap=True, highlight=False)
 
 
 def line(snapshot: Snapshot) -> str:

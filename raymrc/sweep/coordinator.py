@@ -72,10 +72,12 @@ class Coordinator:
         self._journal = Journal(terms.storage) if account is not None else None
         self._account = account or Account(Budget(), (), time.time(), now)
         self._queue = WorkQueue(**queue)
-        self._fleet = Fleet(self._account, terms.charge)
+        self._fleet = Fleet(self._account, terms.resources.charge)
         self._guard = BudgetGuard(self._account, self._queue, self._fleet, terms.storage, now)
-        self._scaler = Scaler(self._queue, self._fleet, self._guard, terms.patience_seconds)
-        self._survey = ClusterSurvey(self._fleet, terms.resources)
+        self._scaler = Scaler(
+            self._queue, self._fleet, self._guard, terms.resources.patience_seconds
+        )
+        self._survey = ClusterSurvey(self._fleet, terms.resources.per_device)
         self._metrics = MetricPublisher(terms.metrics_study)
         self._launched: dict[str, RayGroup] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -310,7 +312,7 @@ class Coordinator:
             await asyncio.sleep(NODE_POLL_SECONDS)
 
     def _count_room(self) -> int:
-        return count_devices(self._cluster.nodes().values(), self._terms.resources)
+        return count_devices(self._cluster.nodes().values(), self._terms.resources.per_device)
 
     async def _publish_metrics(self) -> None:
         while not self._is_closed:
