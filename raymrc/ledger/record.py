@@ -271,11 +271,7 @@ class NoteTotals(Mapping[str, Counts]):
         return iter(self._ids)
 
     def __getitem__(self, note_id: str) -> Counts:
-        try:
-            place = 3 * self._ids.index(note_id)
-        except ValueError:
-            raise KeyError(note_id) from None
-        return _counts(*self._numbers[place : place + 3])
+        return dict(self.items())[note_id]
 
     def values(self) -> Any:
         numbers = iter(self._numbers)

@@ -32,10 +32,6 @@ class _Entry:
     failed: set[int] = field(default_factory=set)
     trained_parameters: int = 0
 
-    @property
-    def is_complete(self) -> bool:
-        return all(len(course) >= self.configuration.epochs for course in self.courses)
-
 
 @dataclass(frozen=True, slots=True)
 class Stop:
@@ -190,14 +186,10 @@ class Race:
     def num_spared(self) -> int:
         """Fold-runs that will not be trained to their end; failed ones do not count."""
         is_over = self.is_over
-        left_out = [
-            entry
-            for entry in self._entries.values()
-            if entry.stopped or entry.failed or (is_over and not entry.is_complete)
-        ]
         return sum(
             len(course) < entry.configuration.epochs and fold not in entry.failed
-            for entry in left_out
+            for entry in self._entries.values()
+            if entry.stopped or entry.failed or is_over
             for fold, course in enumerate(entry.courses)
         )
 

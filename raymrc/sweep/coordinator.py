@@ -341,9 +341,8 @@ def open_coordinator(
         queue: arguments of `WorkQueue`.
     """
     cluster = RayCluster([ray.put((open_pool, data))], terms)
-    options = on_this_node()
     return (
         ray.remote(Coordinator)
-        .options(**options, max_concurrency=1000)
+        .options(**on_this_node(), max_concurrency=1000)
         .remote(queue, terms, cluster, account)
     )

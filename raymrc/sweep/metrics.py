@@ -112,9 +112,6 @@ GPU_RESERVED_BYTES = Metric("raymrc_gpu_reserved_bytes", "gauge", "bytes", (*STU
 
 METRICS: tuple[Metric, ...] = tuple(v for v in list(globals().values()) if isinstance(v, Metric))
 
-INITIAL_STATUSES = ("done", "failed")
-"""Statuses for which `ENDED` starts at 0."""
-
 
 class MetricPublisher:
     """Publishes the metrics of one process.
@@ -170,7 +167,7 @@ class MetricPublisher:
                 self.publish(FOLD_RUNS, number, plan.cell, state=state)
             if cell.best_f1 is not None:
                 self.publish(BEST_F1, cell.best_f1, plan.cell)
-            for status in INITIAL_STATUSES:
+            for status in ("done", "failed"):
                 self.publish(ENDED, 0, plan.cell, status=status)
             for counter in (RETRIES, DEVICE_SECONDS, COST_USD):
                 self.publish(counter, 0, plan.cell)
