@@ -26,15 +26,15 @@ class Checkpoints:
     @cached_property
     def latest(self) -> dict[str, str]:
         """The name of each key's latest checkpoint from earlier runs."""
-        latest: dict[str, str] = {}
         try:
             names = sorted(self.files.names())
         except OSError as error:
             where = self.files.place("")
             raise LedgerError(f"{where}: the store refuses ({error_text(error)})") from None
+        latest = {}
         for name in names:
-            key, _, rest = name.partition("/")
-            if rest.isdigit():
+            key, _, number = name.partition("/")
+            if number.isdigit():
                 latest[key] = name
         return latest
 

@@ -143,10 +143,7 @@ class Fleet:
 
     def shrink_groups(self, now: float, count_room: Callable[[], int]) -> Scaling:
         """Request smaller groups instead of those that have waited too long for all their devices.
-
-        Args:
-            count_room: the number of devices that a group could have, at most.
-        """
+        `count_room` returns the largest number of devices that a group could have."""
         started, cancelled = [], []
         for name, host in list(self.hosts.items()):
             least = host.workers.min_devices
@@ -161,11 +158,7 @@ class Fleet:
     # --- contact with hosts -------------------------------------------------------------------------
 
     def charge_from_start(self, name: str, age: float, now: float) -> None:
-        """Charge a host from the start of its process on.
-
-        Args:
-            age: seconds since that start.
-        """
+        """Charge a host from the start of its process on, `age` seconds ago."""
         host = self.hosts.get(name)
         if host is not None:
             since = max(host.requested_at, now - age)
@@ -186,19 +179,11 @@ class Fleet:
         return is_first
 
     def answer(self, name: str, now: float, *, is_busy: bool) -> None:
-        """Note that a host has got an order.
-
-        Args:
-            is_busy: it will open or save lanes, so its silence will say nothing.
-        """
+        """Note that a host has got an order. A busy one opens or saves lanes, so its silence says nothing."""
         self.hosts[name].answered_at = None if is_busy else now
 
     def fail_start(self, name: str) -> bool:
-        """Count a host that has died, if it never made contact.
-
-        Returns:
-            Whether `MAX_FAILED_STARTS` have failed in a row.
-        """
+        """Count a host that died before its first contact; True if `MAX_FAILED_STARTS` did in a row."""
         if name not in self.hosts or self.hosts[name].is_running:  # cancelled requests do not count
             return False
         self._failed_starts += 1

@@ -77,11 +77,7 @@ class RecordWriter:
         return (self._num_put - self._num_settled, reason) if reason else (0, "")
 
     def close(self, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Wait until all is written or patience has ended.
-
-        Args:
-            meanwhile: called twice a second.
-        """
+        """Wait until all is written or patience has ended; call `meanwhile` twice a second."""
         self._queue.put(None)
         while self._thread.is_alive():
             self._thread.join(0.5)

@@ -370,10 +370,7 @@ class StudySearch:
     def _missing(
         self, configuration: Configuration, folds: Collection[int] | None = None
     ) -> Iterator[FoldRun]:
-        """
-        Args:
-            folds: only these; the others are not looked up.
-        """
+        """Fold-runs without a record. With `folds`, only these are looked up."""
         for key, run in self.fold_runs(configuration).items():
             if key in self.done or (folds is not None and run.fold not in folds):
                 continue
@@ -384,11 +381,8 @@ class StudySearch:
                 self.learn(record)
 
     def _most_behind(self, waiting: Collection[int]) -> int | None:
-        """The first cell with the smallest started share of its configurations, or in a race of its epochs.
-
-        Args:
-            waiting: cells that have nothing to hand out now.
-        """
+        """The first cell with the smallest started share of its configurations, or in a race of its epochs;
+        `waiting` cells have nothing to hand out now."""
         shares = [
             (self._share(index), index)
             for index in range(len(self.plan.cells))

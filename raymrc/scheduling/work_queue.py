@@ -277,11 +277,7 @@ class WorkQueue:
         now: float,
         workers: WorkerRange = SINGLE_DEVICE,
     ) -> Order:
-        """Take a host's reports and give it its next order.
-
-        Args:
-            now: seconds of any monotonic clock.
-        """
+        """Take a host's reports and give it its next order; `now` is in seconds of any monotonic clock."""
         host = self._hosts.setdefault(name, _Host(workers))
         self.handle_reports(name, reports, now)
         if kept := [key for key in host.handing_over if key in host.requests]:
@@ -485,11 +481,7 @@ class WorkQueue:
         return min(self.allowance.remaining(request.key, "low") for request in self._queue)
 
     def defer(self) -> int:
-        """Drop all queued fold-runs, for a later run of the study.
-
-        Returns:
-            The number of trials that are over because of it.
-        """
+        """Drop all queued fold-runs, for a later run of the study; returns the number of ended trials."""
         trials = {request.trial for request in self._queue}
         for request in self._queue:
             del self._requests[request.key]

@@ -137,12 +137,9 @@ class _NotPickled:
 
 
 class _Search(_NotPickled, Searcher):
-    """Gives Tune its trials, and the coordinator their work.
+    """Gives Tune its trials, at most `max_trials` at a time, and the coordinator their work.
 
     Work is submitted before the trial's process exists, and withdrawn when the trial ends, however it ends.
-
-    Args:
-        max_trials: in flight.
     """
 
     def __init__(self, study: StudyRun, max_trials: int, coordinator: Any) -> None:
@@ -289,10 +286,7 @@ def _run_tune(
     catch_again: Callable[[], None],
     is_lost: Callable[[], bool],
 ) -> None:
-    """
-    Args:
-        catch_again: takes SIGTERM back from Ray, whose handler would abort this process.
-    """
+    """`catch_again` takes SIGTERM back from Ray, whose handler would abort this process."""
     resources, plan = training.resources, study.plan
     with cluster(resources, session_folder) as is_ours, study.checkpoints.marker() as marker:
         catch_again()

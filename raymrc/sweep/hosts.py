@@ -108,6 +108,7 @@ class Host:
         _set_threads(max(1, int(terms.resources.cpus_per_host)))
         self._shared = shared
         self._fetched: tuple[OpenPool, Any] | None = None
+        self._ranks: Any = None  # see `OpenPool`
         self._terms = terms
         self._save_seconds = terms.resources.save_seconds
         self._files = open_files(terms.storage, SAVED)
@@ -119,7 +120,7 @@ class Host:
     @property
     def _leads(self) -> bool:
         """Whether this process speaks for its group."""
-        return True
+        return self._ranks is None or self._ranks.rank == 0
 
     def run(self, name: str, coordinator: Any) -> None:
         """Follow the coordinator's orders until it says to leave."""
@@ -149,11 +150,7 @@ class Host:
         return order
 
     def train(self, waiting: Sequence[HostReport] = ()) -> list[HostReport]:
-        """Train for a slice of time, or until there is something to report.
-
-        Args:
-            waiting: reports from before; if there are any, nothing is trained.
-        """
+        """Train for a slice of time, or until there is something to report; not at all if reports wait."""
         reports: list[HostReport] = []
         until = time.monotonic() + SLICE_SECONDS
         while self._goes_on(not waiting and not reports and time.monotonic() < until):
@@ -209,12 +206,10 @@ class Host:
             self._pool = None  # first, because memory may be too small for two
             if self._fetched is None:
                 self._fetched = ray.get(self._shared[0])
-            self._pool = self._load(*self._fetched, backbone)
+            open_pool, data = self._fetched
+            self._pool = open_pool(backbone, data, self._ranks)
             self._backbone = backbone
         return self._pool
-
-    def _load(self, open_pool: OpenPool, data: Any, backbone: Backbone) -> LanePool:
-        return open_pool(backbone, data)
 
     def _report(self, event: LaneEvent) -> HostReport:
         key, what, lane = event.key, event.what, self._lanes[event.key]

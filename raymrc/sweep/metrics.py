@@ -196,10 +196,7 @@ class MetricPublisher:
             self.publish(QUEUE, waiting[cell], cell)
 
     def publish_hosts(self, hosts: Iterable[FleetHost], devices: float) -> None:
-        """
-        Args:
-            devices: how many the study is charged for.
-        """
+        """Publish the fleet, and the number of devices that the study is charged for."""
         counts = Counter((host.kind, host.is_running) for host in hosts)
         for kind in HostKind:
             self.publish(HOSTS, counts[kind, True], kind=kind, state="there")
@@ -254,10 +251,7 @@ class LaneMetrics:
         self._lanes: dict[str, _LaneState] = {}
 
     def open(self, fold_run: FoldRun, tokens: int) -> None:
-        """
-        Args:
-            tokens: trained before this host opened the lane.
-        """
+        """Note a lane; `tokens` were trained before this host opened it."""
         cell = fold_run.configuration.cell
         self._lanes[fold_run.key] = _LaneState(cell, tokens)
         self._publisher.publish(TOKENS, 0, cell)
@@ -278,11 +272,7 @@ class LaneMetrics:
         self._lanes.pop(key, None)
 
     def publish(self, tokens: Callable[[str], int]) -> None:
-        """Publish all lanes, if it is time.
-
-        Args:
-            tokens: gives the total of an open lane by its key.
-        """
+        """Publish all lanes, if it is time; `tokens` returns the total of an open lane by its key."""
         if not self._publisher.is_due:
             return
         losses: dict[Cell, list[float]] = {}

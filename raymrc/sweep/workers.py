@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from raymrc.configuration import Backbone
 from raymrc.errors import RaymrcError
 from raymrc.ledger.record import Epoch, LaneEvent
 from raymrc.scheduling.orders import HostReport, Order
-from raymrc.sweep.hosts import Host, HostTerms, LanePool, OpenPool, Shared
+from raymrc.sweep.hosts import Host, HostTerms, Shared
 from raymrc.sweep.metrics import LaneMetrics, MetricPublisher
 
 if TYPE_CHECKING:
@@ -99,10 +98,6 @@ class Member(Host):
             self._metrics = LaneMetrics(MetricPublisher())
         self._writing: tuple[str, str, Saving] | None = None
 
-    @property
-    def _leads(self) -> bool:
-        return self._ranks.rank == 0
-
     def _nodes(self) -> tuple[str, ...]:
         gathered = self._ranks.gather(super()._nodes())
         return tuple(dict.fromkeys(node for nodes in gathered for node in nodes))
@@ -120,9 +115,6 @@ class Member(Host):
     def _goes_on(self, has_time: bool) -> bool:
         answer: bool = self._ranks.broadcast(super()._goes_on(has_time))
         return answer
-
-    def _load(self, open_pool: OpenPool, data: Any, backbone: Backbone) -> LanePool:
-        return open_pool(backbone, data, self._ranks)
 
     def _report(self, event: LaneEvent) -> HostReport:
         if not isinstance(event.what, Epoch):
