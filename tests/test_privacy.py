@@ -56,7 +56,7 @@ class LeakyTrainer:
     def __init__(self, *settings):
         pass
 
-    def open_pool(self, backbone, data):
+    def open_pool(self, backbone, data, ranks=None):
         return LeakyPool(data.corpus.notes[0].text)
 
 

@@ -102,7 +102,6 @@ def train_study(job: StudyJob, plan: Plan, metrics_port: int | None) -> tuple[St
     expect = _expectations(job, plan).of if spec.budget is not None else None
 
     # These imports take seconds more.
-    from raymrc.scheduling.failures import FailureTerms
     from raymrc.scheduling.progress import ProgressDisplay
     from raymrc.scheduling.terms import Listeners, RunTerms
     from raymrc.sweep.driver import Training, run_study
@@ -146,9 +145,7 @@ def train_study(job: StudyJob, plan: Plan, metrics_port: int | None) -> tuple[St
             ),
             spec.folder,
             RunTerms(
-                Budget.of(spec),
-                expect,
-                FailureTerms(spec.failures.retries, spec.failures.close_cell_after),
+                Budget.of(spec), expect, spec.failures.retries, spec.failures.close_cell_after
             ),
             Listeners(recorder.record, show, log),
         )

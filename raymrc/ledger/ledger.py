@@ -76,9 +76,9 @@ class Ledger:
             LedgerError: the store refuses.
         """
         assert record.key == record.fold_run.key, "a record is kept under its fold-run's key"
-        ending = ENDING_BY_STATUS[record.status]
         if not record.is_done and self.has(record.key):
             return
+        ending = ENDING_BY_STATUS[record.status]
         content = (record.to_json() if text is None else text).encode()
         name = _name(record.key, ending)
         self._ask(lambda: self.files.write(name, content, replace=not record.is_done), record.key)
@@ -93,12 +93,8 @@ class Ledger:
         """Every readable record, one per key, whatever its status."""
         return self.read_all()[0]
 
-    def problems(self) -> tuple[str, ...]:
-        """A sentence for every record that cannot be read, and what to do about it."""
-        return self.read_all()[1]
-
     def read_all(self) -> tuple[tuple[Record, ...], tuple[str, ...]]:
-        """All readable records, and problems of the others.
+        """All readable records, and for each other one a sentence with the problem and its remedy.
 
         Keeps only sums of the notes' counts (`SummedNotes`). Does not read a done record again, because it
         never changes.
@@ -121,11 +117,12 @@ class Ledger:
         self._seen = seen
         return tuple(records.values()), tuple(problems)
 
-    def check(self) -> None:
-        """Raises LedgerError with one line per problem if any record cannot be read."""
-        problems = self.problems()
+    def check(self) -> tuple[Record, ...]:
+        """All records; raises LedgerError with one line per problem if any cannot be read."""
+        records, problems = self.read_all()
         if problems:
             raise LedgerError("\n".join(problems))
+        return records
 
     def _entries(self) -> list[tuple[str, str, str]]:
         """(key, ending, name) of every record file."""

@@ -271,11 +271,7 @@ class NoteTotals(Mapping[str, Counts]):
         return iter(self._ids)
 
     def __getitem__(self, note_id: str) -> Counts:
-        try:
-            place = 3 * self._ids.index(note_id)
-        except ValueError:
-            raise KeyError(note_id) from None
-        return _counts(*self._numbers[place : place + 3])
+        return dict(self.items())[note_id]
 
     def values(self) -> Any:
         numbers = iter(self._numbers)
@@ -312,13 +308,10 @@ class SummedNotes(Mapping[str, NoteCounts]):
             for kind, by_name in note.items():
                 of_kind = sums.setdefault(kind, {})
                 for name, (tp, fp, fn) in by_name.items():
-                    total = of_kind.get(name)
-                    if total is None:
-                        of_kind[name] = [tp, fp, fn]
-                    else:
-                        total[0] += tp
-                        total[1] += fp
-                        total[2] += fn
+                    total = of_kind.setdefault(name, [0, 0, 0])
+                    total[0] += tp
+                    total[1] += fp
+                    total[2] += fn
         self._sums = tuple(
             (_share(kind), tuple((_share(name), *of_kind[name]) for name in sorted(of_kind)))
             for kind, of_kind in sums.items()

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from raymrc.errors import LedgerError
@@ -27,58 +27,23 @@ MAX_READ_AHEAD = 4 * PARALLEL_READS
 """Files read in advance; more would only occupy memory."""
 
 
-class Files(Protocol):
-    """Files below a folder or a URL. Names are relative, with '/' between folders.
+class Folder:
+    """A folder on this machine or on a network file system.
 
     Raises:
         OSError: the store refuses; any method may raise it.
     """
 
-    def place(self, name: str) -> str:
-        """The full path or URL, for messages."""
-        ...
-
-    def names(self, below: str = "") -> Iterator[str]:
-        """Names of all files, or of those below one folder, in no order."""
-        ...
-
-    def exists(self, name: str) -> bool: ...
-
-    def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError if the file does not exist."""
-        ...
-
-    def read_many(self, names: Iterable[str]) -> Iterator[bytes | OSError]:
-        """The content of each file in order, or the error of reading it."""
-        ...
-
-    def write(self, name: str, content: bytes, *, replace: bool) -> None:
-        """Write all or nothing, whatever happens to this process. Without `replace`, an existing file
-        stays."""
-        ...
-
-    def remove(self, name: str) -> None: ...
-
-    def remove_all(self, below: str) -> None:
-        """Remove a folder with its files, if it exists."""
-        ...
-
-    def try_to_write(self) -> None:
-        """Create the folder, write a file and remove it; leave nothing behind on failure."""
-        ...
-
-
-class Folder:
-    """A folder on this machine or on a network file system."""
-
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def place(self, name: str) -> str:
+        """The full path or URL, for messages."""
         return str(self.root / name)
 
-    def names(self, below: str = "") -> Iterator[str]:
-        for folder, _, files in os.walk(self.root / below, onerror=_refuse):
+    def names(self) -> Iterator[str]:
+        """Names of all files, in no order."""
+        for folder, _, files in os.walk(self.root, onerror=_refuse):
             base = Path(folder).relative_to(self.root).as_posix()
             for name in files:
                 yield name if base == "." else f"{base}/{name}"
@@ -87,12 +52,16 @@ class Folder:
         return (self.root / name).is_file()
 
     def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError if the file does not exist."""
         return (self.root / name).read_bytes()
 
     def read_many(self, names: Iterable[str]) -> Iterator[bytes | OSError]:
+        """The content of each file in order, or the error of reading it."""
         return (_content(self, name) for name in names)
 
     def write(self, name: str, content: bytes, *, replace: bool) -> None:
+        """Write all or nothing, whatever happens to this process. Without `replace`, an existing file
+        stays."""
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         # A temporary file in the same folder, so that the move cannot cross file systems.
@@ -116,10 +85,12 @@ class Folder:
             (self.root / name).unlink()
 
     def remove_all(self, below: str) -> None:
+        """Remove a folder with its files, if it exists."""
         with suppress(FileNotFoundError):
             shutil.rmtree(self.root / below)
 
     def try_to_write(self) -> None:
+        """Create the folder, write a file and remove it; leave nothing behind on failure."""
         made = [p for p in (self.root, *self.root.parents) if not p.exists()]
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -168,7 +139,7 @@ def _content(files: Files, name: str) -> bytes | OSError:
 
 
 class ObjectStore:
-    """A store behind `pyarrow.fs`, such as S3 or GS.
+    """A store behind `pyarrow.fs`, such as S3 or GS, with the methods of `Folder`.
 
     Each request takes a tenth of a second, so files are read in parallel and requests are few.
     """
@@ -180,11 +151,10 @@ class ObjectStore:
     def place(self, name: str) -> str:
         return f"{self.url}/{name}"
 
-    def names(self, below: str = "") -> Iterator[str]:
+    def names(self) -> Iterator[str]:
         from pyarrow.fs import FileSelector, FileType
 
-        start = self._path(below) if below else self.root
-        selector = FileSelector(start, recursive=True, allow_not_found=True)
+        selector = FileSelector(self.root, recursive=True, allow_not_found=True)
         for info in self.filesystem.get_file_info(selector):
             if info.type == FileType.File:
                 yield info.path.removeprefix(self.root).lstrip("/")
@@ -233,6 +203,9 @@ class ObjectStore:
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
+
+
+Files: TypeAlias = Folder | ObjectStore
 
 
 def open_files(storage: str, folder: str) -> Files:

@@ -7,18 +7,28 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from itertools import chain
+from typing import Literal, TypeAlias
 
 from raymrc.configuration import Cell, FoldRun
 from raymrc.costs.budget import Need
+from raymrc.scheduling.orders import HostReport
 
 OVERDUE_FACTOR = 0.1
 """A fold-run that has used up its expected need is expected to need this share of it in addition."""
 
 MAX_REMEMBERED = 20
 """Number of a cell's latest fold-runs that correct the expectation for the next ones."""
+
+_LatestByCell: TypeAlias = defaultdict[Cell, deque[float]]
+
+
+def _latest_by_cell() -> _LatestByCell:
+    return defaultdict(partial(deque, maxlen=MAX_REMEMBERED))
 
 
 @dataclass(eq=False, slots=True)
@@ -65,8 +75,8 @@ class Allowance:
     device_seconds: float = math.inf
     wall_seconds: float = math.inf
     _progress: dict[str, _Progress] = field(default_factory=dict)
-    _ratios: dict[Cell, list[float]] = field(default_factory=dict)
-    _used: dict[Cell, list[float]] = field(default_factory=dict)
+    _ratios: _LatestByCell = field(default_factory=_latest_by_cell)
+    _used: _LatestByCell = field(default_factory=_latest_by_cell)
     _factors: dict[Cell, float] = field(default_factory=dict)
 
     def set_left(self, device_seconds: float, wall_seconds: float) -> None:
@@ -98,31 +108,25 @@ class Allowance:
         for progress in sharing:
             progress.used += device_seconds / len(sharing)
 
-    def advance(
-        self,
-        key: str,
-        epoch: int | None = None,
-        *,
-        is_saved: bool = False,
-        saving_seconds: float = 0.0,
-    ) -> None:
+    def advance(self, report: HostReport) -> None:
         """Note what a host reports about an open fold-run."""
-        progress = self._progress.get(key)
+        progress = self._progress.get(report.key)
         if progress is None:
             return
-        if epoch is not None:
-            progress.done = max(progress.done, epoch / progress.fold_run.configuration.epochs)
-        if is_saved:
+        if report.epoch is not None:
+            done = report.epoch.epoch / progress.fold_run.configuration.epochs
+            progress.done = max(progress.done, done)
+        if report.checkpoint is not None:
             progress.saved = self._done(progress)
-            if saving_seconds:
-                progress.saving_seconds = saving_seconds
+            if report.saving_seconds:
+                progress.saving_seconds = report.saving_seconds
 
     def settle(self, key: str, *, is_done: bool) -> None:
         """Remove a fold-run that has ended, and learn from it if it was trained from its beginning."""
         progress = self._progress.pop(key, None)
         if progress is None or not is_done or progress.left < 1.0:
             return
-        _remember(self._used, progress.cell, progress.used)
+        self._used[progress.cell].append(progress.used)
         self._learn(progress, progress.need.value if progress.need is not None else 0.0)
 
     def pause(self, key: str) -> None:
@@ -135,7 +139,7 @@ class Allowance:
 
     def _learn(self, progress: _Progress, expected: float) -> None:
         if expected > 0:
-            _remember(self._ratios, progress.cell, progress.used / expected)
+            self._ratios[progress.cell].append(progress.used / expected)
             self._factors.clear()
 
     # --- what fold-runs need ------------------------------------------------------------------------
@@ -157,7 +161,7 @@ class Allowance:
         """Device-seconds of the whole fold-run."""
         need = progress.need
         if need is None:  # assume the mean of what has ended
-            used = self._used.get(progress.cell) or _flatten(self._used)
+            used = self._used.get(progress.cell) or [*chain(*self._used.values())]
             return statistics.fmean(used) if used else 0.0
         # An earlier run's overhead includes its unfinished fold-runs, so a lower bound ignores it.
         factor = 1.0 if bound == "low" and not self._ratios else self._factor(progress.cell)
@@ -167,7 +171,7 @@ class Allowance:
 
     def _factor(self, cell: Cell) -> float:
         if cell not in self._factors:
-            ratios = self._ratios.get(cell) or _flatten(self._ratios)
+            ratios = self._ratios.get(cell) or [*chain(*self._ratios.values())]
             self._factors[cell] = statistics.median(ratios) if ratios else self.overhead
         return self._factors[cell]
 
@@ -239,13 +243,3 @@ class Purse:
         if self.host_seconds is not None:
             self.host_seconds += needed
         self.is_first = False
-
-
-def _remember(values: dict[Cell, list[float]], cell: Cell, value: float) -> None:
-    kept = values.setdefault(cell, [])
-    kept.append(value)
-    del kept[:-MAX_REMEMBERED]
-
-
-def _flatten(values: Mapping[Cell, list[float]]) -> list[float]:
-    return [value for kept in values.values() for value in kept]

@@ -117,13 +117,9 @@ class BudgetGuard:
     def lease(self, unix_time: float, now: float) -> JournalEntry:
         """The journal entry to write now."""
         devices, self.wanted_devices = max(self._fleet.devices, self.wanted_devices), 0.0
+        open_runs, committed = len(self._queue.training), self._queue.committed
         entry = self._account.lease(
-            unix_time,
-            now,
-            devices,
-            self._queue.num_open,
-            self._queue.committed,
-            self.closing_seconds(),
+            unix_time, now, devices, open_runs, committed, self.closing_seconds()
         )
         self._pending = entry, now, devices
         return entry
@@ -177,7 +173,7 @@ class BudgetGuard:
 
     def _defer(self, now: float) -> GuardDecision:
         """Drop queued fold-runs that do not fit the budget, for trials that may."""
-        if self._queue.num_open:
+        if self._queue.training:
             self._deferred_trials = 0
         shortfall = self._queue.shortfall()
         if shortfall is None:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from raymrc.errors import LedgerError
 from raymrc.ledger.record import Record
-from raymrc.ledger.storage import SAVED, Files, absolute, error_text, not_writable, open_files
+from raymrc.ledger.storage import SAVED, absolute, error_text, not_writable, open_files
 
 
 class Checkpoints:
@@ -21,20 +21,20 @@ class Checkpoints:
 
     def __init__(self, storage: str) -> None:
         self.storage = absolute(storage)
-        self.files: Files = open_files(self.storage, SAVED)
+        self.files = open_files(self.storage, SAVED)
 
     @cached_property
     def latest(self) -> dict[str, str]:
         """The name of each key's latest checkpoint from earlier runs."""
-        latest: dict[str, str] = {}
         try:
             names = sorted(self.files.names())
         except OSError as error:
             where = self.files.place("")
             raise LedgerError(f"{where}: the store refuses ({error_text(error)})") from None
+        latest = {}
         for name in names:
-            key, _, rest = name.partition("/")
-            if rest.isdigit():
+            key, _, number = name.partition("/")
+            if number.isdigit():
                 latest[key] = name
         return latest
 

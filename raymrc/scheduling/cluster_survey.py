@@ -34,18 +34,6 @@ class ClusterStatus:
     refused: tuple[Mapping[str, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Requests of which none has started for a while.
-
-    Args:
-        devices: number of devices of the smallest one.
-    """
-
-    devices: int
-    seconds: float
-
-
 class ClusterSurvey:
     """
     Args:
@@ -68,8 +56,8 @@ class ClusterSurvey:
         """Whether a host on these nodes has to hand over its lanes and leave."""
         return not self._draining.isdisjoint(nodes)
 
-    def longest_wait(self, now: float) -> Wait | None:
-        """The wait to judge by the cluster's status, if there is one.
+    def longest_wait(self, now: float) -> tuple[int, float] | None:
+        """Devices of the smallest request and seconds since the first, if the cluster's status has to judge.
 
         Worker ranges that have started once wait for a machine to return; while any host is running, its work
         is done first; and groups that may still shrink are given the time.
@@ -82,28 +70,26 @@ class ClusterSurvey:
         seconds = now - min((host.requested_at for host in waiting), default=now)
         if seconds < AUTOSCALER_SECONDS:
             return None
-        return Wait(min(host.size for host in waiting), seconds)
+        return min(host.size for host in waiting), seconds
 
-    def judge(self, wait: Wait | None, status: ClusterStatus | None) -> str:
+    def judge(self, wait: tuple[int, float] | None, status: ClusterStatus | None) -> str:
         """The message that ends the run because no request can ever start; "" while one may."""
-        message = self._refusal(wait, status) if wait is not None and status is not None else ""
+        message = self._refusal(*wait, status) if wait is not None and status is not None else ""
         self._refusals = self._refusals + 1 if message else 0
         return message if self._refusals >= MAX_REFUSALS else ""
 
-    def _refusal(self, wait: Wait, status: ClusterStatus) -> str:
+    def _refusal(self, devices: int, seconds: float, status: ClusterStatus) -> str:
         room = count_devices(status.nodes, self._resources)
-        if room >= wait.devices:
+        if room >= devices:
             return ""  # the devices are in use
         if status.can_grow:
             # The older of Ray's two autoscalers refuses nothing, and is waited for.
-            if any(self._is_device(bundle) for bundle in status.refused):
-                why = "the cluster's autoscaler says that it can never provide this"
-                return _too_small(wait.devices, self._resources, why)
-            return ""
-        if wait.seconds < FIXED_SECONDS:
-            return ""
-        why = f"the cluster has room for {room} and no autoscaler"
-        return _too_small(wait.devices, self._resources, why)
+            is_hopeless = any(self._is_device(bundle) for bundle in status.refused)
+            why = "the cluster's autoscaler says that it can never provide this"
+        else:
+            is_hopeless = seconds >= FIXED_SECONDS
+            why = f"the cluster has room for {room} and no autoscaler"
+        return _too_small(devices, self._resources, why) if is_hopeless else ""
 
     def _is_device(self, bundle: Mapping[str, float]) -> bool:
         """Whether a bundle asks for one of our devices; Ray adds resources of its own as markers."""
@@ -141,12 +127,9 @@ def check_room(workers: WorkerRange, resources: Mapping[str, float], room: int) 
 def _too_small(devices: int, resources: Mapping[str, float], why: str) -> str:
     device = " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
     enlarge = "or enlarge the cluster (max_workers in cluster.yaml)"
+    needs = f"a host needs {device}"
+    lower = "lower resources.cpus_per_host and resources.gpus_per_host"
     if devices > 1:
-        return (
-            f"a worker group needs at least {devices} times {device}, but {why}; "
-            f"lower resources.workers, {enlarge}"
-        )
-    return (
-        f"a host needs {device}, but {why}; "
-        f"lower resources.cpus_per_host and resources.gpus_per_host, {enlarge}"
-    )
+        needs = f"a worker group needs at least {devices} times {device}"
+        lower = "lower resources.workers"
+    return f"{needs}, but {why}; {lower}, {enlarge}"

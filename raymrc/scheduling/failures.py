@@ -6,7 +6,7 @@ The text of a foreign exception is never kept, because it may quote a note.
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,27 +15,9 @@ from raymrc.errors import MemoryShortage, RaymrcError
 from raymrc.ledger.record import Record, RecordStatus
 
 
-@dataclass(frozen=True, slots=True)
-class FailureTerms:
-    """The study's terms for failures.
-
-    Args:
-        retries: how often a fold-run is retried within a run if its record `may_pass`.
-        close_cell_after: number of consecutive failing configurations that close their cell; None: never.
-    """
-
-    retries: int = 1
-    close_cell_after: int | None = 5
-
-
 def failed_record(
     fold_run: FoldRun, reason: str, device_seconds: float = 0.0, *, may_pass: bool = False
 ) -> Record:
-    """
-    Args:
-        device_seconds: what the fold-run has cost.
-        may_pass: see `Record`.
-    """
     return replace(
         empty_record(fold_run),
         status=RecordStatus.FAILED,

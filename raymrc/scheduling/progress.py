@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -85,11 +84,7 @@ class Snapshot:
 
 
 class ProgressDisplay:
-    """Shows snapshots on stderr: a live table on a terminal, elsewhere lines.
-
-    with ProgressDisplay() as show:
-        run_study(..., on_progress=show)
-    """
+    """Shows snapshots on stderr: a live table on a terminal, elsewhere lines."""
 
     def __init__(
         self, console: Console | None = None, clock: Callable[[], float] = time.monotonic
@@ -98,8 +93,7 @@ class ProgressDisplay:
         self._clock = clock
         self._live: Live | None = None
         self._last_line = -LINE_SECONDS
-        self._shown: Snapshot | None = None
-        self._latest: Snapshot | None = None
+        self._unshown: Snapshot | None = None
 
     def __enter__(self) -> ProgressDisplay:
         if self.console.is_terminal:
@@ -107,46 +101,42 @@ class ProgressDisplay:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
-        elif self._latest is not None and self._latest is not self._shown:
-            self.console.print(line(self._latest), soft_wrap=True, highlight=False)
+        elif self._unshown is not None:
+            self._print_line(self._unshown)
 
     def __call__(self, snapshot: Snapshot) -> None:
-        self._latest = snapshot
         if self._live is not None:
             self._live.update(render_progress(snapshot))
         elif self._clock() - self._last_line >= LINE_SECONDS:
             self._last_line = self._clock()
-            self._shown = snapshot
-            self.console.print(line(snapshot), soft_wrap=True, highlight=False)
+            self._print_line(snapshot)
+        else:
+            self._unshown = snapshot
+
+    def _print_line(self, snapshot: Snapshot) -> None:
+        self._unshown = None
+        self.console.print(line(snapshot), soft_wrap=True, highlight=False)
 
 
 def line(snapshot: Snapshot) -> str:
     """One line for a log: how much is done, the time left, and the best configuration."""
-    parts = [f"{snapshot.done} of {snapshot.total} fold-runs"]
-    if snapshot.failed:
-        parts.append(f"{snapshot.failed} failed")
-    if snapshot.spared:
-        parts.append(f"{snapshot.spared} spared by racing")
-    if snapshot.time_left:
-        parts.append(snapshot.time_left)
-    if snapshot.spent:
-        parts.append(f"spent {snapshot.spent}")
-    parts += _troubles(snapshot)
+    parts = [
+        f"{snapshot.done} of {snapshot.total} fold-runs",
+        f"{snapshot.failed} failed" if snapshot.failed else "",
+        f"{snapshot.spared} spared by racing" if snapshot.spared else "",
+        snapshot.time_left,
+        f"spent {snapshot.spent}" if snapshot.spent else "",
+        *_troubles(snapshot),
+    ]
     known = [cell for cell in snapshot.cells if cell.best_f1 is not None]
     if known:
         best = max(known, key=lambda cell: cell.best_f1 or 0.0)
-        parts.append(
-            f"best on validation {percent_cell(best.best_f1)}: {best.name} {best.best}".rstrip()
-        )
-    return ", ".join(parts)
+        percent = percent_cell(best.best_f1)
+        parts.append(f"best on validation {percent}: {best.name} {best.best}".rstrip())
+    return ", ".join(filter(None, parts))
 
 
 def _troubles(snapshot: Snapshot) -> list[str]:
@@ -186,11 +176,9 @@ def render_progress(snapshot: Snapshot) -> RenderableType:
         summary += f", {'about ' if snapshot.raced is None else ''}{snapshot.time_left}"
     if snapshot.spent:
         summary += f"; spent {snapshot.spent}"
-    running = "; ".join(snapshot.running)
     troubles = [Text(trouble, style="red") for trouble in _troubles(snapshot)]
-    return Group(
-        table, Text(summary), *troubles, Text(f"now: {running}" if running else "", style="dim")
-    )
+    running = f"now: {'; '.join(snapshot.running)}" if snapshot.running else ""
+    return Group(table, Text(summary), *troubles, Text(running, style="dim"))
 
 
 def percent_cell(share: float | None) -> str:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -32,22 +31,6 @@ class _Entry:
     stopped: bool = False
     failed: set[int] = field(default_factory=set)
     trained_parameters: int = 0
-
-    @property
-    def is_complete(self) -> bool:
-        return all(len(course) >= self.configuration.epochs for course in self.courses)
-
-
-@dataclass(frozen=True, slots=True)
-class Legs:
-    """What one trial trains: fold-runs of a configuration, each until an epoch.
-
-    Args:
-        until: per fold.
-    """
-
-    configuration: Configuration
-    until: dict[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +70,10 @@ class Race:
         self._propose = propose
         self._max_initial = max_initial
         self._entries: dict[str, _Entry] = {}
-        self._queue: deque[Run] = deque()
+        self._queue: list[Run] = []
         self._has_news = True
         self._has_more = True
         self._stops: list[Stop] = []
-        self.winner: Configuration | None = None
 
     # --- results --------------------------------------------------------------------------------------
 
@@ -139,23 +121,25 @@ class Race:
 
     # --- work and progress ----------------------------------------------------------------------------
 
-    def next(self, slots: int) -> Legs | None:
-        """What to train next; None when there is nothing now, or nothing any more (`is_over`).
+    def next(self, slots: int) -> tuple[Configuration, dict[int, int]] | None:
+        """What one trial trains next; None when there is nothing now, or nothing any more (`is_over`).
 
         Args:
             slots: fold-runs that could start now, the next one included.
+
+        Returns:
+            A configuration, and the epoch until which to train it by fold.
         """
         if self._has_news:
             self._decide(slots)
         if not self._queue:
             return None
         first = self._queue[0].configuration
-        mine = [run for run in self._queue if run.configuration == first]
-        self._queue = deque(run for run in self._queue if run.configuration != first)
         entry = self._entries[first]
-        for run in mine:
-            entry.running[run.fold] = run.until
-        return Legs(entry.configuration, {run.fold: run.until for run in mine})
+        until = {run.fold: run.until for run in self._queue if run.configuration == first}
+        entry.running.update(until)
+        self._queue = [run for run in self._queue if run.configuration != first]
+        return entry.configuration, until
 
     def take_stops(self) -> list[Stop]:
         """Configurations stopped since the last call."""
@@ -202,14 +186,10 @@ class Race:
     def num_spared(self) -> int:
         """Fold-runs that will not be trained to their end; failed ones do not count."""
         is_over = self.is_over
-        left_out = [
-            entry
-            for entry in self._entries.values()
-            if entry.stopped or entry.failed or (is_over and not entry.is_complete)
-        ]
         return sum(
             len(course) < entry.configuration.epochs and fold not in entry.failed
-            for entry in left_out
+            for entry in self._entries.values()
+            if entry.stopped or entry.failed or is_over
             for fold, course in enumerate(entry.courses)
         )
 
@@ -243,9 +223,9 @@ class Race:
             if contenders:
                 decision = decide(contenders, self._racing, slots, running)
                 for stopped in decision.stopped:
-                    self._stop(stopped.configuration, stopped.reason)
-                winner = decision.winner
-                self.winner = self._entries[winner].configuration if winner else None
+                    entry = self._entries[stopped.configuration]
+                    entry.stopped = True
+                    self._stops.append(_as_stop(entry, stopped.reason))
                 self._queue.extend(decision.run)
             # One more enters when free slots have nothing to run.
             if self._queue or not self._admit():
@@ -261,11 +241,6 @@ class Race:
         self.enter(configuration)
         self._has_news = False
         return True
-
-    def _stop(self, name: str, reason: str) -> None:
-        entry = self._entries[name]
-        entry.stopped = True
-        self._stops.append(_as_stop(entry, reason))
 
 
 def _as_stop(entry: _Entry, reason: str) -> Stop:

@@ -9,7 +9,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from raymrc.errors import LedgerError
 from raymrc.ledger.record import Record
@@ -19,19 +18,6 @@ OUTAGE_PATIENCE_SECONDS = 600.0
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 30.0
 """Between two tries; each wait is twice the one before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why finished fold-runs wait.
-
-    Args:
-        waiting: number of records.
-        reason: the storage's own message.
-    """
-
-    waiting: int
-    reason: str
 
 
 class RecordWriter:
@@ -85,17 +71,13 @@ class RecordWriter:
         return found
 
     @property
-    def trouble(self) -> Trouble | None:
-        """None while the storage takes records."""
+    def trouble(self) -> tuple[int, str]:
+        """The number of records that the storage refuses, and its message; (0, "") while it takes them."""
         reason = self._reason
-        return Trouble(self._num_put - self._num_settled, reason) if reason else None
+        return (self._num_put - self._num_settled, reason) if reason else (0, "")
 
     def close(self, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Wait until all is written or patience has ended.
-
-        Args:
-            meanwhile: called twice a second.
-        """
+        """Wait until all is written or patience has ended; call `meanwhile` twice a second."""
         self._queue.put(None)
         while self._thread.is_alive():
             self._thread.join(0.5)

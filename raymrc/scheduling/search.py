@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from raymrc.configuration import Cell, Configuration, FoldRun, hash_values
 from raymrc.ledger.record import Record
@@ -49,26 +49,6 @@ class WorkItem:
     until: Mapping[str, int] = field(default_factory=dict)
 
 
-class Proposer(Protocol):
-    """Chooses the configurations of one cell."""
-
-    def propose(self) -> Configuration | None:
-        """The next configuration; None when all have been proposed."""
-        ...
-
-    def learn(self, configuration: Configuration, value: float | None) -> None:
-        """A proposal is settled.
-
-        Args:
-            value: mean validation F1 over all folds; None if one failed.
-        """
-        ...
-
-    def learn_stop(self, stop: Stop) -> None:
-        """A race has stopped a proposal."""
-        ...
-
-
 class ListSearch:
     """Grid and random search: the plan lists the configurations, whatever the results."""
 
@@ -76,13 +56,14 @@ class ListSearch:
         self._left = iter(configurations)
 
     def propose(self) -> Configuration | None:
+        """The next configuration; None when all have been proposed."""
         return next(self._left, None)
 
     def learn(self, configuration: Configuration, value: float | None) -> None:
-        pass
+        """A proposal is settled; `value` is its mean validation F1, or None if a fold failed."""
 
     def learn_stop(self, stop: Stop) -> None:
-        pass
+        """A race has stopped a proposal."""
 
 
 @dataclass(slots=True)
@@ -96,7 +77,7 @@ class _Try:
 
     params: Mapping[str, Any]
     value: float | None = None
-    settled: bool = False
+    failed: bool = False
     reached: tuple[int, float] | None = None
 
     @property
@@ -106,11 +87,11 @@ class _Try:
             return "COMPLETE"
         if self.reached is not None:
             return "PRUNED"
-        return "FAIL" if self.settled else "RUNNING"
+        return "FAIL" if self.failed else "RUNNING"
 
 
 class TpeSearch:
-    """Optuna's TPE over one cell.
+    """Optuna's TPE over one cell, with the methods of `ListSearch`.
 
     Optuna sees configurations whose folds are all done as complete, and those that a race stopped as pruned,
     which it ranks below every complete one. The mean of a half-trained configuration never counts.
@@ -119,17 +100,13 @@ class TpeSearch:
     a killed study continues with the proposals that it would have made.
 
     Args:
-        complete: configurations in the ledger with their mean validation F1, in the order of training. Those
-            outside the cell's present space are ignored.
-        incomplete: configurations with missing folds; they are proposed first.
+        known: configurations in the ledger with their mean validation F1, in the order of training. Those
+            with missing folds have none, and are proposed first. Those outside the cell's present space are
+            ignored.
     """
 
     def __init__(
-        self,
-        plan: CellPlan,
-        seed: int,
-        complete: Sequence[tuple[Configuration, float]] = (),
-        incomplete: Sequence[Configuration] = (),
+        self, plan: CellPlan, seed: int, known: Iterable[tuple[Configuration, float | None]]
     ) -> None:
         self.plan = plan
         self.seed = seed
@@ -137,40 +114,35 @@ class TpeSearch:
         self.distributions = _optuna_distributions(plan)
         self.tries: dict[str, _Try] = {}
         self._again: deque[Configuration] = deque()
-        for configuration, value in complete:
-            params = self._params(configuration)
-            if params is not None:
-                self.tries[configuration.id] = _Try(params, value, settled=True)
-        for configuration in incomplete:
-            if self._params(configuration) is not None:
+        for configuration, value in known:
+            if not plan.holds(configuration):
+                continue
+            if value is None:
                 self._again.append(configuration)
+            else:
+                self._add(configuration, value)
 
     def propose(self) -> Configuration | None:
         if len(self.tries) >= self.plan.num_configurations:
             return None
         configuration = self._again.popleft() if self._again else self._ask()
         if configuration is not None:
-            params = self._params(configuration)
-            assert params is not None
-            self.tries[configuration.id] = _Try(params)
+            self._add(configuration)
         return configuration
 
     def mark_incomplete_running(self) -> None:
         """Incomplete configurations are in a race already, so they are not proposed."""
         while self._again:
-            configuration = self._again.popleft()
-            params = self._params(configuration)
-            assert params is not None
-            self.tries[configuration.id] = _Try(params)
+            self._add(self._again.popleft())
 
     def learn(self, configuration: Configuration, value: float | None) -> None:
         known = self.tries[configuration.id]
-        known.value, known.settled = value, True
+        known.value, known.failed = value, value is None
 
     def learn_stop(self, stop: Stop) -> None:
         known = self.tries.get(stop.configuration.id)
         if known is not None:
-            known.reached, known.settled = (stop.epochs, stop.reached), True
+            known.reached = stop.epochs, stop.reached
 
     def _ask(self) -> Configuration | None:
         import optuna
@@ -210,12 +182,10 @@ class TpeSearch:
     def _values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return {k: self.options[k][v] if k in self.options else v for k, v in params.items()}
 
-    def _params(self, configuration: Configuration) -> dict[str, Any] | None:
-        """The point that Optuna sees; None outside the cell's space."""
-        if not self.plan.holds(configuration):
-            return None
+    def _add(self, configuration: Configuration, value: float | None = None) -> None:
         values = {name: getattr(configuration, name) for name in self.distributions}
-        return {k: self.options[k].index(v) if k in self.options else v for k, v in values.items()}
+        point = {k: self.options[k].index(v) if k in self.options else v for k, v in values.items()}
+        self.tries[configuration.id] = _Try(point, value)
 
 
 def _options(plan: CellPlan) -> dict[str, tuple[Any, ...]]:
@@ -272,7 +242,7 @@ class StudySearch:
             self.learn(record)
         self._started = [0] * len(plan.cells)
         self._exhausted = [False] * len(plan.cells)
-        self._proposers: list[Proposer] = []
+        self._proposers: list[ListSearch | TpeSearch] = []
         for index, cell in enumerate(plan.cells):
             if cell.configurations is not None:
                 self._proposers.append(ListSearch(cell.configurations))
@@ -281,7 +251,7 @@ class StudySearch:
                 self._started[index] = len(tpe.tries)
                 self._proposers.append(tpe)
             if plan.racing is not None and cell.num_configurations > 1:
-                self._races[index] = self._build_race(index, plan.racing, seen)
+                self._build_race(index, plan.racing, seen)
 
     def _build_tpe(self, cell: CellPlan, seen: Sequence[Record]) -> TpeSearch:
         known: dict[str, Configuration] = {}
@@ -290,16 +260,9 @@ class StudySearch:
             # Records on other notes or folds share configurations with this study.
             if configuration.cell == cell.cell and record.key in self.fold_runs(configuration):
                 known.setdefault(configuration.id, configuration)
-        complete, incomplete = [], []
-        for configuration in known.values():
-            value = self.value(configuration)
-            if value is None:
-                incomplete.append(configuration)
-            else:
-                complete.append((configuration, value))
-        return TpeSearch(cell, self.plan.seed, complete, incomplete)
+        return TpeSearch(cell, self.plan.seed, [(c, self.value(c)) for c in known.values()])
 
-    def _build_race(self, index: int, racing: Racing, seen: Sequence[Record]) -> Race:
+    def _build_race(self, index: int, racing: Racing, seen: Sequence[Record]) -> None:
         proposer = self._proposers[index]
         max_initial = math.inf if isinstance(proposer, ListSearch) else MAX_INITIAL_PROPOSALS
         race = Race(racing, self.plan.folds, proposer.propose, max_initial=max_initial)
@@ -314,7 +277,6 @@ class StudySearch:
             proposer.mark_incomplete_running()
             for stop in race.stopped:
                 proposer.learn_stop(stop)
-        return race
 
     def _race_of(self, record: Record) -> Race | None:
         """The race that a record belongs to, if its notes and folds are those of this study."""
@@ -395,23 +357,20 @@ class StudySearch:
 
     def _next_legs(self, cell: int, race: Race, slots: int) -> WorkItem | None:
         while (legs := race.next(slots)) is not None:
-            runs = [
+            configuration, until = legs
+            runs = tuple(
                 run
-                for run in self._missing(legs.configuration, legs.until)
-                if not race.has_reached(legs.configuration, run.fold, legs.until[run.fold])
-            ]
+                for run in self._missing(configuration, until)
+                if not race.has_reached(configuration, run.fold, until[run.fold])
+            )
             if runs:
-                until = {run.key: legs.until[run.fold] for run in runs}
-                return WorkItem(cell, legs.configuration, tuple(runs), until)
+                return WorkItem(cell, configuration, runs, {r.key: until[r.fold] for r in runs})
         return None
 
     def _missing(
         self, configuration: Configuration, folds: Collection[int] | None = None
     ) -> Iterator[FoldRun]:
-        """
-        Args:
-            folds: only these; the others are not looked up.
-        """
+        """Fold-runs without a record. With `folds`, only these are looked up."""
         for key, run in self.fold_runs(configuration).items():
             if key in self.done or (folds is not None and run.fold not in folds):
                 continue
@@ -421,12 +380,9 @@ class StudySearch:
             else:
                 self.learn(record)
 
-    def _most_behind(self, waiting: Collection[int] = ()) -> int | None:
-        """The first cell with the smallest started share of its configurations, or in a race of its epochs.
-
-        Args:
-            waiting: cells that have nothing to hand out now.
-        """
+    def _most_behind(self, waiting: Collection[int]) -> int | None:
+        """The first cell with the smallest started share of its configurations, or in a race of its epochs;
+        `waiting` cells have nothing to hand out now."""
         shares = [
             (self._share(index), index)
             for index in range(len(self.plan.cells))

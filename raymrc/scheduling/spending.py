@@ -13,6 +13,7 @@ from raymrc.costs.budget import Budget, Need, Spent, overhead
 from raymrc.costs.journal import Journal, unfinished
 from raymrc.errors import LedgerError
 from raymrc.ledger.record import Record
+from raymrc.scheduling.allowance import Allowance
 from raymrc.scheduling.only_run import this_process
 
 
@@ -44,9 +45,8 @@ class Spending:
         self.account = Account(
             budget, self._entries, time.time(), time.monotonic(), process=this_process()
         )
-        self.unfinished = unfinished(self._entries)
         held = sum(entry.device_seconds for entry in self._entries)
-        self.overhead = overhead(held, sum(record.device_seconds for record in records))
+        self._overhead = overhead(held, sum(record.device_seconds for record in records))
         self._is_shared = False
 
     @property
@@ -93,6 +93,12 @@ class Spending:
         self.spent, self.device_seconds = closing.spent, closing.device_seconds
         if closing.stopped is not None and closing.stopped.by_budget:
             self.stopped = closing.stopped.sentence
+
+    def allowance(self, host_devices: float) -> Allowance | None:
+        """What is left of the budget; None where there is none. See `Allowance`."""
+        if not self.budget:
+            return None
+        return Allowance(host_devices, self._overhead, unfinished(self._entries))
 
     def needs(self, fold_runs: Sequence[FoldRun]) -> dict[str, Need]:
         """The known expected costs by key; empty without a budget."""

@@ -9,8 +9,8 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from raymrc.configuration import Cell, Configuration, FoldRun
@@ -24,7 +24,6 @@ from raymrc.scheduling.checkpoints import Checkpoints
 from raymrc.scheduling.failures import empty_record, failed_record
 from raymrc.scheduling.progress import CellProgress, Snapshot
 from raymrc.scheduling.record_writer import RecordWriter
-from raymrc.scheduling.run_metrics import RunMetrics
 from raymrc.scheduling.search import StudySearch, WorkItem
 from raymrc.scheduling.spending import Spending
 from raymrc.scheduling.terms import Listeners, RunTerms
@@ -69,49 +68,33 @@ class StudyOutcome:
     closed: tuple[tuple[str, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RaceLanes:
-    """How much work of races may be in flight: a decision for work that waits is made too early.
-
-    Args:
-        total: lanes of all hosts.
-        per_fold_run: lanes that a fold-run of a cell occupies; 1 for cells not listed.
-    """
-
-    total: int = 1
-    per_fold_run: Mapping[Cell, int] = field(default_factory=dict)
-
-
 class StudyRun:
     """One run: reads the ledger, hands out what it lacks, and records the results.
 
     As a context it ends by writing all records that still wait.
 
+    Attributes:
+        race_lanes: maximum number of lanes in flight in races: work that waits is decided too early.
+        lanes_per_fold_run: by cell; 1 for cells not listed.
+        on_end: called as `on_end(record, will_retry=...)` with each try of a fold-run that has ended.
+
     Raises:
         LedgerError: the ledger or the spending of earlier runs cannot be read.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        ledger: Ledger,
-        terms: RunTerms | None = None,
-        listeners: Listeners | None = None,
-    ) -> None:
-        records, problems = ledger.read_all()
-        if problems:
-            raise LedgerError("\n".join(problems))
-        terms = terms or RunTerms()
+    def __init__(self, plan: Plan, ledger: Ledger, terms: RunTerms, listeners: Listeners) -> None:
+        records = ledger.check()
         self.plan = plan
         self.ledger = ledger
         self.checkpoints = Checkpoints(ledger.storage)
         self.spending = Spending(terms.budget, self.checkpoints.storage, records, terms.expect)
-        self.metrics: RunMetrics | None = None
-        self.race_lanes = RaceLanes()
+        self.race_lanes = 1
+        self.lanes_per_fold_run: Mapping[Cell, int] = {}
+        self.on_end: Callable[..., object] = lambda record, will_retry: None
         self.stopping = threading.Event()
         self.error: RaymrcError | None = None
-        self._listeners = listeners or Listeners()
-        self._failures = terms.failures
+        self._terms = terms
+        self._listeners = listeners
         self._search = StudySearch(plan, records, self._look_up)
         self._tally = _Tally(plan, self._search, records)
         self._in_flight: dict[str, WorkItem] = {}
@@ -189,10 +172,10 @@ class StudyRun:
         """Work for a trial; None when there is none now."""
         if self.stopping.is_set():
             return None
-        free = self.race_lanes.total - self._lanes_in_flight
+        free = self.race_lanes - self._lanes_in_flight
         if self.races and free <= 0:
             return None
-        work = self._next or self._search.next(free, self.race_lanes.per_fold_run)
+        work = self._next or self._search.next(free, self.lanes_per_fold_run)
         self._next = None
         self._record_stops()
         if work is not None:
@@ -206,8 +189,7 @@ class StudyRun:
     def _lanes_in_flight(self) -> int:
         """Lanes of the fold-runs in flight that have not reached their end or their rung."""
         return sum(
-            self.race_lanes.per_fold_run.get(work.configuration.cell, 1)
-            * len(self._unsettled(work))
+            self.lanes_per_fold_run.get(work.configuration.cell, 1) * len(self._unsettled(work))
             for work in self._in_flight.values()
         )
 
@@ -265,9 +247,7 @@ class StudyRun:
         if spent:
             record, text = replace(record, failed_device_seconds=spent), None
         will_retry = record.is_failed and self._will_retry(record)
-        if self.metrics is not None:
-            price = self.spending.budget.device_hour_usd
-            self.metrics.publish_end(record, price, will_retry=will_retry)
+        self.on_end(record, will_retry=will_retry)
         # A failed try goes into the ledger too until the next one replaces it, so that its cost counts.
         self._writer.put(record, text, quietly=will_retry or record.is_paused)
         if not will_retry:
@@ -303,7 +283,7 @@ class StudyRun:
         key = record.key
         self._spent_failing[key] = record.device_seconds + record.failed_device_seconds
         is_closed = record.fold_run.configuration.cell in self._closed
-        if is_closed or not record.may_pass or self._retries[key] >= self._failures.retries:
+        if is_closed or not record.may_pass or self._retries[key] >= self._terms.retries:
             return False
         self._retries[key] += 1
         self._to_retry[key] = record
@@ -316,7 +296,7 @@ class StudyRun:
             failing.clear()
             return
         failing.add(configuration.id)
-        limit = self._failures.close_cell_after
+        limit = self._terms.close_cell_after
         if limit is not None and len(failing) >= limit and configuration.cell not in self._closed:
             self._closed.add(configuration.cell)
             self._newly_closed.append(configuration.cell)
@@ -379,7 +359,7 @@ class StudyRun:
             return
         if now or moment - self._shown_at >= SNAPSHOT_SECONDS:
             self._shown_at = moment
-            trouble = self._writer.trouble
+            waiting, trouble = self._writer.trouble
             raced, to_race = self._search.epochs
             self._listeners.on_progress(
                 Snapshot(
@@ -389,25 +369,18 @@ class StudyRun:
                     reused=self._tally.num_done - len(self._trained),
                     failed=len(self._failed),
                     running=tuple(self._now.values()),
-                    cells=self._cells(),
+                    cells=self.cells(),
                     wall_seconds=moment - self._began,
                     spent=self.spending.text,
-                    waiting=trouble.waiting if trouble else 0,
-                    trouble=trouble.reason if trouble else "",
+                    waiting=waiting,
+                    trouble=trouble,
                     raced=(raced - self._raced_before, to_race) if self.races else None,
                 )
             )
 
-    def publish(self, *, now: bool = False) -> None:
-        """Set the gauges that dashboards read, if they are due."""
-        if self.metrics is not None and (self.metrics.is_due or now):
-            self.metrics.publish_cells(self.plan.cells, self._cells())
-
-    def _cells(self) -> tuple[CellProgress, ...]:
-        return tuple(
-            replace(shown, closed=plan.cell in self._closed)
-            for shown, plan in zip(self._tally.cells(), self.plan.cells, strict=True)
-        )
+    def cells(self) -> tuple[CellProgress, ...]:
+        """The progress of each cell, in plan order."""
+        return self._tally.cells(self._closed)
 
     def outcome(self) -> StudyOutcome:
         settled = self._tally.num_done + len(self._failed) + self._num_spared
@@ -426,7 +399,7 @@ class StudyRun:
             device_seconds=self.spending.device_seconds,
             closed=tuple(
                 (cell.name, left)
-                for cell in self._cells()
+                for cell in self.cells()
                 if cell.closed and (left := cell.total - cell.done - cell.failed)
             ),
         )
@@ -474,7 +447,7 @@ class _Tally:
         if value is not None and (best is None or value > best[0]):
             self._best[index] = (value, configuration)
 
-    def cells(self) -> tuple[CellProgress, ...]:
+    def cells(self, closed: Collection[Cell]) -> tuple[CellProgress, ...]:
         return tuple(
             CellProgress(
                 name=cell.cell.name,
@@ -483,6 +456,7 @@ class _Tally:
                 failed=len(self._failed[index]),
                 best=_describe(cell, best[1]) if (best := self._best[index]) else "",
                 best_f1=best[0] if best else None,
+                closed=cell.cell in closed,
             )
             for index, cell in enumerate(self._plan.cells)
         )

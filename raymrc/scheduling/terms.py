@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from raymrc.configuration import FoldRun
 from raymrc.costs.budget import Budget, Need
 from raymrc.ledger.record import Record
-from raymrc.scheduling.failures import FailureTerms
 from raymrc.scheduling.progress import Snapshot
 from raymrc.scheduling.record_writer import OUTAGE_PATIENCE_SECONDS
 
@@ -19,12 +18,15 @@ class RunTerms:
     Args:
         budget: for all runs of the study together.
         expect: the expected cost of a fold-run; None where it is unknown.
+        retries: how often a fold-run is retried within a run if its record `may_pass`.
+        close_cell_after: number of consecutive failing configurations that close their cell; None: never.
         patience_seconds: how long finished records wait for a storage that refuses them.
     """
 
     budget: Budget = field(default_factory=Budget)
     expect: Callable[[FoldRun], Need | None] | None = None
-    failures: FailureTerms = field(default_factory=FailureTerms)
+    retries: int = 1
+    close_cell_after: int | None = 5
     patience_seconds: float = OUTAGE_PATIENCE_SECONDS
 
 

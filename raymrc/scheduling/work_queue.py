@@ -53,17 +53,14 @@ class _Request:
     """
 
     fold_run: FoldRun
+    key: str
     trial: str
     workers: WorkerRange
-    pause_epoch: int | None = None
-    turn: int = 0
+    pause_epoch: int | None
+    turn: int
     host_deaths: int = 0
     was_refused: bool = False
     published_at: float = -math.inf
-    key: str = ""
-
-    def __post_init__(self) -> None:
-        self.key = self.fold_run.key  # hashed once
 
     @property
     def cell(self) -> Cell:
@@ -182,16 +179,15 @@ class WorkQueue:
             self._staying.add(trial)
         first = next((i for i, r in enumerate(self._queue) if r.turn > turn), len(self._queue))
         for place, run in enumerate(fold_runs, first):
+            key = run.key  # hashed once
             workers = self.worker_ranges.get(run.configuration.cell, SINGLE_DEVICE)
-            request = _Request(run, trial, workers, (pause_epochs or {}).get(run.key), turn)
-            self._requests[request.key] = request
-            self._queue.insert(place, request)
+            pause_epoch = (pause_epochs or {}).get(key)
+            self._requests[key] = _Request(run, key, trial, workers, pause_epoch, turn)
+            self._queue.insert(place, self._requests[key])
             if self.allowance is not None:
+                need, has_checkpoint = (needs or {}).get(key), key in self._checkpoints
                 self.allowance.expect(
-                    run,
-                    (needs or {}).get(request.key),
-                    has_checkpoint=request.key in self._checkpoints,
-                    pause_epoch=request.pause_epoch,
+                    run, need, has_checkpoint=has_checkpoint, pause_epoch=pause_epoch
                 )
         if self.allowance is not None:  # started fold-runs go before new ones
             self._queue.sort(key=lambda request: request.key not in self._checkpoints)
@@ -281,11 +277,7 @@ class WorkQueue:
         now: float,
         workers: WorkerRange = SINGLE_DEVICE,
     ) -> Order:
-        """Take a host's reports and give it its next order.
-
-        Args:
-            now: seconds of any monotonic clock.
-        """
+        """Take a host's reports and give it its next order; `now` is in seconds of any monotonic clock."""
         host = self._hosts.setdefault(name, _Host(workers))
         self.handle_reports(name, reports, now)
         if kept := [key for key in host.handing_over if key in host.requests]:
@@ -365,12 +357,7 @@ class WorkQueue:
             del host.requests[key]
             self._queue.insert(0, request)
         if self.allowance is not None:
-            self.allowance.advance(
-                key,
-                epoch.epoch if epoch is not None else None,
-                is_saved=report.checkpoint is not None,
-                saving_seconds=report.saving_seconds,
-            )
+            self.allowance.advance(report)
         if report.record is not None:
             self._settle(request, report.record, pauses=report.pauses)
             del host.requests[key]
@@ -453,10 +440,6 @@ class WorkQueue:
         return {key: r for host in self._hosts.values() for key, r in host.requests.items()}
 
     @property
-    def num_open(self) -> int:
-        return sum(len(host.requests) for host in self._hosts.values())
-
-    @property
     def committed(self) -> float:
         """Device-seconds that open fold-runs are expected to need still; 0 without a budget."""
         return 0.0 if self.allowance is None else self.allowance.committed(self._open)
@@ -498,11 +481,7 @@ class WorkQueue:
         return min(self.allowance.remaining(request.key, "low") for request in self._queue)
 
     def defer(self) -> int:
-        """Drop all queued fold-runs, for a later run of the study.
-
-        Returns:
-            The number of trials that are over because of it.
-        """
+        """Drop all queued fold-runs, for a later run of the study; returns the number of ended trials."""
         trials = {request.trial for request in self._queue}
         for request in self._queue:
             del self._requests[request.key]

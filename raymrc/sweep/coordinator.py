@@ -2,7 +2,7 @@
 
     trials -> Coordinator <- hosts and worker groups
                   |
-                  +-- decided without Ray: WorkQueue, Scaler, BudgetGuard, ClusterSurvey
+                  +-- decided without Ray: WorkQueue, Fleet, BudgetGuard, ClusterSurvey
 
 It requests hosts when there is work for them and lets them go when there is none, so that a cluster's
 autoscaler sees the real demand.
@@ -27,9 +27,8 @@ from raymrc.errors import LedgerError
 from raymrc.scheduling.budget_guard import BudgetGuard
 from raymrc.scheduling.cluster_survey import ClusterSurvey, count_devices
 from raymrc.scheduling.failures import explain
-from raymrc.scheduling.fleet import Fleet, FleetHost
+from raymrc.scheduling.fleet import Fleet, FleetHost, Scaling
 from raymrc.scheduling.orders import SLICE_SECONDS, HostKind, HostReport, Order
-from raymrc.scheduling.scaler import Scaler, Scaling
 from raymrc.scheduling.spending import Closing, Stopped
 from raymrc.scheduling.work_queue import WorkQueue
 from raymrc.sweep.hosts import HostTerms, OpenPool
@@ -72,10 +71,12 @@ class Coordinator:
         self._journal = Journal(terms.storage) if account is not None else None
         self._account = account or Account(Budget(), (), time.time(), now)
         self._queue = WorkQueue(**queue)
-        self._fleet = Fleet(self._account, terms.charge)
+        resources = terms.resources
+        self._fleet = Fleet(
+            self._account, self._queue, resources.charge, resources.patience_seconds
+        )
         self._guard = BudgetGuard(self._account, self._queue, self._fleet, terms.storage, now)
-        self._scaler = Scaler(self._queue, self._fleet, self._guard, terms.patience_seconds)
-        self._survey = ClusterSurvey(self._fleet, terms.resources)
+        self._survey = ClusterSurvey(self._fleet, resources.per_device)
         self._metrics = MetricPublisher(terms.metrics_study)
         self._launched: dict[str, RayGroup] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -237,7 +238,7 @@ class Coordinator:
     def _scale(self) -> None:
         if self._is_closed or self._guard.stopped is not None:
             return
-        scaling = self._scaler.scale(time.monotonic())
+        scaling = self._fleet.scale(self._guard.may_start, time.monotonic())
         self._apply(scaling)
         if self._guard.wanted_devices:
             self._write_now.set()
@@ -302,7 +303,7 @@ class Coordinator:
         while not self._is_closed:
             if self._survey.note_draining(await asyncio.to_thread(self._cluster.draining_nodes)):
                 await self._changed()  # waiting hosts have to learn of it
-            self._apply(self._scaler.shrink_groups(time.monotonic(), self._count_room))
+            self._apply(self._fleet.shrink_groups(time.monotonic(), self._count_room))
             wait = self._survey.longest_wait(time.monotonic())
             status = await asyncio.to_thread(self._cluster.status) if wait is not None else None
             if message := self._survey.judge(wait, status):
@@ -310,7 +311,7 @@ class Coordinator:
             await asyncio.sleep(NODE_POLL_SECONDS)
 
     def _count_room(self) -> int:
-        return count_devices(self._cluster.nodes().values(), self._terms.resources)
+        return count_devices(self._cluster.nodes().values(), self._terms.resources.per_device)
 
     async def _publish_metrics(self) -> None:
         while not self._is_closed:
@@ -340,9 +341,8 @@ def open_coordinator(
         queue: arguments of `WorkQueue`.
     """
     cluster = RayCluster([ray.put((open_pool, data))], terms)
-    options = on_this_node()
     return (
         ray.remote(Coordinator)
-        .options(**options, max_concurrency=1000)
+        .options(**on_this_node(), max_concurrency=1000)
         .remote(queue, terms, cluster, account)
     )

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,12 @@ from raymrc.ledger.storage import absolute
 from raymrc.model.strategies import STRATEGIES
 from raymrc.planning.placement import LANES, PlacementMode
 from raymrc.planning.plan import CellPlan, Plan
-from raymrc.scheduling.allowance import Allowance
 from raymrc.scheduling.cluster_survey import check_room, count_devices
 from raymrc.scheduling.only_run import only_run
 from raymrc.scheduling.orders import SINGLE_DEVICE, WorkerRange
 from raymrc.scheduling.search import WorkItem
-from raymrc.scheduling.spending import Spending, Stopped
-from raymrc.scheduling.state import RaceLanes, StudyOutcome, StudyRun
+from raymrc.scheduling.spending import Stopped
+from raymrc.scheduling.state import StudyOutcome, StudyRun
 from raymrc.scheduling.terms import Listeners, RunTerms
 from raymrc.sweep.coordinator import open_coordinator
 from raymrc.sweep.hosts import HostTerms, OpenPool
@@ -109,7 +109,7 @@ def run_study(
     listeners = listeners or Listeners()
     with (
         only_run(absolute(ledger.storage), listeners.log) as is_lost,
-        StudyRun(plan, ledger, terms, listeners) as study,
+        StudyRun(plan, ledger, terms or RunTerms(), listeners) as study,
     ):
         clear_session_folders(folder)
         if study.has_work and study.spending.may_begin():
@@ -137,12 +137,9 @@ class _NotPickled:
 
 
 class _Search(_NotPickled, Searcher):
-    """Gives Tune its trials, and the coordinator their work.
+    """Gives Tune its trials, at most `max_trials` at a time, and the coordinator their work.
 
     Work is submitted before the trial's process exists, and withdrawn when the trial ends, however it ends.
-
-    Args:
-        max_trials: in flight.
     """
 
     def __init__(self, study: StudyRun, max_trials: int, coordinator: Any) -> None:
@@ -209,11 +206,17 @@ class _Receiver(_NotPickled, tune.Callback):
     """Passes what trials report to the run's state, and watches for what ends the run."""
 
     def __init__(
-        self, study: StudyRun, search: _Search, coordinator: Any, is_lost: Callable[[], bool]
+        self,
+        study: StudyRun,
+        search: _Search,
+        coordinator: Any,
+        metrics: MetricPublisher,
+        is_lost: Callable[[], bool],
     ) -> None:
         self._study = study
         self._search = search
         self._coordinator = coordinator
+        self._metrics = metrics
         self._is_lost = is_lost
         self._verdict = coordinator.verdict.remote()
         self._stopped = coordinator.stopped.remote()
@@ -233,7 +236,8 @@ class _Receiver(_NotPickled, tune.Callback):
             self._coordinator.close_cell.remote(cell)
         self._search.continue_races()
         self._study.show()
-        self._study.publish()
+        if self._metrics.is_due:
+            self._metrics.publish_cells(self._study.plan.cells, self._study.cells())
         if self._study.stopping.is_set():
             return
         if self._is_lost():
@@ -282,32 +286,25 @@ def _run_tune(
     catch_again: Callable[[], None],
     is_lost: Callable[[], bool],
 ) -> None:
-    """
-    Args:
-        catch_again: takes SIGTERM back from Ray, whose handler would abort this process.
-    """
+    """`catch_again` takes SIGTERM back from Ray, whose handler would abort this process."""
     resources, plan = training.resources, study.plan
     with cluster(resources, session_folder) as is_ours, study.checkpoints.marker() as marker:
         catch_again()
         metrics_study = plan.study if not is_ours or resources.metrics_port is not None else ""
-        study.metrics = MetricPublisher(metrics_study)
+        metrics = MetricPublisher(metrics_study)
+        price = study.spending.budget.device_hour_usd
+        study.on_end = partial(metrics.publish_end, device_hour_usd=price)
         terms = HostTerms(
-            cpus=resources.cpus_per_host,
-            gpus=resources.gpus_per_host,
-            num_threads=max(1, int(resources.cpus_per_host)),
-            save_seconds=resources.save_seconds,
+            resources,
             storage=study.checkpoints.storage,
             marker=marker,
-            device=resources.device or ("cuda" if resources.gpus_per_host else "cpu"),
             folder=str(Path.cwd()),
             scratch=str(session_folder),
-            patience_seconds=resources.patience_seconds,
-            together=resources.together,
             metrics_study=metrics_study,
         )
         ranges = {cell.cell: _worker_range(cell) for cell in plan.cells}
         grows = not is_ours and read_cluster_status().can_grow
-        slots = count_slots(resources, terms, set(ranges.values()), grows=grows)
+        slots = count_slots(resources, set(ranges.values()), grows=grows)
         max_devices = resources.max_hosts or max(slots, DEFAULT_MAX_HOSTS) if grows else slots
         lanes = 1
         if any(not STRATEGIES[cell.cell.strategy].trains_backbone for cell in plan.cells):
@@ -325,11 +322,18 @@ def _run_tune(
                 for cell, workers in ranges.items()
             },
             checkpoints=study.checkpoints.latest,
-            allowance=_allowance(study.spending, terms),
+            allowance=study.spending.allowance(resources.charge(SINGLE_DEVICE)),
         )
-        study.race_lanes = _race_lanes(plan, max_devices, lanes)
+        # Each device's lanes, and where a device trains one fold-run at a time, one more that waits, so that
+        # the device has no pause between two legs.
+        study.race_lanes = max_devices * max(lanes, 2)
+        study.lanes_per_fold_run = {
+            cell.cell: max(1, lanes // 2) * ranges[cell.cell].min_devices
+            for cell in plan.cells
+            if STRATEGIES[cell.cell.strategy].trains_backbone or ranges[cell.cell] != SINGLE_DEVICE
+        }
         if study.races:  # its trials train single fold-runs for the most part, and end together
-            max_trials = busy_trials = min(MAX_TRIALS, study.race_lanes.total)
+            max_trials = busy_trials = min(MAX_TRIALS, study.race_lanes)
         else:
             # One more than hosts need. It gets no process of its own: it takes over the next process that
             # becomes free, where Tune would end two that become free together.
@@ -357,37 +361,16 @@ def _run_tune(
                     run_config=tune.RunConfig(
                         name="tune",
                         storage_path=str(session_folder),
-                        callbacks=[_Receiver(study, search, coordinator, is_lost)],
+                        callbacks=[_Receiver(study, search, coordinator, metrics, is_lost)],
                         stop=_Stopper(study),
                         verbose=0,
                     ),
                 ).fit()
         finally:
-            study.publish(now=True)
+            metrics.publish_cells(plan.cells, study.cells())
             with suppress(RayError):  # it may be dead, and its hosts with it
                 study.spending.settle(ray.get(coordinator.close.remote(), timeout=CLOSE_SECONDS))
             ray.kill(coordinator)
-
-
-def _allowance(spending: Spending, terms: HostTerms) -> Allowance | None:
-    if not spending.budget:
-        return None
-    return Allowance(terms.charge(SINGLE_DEVICE), spending.overhead, spending.unfinished)
-
-
-def _race_lanes(plan: Plan, devices: int, lanes: int) -> RaceLanes:
-    """Each device's lanes, and where a device trains one fold-run at a time, one more that waits, so that the
-    device has no pause between two legs."""
-    per_device = max(1, lanes // 2)
-    return RaceLanes(
-        max(devices * lanes, 2 * devices),
-        {
-            cell.cell: per_device * _worker_range(cell).min_devices
-            for cell in plan.cells
-            if STRATEGIES[cell.cell.strategy].trains_backbone
-            or _worker_range(cell) != SINGLE_DEVICE
-        },
-    )
 
 
 def _worker_range(plan: CellPlan) -> WorkerRange:
@@ -397,9 +380,7 @@ def _worker_range(plan: CellPlan) -> WorkerRange:
     return WorkerRange(*placement.workers)
 
 
-def count_slots(
-    resources: HostResources, terms: HostTerms, ranges: Collection[WorkerRange], *, grows: bool
-) -> int:
+def count_slots(resources: HostResources, ranges: Collection[WorkerRange], *, grows: bool) -> int:
     """The number of devices for hosts.
 
     Args:
@@ -410,7 +391,7 @@ def count_slots(
     """
     nodes = alive_nodes().values()
     slots = count_devices(nodes, {"CPU": resources.cpus_per_host, "GPU": resources.gpus_per_host})
-    groups = count_devices(nodes, terms.resources)
+    groups = count_devices(nodes, resources.per_device)
     limit = resources.max_hosts
     for workers in ranges:
         if limit is not None and workers.min_devices > limit:
@@ -418,9 +399,7 @@ def count_slots(
                 f"a worker group needs at least {workers.min_devices} devices, but resources.max_hosts is "
                 f"{limit}; raise max_hosts or lower resources.workers"
             )
-    if grows:
-        return max(1, slots)
-    for workers in ranges:
-        room = slots if workers == SINGLE_DEVICE else groups
-        check_room(workers, terms.resources, room)
-    return min(slots, limit or slots)
+        if not grows:
+            room = slots if workers == SINGLE_DEVICE else groups
+            check_room(workers, resources.per_device, room)
+    return max(1, slots) if grows else min(slots, limit or slots)

@@ -22,14 +22,9 @@ from raymrc.configuration import Backbone, FoldRun
 from raymrc.ledger.record import Epoch, LaneEvent, Record
 from raymrc.ledger.storage import SAVED, open_files
 from raymrc.scheduling.failures import record_error
-from raymrc.scheduling.orders import (
-    SINGLE_DEVICE,
-    SLICE_SECONDS,
-    HostReport,
-    Order,
-    WorkerRange,
-)
+from raymrc.scheduling.orders import SLICE_SECONDS, HostReport, Order
 from raymrc.sweep.metrics import LaneMetrics, MetricPublisher
+from raymrc.sweep.session import HostResources
 
 MAX_SAVING_SHARE = 0.05
 """Share of a host's time that may go into saving lanes at the ends of epochs."""
@@ -68,43 +63,19 @@ class HostTerms:
     """What a host gets and how it behaves.
 
     Args:
-        cpus, gpus: of each device.
-        num_threads: of torch; more than the host's share of cores would slow down its neighbours.
-        save_seconds: see `session.HostResources`.
         storage: the study's; lanes are saved there.
         marker: name of a file that the driver has written, by which a host knows that it sees the storage.
-        device: "cpu" or "cuda", for worker groups.
         folder: the driver's working folder; a study's paths are relative to it.
         scratch: a folder on the driver's machine for what Ray Train writes.
-        patience_seconds: a group that has waited this long for all its devices starts with fewer.
-        together: whether all devices of a group have to be on one machine.
         metrics_study: the study's name in metrics; "" publishes none.
     """
 
-    cpus: float
-    gpus: float
-    num_threads: int
-    save_seconds: float
+    resources: HostResources
     storage: str
     marker: str = ""
-    device: str = "cpu"
     folder: str = "."
     scratch: str = ""
-    patience_seconds: float = 60.0
-    together: bool = False
     metrics_study: str = ""
-
-    @property
-    def resources(self) -> dict[str, float]:
-        """Ray's resources of one device of a worker group, which is always a whole device."""
-        resources = {"CPU": self.cpus, "GPU": math.ceil(self.gpus)}
-        return {name: amount for name, amount in resources.items() if amount}
-
-    def charge(self, workers: WorkerRange, size: int = 1) -> float:
-        """The number of GPUs, or of CPU cores without a GPU, that a host of this size is charged for."""
-        if workers == SINGLE_DEVICE:
-            return self.gpus or self.cpus or 1.0
-        return size * (math.ceil(self.gpus) or self.cpus or 1.0)
 
 
 @dataclass(eq=False, slots=True)
@@ -133,10 +104,13 @@ class Host:
     """
 
     def __init__(self, shared: Shared, terms: HostTerms) -> None:
-        _set_threads(terms.num_threads)
+        # More threads than the host's share of cores would slow down its neighbours.
+        _set_threads(max(1, int(terms.resources.cpus_per_host)))
         self._shared = shared
         self._fetched: tuple[OpenPool, Any] | None = None
+        self._ranks: Any = None  # see `OpenPool`
         self._terms = terms
+        self._save_seconds = terms.resources.save_seconds
         self._files = open_files(terms.storage, SAVED)
         self._pool: LanePool | None = None
         self._backbone: Backbone | None = None
@@ -146,7 +120,7 @@ class Host:
     @property
     def _leads(self) -> bool:
         """Whether this process speaks for its group."""
-        return True
+        return self._ranks is None or self._ranks.rank == 0
 
     def run(self, name: str, coordinator: Any) -> None:
         """Follow the coordinator's orders until it says to leave."""
@@ -176,11 +150,7 @@ class Host:
         return order
 
     def train(self, waiting: Sequence[HostReport] = ()) -> list[HostReport]:
-        """Train for a slice of time, or until there is something to report.
-
-        Args:
-            waiting: reports from before; if there are any, nothing is trained.
-        """
+        """Train for a slice of time, or until there is something to report; not at all if reports wait."""
         reports: list[HostReport] = []
         until = time.monotonic() + SLICE_SECONDS
         while self._goes_on(not waiting and not reports and time.monotonic() < until):
@@ -236,12 +206,10 @@ class Host:
             self._pool = None  # first, because memory may be too small for two
             if self._fetched is None:
                 self._fetched = ray.get(self._shared[0])
-            self._pool = self._load(*self._fetched, backbone)
+            open_pool, data = self._fetched
+            self._pool = open_pool(backbone, data, self._ranks)
             self._backbone = backbone
         return self._pool
-
-    def _load(self, open_pool: OpenPool, data: Any, backbone: Backbone) -> LanePool:
-        return open_pool(backbone, data)
 
     def _report(self, event: LaneEvent) -> HostReport:
         key, what, lane = event.key, event.what, self._lanes[event.key]
@@ -322,9 +290,9 @@ class Host:
         return reports
 
     def _is_due(self, lane: _OpenLane) -> bool:
-        if not self._terms.save_seconds:
+        if not self._save_seconds:
             return True
-        interval = max(self._terms.save_seconds, lane.saving_seconds / MAX_SAVING_SHARE)
+        interval = max(self._save_seconds, lane.saving_seconds / MAX_SAVING_SHARE)
         return time.monotonic() - lane.saved_at >= interval
 
     def _write(self, key: str) -> str:

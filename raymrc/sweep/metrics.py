@@ -112,9 +112,6 @@ GPU_RESERVED_BYTES = Metric("raymrc_gpu_reserved_bytes", "gauge", "bytes", (*STU
 
 METRICS: tuple[Metric, ...] = tuple(v for v in list(globals().values()) if isinstance(v, Metric))
 
-INITIAL_STATUSES = ("done", "failed")
-"""Statuses for which `ENDED` starts at 0."""
-
 
 class MetricPublisher:
     """Publishes the metrics of one process.
@@ -170,7 +167,7 @@ class MetricPublisher:
                 self.publish(FOLD_RUNS, number, plan.cell, state=state)
             if cell.best_f1 is not None:
                 self.publish(BEST_F1, cell.best_f1, plan.cell)
-            for status in INITIAL_STATUSES:
+            for status in ("done", "failed"):
                 self.publish(ENDED, 0, plan.cell, status=status)
             for counter in (RETRIES, DEVICE_SECONDS, COST_USD):
                 self.publish(counter, 0, plan.cell)
@@ -199,10 +196,7 @@ class MetricPublisher:
             self.publish(QUEUE, waiting[cell], cell)
 
     def publish_hosts(self, hosts: Iterable[FleetHost], devices: float) -> None:
-        """
-        Args:
-            devices: how many the study is charged for.
-        """
+        """Publish the fleet, and the number of devices that the study is charged for."""
         counts = Counter((host.kind, host.is_running) for host in hosts)
         for kind in HostKind:
             self.publish(HOSTS, counts[kind, True], kind=kind, state="there")
@@ -257,10 +251,7 @@ class LaneMetrics:
         self._lanes: dict[str, _LaneState] = {}
 
     def open(self, fold_run: FoldRun, tokens: int) -> None:
-        """
-        Args:
-            tokens: trained before this host opened the lane.
-        """
+        """Note a lane; `tokens` were trained before this host opened it."""
         cell = fold_run.configuration.cell
         self._lanes[fold_run.key] = _LaneState(cell, tokens)
         self._publisher.publish(TOKENS, 0, cell)
@@ -281,11 +272,7 @@ class LaneMetrics:
         self._lanes.pop(key, None)
 
     def publish(self, tokens: Callable[[str], int]) -> None:
-        """Publish all lanes, if it is time.
-
-        Args:
-            tokens: gives the total of an open lane by its key.
-        """
+        """Publish all lanes, if it is time; `tokens` returns the total of an open lane by its key."""
         if not self._publisher.is_due:
             return
         losses: dict[Cell, list[float]] = {}

@@ -11,7 +11,7 @@ from raymrc.scheduling.fleet import FleetHost
 from raymrc.scheduling.orders import SINGLE_DEVICE
 from raymrc.sweep.hosts import Host, HostTerms, Shared
 from raymrc.sweep.ray_internals import draining_nodes, had_process, read_cluster_status
-from raymrc.sweep.workers import start_group
+from raymrc.sweep.workers import on_this_node, run_group
 
 
 class RayGroup:
@@ -76,9 +76,12 @@ class RayCluster:
         """Start a host that will contact the coordinator, whose actor this process is."""
         coordinator = ray.get_runtime_context().current_actor
         if host.workers != SINGLE_DEVICE:
-            group = start_group(host.name, host.size, coordinator, self._shared, self._terms)
-            return RayGroup(group)
+            # A task on this machine, which ends when the group does.
+            task = ray.remote(run_group).options(**on_this_node(), max_retries=0)
+            work = (host.name, host.size, [coordinator], self._shared, self._terms)
+            return RayGroup(task.remote(*work))
         # An actor has a process of its own, in which it can set torch's number of threads.
-        options = {"num_cpus": self._terms.cpus, "num_gpus": self._terms.gpus}
+        resources = self._terms.resources
+        options = {"num_cpus": resources.cpus_per_host, "num_gpus": resources.gpus_per_host}
         actor: Any = ray.remote(Host).options(**options).remote(self._shared, self._terms)
         return RayHost(actor, actor.run.remote(host.name, coordinator))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import logging
+import math
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ import ray
 
 import raymrc
 from raymrc.errors import RaymrcError
+from raymrc.scheduling.orders import SINGLE_DEVICE, WorkerRange
 from raymrc.sweep.metrics import check_port
 from raymrc.sweep.ray_internals import metrics_port_option
 
@@ -41,7 +43,8 @@ class HostResources:
         save_seconds: minimum time between two checkpoints, which are written at the end of epochs; 0: save
             each epoch. A lost host costs an epoch or this, whichever is longer; or 20 times a save.
         device: what torch computes on; None: "cuda" where a host has a GPU.
-        patience_seconds, together: of worker groups; see `hosts.HostTerms`.
+        patience_seconds: a group that has waited this long for all its devices starts with fewer.
+        together: whether all devices of a group have to be on one machine.
         metrics_port: where our own cluster exports metrics; None: nowhere. Other clusters have ports of
             their own.
     """
@@ -59,6 +62,22 @@ class HostResources:
     @property
     def kind(self) -> str:
         return "gpu" if self.gpus_per_host else "cpu"
+
+    @property
+    def uses_cuda(self) -> bool:
+        return self.device == "cuda" if self.device else self.kind == "gpu"
+
+    @property
+    def per_device(self) -> dict[str, float]:
+        """Ray's resources of one device of a worker group, which is always a whole device."""
+        resources = {"CPU": self.cpus_per_host, "GPU": math.ceil(self.gpus_per_host)}
+        return {name: amount for name, amount in resources.items() if amount}
+
+    def charge(self, workers: WorkerRange, size: int = 1) -> float:
+        """The number of GPUs, or of CPU cores without a GPU, that a host of this size is charged for."""
+        if workers == SINGLE_DEVICE:
+            return self.gpus_per_host or self.cpus_per_host or 1.0
+        return size * (math.ceil(self.gpus_per_host) or self.cpus_per_host or 1.0)
 
 
 @contextmanager

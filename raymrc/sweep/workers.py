@@ -1,8 +1,8 @@
 """Worker groups: Ray Train processes that hold one sharded model together and train one fold-run after
 another.
 
-    coordinator -> start_group (a task on its machine) -> Ray Train's controller -> Member on every device
-                <------------------- exchange, by the first member -------------------'
+    coordinator -> run_group (a task on its machine) -> Ray Train's controller -> Member on every device
+                <------------------- exchange, by the first member -----------------'
 
 A group stays as long as there is work for it, because starting one takes 8 to 16 seconds and the loading of
 the model. If one of its processes is lost the group ends, and the coordinator starts another one. Ray Train's
@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from raymrc.configuration import Backbone
 from raymrc.errors import RaymrcError
 from raymrc.ledger.record import Epoch, LaneEvent
 from raymrc.scheduling.orders import HostReport, Order
-from raymrc.sweep.hosts import Host, HostTerms, LanePool, OpenPool, Shared
+from raymrc.sweep.hosts import Host, HostTerms, Shared
 from raymrc.sweep.metrics import LaneMetrics, MetricPublisher
 
 if TYPE_CHECKING:
@@ -33,18 +32,6 @@ if TYPE_CHECKING:
 
 SHARDS = ".shards"
 """Ending of the folder beside a checkpoint that holds what each process has written of it."""
-
-
-def start_group(name: str, size: int, coordinator: Any, shared: Shared, terms: HostTerms) -> Any:
-    """
-    Args:
-        size: number of devices.
-
-    Returns:
-        The reference of a task on this machine, which ends when the group does.
-    """
-    task = ray.remote(_run_group).options(**on_this_node(), max_retries=0)
-    return task.remote(name, size, [coordinator], shared, terms)
 
 
 def on_this_node() -> dict[str, Any]:
@@ -56,13 +43,14 @@ def on_this_node() -> dict[str, Any]:
     return {"num_cpus": 0, "scheduling_strategy": strategy}
 
 
-def _run_group(
+def run_group(
     name: str, size: int, coordinator: list[Any], shared: Shared, terms: HostTerms
 ) -> None:
-    """One run of Ray Train, for as long as the group stays."""
+    """One run of Ray Train on `size` devices, for as long as the group stays."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    resources = terms.resources
     no_restarts: Any = {"max_failures": 0, "max_preemption_failures": 0}
     work = {"name": name, "coordinator": coordinator, "shared": shared, "terms": terms}
     TorchTrainer(
@@ -70,12 +58,12 @@ def _run_group(
         train_loop_config=work,
         scaling_config=ScalingConfig(
             num_workers=size,
-            use_gpu="GPU" in terms.resources,
-            resources_per_worker=terms.resources,
+            use_gpu="GPU" in resources.per_device,
+            resources_per_worker=resources.per_device,
             # Close together, because a layer is sent around each time it is used.
-            placement_strategy="STRICT_PACK" if terms.together else "PACK",
+            placement_strategy="STRICT_PACK" if resources.together else "PACK",
         ),
-        torch_config=TorchConfig(backend="nccl" if terms.device == "cuda" else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if resources.uses_cuda else "gloo"),
         run_config=RunConfig(
             name=f"{name}-{secrets.token_hex(4)}",
             storage_path=terms.scratch,
@@ -93,7 +81,7 @@ def _run_member(work: dict[str, Any]) -> None:
     terms: HostTerms = work["terms"]
     with suppress(OSError):  # Ray Train has changed the folder; a node may not have this one
         os.chdir(terms.folder)
-    ranks = Ranks.of_group(get_device() if terms.device == "cuda" else "cpu")
+    ranks = Ranks.of_group(get_device() if terms.resources.uses_cuda else "cpu")
     Member(work["shared"], terms, ranks).run(work["name"], work["coordinator"][0])
 
 
@@ -109,10 +97,6 @@ class Member(Host):
         if not self._leads:  # the first one publishes for all
             self._metrics = LaneMetrics(MetricPublisher())
         self._writing: tuple[str, str, Saving] | None = None
-
-    @property
-    def _leads(self) -> bool:
-        return self._ranks.rank == 0
 
     def _nodes(self) -> tuple[str, ...]:
         gathered = self._ranks.gather(super()._nodes())
@@ -132,9 +116,6 @@ class Member(Host):
         answer: bool = self._ranks.broadcast(super()._goes_on(has_time))
         return answer
 
-    def _load(self, open_pool: OpenPool, data: Any, backbone: Backbone) -> LanePool:
-        return open_pool(backbone, data, self._ranks)
-
     def _report(self, event: LaneEvent) -> HostReport:
         if not isinstance(event.what, Epoch):
             self._finish_writing()
@@ -144,7 +125,7 @@ class Member(Host):
 
     def _save(self, key: str) -> str | None:
         """Start saving; a complete checkpoint is reported later."""
-        is_free = self._writing is None or self._writing[2].is_done or not self._terms.save_seconds
+        is_free = self._writing is None or self._writing[2].is_done or not self._save_seconds
         if self._ranks.broadcast(is_free and self._is_due(self._lanes[key])):
             self._finish_writing()
             self._start_writing(key)

@@ -9,9 +9,8 @@ from raymrc.costs.account import Account
 from raymrc.costs.budget import Budget, Need
 from raymrc.scheduling.allowance import Allowance
 from raymrc.scheduling.budget_guard import BudgetGuard
-from raymrc.scheduling.fleet import Fleet
+from raymrc.scheduling.fleet import Fleet, Scaling
 from raymrc.scheduling.orders import WorkerRange
-from raymrc.scheduling.scaler import Scaler
 from raymrc.scheduling.work_queue import WorkQueue
 from tests.sweep.making import fold_runs, make_plan
 
@@ -33,13 +32,17 @@ class Decisions:
             queue = {"allowance": Allowance(), **queue}
         self.account = Account(budget, (), now=0.0, moment=0.0)
         self.queue = WorkQueue(**{"lanes": 1, "max_devices": 2, **queue})
-        self.fleet = Fleet(self.account, lambda workers, size: float(size))
+        self.fleet = Fleet(
+            self.account, self.queue, lambda workers, size: float(size), PATIENCE_SECONDS
+        )
         self.guard = BudgetGuard(self.account, self.queue, self.fleet, "storage", now=0.0)
-        self.scaler = Scaler(self.queue, self.fleet, self.guard, PATIENCE_SECONDS)
 
     def submit(self, runs: list[FoldRun], need: float = 1.0, trial: str = "t") -> None:
         needs = {run.key: Need(need, need, need, saving_seconds=0.5) for run in runs}
         self.queue.submit(trial, runs, needs=needs)
+
+    def scale(self, now: float) -> Scaling:
+        return self.fleet.scale(self.guard.may_start, now)
 
     def lease(self, now: float) -> None:
         """Write a lease, as the journal's task does."""

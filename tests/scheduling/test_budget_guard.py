@@ -28,9 +28,9 @@ def running(device_seconds: float, hosts: int = 1) -> Decisions:
     made = Decisions(device_seconds, max_devices=hosts)
     made.submit(frozen(), need=10.0)
     made.guard.update_allowance(0.0)
-    made.scaler.scale(0.0)
+    made.scale(0.0)
     made.lease(0.0)
-    for host in made.scaler.scale(0.0).start:
+    for host in made.scale(0.0).start:
         made.start(host.name, 0.0)
         assert made.queue.exchange(host.name, (), 0.0).open
     assert len(made.fleet.hosts) == hosts
@@ -160,7 +160,7 @@ def test_a_run_that_has_done_its_work_was_not_stopped():
     made = Decisions()
     runs, _ = grouped(SINGLE_DEVICE)
     made.submit(runs)
-    made.scaler.scale(0.0)
+    made.scale(0.0)
     made.start("host-1", 0.0)
     made.account.end("host-1", 7.0)
     last, closing = made.guard.close(8.0, 8.0)

@@ -11,7 +11,6 @@ from raymrc.scheduling.cluster_survey import (
     MAX_REFUSALS,
     ClusterStatus,
     ClusterSurvey,
-    Wait,
     check_room,
     count_devices,
 )
@@ -43,13 +42,13 @@ def test_only_requests_that_wait_for_a_while_are_judged():
     assert survey.longest_wait(1e6) is None
     made.fleet.request(SINGLE_DEVICE, 1, 0.0)
     assert survey.longest_wait(AUTOSCALER_SECONDS - 1) is None
-    assert survey.longest_wait(AUTOSCALER_SECONDS) == Wait(1, AUTOSCALER_SECONDS)
+    assert survey.longest_wait(AUTOSCALER_SECONDS) == (1, AUTOSCALER_SECONDS)
     made.start("host-1", 11.0)
     made.fleet.request(GROUP, 2, 11.0)
     assert survey.longest_wait(99.0) is None, "a running host's work is done first"
     del made.fleet.hosts["host-1"]
     made.fleet.request(SINGLE_DEVICE, 1, 12.0)
-    assert survey.longest_wait(99.0) == Wait(2, 88.0), "a host has started before, a group has not"
+    assert survey.longest_wait(99.0) == (2, 88.0), "a host has started before, a group has not"
 
 
 def test_a_group_that_may_still_shrink_is_not_judged():
@@ -58,12 +57,12 @@ def test_a_group_that_may_still_shrink_is_not_judged():
     assert survey.longest_wait(99.0) is None
     del made.fleet.hosts["group-1"]
     made.fleet.request(GROUP, 2, 99.0)
-    assert survey.longest_wait(120.0) == Wait(2, 21.0)
+    assert survey.longest_wait(120.0) == (2, 21.0)
 
 
 def test_a_refusal_has_to_be_repeated():
     survey, _ = make_survey()
-    wait, status = Wait(1, FIXED_SECONDS), ClusterStatus(SMALL, can_grow=False)
+    wait, status = (1, FIXED_SECONDS), ClusterStatus(SMALL, can_grow=False)
     for _ in range(MAX_REFUSALS - 1):
         assert survey.judge(wait, status) == ""
     assert survey.judge(None, None) == "", "it starts counting again"
@@ -75,31 +74,29 @@ def test_a_refusal_has_to_be_repeated():
     )
 
 
-def refusal(wait: Wait, status: ClusterStatus) -> str:
+def refusal(wait: tuple[int, float], status: ClusterStatus) -> str:
     survey, _ = make_survey()
     return [survey.judge(wait, status) for _ in range(MAX_REFUSALS)][-1]
 
 
 def test_a_cluster_without_an_autoscaler_is_given_time():
     status = ClusterStatus(SMALL, can_grow=False)
-    assert refusal(Wait(2, FIXED_SECONDS - 1), status) == ""
-    assert refusal(Wait(2, FIXED_SECONDS), status).startswith(
-        "a worker group needs at least 2 times"
-    )
+    assert refusal((2, FIXED_SECONDS - 1), status) == ""
+    assert refusal((2, FIXED_SECONDS), status).startswith("a worker group needs at least 2 times")
 
 
 def test_an_autoscaler_is_waited_for_until_it_refuses_our_devices():
     others = {"CPU": 9.0}, {"CPU": 2.0}
-    assert refusal(Wait(1, 1e6), ClusterStatus(SMALL, True, refused=others)) == ""
+    assert refusal((1, 1e6), ClusterStatus(SMALL, True, refused=others)) == ""
     ours = {**DEVICE, "bundle_group_1": 0.001}
-    message = refusal(Wait(1, AUTOSCALER_SECONDS), ClusterStatus(SMALL, True, refused=(ours,)))
+    message = refusal((1, AUTOSCALER_SECONDS), ClusterStatus(SMALL, True, refused=(ours,)))
     assert "autoscaler says that it can never provide this" in message
 
 
 def test_devices_that_exist_are_waited_for():
     status = ClusterStatus(({"CPU": 4.0, "GPU": 2.0},), can_grow=False, refused=(DEVICE,))
-    assert refusal(Wait(2, 1e6), status) == ""
-    assert refusal(Wait(3, 1e6), status)
+    assert refusal((2, 1e6), status) == ""
+    assert refusal((3, 1e6), status)
 
 
 @pytest.mark.parametrize(

@@ -330,5 +330,6 @@ def test_what_optuna_is_told_of_a_stopped_one_moves_its_next_proposal():
     assert any(known.state == "PRUNED" for known in tpe.tries.values())
     told = tpe._ask()
     for known in tpe.tries.values():
-        known.reached = None
+        if known.state == "PRUNED":
+            known.reached, known.failed = None, True
     assert tpe._ask() != told

@@ -17,7 +17,6 @@ from raymrc.scheduling.record_writer import (
     FIRST_WAIT_SECONDS,
     LONGEST_WAIT_SECONDS,
     RecordWriter,
-    Trouble,
 )
 from tests.sweep.making import fold_runs, make_plan, make_record
 
@@ -62,7 +61,7 @@ def test_records_wait_for_the_storage_and_keep_their_order(tmp_path):
     for record in RECORDS:
         writer.put(record, record.to_json())
     writer.close()
-    assert writer.error is None and writer.trouble is None
+    assert writer.error is None and writer.trouble == (0, "")
     assert outage.kept == [record.key for record in RECORDS]
     assert writer.written() == RECORDS and writer.written() == []
     assert {r.key for r in Ledger(str(tmp_path)).records()} == set(outage.kept)
@@ -116,11 +115,11 @@ def test_trouble_says_how_many_records_wait_and_why(tmp_path):
     for record in RECORDS[:5]:
         writer.put(record)
     assert refused.wait(60)
-    assert writer.trouble == Trouble(5, "the store refuses (No space left on device)")
+    assert writer.trouble == (5, "the store refuses (No space left on device)")
     assert writer.written() == []
     go_on.set()
     writer.close()
-    assert writer.trouble is None and writer.written() == RECORDS[:5]
+    assert writer.trouble == (0, "") and writer.written() == RECORDS[:5]
 
 
 def test_a_record_that_will_be_replaced_is_written_and_not_reported(tmp_path):

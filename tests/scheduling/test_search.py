@@ -137,7 +137,7 @@ def test_tpe_learns_the_mean_over_all_folds_and_nothing_from_half_a_configuratio
     search.learn(replace(make_record(second.fold_runs[2]), status="failed"))
     search.settle(second)
     failed = tpe.tries[second.configuration.id]
-    assert failed.settled and failed.value is None
+    assert failed.failed and failed.value is None
 
 
 def test_tpe_first_proposes_incomplete_configurations():

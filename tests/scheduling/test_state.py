@@ -19,8 +19,8 @@ from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Epoch, Record
 from raymrc.planning.plan import Plan
 from raymrc.racing.racing import Racing
-from raymrc.scheduling.failures import FailureTerms, failed_record
-from raymrc.scheduling.state import RaceLanes, StudyRun
+from raymrc.scheduling.failures import failed_record
+from raymrc.scheduling.state import StudyRun
 from raymrc.scheduling.terms import Listeners, RunTerms
 from tests.scheduling.test_race import grids
 from tests.sweep.making import fold_runs, make_plan, make_record
@@ -29,10 +29,10 @@ from tests.sweep.making import fold_runs, make_plan, make_record
 class Played:
     """A run in which a test plays the trials."""
 
-    def __init__(self, folder: Path, plan: Plan, failures: FailureTerms) -> None:
+    def __init__(self, folder: Path, plan: Plan, failures: dict[str, Any]) -> None:
         self.ledger = Ledger(str(folder))
         self.received: list[Record] = []
-        terms, listeners = RunTerms(failures=failures), Listeners(self.received.append)
+        terms, listeners = RunTerms(**failures), Listeners(self.received.append)
         self.study = StudyRun(plan, self.ledger, terms, listeners)
         self.trials = 0
 
@@ -55,7 +55,7 @@ def play(tmp_path) -> Iterator[Any]:
     played: list[Played] = []
 
     def begin(plan: Plan, **terms: Any) -> Played:
-        played.append(Played(tmp_path, plan, FailureTerms(**terms)))
+        played.append(Played(tmp_path, plan, terms))
         return played[-1]
 
     yield begin
@@ -146,7 +146,7 @@ def test_work_of_races_never_exceeds_their_lanes(play, seed):
     """Work that waits was decided before its rivals reported; it may train a configuration beaten by then."""
     (grid,) = grids(1, seed)
     study, draw = play(grid.plan).study, random.Random(3)
-    study.race_lanes = RaceLanes(40, {grid.plan.cells[0].cell: 2})
+    study.race_lanes, study.lanes_per_fold_run = 40, {grid.plan.cells[0].cell: 2}
     under_way: dict[str, tuple[str, FoldRun, int]] = {}
     trials = most_of_one = 0
     while True:

@@ -63,7 +63,7 @@ class Guarded:
     """A coordinator with a budget and hosts that this test plays."""
 
     def __init__(self, folder: Path, budget: Budget) -> None:
-        terms = HostTerms(cpus=1, gpus=0, num_threads=1, save_seconds=0.0, storage=str(folder))
+        terms = HostTerms(HostResources(save_seconds=0.0), str(folder))
         self.journal = Journal(str(folder))
         self.account = Account(budget, self.journal.entries(), time.time(), time.monotonic())
         self.cluster = FakeCluster()
@@ -289,7 +289,7 @@ class TestOnRay:
     def test_a_host_is_charged_while_it_fetches_its_training_code(self, cluster, tmp_path, script):
         import ray
 
-        terms = HostTerms(cpus=1, gpus=0, num_threads=1, save_seconds=0.0, storage=str(tmp_path))
+        terms = HostTerms(HostResources(save_seconds=0.0), str(tmp_path))
         account = Account(seconds(600), (), time.time(), time.monotonic())
         coordinator = open_coordinator(
             SlowToFetch(tmp_path),

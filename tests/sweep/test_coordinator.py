@@ -18,10 +18,11 @@ from raymrc.scheduling.orders import WorkerRange
 from raymrc.sweep.coordinator import Coordinator
 from raymrc.sweep.hosts import HostTerms
 from raymrc.sweep.metrics import EVICTIONS, HOST_DEATHS, MetricPublisher
+from raymrc.sweep.session import HostResources
 from tests.sweep.fake_cluster import FakeCluster
 from tests.sweep.making import fold_runs, make_plan
 
-TERMS = HostTerms(cpus=1, gpus=0, num_threads=1, save_seconds=5.0, storage="nowhere")
+TERMS = HostTerms(HostResources(), "nowhere")
 
 
 def frozen(rate: float = 0.1) -> list[FoldRun]:

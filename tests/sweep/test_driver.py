@@ -29,7 +29,6 @@ from raymrc.ledger.record import Record
 from raymrc.ledger.storage import Folder
 from raymrc.planning.placement import Placement
 from raymrc.planning.plan import Plan
-from raymrc.scheduling.failures import FailureTerms
 from raymrc.scheduling.progress import Snapshot
 from raymrc.scheduling.state import StudyOutcome
 from raymrc.sweep import driver, session
@@ -279,9 +278,7 @@ def test_a_storage_that_hosts_do_not_see_ends_the_run_with_a_message(cluster, tm
     """The storage may be a folder that only the driver's machine has."""
     import ray
 
-    terms = HostTerms(
-        cpus=1, gpus=0, num_threads=1, save_seconds=5.0, storage=str(tmp_path), marker=".not-there"
-    )
+    terms = HostTerms(HostResources(), str(tmp_path), marker=".not-there")
     coordinator = open_coordinator(open_pool, script, terms, lanes=1, max_devices=1)
     coordinator.submit.remote("t", fold_runs(make_plan([0.1])))
     sentence = ray.get(coordinator.verdict.remote(), timeout=60)
@@ -404,9 +401,7 @@ def test_a_transient_failure_is_retried_and_its_cost_counts(cluster, tmp_path, s
 
 def test_a_fold_run_that_keeps_failing_is_retried_up_to_the_limit(cluster, tmp_path, script):
     plan = make_plan([0.1], ["fine_tune"])
-    outcome, records = run(
-        plan, tmp_path, replace(script, raises=(0.1, 1)), failures=FailureTerms(retries=3)
-    )
+    outcome, records = run(plan, tmp_path, replace(script, raises=(0.1, 1)), retries=3)
     assert (outcome.done, outcome.failed) == (2, 1)
     (failed,) = [r for r in records.values() if r.status == "failed"]
     assert Counter(script.trained())[failed.key] == 4
@@ -423,7 +418,7 @@ def test_a_cell_whose_configurations_fail_is_abandoned_and_the_others_continue(
     shown: list[Snapshot] = []
     outcome, records = run(
         replace(plan, cells=cells), tmp_path, replace(script, hopeless=0.2, nap=0.1),
-        failures=FailureTerms(close_cell_after=3), resources=HostResources(max_hosts=1),
+        close_cell_after=3, resources=HostResources(max_hosts=1),
         on_progress=shown.append,
     )  # fmt: skip
     ((name, left),) = outcome.closed
@@ -618,7 +613,7 @@ def test_a_second_driver_is_refused_and_a_driver_that_does_not_look_leaves_the_l
     plan = make_plan()
     ledger = Ledger(str(tmp_path))
     assert {r.key: r for r in ledger.records()} == {r.key: make_record(r) for r in fold_runs(plan)}
-    assert ledger.problems() == ()
+    assert ledger.read_all()[1] == ()
     files = [path.name for path in (tmp_path / "ledger").rglob("*") if path.is_file()]
     assert sorted(files) == sorted(f"{r.key}.json" for r in fold_runs(plan)), "nothing half-written"
     begun = Counter(script.trained())

@@ -52,7 +52,7 @@ pytestmark = [
 ]
 
 
-TERMS = HostTerms(cpus=1, gpus=0, num_threads=1, save_seconds=5.0, storage="nowhere")
+TERMS = HostTerms(HostResources(), "nowhere")
 
 
 def test_a_host_saves_and_closes_the_lanes_that_it_hands_over_and_another_host_resumes_them(
@@ -64,7 +64,7 @@ def test_a_host_saves_and_closes_the_lanes_that_it_hands_over_and_another_host_r
     monkeypatch.setattr(ray, "get", lambda value: value)
     (tmp_path / "trained").mkdir()
     script = Script(tmp_path / "trained")
-    terms = replace(TERMS, save_seconds=1e9, storage=str(tmp_path))
+    terms = HostTerms(HostResources(save_seconds=1e9), str(tmp_path))
     shared: Any = [(open_pool, script)]
     one, other = Host(shared, terms), Host(shared, terms)
     stays, moves, _ = fold_runs(make_plan([0.1], ["frozen_soft_prompt"]))

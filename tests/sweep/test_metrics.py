@@ -33,6 +33,7 @@ from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Record
 from raymrc.sweep.hosts import HostTerms
 from raymrc.sweep.metrics import METRICS, LaneMetrics, MetricPublisher, check_port
+from raymrc.sweep.session import HostResources
 from tests.paths import ROOT
 from tests.sweep.making import MARKER, Script, fold_runs, make_plan, make_record, train_script
 from tests.sweep.rehearsal import free_port
@@ -48,7 +49,6 @@ OF_RAY = {"instance", "job", "Component", "NodeAddress", "SessionName", "Version
 def run_a_study(folder: Path, port: int) -> None:
     """Train eighteen fold-runs of two cells. In each cell, one of the first three fails at its first
     try, and the host of another dies. They come first because Prometheus may miss a run's last second."""
-    from raymrc.sweep.session import HostResources
 
     script = Script(folder / "trained", 0.6, raises_once=(0.1, 0), dies_once=(0.1, 2))
     script.folder.mkdir()
@@ -225,7 +225,7 @@ def test_nothing_is_published_without_a_request(monkeypatch):
 
     monkeypatch.setattr(ray.util.metrics, "Gauge", None)
     monkeypatch.setattr(ray.util.metrics, "Counter", None)
-    assert HostTerms(1.0, 0.0, 1, 0.0, "").metrics_study == ""
+    assert HostTerms(HostResources(), "").metrics_study == ""
     publisher = MetricPublisher()
     assert not publisher and not publisher.is_due
     lanes, run = LaneMetrics(publisher), fold_runs(PLAN)[0]

@@ -32,7 +32,7 @@ from raymrc.scheduling import only_run as only_run_module
 from raymrc.scheduling.only_run import CLAIMS, only_run
 from raymrc.scheduling.spending import Spending
 from raymrc.scheduling.state import StudyRun
-from raymrc.scheduling.terms import Listeners
+from raymrc.scheduling.terms import Listeners, RunTerms
 from raymrc.sweep import driver, session
 from raymrc.sweep.driver import Training, run_study
 from raymrc.sweep.session import HostResources
@@ -314,7 +314,7 @@ def test_checkpoints_of_a_stopped_configuration_are_removed_too(raced, tmp_path)
         run_study(plan, ledger, TRAINING, tmp_path)
         assert not any(state.exists() for state in states)
     else:  # without racing, the grid is completed from them
-        with StudyRun(plan, ledger):
+        with StudyRun(plan, ledger, RunTerms(), Listeners()):
             pass
         assert all(state.exists() for state in states)
 

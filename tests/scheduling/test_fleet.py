@@ -1,10 +1,14 @@
-"""The scaler requests as many hosts as there is work and budget for, and cancels what it need not start."""
+"""The fleet requests as many hosts as there is work and budget for, and cancels what it need not start."""
 
 from __future__ import annotations
 
-from raymrc.scheduling.fleet import MAX_FAILED_STARTS, SILENCE_DECAY
+from raymrc.scheduling.fleet import (
+    MAX_FAILED_STARTS,
+    MAX_WAITING_GROUPS,
+    SILENCE_DECAY,
+    Scaling,
+)
 from raymrc.scheduling.orders import SINGLE_DEVICE, SLICE_SECONDS, WorkerRange
-from raymrc.scheduling.scaler import MAX_WAITING_GROUPS, Scaling
 from tests.scheduling.fleets import PATIENCE_SECONDS, Decisions, frozen, grouped
 
 
@@ -14,26 +18,26 @@ def names(scaling: Scaling) -> list[str]:
 
 def test_hosts_are_requested_for_work_and_only_once():
     made = Decisions()
-    assert made.scaler.scale(0.0) == Scaling()
+    assert made.scale(0.0) == Scaling()
     made.submit(frozen())
-    scaling = made.scaler.scale(0.0)
+    scaling = made.scale(0.0)
     assert names(scaling) == ["host-1", "host-2"] == list(made.fleet.hosts)
-    assert made.scaler.scale(1.0) == Scaling()
+    assert made.scale(1.0) == Scaling()
 
 
 def test_a_request_is_cancelled_when_there_was_no_work_for_a_while():
     made = Decisions(idle_seconds=5.0)
     made.submit(frozen())
-    made.scaler.scale(0.0)
+    made.scale(0.0)
     made.start("host-1", 1.0)
     made.queue.withdraw("t")
-    assert made.scaler.scale(10.0).recheck_seconds == 5.0
-    assert made.scaler.scale(12.0).recheck_seconds == 3.0
+    assert made.scale(10.0).recheck_seconds == 5.0
+    assert made.scale(12.0).recheck_seconds == 3.0
     made.submit(frozen(0.2), trial="u")
-    assert made.scaler.scale(13.0) == Scaling(), "there is work again"
+    assert made.scale(13.0) == Scaling(), "there is work again"
     made.queue.withdraw("u")
-    assert made.scaler.scale(14.0).recheck_seconds == 5.0
-    assert made.scaler.scale(19.0).cancel == ("host-2",)
+    assert made.scale(14.0).recheck_seconds == 5.0
+    assert made.scale(19.0).cancel == ("host-2",)
     assert list(made.fleet.hosts) == ["host-1"], "a running host leaves by itself"
 
 
@@ -42,43 +46,44 @@ def test_few_groups_wait_at_once():
     runs, ranges = grouped(workers)
     made = Decisions(max_devices=6, worker_ranges=ranges)
     made.submit(runs)
-    assert names(made.scaler.scale(0.0)) == ["group-1", "group-2"]
-    assert made.fleet.counts[workers] == MAX_WAITING_GROUPS < len(runs)
+    assert names(made.scale(0.0)) == ["group-1", "group-2"]
+    assert [host.workers for host in made.fleet.hosts.values()] == [workers] * MAX_WAITING_GROUPS
+    assert len(runs) > MAX_WAITING_GROUPS
     made.start("group-1", 10.0)
-    assert names(made.scaler.scale(10.0)) == ["group-3"]
+    assert names(made.scale(10.0)) == ["group-3"]
 
 
 def test_a_group_that_waits_too_long_starts_with_fewer_devices():
     runs, ranges = grouped(WorkerRange(2, 8))
     made = Decisions(max_devices=8, worker_ranges=ranges)
     made.submit(runs[:1])
-    made.scaler.scale(0.0)
-    assert made.scaler.shrink_groups(PATIENCE_SECONDS - 1, lambda: 3) == Scaling()
-    scaling = made.scaler.shrink_groups(PATIENCE_SECONDS, lambda: 3)
+    made.scale(0.0)
+    assert made.fleet.shrink_groups(PATIENCE_SECONDS - 1, lambda: 3) == Scaling()
+    scaling = made.fleet.shrink_groups(PATIENCE_SECONDS, lambda: 3)
     assert scaling.cancel == ("group-1",)
     assert [(host.name, host.size, host.devices) for host in scaling.start] == [("group-2", 3, 3.0)]
-    scaling = made.scaler.shrink_groups(2 * PATIENCE_SECONDS, lambda: 9)
+    scaling = made.fleet.shrink_groups(2 * PATIENCE_SECONDS, lambda: 9)
     assert [host.size for host in scaling.start] == [2], "not larger, and not below the minimum"
-    assert made.scaler.shrink_groups(9 * PATIENCE_SECONDS, lambda: 0) == Scaling()
+    assert made.fleet.shrink_groups(9 * PATIENCE_SECONDS, lambda: 0) == Scaling()
 
 
 def test_a_running_group_is_not_replaced():
     runs, ranges = grouped(WorkerRange(1, 2))
     made = Decisions(worker_ranges=ranges)
     made.submit(runs)
-    made.scaler.scale(0.0)
+    made.scale(0.0)
     made.start("group-1", 5.0)
-    assert made.scaler.shrink_groups(9 * PATIENCE_SECONDS, lambda: 1) == Scaling()
+    assert made.fleet.shrink_groups(9 * PATIENCE_SECONDS, lambda: 1) == Scaling()
 
 
 def test_with_a_budget_no_host_is_requested_before_a_lease_covers_it():
     made = Decisions(device_seconds=10_000.0)
     made.submit(frozen())
-    assert made.scaler.scale(0.0) == Scaling()
+    assert made.scale(0.0) == Scaling()
     assert made.guard.wanted_devices == 2.0
     made.lease(0.1)
     assert made.guard.wanted_devices == 0.0
-    assert names(made.scaler.scale(0.2)) == ["host-1", "host-2"]
+    assert names(made.scale(0.2)) == ["host-1", "host-2"]
 
 
 # --- the fleet ------------------------------------------------------------------------------------------
