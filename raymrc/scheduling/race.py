@@ -242,8 +242,8 @@ class Race:
             running = self._running
             if contenders:
                 decision = decide(contenders, self._racing, slots, running)
-                for stopped in decision.stopped:
-                    self._stop(stopped.configuration, stopped.reason)
+                for name, reason in decision.stopped.items():
+                    self._stop(name, reason)
                 winner = decision.winner
                 self.winner = self._entries[winner].configuration if winner else None
                 self._queue.extend(decision.run)
