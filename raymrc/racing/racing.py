@@ -156,18 +156,10 @@ def decide(
     return race.decide(fit, first, slots - len(first))
 
 
-def _winner(contenders: Iterable[Contender]) -> str:
-    """The best of complete contenders, by the rule that chooses a cell's winner."""
-    ranked = (
-        (
-            len(c.courses),
-            sum(map(max, c.courses)) / len(c.courses),
-            c.trained_parameters,
-            c.configuration,
-        )
-        for c in contenders
-    )
-    return min(rank(*terms) for terms in ranked)[-1]
+def _rank(complete: Contender) -> tuple[float, float, float, str]:
+    folds = len(complete.courses)
+    worth = sum(map(max, complete.courses)) / folds
+    return rank(folds, worth, complete.trained_parameters, complete.configuration)
 
 
 class _Race:
@@ -235,9 +227,8 @@ class _Race:
             for c in np.flatnonzero(beaten)
         }
         if is_over:
-            return Decision(
-                (), stops, _winner(self.contenders[c] for c in np.flatnonzero(complete))
-            )
+            best = min(_rank(self.contenders[c]) for c in np.flatnonzero(complete))
+            return Decision((), stops, best[-1])
         for run in first:
             self.begin(run)
         ahead[leader] = 1.0
