@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from raymrc.costs.jobs import build_job
-from raymrc.costs.rates import Measured
+from raymrc.costs.rates import Measured, build_job
 from raymrc.costs.workload import Workload
 from raymrc.ledger.record import Record
 from raymrc.planning.fold_runs import fold_run

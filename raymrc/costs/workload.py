@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from raymrc.planning.placement import PASS_PIECES
 from raymrc.planning.rows import row_form
 from raymrc.reading.relations import Asked
 from raymrc.reading.rows import BUCKET_BATCHES, Row, RowBuilder, RowForm
-from raymrc.reading.windows import Pieces, Window, cut_windows, read_pieces
+from raymrc.reading.windows import Pieces, cut_windows, read_pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,13 @@ class Passes:
     longest: int = 0
 
     def __add__(self, other: Passes) -> Passes:
-        sums: Any = (getattr(self, name) + getattr(other, name) for name in _SUMMED)
-        return replace(Passes(*sums), longest=max(self.longest, other.longest))
+        *sums, _ = map(add, astuple(self), astuple(other))
+        return Passes(*sums, max(self.longest, other.longest))
 
     def times(self, number: float) -> Passes:
         """All passes, `number` times."""
-        products: Any = (getattr(self, name) * number for name in _SUMMED)
-        return replace(Passes(*products), longest=self.longest)
-
-
-_SUMMED = ("passes", "rows", "pieces", "padded", "answers")
+        *sums, longest = astuple(self)
+        return Passes(*(total * number for total in sums), longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,14 +224,9 @@ class Workload:
     tokenizers: Mapping[str, Any]
     shapes: Mapping[str, Shape]
     kind: str = "cpu"
-    _pieces: dict[Any, dict[str, Pieces]] = field(default_factory=dict, repr=False)
-    _windows: dict[Any, dict[str, list[Window]]] = field(default_factory=dict, repr=False)
+    _pieces: dict[Any, list[Pieces]] = field(default_factory=dict, repr=False)
     _rows: dict[Any, dict[str, RowCounts]] = field(default_factory=dict, repr=False)
     _work: dict[Any, FoldRunWork] = field(default_factory=dict, repr=False)
-
-    def counts(self, configuration: Configuration) -> bool:
-        """Whether there is a tokenizer for the backbone, its own or a rough one."""
-        return configuration.cell.backbone.source in self.tokenizers
 
     def of(self, configuration: Configuration, fold: int) -> FoldRunWork:
         """The work of one fold-run.
@@ -285,22 +278,12 @@ class Workload:
             corpus = self.corpus if site is None else self.transfer[site]
             tokenizer = self.tokenizers[source]
             if (site, source) not in self._pieces:
-                self._pieces[site, source] = {
-                    note.id: read_pieces(note, tokenizer) for note in corpus.notes
-                }
-            pieces = self._pieces[site, source]
-            cut = (site, source, form.window, form.overlap)
-            if cut not in self._windows:
-                self._windows[cut] = {
-                    note_id: cut_windows(of_note, form.window, form.overlap)
-                    for note_id, of_note in pieces.items()
-                }
-            windows = self._windows[cut]
+                self._pieces[site, source] = [read_pieces(n, tokenizer) for n in corpus.notes]
             builder = RowBuilder(tokenizer, form, self.asked, self.questions)
-            self._rows[key] = {
-                note.id: count_rows(builder.gold_rows(note, pieces[note.id], windows[note.id]))
-                for note in corpus.notes
-            }
+            self._rows[key] = {}
+            for note, pieces in zip(corpus.notes, self._pieces[site, source], strict=True):
+                windows = cut_windows(pieces, form.window, form.overlap)
+                self._rows[key][note.id] = count_rows(builder.gold_rows(note, pieces, windows))
         return self._rows[key]
 
 

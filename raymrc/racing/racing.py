@@ -224,10 +224,10 @@ class _Race:
         beaten = finished & behind & (is_over | (ahead <= share)) & ~self.busy.any(1)
         stops = {
             self.contenders[c].configuration: self._reason(c, leader, ahead[c], fit)
-            for c in np.flatnonzero(beaten)
+            for c in np.flatnonzero(beaten).tolist()
         }
         if is_over:
-            best = min(_rank(self.contenders[c]) for c in np.flatnonzero(complete))
+            best = min(_rank(self.contenders[c]) for c in np.flatnonzero(complete).tolist())
             return Decision((), stops, best[-1])
         for run in first:
             self.begin(run)
