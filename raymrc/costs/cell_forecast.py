@@ -12,17 +12,9 @@ from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from raymrc.configuration import Configuration
-from raymrc.costs.history import FoldRunProgress
+from raymrc.costs.history import FoldRunProgress, build_job
 from raymrc.costs.prices import DevicePrice, energy_kwh
-from raymrc.costs.rates import (
-    SPREADS,
-    Job,
-    Measured,
-    Rates,
-    build_job,
-    fit_rates,
-    total_spread,
-)
+from raymrc.costs.rates import SPREADS, Job, Measured, Rates, fit_rates
 from raymrc.costs.workload import Workload
 from raymrc.model.strategies import count_parameters
 from raymrc.planning.arithmetic import adapter_bytes, price
@@ -89,7 +81,6 @@ class CellForecast:
         rates: where the times come from.
     """
 
-    name: str
     device_seconds: Estimate
     device_seconds_left: Estimate
     longest_fold_run: Estimate
@@ -161,7 +152,7 @@ def forecast_cell(
         # The configurations that TPE has tried are unknown here; they count like the others.
         seconds_trained = seconds * cell.done / cell.num_fold_runs
         seconds_left = seconds - seconds_trained
-    spread = total_spread(rates, workload, cell)
+    spread = rates.total_spread(workload.tokenizers[cell.cell.backbone.source])
     device_seconds = Estimate.of(seconds, spread)
     usd = Estimate.of(price(seconds, device.hour_usd), spread)
     left = Estimate.of(seconds_left, spread)
@@ -174,7 +165,6 @@ def forecast_cell(
         expected = Estimate(*(min(seconds_left, number) for number in to_train))
         raced_left = Estimate.of(1.0, spread).by(expected)
     return CellForecast(
-        name=cell.cell.name,
         device_seconds=device_seconds,
         device_seconds_left=left,
         longest_fold_run=Estimate.of(longest, spread),

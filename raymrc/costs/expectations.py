@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING
 
 from raymrc.configuration import FoldRun
 from raymrc.costs.budget import Need
+from raymrc.costs.history import build_job
 from raymrc.costs.prices import find_device_price, read_prices
-from raymrc.costs.rates import (
-    Measured,
-    Rates,
-    build_job,
-    choose_hardware,
-    fit_rates,
-    total_spread,
-)
+from raymrc.costs.rates import Measured, Rates, choose_hardware, fit_rates
 from raymrc.costs.workload import Workload
 from raymrc.planning.arithmetic import adapter_bytes
 from raymrc.planning.plan import Plan
@@ -67,7 +61,7 @@ class Expectations:
         rates = self._rates[like]
         estimate = Estimate.of(
             share * rates.seconds(job.parts(kind, self._peak_flops)),
-            total_spread(rates, self._workload, cell),
+            rates.total_spread(self._workload.tokenizers[source]),
         )
         # Four numbers per trained one: itself, two moments, the best epoch's.
         saved_bytes = 4 * adapter_bytes(cell.trained_parameters or 0)

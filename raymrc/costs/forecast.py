@@ -160,7 +160,8 @@ def forecast(
         devices = _count_devices(spec, kind, per_host)
         word = "GPU" if kind == "gpu" else "core"
         machines = f"{devices:g} {word if devices == 1 else f'{word}s'}"
-    wall = _estimate_wall(cells, devices, per_host)
+    known = [cell for cell in cells if cell is not None]
+    wall = _estimate_wall(known, devices, per_host)
     cluster_usd = None
     if cluster is not None:
         on_demand, spot = cluster.hour_usd(), cluster.hour_usd(spot=True)
@@ -186,19 +187,14 @@ def _count_devices(spec: Spec, kind: str, per_host: float) -> float:
     return cores if max_hosts is None else min(cores, max_hosts * per_host)
 
 
-def _estimate_wall(
-    cells: Sequence[CellForecast | None], devices: float, per_host: float
-) -> Estimate:
-    """Wall seconds if all devices train until nothing is left, and no less than the longest fold-run
-    takes."""
-    known = [cell for cell in cells if cell is not None]
-    left = reduce(add, (cell.device_seconds_raced_left for cell in known), Estimate())
+def _estimate_wall(cells: Sequence[CellForecast], devices: float, per_host: float) -> Estimate:
+    """Wall seconds if all devices train until nothing is left; at least those of the longest fold-run."""
+    left = reduce(add, (cell.device_seconds_raced_left for cell in cells), Estimate())
     if not left.value:
         return Estimate()
     longest = max(
-        (cell.longest_fold_run for cell in known if cell.device_seconds_left.value > 0),
+        (cell.longest_fold_run for cell in cells if cell.device_seconds_left.value > 0),
         key=lambda estimate: estimate.value,
-        default=Estimate(),
     )
 
     def seconds(total: float, fold_run: float, utilised: float) -> float:

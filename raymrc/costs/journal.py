@@ -79,11 +79,6 @@ class JournalEntry:
         return self.device_seconds + self.ahead_device_seconds
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """Unix time from its start to the end of its charge."""
-        return self.began, self.began + self.seconds + self.ahead
-
-    @property
     def reserved(self) -> float:
         """Device-seconds that its fold-runs will need beyond the charge."""
         return 0.0 if self.has_ended else max(0.0, self.committed - self.ahead_device_seconds)
@@ -175,7 +170,7 @@ def add_up(
     for entry in entries:
         seconds += entry.charged
         usd += price(entry.charged, entry.device_hour_usd or device_hour_usd)
-        intervals.append(entry.interval)
+        intervals.append((entry.began, entry.began + entry.seconds + entry.ahead))
     return Spent(seconds, usd, covered_seconds(intervals, until))
 
 

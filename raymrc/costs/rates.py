@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from raymrc.configuration import Configuration
-from raymrc.costs.workload import FoldRunWork, Passes, Workload
+from raymrc.costs.workload import FoldRunWork, Passes
 from raymrc.model.shapes import Shape
 from raymrc.model.strategies import STRATEGIES, count_parameters
-from raymrc.planning.plan import CellPlan
 
 # --- a first guess --------------------------------------------------------------------------------
 
@@ -110,19 +109,6 @@ class Job:
         )
 
 
-def build_job(workload: Workload, cell: CellPlan, configuration: Configuration, fold: int) -> Job:
-    """One fold-run of a cell whose shape is known."""
-    assert cell.shape is not None and cell.placement is not None
-    return Job(
-        configuration,
-        workload.of(configuration, fold),
-        cell.shape,
-        len(workload.asked.labels),
-        len(workload.asked.relations),
-        cell.placement.lanes,
-    )
-
-
 # --- measurements ---------------------------------------------------------------------------------
 
 
@@ -203,6 +189,10 @@ class Rates:
     def seconds(self, parts: np.ndarray) -> float:
         return float(self.multipliers @ parts)
 
+    def total_spread(self, tokenizer: Any) -> float:
+        """The spread, including that of the tokenizer's piece counts."""
+        return math.hypot(self.spread, 0.0 if tokenizer.is_exact else TOKENIZER_SPREAD)
+
 
 def fit_rates(
     like: tuple[str, str], measured: Iterable[Measured], kind: str, peak_flops: float | None = None
@@ -230,12 +220,6 @@ def fit_rates(
             spread = _spread(rates.multipliers, parts, seconds, SPREADS[source])
             rates = Rates(multipliers, spread, source, len(found))
     return rates
-
-
-def total_spread(rates: Rates, workload: Workload, cell: CellPlan) -> float:
-    """Standard deviation of the logarithm of a predicted time, including that of piece counts."""
-    is_exact = workload.tokenizers[cell.cell.backbone.source].is_exact
-    return math.hypot(rates.spread, 0.0 if is_exact else TOKENIZER_SPREAD)
 
 
 def _fit(start: np.ndarray, parts: np.ndarray, seconds: np.ndarray) -> np.ndarray:

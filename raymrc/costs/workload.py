@@ -48,13 +48,13 @@ class Passes:
     longest: int = 0
 
     def __add__(self, other: Passes) -> Passes:
-        *sums, _ = map(add, astuple(self), astuple(other))
-        return Passes(*sums, max(self.longest, other.longest))
+        sums = Passes(*map(add, astuple(self), astuple(other)))
+        return replace(sums, longest=max(self.longest, other.longest))
 
     def times(self, number: float) -> Passes:
         """All passes, `number` times."""
-        *sums, longest = astuple(self)
-        return Passes(*(total * number for total in sums), longest)
+        products = Passes(*(total * number for total in astuple(self)))
+        return replace(products, longest=self.longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +190,10 @@ def evaluation_passes(rows: RowCounts, pieces: int) -> Passes:
     lengths = np.sort(rows.lengths)[::-1].tolist()
     passes = padded = at = 0
     while at < len(lengths):
-        size = max(1, pieces // lengths[at])
-        padded += lengths[at] * len(lengths[at : at + size])
+        batch = lengths[at : at + max(1, pieces // lengths[at])]
+        padded += batch[0] * len(batch)
         passes += 1
-        at += size
+        at += len(batch)
     return Passes(
         passes, len(lengths), float(sum(lengths)), padded, float(rows.answers.sum()),
         lengths[0] if lengths else 0,
