@@ -280,10 +280,11 @@ class Workload:
             if (site, source) not in self._pieces:
                 self._pieces[site, source] = [read_pieces(n, tokenizer) for n in corpus.notes]
             builder = RowBuilder(tokenizer, form, self.asked, self.questions)
-            self._rows[key] = {}
+            counts: dict[str, RowCounts] = {}
             for note, pieces in zip(corpus.notes, self._pieces[site, source], strict=True):
                 windows = cut_windows(pieces, form.window, form.overlap)
-                self._rows[key][note.id] = count_rows(builder.gold_rows(note, pieces, windows))
+                counts[note.id] = count_rows(builder.gold_rows(note, pieces, windows))
+            self._rows[key] = counts
         return self._rows[key]
 
 

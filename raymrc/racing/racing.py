@@ -43,8 +43,8 @@ PRIOR_EFFECT_LAG_SD, PRIOR_RESIDUAL_LAG_SD, PRIOR_LAG_RATE = 0.08, 0.04, 3.0
 """How far the order at the very start may differ from the final one, in effects and in residuals, and how
 fast that difference decays over a fold-run."""
 
-PRIOR_CONFIGURATIONS, PRIOR_FOLD_RUNS = 4.0, 4.0
-"""Weight of the prior as evidence on effects and on residuals."""
+PRIOR_EFFECT_WEIGHT, PRIOR_RESIDUAL_WEIGHT = 4.0, 4.0
+"""Weight of the prior as evidence, in configurations and in fold-runs."""
 
 EM_STEPS = 2
 """Later steps move the covariances by less than the uncertainty of the prior."""
@@ -451,7 +451,7 @@ def _fit(reached: _Array, depth: NDArray[np.int64], rungs: tuple[float, ...]) ->
         with_levels = (flat @ level_covariance).reshape(moves.shape)
         spread = covariance + with_levels @ moves.swapaxes(1, 2)
         squares = effect[:, :, None] * effect[:, None] + spread
-        effects = _fit_covariance(squares, depth.max(1), prior_effects.matrix, PRIOR_CONFIGURATIONS)
+        effects = _fit_covariance(squares, depth.max(1), prior_effects.matrix, PRIOR_EFFECT_WEIGHT)
         # A residual is the value less its level and effect, whose errors are correlated.
         residual = off[run_c, run_f] - effect[run_c]
         both = with_levels.reshape(num, num_rungs, num_folds, num_rungs)[run_c, :, run_f]
@@ -459,12 +459,12 @@ def _fit(reached: _Array, depth: NDArray[np.int64], rungs: tuple[float, ...]) ->
         squares = residual[:, :, None] * residual[:, None] + spread[run_c]
         squares += both + both.swapaxes(1, 2) + levels[folds, :, folds][run_f]
         residuals = _fit_covariance(
-            squares, depth[run_c, run_f], prior_residuals.matrix, PRIOR_FOLD_RUNS
+            squares, depth[run_c, run_f], prior_residuals.matrix, PRIOR_RESIDUAL_WEIGHT
         )
     ends = tables.weights[depth]  # C F R
     worth = (pull * effect).sum(1) + (ends * off).sum((1, 2)) / num_folds
     slope = (pull[:, None] @ moves)[:, 0] - ends.reshape(num, -1) / num_folds
-    degrees = PRIOR_FOLD_RUNS + float(len(run_c) - len(np.unique(run_c)))
+    degrees = PRIOR_RESIDUAL_WEIGHT + float(len(run_c) - len(np.unique(run_c)))
     return _Fit(worth, variance, slope, level_covariance, degrees, effects, tables)
 
 
