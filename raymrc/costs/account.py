@@ -37,15 +37,14 @@ class Account:
         others: Iterable[JournalEntry],
         now: float,
         moment: float,
-        driver: str | None = None,
         process: str = "",
     ) -> None:
         self.budget = budget
-        self.process = process
-        self.driver = driver or secrets.token_hex(8)
+        self._process = process
+        self._driver = secrets.token_hex(8)
         self._others = tuple(others)
         # The others wrote their entries before this moment, whatever the clocks say.
-        self.began = max([now, *(e.began + e.seconds for e in self._others)])
+        self._began = max([now, *(e.began + e.seconds for e in self._others)])
         self._began_at = moment
         self._held: dict[str, tuple[float, float]] = {}
         self._requested: dict[str, tuple[float, float]] = {}
@@ -107,7 +106,7 @@ class Account:
     def spent(self, moment: float) -> Spent:
         """Spending of all runs: the charges of the others, and what this run really spent."""
         this_run = self._entry(moment)
-        until = self.began + this_run.seconds
+        until = self._began + this_run.seconds
         return add_up((*self._others, this_run), self.budget.device_hour_usd, until)
 
     def left(self, moment: float) -> Left:
@@ -123,9 +122,11 @@ class Account:
 
         Infinite without a limit.
         """
+        limit = self.limit_left(moment)
         if not self.budget or not self.devices:
-            return self.limit_left(moment)
-        return min(self.limit_left(moment), self.lease_left(moment))
+            return limit
+        charged = self._leased_device_seconds - self.device_seconds(moment)
+        return min(limit, self._lease_end - moment, charged / self.devices)
 
     def limit_left(self, moment: float) -> float:
         """The same by the limits alone."""
@@ -142,24 +143,6 @@ class Account:
             _max_silent_device_seconds(*request, moment) for request in self._requested.values()
         )
 
-    def seconds_left_of_budget(self, moment: float) -> float:
-        """How long one device could be held before a limit is reached; 0 or less if one is reached."""
-        left = self.left(moment)
-        return min(left.device_seconds, left.wall_seconds)
-
-    def lease_left(self, moment: float) -> float:
-        """Seconds until spending exceeds what the journal says."""
-        left = self._lease_end - moment
-        if self.devices:
-            left = min(
-                left, (self._leased_device_seconds - self.device_seconds(moment)) / self.devices
-            )
-        return left
-
-    def is_counted(self, moment: float) -> bool:
-        """Whether the lease is valid."""
-        return moment <= self._lease_end
-
     def may_hold(self, devices: float, moment: float) -> bool:
         """Whether this number of devices may be held: a lease covers them for some time. Always true without
         a limit, so that nothing waits for the storage."""
@@ -168,7 +151,7 @@ class Account:
         charged = self._leased_device_seconds - self.device_seconds(moment)
         return (
             devices <= self._leased_devices + 1e-9
-            and self.is_counted(moment)
+            and moment <= self._lease_end
             and charged >= WRITE_SECONDS * devices
             and self.is_worth_starting(devices, moment)
         )
@@ -196,26 +179,20 @@ class Account:
             devices: number that is held or requested.
             closing_seconds: time that hosts take to save and end; the lease is longer by a few writes.
         """
-        seconds = self._lease_seconds(max(devices, self.devices))
+        devices = max(devices, self.devices)
+        share = LEASE_SHARE * self.budget.device_seconds / devices if devices else math.inf
+        seconds = min(MAX_LEASE_SECONDS, max(MIN_LEASE_SECONDS, share))
         seconds = max(seconds, closing_seconds + 4 * WRITE_SECONDS)
         left = self.left(moment)
-        ahead = seconds * max(devices, self.devices)
         return replace(
             self._entry(moment),
             # Hosts are closed at the limit, so nothing is spent beyond it.
             ahead=max(0.0, min(seconds, left.wall_seconds)),
-            ahead_device_seconds=max(0.0, min(ahead, left.device_seconds)),
+            ahead_device_seconds=max(0.0, min(seconds * devices, left.device_seconds)),
             lease=seconds,
             running=running,
             committed=committed,
             written_at=now,
-            process=self.process,
-        )
-
-    def _lease_seconds(self, devices: float) -> float:
-        share = LEASE_SHARE * self.budget.device_seconds
-        return min(
-            MAX_LEASE_SECONDS, max(MIN_LEASE_SECONDS, share / devices if devices else math.inf)
         )
 
     def confirm(self, entry: JournalEntry, moment: float, devices: float) -> None:
@@ -230,29 +207,24 @@ class Account:
 
     def update_others(self, entries: Iterable[JournalEntry]) -> None:
         """Take over the journal's entries."""
-        self._others = tuple(entry for entry in entries if entry.driver != self.driver)
+        self._others = tuple(entry for entry in entries if entry.driver != self._driver)
 
     def final_entry(
         self, now: float, moment: float, unfinished: Mapping[str, float] | None = None
     ) -> JournalEntry:
         """The journal entry at the end of a run; still a lease if a host may be alive."""
-        if self._held:
-            return replace(self.lease(now, moment, self.devices), unfinished=dict(unfinished or {}))
-        return replace(
-            self._entry(moment),
-            unfinished=dict(unfinished or {}),
-            written_at=now,
-            process=self.process,
-        )
+        entry = self.lease(now, moment, self.devices) if self._held else self._entry(moment)
+        return replace(entry, unfinished=dict(unfinished or {}), written_at=now)
 
     def _entry(self, moment: float) -> JournalEntry:
         """What this run has spent until this moment."""
         return JournalEntry(
-            self.driver,
-            self.began,
+            self._driver,
+            self._began,
             max(0.0, moment - self._began_at),
             self.device_seconds(moment),
             device_hour_usd=self.budget.device_hour_usd,
+            process=self._process,
         )
 
 

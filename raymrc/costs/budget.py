@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from raymrc.planning.arithmetic import price
+from raymrc.quantities import Estimate
 
 if TYPE_CHECKING:
     from raymrc.study.spec import Spec
@@ -58,15 +59,16 @@ class Budget:
 
     def describe(self, spent: Spent) -> str:
         """Spending per limit: "0.31 of 0.5 USD, 1.2 of 2 device hours"."""
-        parts = []
-        if self.usd is not None:
-            parts.append(f"{_figure(spent.usd)} of {self.usd:g} USD")
-        if self.device_hours is not None:
-            hours = _figure(spent.device_seconds / 3600)
-            parts.append(f"{hours} of {self.device_hours:g} device hours")
-        if self.wall_hours is not None:
-            parts.append(f"{_figure(spent.wall_seconds / 3600)} of {self.wall_hours:g} wall hours")
-        return ", ".join(parts)
+        limits = (
+            (spent.usd, self.usd, "USD"),
+            (spent.device_seconds / 3600, self.device_hours, "device hours"),
+            (spent.wall_seconds / 3600, self.wall_hours, "wall hours"),
+        )
+        return ", ".join(
+            f"{_figure(used)} of {limit:g} {unit}"
+            for used, limit, unit in limits
+            if limit is not None
+        )
 
     def exhausted_message(self, spent: Spent) -> str:
         """The sentence for a run that stops at a limit."""
@@ -80,26 +82,24 @@ class Budget:
             devices: of the host that would train it.
         """
         if needed > left.device_seconds:
-            available, needed_time = (_device_time(s, self) for s in (left.device_seconds, needed))
+            available, needed_time = map(self._device_time, (left.device_seconds, needed))
             return f"{available} of the budget is left, but the cheapest fold-run needs about {needed_time}"
         wall = needed / max(devices, 1e-9)
-        available, needed_time = (_figure(s / 3600) for s in (left.wall_seconds, wall))
         return (
-            f"{available} wall hours of the budget are left, but the shortest fold-run needs about "
-            f"{needed_time}"
+            f"{_figure(left.wall_seconds / 3600)} wall hours of the budget are left, but the shortest "
+            f"fold-run needs about {_figure(wall / 3600)}"
         )
+
+    def _device_time(self, seconds: float) -> str:
+        """Device time in the budget's unit."""
+        if self.usd is not None and self.device_hour_usd:
+            return f"{_figure(price(max(0.0, seconds), self.device_hour_usd))} USD"
+        return f"{_figure(max(0.0, seconds) / 3600)} device hours"
 
 
 def _figure(number: float) -> str:
     """Four digits, which resolve a second of an hour."""
     return f"{number:.4g}"
-
-
-def _device_time(seconds: float, budget: Budget) -> str:
-    """Device time in the budget's unit."""
-    if budget.usd is not None and budget.device_hour_usd:
-        return f"{_figure(price(max(0.0, seconds), budget.device_hour_usd))} USD"
-    return f"{_figure(max(0.0, seconds) / 3600)} device hours"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,18 +126,14 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class Need(Estimate):
     """Device-seconds that a whole fold-run is expected to need.
 
     Args:
-        low, high: 90 % interval.
         is_guess: no comparable fold-run was measured.
         saving_seconds: expected time to save its lane, until one was saved.
     """
 
-    value: float
-    low: float
-    high: float
     is_guess: bool = False
     saving_seconds: float = 1.0
 
@@ -148,8 +144,3 @@ def overhead(spent_device_seconds: float, recorded: float) -> float:
     Hosts also hold devices while idle, while loading, and for fold-runs that are not finished.
     """
     return min(3.0, max(1.0, spent_device_seconds / recorded)) if recorded else 1.0
-
-
-def values_of(spent: Spent | Left) -> dict[str, Any]:
-    """Plain values for JSON; infinity becomes null."""
-    return {k: v if math.isfinite(v) else None for k, v in asdict(spent).items()}

@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from raymrc.configuration import Configuration
-from raymrc.costs.history import FoldRunProgress
-from raymrc.costs.jobs import build_job, total_spread
+from raymrc.costs.history import FoldRunProgress, build_job
 from raymrc.costs.prices import DevicePrice, energy_kwh
 from raymrc.costs.rates import SPREADS, Job, Measured, Rates, fit_rates
 from raymrc.costs.workload import Workload
@@ -21,7 +20,7 @@ from raymrc.model.strategies import count_parameters
 from raymrc.planning.arithmetic import adapter_bytes, price
 from raymrc.planning.devices import FILLED, GIB
 from raymrc.planning.fold_runs import fold_run
-from raymrc.planning.placement import PlacementMode, peak_bytes, row_pieces
+from raymrc.planning.placement import peak_bytes, row_pieces
 from raymrc.planning.plan import CellPlan, Plan, representatives
 from raymrc.quantities import Estimate, Unit, format_estimate
 from raymrc.racing.simulate import MAX_REPLAYED_CONFIGURATIONS, expected_share
@@ -82,7 +81,6 @@ class CellForecast:
         rates: where the times come from.
     """
 
-    name: str
     device_seconds: Estimate
     device_seconds_left: Estimate
     longest_fold_run: Estimate
@@ -101,19 +99,19 @@ class CellForecast:
         return format_estimate(getattr(self, name), unit)
 
     def to_json(self) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for name in FIGURES:
-            values |= figure_json(name, getattr(self, name))
-        return values | {
+        return figures_json({name: getattr(self, name) for name in FIGURES}) | {
             "flops": self.flops,
             "estimated_from": self.rates.source,
             "measured_fold_runs": self.rates.measured,
         }
 
 
-def figure_json(name: str, estimate: Estimate) -> dict[str, Any]:
-    """A figure by name, and its interval beside it."""
-    return {name: estimate.value, f"{name}_interval": [estimate.low, estimate.high]}
+def figures_json(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    """Each figure by name, and its interval beside it."""
+    values: dict[str, Any] = {}
+    for name, estimate in estimates.items():
+        values |= {name: estimate.value, f"{name}_interval": [estimate.low, estimate.high]}
+    return values
 
 
 def forecast_cell(
@@ -144,7 +142,9 @@ def forecast_cell(
             seconds += weight * fold_run_seconds
             longest = max(longest, fold_run_seconds)
             flops += weight * job.work.flops(configuration, shape, job.num_labels)[0]
-            now = _progress(plan, cell, configuration, fold, progress)
+            now = FoldRunProgress()
+            if progress and plan.fingerprints is not None and cell.configurations is not None:
+                now = progress.get(fold_run(configuration, fold, plan.fingerprints).key, now)
             seconds_left += weight * fold_run_seconds * now.left
             seconds_trained += weight * fold_run_seconds * now.trained
             jobs.append(job)
@@ -152,7 +152,7 @@ def forecast_cell(
         # The configurations that TPE has tried are unknown here; they count like the others.
         seconds_trained = seconds * cell.done / cell.num_fold_runs
         seconds_left = seconds - seconds_trained
-    spread = total_spread(rates, workload, cell)
+    spread = rates.total_spread(workload.tokenizers[cell.cell.backbone.source])
     device_seconds = Estimate.of(seconds, spread)
     usd = Estimate.of(price(seconds, device.hour_usd), spread)
     left = Estimate.of(seconds_left, spread)
@@ -160,19 +160,11 @@ def forecast_cell(
     share = _raced_share(cell, plan, configurations[0].epochs)
     if share is not None:
         raced, usd_raced = device_seconds.by(share), usd.by(share)
-        raced_left = Estimate.of(1.0, spread).by(
-            Estimate(
-                *(
-                    min(
-                        seconds_left,
-                        max(MIN_SHARE_LEFT * seconds_left, s * seconds - seconds_trained),
-                    )
-                    for s in (share.value, share.low, share.high)
-                )
-            )
-        )
+        least = MIN_SHARE_LEFT * seconds_left
+        to_train = (max(least, s * seconds - seconds_trained) for s in astuple(share))
+        expected = Estimate(*(min(seconds_left, number) for number in to_train))
+        raced_left = Estimate.of(1.0, spread).by(expected)
     return CellForecast(
-        name=cell.cell.name,
         device_seconds=device_seconds,
         device_seconds_left=left,
         longest_fold_run=Estimate.of(longest, spread),
@@ -199,18 +191,6 @@ def _raced_share(cell: CellPlan, plan: Plan, epochs: int) -> Estimate | None:
     return replace(share, high=1.0) if cell.configurations is None else share
 
 
-def _progress(
-    plan: Plan,
-    cell: CellPlan,
-    configuration: Configuration,
-    fold: int,
-    progress: Mapping[str, FoldRunProgress],
-) -> FoldRunProgress:
-    if not progress or plan.fingerprints is None or cell.configurations is None:
-        return FoldRunProgress()
-    return progress.get(fold_run(configuration, fold, plan.fingerprints).key, FoldRunProgress())
-
-
 def _compute_memory(cell: CellPlan, job: Job, kind: str, *, all_pairs: bool) -> float:
     """Bytes by the formulas of `placement`, for the rows' real lengths.
 
@@ -221,7 +201,8 @@ def _compute_memory(cell: CellPlan, job: Job, kind: str, *, all_pairs: bool) -> 
     longest = max(job.work.training.longest, job.work.evaluation.longest, 1)
     beside_window = row_pieces(configuration, job.shape) - configuration.window
     placed = cell.placement
-    lanes = min(placed.lanes, cell.num_fold_runs) if placed is not None else 1
+    assert placed is not None
+    lanes = min(placed.lanes, cell.num_fold_runs)
     total = peak_bytes(
         replace(
             configuration,
@@ -231,10 +212,10 @@ def _compute_memory(cell: CellPlan, job: Job, kind: str, *, all_pairs: bool) -> 
         job.shape,
         job.num_labels + job.num_relations,
         kind,
-        mode=placed.mode if placed is not None else PlacementMode.DEVICE,
+        mode=placed.mode,
         lanes=lanes,
-        devices=placed.workers[0] if placed is not None else 1,
-        checkpoints=placed.checkpoints if placed is not None else False,
+        devices=placed.workers[0],
+        checkpoints=placed.checkpoints,
     )
     if not all_pairs:
         # A narrow match head has fewer parameters than the real one: add theirs back.
@@ -257,10 +238,16 @@ def _estimate_memory(
     """
     on_cpu = kind == "cpu"
     base = PROCESS_BYTES if on_cpu else 0.0
-    largest = _largest_jobs(jobs)
-    high = max(_compute_memory(cell, job, kind, all_pairs=True) for job in largest) / FILLED[kind]
-    high = base + high * (MALLOC_FACTOR if on_cpu else 1.0)
-    value = base + max(_compute_memory(cell, job, kind, all_pairs=False) for job in largest)
+    # Of each configuration the fold-run with the longest rows; memory depends on nothing else.
+    largest: dict[Configuration, Job] = {}
+    for job in sorted(jobs, key=lambda job: -job.work.training.longest):
+        largest.setdefault(job.configuration, job)
+    few, all_ = (
+        max(_compute_memory(cell, job, kind, all_pairs=all_pairs) for job in largest.values())
+        for all_pairs in (False, True)
+    )
+    value = base + few
+    high = base + all_ / FILLED[kind] * (MALLOC_FACTOR if on_cpu else 1.0)
     like = (cell.cell.backbone.name, cell.cell.strategy)
     of_cell = [m for m in measured if m.like == like and m.peak_bytes]
     peaks = [float(m.peak_bytes) for m in of_cell if m.source == "ledger"]
@@ -277,23 +264,12 @@ def _estimate_memory(
     return Estimate(value, 0.7 * value, max(high, value))
 
 
-def _largest_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """The fold-run with the longest rows of each configuration; memory depends on nothing else."""
-    largest: dict[Configuration, Job] = {}
-    for job in jobs:
-        known = largest.get(job.configuration)
-        if known is None or job.work.training.longest > known.work.training.longest:
-            largest[job.configuration] = job
-    return list(largest.values())
-
-
 def _estimate_storage(cell: CellPlan, workload: Workload, jobs: Sequence[Job]) -> Estimate:
     labels = max(1, jobs[0].num_labels + jobs[0].num_relations)
     scored_notes = len(workload.corpus.notes) / workload.folds.count
     scored_notes += sum(len(site.notes) for site in workload.transfer.values())
     record_bytes = RECORD_BYTES + scored_notes * (NOTE_BYTES + 2 * LABEL_BYTES * min(labels, 4))
-    lanes = cell.placement.lanes if cell.placement is not None else 1
-    open_at_a_time = min(lanes, cell.num_fold_runs)
+    open_at_a_time = min(jobs[0].lanes, cell.num_fold_runs)
     # The trained numbers, their two moments and the best epoch's.
     checkpoint_bytes = 4 * adapter_bytes(cell.trained_parameters or 0)
     total = cell.num_fold_runs * record_bytes + open_at_a_time * checkpoint_bytes

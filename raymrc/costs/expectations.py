@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from raymrc.configuration import FoldRun
 from raymrc.costs.budget import Need
-from raymrc.costs.jobs import build_job, total_spread
+from raymrc.costs.history import build_job
 from raymrc.costs.prices import find_device_price, read_prices
 from raymrc.costs.rates import Measured, Rates, choose_hardware, fit_rates
 from raymrc.costs.workload import Workload
@@ -48,19 +48,20 @@ class Expectations:
         """None if its cell's shape or tokenizer is unknown."""
         configuration = run.configuration
         cell = self._cells.get(configuration.cell)
-        if cell is None or cell.shape is None or not self._workload.counts(configuration):
+        like = (configuration.cell.backbone.name, configuration.cell.strategy)
+        source = configuration.cell.backbone.source
+        if cell is None or cell.shape is None or source not in self._workload.tokenizers:
             return None
         kind, folds = self._workload.kind, self._workload.folds.count
         # A final test trains on all notes; each fold leaves one part out.
         fold, share = (0, folds / (folds - 1)) if run.is_test else (run.fold, 1.0)
         job = build_job(self._workload, cell, configuration, fold)
-        like = (configuration.cell.backbone.name, configuration.cell.strategy)
         if like not in self._rates:
             self._rates[like] = fit_rates(like, self._measured, kind, self._peak_flops)
         rates = self._rates[like]
         estimate = Estimate.of(
             share * rates.seconds(job.parts(kind, self._peak_flops)),
-            total_spread(rates, self._workload, cell),
+            rates.total_spread(self._workload.tokenizers[source]),
         )
         # Four numbers per trained one: itself, two moments, the best epoch's.
         saved_bytes = 4 * adapter_bytes(cell.trained_parameters or 0)

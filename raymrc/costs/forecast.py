@@ -14,7 +14,7 @@ from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
 
-from raymrc.costs.cell_forecast import FIGURES, CellForecast, figure_json, forecast_cell
+from raymrc.costs.cell_forecast import FIGURES, CellForecast, figures_json, forecast_cell
 from raymrc.costs.history import FoldRunProgress
 from raymrc.costs.prices import Cluster, PriceTable, find_device_price
 from raymrc.costs.rates import Measured, choose_hardware
@@ -61,7 +61,7 @@ class Forecast:
 
     def total(self, name: str) -> Estimate:
         """Sum of a figure over cells; the largest for memory."""
-        estimates: list[Estimate] = [getattr(cell, name) for cell in self.cells if cell is not None]
+        estimates: list[Estimate] = [getattr(cell, name) for cell in self._known]
         if name == "peak_memory_bytes":
             return max(estimates, key=lambda estimate: estimate.value, default=Estimate())
         return reduce(add, estimates, Estimate())
@@ -71,10 +71,11 @@ class Forecast:
 
     @property
     def races(self) -> bool:
-        return any(
-            cell is not None and cell.device_seconds_raced != cell.device_seconds
-            for cell in self.cells
-        )
+        return any(cell.device_seconds_raced != cell.device_seconds for cell in self._known)
+
+    @property
+    def _known(self) -> list[CellForecast]:
+        return [cell for cell in self.cells if cell is not None]
 
     @property
     def notes(self) -> Iterator[str]:
@@ -95,16 +96,13 @@ class Forecast:
 
     def to_json(self) -> dict[str, Any]:
         """Figures of the study; those of cells are in `CellForecast.to_json`."""
-        values: dict[str, Any] = {}
-        for name in FIGURES:
-            values |= figure_json(name, self.total(name))
-        wall = figure_json("wall_seconds", self.wall_seconds)
-        cluster = {"cluster": self.cluster, "devices": self.devices} | wall
+        wall = {"wall_seconds": self.wall_seconds}
+        figures = {name: self.total(name) for name in FIGURES} | wall
+        cluster = {"cluster": self.cluster, "devices": self.devices} | figures_json(wall)
         if self.cluster_usd is not None:
             on_demand, spot = self.cluster_usd
-            cluster |= figure_json("usd_on_demand", on_demand) | figure_json("usd_spot", spot)
-        values |= wall
-        return values | {
+            cluster |= figures_json({"usd_on_demand": on_demand, "usd_spot": spot})
+        return figures_json(figures) | {
             "on_cluster": cluster,
             "prices": self.prices,
             "measured_on": self.hardware,
@@ -148,8 +146,8 @@ def forecast(
     """
     kind, per_host = workload.kind, spec.resources.gpus_per_host or spec.resources.cpus_per_host
     device = find_device_price(spec, kind, table, cluster)
-    name_of_gpu = device.name if cluster is not None and kind == "gpu" else ""
-    comparable = choose_hardware(measured, kind, name_of_gpu)
+    gpu = cluster.machines[0][1].device if cluster is not None and kind == "gpu" else ""
+    comparable = choose_hardware(measured, kind, gpu)
     cells = tuple(
         forecast_cell(cell, plan, workload, comparable, progress or {}, device)
         if cell.shape is not None and cell.cell.backbone.source in workload.tokenizers
@@ -162,7 +160,8 @@ def forecast(
         devices = _count_devices(spec, kind, per_host)
         word = "GPU" if kind == "gpu" else "core"
         machines = f"{devices:g} {word if devices == 1 else f'{word}s'}"
-    wall = _estimate_wall(cells, devices, per_host)
+    known = [cell for cell in cells if cell is not None]
+    wall = _estimate_wall(known, devices, per_host)
     cluster_usd = None
     if cluster is not None:
         on_demand, spot = cluster.hour_usd(), cluster.hour_usd(spot=True)
@@ -188,19 +187,14 @@ def _count_devices(spec: Spec, kind: str, per_host: float) -> float:
     return cores if max_hosts is None else min(cores, max_hosts * per_host)
 
 
-def _estimate_wall(
-    cells: Sequence[CellForecast | None], devices: float, per_host: float
-) -> Estimate:
-    """Wall seconds if all devices train until nothing is left, and no less than the longest fold-run
-    takes."""
-    known = [cell for cell in cells if cell is not None]
-    left = reduce(add, (cell.device_seconds_raced_left for cell in known), Estimate())
+def _estimate_wall(cells: Sequence[CellForecast], devices: float, per_host: float) -> Estimate:
+    """Wall seconds if all devices train until nothing is left; at least those of the longest fold-run."""
+    left = reduce(add, (cell.device_seconds_raced_left for cell in cells), Estimate())
     if not left.value:
         return Estimate()
     longest = max(
-        (cell.longest_fold_run for cell in known if cell.device_seconds_left.value > 0),
+        (cell.longest_fold_run for cell in cells if cell.device_seconds_left.value > 0),
         key=lambda estimate: estimate.value,
-        default=Estimate(),
     )
 
     def seconds(total: float, fold_run: float, utilised: float) -> float:

@@ -1,16 +1,29 @@
-"""What a ledger says about a plan: measured fold-runs, and the progress of each fold-run."""
+"""A plan's fold-runs as jobs, and what a ledger says about them: measured costs, and progress."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from raymrc.costs.jobs import build_job
-from raymrc.costs.rates import Measured
+from raymrc.configuration import Configuration
+from raymrc.costs.rates import Job, Measured
 from raymrc.costs.workload import Workload
 from raymrc.ledger.record import Record
 from raymrc.planning.fold_runs import fold_run
-from raymrc.planning.plan import Plan
+from raymrc.planning.plan import CellPlan, Plan
+
+
+def build_job(workload: Workload, cell: CellPlan, configuration: Configuration, fold: int) -> Job:
+    """One fold-run of a cell whose shape is known."""
+    assert cell.shape is not None and cell.placement is not None
+    return Job(
+        configuration,
+        workload.of(configuration, fold),
+        cell.shape,
+        len(workload.asked.labels),
+        len(workload.asked.relations),
+        cell.placement.lanes,
+    )
 
 
 def read_history(plan: Plan, workload: Workload, records: Iterable[Record]) -> list[Measured]:

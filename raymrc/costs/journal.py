@@ -2,8 +2,7 @@
 
     <storage>/spend/<driver>.json      one file per run, rewritten every few seconds
 
-An entry is written ahead, as a lease: it also charges its driver for the next seconds. So a driver that is
-    killed
+An entry is written ahead, as a lease: it also charges its driver for the next seconds. So a killed driver
 leaves nothing uncounted, and a second driver never sees less than the first one has spent. A driver that ends
 in order replaces the charge by what it really spent. Durations come from a monotonic clock; wall clocks label
 them.
@@ -80,11 +79,6 @@ class JournalEntry:
         return self.device_seconds + self.ahead_device_seconds
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """Unix time from its start to the end of its charge."""
-        return self.began, self.began + self.seconds + self.ahead
-
-    @property
     def reserved(self) -> float:
         """Device-seconds that its fold-runs will need beyond the charge."""
         return 0.0 if self.has_ended else max(0.0, self.committed - self.ahead_device_seconds)
@@ -108,15 +102,14 @@ class Journal:
         Raises:
             LedgerError: an entry cannot be read. It is not skipped, or its spending would be forgotten.
         """
-        return tuple(self._read(name) for name in self._names())
-
-    def _names(self) -> list[str]:
         try:
-            return [n for n in self.files.names() if n.endswith(".json") and not n.startswith(".")]
+            names = [n for n in self.files.names() if n.endswith(".json") and not n.startswith(".")]
         except OSError as error:
-            raise LedgerError(
-                f"{self.files.place('')}: the store refuses ({error_text(error)})"
-            ) from None
+            raise self._refused("", error) from None
+        return tuple(map(self._read, names))
+
+    def _refused(self, name: str, error: OSError) -> LedgerError:
+        return LedgerError(f"{self.files.place(name)}: the store refuses ({error_text(error)})")
 
     def _read(self, name: str) -> JournalEntry:
         if name in self._ended:
@@ -151,9 +144,7 @@ class Journal:
         try:
             self.files.write(name, json.dumps(values, indent=1).encode(), replace=True)
         except OSError as error:
-            raise LedgerError(
-                f"{self.files.place(name)}: the store refuses ({error_text(error)})"
-            ) from None
+            raise self._refused(name, error) from None
 
     def mark_dead(self, entry: JournalEntry) -> None:
         """End a run that is gone without a final entry: its charge stays, its reservation goes. If the driver
@@ -179,7 +170,7 @@ def add_up(
     for entry in entries:
         seconds += entry.charged
         usd += price(entry.charged, entry.device_hour_usd or device_hour_usd)
-        intervals.append(entry.interval)
+        intervals.append((entry.began, entry.began + entry.seconds + entry.ahead))
     return Spent(seconds, usd, covered_seconds(intervals, until))
 
 

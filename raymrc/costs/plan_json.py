@@ -16,7 +16,7 @@ def plan_json(plan: Plan, forecast: Forecast | None = None) -> dict[str, Any]:
         forecast: what the plan will cost; without one those figures are null.
     """
     costs = forecast.cells if forecast is not None else (None,) * len(plan.cells)
-    cells = [_cell_json(c) | cost_json(f) for c, f in zip(plan.cells, costs, strict=True)]
+    cells = [_cell_json(c) | _cost_json(f) for c, f in zip(plan.cells, costs, strict=True)]
     remarks = (*plan.remarks, *(forecast.remarks if forecast is not None else ()))
     return {
         "study": plan.study,
@@ -31,17 +31,15 @@ def plan_json(plan: Plan, forecast: Forecast | None = None) -> dict[str, Any]:
         "fold_runs_done": plan.done,
         "done": plan.done,
         "remarks": list(remarks),
-        **cost_json(forecast),
+        **_cost_json(forecast),
         "cells": cells,
     }
 
 
-UNKNOWN_COSTS = ("device_seconds", "usd", "peak_memory_bytes")
-"""Figures that are null where there is no forecast."""
-
-
-def cost_json(forecast: Forecast | CellForecast | None) -> dict[str, Any]:
-    return dict.fromkeys(UNKNOWN_COSTS) if forecast is None else forecast.to_json()
+def _cost_json(costs: Forecast | CellForecast | None) -> dict[str, Any]:
+    if costs is None:
+        return dict.fromkeys(("device_seconds", "usd", "peak_memory_bytes"))
+    return costs.to_json()
 
 
 def _cell_json(plan: CellPlan) -> dict[str, Any]:

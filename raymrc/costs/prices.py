@@ -66,12 +66,10 @@ class PriceTable:
     Args:
         name: path of the file, or "the built-in table".
         date: as written in the file.
-        source: whose prices these are.
     """
 
     name: str
     date: str
-    source: str
     devices: Mapping[str, DeviceType]
     instances: Mapping[str, Instance]
 
@@ -142,9 +140,7 @@ def read_prices(path: Path | None = None) -> PriceTable:
             near = suggest(str(instance.device), devices)
             raise wrong(f"{name}: there is no device '{instance.device}'{near}")
     date = str(values.get("date") or "an unknown day")
-    return PriceTable(
-        str(path or "the built-in table"), date, str(values.get("source") or ""), devices, instances
-    )
+    return PriceTable(str(path or "the built-in table"), date, devices, instances)
 
 
 def _entry(kind: type[Any], name: str, values: Any, wrong: Any) -> Any:
@@ -216,13 +212,11 @@ class DevicePrice:
     Args:
         hour_usd: US dollars per hour.
         source: where the price comes from, in words.
-        name: of the device in the price table; "" without a table.
-        type: its entry in the table.
+        type: its entry in the price table; None without a table.
     """
 
     hour_usd: float
     source: str
-    name: str = ""
     type: DeviceType | None = None
 
     @property
@@ -249,9 +243,9 @@ def find_device_price(
     Raises:
         SpecError: the cluster has devices of the other kind.
     """
-    study_usd = spec.prices.device_hour_usd
+    own = DevicePrice(spec.prices.device_hour_usd, "the study's own")
     if table is None:
-        return DevicePrice(study_usd, "the study's own")
+        return own
     dated = f"{table.name}, of {table.date}"
     if cluster is not None:
         name, instance, _ = cluster.machines[0]
@@ -263,15 +257,12 @@ def find_device_price(
                 f"the study asks for {wants} (resources.gpus_per_host), and {name} is priced for "
                 f"{has}; set one or the other",
             )
-        hour_usd = cluster.hour_usd() / cluster.devices
-        return DevicePrice(hour_usd, f"on demand, {dated}", instance.device, device)
+        return DevicePrice(cluster.hour_usd() / cluster.devices, f"on demand, {dated}", device)
     name = table.cheapest(kind, device_of(spec.resources).total_bytes / GIB)
     if not name:
-        return DevicePrice(study_usd, "the study's own")
+        return own
     instance = table.instances[name]
     device = table.devices[instance.device]
-    if study_usd:
-        source = "the study's own (prices.device_hour_usd)"
-        return DevicePrice(study_usd, source, instance.device, device)
-    hour_usd = instance.on_demand / instance.devices
-    return DevicePrice(hour_usd, f"{name} on demand, {dated}", instance.device, device)
+    if own.hour_usd:
+        return DevicePrice(own.hour_usd, "the study's own (prices.device_hour_usd)", device)
+    return DevicePrice(instance.on_demand / instance.devices, f"{name} on demand, {dated}", device)

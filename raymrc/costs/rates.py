@@ -12,7 +12,6 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -85,6 +84,9 @@ class Job:
             peak_flops: of the GPU; None if unknown.
         """
         guess = GUESSES[kind]
+        num_trained = count_parameters(
+            self.configuration, self.shape, self.num_labels, self.num_relations
+        ).trained
         flops = guess.flops if peak_flops is None else GPU_UTILISATION * peak_flops
         trained, asked = self.work.flops(
             self.configuration, self.shape, self.num_labels, computed=kind
@@ -100,17 +102,11 @@ class Job:
                 asked / flops,
                 steps * layers,
                 passes * layers / 3,
-                steps * self._trained_parameters * guess.update_seconds,
+                steps * num_trained * guess.update_seconds,
                 (self.work.training.rows + self.work.evaluation.rows) * guess.row_seconds,
-                guess.opening_seconds + 4 * self._trained_parameters * guess.update_seconds,
+                guess.opening_seconds + 4 * num_trained * guess.update_seconds,
             ]
         )
-
-    @cached_property
-    def _trained_parameters(self) -> int:
-        return count_parameters(
-            self.configuration, self.shape, self.num_labels, self.num_relations
-        ).trained
 
 
 # --- measurements ---------------------------------------------------------------------------------
@@ -141,20 +137,9 @@ class Measured:
 
     def to_values(self) -> dict[str, Any]:
         """Plain values, for `probe.json`."""
-        return {
-            "job": {
-                "configuration": asdict(self.job.configuration),
-                "work": asdict(self.job.work),
-                "shape": asdict(self.job.shape),
-                "num_labels": self.job.num_labels,
-                "num_relations": self.job.num_relations,
-                "lanes": self.job.lanes,
-            },
-            "hardware": self.hardware,
-            "kind": self.kind,
-            "device_seconds": self.device_seconds,
-            "peak_bytes": self.peak_bytes,
-        }
+        values = asdict(self)
+        del values["source"]
+        return values
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Measured:
@@ -174,6 +159,10 @@ SPREADS = {"guess": 0.85, "others": 0.3, "probe": 0.12, "ledger": 0.08}
 """Standard deviation of log time by the source of the rates, used until enough was measured. A guess may be
 off by a factor of four, other cells by 60 %, a probe by 20 %, the ledger by 14 %."""
 
+TOKENIZER_SPREAD = 0.1
+"""Standard deviation of log time that estimated piece counts add, where the backbone's tokenizer is
+missing."""
+
 RIDGE = 0.02
 """Penalty that keeps multipliers near their start, relative to squared relative errors."""
 
@@ -190,17 +179,19 @@ class Rates:
         spread: standard deviation of the logarithm of predicted times.
         source: a key of `SPREADS`.
         measured: number of fold-runs in the fit.
-        hardware: where these ran; "" for a guess.
     """
 
     multipliers: np.ndarray
     spread: float
     source: str = "guess"
     measured: int = 0
-    hardware: str = ""
 
     def seconds(self, parts: np.ndarray) -> float:
         return float(self.multipliers @ parts)
+
+    def total_spread(self, tokenizer: Any) -> float:
+        """The spread, including that of the tokenizer's piece counts."""
+        return math.hypot(self.spread, 0.0 if tokenizer.is_exact else TOKENIZER_SPREAD)
 
 
 def fit_rates(
@@ -227,7 +218,7 @@ def fit_rates(
             seconds = np.array([m.device_seconds for m in found])
             multipliers = _fit(rates.multipliers, parts, seconds)
             spread = _spread(rates.multipliers, parts, seconds, SPREADS[source])
-            rates = Rates(multipliers, spread, source, len(found), found[0].hardware)
+            rates = Rates(multipliers, spread, source, len(found))
     return rates
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from raymrc.costs.budget import Budget, Left, Spent, overhead, values_of
+from raymrc.costs.budget import Budget, Left, Spent, overhead
 from raymrc.costs.forecast import FIRST_TRAINING_SECONDS, Forecast
 from raymrc.costs.journal import JournalEntry, spent_by
 from raymrc.ledger.record import Record
@@ -101,6 +101,7 @@ class Status:
             "wall_hours": self.budget.wall_hours,
         }
         usd_left = self.budget.usd - self.spent.usd if self.budget.usd is not None else None
+        left = {k: v if math.isfinite(v) else None for k, v in asdict(self.left).items()}
         wall = self.wall_seconds_left
         return {
             "study": self.study,
@@ -114,13 +115,13 @@ class Status:
                 {"driver": e.driver, "began": _iso(e.began), "written_at": _iso(e.written_at)}
                 for e in self.drivers
             ],
-            "spent": values_of(self.spent),
+            "spent": asdict(self.spent),
             "committed": {
                 "device_seconds": self.committed,
                 "usd": self.usd(self.committed),
             },
             "budget": limits if self.budget else None,
-            "left": values_of(self.left) | {"usd": usd_left},
+            "left": left | {"usd": usd_left},
             "rest": {
                 "device_seconds": _with_interval(self.device_seconds_left),
                 "usd": _with_interval(self.device_seconds_left, self.usd(1.0)),
@@ -141,9 +142,7 @@ def _iso(moment: float) -> str:
 
 def _with_interval(estimate: Estimate | None, factor: float = 1.0) -> list[float] | None:
     """Value, low, high."""
-    if estimate is None:
-        return None
-    return [factor * number for number in (estimate.value, estimate.low, estimate.high)]
+    return None if estimate is None else [factor * number for number in astuple(estimate)]
 
 
 def read_status(
@@ -185,9 +184,7 @@ def read_status(
         wall = forecast.wall_seconds.times(overhead_factor)
     alive = tuple(entry for entry in entries if entry.is_alive(now))
     if wall is not None and alive and not is_finished:  # no start-up time is left
-        wall = Estimate(
-            *(max(0.0, n - FIRST_TRAINING_SECONDS) for n in (wall.value, wall.low, wall.high))
-        )
+        wall = Estimate(*(max(0.0, number - FIRST_TRAINING_SECONDS) for number in astuple(wall)))
     spent = spent_by(entries, budget.device_hour_usd, now)
     return Status(plan.study, tuple(cells), alive, spent, budget, work, wall, now)
 

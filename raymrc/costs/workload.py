@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from raymrc.planning.placement import PASS_PIECES
 from raymrc.planning.rows import row_form
 from raymrc.reading.relations import Asked
 from raymrc.reading.rows import BUCKET_BATCHES, Row, RowBuilder, RowForm
-from raymrc.reading.windows import Pieces, Window, cut_windows, read_pieces
+from raymrc.reading.windows import Pieces, cut_windows, read_pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,13 @@ class Passes:
     longest: int = 0
 
     def __add__(self, other: Passes) -> Passes:
-        sums: Any = (getattr(self, name) + getattr(other, name) for name in _SUMMED)
-        return replace(Passes(*sums), longest=max(self.longest, other.longest))
+        sums = Passes(*map(add, astuple(self), astuple(other)))
+        return replace(sums, longest=max(self.longest, other.longest))
 
     def times(self, number: float) -> Passes:
         """All passes, `number` times."""
-        products: Any = (getattr(self, name) * number for name in _SUMMED)
-        return replace(Passes(*products), longest=self.longest)
-
-
-_SUMMED = ("passes", "rows", "pieces", "padded", "answers")
+        products = Passes(*(total * number for total in astuple(self)))
+        return replace(products, longest=self.longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +190,10 @@ def evaluation_passes(rows: RowCounts, pieces: int) -> Passes:
     lengths = np.sort(rows.lengths)[::-1].tolist()
     passes = padded = at = 0
     while at < len(lengths):
-        size = max(1, pieces // lengths[at])
-        padded += lengths[at] * len(lengths[at : at + size])
+        batch = lengths[at : at + max(1, pieces // lengths[at])]
+        padded += batch[0] * len(batch)
         passes += 1
-        at += size
+        at += len(batch)
     return Passes(
         passes, len(lengths), float(sum(lengths)), padded, float(rows.answers.sum()),
         lengths[0] if lengths else 0,
@@ -226,14 +224,9 @@ class Workload:
     tokenizers: Mapping[str, Any]
     shapes: Mapping[str, Shape]
     kind: str = "cpu"
-    _pieces: dict[Any, dict[str, Pieces]] = field(default_factory=dict, repr=False)
-    _windows: dict[Any, dict[str, list[Window]]] = field(default_factory=dict, repr=False)
+    _pieces: dict[Any, list[Pieces]] = field(default_factory=dict, repr=False)
     _rows: dict[Any, dict[str, RowCounts]] = field(default_factory=dict, repr=False)
     _work: dict[Any, FoldRunWork] = field(default_factory=dict, repr=False)
-
-    def counts(self, configuration: Configuration) -> bool:
-        """Whether there is a tokenizer for the backbone, its own or a rough one."""
-        return configuration.cell.backbone.source in self.tokenizers
 
     def of(self, configuration: Configuration, fold: int) -> FoldRunWork:
         """The work of one fold-run.
@@ -285,22 +278,13 @@ class Workload:
             corpus = self.corpus if site is None else self.transfer[site]
             tokenizer = self.tokenizers[source]
             if (site, source) not in self._pieces:
-                self._pieces[site, source] = {
-                    note.id: read_pieces(note, tokenizer) for note in corpus.notes
-                }
-            pieces = self._pieces[site, source]
-            cut = (site, source, form.window, form.overlap)
-            if cut not in self._windows:
-                self._windows[cut] = {
-                    note_id: cut_windows(of_note, form.window, form.overlap)
-                    for note_id, of_note in pieces.items()
-                }
-            windows = self._windows[cut]
+                self._pieces[site, source] = [read_pieces(n, tokenizer) for n in corpus.notes]
             builder = RowBuilder(tokenizer, form, self.asked, self.questions)
-            self._rows[key] = {
-                note.id: count_rows(builder.gold_rows(note, pieces[note.id], windows[note.id]))
-                for note in corpus.notes
-            }
+            counts: dict[str, RowCounts] = {}
+            for note, pieces in zip(corpus.notes, self._pieces[site, source], strict=True):
+                windows = cut_windows(pieces, form.window, form.overlap)
+                counts[note.id] = count_rows(builder.gold_rows(note, pieces, windows))
+            self._rows[key] = counts
         return self._rows[key]
 
 

@@ -21,8 +21,8 @@ arXiv:1406.3896; REML by EM, Laird and Ware 1982, Biometrics 38, 963-974.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from operator import attrgetter
 
@@ -34,6 +34,17 @@ from raymrc.ledger.rank import rank
 # C configurations, F folds, R rungs, L levels: the pairs of fold and rung
 
 _Array = NDArray[np.floating]
+
+PRIOR_EFFECT_SD, PRIOR_RESIDUAL_SD = 0.03, 0.015
+"""Standard deviations expected before a race: of a configuration's worth over all folds, and of one fold-run
+around its configuration's effect. F1 runs from 0 to 1."""
+
+PRIOR_EFFECT_LAG_SD, PRIOR_RESIDUAL_LAG_SD, PRIOR_LAG_RATE = 0.08, 0.04, 3.0
+"""How far the order at the very start may differ from the final one, in effects and in residuals, and how
+fast that difference decays over a fold-run."""
+
+PRIOR_EFFECT_WEIGHT, PRIOR_RESIDUAL_WEIGHT = 4.0, 4.0
+"""Weight of the prior as evidence, in configurations and in fold-runs."""
 
 EM_STEPS = 2
 """Later steps move the covariances by less than the uncertainty of the prior."""
@@ -91,28 +102,12 @@ class Contender:
     trained_parameters: int = 0
 
     @cached_property
-    def done(self) -> list[int]:
-        """Finished epochs of each fold-run."""
-        return [len(course) for course in self.courses]
-
-    @cached_property
     def best(self) -> _Array:
         """Best validation F1 up to each finished epoch, (folds, epochs); 0 for later epochs."""
         best = np.zeros((len(self.courses), self.epochs))
         for fold, course in enumerate(self.courses):
             best[fold, : len(course)] = np.maximum.accumulate(course)
         return best
-
-    @property
-    def is_complete(self) -> bool:
-        return all(len(course) >= self.epochs for course in self.courses)
-
-    @property
-    def worth(self) -> float | None:
-        """Mean over folds of the best validation F1; None while a fold-run is unfinished."""
-        if not self.is_complete:
-            return None
-        return sum(max(course) for course in self.courses) / len(self.courses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,67 +120,22 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class StoppedContender:
-    """A configuration that leaves the race.
-
-    Args:
-        probability: its probability of beating the leader, at the time of the decision.
-        reason: a sentence for the record.
-    """
-
-    configuration: str
-    probability: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Decision:
     """What to do now.
 
     Args:
         run: fold-runs for the free slots, in this order.
-        stopped: configurations that leave the race now.
+        stopped: configurations that leave the race now, each with a sentence for the record.
         winner: set once no further run can change it.
     """
 
     run: tuple[Run, ...] = ()
-    stopped: tuple[StoppedContender, ...] = ()
+    stopped: dict[str, str] = field(default_factory=dict)
     winner: str | None = None
 
 
-@dataclass(frozen=True)
-class Prior:
-    """Standard deviations expected before a race, and their weight as evidence. F1 runs from 0 to 1.
-
-    Args:
-        effect_sd: of a configuration's worth over all folds.
-        residual_sd: of one fold-run around its configuration's effect.
-        effect_lag_sd, residual_lag_sd: how far the order at the very start may differ from the final one.
-        lag_rate: how fast that difference decays over a fold-run.
-        effect_weight, residual_weight: prior weight, in configurations and in fold-runs.
-    """
-
-    effect_sd: float = 0.03
-    residual_sd: float = 0.015
-    effect_lag_sd: float = 0.08
-    residual_lag_sd: float = 0.04
-    lag_rate: float = 3.0
-    effect_weight: float = 4.0
-    residual_weight: float = 4.0
-
-    def covariances(self, rungs: Sequence[float]) -> tuple[_Array, _Array]:
-        """Covariances of effects and of residuals over rungs, (R, R) each."""
-        share = np.asarray(rungs)
-        to_come = np.exp(-2 * self.lag_rate * share) - math.exp(-2 * self.lag_rate)
-        later = np.minimum.outer(to_come, to_come)
-        return (
-            self.effect_sd**2 + self.effect_lag_sd**2 * later,
-            self.residual_sd**2 + self.residual_lag_sd**2 * later,
-        )
-
-
 def decide(
-    contenders: Sequence[Contender],
+    contenders: Iterable[Contender],
     racing: Racing,
     slots: int,
     running: Collection[Run] = (),
@@ -193,27 +143,23 @@ def decide(
     """Decide what to run and what to stop, whatever the contenders' order.
 
     Args:
-        contenders: configurations of one cell, with the same folds; leave out those with a failed fold-run.
+        contenders: of one cell, with the same folds; leave out those with a failed fold-run.
         slots: number of fold-runs that may start now.
         running: runs of earlier decisions that have not reported yet.
     """
     contenders = sorted(contenders, key=attrgetter("configuration"))
     race = _Race(contenders, racing, running)
     first = race.first_rungs(slots)
-    if len(first) == slots or not race.has_evidence:
+    if len(first) == slots or not race.depth[:, 0].any():
         return Decision(first)
-    fit = _fit(race.reached, race.depth, Prior(), racing.rungs)
+    fit = _fit(race.reached, race.depth, racing.rungs)
     return race.decide(fit, first, slots - len(first))
 
 
-def _winner(contenders: Sequence[Contender]) -> str | None:
-    """The best of the complete contenders, by the rule that chooses a cell's winner."""
-    complete = [contender for contender in contenders if contender.is_complete]
-    ranked = min(
-        (rank(len(c.courses), c.worth, c.trained_parameters, c.configuration) for c in complete),
-        default=None,
-    )
-    return None if ranked is None else ranked[-1]
+def _rank(complete: Contender) -> tuple[float, float, float, str]:
+    folds = len(complete.courses)
+    worth = sum(map(max, complete.courses)) / folds
+    return rank(folds, worth, complete.trained_parameters, complete.configuration)
 
 
 class _Race:
@@ -226,7 +172,7 @@ class _Race:
         ends = {epochs: racing.epochs_at(epochs) for epochs in {c.epochs for c in contenders}}
         self.epochs = np.array([ends[c.epochs] for c in contenders])
         self.is_stopped = np.array([c.stopped for c in contenders])
-        done = np.array([c.done for c in contenders])
+        done = np.array([[len(course) for course in c.courses] for c in contenders])
         self.depth = (done[..., None] >= self.epochs[:, None]).sum(2)
         best = np.zeros((*done.shape, max(ends)))
         for c, contender in enumerate(contenders):
@@ -243,10 +189,6 @@ class _Race:
         c = self.place[run.configuration]
         self.busy[c, run.fold] = True
         self.planned[c, run.fold] = np.searchsorted(self.epochs[c], run.until, "right")
-
-    @property
-    def has_evidence(self) -> bool:
-        return bool((self.depth[:, 0] > 0).any())
 
     def first_rungs(self, slots: int) -> tuple[Run, ...]:
         """Every configuration starts on the first fold, so none is judged without evidence."""
@@ -272,32 +214,34 @@ class _Race:
         # The race is over when only these are left behind a finished leader.
         share = self.racing.error_rate / len(self.contenders)
         left = self.racing.error_rate - share * (stopped & ~complete).sum()
-        least_likely = np.array(
-            [c for c in np.argsort(ahead, kind="stable") if behind[c]], dtype=int
-        )
+        order = np.argsort(ahead, kind="stable")
+        least_likely = order[behind[order]]
         hopeless = np.zeros_like(behind)
         hopeless[least_likely[np.cumsum(ahead[least_likely]) <= left]] = True
         # Only a finished configuration can stop others; until then they wait.
         finished = bool(complete[leader])
         is_over = finished and not (behind & ~hopeless).any()
         beaten = finished & behind & (is_over | (ahead <= share)) & ~self.busy.any(1)
-        stops = tuple(self._stop(int(c), leader, ahead[c], fit) for c in np.flatnonzero(beaten))
+        stops = {
+            self.contenders[c].configuration: self._reason(c, leader, ahead[c], fit)
+            for c in np.flatnonzero(beaten).tolist()
+        }
         if is_over:
-            return Decision((), stops, _winner(self.contenders))
+            best = min(_rank(self.contenders[c]) for c in np.flatnonzero(complete).tolist())
+            return Decision((), stops, best[-1])
         for run in first:
             self.begin(run)
-        open_ = waiting & ~hopeless
         ahead[leader] = 1.0
-        order = [c for c in np.argsort(-ahead, kind="stable") if open_[c]]
-        return Decision((*first, *self._next_runs(order, fit, slots)), stops)
+        order = np.argsort(-ahead, kind="stable")
+        promising = order[(waiting & ~hopeless)[order]].tolist()
+        return Decision((*first, *self._next_runs(promising, fit, slots)), stops)
 
-    def _next_runs(self, order: Sequence[int], fit: _Fit, slots: int) -> list[Run]:
+    def _next_runs(self, left: list[int], fit: _Fit, slots: int) -> list[Run]:
         """
         Args:
-            order: contenders that are worth a run, most likely winner first.
+            left: contenders that are worth a run, most likely winner first.
         """
         runs: list[Run] = []
-        left = list(order)
         under_way = self.busy.sum(1).tolist()
         while left and len(runs) < slots:
             # The contender with the fewest runs under way goes first. Slots become free one by one: by
@@ -314,18 +258,14 @@ class _Race:
             under_way[c] += 1
         return runs
 
-    def _stop(self, c: int, leader: int, probability: float, fit: _Fit) -> StoppedContender:
-        epochs = sum(
-            min(len(course), self.contenders[c].epochs) for course in self.contenders[c].courses
-        )
+    def _reason(self, c: int, leader: int, probability: float, fit: _Fit) -> str:
+        epochs = sum(map(len, self.contenders[c].courses))
         folds = int((self.depth[c] > 0).sum())
         gap = 100 * (fit.worth[leader] - fit.worth[c])
-        return StoppedContender(
-            self.contenders[c].configuration,
-            float(probability),
+        return (
             f"after {epochs} epochs on {folds} of {self.depth.shape[1]} folds it is expected to end "
             f"{gap:.1f} points below {self.contenders[leader].configuration}; its probability of "
-            f"winning is {probability:.2g}",
+            f"winning is {probability:.2g}"
         )
 
 
@@ -408,15 +348,18 @@ class _Covariance:
     matrix: _Array
     factor: _Array
 
-    @classmethod
-    def from_matrix(cls, matrix: _Array) -> _Covariance:
-        return cls(matrix, np.linalg.inv(np.linalg.cholesky(matrix)))
-
 
 @lru_cache
-def _prior_covariances(prior: Prior, rungs: tuple[float, ...]) -> tuple[_Covariance, _Covariance]:
-    effects, residuals = prior.covariances(rungs)
-    return _Covariance.from_matrix(effects), _Covariance.from_matrix(residuals)
+def _prior_covariances(rungs: tuple[float, ...]) -> tuple[_Covariance, _Covariance]:
+    """Covariances of effects and of residuals over rungs, expected before a race."""
+    decay = np.exp(-2 * PRIOR_LAG_RATE * np.asarray(rungs)) - math.exp(-2 * PRIOR_LAG_RATE)
+    lag = np.minimum.outer(decay, decay)
+    effects = PRIOR_EFFECT_SD**2 + PRIOR_EFFECT_LAG_SD**2 * lag
+    residuals = PRIOR_RESIDUAL_SD**2 + PRIOR_RESIDUAL_LAG_SD**2 * lag
+    return (
+        _Covariance(effects, np.linalg.inv(np.linalg.cholesky(effects))),
+        _Covariance(residuals, np.linalg.inv(np.linalg.cholesky(residuals))),
+    )
 
 
 class _Residuals:
@@ -470,12 +413,7 @@ def _remaining(
     return covariance, pull, variance + folds_at @ residuals.variance_left / num_folds**2
 
 
-def _fit(
-    reached: _Array,
-    depth: NDArray[np.int64],
-    prior: Prior,
-    shares: tuple[float, ...],
-) -> _Fit:
+def _fit(reached: _Array, depth: NDArray[np.int64], rungs: tuple[float, ...]) -> _Fit:
     """Fit the covariances by a few EM steps from the prior, then compute the posterior of every worth.
 
     Args:
@@ -489,7 +427,7 @@ def _fit(
     run_c, run_f = np.nonzero(depth)  # the N fold-runs that have reached a rung
     # A level that no fold-run has reached gets precision 1 of its own, so that the matrix is invertible.
     unreached = np.diag((~seen.any(0)).reshape(-1).astype(float))
-    prior_effects, prior_residuals = _prior_covariances(prior, shares)
+    prior_effects, prior_residuals = _prior_covariances(rungs)
     effects, residuals = prior_effects, prior_residuals
     for step in range(EM_STEPS + 1):
         tables = _Residuals(residuals)
@@ -513,7 +451,7 @@ def _fit(
         with_levels = (flat @ level_covariance).reshape(moves.shape)
         spread = covariance + with_levels @ moves.swapaxes(1, 2)
         squares = effect[:, :, None] * effect[:, None] + spread
-        effects = _fit_covariance(squares, depth.max(1), prior_effects.matrix, prior.effect_weight)
+        effects = _fit_covariance(squares, depth.max(1), prior_effects.matrix, PRIOR_EFFECT_WEIGHT)
         # A residual is the value less its level and effect, whose errors are correlated.
         residual = off[run_c, run_f] - effect[run_c]
         both = with_levels.reshape(num, num_rungs, num_folds, num_rungs)[run_c, :, run_f]
@@ -521,12 +459,12 @@ def _fit(
         squares = residual[:, :, None] * residual[:, None] + spread[run_c]
         squares += both + both.swapaxes(1, 2) + levels[folds, :, folds][run_f]
         residuals = _fit_covariance(
-            squares, depth[run_c, run_f], prior_residuals.matrix, prior.residual_weight
+            squares, depth[run_c, run_f], prior_residuals.matrix, PRIOR_RESIDUAL_WEIGHT
         )
     ends = tables.weights[depth]  # C F R
     worth = (pull * effect).sum(1) + (ends * off).sum((1, 2)) / num_folds
     slope = (pull[:, None] @ moves)[:, 0] - ends.reshape(num, -1) / num_folds
-    degrees = prior.residual_weight + float(len(run_c) - len(np.unique(run_c)))
+    degrees = PRIOR_RESIDUAL_WEIGHT + float(len(run_c) - len(np.unique(run_c)))
     return _Fit(worth, variance, slope, level_covariance, degrees, effects, tables)
 
 
@@ -562,9 +500,8 @@ def _fit_covariance(
 def _clip_outliers(reached: _Array, seen: NDArray[np.bool_]) -> _Array:
     """The seen values, low outliers raised to `MAX_GAP_MEDIANS`; 0 where unseen."""
     values = np.sort(np.where(seen, reached, np.inf), axis=0)
-    count = seen.sum(0)[None]
-    values[~np.isfinite(values)] = 0.0
+    values[np.isinf(values)] = 0.0
     best = values.max(0)
-    middle = np.take_along_axis(values, np.maximum(count - 1, 0) // 2, 0)[0]
-    lowest = np.where(count[0], best - MAX_GAP_MEDIANS * (best - np.minimum(middle, best)), 0.0)
-    return np.where(seen, np.maximum(reached, np.where(count[0], lowest, 0.0)), 0.0)
+    middle = np.maximum(seen.sum(0, keepdims=True) - 1, 0) // 2
+    gap = best - np.take_along_axis(values, middle, 0)[0]
+    return np.where(seen, np.maximum(reached, best - MAX_GAP_MEDIANS * gap), 0.0)

@@ -53,7 +53,7 @@ class Curves:
     name: str
     configurations: tuple[str, ...]
     courses: tuple[tuple[tuple[float, ...], ...], ...]
-    trained_parameters: tuple[int, ...] = ()
+    trained_parameters: tuple[int, ...]
 
     @property
     def num_folds(self) -> int:
@@ -71,9 +71,7 @@ class Curves:
 
     @property
     def winner(self) -> str:
-        """Winner of the full grid."""
-        sizes = self.trained_parameters or (0,) * len(self.configurations)
-        places = zip(self.worths, sizes, self.configurations, strict=True)
+        places = zip(self.worths, self.trained_parameters, self.configurations, strict=True)
         return min(rank(self.num_folds, worth, size, name) for worth, size, name in places)[-1]
 
 
@@ -82,22 +80,18 @@ class Replay:
     """The outcome of a race on a full grid.
 
     Args:
+        is_same: whether the full grid has the same winner.
         fold_epochs, grid_fold_epochs: trained by the race, and by the full grid.
         regret: mean validation F1 of the full grid's winner less that of the race's winner, 0 to 1.
         decisions: number of calls of `racing.decide`.
     """
 
-    grid: str
     winner: str
-    grid_winner: str
+    is_same: bool
     fold_epochs: int
     grid_fold_epochs: int
     regret: float
     decisions: int
-
-    @property
-    def is_same(self) -> bool:
-        return self.winner == self.grid_winner
 
 
 def replay(grid: Curves, racing: Racing, slots: int = 8) -> Replay:
@@ -106,53 +100,42 @@ def replay(grid: Curves, racing: Racing, slots: int = 8) -> Replay:
     Args:
         slots: number of fold-runs that train at a time.
     """
-    place = {name: c for c, name in enumerate(grid.configurations)}
-    sizes = grid.trained_parameters or (0,) * len(place)
-    done = [[0] * grid.num_folds for _ in place]
-    stopped: set[str] = set()
-
-    def contender_at(c: int) -> Contender:
-        name, courses = grid.configurations[c], grid.courses[c]
-        return Contender(
-            name,
-            len(courses[0]),
-            tuple(course[:n] for course, n in zip(courses, done[c], strict=True)),
-            name in stopped,
-            sizes[c],
+    courses = dict(zip(grid.configurations, grid.courses, strict=True))
+    contenders = {
+        name: Contender(
+            name, len(courses[name][0]), ((),) * grid.num_folds, trained_parameters=size
         )
-
-    contenders = [contender_at(c) for c in place.values()]
+        for name, size in zip(grid.configurations, grid.trained_parameters, strict=True)
+    }
     running: list[tuple[int, int, Run]] = []  # (end, order of start, run)
     clock = began = spent = decisions = 0
-    winner = None
-    while winner is None:
+    while True:
         busy = [run for _, _, run in running]
-        decision = decide(contenders, racing, slots - len(busy), busy)
+        decision = decide(contenders.values(), racing, slots - len(busy), busy)
         decisions += 1
-        winner = decision.winner
-        for stop in decision.stopped:
-            stopped.add(stop.configuration)
-            contenders[place[stop.configuration]] = contender_at(place[stop.configuration])
+        if decision.winner is not None:
+            break
+        for name in decision.stopped:
+            contenders[name] = replace(contenders[name], stopped=True)
         for run in decision.run:
-            epochs = run.until - done[place[run.configuration]][run.fold]
+            epochs = run.until - len(contenders[run.configuration].courses[run.fold])
             spent += epochs
             began += 1
             heapq.heappush(running, (clock + epochs, began, run))
-        if not running:
-            break
+        assert running, "a race with nothing left to run has a winner"
         clock, _, run = heapq.heappop(running)
-        c = place[run.configuration]
-        done[c][run.fold] = run.until
-        contenders[c] = contender_at(c)
-    assert winner is not None, "a race with nothing left to run has a winner"
-    worths = grid.worths
+        reached = list(contenders[run.configuration].courses)
+        reached[run.fold] = courses[run.configuration][run.fold][: run.until]
+        contenders[run.configuration] = replace(
+            contenders[run.configuration], courses=tuple(reached)
+        )
+    worths = dict(zip(grid.configurations, grid.worths, strict=True))
     return Replay(
-        grid.name,
-        winner,
-        grid.winner,
+        decision.winner,
+        decision.winner == grid.winner,
         spent,
         grid.fold_epochs,
-        worths[place[grid.winner]] - worths[place[winner]],
+        worths[grid.winner] - worths[decision.winner],
         decisions,
     )
 
@@ -284,6 +267,7 @@ def _generate(world: World, index: int, generator: np.random.Generator) -> Curve
         f"{world.name}-{index}",
         tuple(f"{c:03d}" for c in range(num)),
         tuple(tuple(map(tuple, folds)) for folds in scores.tolist()),
+        (0,) * num,
     )
 
 
@@ -325,32 +309,24 @@ def read_grids(records: Iterable[Record], num_folds: int | None = None) -> tuple
     for record in records:
         run = record.fold_run
         if record.is_done and not run.is_test and record.epochs:
-            by_configuration = by_cell.setdefault((run.configuration.cell, run.basis), {})
-            by_configuration.setdefault(run.configuration.id, {})[run.fold] = record
+            found = by_cell.setdefault((run.configuration.cell, run.basis), {})
+            found.setdefault(run.configuration.id, {})[run.fold] = record
     grids = []
-    for (cell, _), by_configuration in sorted(
-        by_cell.items(), key=lambda item: (item[0][0].name, item[0][1])
-    ):
-        folds = num_folds or 1 + max(max(by_fold) for by_fold in by_configuration.values())
-        complete = [
-            (id_, [by_fold[fold] for fold in sorted(by_fold)])
-            for id_, by_fold in sorted(by_configuration.items())
+    for (cell, _), found in sorted(by_cell.items(), key=lambda item: (item[0][0].name, item[0][1])):
+        folds = num_folds or 1 + max(map(max, found.values()))
+        complete = {
+            id_: [by_fold[fold] for fold in sorted(by_fold)]
+            for id_, by_fold in sorted(found.items())
             if len(by_fold) == folds
-        ]
+        }
         if len(complete) > 1:
-            grids.append(
-                Curves(
-                    cell.name,
-                    tuple(id_ for id_, _ in complete),
-                    tuple(tuple(_course(record) for record in folds) for _, folds in complete),
-                    tuple(folds[0].trained_parameters for _, folds in complete),
-                )
+            courses = tuple(
+                tuple(tuple(epoch.validation_f1 for epoch in record.epochs) for record in by_fold)
+                for by_fold in complete.values()
             )
+            sizes = tuple(by_fold[0].trained_parameters for by_fold in complete.values())
+            grids.append(Curves(cell.name, tuple(complete), courses, sizes))
     return tuple(grids)
-
-
-def _course(record: Record) -> tuple[float, ...]:
-    return tuple(epoch.validation_f1 for epoch in record.epochs)
 
 
 def reorder_folds(grid: Curves, orders: int) -> list[Curves]:

@@ -222,10 +222,10 @@ class Race:
             running = self._running
             if contenders:
                 decision = decide(contenders, self._racing, slots, running)
-                for stopped in decision.stopped:
-                    entry = self._entries[stopped.configuration]
+                for name, reason in decision.stopped.items():
+                    entry = self._entries[name]
                     entry.stopped = True
-                    self._stops.append(_as_stop(entry, stopped.reason))
+                    self._stops.append(_as_stop(entry, reason))
                 self._queue.extend(decision.run)
             # One more enters when free slots have nothing to run.
             if self._queue or not self._admit():

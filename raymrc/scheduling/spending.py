@@ -56,7 +56,8 @@ class Spending:
 
     def may_begin(self) -> bool:
         moment = time.monotonic()
-        if self.account.seconds_left_of_budget(moment) > 0:
+        left = self.account.left(moment)
+        if left.device_seconds > 0 and left.wall_seconds > 0:
             return True
         self.spent = self.account.spent(moment)
         self.stopped = self.budget.exhausted_message(self.spent)

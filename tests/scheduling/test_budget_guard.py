@@ -90,7 +90,7 @@ def test_saving_takes_as_long_as_it_did_and_groups_take_longer_to_end():
 
 def test_a_lease_that_runs_out_is_renewed_and_ends_hosts_only_if_it_cannot_be():
     made = running(1e6)
-    left = made.account.lease_left(0.0)
+    left = made.account.seconds_left(0.0)
     now = left - CLOSING_SECONDS + 0.1
     made.guard.lease(now, now)  # is being written
     decision = made.guard.check(now)
@@ -101,7 +101,7 @@ def test_a_lease_that_runs_out_is_renewed_and_ends_hosts_only_if_it_cannot_be():
 
 def test_hosts_stay_while_the_lease_was_written_a_moment_ago():
     made = running(1e6)
-    now = made.account.lease_left(0.0)
+    now = made.account.seconds_left(0.0)
     made.lease(now - WRITE_SECONDS)
     made.fleet.hosts["host-1"].longest_silence = 1000.0
     assert made.guard.check(now) == GuardDecision(must_write=True)

@@ -53,7 +53,7 @@ def test_a_probe_measures_the_lanes_of_both_shapes_with_their_work(folder, task)
     assert shapes == {(1, 16), (3, 4)}
     assert all(m.job.work.training.rows > 0 for m in found)
     rates = fit_rates(("tiny", "frozen_soft_prompt"), found, "cpu")
-    assert rates.source == "probe" and rates.hardware == found[0].hardware
+    assert rates.source == "probe"
 
 
 def test_a_probe_that_takes_too_long_is_abandoned(folder, monkeypatch):
