@@ -286,7 +286,7 @@ def _plan_cell(
     spec, asked, entry = study.spec, study.asked, study.spec.backbones[index]
     counted = spec.few_shot.shots_of if spec.few_shot else "notes"
     cell = Cell(spec.task, spec.corpus.display_name, entry.backbone, strategy, shots, counted)
-    space = build_space(effective(spec.settings(entry, strategy), strategy, spec.task))
+    space = build_space(effective(spec.settings(index, strategy), strategy, spec.task))
     if shape is not None:
         _check_fit(spec, index, strategy, space, shape)
     configurations = _configurations(spec, cell, space)
@@ -390,26 +390,16 @@ def _check_fit(spec: Spec, index: int, strategy: str, space: SearchSpace, shape:
     if window + SPECIAL_PIECES > shape.max_pieces:
         most = shape.max_pieces - SPECIAL_PIECES
         raise spec.error(
-            _place(spec, index, strategy, "window"),
+            spec.place(index, strategy, "window"),
             f"a window of {window} pieces does not fit {name}, which reads {shape.max_pieces}; "
             f"set window to {most} or less",
         )
     first_layer = max(space.ends("first_layer"))
     if first_layer >= shape.num_layers:
         raise spec.error(
-            _place(spec, index, strategy, "first_layer"),
+            spec.place(index, strategy, "first_layer"),
             f"{name} has no layer {first_layer}; its layers are 0 to {shape.num_layers - 1}",
         )
-
-
-def _place(spec: Spec, index: int, strategy: str, name: str) -> Steps:
-    """The place in the study file that decides a cell's setting."""
-    settings = spec.backbones[index].strategies.named().get(strategy)
-    if settings is not None and name in settings.given():
-        return ("backbones", index, "strategies", strategy, name)
-    if name in spec.strategies.named()[strategy].given():
-        return ("strategies", strategy, name)
-    return ("training", name) if name in spec.training.given() else ("backbones", index)
 
 
 # --- prompts that start from an adapter -----------------------------------------------------------
@@ -429,7 +419,7 @@ def _check_initial_prompt(study: LoadedStudy, index: int, plan: CellPlan, adapte
         for wanted in plan.space.ends(name):
             if wanted != given[name]:
                 raise spec.error(
-                    _place(spec, index, plan.cell.strategy, name),
+                    spec.place(index, plan.cell.strategy, name),
                     f"{name}: {wanted} differs from {given[name]} of the initial prompt {adapter.place}",
                 )
     backbone = plan.cell.backbone

@@ -262,8 +262,7 @@ class FewShot(Section):
         if self.notes is None and self.mentions is None:
             raise problem("give numbers of notes or mentions")
         if self.notes is not None and self.mentions is not None:
-            both = "give notes or mentions, not both"
-            raise problems([(("mentions",), both)])
+            raise problems([(("mentions",), "give notes or mentions, not both")])
         return self
 
     @property
@@ -339,14 +338,9 @@ class BackboneSpec(Section):
         return self
 
     @property
-    def known_as(self) -> str:
-        """The name in the table of backbones, or of the folder or id; without layers."""
-        return FolderPath(self.name).name
-
-    @property
     def backbone(self) -> Backbone:
         """As cells and the ledger know it."""
-        name = self.known_as if self.layers is None else f"{self.known_as}-l{self.layers}"
+        name = FolderPath(self.name).name + ("" if self.layers is None else f"-l{self.layers}")
         return Backbone(name=name, source=self._source, revision=self.revision, layers=self.layers)
 
 

@@ -37,7 +37,6 @@ from raymrc.study.load import load_spec
 from raymrc.study.notes import (
     check_held_out,
     check_unseen,
-    read_initial_prompt,
     read_study_corpus,
     read_test,
     read_transfer,
@@ -663,7 +662,7 @@ def write_prompt(folder, labels=("Drug", "ADE"), weights="w", notes=(), **change
 def planned_from(tmp_path, prompt, *options: str, text: str = STARTS, weights=WEIGHTS) -> Plan:
     spec = spec_of(tmp_path, text, starting(*(options or ("adapter",)), prompt=prompt))
     corpus = read_study_corpus(spec)
-    return plan_of(spec, corpus, weights, initial_prompt=read_initial_prompt(spec))
+    return plan_of(spec, corpus, weights, initial_prompt=read_adapter(spec.initial_prompt))
 
 
 def test_changing_the_initial_prompt_retrains_only_prompts_that_start_from_it(tmp_path):
@@ -734,4 +733,4 @@ def test_a_plan_without_the_initial_prompt_file_remarks_on_it(tmp_path):
     assert plan.fingerprints is None
     assert plan.remarks == ("initial_prompt not/there is not on this machine; it was not checked",)
     with pytest.raises(AdapterError, match="there is no adapter"):
-        read_initial_prompt(spec)
+        read_adapter(spec.initial_prompt)
