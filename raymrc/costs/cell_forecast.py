@@ -18,10 +18,10 @@ from raymrc.costs.prices import DevicePrice, energy_kwh
 from raymrc.costs.rates import SPREADS, Job, Measured, Rates, fit_rates
 from raymrc.costs.workload import Workload
 from raymrc.model.strategies import count_parameters
-from raymrc.planning.arithmetic import adapter_bytes, price
+from raymrc.planning.arithmetic import price
 from raymrc.planning.devices import FILLED, GIB
 from raymrc.planning.fold_runs import fold_run
-from raymrc.planning.placement import PlacementMode, peak_bytes, row_pieces
+from raymrc.planning.placement import PlacementMode, Way, row_pieces
 from raymrc.planning.plan import CellPlan, Plan, representatives
 from raymrc.quantities import Estimate, Unit, format_estimate
 from raymrc.racing.simulate import MAX_REPLAYED_CONFIGURATIONS, expected_share
@@ -222,7 +222,7 @@ def _compute_memory(cell: CellPlan, job: Job, kind: str, *, all_pairs: bool) -> 
     beside_window = row_pieces(configuration, job.shape) - configuration.window
     placed = cell.placement
     lanes = min(placed.lanes, cell.num_fold_runs) if placed is not None else 1
-    total = peak_bytes(
+    way = Way(
         replace(
             configuration,
             window=max(1, longest - beside_window),
@@ -236,6 +236,7 @@ def _compute_memory(cell: CellPlan, job: Job, kind: str, *, all_pairs: bool) -> 
         devices=placed.workers[0] if placed is not None else 1,
         checkpoints=placed.checkpoints if placed is not None else False,
     )
+    total = way.peak_bytes()
     if not all_pairs:
         # A narrow match head has fewer parameters than the real one: add theirs back.
         asked = job.num_labels, job.num_relations
@@ -295,6 +296,6 @@ def _estimate_storage(cell: CellPlan, workload: Workload, jobs: Sequence[Job]) -
     lanes = cell.placement.lanes if cell.placement is not None else 1
     open_at_a_time = min(lanes, cell.num_fold_runs)
     # The trained numbers, their two moments and the best epoch's.
-    checkpoint_bytes = 4 * adapter_bytes(cell.trained_parameters or 0)
+    checkpoint_bytes = 4 * (cell.adapter_bytes or 0)
     total = cell.num_fold_runs * record_bytes + open_at_a_time * checkpoint_bytes
     return Estimate.of(total, SPREADS["others"])
