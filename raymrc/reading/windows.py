@@ -57,14 +57,6 @@ class Window:
     def piece_end(self) -> int:
         return self.piece_start + len(self.piece_ids)
 
-    @property
-    def char_start(self) -> int:
-        return self.offsets[0][0]
-
-    @property
-    def char_end(self) -> int:
-        return self.offsets[-1][1]
-
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
@@ -247,18 +239,13 @@ def owner(windows: Sequence[Window], start: int, end: int) -> int | None:
 
 def touched_pieces(windows: Sequence[Window], start: int, end: int) -> tuple[int, int] | None:
     """First and last piece of the note (inclusive) that share a character with [start, end)."""
-    left = bisect_right(windows, start, key=lambda window: window.char_end)
-    right = bisect_left(windows, end, key=lambda window: window.char_start) - 1
+    left = bisect_right(windows, start, key=lambda window: window.offsets[-1][1])
+    right = bisect_left(windows, end, key=lambda window: window.offsets[0][0]) - 1
     if left == len(windows) or right < 0:
         return None
-    first = windows[left].piece_start + bisect_right(
-        windows[left].offsets, start, key=lambda piece: piece[1]
-    )
-    last = (
-        windows[right].piece_start
-        - 1
-        + bisect_left(windows[right].offsets, end, key=lambda piece: piece[0])
-    )
+    ends, starts = windows[left].offsets, windows[right].offsets
+    first = windows[left].piece_start + bisect_right(ends, start, key=lambda piece: piece[1])
+    last = windows[right].piece_start + bisect_left(starts, end, key=lambda piece: piece[0]) - 1
     return (first, last) if first <= last else None
 
 

@@ -25,12 +25,7 @@ from raymrc.corpora.splits import (
 from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.errors import first_few
 from raymrc.model.adapters import Adapter
-from raymrc.reading.relations import (
-    Asked,
-    build_relation_questions,
-    choose_questions,
-    find_asked,
-)
+from raymrc.reading.relations import Asked, build_asked, find_asked
 from raymrc.study.sections import CorpusSpec
 from raymrc.study.source import Steps
 from raymrc.study.spec import Spec
@@ -183,7 +178,7 @@ def study_questions(spec: Spec, corpus: Corpus | None) -> Asked | None:
         joins = known_joins(spec.corpus.label_reader, spec.corpus.labels)
         if labels is None or (joins is None and spec.task != "concepts"):
             return None
-        return choose_questions(spec.task, labels, build_relation_questions(joins or (), labels))
+        return build_asked(spec.task, labels, joins or ())
     asked = find_asked(spec.task, corpus)
     if spec.task != "concepts" and not asked.relations:
         raise spec.error(
