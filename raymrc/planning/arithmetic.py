@@ -81,7 +81,6 @@ def head_parameters(answers: str, num_labels: int, hidden: int) -> int:
 
     Args:
         answers: of the strategy, "tags" or "spans".
-        num_labels: number of tagged labels.
     """
     return (3 * num_labels if answers == "tags" else 2) * hidden
 
@@ -132,10 +131,7 @@ def _parts(
 
 def lane_bytes(trained_parameters: int, kind: str = "cpu") -> float:
     """Memory of an open lane: fp32 weights, gradients, Adam's two moments, and on a CPU the best epoch's
-    state (kept in CPU memory also if the device is a GPU).
-
-    Args:
-        kind: of the device, "cpu" or "gpu".
+    state (kept in CPU memory also if the device is a GPU). `kind` is "cpu" or "gpu".
     """
     return (5.0 if kind == "cpu" else 4.0) * 4 * trained_parameters
 

@@ -24,11 +24,7 @@ of a frozen lane is full of answers, which is rarer than predictions allow for."
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The device on which one fold-run, or one part of a model, trains.
-
-    Args:
-        kind: "cpu" or "gpu".
-    """
+    """The device, "cpu" or "gpu", on which one fold-run, or one part of a model, trains."""
 
     kind: str
     total_bytes: float

@@ -436,11 +436,7 @@ class _Cell:
         checkpoints: bool = False,
         is_small: bool = False,
     ) -> float:
-        """Peak memory of the largest configuration.
-
-        Args:
-            is_small: whether a pass holds one lane's batch only.
-        """
+        """Peak memory of the largest configuration; a small pass holds one lane's batch only."""
         return max(
             Way(
                 configuration, self.shape, self.num_labels, self.device.kind,
@@ -485,11 +481,7 @@ class _Cell:
         return None
 
     def does_not_fit(self, devices: int, *, is_asked: bool) -> DoesNotFit:
-        """
-        Args:
-            devices: the largest number tried.
-            is_asked: whether the study sets this number.
-        """
+        """`devices` is the largest number tried; `is_asked` says whether the study sets it."""
         cell = self.configurations[0].cell
         if devices > 1:
             peak = self.peak(PlacementMode.GROUP, devices=devices, checkpoints=True)

@@ -345,11 +345,7 @@ def _max_configurations(spec: Spec, space: SearchSpace) -> int:
 
 
 def representatives(plan: CellPlan, seed: int) -> tuple[Configuration, ...]:
-    """All configurations of a cell, or random ones if tpe proposes them.
-
-    Args:
-        seed: of the search.
-    """
+    """All configurations of a cell, or random ones if tpe proposes them; `seed` is the search's."""
     if plan.configurations is not None:
         return plan.configurations
     generator = random.Random(f"{seed}/{plan.cell.name}")

@@ -18,11 +18,7 @@ NOT_READ = -1
 
 
 class FileTokenizer:
-    """A backbone's own tokenizer: the same pieces as `transformers` reads.
-
-    Args:
-        tokenizer: of the library `tokenizers`; its truncation and padding are switched off.
-    """
+    """A backbone's own tokenizer: the same pieces as `transformers` reads."""
 
     is_fast = True
     is_exact = True

@@ -102,7 +102,7 @@ def find_joins(corpus: Corpus) -> list[Join]:
 def build_relation_questions(
     joins: Iterable[Join], labels: Sequence[str]
 ) -> tuple[RelationQuestion, ...]:
-    """The questions about relations that join these labels, in the order of each relation's first join.
+    """The questions about the relations of a corpus, in the order of each relation's first join.
 
     Which labels a relation may join is part of an annotation scheme and is read from the whole corpus, so
     every gold relation has its question and no other pair of labels is asked about.
@@ -111,10 +111,6 @@ def build_relation_questions(
     questions: a drug about its strength, form and dose, and not each of these about its drug. Where every
     relation has the label of its answer, as an event's arguments do, it means something else under another
     trigger: each given label has its own question, and one per value that occurs.
-
-    Args:
-        joins: one per relation of the corpus.
-        labels: of the corpus.
     """
     joined: dict[str, Counter[tuple[str, str]]] = {}
     values: dict[tuple[str, str], set[str]] = {}
@@ -197,15 +193,10 @@ def build_contexts(
     sentences: int,
     window: int,
 ) -> list[Context]:
-    """A context for each mention with a question, in the order of `mentions`.
+    """A context for each gold or predicted mention with a question, in the order of `mentions`.
 
-    Mentions without a piece, or with more pieces than a window, have none.
-
-    Args:
-        note: only its text is read.
-        mentions: of this note, gold or predicted.
-        sentences: on each side of the mention's own.
-        window: pieces, at most.
+    Mentions without a piece, or with more pieces than a window, have none. Of the note only the text is read;
+    see `context_bounds` for `sentences` and `window`.
     """
     if not pieces.ids:
         return []

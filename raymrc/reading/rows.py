@@ -215,7 +215,6 @@ class RowBuilder:
 
     Args:
         tokenizer: of transformers, or a light one.
-        asked: the task's questions.
         questions: label or name of a relation question -> question in words, read where `form.in_words`.
 
     Raises:

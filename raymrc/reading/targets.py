@@ -27,11 +27,7 @@ OUTSIDE, BEGIN, INSIDE = 0, 1, 2
 def find_answers(
     note: Note, windows: Sequence[Window]
 ) -> dict[tuple[int, str], tuple[PieceSpan, ...]]:
-    """(window index, label) -> gold spans of the label that the window wholly holds, sorted, each once.
-
-    Args:
-        windows: all windows of the note, in order.
-    """
+    """(window index, label) -> gold spans of the label that the window wholly holds, sorted, each once."""
     answers: dict[tuple[int, str], set[PieceSpan]] = {}
     for span in note.spans:
         touched = touched_pieces(windows, *strip_blanks(note.text, span.start, span.end))
@@ -48,11 +44,8 @@ def tag_targets(spans: Sequence[Sequence[PieceSpan]], num_pieces: int) -> NDArra
     Different labels overlap freely. Among overlapping spans of one label the longest is kept (`taggable`);
     `untaggable` names the others.
 
-    Args:
-        spans: piece spans of each label.
-
     Shapes:
-        result: (num_pieces, len(spans))
+        result: (num_pieces, number of labels)
     """
     tags = np.zeros((num_pieces, len(spans)), dtype=np.int8)
     for label, of_label in enumerate(spans):
@@ -148,20 +141,17 @@ def _reached(note: Note, span: Span, windows: Sequence[Window]) -> tuple[int, Pi
     return index, _within(windows[index], touched)
 
 
-def surest_apart(sure: Mapping[PieceSpan, float]) -> list[PieceSpan]:
+def surest_apart(confidences: Mapping[PieceSpan, float]) -> list[PieceSpan]:
     """The spans, sorted, that share no piece and have the greatest sum of confidences; among equal sums the
     fewest pieces. Weighted interval scheduling.
-
-    Args:
-        sure: span -> its confidence.
     """
-    ordered = sorted(sure, key=lambda span: (span[1], span[0]))
+    ordered = sorted(confidences, key=lambda span: (span[1], span[0]))
     ends = [last for _, last in ordered]
     # The best choice among the first n spans: (sum, minus its pieces), and its spans as a linked list.
     best: list[tuple[tuple[float, int], Any]] = [((0.0, 0), None)]
     for first, last in ordered:
         (total, pieces), chain = best[bisect_left(ends, first)]
-        with_it = (total + sure[first, last], pieces - (last - first))
+        with_it = (total + confidences[first, last], pieces - (last - first))
         best.append(max(best[-1], (with_it, ((first, last), chain)), key=lambda choice: choice[0]))
     found, chain = [], best[-1][1]
     while chain is not None:

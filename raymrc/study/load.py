@@ -23,7 +23,6 @@ def load_spec(path: Path | str, overrides: Sequence[str] = ()) -> Spec:
     """Read and check a study file.
 
     Args:
-        path: the YAML file.
         overrides: `field.field=value`, the value in YAML; they replace the file's values, in order.
 
     Raises:

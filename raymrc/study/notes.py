@@ -96,10 +96,7 @@ def check_held_out(spec: Spec, test: Corpus | None, transfer: Mapping[str, Corpu
 
 
 def check_unseen(spec: Spec, adapter: Adapter | None, *corpora: Corpus | None) -> None:
-    """Refuse an initial prompt that was trained on notes which the study scores.
-
-    Args:
-        corpora: all notes that the study scores.
+    """Refuse an initial prompt that was trained on notes which the study scores, all of them in `corpora`.
 
     Raises:
         SpecError: the prompt has seen one of these notes, or its article or patient.

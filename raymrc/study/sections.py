@@ -64,11 +64,7 @@ def models_in(annotation: object) -> Iterator[type[Section]]:
 
 
 def or_empty(schema: Any) -> BeforeValidator:
-    """An annotation: `resources:` with nothing beneath it is a section of defaults.
-
-    Args:
-        schema: the type of the field.
-    """
+    """An annotation: `resources:` with nothing beneath it is a section of defaults."""
     return BeforeValidator(lambda value: {} if value is None else value, schema | None)
 
 

@@ -133,11 +133,8 @@ class Spec(Section):
         return self.mlflow.tracking_uri or f"sqlite:///{self.folder.absolute() / 'mlflow.db'}"
 
     def settings(self, backbone: int, strategy: str) -> dict[str, Setting]:
-        """A cell's settings: the backbone's own override the strategy's, which override the study's.
-
-        Args:
-            backbone: its index in the study file.
-        """
+        """The settings of a cell of the backbone with this index in the study file: the backbone's own
+        override the strategy's, which override the study's."""
         places = self._given(backbone, strategy)
         return {name: value for _, given in places for name, value in given.items()}
 
