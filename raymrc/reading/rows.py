@@ -126,9 +126,9 @@ class RowPieces:
 
     @cached_property
     def _built(self) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-        window, marks, before = self.window, self._marks, len(self._head)
+        window, marks, shift = self.window, self._marks, len(self._head)
         ids = [*self._head, *window.piece_ids, self._sep]
-        places = np.arange(before, before + len(window.piece_ids))
+        places = np.arange(shift, shift + len(window.piece_ids))
         starts = [0] * len(marks)
         # At one place marks that close stand before those that open, and the inner ones inside.
         inserted = sorted(
@@ -136,10 +136,11 @@ class RowPieces:
             + [(first, 1, -last, number) for number, (first, last, *_) in enumerate(marks)]
         )
         for place, opens, _, number in inserted:
-            mark, at = marks[number][3 - opens], before + place
+            _, _, before, behind = marks[number]
+            mark, at = before if opens else behind, shift + place
             ids[at:at] = mark
             places[place:] += len(mark)
-            before += len(mark)
+            shift += len(mark)
             if opens:
                 starts[number] = at
         return np.array(ids, dtype=np.int64), places, tuple(starts)
