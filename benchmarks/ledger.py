@@ -88,7 +88,7 @@ def make_plan(num_records: int) -> Plan:
             rates = Grid(tuple(1e-5 * (i + 1) for i in range(per_cell)))
             space = build_space({"learning_rate": rates, "epochs": Fixed(EPOCHS)})
             cell = CellPlan(Cell("concepts", "made-up", backbone, strategy), space, 0, 0, None)
-            found = tuple(build_configuration(cell, v) for v in space.grid())
+            found = tuple(build_configuration(cell.cell, space, v) for v in space.grid())
             cell = replace(cell, configurations=found, num_configurations=len(found))
             cells.append(replace(cell, num_fold_runs=len(found) * FOLDS))
     weights = {cell.cell.backbone.name: "w" * 64 for cell in cells}

@@ -144,8 +144,7 @@ def make_plan(num_configurations: int) -> Plan:
         cell = Cell("concepts", "none", Backbone("minilm", "none"), strategy)
         rates = tuple(1e-4 * (i + 1) for i in range(num_configurations // len(STRATEGIES)))
         space = build_space({"learning_rate": Grid(rates)})
-        blank = CellPlan(cell, space, len(rates), len(rates) * FOLDS, None)
-        configurations = tuple(build_configuration(blank, v) for v in space.grid())
+        configurations = tuple(build_configuration(cell, space, v) for v in space.grid())
         cells.append(CellPlan(cell, space, len(rates), len(rates) * FOLDS, configurations))
     return Plan(
         study="overhead",

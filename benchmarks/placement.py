@@ -52,7 +52,7 @@ from raymrc.planning.placement import (
     PASS_PIECES,
     QUESTION_PIECES,
     PlacementMode,
-    peak_bytes,
+    Way,
     row_pieces,
 )
 from raymrc.training.batching import StudyData
@@ -138,12 +138,12 @@ class Point:
         pieces = self.batch_size * row_pieces(configuration, self.shape)
         mode = PlacementMode.DEVICE if self.trains_backbone else PlacementMode.LANES
         mode = PlacementMode.GROUP if self.devices > 1 else mode
-        return peak_bytes(
+        return Way(
             configuration, self.shape, len(LABELS), kind, mode=mode, lanes=self.lanes,
             devices=self.devices, checkpoints=self.checkpoints,
             sharing=min(self.lanes, max(1, (pass_pieces or PASS_PIECES[kind]) // pieces)),
             pass_pieces=pass_pieces,
-        )  # fmt: skip
+        ).peak_bytes()  # fmt: skip
 
 
 FROZEN, TRAINED = "frozen_soft_prompt", "soft_prompt"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 def in_time(seconds: float) -> tuple[float, str]:
     """The unit that suits a time: its length in seconds, and its name."""
-    for size, unit in ((172800.0, "d"), (5400.0, "h"), (90.0, "min")):
-        if seconds >= size:
-            return {"d": 86400.0, "h": 3600.0, "min": 60.0}[unit], unit
+    for least, size, unit in ((172800, 86400.0, "d"), (5400, 3600.0, "h"), (90, 60.0, "min")):
+        if seconds >= least:
+            return size, unit
     return 1.0, "s"
 
 
@@ -66,10 +66,7 @@ class Estimate:
 
     @classmethod
     def of(cls, value: float, spread: float) -> Estimate:
-        """
-        Args:
-            spread: standard deviation of the value's logarithm.
-        """
+        """The value with its interval; `spread` is the standard deviation of its logarithm."""
         factor = math.exp(QUANTILE * spread)
         return cls(value, value / factor, value * factor)
 
@@ -95,9 +92,8 @@ class Estimate:
 def format_estimate(estimate: Estimate, unit: Unit, between: str = "\n") -> str:
     """A figure and its interval, in the same unit and with two digits: "30 s (20-45)"."""
     size, name = unit(estimate.value)
-    value, low, high = (
-        _two_digits(number / size) for number in (estimate.value, estimate.low, estimate.high)
-    )
+    figures = (estimate.value, estimate.low, estimate.high)
+    value, low, high = (_two_digits(figure / size) for figure in figures)
     suffix = f" {name}" if name else ""
     return f"{value}{suffix}" + (f"{between}({low}-{high})" if estimate.value else "")
 

@@ -68,7 +68,7 @@ def prepare_study(study: Path, changes: list[str] | None) -> StudyJob:
 
     for entry in spec.backbones:
         check_weights(entry.backbone)
-    windows = {cell.cell: cell.longest_window for cell in plan.cells}
+    windows = {cell.cell: max(cell.space.ends("window")) for cell in plan.cells}
     check_questions_fit(windows, asked, questions)
     starts_from_it = any(cell.starts_from_adapter for cell in plan.cells)
     initial_prompt = read_prompt(adapter) if adapter is not None and starts_from_it else None

@@ -17,10 +17,10 @@ from raymrc.costs.prices import DevicePrice, energy_kwh
 from raymrc.costs.rates import SPREADS, Job, Measured, Rates, fit_rates
 from raymrc.costs.workload import Workload
 from raymrc.model.strategies import count_parameters
-from raymrc.planning.arithmetic import adapter_bytes, price
+from raymrc.planning.arithmetic import price
 from raymrc.planning.devices import FILLED, GIB
 from raymrc.planning.fold_runs import fold_run
-from raymrc.planning.placement import peak_bytes, row_pieces
+from raymrc.planning.placement import Way, row_pieces
 from raymrc.planning.plan import CellPlan, Plan, representatives
 from raymrc.quantities import Estimate, Unit, format_estimate
 from raymrc.racing.simulate import MAX_REPLAYED_CONFIGURATIONS, expected_share
@@ -203,7 +203,7 @@ def _compute_memory(cell: CellPlan, job: Job, kind: str, *, all_pairs: bool) -> 
     placed = cell.placement
     assert placed is not None
     lanes = min(placed.lanes, cell.num_fold_runs)
-    total = peak_bytes(
+    way = Way(
         replace(
             configuration,
             window=max(1, longest - beside_window),
@@ -217,6 +217,7 @@ def _compute_memory(cell: CellPlan, job: Job, kind: str, *, all_pairs: bool) -> 
         devices=placed.workers[0],
         checkpoints=placed.checkpoints,
     )
+    total = way.peak_bytes()
     if not all_pairs:
         # A narrow match head has fewer parameters than the real one: add theirs back.
         asked = job.num_labels, job.num_relations
@@ -271,6 +272,6 @@ def _estimate_storage(cell: CellPlan, workload: Workload, jobs: Sequence[Job]) -
     record_bytes = RECORD_BYTES + scored_notes * (NOTE_BYTES + 2 * LABEL_BYTES * min(labels, 4))
     open_at_a_time = min(jobs[0].lanes, cell.num_fold_runs)
     # The trained numbers, their two moments and the best epoch's.
-    checkpoint_bytes = 4 * adapter_bytes(cell.trained_parameters or 0)
+    checkpoint_bytes = 4 * (cell.adapter_bytes or 0)
     total = cell.num_fold_runs * record_bytes + open_at_a_time * checkpoint_bytes
     return Estimate.of(total, SPREADS["others"])

@@ -11,7 +11,6 @@ from raymrc.costs.history import build_job
 from raymrc.costs.prices import find_device_price, read_prices
 from raymrc.costs.rates import Measured, Rates, choose_hardware, fit_rates
 from raymrc.costs.workload import Workload
-from raymrc.planning.arithmetic import adapter_bytes
 from raymrc.planning.plan import Plan
 from raymrc.quantities import Estimate
 
@@ -64,7 +63,7 @@ class Expectations:
             rates.total_spread(self._workload.tokenizers[source]),
         )
         # Four numbers per trained one: itself, two moments, the best epoch's.
-        saved_bytes = 4 * adapter_bytes(cell.trained_parameters or 0)
+        saved_bytes = 4 * (cell.adapter_bytes or 0)
         return Need(
             estimate.value,
             estimate.low,

@@ -19,9 +19,9 @@ from raymrc.costs.history import FoldRunProgress
 from raymrc.costs.prices import Cluster, PriceTable, find_device_price
 from raymrc.costs.rates import Measured, choose_hardware
 from raymrc.costs.workload import Workload
-from raymrc.planning.devices import GIB, device_of
+from raymrc.planning.devices import GIB
 from raymrc.planning.loaded import LoadedStudy
-from raymrc.planning.plan import Plan
+from raymrc.planning.plan import Plan, device_of
 from raymrc.quantities import Estimate, Unit, format_estimate, in_time, in_usd
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ def _cost_json(costs: Forecast | CellForecast | None) -> dict[str, Any]:
 
 
 def _cell_json(plan: CellPlan) -> dict[str, Any]:
-    cell = plan.cell
+    cell, parameters = plan.cell, plan.parameters
     return {
         "cell": cell.name,
         "task": cell.task,
@@ -54,9 +54,9 @@ def _cell_json(plan: CellPlan) -> dict[str, Any]:
         "fold_runs": plan.num_fold_runs,
         "fold_runs_done": plan.done,
         "done": plan.done,
-        "trained_parameters": plan.trained_parameters,
-        "total_parameters": plan.total_parameters,
-        "trained_share": plan.trained_share,
+        "trained_parameters": parameters.trained if parameters else None,
+        "total_parameters": parameters.total if parameters else None,
+        "trained_share": parameters.share if parameters else None,
         "adapter_bytes": plan.adapter_bytes,
         "placement": asdict(plan.placement) if plan.placement else None,
         "space": {

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymrc.errors import SpecError, suggest
-from raymrc.planning.devices import GIB, device_of
+from raymrc.planning.devices import GIB
+from raymrc.planning.plan import device_of
 from raymrc.study.source import read_source
 
 if TYPE_CHECKING:

@@ -7,11 +7,6 @@ from typing import NamedTuple
 from raymrc.model.shapes import Shape
 
 
-def adapter_bytes(trained_parameters: int, bytes_each: int = 4) -> int:
-    """Size of the saved trained numbers without the file's header; fp32 by default."""
-    return trained_parameters * bytes_each
-
-
 def price(device_seconds: float, device_hour_usd: float) -> float:
     """US dollars."""
     return device_seconds / 3600 * device_hour_usd
@@ -86,7 +81,6 @@ def head_parameters(answers: str, num_labels: int, hidden: int) -> int:
 
     Args:
         answers: of the strategy, "tags" or "spans".
-        num_labels: number of tagged labels.
     """
     return (3 * num_labels if answers == "tags" else 2) * hidden
 
@@ -137,23 +131,9 @@ def _parts(
 
 def lane_bytes(trained_parameters: int, kind: str = "cpu") -> float:
     """Memory of an open lane: fp32 weights, gradients, Adam's two moments, and on a CPU the best epoch's
-    state (kept in CPU memory also if the device is a GPU).
-
-    Args:
-        kind: of the device, "cpu" or "gpu".
+    state (kept in CPU memory also if the device is a GPU). `kind` is "cpu" or "gpu".
     """
     return (5.0 if kind == "cpu" else 4.0) * 4 * trained_parameters
-
-
-def pass_bytes(shape: Shape, pieces: int, bytes_each: int = 4) -> float:
-    """Maximum memory of the activations that a frozen backbone's layers keep for the backward pass, without
-    prompt and heads; see `placement.peak_bytes` for the whole.
-
-    Args:
-        pieces: padded pieces of all rows.
-        bytes_each: per number in the layers' computations.
-    """
-    return shape.num_layers * layer_bytes(shape, pieces, 0, bytes_each)
 
 
 def layer_bytes(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 GIB = 2**30
 
@@ -25,11 +24,7 @@ of a frozen lane is full of answers, which is rarer than predictions allow for."
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The device on which one fold-run, or one part of a model, trains.
-
-    Args:
-        kind: "cpu" or "gpu".
-    """
+    """The device, "cpu" or "gpu", on which one fold-run, or one part of a model, trains."""
 
     kind: str
     total_bytes: float
@@ -37,30 +32,6 @@ class Device:
     @property
     def usable_bytes(self) -> float:
         return FILLED[self.kind] * self.total_bytes
-
-
-class DeviceResources(Protocol):
-    """The fields of a study's `resources` that describe a device."""
-
-    @property
-    def cpus_per_host(self) -> float: ...
-
-    @property
-    def gpus_per_host(self) -> float: ...
-
-    @property
-    def device_memory(self) -> float | None: ...
-
-
-def device_of(resources: DeviceResources) -> Device:
-    """The GPU, share of a GPU, or group of cores that one host holds."""
-    if resources.gpus_per_host:
-        gib = GPU_GIB if resources.device_memory is None else resources.device_memory
-        return Device("gpu", gib * GIB * min(resources.gpus_per_host, 1.0))
-    if resources.device_memory is not None:
-        return Device("cpu", resources.device_memory * GIB)
-    hosts_at_once = max(1.0, (os.cpu_count() or 1) / max(resources.cpus_per_host, 1.0))
-    return Device("cpu", MEMORY_SHARE * machine_bytes() / hosts_at_once)
 
 
 def machine_bytes() -> float:

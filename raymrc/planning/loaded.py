@@ -15,7 +15,7 @@ from typing import NamedTuple
 from raymrc.corpora.note import Corpus
 from raymrc.corpora.splits import Folds
 from raymrc.errors import BackboneError
-from raymrc.model.adapters import Adapter
+from raymrc.model.adapters import Adapter, read_adapter
 from raymrc.model.backbones import find_backbone, weights_fingerprint
 from raymrc.planning.fold_runs import Fingerprints
 from raymrc.reading.light_tokenizers import FileTokenizer, RoughTokenizer, read_tokenizer
@@ -26,7 +26,6 @@ from raymrc.study.notes import (
     check_held_out,
     check_shots,
     check_unseen,
-    read_initial_prompt,
     read_study_corpus,
     read_test,
     read_transfer,
@@ -135,7 +134,7 @@ def read_study(spec: Spec) -> LoadedStudy:
         CorpusError, AdapterError, BackboneError: an input is missing or broken.
         SpecError: notes that would be trained on and scored, or scored by two sites.
     """
-    adapter = read_initial_prompt(spec)
+    adapter = None if spec.initial_prompt is None else read_adapter(spec.initial_prompt)
     corpus = read_study_corpus(spec)
     weights = _fingerprint_weights(spec)
     transfer, test = read_transfer(spec, corpus), read_test(spec, corpus)
@@ -159,7 +158,9 @@ def read_local_study(spec: Spec, *, weights: bool = True, test: bool = False) ->
     if test and corpus is not None and final is not None:
         is_local = final.corpus is None or _is_local(final.corpus.path)
         held_out = read_test(spec, corpus) if is_local else None
-    prompt = read_initial_prompt(spec) if _is_local(spec.initial_prompt) else None
+    prompt = None
+    if spec.initial_prompt is not None and _is_local(spec.initial_prompt):
+        prompt = read_adapter(spec.initial_prompt)
     local_weights = _local_weights(spec) if weights or prompt is not None else None
     return LoadedStudy(spec, corpus, transfer, held_out, prompt, local_weights)
 

@@ -1,6 +1,6 @@
 """Decides by memory where the fold-runs of a cell train.
 
-    configurations, shape -> peak_bytes of each way to train them -> Placement, or why there is none
+    configurations, shape -> ways to train them, with their peak memory -> Placement, or why there is none
 
 Memory is predicted by arithmetic that follows `training`; `benchmarks/placement.py` compares it with
 measurements. Nothing is loaded.
@@ -13,14 +13,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from raymrc.configuration import MEMORY_SETTINGS, Configuration
 from raymrc.model.shapes import MAX_CANDIDATES, PAIRS_AT_ONCE, Shape
-from raymrc.model.strategies import STRATEGIES, count_parameters
+from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
 from raymrc.planning.arithmetic import lane_bytes, layer_bytes, pair_bytes
 from raymrc.planning.devices import FILLED, GIB, Device
 
@@ -93,25 +93,12 @@ class DoesNotFit(Exception):
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def peak_bytes(
-    configuration: Configuration,
-    shape: Shape,
-    num_labels: int,
-    kind: str = "cpu",
-    *,
-    mode: PlacementMode = PlacementMode.LANES,
-    lanes: int = 1,
-    devices: int = 1,
-    checkpoints: bool = False,
-    sharing: int | None = None,
-    pass_pieces: int | None = None,
-) -> float:
-    """Peak memory of one device while it trains a configuration, backbone included.
+@dataclass(frozen=True)
+class Way:
+    """One way to train one configuration.
 
-    The peak is what stays between passes, plus the largest of a training pass, an evaluation pass, and
-    saving. A training pass may be largest at one of a few moments; see `_Way.training_bytes`. Rows are
-    assumed to be as long as a window, and the match head to see its maximum number of pairs, as for an
-    early model that predicts answers everywhere.
+    Rows are assumed to be as long as a window, and the match head to see its maximum number of pairs, as for
+    an early model that predicts answers everywhere.
 
     Args:
         kind: of the device, "cpu" or "gpu".
@@ -121,34 +108,49 @@ def peak_bytes(
             if rows are much shorter than a window.
         pass_pieces: maximum number of padded pieces per pass; None: `PASS_PIECES`.
     """
-    way = _Way(
-        configuration, shape, num_labels, kind, mode, lanes, devices, checkpoints,
-        lanes if sharing is None else sharing, pass_pieces or PASS_PIECES[kind], sharing is None,
-    )  # fmt: skip
-    return way.kept_bytes() + way.peak_beside_bytes()
-
-
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """One way to train one configuration; see `peak_bytes` for the arguments."""
 
     configuration: Configuration
     shape: Shape
     num_labels: int
-    kind: str
-    mode: PlacementMode
-    lanes: int
-    devices: int
-    checkpoints: bool
-    sharing: int
-    pass_pieces: int
-    fills_pass: bool
+    kind: str = "cpu"
+    _: KW_ONLY
+    mode: PlacementMode = PlacementMode.LANES
+    lanes: int = 1
+    devices: int = 1
+    checkpoints: bool = False
+    sharing: int | None = None
+    pass_pieces: int | None = None
+
+    def peak_bytes(self) -> float:
+        """Peak memory of one device, backbone included.
+
+        The peak is what stays between passes, plus the largest of a training pass, an evaluation pass, and
+        saving, where a group saves while it trains.
+        """
+        passing = max(self.training_bytes(), self.evaluation_bytes())
+        saving = self.saving_bytes()
+        beside = passing + saving if self.mode == PlacementMode.GROUP else max(passing, saving)
+        return self.kept_bytes() + beside
 
     # --- sizes ------------------------------------------------------------------------------------
 
     @property
     def trains_backbone(self) -> bool:
         return STRATEGIES[self.configuration.cell.strategy].trains_backbone
+
+    @cached_property
+    def counts(self) -> ParameterCounts:
+        return count_parameters(self.configuration, self.shape, self.num_labels)
+
+    @property
+    def small(self) -> int:
+        """Parameters of a lane's prompt and heads."""
+        return self.counts.prompt + self.counts.heads
+
+    @property
+    def trained_backbone(self) -> float:
+        """Parameters of the backbone that one device trains."""
+        return self.counts.backbone / self.devices if self.trains_backbone else 0
 
     @property
     def computed_in(self) -> int:
@@ -166,34 +168,40 @@ class _Way:
         return row_pieces(self.configuration, self.shape)
 
     @property
+    def max_pieces(self) -> int:
+        """Padded pieces of a pass, unless one lane's training batch has more."""
+        return self.pass_pieces or PASS_PIECES[self.kind]
+
+    @property
+    def sharers(self) -> int:
+        """Lanes whose batches share one pass."""
+        return self.lanes if self.sharing is None else self.sharing
+
+    @property
     def rows(self) -> float:
         """Rows of one training pass on one device."""
         size = self.configuration.batch_size
         if self.mode == PlacementMode.GROUP:
             share = math.ceil(size / self.devices)
-            return min(share, max(1.0, self.pass_pieces / self.row))
-        if self.fills_pass and self.mode == PlacementMode.LANES and self.lanes > 1:
-            return max(size, self.pass_pieces / self.row)
-        return size * self.sharing
+            return min(share, max(1.0, self.max_pieces / self.row))
+        if self.sharing is None and self.mode == PlacementMode.LANES and self.lanes > 1:
+            return max(size, self.max_pieces / self.row)
+        return size * self.sharers
 
     # --- between passes ---------------------------------------------------------------------------
 
     def kept_bytes(self) -> float:
         """Memory that stays between passes: weights, moments and best epochs."""
-        shape = self.shape
-        counts = count_parameters(self.configuration, shape, self.num_labels)
-        small = counts.prompt + counts.heads
+        backbone = self.counts.backbone * self.computed_in
         # Gradients belong to the pass: evaluation has none.
         each = lane_bytes(1, self.kind) - 4
         if self.mode == PlacementMode.LANES:
-            return counts.backbone * self.computed_in + self.lanes * small * each
-        state = each * (small + (counts.backbone / self.devices if self.trains_backbone else 0))
+            return backbone + self.lanes * self.small * each
+        state = each * (self.small + self.trained_backbone)
         if self.mode == PlacementMode.DEVICE:
             # The pretrained weights are kept for the next fold-run.
-            return state + counts.backbone * self.computed_in
-        if not self.trains_backbone:
-            state += counts.backbone * self.computed_in / self.devices
-        return state
+            return state + backbone
+        return state if self.trains_backbone else state + backbone / self.devices
 
     def saving_bytes(self) -> float:
         """CPU memory for saving one lane's state.
@@ -203,18 +211,9 @@ class _Way:
         """
         if self.kind == "gpu":
             return 0.0
-        counts = count_parameters(self.configuration, self.shape, self.num_labels)
         if self.mode == PlacementMode.GROUP:
-            backbone = counts.backbone if self.trains_backbone else 0
-            return 4.0 * 4 * (counts.prompt + counts.heads + backbone / self.devices)
-        return 5.0 * 4 * counts.trained
-
-    def peak_beside_bytes(self) -> float:
-        """Peak memory on top of what stays between passes."""
-        passing = max(self.training_bytes(), self.evaluation_bytes())
-        if self.mode == PlacementMode.GROUP:
-            return passing + self.saving_bytes()
-        return max(passing, self.saving_bytes())
+            return 4.0 * 4 * (self.small + self.trained_backbone)
+        return 5.0 * 4 * self.counts.trained
 
     # --- one pass ---------------------------------------------------------------------------------
 
@@ -236,24 +235,19 @@ class _Way:
         passing = pieces + (rows * length if configuration.prompt_depth == "input" else 0)
         positions = rows * deep
         is_dropped = configuration.dropout > 0
-        kept = layer_bytes(
-            shape, passing, positions if deep else None, c,
+        layer = partial(
+            layer_bytes, shape, bytes_each=c,
             trains_backbone=self.trains_backbone, drops=is_dropped, kind=self.kind,
         )  # fmt: skip
-        below = 0.0
-        if self.trains_backbone and configuration.first_layer:
-            below = layer_bytes(
-                shape, pieces, None, c, trains_backbone=True, drops=is_dropped, kind=self.kind
-            )
-        entry = passing * hidden * self.summed_in
+        kept = layer(passing, positions if deep else None)
         num_below = configuration.first_layer if self.trains_backbone else 0
         if self.checkpoints:
-            activations = (prompted + num_below) * entry
+            activations = (prompted + num_below) * (passing * hidden * self.summed_in)
         else:
-            activations = prompted * kept + num_below * below
+            activations = prompted * kept + num_below * layer(pieces, None)
         again = kept if self.checkpoints else 0.0
         # Prompts of all rows, for all layers; stacked lanes copy them.
-        prompts = positions * 2 * prompted * hidden * 4 * (2 if self.sharing > 1 else 1)
+        prompts = positions * 2 * prompted * hidden * 4 * (2 if self.sharers > 1 else 1)
         edge = self.summed_in * passing * hidden * (2 if self.trains_backbone else 1)
         top = pieces * hidden * 4 * (4 if is_dropped else 2)
         wide = passing * (ffn + 2 * hidden) * c
@@ -266,7 +260,7 @@ class _Way:
         # A reparametrisation's vectors for all labels, their gradient, and a rearranged copy of it.
         made = 0.0
         if configuration.reparametrisation != "none":
-            made = 3.0 * 4 * self.num_labels * deep * 2 * prompted * hidden * self.sharing
+            made = 3.0 * 4 * self.num_labels * deep * 2 * prompted * hidden * self.sharers
         filled = activations + edge
         casts = self._cast_bytes()
         saved = waiting + (0.0 if self.checkpoints else casts)
@@ -274,7 +268,7 @@ class _Way:
         parts, gradients = self._parts_bytes(), self._gradient_bytes()
         return self._stack_bytes() + max(
             filled + casts + prompts + wide + parts.forward,
-            filled + saved + top + self._head_bytes(rows),
+            filled + saved + top + self._head_bytes(),
             filled + saved + top + max(again + wide + parts.turning, parts.gathering),
             gradients + joined + edge + waiting + prompts + made + last + parts.backward,
             gradients + parts.ending,
@@ -284,16 +278,14 @@ class _Way:
         """Peak memory of one evaluation pass, which keeps no activations."""
         configuration, shape = self.configuration, self.shape
         c = self.computed_in
-        pieces = max(self.pass_pieces, self.row) / (
-            self.devices if self.mode == PlacementMode.GROUP else 1
-        )
+        in_group = self.mode == PlacementMode.GROUP
+        pieces = max(self.max_pieces, self.row) / (self.devices if in_group else 1)
         rows = max(1.0, pieces / self.row)
         positions = rows * configuration.prompt_length
         prompted = shape.num_layers - configuration.first_layer
         layer = (pieces + positions) * (2 * shape.ffn + 4 * shape.hidden) * c
-        prompts = positions * 2 * prompted * shape.hidden * 4
-        if configuration.prompt_depth != "deep":
-            prompts = 0.0
+        is_deep = configuration.prompt_depth == "deep"
+        prompts = positions * 2 * prompted * shape.hidden * 4 if is_deep else 0.0
         heads = 0.0
         if self._has_pairs:
             pairs = min(PAIRS_AT_ONCE, rows * self.row * (self.row + 1) / 2)
@@ -307,33 +299,28 @@ class _Way:
     def _has_pairs(self) -> bool:
         return STRATEGIES[self.configuration.cell.strategy].answers == "spans"
 
-    def _head_bytes(self, rows: float) -> float:
-        configuration = self.configuration
+    def _head_bytes(self) -> float:
+        configuration, rows = self.configuration, self.rows
         if not self._has_pairs:
             return rows * self.row * self.num_labels * (3 * 4 * 3 + 8)
         pairs = rows * min(MAX_CANDIDATES, self.row * (self.row + 1) / 2)
         chosen = pair_bytes(
             pairs, configuration.match_width,
-            drops=configuration.dropout > 0, is_stacked=self.sharing > 1,
+            drops=configuration.dropout > 0, is_stacked=self.sharers > 1,
         )  # fmt: skip
         # All pairs of pieces exist while candidates are chosen.
         return max(chosen, 14.0 * rows * self.row**2)
 
     def _gradient_bytes(self) -> float:
         """All gradients at the end of a backward pass."""
-        counts = count_parameters(self.configuration, self.shape, self.num_labels)
-        small = counts.prompt + counts.heads
         if self.mode == PlacementMode.LANES:
-            return 4.0 * self.sharing * small
-        backbone = counts.backbone / self.devices if self.trains_backbone else 0
-        return 4.0 * (backbone + small)
+            return 4.0 * self.sharers * self.small
+        return 4.0 * (self.trained_backbone + self.small)
 
     def _stack_bytes(self) -> float:
         """Stacked copies of what the lanes of one pass train."""
-        if self.mode != PlacementMode.LANES or self.sharing < 2:
-            return 0.0
-        counts = count_parameters(self.configuration, self.shape, self.num_labels)
-        return 4.0 * self.sharing * (counts.prompt + counts.heads)
+        is_stacked = self.mode == PlacementMode.LANES and self.sharers > 1
+        return 4.0 * self.sharers * self.small if is_stacked else 0.0
 
     def _cast_bytes(self) -> float:
         """Copies of trained weights in the precision of a GPU's computations."""
@@ -356,8 +343,7 @@ class _Way:
         # A norm after the last layer belongs to the rest, which is gathered before any layer then.
         gathering = 2.0 * c * (rest + (0 if self.shape.pre_norm else layer))
         # Gradients of replicated parts are summed in one buffer, out of place.
-        counts = count_parameters(self.configuration, self.shape, self.num_labels)
-        adding = 8.0 * (counts.prompt + counts.heads)
+        adding = 8.0 * self.small
         if not self.trains_backbone:
             return _Parts(both, gathering, both, both, adding)
         return _Parts(
@@ -412,27 +398,20 @@ def place(
         DoesNotFit: no placement is possible; the message names the change that would make one possible.
     """
     cell = _Cell(_sizes(configurations), shape, num_labels, device)
-    wanted = (lanes or LANES[device.kind]) if not cell.trains_backbone else 0
-    if wanted:
-        found = cell.lanes(wanted)
-        if found is not None:
-            return found
-    if workers is None or workers == (1, 1):
-        if cell.trains_backbone:
-            for checkpoints in (False, True):
-                peak = cell.peak(PlacementMode.DEVICE, checkpoints=checkpoints)
-                if peak <= device.usable_bytes:
-                    return Placement(PlacementMode.DEVICE, checkpoints=checkpoints, peak_bytes=peak)
-        if workers is not None:
-            raise cell.does_not_fit(1)
-        least = cell.fewest(2, MAX_DEVICES)
-        if least is None:
-            raise cell.does_not_fit(MAX_DEVICES, is_asked=False)
-        return cell.group(least, least)
-    least = cell.fewest(*workers)
-    if least is None:
-        raise cell.does_not_fit(workers[1])
-    return cell.group(least, workers[1])
+    found = None
+    if not cell.trains_backbone:
+        found = cell.lanes(lanes or LANES[device.kind])
+    elif workers in (None, (1, 1)):
+        found = cell.spread(PlacementMode.DEVICE)
+    low, high = workers or (2, MAX_DEVICES)
+    if found is None and high > 1:
+        least = cell.fewest(low, high)
+        if least is not None:
+            most = least if workers is None else high
+            found = cell.spread(PlacementMode.GROUP, (least, most))
+    if found is None:
+        raise cell.does_not_fit(high, is_asked=workers is not None)
+    return found
 
 
 @dataclass(frozen=True)
@@ -457,17 +436,13 @@ class _Cell:
         checkpoints: bool = False,
         is_small: bool = False,
     ) -> float:
-        """Peak memory of the largest configuration.
-
-        Args:
-            is_small: whether a pass holds one lane's batch only.
-        """
+        """Peak memory of the largest configuration; a small pass holds one lane's batch only."""
         return max(
-            peak_bytes(
+            Way(
                 configuration, self.shape, self.num_labels, self.device.kind,
                 mode=mode, lanes=lanes, devices=devices, checkpoints=checkpoints,
                 sharing=1 if is_small else None, pass_pieces=1 if is_small else None,
-            )
+            ).peak_bytes()
             for configuration in self.configurations
         )  # fmt: skip
 
@@ -497,25 +472,20 @@ class _Cell:
             None,
         )
 
-    def group(self, least: int, most: int) -> Placement:
-        """A group on devices that are known to hold the model; it recomputes only if necessary."""
+    def spread(self, mode: PlacementMode, workers: tuple[int, int] = (1, 1)) -> Placement | None:
+        """One fold-run on the minimum of `workers`, recomputing only if necessary; None if it never fits."""
         for checkpoints in (False, True):
-            peak = self.peak(PlacementMode.GROUP, devices=least, checkpoints=checkpoints)
+            peak = self.peak(mode, devices=workers[0], checkpoints=checkpoints)
             if peak <= self.device.usable_bytes:
-                break
-        return Placement(
-            PlacementMode.GROUP, (least, most), checkpoints=checkpoints, peak_bytes=peak
-        )
+                return Placement(mode, workers, checkpoints=checkpoints, peak_bytes=peak)
+        return None
 
-    def does_not_fit(self, devices: int, *, is_asked: bool = True) -> DoesNotFit:
-        """
-        Args:
-            devices: the largest number tried.
-            is_asked: whether the study sets this number.
-        """
+    def does_not_fit(self, devices: int, *, is_asked: bool) -> DoesNotFit:
+        """`devices` is the largest number tried; `is_asked` says whether the study sets it."""
         cell = self.configurations[0].cell
-        peak = self.peak(PlacementMode.GROUP, devices=devices, checkpoints=True)
-        if devices == 1:
+        if devices > 1:
+            peak = self.peak(PlacementMode.GROUP, devices=devices, checkpoints=True)
+        else:
             mode = PlacementMode.DEVICE if self.trains_backbone else PlacementMode.LANES
             peak = self.peak(mode, checkpoints=self.trains_backbone)
         total, usable = self.device.total_bytes, self.device.usable_bytes

@@ -8,6 +8,7 @@ open, and the plan's remarks say so.
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,12 +30,12 @@ from raymrc.model.adapters import Adapter
 from raymrc.model.backbones import read_shape
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
-from raymrc.planning.arithmetic import adapter_bytes
-from raymrc.planning.devices import GPU_GIB, device_of
+from raymrc.planning.devices import GIB, GPU_GIB, MEMORY_SHARE, Device, machine_bytes
 from raymrc.planning.fold_runs import Fingerprints, fold_run
 from raymrc.planning.loaded import LoadedStudy
 from raymrc.planning.placement import SPECIAL_PIECES, DoesNotFit, Placement, place
 from raymrc.racing.racing import Racing
+from raymrc.study.sections import Resources
 from raymrc.study.source import Steps
 from raymrc.study.space import Grid, SearchSpace, build_space, effective
 from raymrc.study.spec import Spec
@@ -85,7 +86,7 @@ class CellPlan:
         return (
             all(values[name] in options for name, options in space.grids.items())
             and all(space.distributions[name].holds(values[name]) for name in space.distributions)
-            and build_configuration(self, values) == configuration
+            and build_configuration(self.cell, space, values) == configuration
         )
 
     @property
@@ -93,30 +94,14 @@ class CellPlan:
         """Whether soft prompts of its configurations start from `initial_prompt`."""
         return "adapter" in self.space.ends("prompt_initialisation")
 
-    @property
-    def longest_window(self) -> int:
-        """In pieces."""
-        return int(max(self.space.ends("window")))
-
     @cached_property
     def _planned(self) -> frozenset[Configuration]:
         return frozenset(self.configurations or ())
 
     @property
-    def trained_parameters(self) -> int | None:
-        return self.parameters.trained if self.parameters else None
-
-    @property
-    def total_parameters(self) -> int | None:
-        return self.parameters.total if self.parameters else None
-
-    @property
-    def trained_share(self) -> float | None:
-        return self.parameters.share if self.parameters else None
-
-    @property
     def adapter_bytes(self) -> int | None:
-        return adapter_bytes(self.parameters.trained) if self.parameters else None
+        """Size of the trained numbers in fp32, without the file's header."""
+        return 4 * self.parameters.trained if self.parameters else None
 
 
 @dataclass(frozen=True)
@@ -161,11 +146,7 @@ class Plan:
 
     def holds(self, configuration: Configuration) -> bool:
         """Whether one of the cells tries this configuration; see `CellPlan.holds`."""
-        return _hold(self.cells, configuration)
-
-
-def _hold(cells: Sequence[CellPlan], configuration: Configuration) -> bool:
-    return any(c.cell == configuration.cell and c.holds(configuration) for c in cells)
+        return any(c.cell == configuration.cell and c.holds(configuration) for c in self.cells)
 
 
 def plan_study(study: LoadedStudy, ledger: Ledger | None = None, *, places: bool = True) -> Plan:
@@ -203,9 +184,7 @@ def plan_study(study: LoadedStudy, ledger: Ledger | None = None, *, places: bool
     remarks += _remarks(study, cells)
     if study.initial_prompt is None and any(cell.starts_from_adapter for cell in cells):
         fingerprints = None
-    if fingerprints is not None and ledger is not None:
-        cells = _count_done(cells, spec, fingerprints, ledger)
-    return Plan(
+    plan = Plan(
         study=spec.study,
         task=spec.task,
         corpus=spec.corpus.display_name,
@@ -219,6 +198,9 @@ def plan_study(study: LoadedStudy, ledger: Ledger | None = None, *, places: bool
         remarks=tuple(remarks),
         racing=build_racing(spec),
     )
+    if fingerprints is None or ledger is None:
+        return plan
+    return replace(plan, cells=_count_done(plan, fingerprints, ledger))
 
 
 def build_racing(spec: Spec) -> Racing | None:
@@ -251,17 +233,13 @@ def _remarks(study: LoadedStudy, cells: Sequence[CellPlan]) -> Iterator[str]:
 # --- one cell -------------------------------------------------------------------------------------
 
 
-def build_configuration(cell_plan: CellPlan, values: Mapping[str, Any]) -> Configuration:
+def build_configuration(cell: Cell, space: SearchSpace, values: Mapping[str, Any]) -> Configuration:
     """One point of a cell's search space.
 
     Args:
-        values: one for every grid and distribution of the cell, by name. Drawn numbers are rounded to four
+        values: one for every grid and distribution of the space, by name. Drawn numbers are rounded to four
             significant digits, so that equal configurations have equal keys.
     """
-    return _configuration(cell_plan.cell, cell_plan.space, values)
-
-
-def _configuration(cell: Cell, space: SearchSpace, values: Mapping[str, Any]) -> Configuration:
     open_fields = {*space.grids, *space.distributions}
     assert set(values) == open_fields, f"wanted {sorted(open_fields)}, got {sorted(values)}"
     tidied = {
@@ -286,7 +264,7 @@ def _plan_cell(
     spec, asked, entry = study.spec, study.asked, study.spec.backbones[index]
     counted = spec.few_shot.shots_of if spec.few_shot else "notes"
     cell = Cell(spec.task, spec.corpus.display_name, entry.backbone, strategy, shots, counted)
-    space = build_space(effective(spec.settings(entry, strategy), strategy, spec.task))
+    space = build_space(effective(spec.settings(index, strategy), strategy, spec.task))
     if shape is not None:
         _check_fit(spec, index, strategy, space, shape)
     configurations = _configurations(spec, cell, space)
@@ -333,9 +311,20 @@ def _placed(spec: Spec, index: int, plan: CellPlan) -> CellPlan:
     return replace(plan, placement=placement)
 
 
+def device_of(resources: Resources) -> Device:
+    """The GPU, share of a GPU, or group of cores that one host holds."""
+    if resources.gpus_per_host:
+        gib = GPU_GIB if resources.device_memory is None else resources.device_memory
+        return Device("gpu", gib * GIB * min(resources.gpus_per_host, 1.0))
+    if resources.device_memory is not None:
+        return Device("cpu", resources.device_memory * GIB)
+    hosts_at_once = max(1.0, (os.cpu_count() or 1) / max(resources.cpus_per_host, 1.0))
+    return Device("cpu", MEMORY_SHARE * machine_bytes() / hosts_at_once)
+
+
 def _configurations(spec: Spec, cell: Cell, space: SearchSpace) -> tuple[Configuration, ...] | None:
     if spec.search.algorithm == "grid":
-        return tuple(_configuration(cell, space, values) for values in space.grid())
+        return tuple(build_configuration(cell, space, values) for values in space.grid())
     if spec.search.algorithm == "tpe":
         return None
     # Seeded by the cell's name: a new backbone or a larger search does not change earlier draws.
@@ -345,7 +334,7 @@ def _configurations(spec: Spec, cell: Cell, space: SearchSpace) -> tuple[Configu
     # After rounding, a narrow range has fewer values than its size says.
     while len(drawn) < wanted and repeated < MAX_REPEATED_DRAWS:
         before = len(drawn)
-        drawn.setdefault(_configuration(cell, space, space.draw(generator)))
+        drawn.setdefault(build_configuration(cell, space, space.draw(generator)))
         repeated = 0 if len(drawn) > before else repeated + 1
     return tuple(drawn)
 
@@ -356,16 +345,12 @@ def _max_configurations(spec: Spec, space: SearchSpace) -> int:
 
 
 def representatives(plan: CellPlan, seed: int) -> tuple[Configuration, ...]:
-    """All configurations of a cell, or random ones if tpe proposes them.
-
-    Args:
-        seed: of the search.
-    """
+    """All configurations of a cell, or random ones if tpe proposes them; `seed` is the search's."""
     if plan.configurations is not None:
         return plan.configurations
     generator = random.Random(f"{seed}/{plan.cell.name}")
     return tuple(
-        _configuration(plan.cell, plan.space, plan.space.draw(generator))
+        build_configuration(plan.cell, plan.space, plan.space.draw(generator))
         for _ in range(NUM_REPRESENTATIVES)
     )
 
@@ -377,7 +362,7 @@ def _corners(cell: Cell, space: SearchSpace, sized: Sequence[str]) -> Iterator[C
         for name in (*space.grids, *space.distributions)
     }
     for values in build_space({name: Grid(options) for name, options in ends.items()}).grid():
-        yield _configuration(cell, space, values)
+        yield build_configuration(cell, space, values)
 
 
 def _check_fit(spec: Spec, index: int, strategy: str, space: SearchSpace, shape: Shape) -> None:
@@ -390,26 +375,16 @@ def _check_fit(spec: Spec, index: int, strategy: str, space: SearchSpace, shape:
     if window + SPECIAL_PIECES > shape.max_pieces:
         most = shape.max_pieces - SPECIAL_PIECES
         raise spec.error(
-            _place(spec, index, strategy, "window"),
+            spec.place(index, strategy, "window"),
             f"a window of {window} pieces does not fit {name}, which reads {shape.max_pieces}; "
             f"set window to {most} or less",
         )
     first_layer = max(space.ends("first_layer"))
     if first_layer >= shape.num_layers:
         raise spec.error(
-            _place(spec, index, strategy, "first_layer"),
+            spec.place(index, strategy, "first_layer"),
             f"{name} has no layer {first_layer}; its layers are 0 to {shape.num_layers - 1}",
         )
-
-
-def _place(spec: Spec, index: int, strategy: str, name: str) -> Steps:
-    """The place in the study file that decides a cell's setting."""
-    settings = spec.backbones[index].strategies.named().get(strategy)
-    if settings is not None and name in settings.given():
-        return ("backbones", index, "strategies", strategy, name)
-    if name in spec.strategies.named()[strategy].given():
-        return ("strategies", strategy, name)
-    return ("training", name) if name in spec.training.given() else ("backbones", index)
 
 
 # --- prompts that start from an adapter -----------------------------------------------------------
@@ -429,7 +404,7 @@ def _check_initial_prompt(study: LoadedStudy, index: int, plan: CellPlan, adapte
         for wanted in plan.space.ends(name):
             if wanted != given[name]:
                 raise spec.error(
-                    _place(spec, index, plan.cell.strategy, name),
+                    spec.place(index, plan.cell.strategy, name),
                     f"{name}: {wanted} differs from {given[name]} of the initial prompt {adapter.place}",
                 )
     backbone = plan.cell.backbone
@@ -464,9 +439,7 @@ def _about_initial_prompt(study: LoadedStudy) -> Iterator[str]:
 # --- against the ledger ---------------------------------------------------------------------------
 
 
-def _count_done(
-    cells: Sequence[CellPlan], spec: Spec, fingerprints: Fingerprints, ledger: Ledger
-) -> list[CellPlan]:
+def _count_done(plan: Plan, fingerprints: Fingerprints, ledger: Ledger) -> tuple[CellPlan, ...]:
     """The cells with their finished fold-runs.
 
     Grid and random know their keys. For tpe, every finished fold-run of the cell on the same notes, folds and
@@ -474,23 +447,21 @@ def _count_done(
     """
     keys = ledger.keys()
     finished: Counter[Cell] = Counter()
-    if any(cell.configurations is None for cell in cells):
+    if any(cell.configurations is None for cell in plan.cells):
         runs = [record.fold_run for record in ledger.records() if record.is_done]
         finished.update(
             run.configuration.cell
             for run in runs
-            if _hold(cells, run.configuration)
+            if plan.holds(run.configuration)
             and run == fold_run(run.configuration, run.fold, fingerprints)
         )
-    counted = []
-    for plan in cells:
-        if plan.configurations is None:
-            done = min(finished[plan.cell], plan.num_fold_runs)
-        else:
-            done = sum(
-                fold_run(configuration, fold, fingerprints).key in keys
-                for configuration in plan.configurations
-                for fold in range(spec.num_folds)
-            )
-        counted.append(replace(plan, done=done))
-    return counted
+
+    def count(cell: CellPlan) -> int:
+        if cell.configurations is None:
+            return min(finished[cell.cell], cell.num_fold_runs)
+        return sum(
+            fold_run(configuration, fold, fingerprints).key in keys
+            for configuration, fold in product(cell.configurations, range(plan.folds))
+        )
+
+    return tuple(replace(cell, done=count(cell)) for cell in plan.cells)

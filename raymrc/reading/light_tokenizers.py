@@ -18,11 +18,7 @@ NOT_READ = -1
 
 
 class FileTokenizer:
-    """A backbone's own tokenizer: the same pieces as `transformers` reads.
-
-    Args:
-        tokenizer: of the library `tokenizers`; its truncation and padding are switched off.
-    """
+    """A backbone's own tokenizer: the same pieces as `transformers` reads."""
 
     is_fast = True
     is_exact = True
@@ -65,20 +61,11 @@ def read_tokenizer(folder: Path | None) -> FileTokenizer | RoughTokenizer:
     """The backbone's own tokenizer if its folder is on this machine and holds one; otherwise a rough one.
 
     Raises:
-        BackboneError: see `read_light_tokenizer`.
+        BackboneError: the tokenizer's file cannot be read.
     """
-    return (read_light_tokenizer(folder) if folder is not None else None) or RoughTokenizer()
-
-
-def read_light_tokenizer(folder: Path) -> FileTokenizer | None:
-    """The tokenizer of a backbone's folder; None where it holds no tokenizer.json.
-
-    Raises:
-        BackboneError: the file cannot be read.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
+    path = folder / "tokenizer.json" if folder is not None else None
+    if path is None or not path.is_file():
+        return RoughTokenizer()
     from tokenizers import Tokenizer
 
     try:

@@ -83,13 +83,13 @@ def build_questions(
 
 def _relation_question(question: RelationQuestion) -> str:
     """The given mention is marked in the text, and called so."""
-    known = [SHAC_ARGUMENT_QUESTIONS.get((given, question.relation)) for given in question.given]
+    argument = (question.given[0], question.relation)
     if question.value:
-        valued = (question.given[0], question.relation, question.value)
-        if valued in SHAC_VALUE_QUESTIONS:
-            return SHAC_VALUE_QUESTIONS[valued]
-    elif known[0] is not None and len(known) == 1:
-        return known[0]
+        known = SHAC_VALUE_QUESTIONS.get((*argument, question.value))
+    else:
+        known = SHAC_ARGUMENT_QUESTIONS.get(argument) if len(question.given) == 1 else None
+    if known is not None:
+        return known
     given = " or ".join(in_plain_words(label) for label in question.given[:3])
     answers = " or ".join(in_plain_words(label) for label in question.answers[:3])
     if question.value:

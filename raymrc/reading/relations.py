@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from raymrc.corpora.note import Corpus, Join, Note, Relation, Span, value_attribute
 from raymrc.reading.targets import PieceSpan, Unreachable
-from raymrc.reading.windows import (
-    Pieces,
-    Window,
-    context_bounds,
-    strip_blanks,
-    touched_pieces,
-)
+from raymrc.reading.windows import Pieces, Window, context_bounds, strip_blanks, touched_pieces
+
+T = TypeVar("T")
 
 GIVEN_MARK, OTHER_MARK = " @", " #"
 """Stand before and after a mention: signs that every vocabulary has. Source: the typed markers of Zhou and
@@ -60,9 +57,9 @@ class RelationQuestion:
     name: str
     value: str = ""
 
-    def relation_ends(self, given: str, answer: str) -> tuple[str, str]:
-        """Head and tail."""
-        return (answer, given) if self.from_tail else (given, answer)
+    def turn(self, first: T, second: T) -> tuple[T, T]:
+        """(given, answer) for (head, tail), and (head, tail) for (given, answer)."""
+        return (second, first) if self.from_tail else (first, second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +85,8 @@ class Asked:
         return len(self.labels) + len(self.relations)
 
 
-def find_questions(corpus: Corpus) -> tuple[RelationQuestion, ...]:
-    """The relation questions of a corpus, in the order of its relation labels.
-
-    Which labels a relation may join is part of an annotation scheme and is read from the whole corpus, so
-    every gold relation has its question and no other pair of labels is asked about.
-    """
+def find_joins(corpus: Corpus) -> list[Join]:
+    """What the relations of a corpus join, in the order of its relation labels."""
     joins: list[Join] = []
     for note in corpus.notes:
         by_id = {span.id: span for span in note.spans}
@@ -103,23 +96,21 @@ def find_questions(corpus: Corpus) -> tuple[RelationQuestion, ...]:
             if r.head in by_id and r.tail in by_id
         ]
     rank = {label: place for place, label in enumerate(corpus.relation_labels)}
-    joins.sort(key=lambda join: rank[join.relation])
-    return build_relation_questions(joins, corpus.labels)
+    return sorted(joins, key=lambda join: rank[join.relation])
 
 
 def build_relation_questions(
     joins: Iterable[Join], labels: Sequence[str]
 ) -> tuple[RelationQuestion, ...]:
-    """The questions about relations that join these labels, in the order of each relation's first join.
+    """The questions about the relations of a corpus, in the order of each relation's first join.
+
+    Which labels a relation may join is part of an annotation scheme and is read from the whole corpus, so
+    every gold relation has its question and no other pair of labels is asked about.
 
     The given side is the one whose labels more relations share, so that few mentions are asked many
     questions: a drug about its strength, form and dose, and not each of these about its drug. Where every
     relation has the label of its answer, as an event's arguments do, it means something else under another
     trigger: each given label has its own question, and one per value that occurs.
-
-    Args:
-        joins: one per relation of the corpus.
-        labels: of the corpus.
     """
     joined: dict[str, Counter[tuple[str, str]]] = {}
     values: dict[tuple[str, str], set[str]] = {}
@@ -163,16 +154,14 @@ TASKS = ("concepts", "relations", "end_to_end")
 
 def find_asked(task: str, corpus: Corpus) -> Asked:
     """The questions of a task about a corpus."""
-    relations = find_questions(corpus) if task != "concepts" else ()
-    return choose_questions(task, corpus.labels, relations)
+    return build_asked(task, corpus.labels, find_joins(corpus) if task != "concepts" else ())
 
 
-def choose_questions(
-    task: str, labels: tuple[str, ...], relations: tuple[RelationQuestion, ...]
-) -> Asked:
-    """The questions of a task, among all questions."""
+def build_asked(task: str, labels: tuple[str, ...], joins: Iterable[Join]) -> Asked:
+    """The questions of a task about a corpus with these labels and relations."""
     assert task in TASKS, task
-    return Asked(labels if task != "relations" else (), relations if task != "concepts" else ())
+    relations = build_relation_questions(joins, labels) if task != "concepts" else ()
+    return Asked(labels if task != "relations" else (), relations)
 
 
 def mentions_of(spans: Iterable[Span]) -> tuple[Mention, ...]:
@@ -204,21 +193,15 @@ def build_contexts(
     sentences: int,
     window: int,
 ) -> list[Context]:
-    """A context for each mention with a question, in the order of `mentions`.
+    """A context for each gold or predicted mention with a question, in the order of `mentions`.
 
-    Mentions without a piece, or with more pieces than a window, have none.
-
-    Args:
-        note: only its text is read.
-        mentions: of this note, gold or predicted.
-        sentences: on each side of the mention's own.
-        window: pieces, at most.
+    Mentions without a piece, or with more pieces than a window, have none. Of the note only the text is read;
+    see `context_bounds` for `sentences` and `window`.
     """
     if not pieces.ids:
         return []
     whole = (pieces.cut(0, 0, len(pieces.ids)),)
     placed = {m: touched_pieces(whole, *strip_blanks(note.text, m.start, m.end)) for m in mentions}
-    given_labels = {label for question in questions for label in question.given}
     answer_labels: dict[str, set[str]] = {}
     for question in questions:
         for label in question.given:
@@ -226,7 +209,7 @@ def build_contexts(
     contexts: list[Context] = []
     for given in mentions:
         touched = placed[given]
-        if given.label not in given_labels or touched is None:
+        if given.label not in answer_labels or touched is None:
             continue
         first, last = touched
         begin, end = context_bounds(pieces.edges, len(pieces.ids), first, last, sentences, window)
@@ -309,7 +292,7 @@ def assemble_relations(
         Relation(
             f"R{number}",
             question.relation,
-            *question.relation_ends(ids[given], ids[answer]),
+            *question.turn(ids[given], ids[answer]),
         )
         for number, (given, answer, question) in enumerate(ends, start=1)
     )
@@ -355,35 +338,24 @@ def unreachable_relations(
     missed = []
     for relation in note.relations:
         found = _ask_for(relation, by_id, questions)
-        if found is None:
-            reason = "no_question"
-        elif found in seen:
-            reason = "duplicate"
-        elif _is_lost(relation, questions[found[0]], lost_spans, lost_answers):
-            reason = "no_mention"
-        elif found[1] not in by_given:
-            reason = "no_context"
-        elif all(found[2] != other for other, _ in by_given[found[1]].others):
-            reason = "beyond_context"
-        elif first[joined(*found)] != found[0]:
-            reason = "another_kind"
-        else:
-            reason = ""
+        reason = "" if found is not None else "no_question"
+        if found is not None:
+            index, given, answer = found
+            given_id, answer_id = questions[index].turn(relation.head, relation.tail)
+            if found in seen:
+                reason = "duplicate"
+            elif given_id in lost_spans or answer_id in lost_answers:
+                reason = "no_mention"
+            elif given not in by_given:
+                reason = "no_context"
+            elif all(answer != other for other, _ in by_given[given].others):
+                reason = "beyond_context"
+            elif first[joined(*found)] != index:
+                reason = "another_kind"
         seen.add(found)
         if reason:
             missed.append(Unreachable(note.id, relation.id, relation.label, reason))
     return missed
-
-
-def _is_lost(
-    relation: Relation,
-    question: RelationQuestion,
-    lost_given: Collection[str],
-    lost_answers: Collection[str],
-) -> bool:
-    ends = (relation.head, relation.tail)
-    given, answer = reversed(ends) if question.from_tail else ends
-    return given in lost_given or answer in lost_answers
 
 
 def _ask_for(
@@ -394,7 +366,7 @@ def _ask_for(
     if head is None or tail is None:
         return None
     for index, question in enumerate(questions):
-        given, answer = (tail, head) if question.from_tail else (head, tail)
+        given, answer = question.turn(head, tail)
         if (
             question.relation == relation.label
             and given.label in question.given

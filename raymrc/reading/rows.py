@@ -126,27 +126,24 @@ class RowPieces:
 
     @cached_property
     def _built(self) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-        window, marks, before = self.window, self._marks, len(self._head)
-        ids = np.array([*self._head, *window.piece_ids, self._sep], dtype=np.int64)
-        places = np.arange(before, before + len(window.piece_ids))
-        if not marks:
-            return ids, places, ()
+        window, marks, shift = self.window, self._marks, len(self._head)
+        ids = [*self._head, *window.piece_ids, self._sep]
+        places = np.arange(shift, shift + len(window.piece_ids))
         starts = [0] * len(marks)
         # At one place marks that close stand before those that open, and the inner ones inside.
         inserted = sorted(
             [(last + 1, 0, -first, number) for number, (first, last, *_) in enumerate(marks)]
             + [(first, 1, -last, number) for number, (first, last, *_) in enumerate(marks)]
         )
-        parts, done = [ids[:before]], 0
-        for at, opens, _, number in inserted:
-            parts.append(ids[before + done : before + at])
+        for place, opens, _, number in inserted:
+            _, _, before, behind = marks[number]
+            mark, at = before if opens else behind, shift + place
+            ids[at:at] = mark
+            places[place:] += len(mark)
+            shift += len(mark)
             if opens:
-                starts[number] = sum(map(len, parts))
-            parts.append(np.array(marks[number][3 - opens], dtype=np.int64))
-            places[at:] += len(parts[-1])
-            done = at
-        parts.append(ids[before + done :])
-        return np.concatenate(parts), places, tuple(starts)
+                starts[number] = at
+        return np.array(ids, dtype=np.int64), places, tuple(starts)
 
 
 @dataclass(eq=False)
@@ -219,7 +216,6 @@ class RowBuilder:
 
     Args:
         tokenizer: of transformers, or a light one.
-        asked: the task's questions.
         questions: label or name of a relation question -> question in words, read where `form.in_words`.
 
     Raises:
@@ -352,13 +348,9 @@ class RowBuilder:
             )  # fmt: skip
 
     def _pieces(
-        self, window: Window, asked: int | None = None, marks: Sequence[MentionMark] = ()
+        self, window: Window, question: int | None = None, marks: Sequence[MentionMark] = ()
     ) -> RowPieces:
-        """
-        Args:
-            asked: index of the question that stands before the window.
-        """
-        head = self._bare if asked is None else self._heads[asked]
+        head = self._bare if question is None else self._heads[question]
         return RowPieces(window, head, self._sep, self.form.window_type, marks)
 
 

@@ -7,7 +7,7 @@ that begins or ends inside a piece is widened to whole pieces: a lenient match, 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,7 @@ OUTSIDE, BEGIN, INSIDE = 0, 1, 2
 def find_answers(
     note: Note, windows: Sequence[Window]
 ) -> dict[tuple[int, str], tuple[PieceSpan, ...]]:
-    """(window index, label) -> gold spans of the label that the window wholly holds, sorted, each once.
-
-    Args:
-        windows: all windows of the note, in order.
-    """
+    """(window index, label) -> gold spans of the label that the window wholly holds, sorted, each once."""
     answers: dict[tuple[int, str], set[PieceSpan]] = {}
     for span in note.spans:
         touched = touched_pieces(windows, *strip_blanks(note.text, span.start, span.end))
@@ -48,11 +44,8 @@ def tag_targets(spans: Sequence[Sequence[PieceSpan]], num_pieces: int) -> NDArra
     Different labels overlap freely. Among overlapping spans of one label the longest is kept (`taggable`);
     `untaggable` names the others.
 
-    Args:
-        spans: piece spans of each label.
-
     Shapes:
-        result: (num_pieces, len(spans))
+        result: (num_pieces, number of labels)
     """
     tags = np.zeros((num_pieces, len(spans)), dtype=np.int8)
     for label, of_label in enumerate(spans):
@@ -104,13 +97,7 @@ def unreachable(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
 def untaggable(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
     """`unreachable` spans, and those that overlap another one of their label and are not tagged."""
     kept = {key: taggable(spans) for key, spans in find_answers(note, windows).items()}
-
-    def overlaps(span: Span) -> bool:
-        touched, index = _place(note, span, windows)
-        assert touched is not None and index is not None, "a reachable span has an owner"
-        return _within(windows[index], touched) not in kept[index, span.label]
-
-    return _with_overlaps(note, unreachable(note, windows), overlaps)
+    return _not_kept(note, windows, unreachable(note, windows), kept)
 
 
 def unreachable_apart(note: Note, windows: Sequence[Window]) -> list[Unreachable]:
@@ -118,47 +105,53 @@ def unreachable_apart(note: Note, windows: Sequence[Window]) -> list[Unreachable
     window."""
     lost = unreachable(note, windows)
     missing = {span.span_id for span in lost}
-    rest = [span for span in note.spans if span.id not in missing]
-    by_window: dict[tuple[int | None, str], list[PieceSpan]] = {}
-    for span in rest:
-        touched, index = _place(note, span, windows)
-        assert touched is not None, "a reachable span has pieces"
-        by_window.setdefault((index, span.label), []).append(touched)
-    kept = {key: surest_apart(dict.fromkeys(spans, 1.0)) for key, spans in by_window.items()}
-
-    def overlaps(span: Span) -> bool:
-        touched, index = _place(note, span, windows)
-        return touched not in kept[index, span.label]
-
-    return _with_overlaps(note, lost, overlaps)
+    by_window: dict[tuple[int, str], dict[PieceSpan, float]] = {}
+    for span in note.spans:
+        if span.id not in missing:
+            index, pieces = _reached(note, span, windows)
+            by_window.setdefault((index, span.label), {})[pieces] = 1.0
+    kept = {key: surest_apart(spans) for key, spans in by_window.items()}
+    return _not_kept(note, windows, lost, kept)
 
 
-def _with_overlaps(
-    note: Note, lost: Sequence[Unreachable], overlaps: Callable[[Span], bool]
+def _not_kept(
+    note: Note,
+    windows: Sequence[Window],
+    lost: Sequence[Unreachable],
+    kept: Mapping[tuple[int, str], Collection[PieceSpan]],
 ) -> list[Unreachable]:
-    """The lost spans and, among the rest, those that overlap, in the note's order."""
+    """The lost spans and, among the rest, those that are not kept in their windows, in the note's order."""
     by_id = {span.span_id: span for span in lost}
+
+    def is_kept(span: Span) -> bool:
+        index, pieces = _reached(note, span, windows)
+        return pieces in kept[index, span.label]
+
     return [
         by_id.get(span.id) or Unreachable(note.id, span.id, span.label, "same_label_overlap")
         for span in note.spans
-        if span.id in by_id or overlaps(span)
+        if span.id in by_id or not is_kept(span)
     ]
 
 
-def surest_apart(sure: Mapping[PieceSpan, float]) -> list[PieceSpan]:
+def _reached(note: Note, span: Span, windows: Sequence[Window]) -> tuple[int, PieceSpan]:
+    """The window that answers for a reachable span, and its pieces in this window."""
+    touched, index = _place(note, span, windows)
+    assert touched is not None and index is not None, "a reachable span has an owner"
+    return index, _within(windows[index], touched)
+
+
+def surest_apart(confidences: Mapping[PieceSpan, float]) -> list[PieceSpan]:
     """The spans, sorted, that share no piece and have the greatest sum of confidences; among equal sums the
     fewest pieces. Weighted interval scheduling.
-
-    Args:
-        sure: span -> its confidence.
     """
-    ordered = sorted(sure, key=lambda span: (span[1], span[0]))
+    ordered = sorted(confidences, key=lambda span: (span[1], span[0]))
     ends = [last for _, last in ordered]
     # The best choice among the first n spans: (sum, minus its pieces), and its spans as a linked list.
     best: list[tuple[tuple[float, int], Any]] = [((0.0, 0), None)]
     for first, last in ordered:
         (total, pieces), chain = best[bisect_left(ends, first)]
-        with_it = (total + sure[first, last], pieces - (last - first))
+        with_it = (total + confidences[first, last], pieces - (last - first))
         best.append(max(best[-1], (with_it, ((first, last), chain)), key=lambda choice: choice[0]))
     found, chain = [], best[-1][1]
     while chain is not None:

@@ -57,22 +57,12 @@ class Window:
     def piece_end(self) -> int:
         return self.piece_start + len(self.piece_ids)
 
-    @property
-    def char_start(self) -> int:
-        return self.offsets[0][0]
-
-    @property
-    def char_end(self) -> int:
-        return self.offsets[-1][1]
-
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """A note as a tokenizer reads it.
+    """A note as a tokenizer reads it; see `Window` for `ids` and `offsets`.
 
     Args:
-        ids: vocabulary ids, without special pieces.
-        offsets: see `Window`.
         edges: the first piece of each sentence, ascending, from 0; empty without pieces.
     """
 
@@ -110,13 +100,9 @@ def read_pieces(note: Note, tokenizer: Tokenizer) -> Pieces:
 def cut_windows(pieces: Pieces, window: int, overlap: int) -> list[Window]:
     """The windows of a note, in order; together they hold every piece of it.
 
-    Windows begin and end at sentences where they can. Neighbours share at least `overlap` pieces, so every
-    stretch of up to `overlap + 1` pieces, and every sentence of up to `window` pieces, lies wholly in one of
-    them. A note without pieces has no windows.
-
-    Args:
-        window: pieces in a window, at most.
-        overlap: pieces that neighbours share, at least; 0 to `window - 1`.
+    Windows of at most `window` pieces begin and end at sentences where they can. Neighbours share at least
+    `overlap` pieces, so every stretch of up to `overlap + 1` pieces, and every sentence of up to `window`
+    pieces, lies wholly in one of them. A note without pieces has no windows.
 
     Raises:
         SpecError: `overlap` is not below `window`.
@@ -137,13 +123,9 @@ def context_bounds(
 ) -> tuple[int, int]:
     """The pieces around a mention, half-open: its own sentences and up to `sentences` on either side.
 
-    Whole sentences are taken while they fit, nearer ones first. Where the mention's own sentences do not fit,
-    the pieces nearest to it are taken; a mention wider than `window` keeps its first pieces.
-
-    Args:
-        edges: see `Pieces`.
-        first, last: pieces of the mention, inclusive.
-        window: pieces, at most.
+    Whole sentences are taken while they fit into `window` pieces, nearer ones first. Where the mention's own
+    sentences do not fit, the pieces nearest to it are taken; a mention wider than `window` keeps its first
+    pieces. The mention's `first` and `last` piece are inclusive; see `Pieces` for `edges`.
     """
     bounds = [*edges, num_pieces]
     low = bisect_right(edges, first) - 1
@@ -166,11 +148,9 @@ def context_bounds(
 def window_bounds(
     sentences: Sequence[int], num_pieces: int, window: int, overlap: int
 ) -> list[tuple[int, int]]:
-    """The pieces of each window, half-open; begins and ends strictly ascend. See `cut_windows`.
+    """The pieces of each window, half-open; begins and ends strictly ascend.
 
-    Args:
-        sentences: the first piece of each sentence, ascending, from 0.
-        num_pieces: of the note, at least 1.
+    See `cut_windows`, and `Pieces.edges` for `sentences`. The note has at least one piece.
     """
     edges = [*sentences, num_pieces]
     bounds: list[tuple[int, int]] = []
@@ -225,11 +205,8 @@ def sentence_starts(text: str) -> list[int]:
 def owner(windows: Sequence[Window], start: int, end: int) -> int | None:
     """Index of the window that answers for characters [start, end); None if no window holds them.
 
-    Among the windows that wholly hold them, the owner has the widest smaller margin to its edges, in pieces:
-    it sees most around them. The note's edges are infinitely far; ties go to the first window.
-
-    Args:
-        windows: all windows of one note, in order.
+    Among the note's windows that wholly hold them, the owner has the widest smaller margin to its edges, in
+    pieces: it sees most around them. The note's edges are infinitely far; ties go to the first window.
     """
     touched = touched_pieces(windows, start, end)
     if touched is None:
@@ -247,18 +224,13 @@ def owner(windows: Sequence[Window], start: int, end: int) -> int | None:
 
 def touched_pieces(windows: Sequence[Window], start: int, end: int) -> tuple[int, int] | None:
     """First and last piece of the note (inclusive) that share a character with [start, end)."""
-    left = bisect_right(windows, start, key=lambda window: window.char_end)
-    right = bisect_left(windows, end, key=lambda window: window.char_start) - 1
+    left = bisect_right(windows, start, key=lambda window: window.offsets[-1][1])
+    right = bisect_left(windows, end, key=lambda window: window.offsets[0][0]) - 1
     if left == len(windows) or right < 0:
         return None
-    first = windows[left].piece_start + bisect_right(
-        windows[left].offsets, start, key=lambda piece: piece[1]
-    )
-    last = (
-        windows[right].piece_start
-        - 1
-        + bisect_left(windows[right].offsets, end, key=lambda piece: piece[0])
-    )
+    ends, starts = windows[left].offsets, windows[right].offsets
+    first = windows[left].piece_start + bisect_right(ends, start, key=lambda piece: piece[1])
+    last = windows[right].piece_start + bisect_left(starts, end, key=lambda piece: piece[0]) - 1
     return (first, last) if first <= last else None
 
 

@@ -148,7 +148,8 @@ class TpeSearch:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        place = [self.seed, self.plan.cell.name, len(self.tries)]
+        cell, space = self.plan.cell, self.plan.space
+        place = [self.seed, cell.name, len(self.tries)]
         seed = int(hash_values(place)[:8], 16)
         study = optuna.create_study(
             direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed)
@@ -169,12 +170,12 @@ class TpeSearch:
         )
         for _ in range(MAX_REPEATED_PROPOSALS):
             params = study.ask(self.distributions).params
-            configuration = build_configuration(self.plan, self._values(params))
+            configuration = build_configuration(cell, space, self._values(params))
             if configuration.id not in self.tries:
                 return configuration
         generator = random.Random(seed)
         for _ in range(1000):
-            configuration = build_configuration(self.plan, self.plan.space.draw(generator))
+            configuration = build_configuration(cell, space, space.draw(generator))
             if configuration.id not in self.tries:
                 return configuration
         return None

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any, NamedTuple
 
 from raymrc.corpora.formats import known_labels
 from raymrc.errors import CorpusError, suggest
 from raymrc.model.strategies import STRATEGIES
+from raymrc.study.sections import BackboneSpec, CorpusSpec, Settings, Strategies
 from raymrc.study.source import Steps
-from raymrc.study.space import (
-    Distribution,
-    SearchSpace,
-    Setting,
-    build_space,
-    options,
-    without_effect,
-)
-
-if TYPE_CHECKING:
-    from raymrc.study.sections import (
-        BackboneSpec,
-        BudgetSpec,
-        CorpusSpec,
-        Prices,
-        Search,
-        Settings,
-        Strategies,
-    )
-    from raymrc.study.spec import Spec
+from raymrc.study.space import Distribution, Setting, build_space, options, without_effect
+from raymrc.study.spec import Spec
 
 
 class StudyFileProblem(NamedTuple):
@@ -39,58 +23,51 @@ class StudyFileProblem(NamedTuple):
     at_name: bool = False
 
 
-def across(sections: Mapping[str, Any]) -> Iterator[StudyFileProblem]:
+def across(spec: Spec, bad: Collection[str] = ()) -> Iterator[StudyFileProblem]:
     """Problems between sections.
 
     Args:
-        sections: without those that have problems of their own.
+        bad: sections with problems of their own; `spec` holds stand-ins for them.
     """
-    backbones: Sequence[BackboneSpec] | None = sections.get("backbones")
-    strategies: Strategies | None = sections.get("strategies")
-    training: Settings | None = sections.get("training")
-    if backbones is not None:
-        yield from _enough_backbones(backbones)
-    if strategies is not None and not strategies.named():
+    if "backbones" not in bad:
+        yield from _enough_backbones(spec.backbones)
+    if "strategies" not in bad and not spec.strategies.named():
         names = ", ".join(STRATEGIES)
         yield StudyFileProblem(("strategies",), f"strategies: name at least one of {names}")
-    if strategies is not None and backbones is not None and training is not None:
-        yield from _merged(backbones, strategies, training)
-        if "initial_prompt" in sections and sections["initial_prompt"] is None:
-            for path, setting in _all_settings(training, strategies, backbones):
+    if not {"strategies", "backbones", "training"}.intersection(bad):
+        yield from _merged(spec)
+        if "initial_prompt" not in bad and spec.initial_prompt is None:
+            for path, setting in _all_settings(spec):
                 if path[-1] == "prompt_initialisation" and "adapter" in options(setting):
                     yield StudyFileProblem(
                         path,
                         "prompt_initialisation: adapter needs a trained prompt; give its file as "
                         "initial_prompt",
                     )
-    search: Search | None = sections.get("search")
-    if search is not None and search.algorithm == "grid":
-        for path, setting in _all_settings(training, strategies, backbones or ()):
+    if "search" not in bad and spec.search.algorithm == "grid":
+        for path, setting in _all_settings(spec):
             if isinstance(setting, Distribution):
                 yield StudyFileProblem(
                     path,
                     f"{path[-1]}: {setting.kind} is a range and a grid has points; give a list, "
                     "or set search.algorithm to random or tpe",
                 )
-    if sections.get("final_test") and sections.get("few_shot"):
+    if spec.final_test and spec.few_shot:
         sentence = "a final test trains on all notes, and few_shot on few; remove one of them"
         yield StudyFileProblem(("final_test",), sentence, True)
-    budget: BudgetSpec | None = sections.get("budget")
-    prices: Prices | None = sections.get("prices")
-    if budget and budget.usd is not None and prices is not None and not prices.device_hour_usd:
+    limits_usd = spec.budget is not None and spec.budget.usd is not None
+    if limits_usd and "prices" not in bad and not spec.prices.device_hour_usd:
         sentence = "usd: device time has no price; set prices.device_hour_usd, or limit gpu_hours"
         yield StudyFileProblem(("budget", "usd"), sentence, True)
-    corpus: CorpusSpec | None = sections.get("corpus")
-    if corpus is not None:
+    if "corpus" not in bad:
         # Names of relation questions depend on the corpus.
-        asks_labels = sections.get("task", "concepts") == "concepts"
-        yield from _labels(corpus, (sections.get("questions") or {}) if asks_labels else {})
+        yield from _labels(spec.corpus, spec.questions if spec.task == "concepts" else {})
 
 
 def no_effect(spec: Spec) -> Iterator[StudyFileProblem]:
     """Settings that change nothing; they are warnings."""
     named = spec.strategies.named()
-    for path, _ in _all_settings(spec.training, spec.strategies, spec.backbones):
+    for path, _ in _all_settings(spec):
         name = str(path[-1])
         if path[0] == "training":
             if all(name in without_effect(strategy, spec.task) for strategy in named):
@@ -127,10 +104,10 @@ def _initialisations(spec: Spec) -> set[Any]:
     """What the soft prompts of a study start from."""
     return {
         option
-        for entry in spec.backbones
+        for index, _ in enumerate(spec.backbones)
         for strategy in spec.strategies.named()
         if STRATEGIES[strategy].asks == "vectors"
-        for option in build_space(spec.settings(entry, strategy)).ends("prompt_initialisation")
+        for option in build_space(spec.settings(index, strategy)).ends("prompt_initialisation")
     }
 
 
@@ -148,74 +125,47 @@ def _enough_backbones(backbones: Sequence[BackboneSpec]) -> Iterator[StudyFilePr
         seen.add(name)
 
 
-def _merged(
-    backbones: Sequence[BackboneSpec], strategies: Strategies, training: Settings
-) -> Iterator[StudyFileProblem]:
+def _merged(spec: Spec) -> Iterator[StudyFileProblem]:
     """Settings that a cell lacks, or that contradict each other once merged."""
-    for index, backbone in enumerate(backbones):
-        own = backbone.strategies.named()
-        for strategy, settings in strategies.named().items():
-            places: list[tuple[Steps, dict[str, Setting]]] = [
-                (("training",), training.given()),
-                (("strategies", strategy), settings.given()),
-            ]
-            if strategy in own:
-                places.append((("backbones", index, "strategies", strategy), own[strategy].given()))
-            merged = {name: value for _, given in places for name, value in given.items()}
-            if "learning_rate" not in merged:
-                yield StudyFileProblem(
-                    ("strategies", strategy),
-                    f"strategy {strategy} has no learning_rate; give one here or under training",
-                    True,
-                )
-            space = build_space(merged)
-            if STRATEGIES[strategy].asks == "vectors":
-                yield from _starts(space, places)
-            window, overlap = min(space.ends("window")), max(space.ends("overlap"))
-            if overlap >= window:
-                place = _nearest(places, "overlap", "window")
-                yield StudyFileProblem(
-                    place,
-                    f"{place[-1]}: an overlap of {overlap} pieces does not fit a window of {window}; "
-                    "reduce overlap or enlarge window",
-                )
+    for index, strategy in product(range(len(spec.backbones)), spec.strategies.named()):
+        settings = spec.settings(index, strategy)
+        if "learning_rate" not in settings:
+            yield StudyFileProblem(
+                ("strategies", strategy),
+                f"strategy {strategy} has no learning_rate; give one here or under training",
+                True,
+            )
+        space = build_space(settings)
+        # A prompt whose vectors a network computes cannot start from given vectors.
+        starts = [start for start in space.ends("prompt_initialisation") if start != "random"]
+        networks = [network for network in space.ends("reparametrisation") if network != "none"]
+        if STRATEGIES[strategy].asks == "vectors" and starts and networks:
+            yield StudyFileProblem(
+                spec.place(index, strategy, "prompt_initialisation", "reparametrisation"),
+                f"prompt_initialisation: {starts[0]} gives a prompt its vectors, and reparametrisation "
+                f"{networks[0]} computes them; remove one of the two",
+            )
+        window, overlap = min(space.ends("window")), max(space.ends("overlap"))
+        if overlap >= window:
+            place = spec.place(index, strategy, "overlap", "window")
+            yield StudyFileProblem(
+                place,
+                f"{place[-1]}: an overlap of {overlap} pieces does not fit a window of {window}; "
+                "reduce overlap or enlarge window",
+            )
 
 
-def _starts(
-    space: SearchSpace, places: Sequence[tuple[Steps, dict[str, Setting]]]
-) -> Iterator[StudyFileProblem]:
-    """A prompt whose vectors a network computes cannot start from given vectors."""
-    starts = [start for start in space.ends("prompt_initialisation") if start != "random"]
-    networks = [network for network in space.ends("reparametrisation") if network != "none"]
-    if starts and networks:
-        yield StudyFileProblem(
-            _nearest(places, "prompt_initialisation", "reparametrisation"),
-            f"prompt_initialisation: {starts[0]} gives a prompt its vectors, and reparametrisation "
-            f"{networks[0]} computes them; remove one of the two",
-        )
-
-
-def _nearest(places: Sequence[tuple[Steps, dict[str, Setting]]], *names: str) -> Steps:
-    """The place that decides these settings: the most specific one that gives any of them."""
-    return next(
-        (*path, name) for path, given in reversed(places) for name in names if name in given
-    )
-
-
-def _all_settings(
-    training: Settings | None, strategies: Strategies | None, backbones: Sequence[BackboneSpec]
-) -> Iterator[tuple[Steps, Setting]]:
+def _all_settings(spec: Spec) -> Iterator[tuple[Steps, Setting]]:
     """Every setting in the study file, with its place."""
-    if training is not None:
-        for name, setting in training.given().items():
-            yield ("training", name), setting
-    groups: list[tuple[Steps, Strategies]] = [(("strategies",), strategies)] if strategies else []
-    for index, entry in enumerate(backbones):
+    groups: list[tuple[Steps, Strategies]] = [(("strategies",), spec.strategies)]
+    for index, entry in enumerate(spec.backbones):
         groups.append((("backbones", index, "strategies"), entry.strategies))
+    sections: list[tuple[Steps, Settings]] = [(("training",), spec.training)]
     for path, group in groups:
-        for strategy, settings in group.named().items():
-            for name, setting in settings.given().items():
-                yield (*path, strategy, name), setting
+        sections += [((*path, name), settings) for name, settings in group.named().items()]
+    for path, settings in sections:
+        for name, setting in settings.given().items():
+            yield (*path, name), setting
 
 
 def _labels(corpus: CorpusSpec, questions: Mapping[str, str]) -> Iterator[StudyFileProblem]:

@@ -23,7 +23,6 @@ def load_spec(path: Path | str, overrides: Sequence[str] = ()) -> Spec:
     """Read and check a study file.
 
     Args:
-        path: the YAML file.
         overrides: `field.field=value`, the value in YAML; they replace the file's values, in order.
 
     Raises:
@@ -31,22 +30,21 @@ def load_spec(path: Path | str, overrides: Sequence[str] = ()) -> Spec:
     """
     source = read_source(Path(path), overrides)
     found = list(source.problems)
-    sections: dict[str, Any] = {}
+    bad: set[Any] = set()
     try:
         spec = Spec.model_validate(source.values)
-        sections = {name: getattr(spec, name) for name in Spec.model_fields}
     except ValidationError as error:
         items = error.errors(include_url=False)
         for item in items:
             if not _is_misspelt(item, items):
                 found.extend(_placed(source, _problems(source, item)))
-        sections = _good_sections(source.values, {item["loc"][0] for item in items})
-    found.extend(_placed(source, across(sections)))
+        bad = {item["loc"][0] for item in items}
+        spec = _with_stand_ins(source.values, bad)
+    found.extend(_placed(source, across(spec, bad)))
     if found:
         raise source.error(found)
     spec._read_from = source
-    warnings = sorted(dict.fromkeys(_placed(source, no_effect(spec))), key=lambda found: found[0])
-    spec._warnings = tuple(source.sentence(*warning) for warning in warnings)
+    spec._warnings = tuple(source.sentences(_placed(source, no_effect(spec))))
     return spec
 
 
@@ -66,8 +64,8 @@ def _is_misspelt(missing: Mapping[str, Any], items: Sequence[Mapping[str, Any]])
     )
 
 
-def _good_sections(values: Mapping[str, Any], bad: set[Any]) -> dict[str, Any]:
-    """The sections without problems of their own, for the checks across sections."""
+def _with_stand_ins(values: Mapping[str, Any], bad: set[Any]) -> Spec:
+    """The study with stand-ins for sections that have problems, for the checks across sections."""
     stand_ins: dict[str, Any] = {
         "study": "x",
         "task": "concepts",
@@ -77,12 +75,7 @@ def _good_sections(values: Mapping[str, Any], bad: set[Any]) -> dict[str, Any]:
         "storage": "x",
     }
     kept = {k: v for k, v in values.items() if k in Spec.model_fields and k not in bad}
-    spec = Spec.model_validate(stand_ins | kept)
-    return {
-        k: getattr(spec, k)
-        for k in Spec.model_fields
-        if k in kept or (k not in bad and k not in stand_ins)
-    }
+    return Spec.model_validate(stand_ins | kept)
 
 
 def _problems(source: StudyFile, item: Mapping[str, Any]) -> Iterator[StudyFileProblem]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from raymrc.corpora.formats import known_joins, known_labels, read_corpus
-from raymrc.corpora.labels import apply_labels, common_labels, target_labels
+from raymrc.corpora.labels import Labels, apply_labels, common_labels, target_labels
 from raymrc.corpora.note import Corpus
 from raymrc.corpora.splits import (
     Folds,
@@ -25,13 +24,8 @@ from raymrc.corpora.splits import (
 )
 from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.errors import first_few
-from raymrc.model.adapters import Adapter, read_adapter
-from raymrc.reading.relations import (
-    Asked,
-    build_relation_questions,
-    choose_questions,
-    find_asked,
-)
+from raymrc.model.adapters import Adapter
+from raymrc.reading.relations import Asked, build_asked, find_asked
 from raymrc.study.sections import CorpusSpec
 from raymrc.study.source import Steps
 from raymrc.study.spec import Spec
@@ -102,10 +96,7 @@ def check_held_out(spec: Spec, test: Corpus | None, transfer: Mapping[str, Corpu
 
 
 def check_unseen(spec: Spec, adapter: Adapter | None, *corpora: Corpus | None) -> None:
-    """Refuse an initial prompt that was trained on notes which the study scores.
-
-    Args:
-        corpora: all notes that the study scores.
+    """Refuse an initial prompt that was trained on notes which the study scores, all of them in `corpora`.
 
     Raises:
         SpecError: the prompt has seen one of these notes, or its article or patient.
@@ -142,19 +133,9 @@ def _read_other(spec: Spec, described: CorpusSpec, at: Steps, corpus: Corpus) ->
     return common
 
 
-def read_initial_prompt(spec: Spec) -> Adapter | None:
-    """The description of the study's initial prompt; None if it names none.
-
-    Raises:
-        AdapterError: the adapter is missing or unreadable.
-    """
-    return None if spec.initial_prompt is None else read_adapter(spec.initial_prompt)
-
-
 def _read_described(described: CorpusSpec) -> Corpus:
-    labels: Any = described.labels
-    if described.synthetic is not None:
-        made: Any = described.synthetic
+    labels, made = described.labels, described.synthetic
+    if made is not None:
         corpus = synthesize_corpus(made.scheme, made.notes, made.site, made.seed)
         if labels is not None:
             corpus = _relabelled(corpus, labels, made.scheme)
@@ -166,7 +147,7 @@ def _read_described(described: CorpusSpec) -> Corpus:
     return corpus
 
 
-def _relabelled(corpus: Corpus, labels: Any, scheme: str) -> Corpus:
+def _relabelled(corpus: Corpus, labels: Labels, scheme: str) -> Corpus:
     """Synthetic notes under a label map, as `read_corpus` maps notes from files."""
     notes = tuple(apply_labels(note, labels, scheme) for note in corpus.notes)
     present = {relation.label for note in notes for relation in note.relations}
@@ -180,8 +161,7 @@ def _relabelled(corpus: Corpus, labels: Any, scheme: str) -> Corpus:
 
 def study_labels(spec: Spec) -> tuple[str, ...] | None:
     """The labels, if they are known without reading notes."""
-    labels: Any = spec.corpus.labels
-    return known_labels(spec.corpus.label_reader, labels)
+    return known_labels(spec.corpus.label_reader, spec.corpus.labels)
 
 
 def study_questions(spec: Spec, corpus: Corpus | None) -> Asked | None:
@@ -192,11 +172,10 @@ def study_questions(spec: Spec, corpus: Corpus | None) -> Asked | None:
     """
     if corpus is None:
         labels = study_labels(spec)
-        given: Any = spec.corpus.labels
-        joins = known_joins(spec.corpus.label_reader, given)
+        joins = known_joins(spec.corpus.label_reader, spec.corpus.labels)
         if labels is None or (joins is None and spec.task != "concepts"):
             return None
-        return choose_questions(spec.task, labels, build_relation_questions(joins or (), labels))
+        return build_asked(spec.task, labels, joins or ())
     asked = find_asked(spec.task, corpus)
     if spec.task != "concepts" and not asked.relations:
         raise spec.error(

@@ -64,11 +64,7 @@ def models_in(annotation: object) -> Iterator[type[Section]]:
 
 
 def or_empty(schema: Any) -> BeforeValidator:
-    """An annotation: `resources:` with nothing beneath it is a section of defaults.
-
-    Args:
-        schema: the type of the field.
-    """
+    """An annotation: `resources:` with nothing beneath it is a section of defaults."""
     return BeforeValidator(lambda value: {} if value is None else value, schema | None)
 
 
@@ -262,8 +258,7 @@ class FewShot(Section):
         if self.notes is None and self.mentions is None:
             raise problem("give numbers of notes or mentions")
         if self.notes is not None and self.mentions is not None:
-            both = "give notes or mentions, not both"
-            raise problems([(("mentions",), both)])
+            raise problems([(("mentions",), "give notes or mentions, not both")])
         return self
 
     @property
@@ -339,14 +334,9 @@ class BackboneSpec(Section):
         return self
 
     @property
-    def known_as(self) -> str:
-        """The name in the table of backbones, or of the folder or id; without layers."""
-        return FolderPath(self.name).name
-
-    @property
     def backbone(self) -> Backbone:
         """As cells and the ledger know it."""
-        name = self.known_as if self.layers is None else f"{self.known_as}-l{self.layers}"
+        name = FolderPath(self.name).name + ("" if self.layers is None else f"-l{self.layers}")
         return Backbone(name=name, source=self._source, revision=self.revision, layers=self.layers)
 
 

@@ -79,18 +79,24 @@ class StudyFile:
                 break
             key, node = child
             mark = node.start_mark if key is None or not of_key else key.start_mark
-        return Position(0, mark.line + 1, mark.column + 1)
+        return _position(mark)
 
-    def sentence(self, position: Position, problem: str) -> str:
-        """The problem with its position before it."""
-        if position.override:
-            return f"--set {self.overrides[position.override - 1][1]}: {problem}"
-        return f"{self.name}:{position.line}:{position.column}: {problem}"
+    def sentences(self, problems: Iterable[tuple[Position, str]]) -> list[str]:
+        """All problems in file order, without duplicates, each with its position before it."""
+        ordered = sorted(dict.fromkeys(problems), key=lambda problem: problem[0])
+        return [f"{self._shown(position)}: {problem}" for position, problem in ordered]
 
     def error(self, problems: Iterable[tuple[Position, str]]) -> SpecError:
-        """All problems in file order, without duplicates."""
-        ordered = sorted(dict.fromkeys(problems), key=lambda problem: problem[0])
-        return SpecError([self.sentence(*problem) for problem in ordered])
+        return SpecError(self.sentences(problems))
+
+    def _shown(self, position: Position) -> str:
+        if position.override:
+            return f"--set {self.overrides[position.override - 1][1]}"
+        return f"{self.name}:{position.line}:{position.column}"
+
+
+def _position(mark: yaml.Mark) -> Position:
+    return Position(0, mark.line + 1, mark.column + 1)
 
 
 def read_source(path: Path, overrides: Sequence[str] = ()) -> StudyFile:
@@ -115,7 +121,7 @@ def read_source(path: Path, overrides: Sequence[str] = ()) -> StudyFile:
         raise SpecError(f"{name}: cannot be read ({error.strerror})") from None
     root = _compose(name, text)
     problems: list[tuple[Position, str]] = []
-    values = _Builder(problems).build(root, ())
+    values = _Builder(problems).build(root)
     if values is None:
         raise SpecError(
             f"{name}:1:1: the file is empty; a study needs at least study, task, corpus, "
@@ -151,11 +157,7 @@ def _compose(name: str, text: str) -> yaml.Node:
         ) from None
     except yaml.YAMLError as error:  # a control character, which has no mark
         raise SpecError(f"{name}: invalid YAML ({' '.join(str(error).split())})") from None
-    return (
-        root
-        if root is not None
-        else yaml.ScalarNode("", "", yaml.Mark(name, 0, 0, 0, None, 0), None)
-    )
+    return root or yaml.ScalarNode("", "", yaml.Mark(name, 0, 0, 0, None, 0), None)
 
 
 class _Builder:
@@ -165,46 +167,40 @@ class _Builder:
         self.problems = problems
         self.open: set[int] = set()
 
-    def build(self, node: yaml.Node, path: Steps) -> Any:
+    def build(self, node: yaml.Node) -> Any:
         if id(node) in self.open:
             self._problem(node, "an alias inside the value that it names; write the value out")
             return None
         self.open.add(id(node))
-        value = self._value(node, path)
+        value = self._value(node)
         self.open.discard(id(node))
         return value
 
-    def _value(self, node: yaml.Node, path: Steps) -> Any:
+    def _value(self, node: yaml.Node) -> Any:
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
         if tag not in _TAGS:
             self._problem(node, f"tag '{tag}' is not supported; remove it")
         if isinstance(node, yaml.ScalarNode):
             return read_scalar(node)
         if isinstance(node, yaml.SequenceNode):
-            return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
+            return [self.build(item) for item in node.value]
         values: dict[str, Any] = {}
         first: dict[str, int] = {}
         for key_node, value_node in node.value:
-            value = self.build(value_node, (*path, str(key_node.value)))
+            value = self.build(value_node)
             if not isinstance(key_node, yaml.ScalarNode):
                 self._problem(key_node, "a field's name cannot be a list or mapping")
-                continue
-            key = key_node.value
-            if key == "<<":
+            elif (key := key_node.value) == "<<":
                 self._problem(key_node, "merging with '<<' is not supported; write the fields out")
-                continue
-            if key in values:
-                self._problem(
-                    key_node,
-                    f"'{key}' is given twice, first on line {first[key]}; keep one of them",
-                )
-                continue
-            values[key], first[key] = value, key_node.start_mark.line + 1
+            elif key in values:
+                sentence = f"'{key}' is given twice, first on line {first[key]}; keep one of them"
+                self._problem(key_node, sentence)
+            else:
+                values[key], first[key] = value, key_node.start_mark.line + 1
         return values
 
     def _problem(self, node: yaml.Node, sentence: str) -> None:
-        mark = node.start_mark
-        self.problems.append((Position(0, mark.line + 1, mark.column + 1), sentence))
+        self.problems.append((_position(node.start_mark), sentence))
 
 
 def read_scalar(node: yaml.ScalarNode) -> Any:
@@ -236,45 +232,42 @@ def _lay_over(source: StudyFile, override: str) -> None:
     name, equals, text = override.partition("=")
     steps = name.strip().split(".")
     source.overrides.append((tuple(steps), override))
-    position = Position(len(source.overrides), 0, 0)
+
+    def add(problem: str) -> None:
+        source.problems.append((Position(len(source.overrides), 0, 0), problem))
+
     if not equals or not all(steps):
-        source.problems.append((position, "use field.field=value, such as training.epochs=2"))
-        return
+        return add("use field.field=value, such as training.epochs=2")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
-        source.problems.append((position, "the value is invalid YAML; quote it"))
-        return
+        return add("the value is invalid YAML; quote it")
     found: list[tuple[Position, str]] = []
-    value = _Builder(found).build(node, ()) if node is not None else None
-    source.problems.extend((position, sentence) for _, sentence in found)
+    value = _Builder(found).build(node) if node is not None else None
+    for _, problem in found:
+        add(problem)
 
     holder: Any = source.values
     path: list[str | int] = []
     for depth, step in enumerate(steps):
-        last = depth == len(steps) - 1
+        parent = ".".join(steps[:depth])
+        at: str | int = step
         if isinstance(holder, list):
             if not step.isdigit() or int(step) >= len(holder):
                 places = f"'{step}' is not an index from 0 to {len(holder) - 1}"
-                source.problems.append((position, f"{'.'.join(steps[:depth])} is a list; {places}"))
-                return
-            at: str | int = int(step)
-        elif isinstance(holder, dict):
-            at = step
-        else:
-            source.problems.append(
-                (position, f"{'.'.join(steps[:depth])} is a single value and has no field '{step}'")
-            )
-            return
+                return add(f"{parent} is a list; {places}")
+            at = int(step)
+        elif not isinstance(holder, dict):
+            return add(f"{parent} is a single value and has no field '{step}'")
         path.append(at)
-        if last:
+        if depth == len(steps) - 1:
             holder[at] = value
-        else:
-            if isinstance(holder, dict) and holder.get(step) is None:
-                holder[step] = {}
-            elif isinstance(holder[at], str) and path[0] == "backbones":
-                holder[at] = {"name": holder[at]}  # 'minilm' is short for {name: minilm}
-            holder = holder[at]
+            break
+        if isinstance(holder, dict) and holder.get(step) is None:
+            holder[step] = {}
+        elif isinstance(holder[at], str) and path[0] == "backbones":
+            holder[at] = {"name": holder[at]}  # 'minilm' is short for {name: minilm}
+        holder = holder[at]
     source.overrides[-1] = (tuple(path), override)
 
 

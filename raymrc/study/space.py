@@ -36,12 +36,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """A range to draw from.
-
-    Args:
-        kind: a name in `DISTRIBUTIONS`.
-        values: (low, high), or the options of a choice.
-    """
+    """A range to draw from: a kind of `DISTRIBUTIONS`, with its (low, high) or its options."""
 
     kind: str
     values: tuple[Any, ...]
@@ -86,7 +81,7 @@ class SearchSpace:
     distributions: Mapping[str, Distribution]
 
     def ends(self, name: str) -> tuple[Any, ...]:
-        """The values that a setting may take, or the ends of its range."""
+        """See `options`; a setting that the space lacks has its default."""
         if name in self.grids:
             return self.grids[name]
         if name in self.distributions:

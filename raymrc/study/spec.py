@@ -15,7 +15,6 @@ from raymrc.errors import SpecError
 from raymrc.ledger.storage import hide_password
 from raymrc.study.sections import (
     BackboneEntry,
-    BackboneSpec,
     BudgetSpec,
     CorpusSpec,
     Failures,
@@ -133,14 +132,28 @@ class Spec(Section):
     def tracking_uri(self) -> str:
         return self.mlflow.tracking_uri or f"sqlite:///{self.folder.absolute() / 'mlflow.db'}"
 
-    def settings(self, backbone: BackboneSpec, strategy: str) -> dict[str, Setting]:
-        """A cell's settings: the backbone's own override the strategy's, which override the study's."""
-        own = backbone.strategies.named().get(strategy)
-        return {
-            **self.training.given(),
-            **self.strategies.named()[strategy].given(),
-            **(own.given() if own else {}),
-        }
+    def settings(self, backbone: int, strategy: str) -> dict[str, Setting]:
+        """The settings of a cell of the backbone with this index in the study file: the backbone's own
+        override the strategy's, which override the study's."""
+        places = self._given(backbone, strategy)
+        return {name: value for _, given in places for name, value in given.items()}
+
+    def place(self, backbone: int, strategy: str, *names: str) -> Steps:
+        """The place that decides a cell's settings: the most specific one that gives any of them."""
+        places = reversed(self._given(backbone, strategy))
+        given = ((*path, name) for path, given in places for name in names if name in given)
+        return next(given, ("backbones", backbone))
+
+    def _given(self, backbone: int, strategy: str) -> list[tuple[Steps, dict[str, Setting]]]:
+        """The settings of a cell by their place in the study file, from the least specific place on."""
+        places: list[tuple[Steps, Settings]] = [
+            (("training",), self.training),
+            (("strategies", strategy), self.strategies.named()[strategy]),
+        ]
+        own = self.backbones[backbone].strategies.named().get(strategy)
+        if own is not None:
+            places.append((("backbones", backbone, "strategies", strategy), own))
+        return [(path, settings.given()) for path, settings in places]
 
     def error(self, path: Steps, sentence: str) -> SpecError:
         """An error at a place of the study file that shows only after loading."""

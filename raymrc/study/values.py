@@ -178,7 +178,8 @@ def _wanted(row: Hyperparameter) -> Wanted:
         return number(row.low, row.high, above=row.above)
     if row.kind == "weights":
         return _three_weights()
-    return Wanted(f"one of {_quoted(row.options)}", core_schema.literal_schema([*row.options]))
+    options = ", ".join(map(repr, row.options))
+    return Wanted(f"one of {options}", core_schema.literal_schema([*row.options]))
 
 
 def _form_of(is_list: bool, ranges: Sequence[str]) -> Callable[[Any], str | None]:
@@ -289,12 +290,8 @@ def error_sentences(item: Mapping[str, Any]) -> list[tuple[Steps, str]]:
             quotes = "; put it in quotes" if isinstance(value, int | float) else ""
             return [((), f"{show(value)} is not text{quotes}")]
         if "number" in what and isinstance(value, str) and _is_number(value):
-            return [
-                (
-                    (),
-                    f"{value!r} is text because of its quotes; remove them to make it a number",
-                )
-            ]
+            quotes = "is text because of its quotes; remove them to make it a number"
+            return [((), f"{value!r} {quotes}")]
     elif kind in _TYPES:
         what = _TYPES[kind]
     else:
@@ -324,10 +321,6 @@ def _is_number(value: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _quoted(options: Sequence[str]) -> str:
-    return "'" + "', '".join(options) + "'"
 
 
 def show(value: Any) -> str:

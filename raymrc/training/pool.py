@@ -26,7 +26,7 @@ from raymrc.ledger.record import LaneEvent, Record
 from raymrc.model.inputs import Inputs
 from raymrc.model.loading import Loaded
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
-from raymrc.planning.arithmetic import lane_bytes, pass_bytes
+from raymrc.planning.arithmetic import lane_bytes, layer_bytes
 from raymrc.planning.devices import MEMORY_SHARE, machine_bytes
 from raymrc.planning.placement import ACTIVATIONS_SHARE, PASS_PIECES, SPECIAL_PIECES
 from raymrc.training.activations import Activations
@@ -367,9 +367,10 @@ class Pool:
         )
 
     def _pass_bytes(self, fold_run: FoldRun) -> float:
-        configuration = fold_run.configuration
+        """The activations that all layers of a frozen backbone keep, without prompt and heads."""
+        configuration, shape = fold_run.configuration, self.loaded.shape
         rows = configuration.batch_size * (configuration.window + SPECIAL_PIECES)
-        return pass_bytes(self.loaded.shape, max(self.pass_pieces, rows))
+        return shape.num_layers * layer_bytes(shape, max(self.pass_pieces, rows), 0)
 
 
 def share_passes(

@@ -28,7 +28,7 @@ from raymrc.model.backbones import read_shape
 from raymrc.model.inputs import PairTargets, SpanTargets
 from raymrc.model.loading import load_tokenizer
 from raymrc.model.strategies import STRATEGIES
-from raymrc.reading.light_tokenizers import RoughTokenizer, read_light_tokenizer
+from raymrc.reading.light_tokenizers import RoughTokenizer, read_tokenizer
 from raymrc.reading.questions import build_questions
 from raymrc.reading.relations import TASKS, find_asked
 from raymrc.reading.rows import evaluation_batches, steps_per_epoch, training_batches
@@ -55,7 +55,7 @@ def build_both(folder: Path, scheme: str, task: str, **fields):
     questions = build_questions(asked.labels, {}, asked.relations)
     source = str(folder)
     workload = Workload(
-        corpus, folds, asked, questions, transfer, {source: read_light_tokenizer(folder)},
+        corpus, folds, asked, questions, transfer, {source: read_tokenizer(folder)},
         {source: read_shape(folder)},
     )  # fmt: skip
     data = StudyData(corpus, folds, questions, transfer)
@@ -204,7 +204,7 @@ def test_few_shots_train_on_fewer_rows(folder):
 
 
 def test_the_light_tokenizer_matches_the_tokenizer_of_the_backbone(folder):
-    own, light = load_tokenizer(folder), read_light_tokenizer(folder)
+    own, light = load_tokenizer(folder), read_tokenizer(folder)
     for note in synthesize_corpus("n2c2-2022", 4, "a", 1).notes:
         wanted = own(note.text, add_special_tokens=False, return_offsets_mapping=True)
         found = light(note.text)
@@ -212,18 +212,18 @@ def test_the_light_tokenizer_matches_the_tokenizer_of_the_backbone(folder):
         assert found["offset_mapping"] == wanted["offset_mapping"]
 
 
-def test_a_missing_tokenizer_gives_none_and_a_broken_one_is_reported(tmp_path):
-    assert read_light_tokenizer(tmp_path) is None
+def test_a_rough_tokenizer_replaces_a_missing_one_and_a_broken_one_is_reported(tmp_path):
+    assert isinstance(read_tokenizer(tmp_path), RoughTokenizer)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(BackboneError, match="not a readable tokenizer"):
-        read_light_tokenizer(tmp_path)
+        read_tokenizer(tmp_path)
 
 
 def test_the_rough_tokenizer_estimates_pieces_within_ten_percent():
     from raymrc.model.backbones import BACKBONES, find_backbone
 
     try:
-        exact = read_light_tokenizer(find_backbone(Backbone("minilm", "minilm")))
+        exact = read_tokenizer(find_backbone(Backbone("minilm", "minilm")))
     except BackboneError:
         pytest.skip(f"{BACKBONES['minilm'].package} is not installed")
     rough = RoughTokenizer()

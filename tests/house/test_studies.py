@@ -51,7 +51,7 @@ def test_a_study_can_be_planned_completely_without_its_notes(path):
     if study_questions(spec, None) is None:
         assert path == ROOT / "studies" / "maccrobat" / "end-to-end.yaml"
     else:
-        assert all(0 < cell.trained_share <= 1 for cell in plan.cells)
+        assert all(0 < cell.parameters.share <= 1 for cell in plan.cells)
     assert plan.num_fold_runs == plan.num_configurations * spec.num_folds
 
 
@@ -125,7 +125,7 @@ def test_a_scaling_study_varies_only_the_size(folder, configurations):
     assert (plan.num_configurations, plan.num_fold_runs) == (configurations, 5 * configurations)
     spaces, sizes = {}, {}
     for cell in plan.cells:
-        sizes[cell.cell.backbone.name] = cell.total_parameters
+        sizes[cell.cell.backbone.name] = cell.parameters.total
         spaces.setdefault(cell.cell.backbone.name, {})[cell.cell.strategy] = cell.space
     compared = {"fine_tune", "soft_prompt", "frozen_soft_prompt"}
     assert all(space == spaces[spec.backbones[0].backbone.name] for space in spaces.values())

@@ -11,13 +11,11 @@ import pytest
 
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.planning.arithmetic import (
-    adapter_bytes,
     forward_flops,
     lane_bytes,
     layer_bytes,
     match_flops,
     pair_bytes,
-    pass_bytes,
     price,
     training_flops,
 )
@@ -119,9 +117,8 @@ def test_doubling_the_layers_doubles_the_training_work():
     assert two == 2 * one
 
 
-def test_prices_are_per_hour_and_adapters_take_four_bytes_per_parameter():
+def test_prices_are_per_hour():
     assert price(1800, 2.5) == 1.25
-    assert adapter_bytes(1000) == 4000
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
@@ -159,12 +156,10 @@ def test_layer_bytes_match_the_tensors_that_autograd_saves(pre_norm, prompt, tra
     assert sum(kept.values()) == pytest.approx(expected, rel=0.02)
 
 
-def test_a_pass_holds_the_bytes_of_all_its_layers():
+def test_a_layer_holds_the_bytes_of_its_activations():
     shape = SHAPES["minilm"]
-    assert (
-        pass_bytes(shape, 100) == 6 * layer_bytes(shape, 100, 0) == 6 * 100 * (8 * 384 + 1536) * 4
-    )
-    assert pass_bytes(shape, 100, 2) == pass_bytes(shape, 100) / 2
+    assert layer_bytes(shape, 100, 0) == 100 * (8 * 384 + 1536) * 4
+    assert layer_bytes(shape, 100, 0, 2) == layer_bytes(shape, 100, 0) / 2
 
 
 def test_a_gpu_lane_does_not_keep_its_best_epoch_on_the_device():

@@ -17,19 +17,15 @@ from raymrc.configuration import Backbone, Cell, Configuration
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES
 from raymrc.planning import devices, placement
-from raymrc.planning.devices import (
-    GIB,
-    Device,
-    device_of,
-    machine_bytes,
-)
+from raymrc.planning.devices import GIB, Device, machine_bytes
 from raymrc.planning.placement import (
     DoesNotFit,
     Placement,
-    peak_bytes,
+    Way,
     place,
     row_pieces,
 )
+from raymrc.planning.plan import device_of
 from raymrc.study.sections import Resources, Workers
 
 H100 = Device("gpu", 80 * GIB)
@@ -71,15 +67,15 @@ def test_weights_gradients_and_moments_take_the_memory_given_in_the_design(name,
     assert 16 * shape.num_parameters / GIB == pytest.approx(trained, rel=0.01)
     # With tiny activations only weights remain; one device also holds the pretrained weights in bf16.
     tiny = {"window": 8, "batch_size": 1, "match_width": 8}
-    whole = peak_bytes(
+    whole = Way(
         configuration(name, "fine_tune", **tiny), shape, 1, "gpu",
         mode="device", checkpoints=True, pass_pieces=10,
-    )  # fmt: skip
+    ).peak_bytes()  # fmt: skip
     assert whole / GIB == pytest.approx(trained + frozen, rel=0.01)
-    cut = peak_bytes(
+    cut = Way(
         configuration(name, "fine_tune", **tiny), shape, 1, "gpu",
         mode="group", devices=64, checkpoints=True, pass_pieces=10,
-    )  # fmt: skip
+    ).peak_bytes()  # fmt: skip
     # Each device holds its share of the model, a few gathered layers and the embeddings.
     together = cut - 16 * shape.num_parameters / 64
     rest = shape.vocab * shape.hidden
@@ -220,7 +216,7 @@ def configurations(draw):
 @given(configurations(), shapes, kinds, st.booleans(), st.integers(1, 63))
 def test_more_devices_never_need_more_memory_per_device(wanted, shape, kind, checkpoints, devices):
     fewer, more = (
-        peak_bytes(wanted, shape, 5, kind, mode="group", devices=k, checkpoints=checkpoints)
+        Way(wanted, shape, 5, kind, mode="group", devices=k, checkpoints=checkpoints).peak_bytes()
         for k in (devices, devices + 1)
     )
     assert more <= fewer
@@ -237,7 +233,7 @@ def test_longer_windows_never_need_less_memory(wanted, shape, checkpoints, windo
         ways.append({"mode": "lanes", "lanes": 3, "sharing": 1})
     for way in ways:
         less, more = (
-            peak_bytes(replace(wanted, window=w), shape, 5, "gpu", pass_pieces=1, **way)
+            Way(replace(wanted, window=w), shape, 5, "gpu", pass_pieces=1, **way).peak_bytes()
             for w in (shorter, longer)
         )
         assert less <= more * (1 + 1e-12)
@@ -245,7 +241,7 @@ def test_longer_windows_never_need_less_memory(wanted, shape, checkpoints, windo
 
 @given(configurations(), shapes, kinds, st.integers(1, 31))
 def test_an_additional_lane_always_needs_more_memory(wanted, shape, kind, lanes):
-    fewer, more = (peak_bytes(wanted, shape, 5, kind, lanes=n) for n in (lanes, lanes + 1))
+    fewer, more = (Way(wanted, shape, 5, kind, lanes=n).peak_bytes() for n in (lanes, lanes + 1))
     assert fewer < more
 
 
@@ -253,10 +249,11 @@ def test_an_additional_lane_always_needs_more_memory(wanted, shape, kind, lanes)
 def test_larger_batches_wider_heads_and_longer_prompts_never_need_less_memory(
     wanted, shape, kind, mode
 ):
-    before = peak_bytes(wanted, shape, 5, kind, mode=mode, devices=2)
+    before = Way(wanted, shape, 5, kind, mode=mode, devices=2).peak_bytes()
     for change in ({"batch_size": wanted.batch_size + 1}, {"match_width": wanted.match_width + 1},
                    {"prompt_length": wanted.prompt_length and wanted.prompt_length + 1}):  # fmt: skip
-        assert before <= peak_bytes(replace(wanted, **change), shape, 5, kind, mode=mode, devices=2)
+        more = Way(replace(wanted, **change), shape, 5, kind, mode=mode, devices=2)
+        assert before <= more.peak_bytes()
 
 
 @given(configurations(), shapes, kinds, st.floats(0.5, 200), st.none() | st.integers(1, 8))

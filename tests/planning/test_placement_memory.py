@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from raymrc.model.shapes import Shape
-from raymrc.planning.placement import peak_bytes
+from raymrc.planning.placement import Way
 from tests.planning.test_placement import configuration
 
 SHAPES = {
@@ -286,6 +286,6 @@ def test_the_estimated_peak_equals_the_recorded_bytes(case):
     expected, strategy, shape, num_labels, kind, settings, way = case
     prompt = {"prompt_length": 16} if "soft" in strategy else {}
     wanted = configuration("any", strategy, **{**DEFAULTS, **prompt, **settings})
-    assert peak_bytes(wanted, SHAPES[shape], num_labels, kind, **way) == pytest.approx(
+    assert Way(wanted, SHAPES[shape], num_labels, kind, **way).peak_bytes() == pytest.approx(
         expected, rel=1e-9
     )

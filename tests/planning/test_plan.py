@@ -37,7 +37,6 @@ from raymrc.study.load import load_spec
 from raymrc.study.notes import (
     check_held_out,
     check_unseen,
-    read_initial_prompt,
     read_study_corpus,
     read_test,
     read_transfer,
@@ -164,9 +163,11 @@ def test_a_tpe_cell_knows_its_number_of_configurations_but_not_their_values(tmp_
     frozen = plan.cells[1]
     assert frozen.configurations is None
     assert (frozen.num_configurations, frozen.num_fold_runs) == (5, 10)
-    configuration = build_configuration(frozen, {"learning_rate": 0.0123456, "prompt_length": 8})
+    configuration = build_configuration(
+        frozen.cell, frozen.space, {"learning_rate": 0.0123456, "prompt_length": 8}
+    )
     assert (configuration.learning_rate, configuration.prompt_length) == (0.01235, 8)
-    assert frozen.trained_parameters is not None
+    assert frozen.parameters is not None
 
 
 @given(st.floats(1e-3, 1e-1), st.floats(1e-3, 1e-1), st.integers(0, 1000))
@@ -199,7 +200,7 @@ def test_a_plan_without_corpus_or_weights_lists_what_is_unknown(tmp_path):
     plan = plan_of(spec_of(tmp_path, text))
     assert plan.num_fold_runs == 8
     assert plan.labels is None
-    assert plan.cells[0].trained_share is None
+    assert plan.cells[0].parameters is None
     assert plan.done is None
     assert plan.remarks == (
         "the corpus was not read; labels and trained shares depend on it",
@@ -251,10 +252,10 @@ def test_the_trained_share_of_a_cell_comes_from_its_largest_configuration(tmp_pa
     frozen = plan_of(spec_of(tmp_path)).cells[1]
     # The prompt has 2 labels x 32 vectors x keys and values x 6 layers x 384; the heads have width 2048.
     prompt, heads = 2 * 32 * 2 * 6 * 384, 2 * 385 + 2 * 384 * 2048 + 2048 + 2049
-    assert frozen.trained_parameters == prompt + heads
+    assert frozen.parameters.trained == prompt + heads
     assert frozen.adapter_bytes == 4 * (prompt + heads)
-    assert frozen.trained_share == pytest.approx((prompt + heads) / frozen.total_parameters)
-    assert plan_of(spec_of(tmp_path)).cells[0].trained_share == 1.0
+    assert frozen.parameters.share == pytest.approx((prompt + heads) / frozen.parameters.total)
+    assert plan_of(spec_of(tmp_path)).cells[0].parameters.share == 1.0
 
 
 def test_finished_fold_runs_in_the_ledger_count_as_done_and_failed_ones_do_not(tmp_path):
@@ -470,7 +471,7 @@ def test_a_plan_contains_its_own_configurations_and_none_of_an_earlier_version(t
     frozen = plan.cells[1]
     rate = 2e-2 if "grid" in search else 1.234e-2
     values = {"learning_rate": rate, "prompt_length": 8}
-    mine = build_configuration(frozen, {k: values[k] for k in frozen.space.grids} | {
+    mine = build_configuration(frozen.cell, frozen.space, {k: values[k] for k in frozen.space.grids} | {
         k: values[k] for k in frozen.space.distributions
     })  # fmt: skip
     assert frozen.holds(mine) and plan.holds(mine)
@@ -663,7 +664,7 @@ def write_prompt(folder, labels=("Drug", "ADE"), weights="w", notes=(), **change
 def planned_from(tmp_path, prompt, *options: str, text: str = STARTS, weights=WEIGHTS) -> Plan:
     spec = spec_of(tmp_path, text, starting(*(options or ("adapter",)), prompt=prompt))
     corpus = read_study_corpus(spec)
-    return plan_of(spec, corpus, weights, initial_prompt=read_initial_prompt(spec))
+    return plan_of(spec, corpus, weights, initial_prompt=read_adapter(spec.initial_prompt))
 
 
 def test_changing_the_initial_prompt_retrains_only_prompts_that_start_from_it(tmp_path):
@@ -734,4 +735,4 @@ def test_a_plan_without_the_initial_prompt_file_remarks_on_it(tmp_path):
     assert plan.fingerprints is None
     assert plan.remarks == ("initial_prompt not/there is not on this machine; it was not checked",)
     with pytest.raises(AdapterError, match="there is no adapter"):
-        read_initial_prompt(spec)
+        read_adapter(spec.initial_prompt)

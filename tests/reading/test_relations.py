@@ -30,7 +30,6 @@ from raymrc.reading.relations import (
     build_contexts,
     build_relation_questions,
     find_asked,
-    find_questions,
     gold_answers,
     mentions_of,
     surest_values,
@@ -45,9 +44,13 @@ from tests.reading.conftest import find_minilm
 from tests.reading.notes import LABELS, notes, quickly, thoroughly
 
 
+def relation_questions(corpus: Corpus) -> tuple[RelationQuestion, ...]:
+    return find_asked("relations", corpus).relations
+
+
 def test_questions_ask_a_drug_for_its_strength_not_a_strength_for_its_drug() -> None:
     corpus = synthesize_corpus("n2c2-2018", 30, "a", 13)
-    questions = find_questions(corpus)
+    questions = relation_questions(corpus)
     assert [q.name for q in questions] == list(corpus.relation_labels)
     assert all(q.given == ("Drug",) and q.from_tail for q in questions)
     assert [q.answers for q in questions] == [
@@ -59,7 +62,7 @@ def test_questions_ask_a_drug_for_its_strength_not_a_strength_for_its_drug() -> 
 
 def test_each_trigger_is_asked_for_the_arguments_of_its_events() -> None:
     corpus = synthesize_corpus("n2c2-2022", 200, "a", 13)
-    questions = find_questions(corpus)
+    questions = relation_questions(corpus)
     asked = {(q.given[0], q.relation) for q in questions}
     plain = [q for q in questions if not q.value]
     assert asked <= set(SHAC_ARGUMENT_QUESTIONS) and len(asked) > len(plain) > 15
@@ -74,7 +77,7 @@ def test_a_labelled_argument_has_a_question_for_each_value() -> None:
     valued = {(j.head, j.relation, j.value) for j in SHAC_JOINS if j.value}
     assert valued == set(SHAC_VALUE_QUESTIONS) and len(valued) == 4 * 4 + 6 + 4
     known = build_relation_questions(SHAC_JOINS, [j.relation for j in SHAC_JOINS])
-    questions = find_questions(synthesize_corpus("n2c2-2022", 200, "a", 13))
+    questions = relation_questions(synthesize_corpus("n2c2-2022", 200, "a", 13))
     assert {q.name for q in questions} <= {q.name for q in known}
     assert {q.relation for q in questions if q.value} == set(LABELED_ARGUMENTS)
     assert all(q.value for q in known if q.relation in LABELED_ARGUMENTS)
@@ -139,7 +142,7 @@ def test_gold_events_written_as_brat_score_the_same_under_the_2022_scheme(
 
 
 def test_questions_of_a_study_override_defaults_and_unknown_names_are_reported() -> None:
-    questions = find_questions(synthesize_corpus("n2c2-2018", 30, "a", 13))
+    questions = relation_questions(synthesize_corpus("n2c2-2018", 30, "a", 13))
     words = build_questions(("Drug",), {"Route-Drug": "How does it get in?"}, questions)
     assert words["Route-Drug"] == "How does it get in?" and "Drug" in words
     with pytest.raises(SpecError, match=r"no label or relation 'Rute-Drug'.*Route-Drug"):
@@ -185,7 +188,7 @@ def test_gold_answers_reproduce_the_gold_relations(
         head, tail = data.draw(st.sampled_from(ids)), data.draw(st.sampled_from(ids))
         relations.append(Relation(f"R{number}", data.draw(st.sampled_from(["A", "B"])), head, tail))
     note = replace(note, relations=tuple(relations))
-    questions = find_questions(Corpus((note,), LABELS, ("A", "B")))
+    questions = relation_questions(Corpus((note,), LABELS, ("A", "B")))
     sentences, window = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 40))
     pieces = read_pieces(note, wordpiece)
     contexts = build_contexts(note, pieces, mentions_of(note.spans), questions, sentences, window)
@@ -235,7 +238,7 @@ def corpus_of(name: str) -> Corpus:
 
 def reach(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> tuple[Counts, Counter[str]]:
     """Sends gold relations through contexts and answers; returns strict counts and loss reasons."""
-    questions = find_questions(corpus)
+    questions = relation_questions(corpus)
     counts, reasons = [], Counter[str]()
     for note in corpus.notes:
         pieces = read_pieces(note, tokenizer)

@@ -75,7 +75,7 @@ def test_sentence_boundaries_cost_at_most_two_and_a_half_times_the_fewest_window
 def test_a_short_note_becomes_one_window(tokenizer):
     windows = build_windows(Note("n", NOTE), tokenizer, 512, 64)
     assert [(window.index, window.piece_start) for window in windows] == [(0, 0)]
-    assert (windows[0].char_start, windows[0].char_end) == (0, len(NOTE))
+    assert (windows[0].offsets[0][0], windows[0].offsets[-1][1]) == (0, len(NOTE))
 
 
 @pytest.mark.parametrize("text", ["", " \n\t\r\n \u00a0"])
@@ -140,8 +140,8 @@ def test_windows_begin_and_end_at_sentence_boundaries_when_possible(wordpiece):
     windows = build_windows(Note("n", text), wordpiece, 100, 10)
     assert len(windows) > 3
     for window in windows:
-        assert text[window.char_start :].startswith("Sentence")
-        assert text[: window.char_end].endswith("aspirin.")
+        assert text[window.offsets[0][0] :].startswith("Sentence")
+        assert text[: window.offsets[-1][1]].endswith("aspirin.")
 
 
 def test_full_stops_blank_lines_and_items_start_a_sentence_but_line_breaks_do_not():

@@ -243,7 +243,7 @@ def test_settings_of_a_backbone_override_those_of_training(tmp_path):
         + "training: {epochs: 3, dropout: 0}\n"
     )
     spec = spec_of(tmp_path, text)
-    whole, cut = spec.backbones
+    whole, cut = 0, 1
     assert spec.settings(whole, "fine_tune")["epochs"] == Fixed(3)
     assert spec.settings(cut, "fine_tune")["epochs"] == Fixed(9)
     assert spec.settings(cut, "frozen_soft_prompt")["epochs"] == Fixed(3)

@@ -62,7 +62,7 @@ def make_plan(
         space = build_space({"learning_rate": setting, **fields})  # type: ignore[dict-item]
         cell = CellPlan(Cell("concepts", "made-up", backbone, strategy), space, 0, 0, None)
         if tpe is None:
-            configurations = tuple(build_configuration(cell, v) for v in space.grid())
+            configurations = tuple(build_configuration(cell.cell, space, v) for v in space.grid())
             cell = replace(cell, configurations=configurations)
         count = tpe or len(cell.configurations or ())
         cells.append(replace(cell, num_configurations=count, num_fold_runs=count * folds))
