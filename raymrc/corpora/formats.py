@@ -16,7 +16,7 @@ from raymrc.corpora import phee
 from raymrc.corpora.brat import BratScheme, read_brat, write_brat
 from raymrc.corpora.labels import Labels, apply_labels, target_labels
 from raymrc.corpora.note import Corpus, Join, Note, value_attribute
-from raymrc.corpora.problems import ERROR, Reading
+from raymrc.corpora.problems import Reading
 from raymrc.corpora.pubtator import read_pubtator
 from raymrc.errors import CorpusError, suggest
 
@@ -151,7 +151,7 @@ def read_notes(path: Path, reader: str) -> Reading:
         reading.problems.error(path, None, "does not exist; correct the path or fetch the corpus")
         return reading
     reading = row.read(path)
-    if not reading.notes and not any(p.severity == ERROR for p in reading.problems.found):
+    if not reading.notes and not reading.problems.errors:
         reading.problems.error(
             path, None, f"contains no notes for reader {reader}; correct the path or the reader"
         )
@@ -214,9 +214,8 @@ def read_corpus(
     row = find_reader(reader)
     known_labels(reader, labels)  # reports a wrong label before a long read
     reading = read_notes(path, reader)
-    errors = [str(p) for p in reading.problems.found if p.severity == ERROR]
-    if errors:
-        raise CorpusError(errors)
+    if errors := reading.problems.errors:
+        raise CorpusError([str(error) for error in errors])
     # Notes of all sites decide, so that two sites have one label set.
     source = row.labels
     if source is None:

@@ -97,7 +97,7 @@ BUILT_IN_LABEL_MAPS: dict[str, dict[str, BuiltIn]] = {
     "drug-ade": {
         "n2c2-2018": BuiltIn(
             (
-                *_keep("Drug", "Dosage", "Route", "Frequency", "Duration", "ADE", "Reason"),
+                *_keep(*DRUG_ADE_LABELS),
                 LabelRule("Strength", "Dosage"),
             ),
             _as_given,
