@@ -48,7 +48,7 @@ def synthesize_command(
     from raymrc.corpora.formats import write_corpus
     from raymrc.corpora.synthetic import synthesize_corpus
 
-    corpus = synthesize_corpus(scheme, notes, site, seed)  # type: ignore[arg-type]  # checked inside
+    corpus = synthesize_corpus(scheme, notes, site, seed)
     with new_folder(out) as folder:
         write_corpus(corpus, folder, scheme)
     log(f"{out}: {len(corpus.notes)} notes; read them with --reader {scheme}")

@@ -102,7 +102,6 @@ class Corpus:
     Args:
         notes: in a stable order, with unique ids.
         labels: span labels, in the order of questions, prompts and heads.
-        relation_labels: relation labels, in order.
     """
 
     notes: tuple[Note, ...] = field(repr=False)

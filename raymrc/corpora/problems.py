@@ -21,7 +21,6 @@ class CorpusProblem:
 
     Args:
         severity: ERROR stops reading, WARNING does not.
-        path: the file.
         line: counted from 1; None for the whole file.
         message: what is wrong and what to do.
     """
