@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-FIGURES = ("precision", "recall", "f1")
+SCORE_FIGURES = ("precision", "recall", "f1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,11 @@ class Counts:
     @property
     def percentages(self) -> str:
         """Precision, recall and F1 as three columns of a text table."""
-        return "".join(f"{100 * getattr(self, figure):>8.2f}" for figure in FIGURES)
+        return "".join(f"{100 * getattr(self, figure):>8.2f}" for figure in SCORE_FIGURES)
 
     def to_json(self) -> dict[str, float]:
         """Counts, precision, recall and F1, for `--json`."""
-        return {name: getattr(self, name) for name in ("tp", "fp", "fn", *FIGURES)}
+        return {name: getattr(self, name) for name in ("tp", "fp", "fn", *SCORE_FIGURES)}
 
 
 def pool(counts: Iterable[Counts]) -> Counts:

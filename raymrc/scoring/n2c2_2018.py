@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from raymrc.corpora.note import Relation, Span
 from raymrc.scoring.annotations import describe_unpaired, pair_folders
-from raymrc.scoring.counts import FIGURES, Counts, pool
+from raymrc.scoring.counts import SCORE_FIGURES, Counts, pool
 
 Mode = Literal["strict", "lenient"]
 _Item = TypeVar("_Item", Span, Relation)
@@ -77,7 +77,7 @@ class Tally:
         pooled = [pool(note.values()) for note in self.notes]
         return {
             figure: sum(getattr(counts, figure) for counts in pooled) / len(pooled)
-            for figure in FIGURES
+            for figure in SCORE_FIGURES
         }
 
     @property

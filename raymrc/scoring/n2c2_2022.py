@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from raymrc.corpora.note import Relation, Span
 from raymrc.errors import CorpusError, suggest
 from raymrc.scoring.annotations import Annotations, describe_unpaired, pair_folders
-from raymrc.scoring.counts import FIGURES, Counts, pool
+from raymrc.scoring.counts import SCORE_FIGURES, Counts, pool
 from raymrc.scoring.n2c2_2018 import overlaps, same_envelope
 
 LABELED_ARGUMENTS = ("StatusTime", "StatusEmploy", "TypeLiving")
@@ -108,7 +108,7 @@ class ScoreReport2022:
                 {"event": row.event, "argument": row.argument, "subtype": row.subtype, **row.sizes}
                 for row in self.rows
             ],
-            "overall": total.sizes | {name: getattr(total.counts, name) for name in FIGURES},
+            "overall": total.sizes | {name: getattr(total.counts, name) for name in SCORE_FIGURES},
             "criterion": self.criterion,
             "labeled_args": list(self.labeled),
             "missing": list(self.missing),
