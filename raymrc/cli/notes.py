@@ -27,7 +27,7 @@ def validate_command(
     else:
         for name, count in asdict(validation.counts).items() if validation.counts.notes else ():
             if name in ("labels", "relation_labels"):
-                count = ", ".join(f"{label} {times}" for label, times in count) or "none"
+                count = ", ".join(f"{label} {times}" for label, times in count.items()) or "none"
             print(f"{name.replace('_', ' '):>20}  {count}")
         for problem in validation.problems:
             log(f"warning: {problem}" if problem.severity == WARNING else str(problem))
@@ -48,7 +48,7 @@ def synthesize_command(
     from raymrc.corpora.formats import write_corpus
     from raymrc.corpora.synthetic import synthesize_corpus
 
-    corpus = synthesize_corpus(scheme, notes, site, seed)  # type: ignore[arg-type]  # checked inside
+    corpus = synthesize_corpus(scheme, notes, site, seed)
     with new_folder(out) as folder:
         write_corpus(corpus, folder, scheme)
     log(f"{out}: {len(corpus.notes)} notes; read them with --reader {scheme}")

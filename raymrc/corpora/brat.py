@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from raymrc.corpora.note import Note, Relation, Span
-from raymrc.corpora.problems import NotePlace, Problems, Reading, read_lines, read_table, read_text
+from raymrc.corpora.problems import Problems, Reading, read_lines, read_table, read_text
 from raymrc.errors import CorpusError, suggest
 
 Fragments = tuple[tuple[int, int], ...]
@@ -65,20 +65,15 @@ def read_brat(folder: Path, scheme: BratScheme = ANYTHING) -> Reading:
     if not folder.is_dir():
         problems.error(folder, None, "is not a folder; give the folder of the .txt and .ann files")
         return reading
-    for stem, suffixes in sorted(_pairs(folder).items()):
+    for stem, suffixes in sorted(find_pairs(folder).items()):
         text_path, annotation_path = (folder / f"{stem}{suffix}" for suffix in (".txt", ".ann"))
         if ".ann" not in suffixes:
-            problems.error(
-                text_path,
-                None,
-                f"has no {annotation_path.name} beside it; add one (empty if nothing is annotated) "
-                "or remove the file",
-            )
+            remedy = "add one (empty if nothing is annotated) or remove the file"
+            problems.error(text_path, None, f"has no {annotation_path.name} beside it; {remedy}")
             continue
         if ".txt" not in suffixes:
-            problems.error(
-                annotation_path, None, f"has no {text_path.name} beside it; add the note's text"
-            )
+            remedy = "add the note's text"
+            problems.error(annotation_path, None, f"has no {text_path.name} beside it; {remedy}")
             continue
         text = read_text(text_path, problems)
         lines = read_lines(annotation_path, problems)
@@ -89,7 +84,7 @@ def read_brat(folder: Path, scheme: BratScheme = ANYTHING) -> Reading:
         note_id = stem if scheme.paths_are_ids else path.name
         site = path.parent.name if scheme.paths_are_ids else ""
         note = Note(note_id, text, spans, relations, note_id, site)
-        reading.add(note, NotePlace(text_path), annotation_path)
+        reading.add(note, text_path, annotations=annotation_path)
     groups = read_table(folder / "groups.tsv", "group", reading)
     sites = read_table(folder / "sites.tsv", "site", reading)
     reading.notes = [
@@ -99,8 +94,8 @@ def read_brat(folder: Path, scheme: BratScheme = ANYTHING) -> Reading:
     return reading
 
 
-def _pairs(folder: Path) -> dict[str, set[str]]:
-    """Path below the folder without its suffix -> the suffixes that exist."""
+def find_pairs(folder: Path) -> dict[str, set[str]]:
+    """Path below the folder without its suffix -> the suffixes that exist; hidden files are skipped."""
     pairs: dict[str, set[str]] = {}
     for path in folder.rglob("*"):
         below = path.relative_to(folder)
@@ -132,11 +127,18 @@ def parse_annotations(
 
 
 @dataclass(frozen=True, slots=True)
-class _Event:
-    line: int
-    kind: str
-    trigger: str
-    arguments: list[tuple[str, str]]
+class _Link:
+    """An R or E line.
+
+    Args:
+        label: of the relation, or the event's type.
+        head: id of the first argument, or of the trigger.
+        tails: label and id of each further argument.
+    """
+
+    label: str
+    head: str
+    tails: list[tuple[str, str]]
 
 
 class _BrokenLine(Exception):
@@ -150,11 +152,9 @@ class _AnnotationParser:
         self.text, self.path, self.scheme = text, path, scheme
         self.problems = Problems()
         self.line_of: dict[str, int] = {}
-        self.spans: dict[str, tuple[int, str, Fragments]] = {}
-        self.events: dict[str, _Event] = {}
-        self.relations: dict[str, tuple[int, str, str, str]] = {}
-        self.attributes: list[tuple[int, str, str, str, str]] = []
-        self.order: list[str] = []  # ids of relations and events in file order
+        self.spans: dict[str, Span] = {}
+        self.links: dict[str, _Link] = {}
+        self.attributes: list[tuple[str, str, str, str]] = []  # id, name, target, value
 
     def read(self, lines: Iterable[str]) -> None:
         parsers = {
@@ -169,41 +169,38 @@ class _AnnotationParser:
                 continue
             name, tab, rest = line.partition("\t")
             name = name.strip()
+            problem = ""
             if line[0] not in parsers or not tab or not re.fullmatch(r"[A-Z]\d\S*", name):
-                self._error(
-                    number,
-                    "is not a brat line; start it with T, R, E, A, M, N, * or #, an id and a tab",
+                problem = (
+                    "is not a brat line; start it with T, R, E, A, M, N, * or #, an id and a tab"
                 )
-                continue
-            if name in self.line_of:
-                self._error(
-                    number, f"id {name} is used in line {self.line_of[name]}; give a new id"
-                )
-                continue
-            self.line_of[name] = number
-            try:
-                parsers[line[0]](name, rest, number)
-            except _BrokenLine as broken:
-                self._error(number, f"{name} {broken}")
+            elif name in self.line_of:
+                problem = f"id {name} is used in line {self.line_of[name]}; give a new id"
+            else:
+                self.line_of[name] = number
+                try:
+                    parsers[line[0]](name, rest)
+                except _BrokenLine as broken:
+                    problem = f"{name} {broken}"
+            if problem:
+                self.problems.error(self.path, number, problem)
 
-    def _parse_span(self, name: str, rest: str, line: int) -> None:
+    def _parse_span(self, name: str, rest: str) -> None:
         head, tab, covered = rest.partition("\t")
         label, _, places = head.strip().partition(" ")
-        numbers = re.fullmatch(r"\d+ +\d+( *; *\d+ +\d+)*", places.strip())
-        if not tab or not numbers:
+        if not tab or not re.fullmatch(r"\d+ +\d+( *; *\d+ +\d+)*", places.strip()):
             raise _BrokenLine("is not 'label start end', tab, text; correct the line")
         text = self.text
         fragments: list[tuple[int, int]] = []
         for part in places.split(";"):
             start, end = (int(number) for number in part.split())
             fragments.append((start, end))
+            place = f"{label} {start}-{end}"
             if start >= end:
-                raise _BrokenLine(
-                    f"{label} {start}-{end} ends before it starts; correct the offsets"
-                )
+                raise _BrokenLine(f"{place} ends before it starts; correct the offsets")
             if text is not None and end > len(text):
                 raise _BrokenLine(
-                    f"{label} {start}-{end} reaches past the note's end ({len(text)} characters); "
+                    f"{place} reaches past the note's end ({len(text)} characters); "
                     "correct the offsets"
                 )
         if text is not None and not _same_words(_under(text, fragments), covered):
@@ -211,124 +208,107 @@ class _AnnotationParser:
             hint = "correct the offsets or the text column"
             if unix != text and _same_words(_under(unix, fragments), covered):
                 hint = "the offsets count CRLF as one character: store the .txt with LF line ends"
-            start, end = fragments[0][0], fragments[-1][1]
-            raise _BrokenLine(
-                f"{label} {start}-{end}: the text column differs from the note there; {hint}"
-            )
-        known = self.scheme.labels
-        if known is not None and label not in known:
-            # The span is kept, so that lines that name it are not reported as well.
-            self._error(line, f"{name} has the unknown label {label}{suggest(label, known)}")
+            place = f"{label} {fragments[0][0]}-{fragments[-1][1]}"
+            raise _BrokenLine(f"{place}: the text column differs from the note there; {hint}")
+        # A span of an unknown label is kept, so that lines that name it are not reported as well.
+        self._check_label(name, label, self.scheme.labels)
         ascending = tuple(sorted(fragments))
         if any(first[1] > second[0] for first, second in pairwise(ascending)):
-            self._warn(line, f"{name} {label} has overlapping fragments; join them")
-        self.spans[name] = (line, label, ascending)
+            self._warn(name, f"{label} has overlapping fragments; join them")
+        self.spans[name] = Span(name, label, ascending)
 
-    def _parse_relation(self, name: str, rest: str, line: int) -> None:
+    def _parse_relation(self, name: str, rest: str) -> None:
         label, *arguments = rest.split()
         targets = [argument.partition(":")[2] for argument in arguments]
         if len(targets) != 2 or not all(targets):
             raise _BrokenLine("is not 'label Arg1:id Arg2:id'; correct the line")
-        self.relations[name] = (line, label, targets[0], targets[1])
-        self.order.append(name)
+        self.links[name] = _Link(label, targets[0], [(label, targets[1])])
 
-    def _parse_event(self, name: str, rest: str, line: int) -> None:
+    def _parse_event(self, name: str, rest: str) -> None:
         pairs = [part.partition(":") for part in rest.split()]
         if not pairs or not all(role and target for role, _, target in pairs):
             raise _BrokenLine("is not 'type:id role:id ...'; correct the line")
-        trigger, *arguments = [(role, target) for role, _, target in pairs]
-        self.events[name] = _Event(line, *trigger, arguments)
-        self.order.append(name)
+        (kind, trigger), *arguments = [(role, target) for role, _, target in pairs]
+        self.links[name] = _Link(kind, trigger, arguments)
 
-    def _parse_attribute(self, name: str, rest: str, line: int) -> None:
+    def _parse_attribute(self, name: str, rest: str) -> None:
         label, _, rest = rest.strip().partition(" ")
         target, _, value = rest.strip().partition(" ")
         if not target:
             raise _BrokenLine("is not 'name id value'; correct the line")
-        self.attributes.append((line, name, label, target, value.strip()))
+        self.attributes.append((name, label, target, value.strip()))
 
     def resolve(self) -> tuple[tuple[Span, ...], tuple[Relation, ...]]:
         """Replace ids by spans; an event's id stands for its trigger."""
         relations: list[Relation] = []
-        known = self.scheme.relation_labels
-        for name in self.order:
-            if name in self.relations:
-                line, label, first, second = self.relations[name]
-                links = [
-                    (name, label, self._find(first, name, line), self._find(second, name, line))
-                ]
-            else:
-                line = self.events[name].line
-                links = self._event_links(name)
-            for relation_id, label, head, tail in links:
+        for name, link in self.links.items():
+            is_event = name.startswith("E")
+            head = self._find(link.head, name)
+            if is_event:
+                self._check_trigger(name, link, head)
+            tails = [(label, self._find(target, name)) for label, target in link.tails]
+            for position, (label, tail) in enumerate(tails, start=1):
                 if head is None or tail is None:
                     continue
+                if is_event and self.scheme.types_decide:
+                    label = self.spans[tail].label
+                relation_id = f"{name}.{position}" if is_event else name
                 relations.append(Relation(relation_id, label, head, tail))
-                if known is not None and label not in known:
-                    self._error(
-                        line, f"{name} has the unknown label {label}{suggest(label, known)}"
-                    )
-        triggers = {event.trigger for event in self.events.values()}
-        for name, (line, label, _) in self.spans.items():
-            if label in self.scheme.triggers and name not in triggers:
-                self._warn(line, f"{name} {label} is no event's trigger; add an E line")
+                self._check_label(name, label, self.scheme.relation_labels)
+        triggers = {link.head for name, link in self.links.items() if name.startswith("E")}
+        for name, span in self.spans.items():
+            if span.label in self.scheme.triggers and name not in triggers:
+                self._warn(name, f"{span.label} is no event's trigger; add an E line")
         attributes = self._resolve_attributes()
         spans = tuple(
-            Span(name, label, fragments, tuple(attributes.get(name, ())))
-            for name, (_, label, fragments) in self.spans.items()
+            replace(span, attributes=tuple(attributes.get(name, ())))
+            for name, span in self.spans.items()
         )
         return spans, tuple(relations)
 
-    def _event_links(self, name: str) -> list[tuple[str, str, str | None, str | None]]:
-        """(relation id, label, head, tail) of an event's arguments."""
-        event = self.events[name]
-        trigger = self._find(event.trigger, name, event.line)
-        if event.trigger in self.events:
-            self._error(event.line, f"{name} has the event {event.trigger} as trigger; name a span")
-        elif trigger is not None and self.spans[trigger][1] != event.kind:
+    def _check_label(self, name: str, label: str, known: tuple[str, ...] | None) -> None:
+        if known is not None and label not in known:
+            self._error(name, f"has the unknown label {label}{suggest(label, known)}")
+
+    def _check_trigger(self, name: str, event: _Link, trigger: str | None) -> None:
+        if event.head.startswith("E") and event.head in self.links:
+            self._error(name, f"has the event {event.head} as trigger; name a span")
+        elif trigger is not None and self.spans[trigger].label != event.label:
             self._warn(
-                event.line,
-                f"{name} is of type {event.kind} and its trigger {trigger} of type "
-                f"{self.spans[trigger][1]}, which is used; make them equal",
+                name,
+                f"is of type {event.label} and its trigger {trigger} of type "
+                f"{self.spans[trigger].label}, which is used; make them equal",
             )
-        links = []
-        for position, (role, target) in enumerate(event.arguments, start=1):
-            argument = self._find(target, name, event.line)
-            label = role
-            if self.scheme.types_decide and argument is not None:
-                label = self.spans[argument][1]
-            links.append((f"{name}.{position}", label, trigger, argument))
-        return links
 
     def _resolve_attributes(self) -> dict[str, list[tuple[str, str]]]:
         attributes: dict[str, list[tuple[str, str]]] = {}
-        for line, name, label, target, value in self.attributes:
-            if target in self.relations:
-                self._warn(line, f"{name} belongs to relation {target} and is ignored")
-            elif (span := self._find(target, name, line)) is not None:
+        for name, label, target, value in self.attributes:
+            if target.startswith("R") and target in self.links:
+                self._warn(name, f"belongs to relation {target} and is ignored")
+            elif (span := self._find(target, name)) is not None:
                 if doubt := _doubt(label, value, self.scheme.attributes):
-                    self._warn(line, f"{name} {doubt}")
+                    self._warn(name, doubt)
                 attributes.setdefault(span, []).append((label, value))
         return attributes
 
-    def _find(self, name: str, referrer: str, line: int) -> str | None:
+    def _find(self, name: str, referrer: str) -> str | None:
         """The span that an id stands for. None if there is none; the cause is then reported once."""
         if name in self.spans:
             return name
-        if name in self.events:
-            trigger = self.events[name].trigger
+        if name.startswith("E") and name in self.links:
+            trigger = self.links[name].head
             return trigger if trigger in self.spans else None
         if name not in self.line_of:
-            self._error(line, f"{referrer} names {name}, which does not exist; correct the id")
+            self._error(referrer, f"names {name}, which does not exist; correct the id")
         elif name[0] not in "TE":
-            self._error(line, f"{referrer} names {name}, which is not a span; correct the id")
+            self._error(referrer, f"names {name}, which is not a span; correct the id")
         return None
 
-    def _error(self, line: int, message: str) -> None:
-        self.problems.error(self.path, line, message)
+    def _error(self, name: str, message: str) -> None:
+        self.problems.error(self.path, self.line_of[name], f"{name} {message}")
 
-    def _warn(self, line: int, message: str) -> None:
-        self.problems.warn(self.path, line, message)
+    def _warn(self, name: str, message: str) -> None:
+        self.problems.warn(self.path, self.line_of[name], f"{name} {message}")
 
 
 def _under(text: str, fragments: Iterable[tuple[int, int]]) -> str:
@@ -366,11 +346,11 @@ def write_brat(notes: Iterable[Note], folder: Path, triggers: Collection[str] = 
         CorpusError: brat cannot represent a note (span ids must be T and a number), or the folder is
             not usable. All notes are checked before the first is written.
     """
-    files: dict[str, tuple[bytes, bytes]] = {}
+    notes = list(notes)
+    files: dict[str, bytes] = {}
     problems: list[str] = []
-    tables: dict[str, list[tuple[str, str]]] = {"group": [], "site": []}
     for note in notes:
-        if note.id in files:
+        if f"{note.id}.txt" in files:
             problems.append(f"note {note.id}: the id is used twice; ids must be unique")
             continue
         path = PurePosixPath(note.id)
@@ -382,32 +362,31 @@ def write_brat(notes: Iterable[Note], folder: Path, triggers: Collection[str] = 
         problems += [f"note {note.id}: {reason}" for reason in broken]
         if not broken:
             annotations = "".join(f"{line}\n" for line in _annotation_lines(note, triggers))
-            files[note.id] = (note.text.encode("utf-8"), annotations.encode("utf-8"))
-        tables["group"].append((note.id, note.group or note.id))
-        tables["site"].append((note.id, note.site))
+            files[f"{note.id}.txt"] = note.text.encode("utf-8")
+            files[f"{note.id}.ann"] = annotations.encode("utf-8")
     if folder.is_dir():
-        others = sorted(stem for stem in _pairs(folder) if stem not in files)
+        others = sorted(stem for stem in find_pairs(folder) if f"{stem}.txt" not in files)
         if others:
             problems.append(f"{folder}: contains another note, {others[0]}; give an empty folder")
     if problems:
         raise CorpusError(problems)
-    needed = {
-        "group": any(group != note_id for note_id, group in tables["group"]),
-        "site": any(site or "/" in note_id for note_id, site in tables["site"]),
-    }
+    groups = {note.id: note.group or note.id for note in notes}
+    sites = {note.id: note.site for note in notes}
+    needs_groups = any(note_id != group for note_id, group in groups.items())
+    needs_sites = any(site or "/" in note_id for note_id, site in sites.items())
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for note_id, (text, annotations_bytes) in files.items():
-            (folder / note_id).parent.mkdir(parents=True, exist_ok=True)
-            (folder / f"{note_id}.txt").write_bytes(text)
-            (folder / f"{note_id}.ann").write_bytes(annotations_bytes)
-        for column, rows in tables.items():
-            table = folder / f"{column}s.tsv"
+        for column, values, is_needed in (
+            ("group", groups, needs_groups),
+            ("site", sites, needs_sites),
+        ):
             # An existing table would apply to these notes, so it is replaced.
-            if needed[column] or table.exists():
-                table.write_bytes(
-                    "".join(f"{a}\t{b}\n" for a, b in [("doc_id", column), *rows]).encode("utf-8")
-                )
+            if is_needed or (folder / f"{column}s.tsv").exists():
+                rows = [("doc_id", column), *values.items()]
+                files[f"{column}s.tsv"] = "".join(f"{a}\t{b}\n" for a, b in rows).encode("utf-8")
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
     except OSError as error:
         raise CorpusError(
             f"{folder}: cannot be written ({error.strerror}); choose a writable folder"

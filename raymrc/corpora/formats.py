@@ -16,7 +16,7 @@ from raymrc.corpora import phee
 from raymrc.corpora.brat import BratScheme, read_brat, write_brat
 from raymrc.corpora.labels import Labels, apply_labels, target_labels
 from raymrc.corpora.note import Corpus, Join, Note, value_attribute
-from raymrc.corpora.problems import ERROR, Reading
+from raymrc.corpora.problems import Reading
 from raymrc.corpora.pubtator import read_pubtator
 from raymrc.errors import CorpusError, suggest
 
@@ -72,16 +72,13 @@ class Reader:
     Args:
         read: path -> notes and problems.
         labels, relation_labels: labels in order; None if they depend on the data.
-        about: one line for lists of formats.
         triggers: labels of events' triggers, for `write_corpus`.
         joins: what relations can join; None if it depends on the data.
     """
 
-    name: str
     read: Callable[[Path], Reading]
-    labels: tuple[str, ...] | None
-    relation_labels: tuple[str, ...] | None
-    about: str
+    labels: tuple[str, ...] | None = None
+    relation_labels: tuple[str, ...] | None = None
     triggers: frozenset[str] = frozenset()
     joins: tuple[Join, ...] | None = None
 
@@ -92,52 +89,30 @@ def _read_maccrobat(path: Path) -> Reading:
 
 
 READERS = {
-    row.name: row
-    for row in (
-        Reader("brat", read_brat, None, None, "folders of .txt and .ann, any labels"),
-        Reader(
-            "n2c2-2018",
-            partial(read_brat, scheme=N2C2_2018_SCHEME),
-            N2C2_2018_SCHEME.labels,
-            N2C2_2018_SCHEME.relation_labels,
-            "2018 n2c2 track 2, drugs and adverse events: brat with 9 labels and 8 relations",
-            joins=tuple(Join(f"{label}-Drug", label, "Drug") for label in N2C2_2018_LABELS[1:]),
-        ),
-        Reader(
-            "n2c2-2022",
-            partial(read_brat, scheme=N2C2_2022),
-            N2C2_2022.labels,
-            N2C2_2022.relation_labels,
-            "2022 n2c2 track 2 (SHAC), social history: brat events; subfolders are sites",
-            N2C2_2022.triggers,
-            SHAC_JOINS,
-        ),
-        Reader(
-            "phee",
-            phee.read_phee,
-            phee.LABELS,
-            phee.RELATION_LABELS,
-            "PHEE, pharmacovigilance events: json/*.json and sites.tsv, grouped by article",
-        ),
-        Reader(
-            "maccrobat", _read_maccrobat, None, None, "MACCROBAT case reports: brat/ or its folder"
-        ),
-        Reader(
-            "pubtator",
-            read_pubtator,
-            None,
-            (),
-            "PubTator file or folder, such as BC5CDR; relations between concepts are left out",
-        ),
-    )
+    "brat": Reader(read_brat),
+    # 2018 n2c2 track 2, drugs and adverse events
+    "n2c2-2018": Reader(
+        partial(read_brat, scheme=N2C2_2018_SCHEME),
+        N2C2_2018_SCHEME.labels,
+        N2C2_2018_SCHEME.relation_labels,
+        joins=tuple(Join(f"{label}-Drug", label, "Drug") for label in N2C2_2018_LABELS[1:]),
+    ),
+    # 2022 n2c2 track 2 (SHAC), social history; subfolders are sites
+    "n2c2-2022": Reader(
+        partial(read_brat, scheme=N2C2_2022),
+        N2C2_2022.labels,
+        N2C2_2022.relation_labels,
+        N2C2_2022.triggers,
+        SHAC_JOINS,
+    ),
+    "phee": Reader(phee.read_phee, phee.LABELS, phee.RELATION_LABELS),
+    "maccrobat": Reader(_read_maccrobat),
+    "pubtator": Reader(read_pubtator, relation_labels=()),
 }
 
 
 def find_reader(name: str) -> Reader:
-    """
-    Raises:
-        CorpusError: there is no such reader.
-    """
+    """Raises a CorpusError if there is no such reader."""
     if name not in READERS:
         raise CorpusError(f"there is no reader {name!r}{suggest(name, READERS)}")
     return READERS[name]
@@ -151,7 +126,7 @@ def read_notes(path: Path, reader: str) -> Reading:
         reading.problems.error(path, None, "does not exist; correct the path or fetch the corpus")
         return reading
     reading = row.read(path)
-    if not reading.notes and not any(p.severity == ERROR for p in reading.problems.found):
+    if not reading.notes and not reading.problems.errors:
         reading.problems.error(
             path, None, f"contains no notes for reader {reader}; correct the path or the reader"
         )
@@ -201,7 +176,6 @@ def read_corpus(
     """Read notes and give them one label set.
 
     Args:
-        path: a folder or file, as the reader needs it.
         reader: a name in `READERS`.
         labels: None for the reader's labels; a list keeps these labels; a mapping keeps and renames
             its keys; a name is a built-in map, such as "drug-ade" (`corpora.labels`).
@@ -210,13 +184,11 @@ def read_corpus(
     Raises:
         CorpusError: all errors of the files, in file order; or unknown labels or sites.
     """
-    path = Path(path)
     row = find_reader(reader)
     known_labels(reader, labels)  # reports a wrong label before a long read
     reading = read_notes(path, reader)
-    errors = [str(p) for p in reading.problems.found if p.severity == ERROR]
-    if errors:
-        raise CorpusError(errors)
+    if errors := reading.problems.errors:
+        raise CorpusError([str(error) for error in errors])
     # Notes of all sites decide, so that two sites have one label set.
     source = row.labels
     if source is None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
-from raymrc.corpora.note import Corpus, Note, Relation, Span
+from raymrc.corpora.note import Corpus, Note, Relation
 from raymrc.errors import CorpusError, suggest
 
 Labels = str | Sequence[str] | Mapping[str, str] | None
@@ -24,15 +25,13 @@ class LabelRule:
     """Spans with the label `source` get the label `target`.
 
     Args:
-        as_end, relation, other: only if the span is the end `as_end` ("head" or "tail") of such a
-            relation whose other end has the label `other`; "" for always.
+        only_as: (end, relation, other): only if the span is that end ("head" or "tail") of such a relation
+            whose other end has the label `other`; None for always.
     """
 
     source: str
     target: str
-    as_end: str = ""
-    relation: str = ""
-    other: str = ""
+    only_as: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,22 +67,19 @@ def _under_one_treatment(note: Note) -> Iterator[LabelPair]:
     If a treatment has several drugs and one dosage, PHEE does not annotate whose dosage it is.
     """
     labels = {span.id: span.label for span in note.spans}
-    arguments: dict[str, list[str]] = {}
+    tails: dict[str, list[str]] = {}
     for relation in note.relations:
-        arguments.setdefault(relation.head, []).append(relation.tail)
+        tails.setdefault(relation.head, []).append(relation.tail)
 
-    def drugs(head: str) -> list[str]:
-        return [tail for tail in arguments.get(head, ()) if labels[tail] == "Drug"]
+    def find(label: str, head: str) -> list[str]:
+        return [tail for tail in tails.get(head, ()) if labels[tail] == label]
 
-    for head, tails in arguments.items():
+    for head in tails:
         if labels[head] == "Treatment":
-            for tail in tails:
-                yield from ((tail, drug) for drug in drugs(head))
+            yield from product(tails[head], find("Drug", head))
         elif labels[head] == "Adverse_event":
-            treatments = [tail for tail in tails if labels[tail] == "Treatment"]
-            for tail in tails:
-                if labels[tail] == "Effect":
-                    yield from ((tail, drug) for head in treatments for drug in drugs(head))
+            drugs = [drug for treated in find("Treatment", head) for drug in find("Drug", treated)]
+            yield from product(find("Effect", head), drugs)
 
 
 def _keep(*labels: str) -> tuple[LabelRule, ...]:
@@ -96,26 +92,16 @@ DRUG_ADE_LABELS = ("Drug", "Dosage", "Route", "Frequency", "Duration", "ADE", "R
 BUILT_IN_LABEL_MAPS: dict[str, dict[str, BuiltIn]] = {
     "drug-ade": {
         "n2c2-2018": BuiltIn(
-            (
-                *_keep("Drug", "Dosage", "Route", "Frequency", "Duration", "ADE", "Reason"),
-                LabelRule("Strength", "Dosage"),
-            ),
-            _as_given,
+            (*_keep(*DRUG_ADE_LABELS), LabelRule("Strength", "Dosage")), _as_given
         ),
         "maccrobat": BuiltIn(
             (
                 *_keep("Dosage", "Frequency"),
                 LabelRule("Medication", "Drug"),
                 LabelRule("Administration", "Route"),
-                LabelRule(
-                    "Duration", "Duration", as_end="head", relation="MODIFY", other="Medication"
-                ),
-                LabelRule(
-                    "Sign_symptom", "ADE", as_end="tail", relation="CAUSE", other="Medication"
-                ),
-                LabelRule(
-                    "Disease_disorder", "ADE", as_end="tail", relation="CAUSE", other="Medication"
-                ),
+                LabelRule("Duration", "Duration", only_as=("head", "MODIFY", "Medication")),
+                LabelRule("Sign_symptom", "ADE", only_as=("tail", "CAUSE", "Medication")),
+                LabelRule("Disease_disorder", "ADE", only_as=("tail", "CAUSE", "Medication")),
             ),
             _modified_or_caused,
         ),
@@ -123,7 +109,7 @@ BUILT_IN_LABEL_MAPS: dict[str, dict[str, BuiltIn]] = {
             (
                 *_keep("Drug", "Dosage", "Route", "Duration"),
                 LabelRule("Freq", "Frequency"),
-                LabelRule("Effect", "ADE", as_end="tail", relation="Effect", other="Adverse_event"),
+                LabelRule("Effect", "ADE", only_as=("tail", "Effect", "Adverse_event")),
                 LabelRule("Treat-Disorder", "Reason"),
             ),
             _under_one_treatment,
@@ -133,10 +119,7 @@ BUILT_IN_LABEL_MAPS: dict[str, dict[str, BuiltIn]] = {
 
 
 def find_built_in(name: str, reader: str) -> BuiltIn:
-    """
-    Raises:
-        CorpusError: there is no such map, or none for this reader.
-    """
+    """Raises a CorpusError if there is no such map, or none for this reader."""
     if name not in BUILT_IN_LABEL_MAPS:
         raise CorpusError(
             f"labels: there is no label map {name!r}{suggest(name, BUILT_IN_LABEL_MAPS)}"
@@ -213,14 +196,11 @@ def _apply_built_in(note: Note, built_in: BuiltIn) -> Note:
         ends.add((relation.head, "head", relation.label, labels[relation.tail]))
         ends.add((relation.tail, "tail", relation.label, labels[relation.head]))
 
-    def rename(span: Span) -> str | None:
-        for rule in built_in.rules:
-            fits = not rule.as_end or (span.id, rule.as_end, rule.relation, rule.other) in ends
-            if rule.source == span.label and fits:
-                return rule.target
-        return None
-
-    names = {span.id: name for span in note.spans if (name := rename(span)) is not None}
+    names: dict[str, str] = {}
+    for span, rule in product(note.spans, built_in.rules):
+        is_fit = rule.only_as is None or (span.id, *rule.only_as) in ends
+        if rule.source == span.label and is_fit:
+            names.setdefault(span.id, rule.target)
     pairs = {
         pair: f"{names[pair[0]]}-Drug"
         for pair in built_in.links(note)

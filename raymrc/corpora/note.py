@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -103,7 +102,6 @@ class Corpus:
     Args:
         notes: in a stable order, with unique ids.
         labels: span labels, in the order of questions, prompts and heads.
-        relation_labels: relation labels, in order.
     """
 
     notes: tuple[Note, ...] = field(repr=False)
@@ -113,22 +111,10 @@ class Corpus:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over labels, texts, spans, relations, groups and sites, 64 hex digits."""
-        return fingerprint_notes(self.notes, self.labels, self.relation_labels)
-
-
-def fingerprint_notes(
-    notes: Iterable[Note], labels: tuple[str, ...], relation_labels: tuple[str, ...]
-) -> str:
-    digest = hashlib.sha256()
-    digest.update(json.dumps([labels, relation_labels]).encode())
-    for note in notes:
-        body = [
-            note.id,
-            note.group,
-            note.site,
-            note.text,
-            [(s.id, s.label, s.fragments, s.attributes) for s in note.spans],
-            [(r.id, r.label, r.head, r.tail) for r in note.relations],
-        ]
-        digest.update(json.dumps(body).encode())
-    return digest.hexdigest()
+        digest = hashlib.sha256(json.dumps([self.labels, self.relation_labels]).encode())
+        for note in self.notes:
+            spans = [(s.id, s.label, s.fragments, s.attributes) for s in note.spans]
+            relations = [(r.id, r.label, r.head, r.tail) for r in note.relations]
+            body = [note.id, note.group, note.site, note.text, spans, relations]
+            digest.update(json.dumps(body).encode())
+        return digest.hexdigest()

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from raymrc.corpora.note import Note, Relation, Span
-from raymrc.corpora.problems import NotePlace, Problems, Reading, read_lines, read_table
+from raymrc.corpora.problems import Problems, Reading, read_lines, read_table
 from raymrc.errors import suggest
 
 TRIGGERS = ("Adverse_event", "Potential_therapeutic_event", "Combination")
@@ -75,7 +75,7 @@ def read_phee(folder: Path) -> Reading:
                 continue
             note = _read_document(document, path, number, problems)
             if note is not None:
-                reading.add(note, NotePlace(path, number))
+                reading.add(note, path, number)
     sites = read_table(folder / "sites.tsv", "site", reading)
     reading.notes = [replace(note, site=sites.get(note.id, "")) for note in reading.notes]
     return reading
@@ -94,17 +94,14 @@ class _Parsed:
 
     def link(self, heads: tuple[str, ...], tails: tuple[str, ...]) -> None:
         """Add a relation to each tail from the head that contains it, or from the first head."""
-        for tail in tails:
-            if not heads:
-                continue
-            inside = [
+        for tail in tails if heads else ():
+            inner = self.spans[tail]
+            around = (
                 head
                 for head in heads
-                if self.spans[head].start <= self.spans[tail].start
-                and self.spans[tail].end <= self.spans[head].end
-            ]
-            head = inside[0] if inside else heads[0]
-            self.links[self.spans[tail].label, head, tail] = None
+                if self.spans[head].start <= inner.start and inner.end <= self.spans[head].end
+            )
+            self.links[inner.label, next(around, heads[0]), tail] = None
 
 
 def _read_document(document: Any, path: Path, line: int, problems: Problems) -> Note | None:
@@ -119,24 +116,24 @@ def _read_document(document: Any, path: Path, line: int, problems: Problems) -> 
             for event in annotation["events"]:
                 _read_event(event, parsed)
     except KeyError as error:
-        problems.error(path, line, f"has no field {error.args[0]}; add it or delete the line")
-        return None
+        fault = f"has no field {error.args[0]}; add it or delete the line"
     except (TypeError, AttributeError, ValueError):
-        problems.error(path, line, "does not have PHEE's structure; correct or delete the line")
-        return None
+        fault = "does not have PHEE's structure; correct or delete the line"
     except _Malformed as error:
-        problems.error(path, line, f"{error}; correct or delete the line")
-        return None
-    for reason in parsed.broken:
-        problems.error(path, line, f"note {note_id}: {reason}")
-    relations = tuple(
-        Relation(f"R{number}", *link) for number, link in enumerate(parsed.links, start=1)
-    )
-    article = note_id.partition("_")[0]
-    return Note(note_id, text, tuple(parsed.spans.values()), relations, article)
+        fault = f"{error}; correct or delete the line"
+    else:
+        for reason in parsed.broken:
+            problems.error(path, line, f"note {note_id}: {reason}")
+        links = enumerate(parsed.links, start=1)
+        relations = tuple(Relation(f"R{number}", *link) for number, link in links)
+        article = note_id.partition("_")[0]
+        return Note(note_id, text, tuple(parsed.spans.values()), relations, article)
+    problems.error(path, line, fault)
+    return None
 
 
-def _read_event(event: Mapping[str, Any], parsed: _Parsed) -> None:
+def _read_event(event: Mapping[str, Any], parsed: _Parsed) -> tuple[str, ...]:
+    """Add an event's spans and relations, and return the ids of its trigger."""
     kind = event["event_type"]
     if kind not in TRIGGERS:
         raise _Malformed(f"unknown event type {kind}{suggest(str(kind), TRIGGERS)}")
@@ -156,17 +153,13 @@ def _read_event(event: Mapping[str, Any], parsed: _Parsed) -> None:
                 continue
             if sub_key == "Combination":
                 for combination in sub_argument:
-                    parsed.link(heads, _read_event_trigger(combination, parsed))
+                    parsed.link(heads, _read_event(combination, parsed))
                 continue
             labels = SUB_ARGUMENTS.get(key, {})
             if sub_key not in labels:
                 raise _Malformed(f"unknown argument {key}.{sub_key}{suggest(sub_key, labels)}")
             parsed.link(heads, _read_spans(sub_argument, labels[sub_key], parsed))
-
-
-def _read_event_trigger(event: Mapping[str, Any], parsed: _Parsed) -> tuple[str, ...]:
-    _read_event(event, parsed)
-    return tuple(event["Trigger"]["entity_id"])
+    return trigger
 
 
 def _read_spans(
@@ -178,12 +171,12 @@ def _read_spans(
     if value is not None:
         attributes = ((attribute, value if isinstance(value, str) else ""),)
     ids = []
-    for texts, starts, span_id in _triples(argument):
-        fragments = tuple(
-            sorted((start, start + len(text)) for text, start in zip(texts, starts, strict=True))
-        )
+    places = zip(argument["text"], argument["start"], argument["entity_id"], strict=True)
+    for texts, starts, span_id in places:
+        fragments = []
         for text, start in zip(texts, starts, strict=True):
             end = start + len(text)
+            fragments.append((start, end))
             if not text or start < 0 or end > len(parsed.text):
                 parsed.broken.append(
                     f"{span_id} {label} {start}-{end} is empty or reaches past the note's end "
@@ -194,12 +187,8 @@ def _read_spans(
                     f"{span_id} {label} {start}-{end}: its text differs from the note there; "
                     "correct the offsets or the text"
                 )
-        span = Span(span_id, label, fragments, attributes)
+        span = Span(span_id, label, tuple(sorted(fragments)), attributes)
         if parsed.spans.setdefault(span_id, span) != span:
             parsed.broken.append(f"{span_id} is defined twice, differently; give a new id")
         ids.append(span_id)
     return tuple(ids)
-
-
-def _triples(argument: Mapping[str, Any]) -> Iterator[tuple[list[str], list[int], str]]:
-    return zip(argument["text"], argument["start"], argument["entity_id"], strict=True)

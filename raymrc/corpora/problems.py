@@ -21,7 +21,6 @@ class CorpusProblem:
 
     Args:
         severity: ERROR stops reading, WARNING does not.
-        path: the file.
         line: counted from 1; None for the whole file.
         message: what is wrong and what to do.
     """
@@ -32,8 +31,11 @@ class CorpusProblem:
     message: str
 
     def __str__(self) -> str:
-        where = self.path if self.line is None else f"{self.path}:{self.line}"
-        return f"{where}: {self.message}"
+        return f"{_place(self.path, self.line)}: {self.message}"
+
+
+def _place(path: object, line: int | None) -> str:
+    return str(path) if line is None else f"{path}:{line}"
 
 
 @dataclass(slots=True)
@@ -42,22 +44,15 @@ class Problems:
 
     found: list[CorpusProblem] = field(default_factory=list)
 
+    @property
+    def errors(self) -> list[CorpusProblem]:
+        return [problem for problem in self.found if problem.severity == ERROR]
+
     def error(self, path: Path, line: int | None, message: str) -> None:
         self.found.append(CorpusProblem(ERROR, str(path), line, message))
 
     def warn(self, path: Path, line: int | None, message: str) -> None:
         self.found.append(CorpusProblem(WARNING, str(path), line, message))
-
-
-@dataclass(frozen=True, slots=True)
-class NotePlace:
-    """The place at which a note begins: its file, and the line if the file holds several notes."""
-
-    path: Path
-    line: int | None = None
-
-    def __str__(self) -> str:
-        return str(self.path) if self.line is None else f"{self.path}:{self.line}"
 
 
 @dataclass(slots=True)
@@ -66,49 +61,51 @@ class Reading:
 
     Args:
         notes: readable notes, in file order.
-        places: note id -> where the note begins.
+        places: note id -> the file in which the note begins, and the line if it holds several notes.
         problems: in file order.
     """
 
     notes: list[Note] = field(default_factory=list, repr=False)
-    places: dict[str, NotePlace] = field(default_factory=dict, repr=False)
+    places: dict[str, str] = field(default_factory=dict, repr=False)
     problems: Problems = field(default_factory=Problems)
 
-    def add(self, note: Note, place: NotePlace, annotations: Path | None = None) -> None:
+    def add(
+        self, note: Note, path: Path, line: int | None = None, annotations: Path | None = None
+    ) -> None:
         """Add a note, or report an error if its id is used already.
 
         Args:
-            annotations: the file of its spans, if not `place.path`.
+            path, line: where the note begins; no line if it is alone in the file.
+            annotations: the file of its spans, if not `path`.
         """
         if note.id in self.places:
             self.problems.error(
-                place.path,
-                place.line,
+                path,
+                line,
                 f"note id {note.id} is already used at {self.places[note.id]}; rename one of them "
                 "or read them separately",
             )
             return
         if not note.text.strip():
-            self.problems.warn(place.path, place.line, f"note {note.id} is empty; remove it")
+            self.problems.warn(path, line, f"note {note.id} is empty; remove it")
         seen: dict[object, str] = {}
         for span in note.spans:
             first_id = seen.setdefault((span.label, span.fragments), span.id)
             if first_id != span.id:
                 self.problems.warn(
-                    annotations or place.path,
-                    place.line,
+                    annotations or path,
+                    line,
                     f"note {note.id}: {span.id} repeats {first_id} ({span.label} "
                     f"{span.start}-{span.end}); delete one of them",
                 )
-        self.places[note.id] = place
+        self.places[note.id] = _place(path, line)
         self.notes.append(note)
 
 
 def read_text(path: Path, problems: Problems) -> str | None:
     """The file's characters, decoded as UTF-8 without any change to line ends.
 
-    A byte order mark stays a character, because brat counts it. An unreadable file gives None and a
-    problem.
+    A byte order mark stays a character, because brat counts it. An unreadable file gives None and a problem.
     """
     try:
         data = path.read_bytes()

@@ -11,11 +11,11 @@ text does not state, so they are ignored.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 from raymrc.corpora.note import Note, Span
-from raymrc.corpora.problems import NotePlace, Problems, Reading, read_lines
+from raymrc.corpora.problems import Reading, read_lines
 
 FILE_PATTERNS = ("*.PubTator.txt", "*.PubTator", "*.pubtator")
 
@@ -29,31 +29,18 @@ def read_pubtator(path: Path) -> Reading:
         if not files:
             reading.problems.error(path, None, f"has no file named {' or '.join(FILE_PATTERNS)}")
     for file in files:
-        document: _Document | None = None
-        for number, line in enumerate(read_lines(file, reading.problems) or (), start=1):
-            if not line.strip():
-                _finish(document, file, reading)
-                document = None
-                continue
-            document = document or _Document(number)
-            document.lines.append((number, line))
-        _finish(document, file, reading)
+        lines = enumerate(read_lines(file, reading.problems) or (), start=1)
+        for is_document, block in groupby(lines, key=lambda numbered: bool(numbered[1].strip())):
+            if is_document:
+                _read_document(list(block), file, reading)
     return reading
 
 
-@dataclass(slots=True)
-class _Document:
-    first_line: int
-    lines: list[tuple[int, str]] = field(default_factory=list)
-
-
-def _finish(document: _Document | None, path: Path, reading: Reading) -> None:
-    if document is None:
-        return
-    problems = reading.problems
+def _read_document(lines: list[tuple[int, str]], path: Path, reading: Reading) -> None:
+    problems, first_line = reading.problems, lines[0][0]
     parts: dict[str, tuple[str, str]] = {}
     rest = []
-    for number, line in document.lines:
+    for number, line in lines:
         match = re.fullmatch(r"([^|\t]+)\|([ta])\|(.*)", line)
         if not match:
             rest.append((number, line))
@@ -66,7 +53,7 @@ def _finish(document: _Document | None, path: Path, reading: Reading) -> None:
     if len(parts) < 2 or parts["t"][0] != parts["a"][0]:
         problems.error(
             path,
-            document.first_line,
+            first_line,
             "needs a title (id|t|...) and an abstract (id|a|...) with the same id",
         )
         return
@@ -79,40 +66,25 @@ def _finish(document: _Document | None, path: Path, reading: Reading) -> None:
             problems.error(path, number, f"does not belong to document {note_id}; correct the id")
         elif len(cells) == 4 and not cells[1].isdigit():
             continue  # a relation between concepts
+        elif fault := _find_fault(cells, text):
+            problems.error(path, number, fault)
         else:
-            span = _read_mention(cells, f"T{len(spans) + 1}", text, path, number, problems)
-            if span is not None:
-                spans.append(span)
-    reading.add(
-        Note(note_id, text, tuple(spans), group=note_id), NotePlace(path, document.first_line)
-    )
+            fragments = ((int(cells[1]), int(cells[2])),)
+            attributes = (("concept", cells[5]),) if len(cells) > 5 and cells[5] else ()
+            spans.append(Span(f"T{len(spans) + 1}", cells[4], fragments, attributes))
+    reading.add(Note(note_id, text, tuple(spans), group=note_id), path, first_line)
 
 
-def _read_mention(
-    cells: list[str], span_id: str, text: str, path: Path, line: int, problems: Problems
-) -> Span | None:
+def _find_fault(cells: list[str], text: str) -> str:
+    """What is wrong with a mention, and what to do; "" if nothing is."""
     if len(cells) < 5 or not (cells[1].isdigit() and cells[2].isdigit()) or not cells[4].strip():
-        problems.error(
-            path, line, "is not 'id start end text type concept', tab-separated; correct the line"
-        )
-        return None
-    start, end, label = int(cells[1]), int(cells[2]), cells[4]
-    where = f"{label} {start}-{end}"
+        return "is not 'id start end text type concept', tab-separated; correct the line"
+    start, end = int(cells[1]), int(cells[2])
+    place = f"{cells[4]} {start}-{end}"
     if start >= end:
-        problems.error(path, line, f"{where} ends before it starts; correct the offsets")
-    elif end > len(text):
-        problems.error(
-            path,
-            line,
-            f"{where} reaches past the note's end ({len(text)} characters); correct the offsets",
-        )
-    elif text[start:end] != cells[3]:
-        problems.error(
-            path,
-            line,
-            f"{where}: the text column differs from the note there; correct one of them",
-        )
-    else:
-        concept = cells[5] if len(cells) > 5 else ""
-        return Span(span_id, label, ((start, end),), (("concept", concept),) if concept else ())
-    return None
+        return f"{place} ends before it starts; correct the offsets"
+    if end > len(text):
+        return f"{place} reaches past the note's end ({len(text)} characters); correct the offsets"
+    if text[start:end] != cells[3]:
+        return f"{place}: the text column differs from the note there; correct one of them"
+    return ""

@@ -46,7 +46,6 @@ class Folds:
     """Folds of a corpus, and the validation notes for each scored fold.
 
     Args:
-        count: number of folds.
         assignment: (note id, fold from 0), sorted by note id.
         validation: per scored fold, the sorted ids of validation notes.
     """
@@ -100,7 +99,6 @@ def choose_split(
     """The split of a fold-run.
 
     Args:
-        notes: notes of the corpus.
         fold: with shots, see `Folds.few_shot`.
         shots: number of "notes" or "mentions", as `shots_of` says; None for all notes.
     """
@@ -275,8 +273,7 @@ def _join_groups(notes: Sequence[Note]) -> list[_Group]:
     first: dict[tuple[str, str], str] = {}
     for note in notes:
         keys = [("group", note.group or note.id)]
-        words = _words(note)
-        if words:
+        if words := _words(note):
             keys.append(("text", words))
         for key in keys:
             roots = root(first.setdefault(key, note.id)), root(note.id)
@@ -321,6 +318,7 @@ def _distribute(groups: Sequence[_Group], shares: Sequence[float], seed: str) ->
         group.name: {key: amount / totals[key] for key, amount in group.amounts.items()}
         for group in groups
     }
+    sizes = [0] * len(shares)
     filled: list[dict[tuple[str, str], float]] = [dict.fromkeys(totals, 0.0) for _ in shares]
 
     def growth(name: str, part: int) -> float:
@@ -330,6 +328,7 @@ def _distribute(groups: Sequence[_Group], shares: Sequence[float], seed: str) ->
         return math.fsum(added) / shares[part]
 
     def put(name: str, part: int, sign: int) -> None:
+        sizes[part] += sign
         held = filled[part]
         for key, portion in portions[name].items():
             held[key] += sign * portion
@@ -342,13 +341,10 @@ def _distribute(groups: Sequence[_Group], shares: Sequence[float], seed: str) ->
     for group in by_size:
         part_of[group.name] = min(parts, key=lambda part: growth(group.name, part))
         put(group.name, part_of[group.name], 1)
-    sizes = Counter(part_of.values())
 
     def move(name: str, target: int) -> None:
         put(name, part_of[name], -1)
-        sizes[part_of[name]] -= 1
         put(name, target, 1)
-        sizes[target] += 1
         part_of[name] = target
 
     for part in parts:

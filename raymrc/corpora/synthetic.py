@@ -19,18 +19,15 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from raymrc.corpora.brat import BratScheme
-from raymrc.corpora.formats import N2C2_2018_SCHEME, N2C2_2022, SHAC_TRIGGERS
+from raymrc.corpora.formats import READERS, SHAC_TRIGGERS
 from raymrc.corpora.note import Corpus, Note, Relation, Span, value_attribute
 from raymrc.errors import CorpusError
 
-SyntheticScheme = Literal["n2c2-2018", "n2c2-2022"]
-Site = Literal["a", "b"]
 _Item = TypeVar("_Item")
 
 MIN_CHARACTERS, MAX_CHARACTERS = 800, 2500  # of a note
@@ -41,7 +38,7 @@ _TEXTS: dict[str, Any] = json.loads(
 _UNIT_STEPS = _TEXTS["unit_steps"]
 
 
-def synthesize_corpus(scheme: SyntheticScheme, notes: int, site: Site, seed: int) -> Corpus:
+def synthesize_corpus(scheme: str, notes: int, site: str, seed: int) -> Corpus:
     """A corpus of synthetic notes; the same arguments give the same bytes on any machine.
 
     A third of the patients have two notes, which share a group. A longer corpus begins with the notes
@@ -50,10 +47,8 @@ def synthesize_corpus(scheme: SyntheticScheme, notes: int, site: Site, seed: int
     Args:
         scheme: "n2c2-2018" for discharge summaries with drugs and their attributes, "n2c2-2022" for
             social histories with triggers and their arguments.
-        notes: number of notes, at least 1.
         site: "a" writes full sentences under headings with narrow lines; "b" writes terse lower-case
             lists with abbreviations and more errors. Their label priors differ, too.
-        seed: any whole number.
 
     Raises:
         CorpusError: scheme or site is unknown, or `notes` is below 1.
@@ -75,8 +70,8 @@ def synthesize_corpus(scheme: SyntheticScheme, notes: int, site: Site, seed: int
             if len(written) < notes:
                 note_id = f"{group}-{visit + 1}"
                 written.append(_write_note(_SCHEMES[scheme], persona, dice, note_id, group))
-    described = _SCHEMES[scheme].scheme
-    return Corpus(tuple(written), described.labels or (), described.relation_labels or ())
+    reader = READERS[scheme]
+    return Corpus(tuple(written), reader.labels or (), reader.relation_labels or ())
 
 
 class _Dice:
@@ -115,6 +110,7 @@ class _Mark:
     value: str
     group: str
     fragments: list[tuple[int, int]] = field(default_factory=list)
+    id: str = ""  # known when the note is complete
 
 
 @dataclass
@@ -134,7 +130,9 @@ class _Block:
         self.relations += other.relations
 
 
-_OPENING = re.compile(r"<(\w+)(?:=(\w+))?(?:@(\w+))?\|")
+_MARKUP = re.compile(
+    r"<(?P<label>\w+)(?:=(?P<value>\w+))?(?:@(?P<group>\w+))?\||(?P<closing>>)|[^<>]+"
+)
 
 
 def _mark_up(markup: str, hubs: Sequence[str], spell: Callable[[str], str]) -> _Block:
@@ -146,25 +144,16 @@ def _mark_up(markup: str, hubs: Sequence[str], spell: Callable[[str], str]) -> _
     """
     block = _Block()
     opened: list[tuple[_Mark, int]] = []
-    position = 0
-    while position < len(markup):
-        opening = _OPENING.match(markup, position)
-        if opening:
-            label, value, group = opening.groups(default="")
-            mark = _Mark(label, value, group)
+    for part in _MARKUP.finditer(markup):
+        if part["label"]:
+            mark = _Mark(part["label"], part["value"] or "", part["group"] or "")
             block.marks.append(mark)
             opened.append((mark, len(block.text)))
-            position = opening.end()
-        elif markup[position] == ">":
+        elif part["closing"]:
             mark, start = opened.pop()
             mark.fragments = [(start, len(block.text))]
-            position += 1
         else:
-            stop = position
-            while stop < len(markup) and markup[stop] not in "<>":
-                stop += 1
-            block.text += spell(markup[position:stop])
-            position = stop
+            block.text += spell(part[0])
     assert not opened, "a template with an open bracket"
     for hub in block.marks:
         for mark in block.marks:
@@ -258,10 +247,6 @@ def _drug(dice: _Dice, style: _Style) -> str:
     return name
 
 
-def _tenths(dice: _Dice, low: int, high: int) -> str:
-    return f"{dice.whole(low, high) / 10:g}"
-
-
 def _amount(dice: _Dice) -> str:
     unit = dice.pick(("mg", "mg", "mg", "mg", "units", "mcg", "g", "mL"))
     space = "" if dice.chance(0.2) else " "
@@ -302,7 +287,7 @@ _COMPUTED: Mapping[str, Callable[[_Dice, _Persona], str]] = {
     "few": lambda dice, who: str(dice.whole(2, 6)),
     "teens": lambda dice, who: str(dice.whole(10, 48)),
     "hundred": lambda dice, who: str(dice.whole(60, 220)),
-    "tenths": lambda dice, who: _tenths(dice, 6, 52),
+    "tenths": lambda dice, who: f"{dice.whole(6, 52) / 10:g}",
     "year": lambda dice, who: str(dice.whole(1971, 2019)),
     "date": lambda dice, who: f"{dice.whole(2101, 2189)}-{dice.whole(1, 12)}-{dice.whole(1, 28)}",
 }
@@ -340,30 +325,31 @@ _WORD = re.compile(r"[A-Za-z]{5,}")
 class _Author:
     """Writes one note: fills slots, misspells, marks up, wraps and joins blocks."""
 
-    def __init__(self, persona: _Persona, dice: _Dice, hubs: Sequence[str]) -> None:
-        self.persona, self.dice, self.hubs = persona, dice, hubs
+    def __init__(self, persona: _Persona, dice: _Dice, kind: _Kind) -> None:
+        self.persona, self.dice, self.hubs = persona, dice, kind.hubs
         self.style = persona.style
+        self.words = kind.words or self.style.words
         self.lower = dice.chance(self.style.lower)
         self.shouts = dice.chance(0.25)  # drug names of this note in capitals
         self.page = _Block()
 
-    def fill(self, template: str, words: Mapping[str, tuple[str, ...]]) -> str:
+    def fill(self, template: str) -> str:
         def choose(slot: re.Match[str]) -> str:
             capital, name = slot.groups()
             if name in self.persona.words:
                 text = self.persona.words[name]
-            elif name in words:
-                text = self.fill(self.dice.pick(words[name]), words)
+            elif name in self.words:
+                text = self.fill(self.dice.pick(self.words[name]))
             else:
-                text = self.fill(_COMPUTED[name](self.dice, self.persona), words)
+                text = self.fill(_COMPUTED[name](self.dice, self.persona))
             if name == "drug" and self.shouts:
                 text = text.upper()
             return text[:1].upper() + text[1:] if capital else text
 
         return _SLOT.sub(choose, template)
 
-    def sentence(self, template: str, words: Mapping[str, tuple[str, ...]]) -> _Block:
-        return _mark_up(self.fill(template, words), self.hubs, self.spell)
+    def sentence(self, template: str) -> _Block:
+        return _mark_up(self.fill(template), self.hubs, self.spell)
 
     def spell(self, text: str) -> str:
         text = text.lower() if self.lower and not self.shouts else text
@@ -390,36 +376,29 @@ class _Author:
         self.page.text += text
 
 
-def _prose(sentences: Sequence[_Block]) -> _Block:
-    block = _Block()
-    for sentence in sentences:
-        if block.text:
-            block.text += " "
+def _prose(sentences: Iterable[_Block], between: str = " ", start: str = "") -> _Block:
+    block = _Block(start)
+    for number, sentence in enumerate(sentences):
+        block.text += between if number else ""
         block.add(sentence)
     return block
 
 
-def _write_summary(author: _Author, visit_date: str) -> None:
+def _write_summary(author: _Author) -> None:
     """A discharge summary: header, allergies, history, course, lists of medications."""
-    dice, style = author.dice, author.style
-    words, is_a = style.words, style.name == "a"
-
-    def sentence(template: str) -> _Block:
-        return author.sentence(template, words)
+    dice, style, sentence = author.dice, author.style, author.sentence
+    visit_date, is_a = author.fill("{date}"), style.name == "a"
 
     def medications(count: int) -> list[_Block]:
-        items = []
-        for number in range(1, count + 1):
-            item = _Block(f"{number}. " if is_a else "- ")
-            item.add(sentence(dice.weighted(_TEXTS["listed"][style.name])))
-            items.append(item)
-        return items
+        starts = [f"{number}. " if is_a else "- " for number in range(1, count + 1)]
+        listed = _TEXTS["listed"][style.name]
+        return [_prose([sentence(dice.weighted(listed))], start=start) for start in starts]
 
     home = medications(dice.whole(1, 2) if is_a else dice.whole(1, 3))
     discharge = medications(dice.whole(*style.listed))
     if is_a:
         author.head(f"Admission Date: [{visit_date}]    Service: ")
-        author.head(dice.pick(words["service"]) + "\n\n")
+        author.head(dice.pick(author.words["service"]) + "\n\n")
         author.head("Allergies:\n")
         author.write(sentence("{^drug} / {^drug} ({symptom})"), "\n\n")
         author.head("History of Present Illness:\n")
@@ -449,12 +428,7 @@ def _write_summary(author: _Author, visit_date: str) -> None:
         length += len(course[-1].text) + 1
     size = 4 if is_a else dice.whole(1, 3)
     for first in range(0, len(course), size):
-        block = _prose(course[first : first + size])
-        if not is_a:
-            numbered = _Block("# ")
-            numbered.add(block)
-            block = numbered
-        author.write(block)
+        author.write(_prose(course[first : first + size], start="" if is_a else "# "))
 
     author.head(
         "\nDischarge Medications:\n" if is_a else dice.pick(("dc meds:\n", "D/C MEDS =>\n"))
@@ -465,14 +439,10 @@ def _write_summary(author: _Author, visit_date: str) -> None:
         author.head("\nFollow up with Dr. " + author.persona.words["surname"].title() + ".\n")
 
 
-def _write_social(author: _Author, visit_date: str) -> None:
+def _write_social(author: _Author) -> None:
     """A social history between the present illness, the family history and loose sentences."""
-    dice, style = author.dice, author.style
-    words, is_a = _TEXTS["social_words"], style.name == "a"
-
-    def sentence(template: str) -> _Block:
-        return author.sentence(template, words)
-
+    dice, style, sentence = author.dice, author.style, author.sentence
+    visit_date, is_a = author.fill("{date}"), style.name == "a"
     decoys = [sentence(template) for template in dice.shuffled(_TEXTS["social_decoys"])]
     author.head(f"NOTE [{visit_date}]\n\n" if is_a else f"{visit_date}\n")
     author.head("HISTORY OF PRESENT ILLNESS:\n" if is_a else "cc/hpi - ")
@@ -499,15 +469,9 @@ def _write_social(author: _Author, visit_date: str) -> None:
         author.write(_prose(events))
     elif dice.chance(0.5):
         for event in events:
-            line = _Block("* ")
-            line.add(event)
-            author.write(line)
+            author.write(_prose([event], start="* "))
     else:
-        line = _Block()
-        for event in events:
-            line.text += "; " if line.text else ""
-            line.add(event)
-        author.write(line)
+        author.write(_prose(events, between="; "))
 
     author.head("\nFAMILY HISTORY AND OTHER:\n" if is_a else "fh/other\n")
     rest: list[_Block] = []
@@ -517,77 +481,58 @@ def _write_social(author: _Author, visit_date: str) -> None:
     author.write(_prose(rest))
 
 
-_Link = tuple[str, str, str, str]  # label and id of a hub, label and id of a mark related to it
-
-
-def _drug_relations(links: Sequence[_Link]) -> tuple[Relation, ...]:
+def _drug_relations(pairs: Sequence[tuple[_Mark, _Mark]]) -> tuple[Relation, ...]:
     """`ADE-Drug`, from the attribute to the drug."""
     return tuple(
-        Relation(f"R{number}", f"{label}-{hub_label}", span, hub)
-        for number, (hub_label, hub, label, span) in enumerate(links, start=1)
+        Relation(f"R{number}", f"{other.label}-{hub.label}", other.id, hub.id)
+        for number, (hub, other) in enumerate(pairs, start=1)
     )
 
 
-def _event_relations(links: Sequence[_Link]) -> tuple[Relation, ...]:
+def _event_relations(pairs: Sequence[tuple[_Mark, _Mark]]) -> tuple[Relation, ...]:
     """Relations from trigger to argument, with the ids that brat's event lines give."""
-    arguments: dict[str, list[tuple[str, str]]] = {}
-    for _, hub, label, span in links:
-        arguments.setdefault(hub, []).append((label, span))
+    arguments: dict[str, list[_Mark]] = {}
+    for hub, other in pairs:
+        arguments.setdefault(hub.id, []).append(other)
     return tuple(
-        Relation(f"E{event}.{position}", label, hub, span)
-        for event, (hub, group) in enumerate(arguments.items(), start=1)
-        for position, (label, span) in enumerate(group, start=1)
+        Relation(f"E{event}.{position}", mark.label, hub, mark.id)
+        for event, (hub, marks) in enumerate(arguments.items(), start=1)
+        for position, mark in enumerate(marks, start=1)
     )
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a scheme annotates, and how its notes are written.
+    """How the notes of a scheme are written.
 
     Args:
         hubs: labels to which the other spans of a sentence are related.
+        words: word lists; None for the site's.
     """
 
-    scheme: BratScheme
     hubs: tuple[str, ...]
-    write: Callable[[_Author, str], None]
-    name_relations: Callable[[Sequence[_Link]], tuple[Relation, ...]]
+    write: Callable[[_Author], None]
+    name_relations: Callable[[Sequence[tuple[_Mark, _Mark]]], tuple[Relation, ...]]
+    words: Mapping[str, tuple[str, ...]] | None = None
 
 
 _SCHEMES: Mapping[str, _Kind] = {
-    "n2c2-2018": _Kind(
-        scheme=N2C2_2018_SCHEME,
-        hubs=("Drug",),
-        write=_write_summary,
-        name_relations=_drug_relations,
-    ),
-    "n2c2-2022": _Kind(
-        scheme=N2C2_2022,
-        hubs=SHAC_TRIGGERS,
-        write=_write_social,
-        name_relations=_event_relations,
-    ),
+    "n2c2-2018": _Kind(("Drug",), _write_summary, _drug_relations),
+    "n2c2-2022": _Kind(SHAC_TRIGGERS, _write_social, _event_relations, _TEXTS["social_words"]),
 }
 
 
 def _write_note(kind: _Kind, persona: _Persona, dice: _Dice, note_id: str, group: str) -> Note:
-    author = _Author(persona, dice, kind.hubs)
-    kind.write(author, author.fill("{date}", {}))
+    author = _Author(persona, dice, kind)
+    kind.write(author)
     page = author.page
     size = len(page.text)
     assert MIN_CHARACTERS <= size <= MAX_CHARACTERS, f"{note_id}: {size} characters"
+    spans = []
     marks = sorted(page.marks, key=lambda mark: (mark.fragments[0][0], -mark.fragments[-1][1]))
-    ids = {id(mark): f"T{number}" for number, mark in enumerate(marks, start=1)}
-    spans = tuple(
-        Span(
-            ids[id(mark)],
-            mark.label,
-            tuple(mark.fragments),
-            ((value_attribute(mark.label), mark.value),) if mark.value else (),
-        )
-        for mark in marks
-    )
-    relations = kind.name_relations(
-        [(hub.label, ids[id(hub)], other.label, ids[id(other)]) for hub, other in page.relations]
-    )
-    return Note(note_id, page.text, spans, relations, group, persona.style.name)
+    for number, mark in enumerate(marks, start=1):
+        mark.id = f"T{number}"
+        attributes = ((value_attribute(mark.label), mark.value),) if mark.value else ()
+        spans.append(Span(mark.id, mark.label, tuple(mark.fragments), attributes))
+    relations = kind.name_relations(page.relations)
+    return Note(note_id, page.text, tuple(spans), relations, group, persona.style.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -34,7 +34,7 @@ class ValidationCounts:
         notes_without_spans: empty notes included.
         duplicate_spans: spans that repeat label and fragments of an earlier one.
         duplicate_texts: notes that repeat an earlier note's text, white space ignored.
-        labels, relation_labels: (label, count), sorted by label.
+        labels, relation_labels: count by label, in alphabetical order.
     """
 
     notes: int
@@ -50,8 +50,8 @@ class ValidationCounts:
     notes_without_spans: int
     duplicate_spans: int
     duplicate_texts: int
-    labels: tuple[tuple[str, int], ...]
-    relation_labels: tuple[tuple[str, int], ...]
+    labels: Mapping[str, int]
+    relation_labels: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,32 +64,14 @@ class Validation:
     problems: tuple[CorpusProblem, ...]
 
     @property
-    def errors(self) -> tuple[CorpusProblem, ...]:
-        return tuple(problem for problem in self.problems if problem.severity == ERROR)
-
-    @property
-    def warnings(self) -> tuple[CorpusProblem, ...]:
-        return tuple(problem for problem in self.problems if problem.severity != ERROR)
-
-    @property
     def ok(self) -> bool:
-        return not self.errors
+        return not any(problem.severity == ERROR for problem in self.problems)
 
     def to_json(self) -> str:
         """One object: path, reader, ok, every count by name, and the list of problems."""
-        counts = asdict(self.counts)
-        for name in ("labels", "relation_labels"):
-            counts[name] = dict(counts[name])
-        return json.dumps(
-            {
-                "path": self.path,
-                "reader": self.reader,
-                "ok": self.ok,
-                **counts,
-                "problems": [asdict(problem) for problem in self.problems],
-            },
-            indent=2,
-        )
+        problems = [asdict(problem) for problem in self.problems]
+        head = {"path": self.path, "reader": self.reader, "ok": self.ok}
+        return json.dumps({**head, **asdict(self.counts), "problems": problems}, indent=2)
 
 
 def validate_corpus(path: Path, reader: str) -> Validation:
@@ -100,58 +82,46 @@ def validate_corpus(path: Path, reader: str) -> Validation:
     Raises:
         CorpusError: there is no such reader.
     """
-    reading = read_notes(Path(path), reader)
+    reading = read_notes(path, reader)
     return Validation(str(path), reader, count_notes(reading.notes), tuple(reading.problems.found))
 
 
-_SUMS = (
-    "nested", "same_extent", "crossing", "overlapping", "discontinuous", "empty_notes",
-    "notes_without_spans", "duplicate_spans", "duplicate_texts",
-)  # fmt: skip
-
-
-def count_notes(notes: Iterable[Note]) -> ValidationCounts:
-    notes = list(notes)
-    sums: Counter[str] = Counter()
-    labels: Counter[str] = Counter()
-    relation_labels: Counter[str] = Counter()
-    texts = set()
-    for note in notes:
-        sums.update(_count_overlaps(note))
-        labels.update(span.label for span in note.spans)
-        relation_labels.update(relation.label for relation in note.relations)
-        sums["discontinuous"] += sum(span.is_discontinuous for span in note.spans)
-        sums["duplicate_spans"] += len(note.spans) - len(
-            {(span.label, span.fragments) for span in note.spans}
-        )
-        sums["notes_without_spans"] += not note.spans
-        words = " ".join(note.text.split())
-        sums["empty_notes"] += not words
-        sums["duplicate_texts"] += bool(words) and words in texts
-        texts.add(words)
+def count_notes(notes: Sequence[Note]) -> ValidationCounts:
+    labels = Counter(span.label for note in notes for span in note.spans)
+    relation_labels = Counter(relation.label for note in notes for relation in note.relations)
+    texts = Counter(" ".join(note.text.split()) for note in notes)
+    empty_notes = texts.pop("", 0)
+    distinct_spans = sum(len({(s.label, s.fragments) for s in note.spans}) for note in notes)
     return ValidationCounts(
         notes=len(notes),
         groups=len({note.group or note.id for note in notes}),
         spans=labels.total(),
         relations=relation_labels.total(),
-        labels=tuple(sorted(labels.items())),
-        relation_labels=tuple(sorted(relation_labels.items())),
-        **{name: sums[name] for name in _SUMS},
+        discontinuous=sum(span.is_discontinuous for note in notes for span in note.spans),
+        empty_notes=empty_notes,
+        notes_without_spans=sum(not note.spans for note in notes),
+        duplicate_spans=labels.total() - distinct_spans,
+        duplicate_texts=texts.total() - len(texts),
+        labels=dict(sorted(labels.items())),
+        relation_labels=dict(sorted(relation_labels.items())),
+        **_count_overlaps(notes),
     )
 
 
-def _count_overlaps(note: Note) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    nested, overlapping = set(), set()
-    for first, second in combinations(sorted(note.spans, key=lambda s: (s.start, -s.end)), 2):
-        if second.start >= first.end:
-            continue
-        overlapping |= {first.id, second.id}
-        if (first.start, first.end) == (second.start, second.end):
-            counts["same_extent"] += first.label != second.label
-        elif second.end <= first.end:
-            nested.add(second.id)
-        else:
-            counts["crossing"] += 1
-    counts.update(nested=len(nested), overlapping=len(overlapping))
+def _count_overlaps(notes: Sequence[Note]) -> dict[str, int]:
+    counts = dict.fromkeys(("nested", "same_extent", "crossing", "overlapping"), 0)
+    for note in notes:
+        nested, overlapping = set(), set()
+        for first, second in combinations(sorted(note.spans, key=lambda s: (s.start, -s.end)), 2):
+            if second.start >= first.end:
+                continue
+            overlapping |= {first.id, second.id}
+            if (first.start, first.end) == (second.start, second.end):
+                counts["same_extent"] += first.label != second.label
+            elif second.end <= first.end:
+                nested.add(second.id)
+            else:
+                counts["crossing"] += 1
+        counts["nested"] += len(nested)
+        counts["overlapping"] += len(overlapping)
     return counts

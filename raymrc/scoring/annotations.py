@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymrc.corpora.brat import ANYTHING, parse_annotations
+from raymrc.corpora.brat import ANYTHING, find_pairs, parse_annotations
 from raymrc.corpora.note import Relation, Span
-from raymrc.corpora.problems import (
-    ERROR,
-    CorpusProblem,
-    Problems,
-    read_lines,
-)
+from raymrc.corpora.problems import CorpusProblem, Problems, read_lines
 from raymrc.errors import CorpusError, first_few
 
 _EVENT_ATTRIBUTE = re.compile(r"A\S*\s+\S+\s+E\d")
@@ -30,30 +25,22 @@ class Annotations:
 
 
 @dataclass(frozen=True, slots=True)
-class NotePair:
-    """A note's gold and system annotations; a missing side is empty."""
-
-    note_id: str
-    gold: Annotations
-    system: Annotations
-
-
-@dataclass(frozen=True, slots=True)
 class Pairs:
     """All gold notes with the system's annotations.
 
     Args:
+        pairs: gold and system side of each note, by note id.
         missing: gold notes without a system file; they are in `pairs` with an empty system side.
         unjudged: system files without gold; they are not in `pairs`.
     """
 
-    pairs: tuple[NotePair, ...]
+    pairs: tuple[tuple[Annotations, Annotations], ...]
     missing: tuple[str, ...]
     unjudged: tuple[str, ...]
 
 
 def pair_folders(gold: Path, system: Path, kinds: str, judged: str) -> Pairs:
-    """Read both folders, subfolders included; notes are ordered by id.
+    """Read both folders, subfolders included.
 
     Args:
         kinds: first letters of the lines to read, such as "TRE".
@@ -71,13 +58,11 @@ def pair_folders(gold: Path, system: Path, kinds: str, judged: str) -> Pairs:
         )
     problems: list[CorpusProblem] = []
 
-    def read(files: dict[str, Path], note_id: str) -> Annotations:
-        if note_id not in files:
-            return Annotations()
-        return _read(files[note_id], kinds, judged, problems)
+    def read(path: Path | None) -> Annotations:
+        return Annotations() if path is None else _read(path, kinds, judged, problems)
 
     pairs = tuple(
-        NotePair(note_id, read(gold_files, note_id), read(system_files, note_id))
+        (read(gold_files[note_id]), read(system_files.get(note_id)))
         for note_id in sorted(gold_files)
     )
     if problems:
@@ -102,11 +87,8 @@ def _annotation_files(folder: Path) -> dict[str, Path]:
     """Path below the folder without its suffix -> file."""
     if not folder.is_dir():
         raise CorpusError(f"{folder}: is not a folder; give a folder of .ann files")
-    files = {
-        path.relative_to(folder).as_posix().removesuffix(".ann"): path
-        for path in folder.rglob("*.ann")
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    }
+    pairs = find_pairs(folder)
+    files = {stem: folder / f"{stem}.ann" for stem in pairs if ".ann" in pairs[stem]}
     if not files:
         raise CorpusError(f"{folder}: has no .ann file; give a folder of .ann files")
     return files
@@ -117,34 +99,24 @@ def _read(path: Path, kinds: str, judged: str, problems: list[CorpusProblem]) ->
     lines = read_lines(path, found) or []
     # Lines of other kinds are blanked, not removed, so that line numbers stay correct.
     # Attributes of events are ignored; the reader would give them to the trigger.
-    kept = [
-        line if line[:1] and line[0] in kinds and not _EVENT_ATTRIBUTE.match(line) else ""
+    kept = _last_of_each_id(
+        line if line.startswith(tuple(kinds)) and not _EVENT_ATTRIBUTE.match(line) else ""
         for line in lines
-    ]
-    kept = _last_of_each_id(kept)
+    )
     spans, relations = parse_annotations(kept, None, path, ANYTHING, found)
     problems += [
         problem
-        for problem in found.found
-        if problem.severity == ERROR
-        and (problem.line is None or lines[problem.line - 1][0] in judged)
+        for problem in found.errors
+        if problem.line is None or lines[problem.line - 1][0] in judged
     ]
     return Annotations(spans, relations, tuple(kept))
 
 
-def _last_of_each_id(lines: list[str]) -> list[str]:
-    """Replace the first line of a repeated id by the last one.
+def _last_of_each_id(lines: Iterable[str]) -> list[str]:
+    """Replace the first line of a repeated id by the last one, and blank the others.
 
     The official scripts do the same by keeping lines in a dictionary by id.
     """
-    first: dict[str, int] = {}
-    kept = list(lines)
-    for number, line in enumerate(lines):
-        name, tab, _ = line.partition("\t")
-        if not tab:
-            continue
-        if name in first:
-            kept[first[name]], kept[number] = line, ""
-        else:
-            first[name] = number
-    return kept
+    named = [(line.partition("\t")[0] if "\t" in line else "", line) for line in lines]
+    last = dict(named)
+    return [last.pop(name, "") if name else line for name, line in named]

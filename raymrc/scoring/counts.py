@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+SCORE_FIGURES = ("precision", "recall", "f1")
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -43,18 +45,11 @@ class Counts:
     @property
     def percentages(self) -> str:
         """Precision, recall and F1 as three columns of a text table."""
-        return "".join(f"{100 * share:>8.2f}" for share in (self.precision, self.recall, self.f1))
+        return "".join(f"{100 * getattr(self, figure):>8.2f}" for figure in SCORE_FIGURES)
 
     def to_json(self) -> dict[str, float]:
         """Counts, precision, recall and F1, for `--json`."""
-        return {
-            "tp": self.tp,
-            "fp": self.fp,
-            "fn": self.fn,
-            "precision": self.precision,
-            "recall": self.recall,
-            "f1": self.f1,
-        }
+        return {name: getattr(self, name) for name in ("tp", "fp", "fn", *SCORE_FIGURES)}
 
 
 def pool(counts: Iterable[Counts]) -> Counts:

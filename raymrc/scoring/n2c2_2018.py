@@ -5,14 +5,14 @@ gold and system notes -> equal items -> Counts per note and label -> sums
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from raymrc.corpora.note import Relation, Span
 from raymrc.scoring.annotations import describe_unpaired, pair_folders
-from raymrc.scoring.counts import Counts, pool
+from raymrc.scoring.counts import SCORE_FIGURES, Counts, pool
 
 Mode = Literal["strict", "lenient"]
 _Item = TypeVar("_Item", Span, Relation)
@@ -48,15 +48,14 @@ def score_relations(
     gold_by_id = {span.id: span for span in gold_spans}
     system_by_id = {span.id: span for span in system_spans}
 
+    def same_end(gold_id: str, system_id: str) -> bool:
+        theirs, ours = gold_by_id.get(gold_id), system_by_id.get(system_id)
+        if theirs is None or ours is None:
+            return False
+        return theirs.label == ours.label and same_place(theirs, ours)
+
     def same_ends(gold: Relation, system: Relation) -> bool:
-        for end in ("head", "tail"):
-            theirs = gold_by_id.get(getattr(gold, end))
-            ours = system_by_id.get(getattr(system, end))
-            if theirs is None or ours is None:
-                return False
-            if theirs.label != ours.label or not same_place(theirs, ours):
-                return False
-        return True
+        return same_end(gold.head, system.head) and same_end(gold.tail, system.tail)
 
     return _count_by_label(gold_relations, system_relations, same_ends)
 
@@ -78,7 +77,7 @@ class Tally:
         pooled = [pool(note.values()) for note in self.notes]
         return {
             figure: sum(getattr(counts, figure) for counts in pooled) / len(pooled)
-            for figure in ("precision", "recall", "f1")
+            for figure in SCORE_FIGURES
         }
 
     @property
@@ -139,14 +138,12 @@ def score_2018_folders(gold: Path, system: Path) -> ScoreReport2018:
     for mode in MODES:
         entities, relations = [], []
         for pair in paired.pairs:
-            gold_relations = [r for r in pair.gold.relations if r.id.startswith("R")]
-            system_relations = [r for r in pair.system.relations if r.id.startswith("R")]
-            entities.append(score_note(pair.gold.spans, pair.system.spans, mode))
-            relations.append(
-                score_relations(
-                    pair.gold.spans, gold_relations, pair.system.spans, system_relations, mode
-                )
+            # Relations of events, such as "E1.2", are not counted.
+            ours, theirs = (
+                (side.spans, [r for r in side.relations if r.id.startswith("R")]) for side in pair
             )
+            entities.append(score_note(ours[0], theirs[0], mode))
+            relations.append(score_relations(*ours, *theirs, mode))
         tallies[mode] = {"entities": Tally(tuple(entities)), "relations": Tally(tuple(relations))}
     return ScoreReport2018(tallies, paired.missing, paired.unjudged)
 
@@ -169,37 +166,26 @@ def _row(name: str, counts: Counts) -> str:
     return f"{name:<32}{counts.tp:>7}{counts.fp:>7}{counts.fn:>7}{counts.percentages}"
 
 
-def _same_envelope(gold: Span, system: Span) -> bool:
+def same_envelope(gold: Span, system: Span) -> bool:
     return gold.start == system.start and gold.end == system.end
 
 
-def _overlaps(gold: Span, system: Span) -> bool:
+def overlaps(gold: Span, system: Span) -> bool:
     return gold.start < system.end and system.start < gold.end
 
 
-_SAME_PLACE: Mapping[str, Callable[[Span, Span], bool]] = {
-    "strict": _same_envelope,
-    "lenient": _overlaps,
-}
+_SAME_PLACE = {"strict": same_envelope, "lenient": overlaps}
 
 
 def _count_by_label(
     gold: Sequence[_Item], system: Sequence[_Item], same: Callable[[_Item, _Item], bool]
 ) -> dict[str, Counts]:
     # Items of different labels are never equal, so each label can be counted separately.
-    gold_by_label: dict[str, list[_Item]] = _by_label(gold)
-    system_by_label: dict[str, list[_Item]] = _by_label(system)
-    return {
-        label: _count(gold_by_label.get(label, []), system_by_label.get(label, []), same)
-        for label in sorted({*gold_by_label, *system_by_label})
-    }
-
-
-def _by_label(items: Iterable[_Item]) -> dict[str, list[_Item]]:
-    groups: dict[str, list[_Item]] = {}
-    for item in items:
-        groups.setdefault(item.label, []).append(item)
-    return groups
+    sides: dict[str, tuple[list[_Item], list[_Item]]] = {}
+    for side, items in enumerate((gold, system)):
+        for item in items:
+            sides.setdefault(item.label, ([], []))[side].append(item)
+    return {label: _count(*sides[label], same) for label in sorted(sides)}
 
 
 def _count(

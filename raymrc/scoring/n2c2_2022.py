@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from raymrc.corpora.note import Relation, Span
 from raymrc.errors import CorpusError, suggest
 from raymrc.scoring.annotations import Annotations, describe_unpaired, pair_folders
-from raymrc.scoring.counts import Counts, pool
+from raymrc.scoring.counts import SCORE_FIGURES, Counts, pool
+from raymrc.scoring.n2c2_2018 import overlaps, same_envelope
 
 LABELED_ARGUMENTS = ("StatusTime", "StatusEmploy", "TypeLiving")
 NO_VALUE = "N/A"
@@ -24,7 +25,6 @@ Key = tuple[str, str, str]
 """Event, argument and subtype of a row."""
 
 _Item = TypeVar("_Item")
-MatchRule = Literal["exact", "overlap", "label"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +32,19 @@ class Criterion:
     """What makes two items of a type equal.
 
     Args:
-        trigger, span: "exact" ends, or "overlap" of one character.
-        labeled: likewise, or "label" for anywhere in the event; values must always be equal.
+        trigger, span: compares the places of two triggers, or of two arguments without a value.
+        labeled: compares the places of two arguments with a value; the values must always be equal.
     """
 
-    trigger: MatchRule
-    span: MatchRule
-    labeled: MatchRule
+    trigger: Callable[[Span, Span], bool]
+    span: Callable[[Span, Span], bool]
+    labeled: Callable[[Span, Span], bool]
 
 
 CRITERIA: Mapping[str, Criterion] = {
-    "challenge": Criterion(trigger="overlap", span="exact", labeled="label"),
-    "exact": Criterion(trigger="exact", span="exact", labeled="exact"),
-    "overlap": Criterion(trigger="overlap", span="overlap", labeled="overlap"),
+    "challenge": Criterion(trigger=overlaps, span=same_envelope, labeled=lambda a, b: True),
+    "exact": Criterion(trigger=same_envelope, span=same_envelope, labeled=same_envelope),
+    "overlap": Criterion(trigger=overlaps, span=overlaps, labeled=overlaps),
 }
 
 
@@ -70,12 +70,9 @@ class ScoreRow:
     subtype: str
     counts: Counts
 
-    def to_json(self) -> dict[str, Any]:
-        """Event, argument, subtype and the numbers of gold, system and matched items."""
+    @property
+    def sizes(self) -> dict[str, float]:
         return {
-            "event": self.event,
-            "argument": self.argument,
-            "subtype": self.subtype,
             "gold": self.counts.gold,
             "system": self.counts.predicted,
             "matched": self.counts.tp,
@@ -105,17 +102,13 @@ class ScoreReport2022:
 
     def to_json(self) -> dict[str, Any]:
         """`{"rows": [{"event", "argument", "subtype", "gold", "system", "matched"}], "overall", ...}`."""
-        total = self.overall.counts
+        total = self.overall
         return {
-            "rows": [row.to_json() for row in self.rows],
-            "overall": {
-                "gold": total.gold,
-                "system": total.predicted,
-                "matched": total.tp,
-                "precision": total.precision,
-                "recall": total.recall,
-                "f1": total.f1,
-            },
+            "rows": [
+                {"event": row.event, "argument": row.argument, "subtype": row.subtype, **row.sizes}
+                for row in self.rows
+            ],
+            "overall": total.sizes | {name: getattr(total.counts, name) for name in SCORE_FIGURES},
             "criterion": self.criterion,
             "labeled_args": list(self.labeled),
             "missing": list(self.missing),
@@ -144,7 +137,7 @@ def score_2022_folders(
     paired = pair_folders(gold, system, kinds="TEA", judged="TEA")
     counts: dict[Key, Counts] = {}
     for pair in paired.pairs:
-        ours, theirs = read_events(pair.gold), read_events(pair.system)
+        ours, theirs = map(read_events, pair)
         for key, found in count_events(ours, theirs, CRITERIA[criterion], labeled).items():
             counts[key] = counts.get(key, Counts()) + found
     rows = tuple(ScoreRow(*key, counts[key]) for key in sorted(counts))
@@ -175,19 +168,17 @@ def score_events(
     gold: tuple[Sequence[Span], Sequence[Relation]],
     system: tuple[Sequence[Span], Sequence[Relation]],
     triggers: Collection[str],
-    criterion: str = "challenge",
-    labeled: Collection[str] = LABELED_ARGUMENTS,
 ) -> dict[tuple[str, ...], Counts]:
-    """One note's counts by event, and by event and argument, whatever the argument's value.
+    """One note's counts by event, and by event and argument, by the challenge's criterion.
 
     Args:
         gold, system: spans, and relations that run from triggers to arguments.
         triggers: labels of spans that are events, with or without arguments.
     """
     ours, theirs = _build_events(*gold, triggers), _build_events(*system, triggers)
+    by_key = count_events(ours, theirs, CRITERIA["challenge"], LABELED_ARGUMENTS)
     counts: dict[tuple[str, ...], Counts] = {}
-    for key, found in sorted(count_events(ours, theirs, CRITERIA[criterion], labeled).items()):
-        event, argument, _ = key
+    for (event, argument, _), found in sorted(by_key.items()):
         name = (event,) if argument == TRIGGER else (event, argument)
         counts[name] = counts.get(name, Counts()) + found
     return counts
@@ -221,17 +212,16 @@ def count_events(
     Triggers pair one to one, greedily in file order, by type and the criterion's rule. Arguments are
     compared within paired events only, likewise one to one and greedily.
     """
-    rule = _RULES[criterion.trigger]
 
     def same_trigger(a: SocialEvent, b: SocialEvent) -> bool:
-        return a.trigger.label == b.trigger.label and rule(a.trigger, b.trigger)
+        return a.trigger.label == b.trigger.label and criterion.trigger(a.trigger, b.trigger)
 
     def same_argument(a: Span, b: Span) -> bool:
         if a.label != b.label:
             return False
         if a.label in labeled:
-            return _value(a) == _value(b) and _RULES[criterion.labeled](a, b)
-        return _RULES[criterion.span](a, b)
+            return _value(a) == _value(b) and criterion.labeled(a, b)
+        return criterion.span(a, b)
 
     matched: Counter[Key] = Counter()
     for ours, theirs in _pair_greedily(gold, system, same_trigger):
@@ -259,13 +249,6 @@ def render_2022_scores(report: ScoreReport2022) -> str:
         )
     lines.append(f"criterion {report.criterion}; compared by value: {', '.join(report.labeled)}")
     return "\n".join(lines) + "\n" + describe_unpaired(report.missing, report.unjudged)
-
-
-_RULES: Mapping[str, Callable[[Span, Span], bool]] = {
-    "exact": lambda a, b: a.start == b.start and a.end == b.end,
-    "overlap": lambda a, b: a.start < b.end and b.start < a.end,
-    "label": lambda a, b: True,
-}
 
 
 def _pair_greedily(
@@ -297,8 +280,6 @@ def _argument_key(event: SocialEvent, argument: Span) -> Key:
 
 
 def _count_items(events: Sequence[SocialEvent]) -> Counter[Key]:
-    counts: Counter[Key] = Counter()
-    for event in events:
-        counts[_trigger_key(event)] += 1
-        counts.update(_argument_key(event, argument) for argument in event.arguments)
+    counts = Counter(_trigger_key(event) for event in events)
+    counts.update(_argument_key(event, item) for event in events for item in event.arguments)
     return counts

@@ -64,8 +64,8 @@ def describe_datasets(
 def describe_dataset(spec: CorpusSpec, name: str, context: str, corpus: Corpus) -> Dataset:
     counts = count_notes(corpus.notes)
     profile: dict[str, int] = {field: getattr(counts, field) for field in COUNTED_FIGURES}
-    profile |= {f"spans: {label}": number for label, number in counts.labels}
-    profile |= {f"relations: {label}": number for label, number in counts.relation_labels}
+    profile |= {f"spans: {label}": count for label, count in counts.labels.items()}
+    profile |= {f"relations: {label}": count for label, count in counts.relation_labels.items()}
     if spec.synthetic is not None:
         source_type, source = "synthetic", spec.synthetic.model_dump(mode="json")
     else:

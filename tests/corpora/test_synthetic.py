@@ -167,7 +167,7 @@ def test_a_fresh_interpreter_with_another_hash_seed_writes_the_same_bytes():
         "from raymrc.corpora.synthetic import synthesize_corpus\n"
         f"print(*(synthesize_corpus(x, 6, y, 11).fingerprint for x, y in {EACH!r}))"
     )
-    here = [synthesize_corpus(scheme, 6, site, 11).fingerprint for scheme, site in EACH]  # type: ignore[arg-type]
+    here = [synthesize_corpus(scheme, 6, site, 11).fingerprint for scheme, site in EACH]
     for hash_seed in ("0", "4242"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         done = subprocess.run(

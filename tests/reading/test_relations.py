@@ -113,7 +113,7 @@ def test_an_answer_with_two_values_keeps_the_higher_scoring_value() -> None:
 def test_gold_events_written_as_brat_score_the_same_under_the_2022_scheme(
     site: str, minilm: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    corpus = synthesize_corpus("n2c2-2022", 60, site, 13)  # type: ignore[arg-type]
+    corpus = synthesize_corpus("n2c2-2022", 60, site, 13)
     asked = find_asked("end_to_end", corpus)
     found, counts = [], []
     for note in corpus.notes:

@@ -461,7 +461,7 @@ def test_real_gold_relations_survive_rows_answers_and_brat_or_have_a_reason(
 ) -> None:
     """The whole formulation runs without a model: each row is answered with its own targets."""
     if name.startswith("n2c2"):
-        corpus = synthesize_corpus(name, 8, "a", 13)  # type: ignore[arg-type]
+        corpus = synthesize_corpus(name, 8, "a", 13)
     elif not (SHARED / "corpora").is_dir():
         pytest.skip("the shared corpora are not here: real relations are not tried")
     else:
