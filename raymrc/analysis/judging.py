@@ -57,7 +57,7 @@ from raymrc.analysis.statistics import (
 from raymrc.analysis.summary import CellSummary, ConfigurationSummary, group_by, winner_of, winners
 from raymrc.analysis.tradeoffs import SizeFit, cost_per_point, fit_sizes, pareto, parity_size
 from raymrc.configuration import Cell
-from raymrc.ledger.record import NoteCounts, Record
+from raymrc.ledger.record import NoteCounts, Record, pool_by_name
 from raymrc.scoring.counts import Counts, pool
 
 RESAMPLING_SEED = 20261125
@@ -301,11 +301,7 @@ def _note_counts(notes: Mapping[str, NoteCounts]) -> dict[str, Counts]:
 
 def _pooled_notes(fold_runs: Iterable[Record]) -> dict[str, Counts]:
     """Counts per note over all folds; a note scored in several draws has their sum."""
-    found: dict[str, Counts] = {}
-    for record in fold_runs:
-        for note, counts in _note_counts(record.notes).items():
-            found[note] = found.get(note, Counts()) + counts
-    return found
+    return pool_by_name(_note_counts(record.notes) for record in fold_runs)
 
 
 def _bootstrap(

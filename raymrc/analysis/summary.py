@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from raymrc.configuration import Cell, Configuration, FoldRun
 from raymrc.costs.prices import energy_kwh, watts_of
 from raymrc.ledger.rank import count_reasons, rank
-from raymrc.ledger.record import Record
+from raymrc.ledger.record import Record, pool_by_name
 from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.subsets import SUBSETS
 
@@ -391,14 +391,14 @@ def _summarise_configuration(
         validation=spread([record.validation_f1 for record in done]),
         pooled_strict=pool(strict),
         pooled_lenient=pool(lenient),
-        labels_strict=_by_label(done, "strict"),
-        labels_lenient=_by_label(done, "lenient"),
+        labels_strict=pool_by_name(record.per_label("strict") for record in done),
+        labels_lenient=pool_by_name(record.per_label("lenient") for record in done),
         best_epochs=tuple(record.best_epoch for record in done),
         events=spread([record.events.f1 for record in done if record.events != Counts()]),
-        labels_events=_by_label(done, "events"),
+        labels_events=pool_by_name(record.per_label("events") for record in done),
         subsets=_subsets(done),
         # Older records have no mention counts, and a sum over some folds would pass for all.
-        mentions=_pooled([r.mentions for r in done]) if all(r.mentions for r in done) else {},
+        mentions=pool_by_name(r.mentions for r in done) if all(r.mentions for r in done) else {},
         failures=tuple((r.fold_run.fold, r.reason) for r in by_fold if r.is_failed),
         stopped=next((r.reason for r in by_fold if r.is_stopped), ""),
         fold_epochs=sum(len(record.epochs) for record in by_fold),
@@ -447,20 +447,8 @@ def _energy(records: Sequence[Record]) -> float:
 
 
 def _subsets(records: Sequence[Record]) -> dict[str, Counts]:
-    total = _pooled([record.subsets for record in records])
+    total = pool_by_name(record.subsets for record in records)
     return {name: total[name] for name in SUBSETS if name in total and total[name].gold}
-
-
-def _by_label(records: Sequence[Record], mode: str) -> dict[str, Counts]:
-    return _pooled([record.per_label(mode) for record in records])
-
-
-def _pooled(mappings: Iterable[Mapping[str, Counts]]) -> dict[str, Counts]:
-    total: dict[str, Counts] = {}
-    for by_name in mappings:
-        for name, counts in by_name.items():
-            total[name] = total.get(name, Counts()) + counts
-    return dict(sorted(total.items()))
 
 
 def settings_text(configuration: Configuration, names: Sequence[str]) -> str:

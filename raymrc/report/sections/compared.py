@@ -27,7 +27,7 @@ from raymrc.report.results import (
 from raymrc.report.sections.marks import (
     ABOUT_INTERVALS,
     F1_AXIS,
-    Curves,
+    F1Curves,
     in_order,
     plus_minus,
     spread_mark,
@@ -142,7 +142,7 @@ def _f1_by_size(fitted: BySize, gaps_here: Sequence[Conclusion], findings: Findi
         if comparable(summary.cell) in same
     ]
     shown.sort(key=lambda item: sizes[item[1]])
-    curves = Curves()
+    curves = F1Curves()
     for strategy, members in in_order(group_by(shown, lambda item: item[0])).items():
         fit = fitted.f1.get(strategy)
         slope = (fit.slope, fit.slope_interval()) if fit else (None, None)
@@ -177,7 +177,7 @@ def few_examples(findings: Findings) -> PageSection | None:
     plots = []
     for (corpus, backbone, unit), group in groups.items():
         group.sort(key=lambda item: item[1])
-        curves = Curves()
+        curves = F1Curves()
         for strategy, members in in_order(group_by(group, lambda item: item[0].strategy)).items():
             for _, shots, winner in members:
                 curves.add(strategy, shots, f"{shots} {unit}", winner, (shots,))

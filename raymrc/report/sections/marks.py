@@ -46,7 +46,7 @@ def in_order(by_strategy: Mapping[str, _T]) -> dict[str, _T]:
 
 
 @dataclass
-class Curves:
+class F1Curves:
     """Strict F1 of configurations, with intervals over folds: the marks of a plot, and its table's rows."""
 
     marks: dict[str, list[Mark]] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from raymrc.report import figures
 from raymrc.report.figures import Mark
 from raymrc.report.parts import PageSection, Plot
 from raymrc.report.results import CELL_COLUMN, cell_names, show_seconds, without_corpus
-from raymrc.report.sections.marks import ABOUT_INTERVALS, F1_AXIS, Curves, in_order, plus_minus
+from raymrc.report.sections.marks import ABOUT_INTERVALS, F1_AXIS, F1Curves, in_order, plus_minus
 from raymrc.report.table import Table, numbers, words
 
 MAX_CONFIGURATIONS = 20
@@ -209,7 +209,7 @@ def _curves(findings: Findings, searched: Sequence[CellSummary]) -> list[Plot]:
         if len(values) < 2:
             continue
         is_category = not all(map(_is_number, values))
-        word, curves = _word(name), Curves()
+        word, curves = _word(name), F1Curves()
         for strategy, value, configuration in best:
             shown = short_value(value)
             x = shown if is_category else value
