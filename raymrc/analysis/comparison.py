@@ -10,6 +10,7 @@ fixed. On other notes nothing is claimed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -73,7 +74,6 @@ class StudyComparison:
     settings: tuple[tuple[str, str, str], ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values. F1 and differences run from 0 to 1."""
         return {
             "a": self.first,
             "b": self.second,
@@ -101,9 +101,9 @@ def compare_studies(first: Findings, second: Findings) -> StudyComparison:
 
 def _compare_cells(pairs: Sequence[tuple[CellSummary, CellSummary]]) -> tuple[CellComparison, ...]:
     found = [_compare_winners(*pair) for pair in pairs]
-    tested = [place for place, (_, test) in enumerate(found) if test is not None]
-    tests = [test for _, test in found if test is not None]
-    adjusted = dict(zip(tested, holm([t.p_difference for t in tests]), strict=True))
+    tests = {place: test for place, (_, test) in enumerate(found) if test is not None}
+    p_values = holm([test.p_difference for test in tests.values()])
+    adjusted = dict(zip(tests, p_values, strict=True))
     return tuple(
         replace(comparison, p_value=adjusted.get(place))
         for place, (comparison, _) in enumerate(found)
@@ -118,20 +118,17 @@ def _compare_winners(
         return CellComparison(cell, a, b), None
     notes_a, notes_b = ([frozenset(r.notes) for r in w.fold_runs] for w in (a, b))
     difference = (b.strict.mean or 0.0) - (a.strict.mean or 0.0)
-    try:
-        if notes_a == notes_b:
+    paired = SAME_FOLDS if notes_a == notes_b else OTHER_NOTES
+    with suppress(TooFewError):
+        if paired == SAME_FOLDS:
             steps = [y - x for x, y in zip(a.fold_f1, b.fold_f1, strict=True)]
             test = over_folds(b.fold_runs, steps)
-            interval = test.interval()
-            comparison = CellComparison(cell, a, b, SAME_FOLDS, difference, interval)
+            comparison = CellComparison(cell, a, b, paired, difference, test.interval())
             return comparison, test if test.has_spread else None
         if frozenset().union(*notes_a) == frozenset().union(*notes_b):
             difference = b.pooled_strict.f1 - a.pooled_strict.f1
             interval = over_notes(b.fold_runs, a.fold_runs)
             return CellComparison(cell, a, b, SAME_NOTES, difference, interval), None
-    except TooFewError:
-        pass
-    paired = SAME_FOLDS if notes_a == notes_b else OTHER_NOTES
     return CellComparison(cell, a, b, paired, difference), None
 
 

@@ -132,14 +132,14 @@ class Overall:
     device_seconds: tuple[float, float]
 
     def to_json(self) -> dict[str, Any]:
-        values = self.conclusion.to_json()
-        del values["backbone"]
-        return {
+        values = {
             "backbones": self.num_backbones,
             "frozen_backbone": self.frozen,
             "unfrozen_backbone": self.unfrozen,
-            **values,
+            **self.conclusion.to_json(),
         }
+        del values["backbone"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,6 @@ class SiteScore:
     interval: Interval
     drop: float
     drop_interval: Interval
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -247,14 +244,11 @@ class Conclusions:
     @property
     def compared(self) -> tuple[tuple[str, Conclusion], ...]:
         """All gaps with their names; those between two backbones come first."""
-        across = [
-            (
-                f"{best.conclusion.gap.corpus_name}/{best.frozen} frozen, {best.unfrozen} trained",
-                best.conclusion,
-            )
-            for best in self.overall
-            if best.frozen != best.unfrozen
-        ]
+        across = []
+        for best in self.overall:
+            if best.frozen != best.unfrozen:
+                backbones = f"{best.frozen} frozen, {best.unfrozen} trained"
+                across.append((f"{best.conclusion.gap.corpus_name}/{backbones}", best.conclusion))
         return (*across, *((conclusion.gap.name, conclusion) for conclusion in self.gaps))
 
     def to_json(self) -> dict[str, Any]:
@@ -265,7 +259,7 @@ class Conclusions:
             "overall": [best.to_json() for best in self.overall],
             "gaps": [conclusion.to_json() for conclusion in self.gaps],
             "winners": [winner.to_json() for winner in self.winners],
-            "sites": [score.to_json() for score in self.sites],
+            "sites": [asdict(score) for score in self.sites],
             "by_size": [fitted.to_json() for fitted in self.by_size],
             "frontier": list(self.frontier),
         }

@@ -17,8 +17,8 @@ from typing import Any
 from raymrc.analysis.conclusions import UNKNOWN_INTERVAL
 from raymrc.analysis.gaps import best_pairs, frozen_pairs, name_gap
 from raymrc.analysis.judging import over_held_out_notes
-from raymrc.analysis.statistics import Interval, TooFewError
-from raymrc.analysis.summary import CellSummary, Spread, spread
+from raymrc.analysis.statistics import Interval
+from raymrc.analysis.summary import CellSummary, Spread, group_by, spread
 from raymrc.configuration import Cell, FoldRun
 from raymrc.corpora.brat import write_brat
 from raymrc.corpora.folders import new_folder
@@ -44,7 +44,6 @@ def plan_final_test(
         plan: the study's, with fingerprints.
         summaries: of the plan's cells, in its order.
         records: the study's whole ledger.
-        test: the held-out notes.
 
     Raises:
         StudyError: cross-validation is not finished, or a cell was scored on the held-out notes before with
@@ -59,7 +58,7 @@ def plan_final_test(
             scored.setdefault(run.configuration.cell, []).append(run)
     cells = []
     for cell, summary in zip(plan.cells, summaries, strict=True):
-        missing = cell.num_fold_runs - summary.num_done - summary.num_failed - summary.num_spared
+        missing = summary.num_left(cell.num_fold_runs)
         if missing > 0:
             raise StudyError(
                 f"{cell.cell.name}: {missing} of {cell.num_fold_runs} fold-runs are not done; "
@@ -80,14 +79,10 @@ def plan_final_test(
                     "configuration or other notes; a second score would choose by them, so the "
                     "first scores stand (raymrc report)"
                 )
-        configurations = tuple(replace(chosen, seed=seed) for seed in spec.final_test.seeds)
+        tests = tuple(replace(chosen, seed=seed) for seed in spec.final_test.seeds)
+        count = len(tests)
         cells.append(
-            replace(
-                cell,
-                configurations=configurations,
-                num_configurations=len(configurations),
-                num_fold_runs=len(configurations),
-            )
+            replace(cell, configurations=tests, num_configurations=count, num_fold_runs=count)
         )
     return replace(
         plan, folds=1, cells=tuple(cells), fingerprints=fingerprints, racing=None, remarks=()
@@ -119,7 +114,6 @@ class FinalScore:
     interval: Interval = UNKNOWN_INTERVAL
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values. F1 runs from 0 to 1."""
         return {
             "cell": self.cell.name,
             "epochs": self.epochs,
@@ -149,9 +143,6 @@ class FinalGap:
     unfrozen: str
     gap: float
     interval: Interval
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def final_gaps(
@@ -184,33 +175,20 @@ def final_gaps(
                 frozen.cell.strategy,
                 unfrozen.cell.strategy,
                 f1[0] - f1[1],
-                _interval(trained, froze, groups),
+                over_held_out_notes(trained, froze, groups),
             )
         )
     return tuple(found)
 
 
-def _interval(
-    runs: Sequence[Record], others: Sequence[Record], groups: Mapping[str, str] | None
-) -> Interval:
-    try:
-        return over_held_out_notes(runs, others, groups)
-    except TooFewError:
-        return UNKNOWN_INTERVAL
-
-
 def final_records(records: Iterable[Record]) -> dict[Cell, list[Record]]:
     """Records of final tests by cell, one per seed, ascending; of several held-out sets, the latest."""
-    by_basis: dict[Cell, dict[tuple[str, ...], list[Record]]] = {}
-    for record in sorted(records, key=lambda record: record.started_at):
-        run = record.fold_run
-        if run.is_test and record.is_done:
-            bases = by_basis.setdefault(run.configuration.cell, {})
-            bases.setdefault(run.basis, []).append(record)
-
+    tests = [record for record in records if record.fold_run.is_test and record.is_done]
+    tests.sort(key=lambda record: record.started_at)
     found = {}
-    for cell, bases in by_basis.items():
-        latest = max(bases.values(), key=lambda runs: runs[-1].started_at)
+    for cell, runs in group_by(tests, lambda record: record.fold_run.configuration.cell).items():
+        by_basis = group_by(runs, lambda record: record.fold_run.basis)
+        latest = max(by_basis.values(), key=lambda runs: runs[-1].started_at)
         found[cell] = sorted(latest, key=lambda record: record.fold_run.configuration.seed)
     return found
 
@@ -218,11 +196,7 @@ def final_records(records: Iterable[Record]) -> dict[Cell, list[Record]]:
 def final_scores(
     records: Iterable[Record], cells: Sequence[Cell], groups: Mapping[str, str] | None = None
 ) -> tuple[FinalScore, ...]:
-    """Scores of final tests, in the order of `cells`.
-
-    Args:
-        groups: note id -> patient or article, for held-out notes.
-    """
+    """Scores of final tests, in the order of `cells`; `groups` as in `final_gaps`."""
     by_cell = final_records(records)
     scores = []
     for cell in cells:
@@ -241,7 +215,7 @@ def final_scores(
                 any_seed.unreachable,
                 any_seed.unreachable_reasons,
                 any_seed.strict,
-                _interval(runs, (), groups),
+                over_held_out_notes(runs, (), groups),
             )
         )
     return tuple(scores)

@@ -6,7 +6,7 @@ spec, plan, records -> the records that count -> cells -> conclusions, final tes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raymrc.analysis.conclusions import Conclusions
@@ -48,7 +48,7 @@ class Findings:
             **summaries_json(self.summaries),
             "conclusions": {**self.conclusions.to_json(), "sentences": sentences},
             "final_test": [score.to_json() for score in self.finals],
-            "final_gaps": [gap.to_json() for gap in self.final_gaps],
+            "final_gaps": [asdict(gap) for gap in self.final_gaps],
         }
 
     @property
@@ -73,7 +73,7 @@ def summaries_json(summaries: Sequence[CellSummary]) -> dict[str, Any]:
     totals = ("num_done", "num_failed", "num_spared", "device_seconds", "cost_usd")
     return {
         "cells": [summary.to_json() for summary in summaries],
-        "frozen_gaps": [gap.to_json() for gap in frozen_gaps(summaries)],
+        "frozen_gaps": [asdict(gap) | {"gap": gap.gap} for gap in frozen_gaps(summaries)],
         **{
             name.removeprefix("num_"): sum(getattr(summary, name) for summary in summaries)
             for name in totals
@@ -131,7 +131,7 @@ def _closed(
     failing, most = count_failing(records), spec.failures.close_cell_after
     found = []
     for summary, cell_plan in zip(summaries, plan.cells, strict=True):
-        left = cell_plan.num_fold_runs - summary.num_done - summary.num_failed - summary.num_spared
+        left = summary.num_left(cell_plan.num_fold_runs)
         if most is not None and failing.get(summary.cell, 0) >= most and left > 0:
             found.append((summary.cell.name, left))
     return tuple(found)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from raymrc.analysis.summary import CellSummary, spread, winner_of
+from raymrc.analysis.summary import CellSummary, group_by, spread, winner_of, winners
 from raymrc.configuration import Cell
 from raymrc.model.strategies import STRATEGIES
 
@@ -60,9 +59,6 @@ class FrozenGap:
     def _shots(self) -> str:
         return f"/{self.shots} {self.shots_of}" if self.shots else ""
 
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "gap": self.gap}
-
 
 def comparable(item: Cell | FrozenGap) -> tuple[str, str, int | None, str]:
     """Cells are compared with each other only where this is equal."""
@@ -84,23 +80,17 @@ def best_pairs(summaries: Sequence[CellSummary]) -> tuple[Pair, ...]:
 
     The two may have different backbones: freeze a large one, or train a smaller one?
     """
-    several = (
-        group
-        for group in _groups(summaries, by_backbone=False)
-        if len({summary.cell.backbone.name for summary in group}) > 1
-    )
+    groups = _groups(summaries, by_backbone=False)
+    several = (group for group in groups if len({s.cell.backbone.name for s in group}) > 1)
     return tuple(filter(None, map(_best_of_sides, several)))
 
 
-def _groups(summaries: Sequence[CellSummary], *, by_backbone: bool) -> list[list[CellSummary]]:
+def _groups(summaries: Sequence[CellSummary], *, by_backbone: bool) -> Iterable[list[CellSummary]]:
     """Cells with a winner that may be compared with each other."""
-    found: dict[tuple[Any, ...], list[CellSummary]] = {}
-    for summary in summaries:
-        cell = summary.cell
-        if summary.winner is not None and cell.strategy in STRATEGIES:
-            key = (*comparable(cell), cell.backbone.name if by_backbone else "")
-            found.setdefault(key, []).append(summary)
-    return list(found.values())
+    finished = [summary for summary, _ in winners(summaries) if summary.cell.strategy in STRATEGIES]
+    return group_by(
+        finished, lambda s: (*comparable(s.cell), s.cell.backbone.name if by_backbone else "")
+    ).values()
 
 
 def _best_of_sides(group: Sequence[CellSummary]) -> Pair | None:
@@ -146,14 +136,12 @@ def backbone_sizes(summaries: Sequence[CellSummary]) -> dict[str, int]:
 
     Where the backbone is frozen somewhere the count is exact; else it includes prompts and heads.
     """
-    sizes: dict[str, int] = {}
-    for summary in sorted(summaries, key=lambda s: not STRATEGIES[s.cell.strategy].trains_backbone):
-        if summary.winner is not None:
-            winner = summary.winner
-            sizes[summary.cell.backbone.name] = (
-                winner.backbone_parameters or winner.total_parameters
-            )
-    return sizes
+    return {
+        summary.cell.backbone.name: winner.backbone_parameters or winner.total_parameters
+        for summary, winner in sorted(
+            winners(summaries), key=lambda w: not STRATEGIES[w[0].cell.strategy].trains_backbone
+        )
+    }
 
 
 def _validation(summary: CellSummary) -> float:

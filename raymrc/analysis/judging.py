@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
@@ -53,13 +54,17 @@ from raymrc.analysis.statistics import (
     micro_f1,
     published_correlation,
 )
-from raymrc.analysis.summary import CellSummary, ConfigurationSummary, winner_of
+from raymrc.analysis.summary import CellSummary, ConfigurationSummary, group_by, winner_of, winners
 from raymrc.analysis.tradeoffs import SizeFit, cost_per_point, fit_sizes, pareto, parity_size
-from raymrc.ledger.record import NoteCounts, Record
+from raymrc.configuration import Cell
+from raymrc.ledger.record import NoteCounts, Record, pool_by_name
 from raymrc.scoring.counts import Counts, pool
 
 RESAMPLING_SEED = 20261125
 """Fixed, so that the same ledger gives the same report."""
+
+CellPair = tuple[Cell, Cell]
+"""A frozen and a trained cell."""
 
 Groups = Mapping[str, Mapping[str, str]]
 """Per site, "" for the study's own notes: note id -> patient or article. A note without an entry is its own
@@ -76,65 +81,49 @@ def conclude(
         groups: notes of one patient or article are resampled together.
     """
     known = groups or {}
-    per_backbone = frozen_pairs(summaries)
-    best = best_pairs(summaries)
+    per_backbone, best = frozen_pairs(summaries), best_pairs(summaries)
     # The best frozen and the best trained winner may share a backbone; then they are compared once.
-    by_cells = {(f.cell, u.cell): (f, u) for f, u in per_backbone}
-    by_cells |= {(f.cell, u.cell): (f, u) for f, u in best}
-    pairs = list(by_cells.values())
-    compared: dict[tuple[int, str], Comparison | str] = {}
-    for place, pair in enumerate(pairs):
+    pairs = {(f.cell, u.cell): (f, u) for f, u in (*per_backbone, *best)}
+    compared: dict[tuple[CellPair, str], Comparison | str] = {}
+    for cells, pair in pairs.items():
         frozen, unfrozen = map(winner_of, pair)
-        compared[place, ""] = _at_home(frozen, unfrozen)
-        for site in sorted({*frozen.transfer} & {*unfrozen.transfer}):
-            compared[place, site] = _at_site(frozen, unfrozen, site, known.get(site, {}))
+        for site in ("", *sorted({*frozen.transfer} & {*unfrozen.transfer})):
+            compared[cells, site] = _compare(frozen, unfrozen, site, known.get(site, {}))
     judged = _judge(compared, margin)
     scores, gap_intervals = _resample(summaries, pairs, known.get("", {}))
-    conclusions = []
-    for place, (frozen_cell, unfrozen_cell) in enumerate(pairs):
-        frozen, unfrozen = winner_of(frozen_cell), winner_of(unfrozen_cell)
-        away = {site: judgement for (at, site), judgement in judged.items() if at == place and site}
+    conclusions = {}
+    for cells, pair in pairs.items():
+        frozen, unfrozen = map(winner_of, pair)
         usd = unfrozen.cost_usd - frozen.cost_usd
         seconds = unfrozen.device_seconds - frozen.device_seconds
-        home, extra = judged[place, ""], usd if usd else seconds
-        per_point = None
+        home, extra, per_point = judged[cells, ""], usd or seconds, None
         if extra > 0 and home.comparison is not None and home.comparison.has_spread:
             per_point = cost_per_point(extra, home.interval, home.comparison.difference)
-        conclusions.append(
-            Conclusion(
-                gap=frozen_gap(frozen_cell, unfrozen_cell),
-                home=home,
-                away=away,
-                pooled=gap_intervals[place],
-                extra_usd=usd,
-                extra_device_seconds=seconds,
-                per_point=per_point,
-                still_learning=tuple(_still_learning((frozen_cell, unfrozen_cell), margin)),
-            )
+        conclusions[cells] = Conclusion(
+            gap=frozen_gap(*pair),
+            home=home,
+            away={site: away for (at, site), away in judged.items() if at == cells and site},
+            pooled=gap_intervals[cells],
+            extra_usd=usd,
+            extra_device_seconds=seconds,
+            per_point=per_point,
+            still_learning=tuple(_still_learning(pair, margin)),
         )
-    gaps = conclusions[: len(per_backbone)]
-    by_pair = dict(zip(by_cells, conclusions, strict=True))
+    gaps = tuple(conclusions[f.cell, u.cell] for f, u in per_backbone)
+    backbones = group_by((s.cell for s, _ in winners(summaries)), comparable)
     return Conclusions(
         margin=margin,
-        num_compared=sum(
-            isinstance(test, Comparison) and test.has_spread for test in compared.values()
-        ),
-        gaps=tuple(gaps),
+        num_compared=sum(judgement.probabilities is not None for judgement in judged.values()),
+        gaps=gaps,
         winners=scores,
         by_size=_by_size([conclusion.gap for conclusion in gaps], margin, summaries),
         frontier=_frontier(summaries),
         overall=tuple(
             Overall(
-                num_backbones=len(
-                    {
-                        s.cell.backbone.name
-                        for s in summaries
-                        if s.winner is not None and comparable(s.cell) == comparable(f.cell)
-                    }
-                ),
+                num_backbones=len({cell.backbone.name for cell in backbones[comparable(f.cell)]}),
                 frozen=f.cell.backbone.name,
                 unfrozen=u.cell.backbone.name,
-                conclusion=by_pair[f.cell, u.cell],
+                conclusion=conclusions[f.cell, u.cell],
                 usd=(winner_of(f).cost_usd, winner_of(u).cost_usd),
                 device_seconds=(winner_of(f).device_seconds, winner_of(u).device_seconds),
             )
@@ -156,8 +145,7 @@ def over_folds(fold_runs: Sequence[Record], values: Sequence[float]) -> Comparis
     """A mean over folds with its certainty: of differences, or of F1 itself.
 
     Args:
-        fold_runs: say which notes each value was scored on.
-        values: one per fold-run.
+        fold_runs, values: one value per fold-run, which says on which notes it was scored.
 
     Raises:
         TooFewError: fewer than two folds.
@@ -178,16 +166,16 @@ def over_notes(fold_runs: Sequence[Record], others: Sequence[Record]) -> Interva
 def over_held_out_notes(
     runs: Sequence[Record], others: Sequence[Record] = (), groups: Mapping[str, str] | None = None
 ) -> Interval:
-    """Interval of mean F1 minus that of `others`; notes resampled, models fixed.
+    """Interval of mean F1 minus that of `others`; notes resampled, models fixed. Open with too few notes.
 
     Args:
         runs, others: all scored the same notes.
         groups: note id -> patient or article.
-
-    Raises:
-        TooFewError: fewer than two notes, patients or articles.
     """
-    drawn, weights = _draw_shared_notes(runs, others, groups or {})
+    try:
+        drawn, weights = _draw_shared_notes(runs, others, groups or {})
+    except TooFewError:
+        return UNKNOWN_INTERVAL
     return drawn.interval(weights)
 
 
@@ -215,11 +203,9 @@ def _still_learning(cells: Iterable[CellSummary], margin: float) -> Iterable[Sti
 
 
 def _at_sites(summaries: Sequence[CellSummary], groups: Groups) -> Iterable[SiteScore]:
-    for summary in summaries:
-        if summary.winner is None:
-            continue
-        runs = summary.winner.fold_runs
-        for site, transfer in summary.winner.transfer.items():
+    for summary, winner in winners(summaries):
+        runs = winner.fold_runs
+        for site, transfer in winner.transfer.items():
             interval = drop_interval = UNKNOWN_INTERVAL
             with suppress(TooFewError):
                 drawn, weights = _draw_shared_notes(runs, (), groups.get(site, {}), site)
@@ -238,27 +224,21 @@ def _at_sites(summaries: Sequence[CellSummary], groups: Groups) -> Iterable[Site
             )
 
 
-def _at_home(frozen: ConfigurationSummary, unfrozen: ConfigurationSummary) -> Comparison | str:
-    differences = [u - f for u, f in zip(unfrozen.fold_f1, frozen.fold_f1, strict=True)]
-    try:
-        return over_folds(unfrozen.fold_runs, differences)
-    except TooFewError as error:
-        return str(error)
-
-
-def _at_site(
+def _compare(
     frozen: ConfigurationSummary,
     unfrozen: ConfigurationSummary,
     site: str,
     groups: Mapping[str, str],
 ) -> Comparison | str:
-    """All fold-runs of both scored all of the site's notes."""
+    """On the scored folds or, where all fold-runs of both read the same notes, at another site."""
     f1 = [
-        [pool(_note_counts(record.transfer[site]).values()).f1 for record in winner.fold_runs]
+        [pool(record.per_label("strict", site).values()).f1 for record in winner.fold_runs]
         for winner in (unfrozen, frozen)
     ]
     differences = [u - f for u, f in zip(*f1, strict=True)]
     try:
+        if not site:
+            return over_folds(unfrozen.fold_runs, differences)
         drawn, weights = _draw_shared_notes(unfrozen.fold_runs, frozen.fold_runs, groups, site)
         by_fold = _by_fold(unfrozen.fold_runs, differences)
         return compare_on_shared_notes(by_fold, drawn.variance(weights), drawn.num_groups)
@@ -267,8 +247,8 @@ def _at_site(
 
 
 def _judge(
-    compared: Mapping[tuple[int, str], Comparison | str], margin: float
-) -> dict[tuple[int, str], Judgement]:
+    compared: Mapping[tuple[CellPair, str], Comparison | str], margin: float
+) -> dict[tuple[CellPair, str], Judgement]:
     """Holm over all comparisons. "No gap" and "not within the margin" cannot both be true of one gap."""
     tested = {
         key: test
@@ -311,7 +291,7 @@ def _published(test: Comparison) -> tuple[float, Interval]:
         math.sqrt(1 / folds + r / (1 - r)) for r in (correlation, test.correlation)
     )
     scale = test.scale * published_factor / factor
-    published = Comparison(test.difference, scale, test.degrees, correlation)
+    published = replace(test, scale=scale, correlation=correlation)
     return published.p_difference, published.interval()
 
 
@@ -321,11 +301,7 @@ def _note_counts(notes: Mapping[str, NoteCounts]) -> dict[str, Counts]:
 
 def _pooled_notes(fold_runs: Iterable[Record]) -> dict[str, Counts]:
     """Counts per note over all folds; a note scored in several draws has their sum."""
-    found: dict[str, Counts] = {}
-    for record in fold_runs:
-        for note, counts in _note_counts(record.notes).items():
-            found[note] = found.get(note, Counts()) + counts
-    return found
+    return pool_by_name(_note_counts(record.notes) for record in fold_runs)
 
 
 def _bootstrap(
@@ -343,45 +319,38 @@ def _bootstrap(
 
 
 def _resample(
-    summaries: Sequence[CellSummary],
-    pairs: Sequence[tuple[CellSummary, CellSummary]],
-    groups: Mapping[str, str],
-) -> tuple[tuple[WinnerScore, ...], list[Interval]]:
+    summaries: Sequence[CellSummary], pairs: Iterable[CellPair], groups: Mapping[str, str]
+) -> tuple[tuple[WinnerScore, ...], dict[CellPair, Interval]]:
     """Pooled scores of all winners, and the intervals of the pairs' pooled gaps.
 
     Winners on the same notes share their resamples, so their differences are paired.
     """
-    cells = [summary for summary in summaries if summary.winner is not None]
-    notes = {summary.cell: _pooled_notes(winner_of(summary).fold_runs) for summary in cells}
-    together: dict[tuple[str, ...], list[CellSummary]] = {}
-    for summary in cells:
-        together.setdefault(tuple(sorted(notes[summary.cell])), []).append(summary)
-    intervals = dict.fromkeys((summary.cell for summary in cells), UNKNOWN_INTERVAL)
-    gap_intervals = [UNKNOWN_INTERVAL] * len(pairs)
-    num_groups = {summary.cell: len(notes[summary.cell]) for summary in cells}
-    for ids, members in together.items():
+    finished = winners(summaries)
+    notes = {summary.cell: _pooled_notes(winner.fold_runs) for summary, winner in finished}
+    intervals = dict.fromkeys(notes, UNKNOWN_INTERVAL)
+    num_groups = {cell: len(found) for cell, found in notes.items()}
+    gap_intervals = dict.fromkeys(pairs, UNKNOWN_INTERVAL)
+    for ids, members in group_by(notes, lambda cell: tuple(sorted(notes[cell]))).items():
         try:
-            drawn = _bootstrap([notes[summary.cell] for summary in members], ids, groups)
+            drawn = _bootstrap([notes[cell] for cell in members], ids, groups)
         except TooFewError:
             continue
-        unit = {
-            summary.cell: row for summary, row in zip(members, np.eye(len(members)), strict=True)
-        }
+        unit = dict(zip(members, np.eye(len(members)), strict=True))
         for cell, weights in unit.items():
             intervals[cell] = drawn.interval(weights)
             num_groups[cell] = drawn.num_groups
-        for place, (frozen, unfrozen) in enumerate(pairs):
-            if frozen.cell in unit and unfrozen.cell in unit:
-                gap_intervals[place] = drawn.interval(unit[unfrozen.cell] - unit[frozen.cell])
+        for frozen, unfrozen in gap_intervals:
+            if frozen in unit and unfrozen in unit:
+                gap_intervals[frozen, unfrozen] = drawn.interval(unit[unfrozen] - unit[frozen])
     scores = tuple(
         WinnerScore(
             cell=summary.cell.name,
-            f1=winner_of(summary).pooled_strict.f1,
+            f1=winner.pooled_strict.f1,
             interval=intervals[summary.cell],
             num_groups=num_groups[summary.cell],
             selection=_selection(summary),
         )
-        for summary in cells
+        for summary, winner in finished
     )
     return scores, gap_intervals
 
@@ -418,31 +387,26 @@ def _validated_elsewhere(fold_runs: Sequence[Record]) -> Array:
 def _by_size(
     gaps: Sequence[FrozenGap], margin: float, summaries: Sequence[CellSummary]
 ) -> tuple[BySize, ...]:
-    together: dict[tuple[str, str, int | None, str], list[FrozenGap]] = {}
     sizes_by_name = backbone_sizes(summaries)
-    for gap in gaps:
-        together.setdefault(comparable(gap), []).append(gap)
     found = []
-    for key, members in together.items():
+    for key, members in group_by(gaps, comparable).items():
         if len(members) < 2:
             continue
-        f1: dict[str, list[tuple[int, float]]] = {}
-        for summary in summaries:
-            cell = summary.cell
-            if summary.winner is not None and comparable(cell) == key:
-                known = sizes_by_name[cell.backbone.name], summary.winner.strict.mean or 0.0
-                f1.setdefault(cell.strategy, []).append(known)
-        fits = {strategy: _fit(known) for strategy, known in f1.items()}
-        f1_fits = {strategy: fit for strategy, fit in fits.items() if fit is not None}
         where = members[0].corpus_name
         sizes = [gap.backbone_parameters for gap in members]
         try:
             fit = fit_sizes(sizes, [gap.gap for gap in members])
         except ValueError as error:
             found.append(BySize(where, len(set(sizes)), None, None, str(error)))
-        else:
-            parity = parity_size(fit, margin)
-            found.append(BySize(where, len(set(sizes)), fit, parity, f1=f1_fits))
+            continue
+        f1: dict[str, list[tuple[int, float]]] = {}
+        for summary, winner in winners(summaries):
+            cell = summary.cell
+            if comparable(cell) == key:
+                known = sizes_by_name[cell.backbone.name], winner.strict.mean or 0.0
+                f1.setdefault(cell.strategy, []).append(known)
+        fits = {name: line for name, known in f1.items() if (line := _fit(known)) is not None}
+        found.append(BySize(where, len(set(sizes)), fit, parity_size(fit, margin), f1=fits))
     return tuple(found)
 
 
@@ -455,20 +419,15 @@ def _fit(known: Sequence[tuple[int, float]]) -> SizeFit | None:
 
 
 def _frontier(summaries: Sequence[CellSummary]) -> tuple[str, ...]:
-    together: dict[tuple[str, str, int | None, str], list[CellSummary]] = {}
-    for summary in summaries:
-        if summary.winner is not None:
-            together.setdefault(comparable(summary.cell), []).append(summary)
     found = []
-    for members in together.values():
-        winners = [winner_of(summary) for summary in members]
+    for members in group_by(winners(summaries), lambda pair: comparable(pair[0].cell)).values():
         costs = [
             (w.cost_usd, w.device_seconds, w.energy_kwh, w.peak_bytes, w.adapter_bytes)
-            for w in winners
+            for _, w in members
         ]
         # A cost that is unknown for one winner decides nothing.
         known = [column for column in zip(*costs, strict=True) if all(column)]
-        rows = list(zip(*known, strict=True)) or [()] * len(winners)
-        best = pareto([winner.strict.mean or 0.0 for winner in winners], rows)
-        found += [members[place].cell.name for place in best]
+        rows = list(zip(*known, strict=True)) or [()] * len(members)
+        best = pareto([winner.strict.mean or 0.0 for _, winner in members], rows)
+        found += [members[place][0].cell.name for place in best]
     return tuple(found)

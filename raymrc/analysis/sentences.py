@@ -5,7 +5,7 @@ What is concluded is decided in `judging`; this module only words it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from raymrc.analysis.conclusions import (
@@ -22,9 +22,8 @@ from raymrc.analysis.conclusions import (
 )
 from raymrc.analysis.final import FinalGap, FinalScore
 from raymrc.analysis.statistics import Interval
-from raymrc.analysis.summary import CellSummary
+from raymrc.analysis.summary import CellSummary, ConfigurationSummary, leaders
 from raymrc.quantities import percent, short_count
-from raymrc.scoring.counts import Counts
 
 MAX_HEADLINE_WORDS, MAX_DETAILS = 25, 3
 
@@ -162,9 +161,8 @@ def _price_of_lead(conclusion: Conclusion) -> str:
         return "Training cost no more than freezing."
     unit = "USD" if conclusion.extra_usd else "device seconds"
     extra = conclusion.extra_usd or conclusion.extra_device_seconds
-    return (
-        f"Training cost {extra:.3g} {unit} more over all folds, {price[0]} per point ({price[1]})."
-    )
+    point, interval = price
+    return f"Training cost {extra:.3g} {unit} more over all folds, {point} per point ({interval})."
 
 
 def price_of_point(conclusion: Conclusion) -> tuple[str, str] | None:
@@ -177,14 +175,9 @@ def price_of_point(conclusion: Conclusion) -> tuple[str, str] | None:
 
 
 def _price_of_freezing(conclusion: Conclusion) -> str:
-    shares = [
-        f"{_percent(share)} of {what}"
-        for share, what in (
-            (conclusion.gap.device_share, "the device time"),
-            (conclusion.gap.adapter_share, "the bytes stored per task"),
-        )
-        if share is not None
-    ]
+    time, stored = conclusion.gap.device_share, conclusion.gap.adapter_share
+    shares = [f"{_percent(time)} of the device time"] if time is not None else []
+    shares += [f"{_percent(stored)} of the bytes stored per task"] if stored is not None else []
     return f"Freezing takes {' and '.join(shares)}." if shares else ""
 
 
@@ -207,41 +200,37 @@ def final_sentence(gap: FinalGap) -> str:
 
 
 def unreachable_in_folds(summaries: Iterable[CellSummary]) -> str:
-    leaders = [(s.cell.strategy, s.leader) for s in summaries if s.leader is not None]
-    lost = [(name, c.unreachable, c.pooled_strict, c.unreachable_reasons) for name, c in leaders]
+    lost = [
+        (s.cell.strategy, leader.pooled_strict.gold, leader) for s, leader in leaders(summaries)
+    ]
     return _unreachable_sentence("Gold", lost)
 
 
 def unreachable_in_test(scores: Iterable[FinalScore]) -> str:
-    lost = [(s.cell.strategy, s.unreachable, s.counts, s.unreachable_reasons) for s in scores]
+    lost = [(score.cell.strategy, score.counts.gold, score) for score in scores]
     return _unreachable_sentence("Held-out gold", lost)
 
 
 def _unreachable_sentence(
-    what: str, cells: Iterable[tuple[str, int, Counts, Mapping[str, int]]]
+    what: str, cells: Iterable[tuple[str, int, ConfigurationSummary | FinalScore]]
 ) -> str:
-    """Gold items that no answer can match, by strategy; of several backbones, the one with the most."""
-    worst: dict[str, str] = {}
-    for strategy, lost, counts, reasons in sorted(cells, key=lambda cell: cell[1]):
-        if lost:
-            worst[strategy] = f"{strategy} {_lost_text(lost, counts, reasons)}"
-    found = "; ".join(worst.values())
-    return f"{what} that no answer can match, and that counts as missed: {found}" if found else ""
-
-
-def _lost_text(lost: int, counts: Counts, reasons: Mapping[str, int]) -> str:
-    """Such as "3 of 127 (2.36 %: beyond context 2, no mention 1)".
+    """By strategy, such as "3 of 127 (2.36 %: beyond context 2, no mention 1)".
 
     Args:
-        reasons: shown where they account for every lost item; older records have none.
+        cells: (strategy, gold items, result); of several backbones, the one that loses most is shown.
     """
-    gold = counts.tp + counts.fn
-    reasons = reasons if sum(reasons.values()) == lost else {}
-    why = ", ".join(
-        f"{reason.replace('_', ' ')} {times}"
-        for reason, times in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    )
-    return f"{lost} of {gold} ({percent(lost / gold)}{': ' if why else ''}{why})"
+    worst: dict[str, str] = {}
+    for strategy, gold, result in sorted(cells, key=lambda cell: cell[2].unreachable):
+        lost, reasons = result.unreachable, result.unreachable_reasons
+        if not lost:
+            continue
+        # Older records do not give a reason for every lost item.
+        by_count = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        why = ", ".join(f"{reason.replace('_', ' ')} {times}" for reason, times in by_count)
+        shown = f": {why}" if sum(reasons.values()) == lost else ""
+        worst[strategy] = f"{strategy} {lost} of {gold} ({percent(lost / gold)}{shown})"
+    found = "; ".join(worst.values())
+    return f"{what} that no answer can match, and that counts as missed: {found}" if found else ""
 
 
 def difference_text(gap: float, interval: Interval) -> str:
@@ -254,11 +243,11 @@ def difference_text(gap: float, interval: Interval) -> str:
     if gap < 0:
         low, high = interval.low, interval.high
         turned = Interval(None if high is None else -high, None if low is None else -low)
-        return f"{_tenths(-gap)} points higher ({_interval_clause(turned)})"
-    return f"{_tenths(gap)} points lower ({_interval_clause(interval)})"
+        return f"{_tenths(-gap)} points higher ({interval_clause(turned)})"
+    return f"{_tenths(gap)} points lower ({interval_clause(interval)})"
 
 
-def _interval_clause(interval: Interval) -> str:
+def interval_clause(interval: Interval) -> str:
     is_open = interval.low is None or interval.high is None
     return "no interval" if is_open else f"95 % interval {interval_text(interval)}"
 

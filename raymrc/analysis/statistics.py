@@ -10,7 +10,7 @@ F1 and differences run from 0 to 1 throughout. scipy is imported by the function
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,9 +27,11 @@ LEVEL = 0.95
 GUARDED_CORRELATION = 0.3
 """Largest correlation between two folds' differences that claims guard against (docs/decisions/0024)."""
 
-
 DRAWS = 10_000
 """Bootstrap resamples: interval ends then move by less than a tenth of the width from seed to seed."""
+
+MAX_DRAWN_GROUPS = 2_000_000
+"""Groups drawn at a time, so that they fit into memory."""
 
 NO_SPREAD = 1e-12
 """Differences that vary by less are equal up to rounding; they have no interval."""
@@ -56,8 +58,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Probabilities:
-    """Probabilities that a difference is below, within or above the region of practical equivalence;
-    they sum to 1."""
+    """Of a difference below, within or above the region of practical equivalence; they sum to 1."""
 
     below: float
     within: float
@@ -75,8 +76,7 @@ class Comparison:
         difference: mean F1 of A minus F1 of B, -1 to 1.
         scale: standard error. 0 if all folds gave the same difference; then there is no interval, no
             probability, and p-values are 1.
-        degrees: degrees of freedom.
-        correlation: assumed between folds.
+        degrees, correlation: degrees of freedom; the correlation assumed between folds.
     """
 
     difference: float
@@ -93,7 +93,7 @@ class Comparison:
         """Two-sided, for the null hypothesis of no difference."""
         if not self.has_spread:
             return 1.0
-        return float(2 * _t_below(-abs(self.difference) / self.scale, self.degrees))
+        return 2 * _t_below(-abs(self.difference) / self.scale, self.degrees)
 
     def p_equivalence(self, margin: float) -> float:
         """For the null hypothesis that the difference is `margin` or more in either direction.
@@ -106,7 +106,7 @@ class Comparison:
         _check_margin(margin)
         if not self.has_spread:
             return 1.0
-        return float(_t_below((abs(self.difference) - margin) / self.scale, self.degrees))
+        return _t_below((abs(self.difference) - margin) / self.scale, self.degrees)
 
     def interval(self, level: float = LEVEL) -> Interval:
         if not self.has_spread:
@@ -125,8 +125,8 @@ class Comparison:
         _check_margin(margin)
         if not self.has_spread:
             return None
-        below = float(_t_below((-margin - self.difference) / self.scale, self.degrees))
-        above = float(_t_below((self.difference - margin) / self.scale, self.degrees))
+        below = _t_below((-margin - self.difference) / self.scale, self.degrees)
+        above = _t_below((self.difference - margin) / self.scale, self.degrees)
         return Probabilities(below, max(0.0, 1 - below - above), above)
 
 
@@ -168,17 +168,12 @@ def compare_folds(differences: ArrayLike, correlation: float | None = None) -> C
 
     Source: Nadeau and Bengio 2003, Machine Learning 52, 239-281.
     """
-    values = _checked(differences)
-    if correlation is None:
-        correlation = guarded_correlation(len(values))
-    variance = _fold_variance(values, correlation)
-    return Comparison(
-        float(values.mean()), math.sqrt(variance), float(len(values) - 1), correlation
-    )
+    mean, variance, degrees, correlation = _over_folds(differences, correlation)
+    return Comparison(mean, math.sqrt(variance), degrees, correlation)
 
 
 def compare_on_shared_notes(
-    differences: ArrayLike, note_variance: float, num_groups: int, correlation: float | None = None
+    differences: ArrayLike, note_variance: float, num_groups: int
 ) -> Comparison:
     """As `compare_folds`, for models of all folds scored on the same notes, as at another site.
 
@@ -196,21 +191,16 @@ def compare_on_shared_notes(
 
     Source: Satterthwaite 1946, Biometrics Bulletin 2, 110-114.
     """
-    values = _checked(differences)
+    mean, fold_variance, degrees, correlation = _over_folds(differences)
     if num_groups < 2:
         raise TooFewError(f"{num_groups} group of notes cannot be resampled; 2 are needed")
     if not note_variance >= 0:
         raise ValueError(f"{note_variance} is no variance")
-    if correlation is None:
-        correlation = guarded_correlation(len(values))
-    fold_variance = _fold_variance(values, correlation)
     total = fold_variance + note_variance
     if total <= NO_SPREAD**2:
-        return Comparison(float(values.mean()), 0.0, float(len(values) - 1), correlation)
-    degrees = total**2 / (
-        fold_variance**2 / (len(values) - 1) + note_variance**2 / (num_groups - 1)
-    )
-    return Comparison(float(values.mean()), math.sqrt(total), degrees, correlation)
+        return Comparison(mean, 0.0, degrees, correlation)
+    degrees = total**2 / (fold_variance**2 / degrees + note_variance**2 / (num_groups - 1))
+    return Comparison(mean, math.sqrt(total), degrees, correlation)
 
 
 def holm(p_values: Sequence[float], max_true: int | None = None) -> tuple[float, ...]:
@@ -237,22 +227,22 @@ def holm(p_values: Sequence[float], max_true: int | None = None) -> tuple[float,
     return tuple(float(value) for value in adjusted)
 
 
-def _fold_variance(values: Array, correlation: float) -> float:
-    if not 0 <= correlation < 1:
-        raise ValueError(f"{correlation} is no correlation between folds: 0 to below 1")
-    sd = float(values.std(ddof=1))
-    if sd <= NO_SPREAD:
-        return 0.0
-    return (1 / len(values) + correlation / (1 - correlation)) * sd**2
-
-
-def _checked(differences: ArrayLike) -> Array:
+def _over_folds(
+    differences: ArrayLike, correlation: float | None = None
+) -> tuple[float, float, float, float]:
+    """Mean, its variance, degrees of freedom and correlation; see `compare_folds`."""
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise TooFewError(f"{values.size} fold has no spread; 2 are needed")
     if not np.isfinite(values).all():
         raise ValueError("a difference is not a number")
-    return values
+    if correlation is None:
+        correlation = guarded_correlation(len(values))
+    if not 0 <= correlation < 1:
+        raise ValueError(f"{correlation} is no correlation between folds: 0 to below 1")
+    sd = float(values.std(ddof=1))
+    scale = 0.0 if sd <= NO_SPREAD else 1 / len(values) + correlation / (1 - correlation)
+    return float(values.mean()), scale * sd**2, float(len(values) - 1), correlation
 
 
 def _check_margin(margin: float) -> None:
@@ -368,9 +358,14 @@ def bootstrap(
     total = by_group.sum(1)
     flat = by_group.transpose(1, 0, 2).reshape(num_groups, -1)
     drawn = np.empty((draws, num_systems))
-    for start, weights in _resamples(num_groups, draws, generator):
-        sums = (weights @ flat).reshape(len(weights), num_systems, 3)
-        drawn[start : start + len(weights)] = micro_f1(sums)
+    size = max(1, MAX_DRAWN_GROUPS // num_groups)
+    for start in range(0, draws, size):
+        rows = min(size, draws - start)
+        picked = generator.integers(num_groups, size=(rows, num_groups))
+        picked += num_groups * np.arange(rows)[:, None]
+        weights = np.bincount(picked.ravel(), minlength=rows * num_groups)
+        sums = weights.reshape(rows, num_groups).astype(np.float64) @ flat
+        drawn[start : start + rows] = micro_f1(sums.reshape(rows, num_systems, 3))
     without = micro_f1(total[:, None] - by_group).T
     return Bootstrap(micro_f1(total), drawn, without)
 
@@ -400,19 +395,6 @@ def _sum_groups(counts: ArrayLike, groups: Sequence[object] | None) -> Array:
     if values.shape[1] < 2:
         raise TooFewError(f"{values.shape[1]} group of notes cannot be resampled; 2 are needed")
     return values
-
-
-def _resamples(
-    num_groups: int, draws: int, generator: np.random.Generator
-) -> Iterator[tuple[int, Array]]:
-    """(first draw, how often each group is in each draw), in blocks that fit into memory."""
-    size = max(1, 2_000_000 // num_groups)
-    for start in range(0, draws, size):
-        rows = min(size, draws - start)
-        picked = generator.integers(num_groups, size=(rows, num_groups))
-        picked += num_groups * np.arange(rows)[:, None]
-        weights = np.bincount(picked.ravel(), minlength=rows * num_groups)
-        yield start, weights.reshape(rows, num_groups).astype(np.float64)
 
 
 # --- the best of many -----------------------------------------------------------------------------

@@ -2,25 +2,35 @@
 
     records -> configurations -> cells
 
-A cell's winner is the configuration with the best mean F1 on the validation notes, never on
-the scored folds: the best of many scored results is too good by luck (docs/decisions/0007).
+A cell's winner is the configuration with the best mean F1 on the validation notes, never on the scored
+folds: the best of many scored results is too good by luck (docs/decisions/0007).
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeVar
 
 from raymrc.configuration import Cell, Configuration, FoldRun
 from raymrc.costs.prices import energy_kwh, watts_of
 from raymrc.ledger.rank import count_reasons, rank
-from raymrc.ledger.record import Record
+from raymrc.ledger.record import Record, pool_by_name
 from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.subsets import SUBSETS
+
+_Item = TypeVar("_Item")
+_Key = TypeVar("_Key")
+
+COSTS_AND_SIZES = (
+    "device_seconds", "failed_device_seconds", "cost_usd", "energy_kwh", "flops", "tokens", "peak_bytes",
+    "trained_parameters", "total_parameters", "trained_share", "adapter_bytes",
+)  # fmt: skip
+"""Attributes of a configuration's summary that `--json` repeats unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,24 +189,17 @@ class ConfigurationSummary:
             "fold_epochs": self.fold_epochs,
             "unreachable": self.unreachable,
             "unreachable_reasons": dict(self.unreachable_reasons),
-            "device_seconds": self.device_seconds,
-            "failed_device_seconds": self.failed_device_seconds,
-            "cost_usd": self.cost_usd,
-            "energy_kwh": self.energy_kwh,
-            "flops": self.flops,
-            "tokens": self.tokens,
-            "peak_bytes": self.peak_bytes,
-            "trained_parameters": self.trained_parameters,
-            "total_parameters": self.total_parameters,
-            "trained_share": self.trained_share,
-            "adapter_bytes": self.adapter_bytes,
+            **{name: getattr(self, name) for name in COSTS_AND_SIZES},
             "transfer": {name: asdict(transfer) for name, transfer in self.transfer.items()},
         }
 
 
 @dataclass(frozen=True)
 class CellSummary:
-    """One cell with its configurations, complete ones first, then by validation F1, best first."""
+    """One cell with its configurations, complete ones first, then by validation F1, best first.
+
+    Device time and cost are those of the whole search, not only of the winner.
+    """
 
     cell: Cell
     configurations: tuple[ConfigurationSummary, ...]
@@ -215,18 +218,20 @@ class CellSummary:
 
     @property
     def num_done(self) -> int:
-        """Fold-runs."""
         return sum(len(c.folds) for c in self.configurations)
 
     @property
     def num_failed(self) -> int:
-        """Fold-runs."""
         return sum(len(c.failures) for c in self.configurations)
 
     @property
     def num_spared(self) -> int:
         """Fold-runs cut short because a race stopped their configuration."""
         return sum(c.num_spared for c in self.configurations)
+
+    def num_left(self, num_planned: int) -> int:
+        """Planned fold-runs that are neither done nor failed nor spared."""
+        return num_planned - self.num_done - self.num_failed - self.num_spared
 
     @property
     def reasons(self) -> tuple[tuple[str, int], ...]:
@@ -235,16 +240,13 @@ class CellSummary:
 
     @property
     def device_seconds(self) -> float:
-        """Device time of the whole search, not only of the winner."""
         return sum(c.device_seconds for c in self.configurations)
 
     @property
     def cost_usd(self) -> float:
-        """Cost of the whole search, not only of the winner."""
         return sum(c.cost_usd for c in self.configurations)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values. F1 and shares run from 0 to 1."""
         return {
             "cell": self.cell.name,
             "task": self.cell.task,
@@ -269,6 +271,24 @@ def winner_of(summary: CellSummary) -> ConfigurationSummary:
     return summary.winner
 
 
+def winners(summaries: Iterable[CellSummary]) -> list[tuple[CellSummary, ConfigurationSummary]]:
+    """Cells that have a winner, with it."""
+    return [(summary, summary.winner) for summary in summaries if summary.winner is not None]
+
+
+def leaders(summaries: Iterable[CellSummary]) -> list[tuple[CellSummary, ConfigurationSummary]]:
+    """Cells with their winner or, before there is one, their leader."""
+    return [(summary, summary.leader) for summary in summaries if summary.leader is not None]
+
+
+def group_by(items: Iterable[_Item], key: Callable[[_Item], _Key]) -> dict[_Key, list[_Item]]:
+    """Groups in the order of their first items."""
+    found: dict[_Key, list[_Item]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
+
+
 def summarise(
     records: Iterable[Record],
     num_folds: int,
@@ -288,7 +308,7 @@ def summarise(
             with the latest record counts.
     """
     kept = choose_records(records, cells, same)
-    return tuple(_summarise_cell(cell, of_cell, num_folds) for cell, of_cell in kept.items())
+    return tuple(_summarise_cell(cell, runs, num_folds) for cell, runs in kept.items())
 
 
 def choose_records(
@@ -297,25 +317,24 @@ def choose_records(
     same: Iterable[FoldRun] | None = None,
 ) -> dict[Cell, list[Record]]:
     """Cross-validation records that count, by cell; arguments as in `summarise`."""
-    bases: dict[Cell, dict[tuple[str, ...], list[Record]]] = {}
-    for record in records:
-        run = record.fold_run
-        if run.is_test:
-            continue  # scores of held-out notes choose nothing
-        bases.setdefault(run.configuration.cell, {}).setdefault(run.basis, []).append(record)
+    started_at = attrgetter("started_at")
+    # Scores of held-out notes choose nothing.
+    validated = (record for record in records if not record.fold_run.is_test)
+    by_cell = group_by(validated, lambda record: record.fold_run.configuration.cell)
     planned = list(same or ())
     wanted = {run.configuration.cell: run.basis for run in planned}
     starts = {run.configuration: run.start for run in planned}
-    if cells is None:
-        cells = sorted(bases, key=lambda cell: cell.name)
     chosen = {}
-    for cell in cells:
-        by_basis = bases.get(cell, {})
+    for cell in sorted(by_cell, key=lambda cell: cell.name) if cells is None else cells:
+        by_basis = group_by(by_cell.get(cell, ()), lambda record: record.fold_run.basis)
         if cell in wanted:
             kept = by_basis.get(wanted[cell], [])
         else:
-            kept = max(by_basis.values(), key=_latest, default=[])
-        chosen[cell] = _of_one_start(kept, starts)
+            kept = max(by_basis.values(), key=lambda runs: max(map(started_at, runs)), default=[])
+        # Prompts must start as planned; by default as those of the configuration's latest record.
+        latest = {r.fold_run.configuration: r.fold_run.start for r in sorted(kept, key=started_at)}
+        expected = latest | {c: starts[c] for c in latest.keys() & starts.keys()}
+        chosen[cell] = [r for r in kept if r.fold_run.start == expected[r.fold_run.configuration]]
     return chosen
 
 
@@ -342,37 +361,15 @@ def count_failing(records: Iterable[Record]) -> dict[Cell, int]:
     }
 
 
-def _of_one_start(
-    records: Sequence[Record], wanted: Mapping[Configuration, tuple[str, ...]]
-) -> list[Record]:
-    """Records whose prompts started as wanted; by default as the configuration's latest record did."""
-    latest = {
-        record.fold_run.configuration: record.fold_run.start
-        for record in sorted(records, key=lambda record: record.started_at)
-    }
-    starts = latest | dict(wanted)
-    return [r for r in records if r.fold_run.start == starts[r.fold_run.configuration]]
-
-
-def _latest(records: Sequence[Record]) -> str:
-    return max(record.started_at for record in records)
-
-
 def _summarise_cell(cell: Cell, records: Sequence[Record], num_folds: int) -> CellSummary:
-    grouped: dict[Configuration, list[Record]] = {}
-    for record in records:
-        grouped.setdefault(record.fold_run.configuration, []).append(record)
-    configurations = [_summarise_configuration(c, runs, num_folds) for c, runs in grouped.items()]
-    return CellSummary(cell, tuple(sorted(configurations, key=_rank)))
-
-
-def _rank(summary: ConfigurationSummary) -> tuple[float, float, float, str]:
-    return rank(
-        len(summary.folds),
-        summary.validation.mean,
-        summary.trained_parameters,
-        summary.configuration.id,
+    grouped = group_by(records, lambda record: record.fold_run.configuration)
+    ranked = sorted(
+        (_summarise_configuration(c, runs, num_folds) for c, runs in grouped.items()),
+        key=lambda c: rank(
+            len(c.folds), c.validation.mean, c.trained_parameters, c.configuration.id
+        ),
     )
+    return CellSummary(cell, tuple(ranked))
 
 
 def _summarise_configuration(
@@ -394,14 +391,14 @@ def _summarise_configuration(
         validation=spread([record.validation_f1 for record in done]),
         pooled_strict=pool(strict),
         pooled_lenient=pool(lenient),
-        labels_strict=_by_label(done, "strict"),
-        labels_lenient=_by_label(done, "lenient"),
+        labels_strict=pool_by_name(record.per_label("strict") for record in done),
+        labels_lenient=pool_by_name(record.per_label("lenient") for record in done),
         best_epochs=tuple(record.best_epoch for record in done),
         events=spread([record.events.f1 for record in done if record.events != Counts()]),
-        labels_events=_by_label(done, "events"),
+        labels_events=pool_by_name(record.per_label("events") for record in done),
         subsets=_subsets(done),
         # Older records have no mention counts, and a sum over some folds would pass for all.
-        mentions=_pooled([r.mentions for r in done]) if all(r.mentions for r in done) else {},
+        mentions=pool_by_name(r.mentions for r in done) if all(r.mentions for r in done) else {},
         failures=tuple((r.fold_run.fold, r.reason) for r in by_fold if r.is_failed),
         stopped=next((r.reason for r in by_fold if r.is_stopped), ""),
         fold_epochs=sum(len(record.epochs) for record in by_fold),
@@ -450,21 +447,8 @@ def _energy(records: Sequence[Record]) -> float:
 
 
 def _subsets(records: Sequence[Record]) -> dict[str, Counts]:
-    found = [record.subsets for record in records]
-    total = {name: pool(counts.get(name, Counts()) for counts in found) for name in SUBSETS}
-    return {name: counts for name, counts in total.items() if counts.tp + counts.fn}
-
-
-def _by_label(records: Sequence[Record], mode: str) -> dict[str, Counts]:
-    return _pooled([record.per_label(mode) for record in records])
-
-
-def _pooled(mappings: Iterable[Mapping[str, Counts]]) -> dict[str, Counts]:
-    total: dict[str, Counts] = {}
-    for by_name in mappings:
-        for name, counts in by_name.items():
-            total[name] = total.get(name, Counts()) + counts
-    return dict(sorted(total.items()))
+    total = pool_by_name(record.subsets for record in records)
+    return {name: total[name] for name in SUBSETS if name in total and total[name].gold}
 
 
 def settings_text(configuration: Configuration, names: Sequence[str]) -> str:

@@ -39,18 +39,18 @@ class SizeFit:
     smallest: float
     largest: float
 
-    def slope_interval(self, level: float = LEVEL) -> Interval:
+    def slope_interval(self) -> Interval:
         """Interval of the change per factor of ten in parameters."""
-        half = t_quantile(level, self.degrees) * math.sqrt(self.slope_variance)
-        return Interval(self.slope - half, self.slope + half, level)
+        half = t_quantile(LEVEL, self.degrees) * math.sqrt(self.slope_variance)
+        return Interval(self.slope - half, self.slope + half)
 
-    def at(self, parameters: float, level: float = LEVEL) -> tuple[float, Interval]:
+    def at(self, parameters: float) -> tuple[float, Interval]:
         """The line's value and interval at a size."""
         x = math.log10(parameters)
         value = self.intercept + self.slope * x
         variance = self.intercept_variance + 2 * x * self.covariance + x**2 * self.slope_variance
-        half = t_quantile(level, self.degrees) * math.sqrt(max(0.0, variance))
-        return value, Interval(value - half, value + half, level)
+        half = t_quantile(LEVEL, self.degrees) * math.sqrt(max(0.0, variance))
+        return value, Interval(value - half, value + half)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,10 @@ class ParitySize:
 
 
 def fit_sizes(parameters: ArrayLike, values: ArrayLike) -> SizeFit:
-    """F1, or the gap, against the logarithm of the backbone's parameters.
+    """Fits F1, or the gap, against the logarithm of the backbone's parameters.
 
     Args:
-        parameters: one per backbone, above 0.
-        values: one per backbone.
+        parameters, values: one per backbone; parameters are above 0.
 
     Raises:
         TooFewError: fewer than `MIN_SIZES` different sizes.
@@ -106,7 +105,7 @@ def fit_sizes(parameters: ArrayLike, values: ArrayLike) -> SizeFit:
     )
 
 
-def parity_size(fit: SizeFit, margin: float, level: float = LEVEL) -> ParitySize:
+def parity_size(fit: SizeFit, margin: float) -> ParitySize:
     """The size at which a gap that falls with size reaches the margin.
 
     Args:
@@ -116,22 +115,21 @@ def parity_size(fit: SizeFit, margin: float, level: float = LEVEL) -> ParitySize
     Source: Fieller 1954, J. Royal Statistical Society B 16, 175-185: all sizes x at which the line's
     interval contains the margin, |a + b x - margin| <= t * se(a + b x).
     """
-    unknown = Interval(None, None, level)
+    interval = Interval(None, None)
     if not fit.slope < 0:
-        return ParitySize(None, unknown)
-    t2 = t_quantile(level, fit.degrees) ** 2
+        return ParitySize(None, interval)
+    t2 = t_quantile(LEVEL, fit.degrees) ** 2
     above = fit.intercept - margin
-    where = -above / fit.slope
-    size = _power_of_ten(where)
+    size = _power_of_ten(-above / fit.slope)
     square = fit.slope**2 - t2 * fit.slope_variance
     linear = above * fit.slope - t2 * fit.covariance
     constant = above**2 - t2 * fit.intercept_variance
     if square > 0:
         root = math.sqrt(max(0.0, linear**2 - square * constant))
         low, high = (-linear - root) / square, (-linear + root) / square
-        unknown = Interval(_power_of_ten(low), _power_of_ten(high), level)
+        interval = Interval(_power_of_ten(low), _power_of_ten(high))
     outside = size is None or not fit.smallest <= size <= fit.largest
-    return ParitySize(size, unknown, outside)
+    return ParitySize(size, interval, outside)
 
 
 def _power_of_ten(exponent: float) -> float | None:
@@ -168,7 +166,7 @@ def cost_per_point(extra_cost: float, ahead: Interval, difference: float) -> Cos
     def each(gain: float | None) -> float | None:
         return extra_cost / (100 * gain) if gain is not None and gain > 0 else None
 
-    return CostPerPoint(each(difference), Interval(each(ahead.high), each(ahead.low), ahead.level))
+    return CostPerPoint(each(difference), Interval(each(ahead.high), each(ahead.low)))
 
 
 def pareto(f1: ArrayLike, costs: ArrayLike) -> tuple[int, ...]:

@@ -91,13 +91,14 @@ def train_study(job: StudyJob, plan: Plan, metrics_port: int | None) -> tuple[St
     """
     from raymrc.costs.budget import Budget
     from raymrc.ledger.storage import absolute
-    from raymrc.report.terminal import render_plan
+    from raymrc.report.plans import plan_table
+    from raymrc.report.terminal import render
     from raymrc.training.trainer import Trainer
 
     spec, ledger = job.spec, job.ledger
     if metrics_port is not None and os.environ.get("RAY_ADDRESS"):
         log("--metrics-port has no effect on an existing cluster, which exports metrics by itself")
-    print_table(render_plan(plan), sys.stderr)
+    print_table(render([plan_table(plan)]), sys.stderr)
 
     expect = _expectations(job, plan).of if spec.budget is not None else None
 

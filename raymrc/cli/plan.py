@@ -58,7 +58,8 @@ def plan_command(
     from raymrc.costs.status import over_budget_remark
     from raymrc.errors import CorpusError
     from raymrc.model.backbones import find_backbone
-    from raymrc.report.terminal import render_plan
+    from raymrc.report.plans import plan_table
+    from raymrc.report.terminal import render
 
     spec = load_study(study, changes)
     table = read_prices(prices)
@@ -88,7 +89,7 @@ def plan_command(
     if as_json:
         print_json(plan_json(planned, costs))
     else:
-        print_table(render_plan(planned, costs))
+        print_table(render([plan_table(planned, costs)]))
 
 
 def _spent(spec: Spec) -> Spent:
@@ -142,7 +143,8 @@ def status_command(study: Study, as_json: AsJson = False, changes: Changes = Non
     from raymrc.costs.journal import Journal
     from raymrc.costs.prices import read_prices
     from raymrc.costs.status import read_status
-    from raymrc.report.terminal import render_status
+    from raymrc.report.plans import status_parts
+    from raymrc.report.terminal import render
 
     spec = load_study(study, changes)
     records, unreadable = read_ledger(spec.storage)
@@ -158,7 +160,7 @@ def status_command(study: Study, as_json: AsJson = False, changes: Changes = Non
     if as_json:
         print_json(found.to_json())
     else:
-        print_table(render_status(found))
+        print_table(render(status_parts(found)))
     exit_if_unreadable(unreadable)
 
 

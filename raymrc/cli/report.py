@@ -129,7 +129,8 @@ def simulate_command(
     from raymrc.errors import LedgerError
     from raymrc.planning.plan import build_racing
     from raymrc.racing.simulate import read_grids, reorder_folds, replay_all
-    from raymrc.report.terminal import render_replays
+    from raymrc.report.plans import replay_table
+    from raymrc.report.terminal import render
 
     spec = load_study(source, None) if made_up or source.is_file() else None
     unreadable = False
@@ -151,7 +152,7 @@ def simulate_command(
     if as_json:
         print_json(outcomes)
     else:
-        print_table(render_replays(outcomes))
+        print_table(render([replay_table(outcomes)]))
     exit_if_unreadable(unreadable)
 
 

@@ -353,7 +353,7 @@ def sum_notes(notes: Mapping[str, NoteCounts], kind: str) -> dict[str, Counts]:
     """Counts of a kind pooled over notes, by label or subset."""
     if isinstance(notes, SummedNotes):
         return notes.sums(kind)
-    return _pool_by_name(getattr(note, kind) for note in notes.values())
+    return pool_by_name(getattr(note, kind) for note in notes.values())
 
 
 @lru_cache(maxsize=2**16)
@@ -394,7 +394,8 @@ def _read_found(values: Mapping[str, Any]) -> Found:
     return Found(tuple(spans), tuple(Relation(**relation) for relation in values["relations"]))
 
 
-def _pool_by_name(notes: Iterable[Mapping[str, Counts]]) -> dict[str, Counts]:
+def pool_by_name(notes: Iterable[Mapping[str, Counts]]) -> dict[str, Counts]:
+    """Sums by name, in alphabetical order."""
     # Adding plain numbers is faster than adding Counts, of which a record has thousands.
     totals: dict[str, list[int]] = {}
     for note in notes:

@@ -23,8 +23,6 @@ from raymrc.report.files import put
 from raymrc.report.table import Column, Table
 from raymrc.scoring.counts import Counts
 
-FILE_FORMATS = ("csv", "parquet")
-
 SETTING_TYPES = {f.name: str(f.type) for f in fields(Configuration) if f.name != "cell"}
 """Setting -> its type as written in `Configuration`."""
 
@@ -38,7 +36,7 @@ COSTS = (
 
 
 def write_tables(findings: Findings, folder: Path, kind: str) -> tuple[Path, ...]:
-    """Writes `fold_runs` and `labels` in a format of `FILE_FORMATS`.
+    """Writes `fold_runs` and `labels`; `kind` is "csv" or "parquet".
 
     Raises:
         StudyError: the files cannot be written.

@@ -12,6 +12,8 @@ from raymrc.costs.status import Status
 from raymrc.planning.devices import GIB
 from raymrc.planning.plan import Plan
 from raymrc.quantities import (
+    Estimate,
+    Unit,
     format_estimate,
     format_time,
     in_time,
@@ -111,43 +113,39 @@ def _state(status: Status) -> str:
 
 def _status_costs(status: Status) -> list[tuple[str, ...]]:
     """Device time, dollars and wall time: spent, committed, remaining, limit, left."""
-    budget, spent = status.budget, status.spent
-    work, wall = status.device_seconds_left, status.wall_seconds_left
+
+    def estimate(value: Estimate | None, unit: Unit) -> str:
+        return "?" if value is None else format_estimate(value, unit, " ")
+
+    budget, spent, work = status.budget, status.spent, status.device_seconds_left
     device_limit = math.inf if budget.device_hours is None else 3600 * budget.device_hours
     wall_limit = math.inf if budget.wall_hours is None else 3600 * budget.wall_hours
-    rows: list[tuple[str, ...]] = [
-        (
-            "device time",
-            format_time(spent.device_seconds),
-            format_time(status.committed),
-            format_estimate(work, in_time, " ") if work is not None else "?",
-            format_time(device_limit),
-            format_time(device_limit - spent.device_seconds),
-        )
-    ]
-    if budget.device_hour_usd or budget.usd is not None or spent.usd:
-        usd = work.times(status.usd(1.0)) if work is not None else None
-        rows.append(
-            (
-                "USD",
-                f"{spent.usd:.4g}",
-                f"{status.usd(status.committed):.4g}",
-                format_estimate(usd, in_usd, " ") if usd is not None else "?",
-                f"{budget.usd:g}" if budget.usd is not None else "-",
-                f"{budget.usd - spent.usd:.4g}" if budget.usd is not None else "-",
-            )
-        )
-    rows.append(
-        (
-            "wall time",
-            format_time(spent.wall_seconds),
-            "",
-            format_estimate(wall, in_time, " ") if wall is not None else "?",
-            format_time(wall_limit),
-            format_time(status.left.wall_seconds),
-        )
+    device_time = (
+        "device time",
+        format_time(spent.device_seconds),
+        format_time(status.committed),
+        estimate(work, in_time),
+        format_time(device_limit),
+        format_time(device_limit - spent.device_seconds),
     )
-    return rows
+    usd = (
+        "USD",
+        f"{spent.usd:.4g}",
+        f"{status.usd(status.committed):.4g}",
+        estimate(work and work.times(status.usd(1.0)), in_usd),
+        f"{budget.usd:g}" if budget.usd is not None else "-",
+        f"{budget.usd - spent.usd:.4g}" if budget.usd is not None else "-",
+    )
+    wall_time = (
+        "wall time",
+        format_time(spent.wall_seconds),
+        "",
+        estimate(status.wall_seconds_left, in_time),
+        format_time(wall_limit),
+        format_time(status.left.wall_seconds),
+    )
+    has_usd = budget.device_hour_usd or budget.usd is not None or spent.usd
+    return [device_time, usd, wall_time] if has_usd else [device_time, wall_time]
 
 
 def _remarks(status: Status) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from raymrc.analysis.comparison import OTHER_NOTES, SAME_FOLDS, SAME_NOTES, StudyComparison
 from raymrc.analysis.conclusions import UNKNOWN_INTERVAL, BySize, Conclusion, Conclusions, Judgement
@@ -16,14 +16,20 @@ from raymrc.analysis.sentences import (
     unreachable_in_folds,
     unreachable_in_test,
 )
-from raymrc.analysis.summary import CellSummary, ConfigurationSummary, differing, settings_text
+from raymrc.analysis.summary import (
+    CellSummary,
+    ConfigurationSummary,
+    differing,
+    leaders,
+    settings_text,
+    winners,
+)
 from raymrc.configuration import Cell
 from raymrc.costs.prices import UTILISATION
 from raymrc.ledger.record import BOTH_FOUND
 from raymrc.model.strategies import STRATEGIES
 from raymrc.quantities import percent, points, short_count, size_of
 from raymrc.report.table import Column, Table, numbers, words
-from raymrc.scoring.counts import Counts
 
 CELL_COLUMN = words("cell")
 
@@ -43,9 +49,12 @@ def without_corpus(name: str, corpus: str, summaries: Sequence[CellSummary]) -> 
     return name.removeprefix(f"{corpus}/") if is_only else name
 
 
-def leaders(summaries: Iterable[CellSummary]) -> list[tuple[CellSummary, ConfigurationSummary]]:
-    """Cells with their winner or, before there is one, their leader."""
-    return [(summary, summary.leader) for summary in summaries if summary.leader is not None]
+def named_leaders(
+    summaries: Sequence[CellSummary],
+) -> list[tuple[str, CellSummary, ConfigurationSummary]]:
+    """Cells with their names and their winner or, before there is one, their leader."""
+    names = cell_names(summaries)
+    return [(names[summary.cell], summary, leader) for summary, leader in leaders(summaries)]
 
 
 def comparisons(
@@ -83,34 +92,20 @@ def winner_table(summaries: Sequence[CellSummary], conclusions: Conclusions) -> 
             rows.append((names[summary.cell], *blank, f"0{failed}", "", "no fold-run done yet"))
             continue
         chosen = settings_text(leader.configuration, differing(summary.configurations))
-        rows.append(
-            (
-                names[summary.cell],
-                leader.strict.mean,
-                leader.strict.sd,
-                intervals.get(name, UNKNOWN_INTERVAL),
-                leader.lenient.mean,
-                *[leader.events.mean] * has_events,
-                leader.device_seconds,
-                leader.cost_usd,
-                leader.energy_kwh or None,
-                leader.peak_bytes or None,
-                f"{len(leader.folds)} of {leader.num_folds}{failed}",
-                "yes" if name in frontier else "",
-                chosen if summary.winner else f"leading so far: {chosen}",
-            )
-        )
-    caption = _joined(
+        strict = (leader.strict.mean, leader.strict.sd, intervals.get(name, UNKNOWN_INTERVAL))
+        others = [leader.lenient.mean, *[leader.events.mean] * has_events]
+        costs = (leader.device_seconds, leader.cost_usd, leader.energy_kwh or None)
+        memory = leader.peak_bytes or None
+        folds = f"{len(leader.folds)} of {leader.num_folds}{failed}"
+        ahead = "yes" if name in frontier else ""
+        shown = chosen if summary.winner else f"leading so far: {chosen}"
+        rows.append((names[summary.cell], *strict, *others, *costs, memory, folds, ahead, shown))
+    caption = (
         "Winners are chosen on validation notes, never on the scored folds. 95 % bootstrap interval over "
         "notes, all folds pooled, models fixed. Energy is estimated: device time at "
-        f"{100 * UTILISATION:.0f} % of the device's rated power.",
-        unreachable_in_folds(summaries),
-    )
+        f"{100 * UTILISATION:.0f} % of the device's rated power. {unreachable_in_folds(summaries)}"
+    ).rstrip()
     return Table("Winners: F1 in points, mean over folds", columns, rows, caption)
-
-
-def _joined(*sentences: str) -> str:
-    return " ".join(filter(None, sentences))
 
 
 def gap_table(summaries: Sequence[CellSummary], conclusions: Conclusions) -> Table:
@@ -148,18 +143,10 @@ def cost_table(summaries: Sequence[CellSummary], conclusions: Conclusions) -> Ta
         gap, price = conclusion.gap, price_of_point(conclusion)
         unit = "USD" if conclusion.extra_usd else "device s"
         late = [f"{s.strategy} {100 * s.gain:+.1f}" for s in conclusion.still_learning]
-        rows.append(
-            (
-                without_corpus(name, gap.corpus, summaries),
-                gap.frozen,
-                gap.unfrozen,
-                gap.backbone_parameters,
-                gap.device_share,
-                gap.adapter_share,
-                ", ".join(late) or None,
-                f"{price[0]} {unit} ({price[1]})" if price else None,
-            )
-        )
+        point = f"{price[0]} {unit} ({price[1]})" if price else None
+        shares = (gap.device_share, gap.adapter_share)
+        shown = (without_corpus(name, gap.corpus, summaries), gap.frozen, gap.unfrozen)
+        rows.append((*shown, gap.backbone_parameters, *shares, ", ".join(late) or None, point))
     return Table(
         "What freezing saves, and what the trained winner's lead costs",
         [
@@ -201,20 +188,12 @@ def size_table(fitted: BySize, conclusions: Conclusions) -> Table:
 
 def kept_table(summaries: Sequence[CellSummary]) -> Table | None:
     """What is trained and stored per cell; None without a finished fold-run."""
-    names = cell_names(summaries)
-    rows = [
-        (
-            names[summary.cell],
-            leader.trained_parameters,
-            leader.total_parameters,
-            leader.trained_share,
-            leader.adapter_bytes,
-            leader.tokens or None,
-            leader.flops or None,
-        )
-        for summary, leader in leaders(summaries)
-        if leader.trained_parameters
-    ]
+    rows = []
+    for name, _, leader in named_leaders(summaries):
+        if leader.trained_parameters:
+            parameters = (leader.trained_parameters, leader.total_parameters, leader.trained_share)
+            work = (leader.tokens or None, leader.flops or None)
+            rows.append((name, *parameters, leader.adapter_bytes, *work))
     columns = [
         *CELL_COLUMN,
         *numbers("trained", "parameters", show=short_count),
@@ -228,47 +207,33 @@ def kept_table(summaries: Sequence[CellSummary]) -> Table | None:
 
 def counts_tables(summaries: Sequence[CellSummary]) -> list[Table]:
     """Events by the 2022 scheme; mentions on the way to relations; nested and discontinuous spans."""
-    names = cell_names(summaries)
-    led = [(names[summary.cell], leader) for summary, leader in leaders(summaries)]
-    tables = [
-        _counts_table(
-            "Events by the 2022 scheme (triggers overlap, spans exact, values equal): F1 in points",
-            "event",
-            [(name, leader.labels_events) for name, leader in led],
-        ),
-        _counts_table(
-            "Mentions found on the way to relations: strict, all folds pooled, in points",
-            "mentions",
-            [(name, leader.mentions) for name, leader in led],
-        ),
-        _counts_table(
-            "Nested, overlapping and discontinuous spans alone: strict, all folds pooled, in points",
-            "spans",
-            [(name, leader.subsets) for name, leader in led],
-            _about_subsets(summaries),
-        ),
-    ]  # fmt: skip
-    return [table for table in tables if table.rows]
-
-
-def _counts_table(
-    title: str, what: str, led: Iterable[tuple[str, Mapping[str, Counts]]], caption: str = ""
-) -> Table:
-    rows = []
-    for name, by_kind in led:
-        for kind, counts in by_kind.items():
-            # Nothing is predicted as such, and only recall has a meaning.
-            is_share = kind == BOTH_FOUND
-            precision = counts.precision if counts.tp + counts.fp and not is_share else None
-            f1 = None if is_share else counts.f1
-            rows.append((name, kind, counts.tp + counts.fn, precision, counts.recall, f1))
-    columns = [
-        *CELL_COLUMN,
-        *words(what),
-        *numbers("gold", show=show_count),
-        *numbers("precision", "recall", "F1", show=points),
-    ]
-    return Table(title, columns, rows, caption)
+    kinds = (
+        ("Events by the 2022 scheme (triggers overlap, spans exact, values equal): F1 in points",
+         "event", "labels_events", ""),
+        ("Mentions found on the way to relations: strict, all folds pooled, in points",
+         "mentions", "mentions", ""),
+        ("Nested, overlapping and discontinuous spans alone: strict, all folds pooled, in points",
+         "spans", "subsets", _about_subsets(summaries)),
+    )  # fmt: skip
+    tables = []
+    for title, what, field, caption in kinds:
+        rows = []
+        for name, _, leader in named_leaders(summaries):
+            for kind, counts in getattr(leader, field).items():
+                # Nothing is predicted as such, and only recall has a meaning.
+                is_share = kind == BOTH_FOUND
+                precision = counts.precision if counts.predicted and not is_share else None
+                f1 = None if is_share else counts.f1
+                rows.append((name, kind, counts.gold, precision, counts.recall, f1))
+        columns = [
+            *CELL_COLUMN,
+            *words(what),
+            *numbers("gold", show=show_count),
+            *numbers("precision", "recall", "F1", show=points),
+        ]
+        if rows:
+            tables.append(Table(title, columns, rows, caption))
+    return tables
 
 
 def _about_subsets(summaries: Sequence[CellSummary]) -> str:
@@ -280,50 +245,34 @@ def _about_subsets(summaries: Sequence[CellSummary]) -> str:
             "A discontinuous span counts as missed here, since an answer is contiguous; in the other tables "
             "an answer that spans its envelope matches it, as in the 2018 scheme."
         )
-    one_alone = sorted(
-        {
-            summary.cell.strategy
-            for summary, leader in led
-            if {"nested", "overlapping"} & leader.subsets.keys()
-            and summary.cell.strategy in STRATEGIES
-            and (
-                STRATEGIES[summary.cell.strategy].answers == "tags"
-                or leader.configuration.overlapping_answers == "surest"
-            )
-        }
-    )
+    one_alone = set()
+    for summary, leader in led:
+        strategy = STRATEGIES.get(summary.cell.strategy)
+        if strategy is not None and {"nested", "overlapping"} & leader.subsets.keys():
+            is_surest = leader.configuration.overlapping_answers == "surest"
+            if strategy.answers == "tags" or is_surest:
+                one_alone.add(summary.cell.strategy)
     if one_alone:
         found.append(
-            f"Of two spans of one label that share characters, {', '.join(one_alone)} can predict only "
-            "one per window."
+            f"Of two spans of one label that share characters, {', '.join(sorted(one_alone))} can predict "
+            "only one per window."
         )
     return " ".join(found)
 
 
 def site_tables(summaries: Sequence[CellSummary], conclusions: Conclusions) -> dict[str, Table]:
     """One table per other site, by its name."""
-    names, led = cell_names(summaries), leaders(summaries)
+    led = named_leaders(summaries)
     scores = {(score.cell, score.site): score for score in conclusions.sites}
     tables = {}
-    for site in sorted({site for _, leader in led for site in leader.transfer}):
+    for site in sorted({site for _, _, leader in led for site in leader.transfer}):
         rows: list[Sequence[object]] = []
-        for summary, leader in led:
-            if site not in leader.transfer:
-                continue
-            found, score = leader.transfer[site], scores.get((summary.cell.name, site))
-            rows.append(
-                (
-                    names[summary.cell],
-                    found.home.mean,
-                    found.home.sd,
-                    found.away.mean,
-                    found.away.sd,
-                    score and score.interval,
-                    found.drop.mean,
-                    found.drop.sd,
-                    score and score.drop_interval,
-                )
-            )
+        for name, summary, leader in led:
+            if site in leader.transfer:
+                found, score = leader.transfer[site], scores.get((summary.cell.name, site))
+                home, away, drop = ((s.mean, s.sd) for s in (found.home, found.away, found.drop))
+                ends = (score.interval, score.drop_interval) if score else (None, None)
+                rows.append((name, *home, *away, ends[0], *drop, ends[1]))
         tables[site] = Table(
             f"Strict F1 at home and at {site}, in points, on labels that both sites have",
             [
@@ -351,10 +300,8 @@ def race_table(summaries: Sequence[CellSummary]) -> Table | None:
             trained = sum(c.fold_epochs for c in configurations)
             grid = sum(c.configuration.epochs * c.num_folds for c in configurations)
             share = f"{100 * trained / grid:.0f} %"
-            seconds = summary.device_seconds
-            rows.append(
-                (names[summary.cell], len(configurations), stopped, trained, share, seconds)
-            )
+            searched = (names[summary.cell], len(configurations), stopped)
+            rows.append((*searched, trained, share, summary.device_seconds))
     columns = [
         *CELL_COLUMN,
         *numbers("configurations", "stopped"),
@@ -368,22 +315,14 @@ def race_table(summaries: Sequence[CellSummary]) -> Table | None:
 
 def final_table(finals: Sequence[FinalScore], summaries: Sequence[CellSummary]) -> Table:
     names = cell_names(summaries)
-    over_folds = {s.cell: s.winner.strict.mean for s in summaries if s.winner is not None}
+    over_folds = {summary.cell: winner.strict.mean for summary, winner in winners(summaries)}
     has_events = any(score.events.mean is not None for score in finals)
-    rows = [
-        (
-            names.get(score.cell, score.cell.name),
-            score.strict.mean,
-            score.strict.sd,
-            score.interval,
-            score.lenient.mean,
-            *[score.events.mean] * has_events,
-            over_folds.get(score.cell),
-            len(score.seeds),
-            score.epochs,
-        )
-        for score in finals
-    ]
+    rows = []
+    for score in finals:
+        name = names.get(score.cell, score.cell.name)
+        strict = (score.strict.mean, score.strict.sd, score.interval)
+        others = [score.lenient.mean, *[score.events.mean] * has_events, over_folds.get(score.cell)]
+        rows.append((name, *strict, *others, len(score.seeds), score.epochs))
     return Table(
         "Final test: F1 in points on held-out notes, mean over seeds",
         [
@@ -394,11 +333,8 @@ def final_table(finals: Sequence[FinalScore], summaries: Sequence[CellSummary]) 
             *numbers("seeds", "epochs"),
         ],
         rows,
-        _joined(
-            "95 % bootstrap interval over held-out notes, models fixed. Over folds: strict F1 in "
-            "cross-validation.",
-            unreachable_in_test(finals),
-        ),
+        "95 % bootstrap interval over held-out notes, models fixed. Over folds: strict F1 in "
+        f"cross-validation. {unreachable_in_test(finals)}".rstrip(),
     )
 
 
@@ -407,18 +343,11 @@ def comparison_tables(found: StudyComparison) -> list[Table]:
     rows: list[Sequence[object]] = []
     for pair in found.both:
         sides = (pair.first, pair.second)
-        rows.append(
-            (
-                pair.cell.name,
-                *(side and side.strict.mean for side in sides),
-                pair.difference,
-                pair.interval,
-                pair.p_value,
-                *(side and side.device_seconds for side in sides),
-                *(side and side.cost_usd for side in sides),
-                pair.paired or "no winner yet",
-            )
-        )
+        f1 = [side and side.strict.mean for side in sides]
+        costs = [side and side.device_seconds for side in sides]
+        costs += [side and side.cost_usd for side in sides]
+        test = (pair.difference, pair.interval, pair.p_value)
+        rows.append((pair.cell.name, *f1, *test, *costs, pair.paired or "no winner yet"))
     columns = [
         *CELL_COLUMN,
         *numbers("A", "B", "B - A", show=points),
@@ -429,13 +358,10 @@ def comparison_tables(found: StudyComparison) -> list[Table]:
         *words("paired by"),
     ]
     title = f"Winners' strict F1 in points. A: {found.first}, B: {found.second}"
+    fields = words("field", found.first, found.second)
     tables = [
         Table(title, columns, rows, _about_pairing(found)),
-        Table(
-            "Settings in which the study files differ",
-            words("field", found.first, found.second),
-            found.settings,
-        ),
+        Table("Settings in which the study files differ", fields, found.settings),
     ]
     return [table for table in tables if table.rows]
 

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raymrc.analysis.comparison import StudyComparison
 from raymrc.analysis.findings import Findings
 from raymrc.analysis.sentences import final_sentence, size_verdict
 from raymrc.report import results
-from raymrc.report.plans import plan_table, replay_table, status_parts
 from raymrc.report.table import Table
 from raymrc.report.verdict import study_verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-    from raymrc.costs.forecast import Forecast
-    from raymrc.costs.status import Status
-    from raymrc.planning.plan import Plan
 
 MIN_HEADING_WIDTH = 8
 """A heading breaks into lines of at least this many characters."""
@@ -59,18 +54,6 @@ def render_comparison(found: StudyComparison) -> RenderableType:
         if cells:
             parts.append(f"Only in {name}: {', '.join(cell.name for cell in cells)}")
     return render([*results.comparison_tables(found), *parts])
-
-
-def render_plan(plan: Plan, forecast: Forecast | None = None) -> RenderableType:
-    return render([plan_table(plan, forecast)])
-
-
-def render_status(status: Status) -> RenderableType:
-    return render(status_parts(status))
-
-
-def render_replays(outcomes: Iterable[dict[str, Any]]) -> RenderableType:
-    return render([replay_table(outcomes)])
 
 
 def render(parts: Iterable[TerminalPart]) -> RenderableType:

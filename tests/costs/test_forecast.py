@@ -29,7 +29,8 @@ from raymrc.quantities import Estimate, format_estimate, in_time
 from raymrc.racing.racing import Racing
 from raymrc.racing.simulate import expected_share
 from raymrc.reading.light_tokenizers import RoughTokenizer
-from raymrc.report.terminal import render_plan
+from raymrc.report.plans import plan_table
+from raymrc.report.terminal import render
 from raymrc.study.load import load_spec
 from raymrc.study.notes import read_study_corpus
 from tests.paths import ROOT
@@ -325,7 +326,7 @@ def test_the_cost_table_fits_120_columns_without_wrapping_a_cell_name(name):
     workload = build_workload(LoadedStudy(spec, corpus), plan, {"minilm": RoughTokenizer()})
     costs = forecast(spec, plan, workload, table=read_prices())
     console = Console(width=119, record=True, file=io.StringIO())
-    console.print(render_plan(plan, costs))
+    console.print(render([plan_table(plan, costs)]))
     lines = console.export_text()
     assert all(cell.cell.name in lines for cell in plan.cells)
     assert "USD" in lines

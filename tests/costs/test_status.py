@@ -31,7 +31,8 @@ from raymrc.ledger.record import Record
 from raymrc.planning.fold_runs import fold_run
 from raymrc.planning.loaded import LoadedStudy
 from raymrc.reading.light_tokenizers import RoughTokenizer
-from raymrc.report.terminal import render_status
+from raymrc.report.plans import status_parts
+from raymrc.report.terminal import render
 from raymrc.study.notes import read_study_corpus
 from tests.study.making import STUDY, plan_of, spec_of
 
@@ -82,7 +83,7 @@ class Study:
 
 def shown(status: Status) -> str:
     text = io.StringIO()
-    Console(file=text, width=160).print(render_status(status))
+    Console(file=text, width=160).print(render(status_parts(status)))
     return text.getvalue()
 
 

@@ -32,7 +32,8 @@ from raymrc.model.adapters import ADAPTER_FILE, HEADER, read_adapter
 from raymrc.planning.fold_runs import fold_run
 from raymrc.planning.loaded import LoadedStudy
 from raymrc.planning.plan import Plan, build_configuration
-from raymrc.report.terminal import render_plan
+from raymrc.report.plans import plan_table
+from raymrc.report.terminal import render
 from raymrc.study.load import load_spec
 from raymrc.study.notes import (
     check_held_out,
@@ -335,7 +336,7 @@ def test_a_plan_converts_to_plain_json_and_to_a_table(tmp_path):
     assert values["fold_runs"] == sum(cell["fold_runs"] for cell in values["cells"]) == 8
     assert values["cells"][1]["space"]["grids"] == {"prompt_length": [8, 32]}
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(render_plan(plan))
+    console.print(render([plan_table(plan)]))
     shown = console.export_text()
     assert "minilm/frozen_soft_prompt" in shown
     assert "in total" in shown
@@ -370,7 +371,7 @@ def test_a_plan_shows_the_placement_and_memory_of_each_cell(tmp_path):
     assert nine["mode"] == "group" and nine["workers"] == [2, 2] and nine["lanes"] == 1
     assert nine["checkpoints"] and 66 < nine["peak_bytes"] / 2**30 < 72
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(render_plan(plan))
+    console.print(render([plan_table(plan)]))
     shown = console.export_text()
     assert "group of 2" in shown and "recomputes" in shown and "32 lanes" in shown
     assert f"{nine['peak_bytes'] / 2**30:.1f} GiB" in shown
@@ -382,7 +383,7 @@ def test_the_plan_table_fits_120_columns_without_wrapping_a_cell_name(tmp_path, 
 
     plan = plan_of(load_spec(ROOT / "studies" / f"{name}.yaml"))
     console = Console(width=119, record=True, file=io.StringIO())
-    console.print(render_plan(plan))
+    console.print(render([plan_table(plan)]))
     shown = console.export_text()
     assert all(cell.cell.name in shown for cell in plan.cells)
 

@@ -15,7 +15,7 @@ from raymrc.report.sections.facts import build_facts
 __all__ = ["build_facts", "build_sections"]
 
 SECTIONS: tuple[Callable[[Findings], PageSection | None], ...] = (
-    compared.winners,
+    compared.winner_section,
     compared.gaps,
     compared.size_section,
     compared.few_examples,
@@ -33,5 +33,4 @@ SECTIONS: tuple[Callable[[Findings], PageSection | None], ...] = (
 
 
 def build_sections(findings: Findings) -> tuple[PageSection, ...]:
-    found = (build(findings) for build in SECTIONS)
-    return tuple(section for section in found if section is not None)
+    return tuple(filter(None, (build(findings) for build in SECTIONS)))

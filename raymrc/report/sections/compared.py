@@ -9,7 +9,8 @@ from raymrc.analysis.conclusions import BySize, Conclusion
 from raymrc.analysis.findings import Findings
 from raymrc.analysis.gaps import backbone_sizes, comparable
 from raymrc.analysis.sentences import advice, interval_text, size_verdict
-from raymrc.analysis.summary import CellSummary, differing, settings_text, winner_of
+from raymrc.analysis.statistics import Interval
+from raymrc.analysis.summary import differing, group_by, leaders, settings_text, winners
 from raymrc.quantities import points, short_count
 from raymrc.report import figures
 from raymrc.report.figures import Mark, in_points
@@ -18,36 +19,36 @@ from raymrc.report.results import (
     cell_names,
     comparisons,
     cost_table,
-    leaders,
+    named_leaders,
     site_tables,
     size_table,
     winner_table,
 )
 from raymrc.report.sections.marks import (
     ABOUT_INTERVALS,
-    curve_columns,
-    curve_mark,
-    curve_row,
+    F1_AXIS,
+    F1Curves,
     in_order,
     plus_minus,
     spread_mark,
-    won,
 )
-from raymrc.report.table import Table, numbers, words
+from raymrc.report.table import numbers, words
+
+SIZE_AXIS = "parameters of the backbone"
 
 
-def winners(findings: Findings) -> PageSection | None:
+def winner_section(findings: Findings) -> PageSection | None:
     if not leaders(findings.summaries):
         return None
-    finished = won(findings)
-    has_usd = any(winner_of(s).cost_usd for s in finished)
+    finished = winners(findings.summaries)
+    has_usd = any(winner.cost_usd for _, winner in finished)
     cost = "USD, all folds" if has_usd else "device seconds, all folds"
     names, frontier = cell_names(findings.summaries), set(findings.conclusions.frontier)
-    sizes = backbone_sizes(finished)
+    sizes = backbone_sizes(findings.summaries)
     smallest = min(sizes.values(), default=1) or 1
     marks: dict[str, list[Mark]] = {}
-    for summary in finished:
-        winner, size = winner_of(summary), sizes[summary.cell.backbone.name]
+    for summary, winner in finished:
+        size = sizes[summary.cell.backbone.name]
         spent = winner.cost_usd if has_usd else winner.device_seconds
         if spent <= 0:
             continue
@@ -65,7 +66,7 @@ def winners(findings: Findings) -> PageSection | None:
         "Each cell's winner: strict F1 with its sd over folds, against cost over all folds on a logarithmic "
         "axis. Larger marks are larger backbones. Black rings: the frontier, which no other winner of the "
         "corpus beats in F1, money, time, energy, memory and bytes stored together, where known.",
-        figures.scatter(in_order(marks), cost, "strict F1, points", log=True),
+        figures.scatter(in_order(marks), cost, F1_AXIS, log=True),
         460,
     )  # fmt: skip
     table = winner_table(findings.summaries, findings.conclusions)
@@ -83,8 +84,8 @@ def gaps(findings: Findings) -> PageSection | None:
         if judged.comparison is not None:
             value, what = judged.comparison.difference, advice(judged)
             names.append(name)
-            ends, shown = in_points(judged.interval), interval_text(judged.interval)
-            text = f"{name}\ntrained minus frozen {points(value)}, 95 % {shown}\n{what}"
+            text = f"{name}\n{_gap_text(value, judged.interval)}\n{what}"
+            ends = in_points(judged.interval)
             marks.setdefault(what, []).append(Mark(100 * value, name, text, *ends, size=13))
     margin = 100 * found.margin
     plot = Plot(
@@ -98,6 +99,10 @@ def gaps(findings: Findings) -> PageSection | None:
     return PageSection("gaps", "Frozen vs trained", (), (plot,) if names else (), (table,))
 
 
+def _gap_text(gap: float, interval: Interval) -> str:
+    return f"trained minus frozen {points(gap)}, 95 % {interval_text(interval)}"
+
+
 def size_section(findings: Findings) -> PageSection | None:
     found = findings.conclusions
     plots, lead = [], []
@@ -107,23 +112,16 @@ def size_section(findings: Findings) -> PageSection | None:
         marks = []
         for conclusion in gaps_here:
             gap, interval = conclusion.gap, conclusion.home.interval
-            text = (
-                f"{gap.backbone}, {short_count(gap.backbone_parameters)}\n"
-                f"trained minus frozen {points(gap.gap)}, 95 % {interval_text(interval)}"
-            )
-            ends = in_points(interval)
-            marks.append(Mark(gap.backbone_parameters, 100 * gap.gap, text, *ends, size=12))
+            size, ends = gap.backbone_parameters, in_points(interval)
+            text = f"{gap.backbone}, {short_count(size)}\n{_gap_text(gap.gap, interval)}"
+            marks.append(Mark(size, 100 * gap.gap, text, *ends, size=12))
         plots.append(
             Plot(
                 f"The gap by size: {fitted.corpus}",
                 "Trained minus frozen, in points, against the backbone's parameters on a logarithmic axis, "
                 "with 95 % intervals and, given enough sizes, the fitted line with its own.",
                 figures.size_figure(
-                    marks,
-                    fitted.fit,
-                    100 * found.margin,
-                    "parameters of the backbone",
-                    "gap, points",
+                    marks, fitted.fit, 100 * found.margin, SIZE_AXIS, "gap, points"
                 ),
                 400,
                 size_table(fitted, found),
@@ -138,75 +136,63 @@ def _f1_by_size(fitted: BySize, gaps_here: Sequence[Conclusion], findings: Findi
     """Each strategy's winners, with the change per tenfold parameters."""
     sizes = backbone_sizes(findings.summaries)
     same = {comparable(conclusion.gap) for conclusion in gaps_here}
-    by_strategy: dict[str, list[CellSummary]] = {}
-    for summary in won(findings):
-        if comparable(summary.cell) in same:
-            by_strategy.setdefault(summary.cell.strategy, []).append(summary)
-    marks: dict[str, list[Mark]] = {}
-    rows = []
-    for strategy, members in in_order(by_strategy).items():
+    shown = [
+        (summary.cell.strategy, summary.cell.backbone.name, winner)
+        for summary, winner in winners(findings.summaries)
+        if comparable(summary.cell) in same
+    ]
+    shown.sort(key=lambda item: sizes[item[1]])
+    curves = F1Curves()
+    for strategy, members in in_order(group_by(shown, lambda item: item[0])).items():
         fit = fitted.f1.get(strategy)
         slope = (fit.slope, fit.slope_interval()) if fit else (None, None)
-        for summary in sorted(members, key=lambda s: sizes[s.cell.backbone.name]):
-            name, winner = summary.cell.backbone.name, winner_of(summary)
-            mark = curve_mark(sizes[name], f"{strategy}, {name}", winner)
-            marks.setdefault(strategy, []).append(mark)
-            rows.append((strategy, name, sizes[name], *curve_row(winner), *slope))
+        for _, name, winner in members:
+            curves.add(strategy, sizes[name], name, winner, (name, sizes[name]), slope)
+    title = f"F1 by size: {fitted.corpus}"
+    change = numbers("change per tenfold size", show=lambda slope: f"{100 * slope:+.1f}")
     return Plot(
-        f"F1 by size: {fitted.corpus}",
+        title,
         "Strict F1 of each strategy's winner against the backbone's parameters on a logarithmic axis, with "
         "95 % intervals over folds.",
-        figures.scatter(marks, "parameters of the backbone", "strict F1, points", log=True, lines=True),
+        figures.scatter(curves.marks, SIZE_AXIS, F1_AXIS, log=True, lines=True),
         400,
-        Table(
-            f"F1 by size: {fitted.corpus}",
-            [
-                *words("strategy", "backbone"),
-                *numbers("parameters", show=short_count),
-                *curve_columns(),
-                *numbers("change per tenfold size", show=lambda slope: f"{100 * slope:+.1f}"),
-                *numbers("its interval", show=interval_text),
-            ],
-            rows,
+        curves.table(
+            title,
+            [*words("backbone"), *numbers("parameters", show=short_count)],
+            [*change, *numbers("its interval", show=interval_text)],
         ),
         is_wide=fitted.fit is not None,
-    )  # fmt: skip
+    )
 
 
 def few_examples(findings: Findings) -> PageSection | None:
-    groups: dict[tuple[str, str, str], dict[str, list[CellSummary]]] = {}
-    for summary in won(findings):
-        cell = summary.cell
-        if cell.shots is not None:
-            group = groups.setdefault((cell.corpus, cell.backbone.name, cell.shots_of), {})
-            group.setdefault(cell.strategy, []).append(summary)
-    if not groups:
+    few = [
+        (summary.cell, summary.cell.shots, winner)
+        for summary, winner in winners(findings.summaries)
+        if summary.cell.shots is not None
+    ]
+    if not few:
         return None
+    groups = group_by(few, lambda item: (item[0].corpus, item[0].backbone.name, item[0].shots_of))
     plots = []
-    for (corpus, backbone, unit), by_strategy in groups.items():
-        marks: dict[str, list[Mark]] = {}
-        rows = []
-        for strategy, members in in_order(by_strategy).items():
-            for summary in sorted(members, key=lambda s: s.cell.shots or 0):
-                winner, shots = winner_of(summary), summary.cell.shots or 0
-                mark = curve_mark(shots, f"{strategy}, {shots} {unit}", winner)
-                marks.setdefault(strategy, []).append(mark)
-                rows.append((strategy, shots, *curve_row(winner)))
-        ticks = sorted({float(mark.x) for members in marks.values() for mark in members})
+    for (corpus, backbone, unit), group in groups.items():
+        group.sort(key=lambda item: item[1])
+        curves = F1Curves()
+        for strategy, members in in_order(group_by(group, lambda item: item[0].strategy)).items():
+            for _, shots, winner in members:
+                curves.add(strategy, shots, f"{shots} {unit}", winner, (shots,))
+        ticks = sorted({float(shots) for _, shots, _ in group})
         plots.append(
             Plot(
                 f"{corpus} / {backbone}",
                 f"Strict F1 of each strategy's winner by its number of training {unit}, with 95 % intervals "
                 "over folds and draws.",
                 figures.scatter(
-                    marks, f"training {unit}", "strict F1, points", log=True, lines=True, ticks=ticks
+                    curves.marks, f"training {unit}", F1_AXIS,
+                    log=True, lines=True, ticks=ticks,
                 ),
                 380,
-                Table(
-                    f"Few {unit}: {corpus} / {backbone}",
-                    [*words("strategy"), *numbers(unit), *curve_columns()],
-                    rows,
-                ),
+                curves.table(f"Few {unit}: {corpus} / {backbone}", numbers(unit)),
                 is_wide=len(groups) == 1,
             )
         )  # fmt: skip
@@ -214,15 +200,14 @@ def few_examples(findings: Findings) -> PageSection | None:
 
 
 def other_sites(findings: Findings) -> PageSection | None:
-    names = cell_names(findings.summaries)
     plots = []
     for site, table in site_tables(findings.summaries, findings.conclusions).items():
         home: list[Mark] = []
         away: list[Mark] = []
-        for summary, leader in leaders(findings.summaries):
+        for name, _, leader in named_leaders(findings.summaries):
             if site not in leader.transfer:
                 continue
-            found, name = leader.transfer[site], names[summary.cell]
+            found = leader.transfer[site]
             for marks, side, where in ((home, found.home, "home"), (away, found.away, site)):
                 text = f"{name}\nat {where} {points(side.mean)}, drop {points(found.drop.mean)}"
                 marks.append(spread_mark(side, text, y=name))
@@ -232,9 +217,7 @@ def other_sites(findings: Findings) -> PageSection | None:
                 f"At home and at {site}",
                 f"Strict F1 of each winner on its own folds and on the notes of {site}, on labels that both "
                 "sites have, with sd over folds.",
-                figures.dots(
-                    {"at home": home, "at the other site": away}, order, "strict F1, points"
-                ),
+                figures.dots({"at home": home, "at the other site": away}, order, F1_AXIS),
                 figures.height_of(len(order)),
                 table,
             )

@@ -8,8 +8,7 @@ from typing import Any
 
 from raymrc.analysis.findings import Findings
 from raymrc.analysis.sentences import final_sentence
-from raymrc.analysis.summary import Spread, differing, settings_text
-from raymrc.ledger.record import Record
+from raymrc.analysis.summary import Spread, differing, settings_text, winners
 from raymrc.quantities import points
 from raymrc.report import figures
 from raymrc.report.parts import PageSection, Plot
@@ -19,11 +18,11 @@ from raymrc.report.results import (
     counts_tables,
     final_table,
     kept_table,
-    leaders,
+    named_leaders,
     race_table,
     show_count,
 )
-from raymrc.report.sections.marks import spread_mark
+from raymrc.report.sections.marks import F1_AXIS, spread_mark
 from raymrc.report.table import Table, numbers, words
 from raymrc.scoring.counts import Counts
 
@@ -32,23 +31,21 @@ MAX_STOPPED = 200
 
 
 def by_label(findings: Findings) -> PageSection | None:
-    led = leaders(findings.summaries)
-    labels = sorted({label for _, leader in led for label in leader.labels_strict})
+    led = named_leaders(findings.summaries)
+    labels = sorted({label for _, _, leader in led for label in leader.labels_strict})
     if not labels:
         return None
-    names = cell_names(findings.summaries)
     rows = []
     for label in labels:
-        for summary, leader in led:
+        for name, _, leader in led:
             strict = leader.labels_strict.get(label, Counts())
             lenient = leader.labels_lenient.get(label, Counts())
-            gold = strict.tp + strict.fn
             scores = (strict.precision, strict.recall, strict.f1, lenient.f1)
-            rows.append((label, names[summary.cell], gold, *scores))
+            rows.append((label, name, strict.gold, *scores))
     heat = _label_heat(
         "Strict F1 by label",
         "Strict F1 of each cell's winner by label, all folds pooled, in points.",
-        [(names[summary.cell], leader.labels_strict) for summary, leader in led],
+        [(name, leader.labels_strict) for name, _, leader in led],
         labels,
     )
     columns = [
@@ -82,24 +79,18 @@ def _label_heat(
 
 
 def events_and_subsets(findings: Findings) -> PageSection | None:
-    tables, names = counts_tables(findings.summaries), cell_names(findings.summaries)
-    led = [(names[s.cell], leader.labels_events) for s, leader in leaders(findings.summaries)]
-    events = sorted({name for _, by_event in led for name in by_event})
-    plots = []
-    if events:
-        plots.append(
-            _label_heat(
-                "F1 of events by the 2022 scheme",
-                "F1 of triggers and arguments of each cell's winner, all folds pooled, in points.",
-                [(name, by_event) for name, by_event in led if by_event],
-                events,
-            )
-        )
-    return (
-        PageSection("kinds", "Events, mentions, nested spans", (), plots, tables)
-        if tables
-        else None
+    tables = counts_tables(findings.summaries)
+    if not tables:
+        return None
+    led = [(name, leader.labels_events) for name, _, leader in named_leaders(findings.summaries)]
+    heat = _label_heat(
+        "F1 of events by the 2022 scheme",
+        "F1 of triggers and arguments of each cell's winner, all folds pooled, in points.",
+        [(name, by_event) for name, by_event in led if by_event],
+        sorted({event for _, by_event in led for event in by_event}),
     )
+    plots = (heat,) if any(by_event for _, by_event in led) else ()
+    return PageSection("kinds", "Events, mentions, nested spans", (), plots, tables)
 
 
 def trained_and_kept(findings: Findings) -> PageSection | None:
@@ -111,22 +102,21 @@ def final_test(findings: Findings) -> PageSection | None:
     if not findings.finals:
         return None
     names = cell_names(findings.summaries)
-    winners = {summary.cell: summary.winner for summary in findings.summaries}
+    means = {summary.cell: winner.strict.mean for summary, winner in winners(findings.summaries)}
     tested, folds = [], []
     for score in findings.finals:
-        name, winner = names[score.cell], winners.get(score.cell)
-        tested.append(
-            spread_mark(score.strict, f"{name}\nheld-out notes {points(score.strict.mean)}", y=name)
-        )
-        if winner is not None:
-            text = f"{name}\nover folds {points(winner.strict.mean)}"
-            folds.append(spread_mark(Spread(winner.strict.mean), text, y=name))
+        name, mean = names[score.cell], means.get(score.cell)
+        text = f"{name}\nheld-out notes {points(score.strict.mean)}"
+        tested.append(spread_mark(score.strict, text, y=name))
+        if mean is not None:
+            text = f"{name}\nover folds {points(mean)}"
+            folds.append(spread_mark(Spread(mean), text, y=name))
     order = [names[score.cell] for score in findings.finals]
     plot = Plot(
         "Held-out notes",
         "Strict F1 on held-out notes of each winner, retrained on all notes of the study: mean and sd over "
         "seeds, beside its mean over folds.",
-        figures.dots({"over folds": folds, "held-out notes": tested}, order, "strict F1, points"),
+        figures.dots({"over folds": folds, "held-out notes": tested}, order, F1_AXIS),
         figures.height_of(len(order)),
         final_table(findings.finals, findings.summaries),
     )
@@ -144,12 +134,10 @@ def stopped_early(findings: Findings) -> PageSection | None:
         for stopped in (c for c in summary.configurations if c.stopped):
             settings = settings_text(stopped.configuration, varied)
             rows.append((names[summary.cell], settings, stopped.fold_epochs, stopped.stopped))
-    lead = []
-    if racing is not None:
-        lead.append(
-            "Configurations that could no longer win their cell were stopped, at an error rate of "
-            f"{100 * racing.error_rate:g} %."
-        )
+    lead = racing and (
+        "Configurations that could no longer win their cell were stopped, at an error rate of "
+        f"{100 * racing.error_rate:g} %."
+    )
     left = len(rows) - MAX_STOPPED
     reasons = Table(
         "Reasons for stopping",
@@ -157,7 +145,7 @@ def stopped_early(findings: Findings) -> PageSection | None:
         rows[:MAX_STOPPED],
         f"'raymrc export' writes the other {left}." if left > 0 else "",
     )
-    return PageSection("races", "Stopped early", lead, (), (table, reasons))
+    return PageSection("races", "Stopped early", (lead,) if lead else (), (), (table, reasons))
 
 
 def failures(findings: Findings) -> PageSection | None:
@@ -167,12 +155,9 @@ def failures(findings: Findings) -> PageSection | None:
         for summary in findings.summaries
         for reason, times in summary.reasons
     ]
+    columns = [*CELL_COLUMN, *numbers("fold-runs"), *words("reason")]
     tables = [
-        Table(
-            "Reasons of failed fold-runs",
-            [*CELL_COLUMN, *numbers("fold-runs"), *words("reason")],
-            rows,
-        ),
+        Table("Reasons of failed fold-runs", columns, rows),
         Table(
             "Abandoned cells",
             [*CELL_COLUMN, *numbers("fold-runs not begun")],
@@ -188,6 +173,7 @@ def failures(findings: Findings) -> PageSection | None:
 def how_to_repeat(findings: Findings) -> PageSection:
     """Inputs with seeds and fingerprints, versions, machines."""
     spec, runs = findings.spec, [r for r in findings.fold_runs if r.is_done]
+    starts = sorted(r.started_at[:19].replace("T", " ") for r in runs if r.started_at)
     facts = [
         ("study", spec.study),
         ("study file", spec.path),
@@ -214,28 +200,19 @@ def how_to_repeat(findings: Findings) -> PageSection:
             )
         ],
         ("held-out notes", _listed(r.fold_run.test_fingerprint for r in runs)),
-        ("first and last fold-run", _first_and_last(runs)),
+        ("first and last fold-run", f"{starts[0]} and {starts[-1]} UTC" if starts else ""),
     ]  # fmt: skip
-    columns = [*words(""), *words("value")]
-    tables = [Table("Inputs", columns, [(name, value) for name, value in facts if value])]
-    versions = Counter(_versions(r) for r in runs)
+    tables = [
+        Table("Inputs", words("", "value"), [(name, value) for name, value in facts if value])
+    ]
+    versions = Counter(", ".join(f"{n} {v}" for n, v in r.versions.items()) or "-" for r in runs)
     machines = Counter((r.hardware or "-", r.device) for r in runs)
     fold_runs = numbers("fold-runs", show=show_count)
     if runs:
-        rows = [(text or "-", times) for text, times in versions.most_common()]
-        tables.append(Table("Versions", [*words("versions"), *fold_runs], rows))
+        tables.append(Table("Versions", [*words("versions"), *fold_runs], versions.most_common()))
         devices = [(*machine, times) for machine, times in machines.most_common()]
         tables.append(Table("Machines", [*words("machine", "device"), *fold_runs], devices))
     return PageSection("repeat", "How to repeat it", (), (), tables)
-
-
-def _versions(record: Record) -> str:
-    return ", ".join(f"{name} {version}" for name, version in record.versions.items())
-
-
-def _first_and_last(records: Sequence[Record]) -> str:
-    at = sorted(record.started_at[:19].replace("T", " ") for record in records if record.started_at)
-    return f"{at[0]} and {at[-1]} UTC" if at else ""
 
 
 def _listed(values: Iterable[Any]) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from raymrc.analysis.findings import Findings
-from raymrc.analysis.sentences import interval_text
-from raymrc.analysis.statistics import Interval
-from raymrc.analysis.summary import winner_of
+from raymrc.analysis.sentences import interval_clause
+from raymrc.analysis.summary import winners
 from raymrc.quantities import points
 from raymrc.report.parts import Fact
 from raymrc.report.results import cell_names, without_corpus
-from raymrc.report.sections.marks import won
 from raymrc.report.verdict import best_of_all, study_verdict
 
 
@@ -26,13 +24,14 @@ def build_facts(findings: Findings) -> tuple[Fact, ...]:
 
 
 def _best_f1(findings: Findings) -> Fact | None:
-    best = max(won(findings), key=lambda s: winner_of(s).validation.mean or 0.0, default=None)
-    if best is None:
+    finished = winners(findings.summaries)
+    if not finished:
         return None
+    best, winner = max(finished, key=lambda pair: pair[1].validation.mean or 0.0)
     intervals = {w.cell: w.interval for w in findings.conclusions.winners}
     name = _spaced(cell_names(findings.summaries)[best.cell])
-    about = f"{name}, {_interval_words(intervals[best.cell.name])}"
-    return Fact("Best on validation, strict F1", points(winner_of(best).strict.mean), about)
+    about = f"{name}, {interval_clause(intervals[best.cell.name])}"
+    return Fact("Best on validation, strict F1", points(winner.strict.mean), about)
 
 
 def _gap(findings: Findings) -> Fact | None:
@@ -41,7 +40,7 @@ def _gap(findings: Findings) -> Fact | None:
         return None
     shown = gaps[-1] if best is None else best.conclusion
     name = _spaced(without_corpus(shown.gap.name, shown.gap.corpus, findings.summaries))
-    about = f"{name if best is None else 'best vs best'}, {_interval_words(shown.home.interval)}"
+    about = f"{name if best is None else 'best vs best'}, {interval_clause(shown.home.interval)}"
     return Fact("Trained minus frozen, points", points(shown.gap.gap), about)
 
 
@@ -69,7 +68,3 @@ def _progress(findings: Findings) -> Fact:
 def _spaced(name: str) -> str:
     """Lets a name break in a narrow tile."""
     return name.replace("/", " / ")
-
-
-def _interval_words(interval: Interval) -> str:
-    return "no interval" if interval.low is None else f"95 % interval {interval_text(interval)}"

@@ -1,37 +1,29 @@
-"""Shared by sections: intervals over folds, marks of plots, rows of curves."""
+"""Shared by sections: intervals over folds, marks of plots, curves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from raymrc.analysis.conclusions import UNKNOWN_INTERVAL
-from raymrc.analysis.findings import Findings
 from raymrc.analysis.judging import over_folds
 from raymrc.analysis.sentences import interval_text
-from raymrc.analysis.statistics import Interval, TooFewError
-from raymrc.analysis.summary import CellSummary, ConfigurationSummary, Spread
+from raymrc.analysis.statistics import TooFewError
+from raymrc.analysis.summary import ConfigurationSummary, Spread
 from raymrc.model.strategies import STRATEGIES
 from raymrc.quantities import points
 from raymrc.report.figures import Mark, in_points
-from raymrc.report.table import Column, numbers
+from raymrc.report.table import Column, Table, numbers, words
 
 _T = TypeVar("_T")
+
+F1_AXIS = "strict F1, points"
 
 ABOUT_INTERVALS = (
     "Intervals over folds are corrected for shared training notes; with few folds they are wide."
 )
-
-
-def won(findings: Findings) -> list[CellSummary]:
-    return [summary for summary in findings.summaries if summary.winner is not None]
-
-
-def fold_interval(configuration: ConfigurationSummary) -> Interval:
-    try:
-        return over_folds(configuration.fold_runs, configuration.fold_f1).interval()
-    except TooFewError:
-        return UNKNOWN_INTERVAL
 
 
 def plus_minus(configuration: ConfigurationSummary) -> str:
@@ -53,19 +45,36 @@ def in_order(by_strategy: Mapping[str, _T]) -> dict[str, _T]:
     return {name: by_strategy[name] for name in dict.fromkeys((*known, *by_strategy))}
 
 
-def curve_mark(x: float | str, text: str, configuration: ConfigurationSummary) -> Mark:
-    interval = fold_interval(configuration)
-    says = f"{text}\nF1 {plus_minus(configuration)}, 95 % {interval_text(interval)}"
-    mean = 100 * (configuration.strict.mean or 0.0)
-    return Mark(x, mean, says, *in_points(interval), size=10)
+@dataclass
+class F1Curves:
+    """Strict F1 of configurations, with intervals over folds: the marks of a plot, and its table's rows."""
 
+    marks: dict[str, list[Mark]] = field(default_factory=dict)
+    rows: list[Sequence[Any]] = field(default_factory=list)
 
-def curve_columns() -> list[Column]:
-    return [
-        *numbers("strict F1", "sd", show=points),
-        *numbers("95 % interval over folds", show=interval_text),
-    ]
+    def add(
+        self,
+        strategy: str,
+        x: float | str,
+        text: str,
+        configuration: ConfigurationSummary,
+        before: Sequence[Any],
+        after: Sequence[Any] = (),
+    ) -> None:
+        """
+        Args:
+            before, after: the row's values on either side of F1; the strategy comes first.
+        """
+        strict, interval = configuration.strict, UNKNOWN_INTERVAL
+        with suppress(TooFewError):
+            interval = over_folds(configuration.fold_runs, configuration.fold_f1).interval()
+        f1 = f"F1 {plus_minus(configuration)}, 95 % {interval_text(interval)}"
+        says, ends = f"{strategy}, {text}\n{f1}", in_points(interval)
+        mark = Mark(x, 100 * (strict.mean or 0.0), says, *ends, size=10)
+        self.marks.setdefault(strategy, []).append(mark)
+        self.rows.append((strategy, *before, strict.mean, strict.sd, interval, *after))
 
-
-def curve_row(configuration: ConfigurationSummary) -> tuple[float | None, float | None, Interval]:
-    return configuration.strict.mean, configuration.strict.sd, fold_interval(configuration)
+    def table(self, title: str, before: Iterable[Column], after: Iterable[Column] = ()) -> Table:
+        f1 = numbers("strict F1", "sd", show=points)
+        f1 += numbers("95 % interval over folds", show=interval_text)
+        return Table(title, [*words("strategy"), *before, *f1, *after], self.rows)

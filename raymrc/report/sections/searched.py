@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from raymrc.analysis.findings import Findings
@@ -13,20 +13,12 @@ from raymrc.analysis.summary import (
     settings_text,
     short_value,
 )
-from raymrc.configuration import Cell
 from raymrc.quantities import points
 from raymrc.report import figures
 from raymrc.report.figures import Mark
 from raymrc.report.parts import PageSection, Plot
 from raymrc.report.results import CELL_COLUMN, cell_names, show_seconds, without_corpus
-from raymrc.report.sections.marks import (
-    ABOUT_INTERVALS,
-    curve_columns,
-    curve_mark,
-    curve_row,
-    in_order,
-    plus_minus,
-)
+from raymrc.report.sections.marks import ABOUT_INTERVALS, F1_AXIS, F1Curves, in_order, plus_minus
 from raymrc.report.table import Table, numbers, words
 
 MAX_CONFIGURATIONS = 20
@@ -37,7 +29,6 @@ MAX_AXIS_VALUES = 12
 
 
 def search(findings: Findings) -> PageSection | None:
-    """Heat maps over two settings, curves over each, and the configurations themselves."""
     searched = [s for s in findings.summaries if len(s.configurations) > 1 and s.leader]
     if not searched:
         return None
@@ -57,7 +48,6 @@ def search(findings: Findings) -> PageSection | None:
 
 
 def _luck(findings: Findings) -> list[Table]:
-    """How much of the winners' F1 is luck of the choice among several configurations."""
     by_name = {summary.cell.name: summary for summary in findings.summaries}
     names, rows = cell_names(findings.summaries), []
     for winner in findings.conclusions.winners:
@@ -81,14 +71,19 @@ def _luck(findings: Findings) -> list[Table]:
 
 def _varied(configurations: Sequence[ConfigurationSummary]) -> dict[str, list[Any]]:
     """Settings in which a cell's configurations differ, with their values, in the order of fields."""
-    found = {}
-    for name in differing(configurations):
-        values = {
-            _value_key(value): value
-            for value in (getattr(c.configuration, name) for c in configurations)
-        }
-        found[name] = [values[key] for key in sorted(values)]
-    return found
+    return {
+        name: _distinct(_setting(c, name) for c in configurations)
+        for name in differing(configurations)
+    }
+
+
+def _setting(summary: ConfigurationSummary, name: str) -> Any:
+    return getattr(summary.configuration, name)
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    found = {_value_key(value): value for value in values}
+    return [found[key] for key in sorted(found)]
 
 
 def _value_key(value: Any) -> tuple[bool, float, str]:
@@ -121,14 +116,14 @@ def _field_of(summary: CellSummary, name: str, span: tuple[float, float]) -> Plo
         return None
     y, *others = varied
     x = next((f for f in others if all(isinstance(v, int) for v in varied[f])), others[0])
-    places = {_place_of(configuration, y, x) for configuration in summary.configurations}
-    is_sparse = 2 * len(places) < len(varied[x]) * len(varied[y])
-    if is_sparse or max(len(varied[x]), len(varied[y])) > MAX_AXIS_VALUES:
-        return _points_of(summary, name, x, y, varied, span)
     # Configurations come best on validation first; at each place the first one counts.
     best: dict[tuple[Any, Any], ConfigurationSummary] = {}
     for configuration in summary.configurations:
-        best.setdefault(_place_of(configuration, y, x), configuration)
+        place = _setting(configuration, y), _setting(configuration, x)
+        best.setdefault(place, configuration)
+    is_sparse = 2 * len(best) < len(varied[x]) * len(varied[y])
+    if is_sparse or max(len(varied[x]), len(varied[y])) > MAX_AXIS_VALUES:
+        return _points_of(summary, name, x, y, varied, span)
     cells = [[best.get((row, column)) for column in varied[x]] for row in varied[y]]
     texts = [[_heat_text(configuration, summary) for configuration in row] for row in cells]
     rows, columns = ([short_value(v) for v in varied[f]] for f in (y, x))
@@ -148,10 +143,6 @@ def _field_of(summary: CellSummary, name: str, span: tuple[float, float]) -> Plo
         ),
         is_wide=False,
     )
-
-
-def _place_of(configuration: ConfigurationSummary, y: str, x: str) -> tuple[Any, Any]:
-    return getattr(configuration.configuration, y), getattr(configuration.configuration, x)
 
 
 def _heat_text(configuration: ConfigurationSummary | None, summary: CellSummary) -> str:
@@ -177,7 +168,7 @@ def _points_of(
     names = differing(summary.configurations)
     marks = [
         Mark(
-            getattr(c.configuration, x), getattr(c.configuration, y),
+            _setting(c, x), _setting(c, y),
             f"F1 {plus_minus(c)}\n{settings_text(c.configuration, names)}", ringed=c is summary.winner,
         )
         for c in shown
@@ -199,7 +190,8 @@ def _curves(findings: Findings, searched: Sequence[CellSummary]) -> list[Plot]:
     groups: dict[tuple[str, str], dict[str, list[CellSummary]]] = {}
     for summary in searched:
         cell = summary.cell
-        where = without_corpus(_place(cell), cell.corpus, findings.summaries)
+        place = cell.name.replace(f"/{cell.strategy}", "", 1)
+        where = without_corpus(place, cell.corpus, findings.summaries)
         varied = _varied(summary.configurations)
         for name, values in varied.items():
             # A drawn value belongs to a single configuration, which differs in its other settings too.
@@ -208,57 +200,48 @@ def _curves(findings: Findings, searched: Sequence[CellSummary]) -> list[Plot]:
                 groups.setdefault((name, where), {}).setdefault(cell.strategy, []).append(summary)
     plots = []
     for (name, where), by_strategy in groups.items():
-        found: dict[tuple[bool, float, str], Any] = {}
         best: list[tuple[str, Any, ConfigurationSummary]] = []
         for strategy, (summary, *_) in in_order(by_strategy).items():
             for value in _varied(summary.configurations)[name]:
-                for configuration in summary.configurations:
-                    if getattr(configuration.configuration, name) == value and configuration.folds:
-                        found[_value_key(value)] = value
-                        best.append((strategy, value, configuration))
-                        break
-        values = [found[key] for key in sorted(found)]
+                at_value = (c for c in summary.configurations if _setting(c, name) == value)
+                best += [(strategy, value, c) for c in at_value if c.folds][:1]
+        values = _distinct(value for _, value, _ in best)
         if len(values) < 2:
             continue
         is_category = not all(map(_is_number, values))
-        marks: dict[str, list[Mark]] = {}
-        rows = []
+        word, curves = _word(name), F1Curves()
         for strategy, value, configuration in best:
-            text = f"{strategy}, {_word(name)} {short_value(value)}"
-            x = short_value(value) if is_category else value
-            marks.setdefault(strategy, []).append(curve_mark(x, text, configuration))
-            rows.append((strategy, short_value(value), *curve_row(configuration)))
+            shown = short_value(value)
+            x = shown if is_category else value
+            curves.add(strategy, x, f"{word} {shown}", configuration, (shown,))
+        title = f"By {word}: {where}"
         plots.append(
             Plot(
-                f"By {_word(name)}: {where}",
-                f"Strict F1 by {_word(name)}: at each value the configuration that is best on validation, "
-                "with 95 % intervals over folds.",
+                title,
+                f"Strict F1 by {word}: at each value the configuration that is best on validation, with "
+                "95 % intervals over folds.",
                 figures.scatter(
-                    marks, _word(name), "strict F1, points", lines=True,
+                    curves.marks, word, F1_AXIS, lines=True,
                     ticks=list(map(short_value, values)) if is_category else values,
                     log=not is_category and _spans_decades(values),
                 ),
                 380,
-                Table(
-                    f"By {_word(name)}: {where}",
-                    [*words("strategy"), *numbers(_word(name)), *curve_columns()],
-                    rows,
-                ),
+                curves.table(title, numbers(word)),
                 is_wide=False,
             )
         )  # fmt: skip
     return plots
 
 
-def _place(cell: Cell) -> str:
-    """Corpus, backbone and shots."""
-    return cell.name.replace(f"/{cell.strategy}", "", 1)
-
-
 def _configurations(summary: CellSummary, name: str) -> Table:
     shown = summary.configurations[:MAX_CONFIGURATIONS]
     names = differing(summary.configurations)
     left = len(summary.configurations) - len(shown)
+    rows = []
+    for c in shown:
+        f1 = (c.validation.mean, c.strict.mean, c.strict.sd, c.lenient.mean)
+        progress = (f"{len(c.folds)} of {c.num_folds}", c.device_seconds, _state(c, summary))
+        rows.append((settings_text(c.configuration, names), *f1, *progress))
     return Table(
         f"{name}: configurations, best on validation first",
         [
@@ -268,19 +251,7 @@ def _configurations(summary: CellSummary, name: str) -> Table:
             *numbers("device time", unit="s", show=show_seconds),
             *words(""),
         ],
-        [
-            (
-                settings_text(configuration.configuration, names),
-                configuration.validation.mean,
-                configuration.strict.mean,
-                configuration.strict.sd,
-                configuration.lenient.mean,
-                f"{len(configuration.folds)} of {configuration.num_folds}",
-                configuration.device_seconds,
-                _state(configuration, summary),
-            )
-            for configuration in shown
-        ],
+        rows,
         f"'raymrc export' writes the other {left}." if left else "",
     )
 
