@@ -25,34 +25,16 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import (
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from raymrc.configuration import Backbone, Cell, FoldRun
-from raymrc.errors import BackboneError, TrainingError
-from raymrc.model.backbones import (
-    find_backbone,
-    read_shape,
-    weight_files,
-    weights_fingerprint,
-)
+from raymrc.errors import TrainingError
+from raymrc.model.backbones import find_backbone, read_shape, weights_fingerprint
 from raymrc.model.encoder import Encoder
-from raymrc.model.loading import (
-    Loaded,
-    Weights,
-    load_tokenizer,
-    stored_parts,
-)
+from raymrc.model.loading import Loaded, Weights, load_tokenizer, read_weights, stored_parts
 from raymrc.model.network import local_part
 from raymrc.model.precision import precision
 from raymrc.model.strategies import STRATEGIES
@@ -164,11 +146,8 @@ def load_sharded(backbone: Backbone, ranks: Ranks, *, trains: bool = True) -> Sh
             encoder = encoder.to(computes_in)
     shard(encoder, ranks, computes_in)
     encoder.to_empty(device=ranks.device)
-    weights = Weights(weight_files(folder))
-    try:
-        fill(encoder, weights)
-    except BackboneError as error:
-        raise BackboneError(f"backbone folder {folder}: {error}") from None
+    weights = read_weights(folder)
+    fill(encoder, weights)
     # FSDP reads this once, when a layer is first gathered.
     encoder.requires_grad_(trains).eval()
     return ShardedLoaded(
@@ -196,15 +175,15 @@ def fill(encoder: Encoder, weights: Weights) -> None:
     """Reads this process's rows of every weight from the checkpoint.
 
     Raises:
-        BackboneError: a weight is missing or does not have the shape of the config.
+        BackboneError: see `stored_parts`.
     """
-    for parameter, theirs, shapes in stored_parts(encoder, weights.names, weights.shape):
-        local, begin = _local_rows(parameter)
+    for name, theirs, shapes in stored_parts(encoder, weights):
+        local, begin = _local_rows(encoder.get_parameter(name))
         at_once = max(1, MAX_READ_NUMBERS * len(local) // max(1, local.numel()))
         for part, first, last, at in _overlaps(theirs, shapes, begin, begin + len(local)):
             for row in range(first, last, at_once):
                 end = min(row + at_once, last)
-                local[at + row - first : at + end - first].copy_(weights.rows(part, row, end))
+                local[at + row - first : at + end - first].copy_(weights.read(part, row, end))
 
 
 def _local_rows(parameter: Tensor) -> tuple[Tensor, int]:
