@@ -151,20 +151,15 @@ class SoftPrompt(nn.Module):
             return made_BX.view(-1, length, shape.hidden)
         return made_BX.view(-1, 2 * self.num_prompted, shape.num_heads, length, shape.head_size)
 
-    def prefix(
-        self,
-        arranged: Tensor,
-        mask_BP: Tensor | None = None,
-        lengths: tuple[int, ...] | None = None,
-    ) -> Prefix:
-        """A `Prefix` of rows from `arrange`; see there for the other arguments."""
+    def prefix(self, arranged: Tensor, lengths: tuple[int, ...] | None = None) -> Prefix:
+        """A `Prefix` of rows from `arrange`; see there for `lengths`."""
         pairs: tuple[tuple[Tensor, Tensor], ...] = ()
         if self.depth == "deep":
             each = arranged.unbind(1)
             pairs = tuple(zip(each[::2], each[1::2], strict=True))
         return Prefix(
             self.first_layer, self.shape.num_layers, self.shape.hidden,
-            pairs, arranged if self.depth == "input" else None, mask_BP, lengths,
+            pairs, arranged if self.depth == "input" else None, lengths,
         )  # fmt: skip
 
     def vectors(self) -> Tensor:

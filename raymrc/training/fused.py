@@ -15,7 +15,6 @@ lanes of other lengths, labels or widths join through padding and a mask. Lanes 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,29 +47,6 @@ class BatchPart:
     inputs: Inputs
     targets: SpanTargets | None = None
     generator: torch.Generator | None = None
-
-
-def share_out(batches: Sequence[Inputs], pieces: int, slack: float = math.inf) -> list[list[int]]:
-    """Indices of the batches of each pass: like lengths together, under a budget of padded pieces.
-
-    A batch stays whole, because a lane's loss is a mean over all of it.
-
-    Args:
-        pieces: padded pieces of a pass, at most; a batch may be larger by itself.
-        slack: pieces of padding, over all its rows, that a batch may get by joining a wider one.
-    """
-    shares: list[list[int]] = []
-    rows = 0
-    for place in sorted(range(len(batches)), key=lambda i: -batches[i].input_ids_BS.shape[1]):
-        more, width = batches[place].input_ids_BS.shape
-        widest = batches[shares[-1][0]].input_ids_BS.shape[1] if shares else width
-        is_full = (rows + more) * widest > pieces
-        if not shares or is_full or more * (widest - width) > slack:
-            shares.append([])
-            rows = 0
-        shares[-1].append(place)
-        rows += more
-    return shares
 
 
 def backward_together(parts: Sequence[BatchPart]) -> Tensor:
@@ -238,8 +214,7 @@ def _join(parts: Sequence[BatchPart]) -> _Rows:
         mask_BS=join("mask_BS", False),
         window_BS=join("window_BS", False),
         label_B=torch.cat([i.label_B for i in inputs]),
-        is_padded=any(pads) or any(i.is_padded for i in inputs),
-        lengths=tuple(length for i in inputs for length in i.lengths or ()),
+        lengths=tuple(length for i in inputs for length in i.lengths),
         share_B=share_B,
         entry_BSD=entry_BSD,
         entry_layer=entry_layer,
@@ -258,17 +233,14 @@ def _encode(
     for stack in stacks:
         for place, vectors in stack.prompts(parts, longest):
             made[place] = vectors
-    mask_RP, lengths = None, None
+    lengths = None
     if any(prompt.prompt_length < longest for prompt in prompts):
-        counts = [len(part.inputs.label_B) for part in parts]
         lengths = tuple(
             prompt.prompt_length
-            for prompt, count in zip(prompts, counts, strict=True)
-            for _ in range(count)
+            for prompt, part in zip(prompts, parts, strict=True)
+            for _ in part.inputs.lengths
         )
-        length_R = torch.tensor(lengths).to(rows.inputs.label_B.device)
-        mask_RP = torch.arange(longest, device=length_R.device) < length_R[:, None]
-    return encoder(rows.inputs, prompts[0].prefix(torch.cat(made), mask_RP, lengths)), rows
+    return encoder(rows.inputs, prompts[0].prefix(torch.cat(made), lengths)), rows
 
 
 # --- lanes of one form ----------------------------------------------------------------------------

@@ -30,12 +30,11 @@ from raymrc.planning.arithmetic import lane_bytes, pass_bytes
 from raymrc.planning.devices import MEMORY_SHARE, machine_bytes
 from raymrc.planning.placement import ACTIVATIONS_SHARE, PASS_PIECES, SPECIAL_PIECES
 from raymrc.training.activations import Activations
-from raymrc.training.batching import StudyData
+from raymrc.training.batching import StudyData, share_out
 from raymrc.training.fused import (
     backward_together,
     clip_together,
     predict_together,
-    share_out,
     step_together,
 )
 from raymrc.training.lane import Answers, Batch, Lane, Stage
@@ -113,16 +112,13 @@ class Pool:
         self.pass_pieces = pass_pieces or PASS_PIECES[device_kind(self.device)]
         self.meter = Meter(self.device, gpus)
         if self.device.type == "cpu":
-            self._set_malloc()
+            keep_freed_memory()
         self.memory_bytes = memory_bytes or available_bytes(self.device, gpus)
         self.recomputes = frozenset(recomputes)
         self.on_done = on_done or (lambda lane: None)
         self._seats: dict[str, _Seat] = {}
         self._activations: dict[int, Activations] = {}
         self._events: list[LaneEvent] = []
-
-    def _set_malloc(self) -> None:
-        keep_freed_memory()
 
     def __len__(self) -> int:
         return len(self._seats)
@@ -375,9 +371,10 @@ class Pool:
 def share_passes(
     batches: Sequence[Inputs], device: torch.device, pieces: int | None = None
 ) -> list[list[int]]:
-    """Indices of the batches that share each pass on this kind of device; see `fused.share_out`."""
+    """Indices of the batches that share each pass on this kind of device; see `share_out`."""
     kind = device_kind(device)
-    return share_out(batches, pieces or PASS_PIECES[kind], SLACK_PIECES[kind])
+    sizes = [batch.mask_BS.shape for batch in batches]
+    return share_out(sizes, pieces or PASS_PIECES[kind], SLACK_PIECES[kind])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

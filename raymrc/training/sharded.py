@@ -50,7 +50,9 @@ MAX_READ_NUMBERS = 2**22
 """Numbers of a weight that are read at once: they are copied into place and lie in memory twice meanwhile."""
 
 KEPT_BLOCK_BYTES = 2**17
-"""On a CPU, freed blocks above this size go back to the system."""
+"""On a CPU, freed blocks above this size go back to the system. Processes share a model to save memory, and
+freed layers leave gaps that the next layers do not fit into: at BERT-large's shape a process held 2.5 times
+the memory in use."""
 
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 """Frozen parameters are in no checkpoint."""
@@ -232,13 +234,10 @@ class ShardedPool(Pool):
             device_hour_usd=device_hour_usd, gpus=ranks.size, pass_pieces=pass_pieces,
             recomputes=recomputes,
         )  # fmt: skip
+        if ranks.device.type == "cpu":
+            keep_freed_memory(KEPT_BLOCK_BYTES, KEPT_BLOCK_BYTES)
         self.ranks = ranks
         self.meter = Meter(ranks.device, ranks.size, ranks.size)
-
-    def _set_malloc(self) -> None:
-        """Processes share a model to save memory, and freed layers leave gaps that the next layers do not fit
-        into: at BERT-large's shape a process held 2.5 times the memory in use."""
-        keep_freed_memory(KEPT_BLOCK_BYTES, KEPT_BLOCK_BYTES)
 
     def fits(self, fold_run: FoldRun) -> bool:
         return not len(self)
