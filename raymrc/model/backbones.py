@@ -46,12 +46,11 @@ BACKBONES = {
     ),
 }
 
-ENCODER_KINDS: dict[str, dict[str, Any]] = {
-    "bert": {"type_vocab_size": 2, "pad_token_id": 0},
-    "roberta": {"type_vocab_size": 2, "pad_token_id": 1},
-    "megatron-bert": {"type_vocab_size": 2, "pad_token_id": 0},
-}
-"""Kinds that the encoder supports, and defaults of fields that their config.json may omit."""
+PAD_IDS = {"bert": 0, "roberta": 1, "megatron-bert": 0}
+"""Kinds that the encoder supports, and their padding piece where config.json does not name it."""
+
+CONFIG_DEFAULTS = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}
+"""Fields that a config.json may omit."""
 
 SUPPORTED_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
@@ -100,9 +99,9 @@ def read_shape(folder: Path, layers: int | None = None) -> Shape:
     path = folder / "config.json"
     config = _read_config(path)
     kind = config.get("model_type")
-    if kind not in ENCODER_KINDS:
-        raise BackboneError(f"{path}: model_type {kind!r} is not one of {', '.join(ENCODER_KINDS)}")
-    values = ENCODER_KINDS[kind] | {"hidden_act": "gelu", "layer_norm_eps": 1e-12} | config
+    if kind not in PAD_IDS:
+        raise BackboneError(f"{path}: model_type {kind!r} is not one of {', '.join(PAD_IDS)}")
+    values = CONFIG_DEFAULTS | {"pad_token_id": PAD_IDS[kind]} | config
     try:
         shape = Shape(
             kind=kind,

@@ -172,7 +172,7 @@ class Lane:
             self.rows, configuration.batch_size, configuration.negative_rate
         )
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.trained = list(self.model.trained_parameters().values())
 
         self.stage = Stage.TRAINING
         self.steps = 0

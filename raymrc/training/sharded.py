@@ -434,13 +434,9 @@ def _tensors(lane: Lane) -> dict[str, Any]:
     best epoch so far (the current state where there is none)."""
     model, optimiser = get_state_dict(lane.model, lane.optimiser, options=TRAINED_ONLY)
     best = {}
-    for name, parameter in lane.model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if lane.best_state is None:
-            local = local_part(parameter).detach()
-        else:
-            local = lane.best_state[name]
+    for name, parameter in lane.model.trained_parameters().items():
+        state = lane.best_state
+        local = local_part(parameter).detach() if state is None else state[name]
         if isinstance(parameter, DTensor):
             local = DTensor.from_local(
                 local, parameter.device_mesh, parameter.placements,
