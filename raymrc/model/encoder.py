@@ -2,8 +2,7 @@
 
     ids -> embeddings -> layers (from `prefix.first_layer` on with the prompt) -> hidden_BSD
 
-B rows, U distinct rows, S pieces, P prompt positions, N heads, H head size, D hidden,
-T pieces of all rows
+B rows, U distinct rows, S pieces, P prompt positions, N heads, H head size, D hidden, T pieces of all rows
 """
 
 from __future__ import annotations
@@ -109,17 +108,16 @@ class Encoder(nn.Module):
     """Pieces in, one vector per piece out. Without a prompt it equals the Hugging Face forward pass.
 
     Args:
-        dropout: on embeddings and on the outputs of attention and feed-forward, in training mode;
-            0.0 for a frozen backbone. Attention weights have none (see `attention`).
+        dropout: on embeddings and on the outputs of attention and feed-forward, in training mode; 0.0 for a
+            frozen backbone. Attention weights have none (see `attention`).
 
     Attributes:
-        computes_in: dtype of a trained encoder's computation, if other than its weights' (see
-            `precision`).
-        packs: whether layers see rows without padding; None for where that is faster, which is on
-            GPUs whose variable-length kernel supports it.
+        computes_in: dtype of a trained encoder's computation, if other than its weights' (see `precision`).
+        packs: whether layers see rows without padding; None for where that is faster, which is on GPUs whose
+            variable-length kernel supports it.
 
-    A pre-norm encoder cut to `layers: k` still ends with the checkpoint's final LayerNorm, so that
-    heads never see raw residual sums.
+    A pre-norm encoder cut to `layers: k` still ends with the checkpoint's final LayerNorm, so that heads
+    never see raw residual sums.
     """
 
     def __init__(self, shape: Shape, dropout: float = 0.0) -> None:

@@ -41,14 +41,13 @@ class Inputs(_Tensors):
             special pieces and padding.
         label_B: index of the label that each row asks for, long; 0 where nothing is asked.
         lengths: pieces per row; () to compute them, which on an accelerator waits for the device.
-        share_B: for each row the first row of the batch with the same ids and types; long, always on
-            the CPU, so that the number of distinct rows is known without waiting for a device. None
-            if all differ.
-        entry_BSD: hidden states that enter layer `entry_layer`, zeros on padding; ids and types are
-            then not read. The prompt's first layer must be `entry_layer`.
+        share_B: for each row the first row of the batch with the same ids and types; long, always on the CPU,
+            so that the number of distinct rows is known without waiting for a device. None if all differ.
+        entry_BSD: hidden states that enter layer `entry_layer`, zeros on padding; ids and types are then not
+            read. The prompt's first layer must be `entry_layer`.
         entry_layer: the layer that `entry_BSD` was computed for.
-        marks_B2: index of the first mark of each of a row's two mentions, long; None if the batch is
-            not about pairs.
+        marks_B2: index of the first mark of each of a row's two mentions, long; None if the batch is not
+            about pairs.
     """
 
     input_ids_BS: Tensor

@@ -152,9 +152,8 @@ class Model(nn.Module):
     def predict(self, inputs: Inputs) -> list[SpanAnswer] | list[np.ndarray]:
         """Answers of every row, always without dropout.
 
-        Span strategies give (start_S, end_S, pairs_K2, match_K): logits, -inf outside the window, and
-        (first, last) pieces. Tagging gives tags (S, L), 0 outside, 1 begin, 2 inside. Pairs give
-        logits of kinds.
+        Span strategies give (start_S, end_S, pairs_K2, match_K): logits, -inf outside the window, and (first,
+        last) pieces. Tagging gives tags (S, L), 0 outside, 1 begin, 2 inside. Pairs give logits of kinds.
         """
         was_training = self.training
         self.eval()

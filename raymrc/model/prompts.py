@@ -233,10 +233,9 @@ class SoftPrompt(nn.Module):
     ) -> None:
         """Start from the backbone's states for each label's question.
 
-        Each piece gives one vector: for `input` the hidden state that enters `first_layer`, for `deep`
-        each layer's keys and values, to which a row that contains the question would attend. A longer
-        question is cut to the prompt's length; a shorter one leaves the other vectors unchanged. See
-        docs/decisions/0017.
+        Each piece gives one vector: for `input` the hidden state that enters `first_layer`, for `deep` each
+        layer's keys and values, to which a row that contains the question would attend. A longer question is
+        cut to the prompt's length; a shorter one leaves the other vectors unchanged. See docs/decisions/0017.
 
         Args:
             pieces: piece ids of one question per label.

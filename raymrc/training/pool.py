@@ -20,7 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from raymrc.configuration import Cell, Configuration, FoldRun
+from raymrc.configuration import Cell, FoldRun
 from raymrc.errors import MemoryShortage, TrainingError
 from raymrc.ledger.record import LaneEvent, Record
 from raymrc.model.inputs import Inputs
@@ -59,10 +59,6 @@ class _Seat:
     reported_epochs: int
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""From malloc.h."""
-
-
 def keep_freed_memory(block: int = 2**30, unused: int = 2**31 - 1) -> None:
     """On a CPU: makes the C library keep freed blocks of up to 1 GiB for the next step.
 
@@ -75,8 +71,9 @@ def keep_freed_memory(block: int = 2**30, unused: int = 2**31 - 1) -> None:
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc
-        for option, value in ((M_MMAP_THRESHOLD, block), (M_TRIM_THRESHOLD, unused)):
-            library.mallopt(option, value)
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        library.mallopt(mmap_threshold, block)
+        library.mallopt(trim_threshold, unused)
 
 
 class Pool:
@@ -353,10 +350,10 @@ class Pool:
         return self._activations[first_layer]
 
     def _lane_bytes(self, fold_run: FoldRun) -> float:
-        configuration = fold_run.configuration
-        return lane_bytes(self._count(configuration).trained)
+        return lane_bytes(self._count(fold_run).trained)
 
-    def _count(self, configuration: Configuration) -> ParameterCounts:
+    def _count(self, fold_run: FoldRun) -> ParameterCounts:
+        configuration = fold_run.configuration
         asked = self.data.asked(configuration.cell.task)
         return count_parameters(
             configuration, self.loaded.shape, len(asked.labels), len(asked.relations)

@@ -105,12 +105,6 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def local_rows(self, rows: Sequence[Row]) -> slice:
-        """This process's rows of a batch; the first processes take one more where the rows do not divide."""
-        each, more = divmod(len(rows), self.size)
-        begin = self.rank * each + min(self.rank, more)
-        return slice(begin, begin + each + (self.rank < more))
-
 
 @dataclass(frozen=True)
 class ShardedLoaded(Loaded):
@@ -314,8 +308,7 @@ class ShardedPool(Pool):
         layer together."""
 
     def _lane_bytes(self, fold_run: FoldRun) -> float:
-        configuration = fold_run.configuration
-        counts = self._count(configuration)
+        counts = self._count(fold_run)
         small = counts.prompt + counts.heads
         return lane_bytes(small) + lane_bytes(counts.trained - small) / self.ranks.size
 
@@ -387,9 +380,11 @@ class ShardedPool(Pool):
         return [[answer for part in gathered for answer in part]]
 
     def _local(self, rows: Sequence[Row]) -> tuple[Sequence[Row], bool]:
-        """This process's rows, and whether they count. A process without rows passes another's, because all
-        processes must gather layers together."""
-        local = rows[self.ranks.local_rows(rows)]
+        """This process's rows, and whether they count. The first processes take one more where rows do not
+        divide. A process without rows passes another's, because all must gather layers together."""
+        each, more = divmod(len(rows), self.ranks.size)
+        begin = self.ranks.rank * each + min(self.ranks.rank, more)
+        local = rows[begin : begin + each + (self.ranks.rank < more)]
         return (local, True) if local else (rows[:1], False)
 
     def _cut(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
