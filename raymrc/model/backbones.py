@@ -49,7 +49,11 @@ BACKBONES = {
 PAD_IDS = {"bert": 0, "roberta": 1, "megatron-bert": 0}
 """Kinds that the encoder supports, and their padding piece where config.json does not name it."""
 
-CONFIG_DEFAULTS = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}
+CONFIG_DEFAULTS: dict[str, Any] = {
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 2,
+}
 """Fields that a config.json may omit."""
 
 SUPPORTED_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")

@@ -64,7 +64,6 @@ class Layer(nn.Module):
         return queries, keys, values
 
     def keys_and_values(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer's input, each (B, N, S, H)."""
         return self.project(hidden_BSD)[1:]
 
     def forward(

@@ -84,8 +84,8 @@ class Inputs(_Tensors):
         lengths = tuple(self.lengths[row] for row in row_U.tolist())
         row_U = row_U.to(self.input_ids_BS.device)
         wide = (self.input_ids_BS, self.type_ids_BS, self.mask_BS, self.window_BS)
-        parts = (tensor.index_select(0, row_U)[:, :width] for tensor in wide)
-        return Inputs(*parts, self.label_B.index_select(0, row_U), lengths)
+        ids, types, mask, window = (t.index_select(0, row_U)[:, :width] for t in wide)
+        return Inputs(ids, types, mask, window, self.label_B.index_select(0, row_U), lengths)
 
 
 @dataclass(frozen=True, eq=False)

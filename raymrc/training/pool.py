@@ -31,12 +31,7 @@ from raymrc.planning.devices import MEMORY_SHARE, machine_bytes
 from raymrc.planning.placement import ACTIVATIONS_SHARE, PASS_PIECES, SPECIAL_PIECES
 from raymrc.training.activations import Activations
 from raymrc.training.batching import StudyData, share_out
-from raymrc.training.fused import (
-    backward_together,
-    clip_together,
-    predict_together,
-    step_together,
-)
+from raymrc.training.fused import backward_together, clip_together, predict_together, step_together
 from raymrc.training.lane import Answers, Batch, Lane, Stage
 from raymrc.training.meter import Meter, device_kind
 
