@@ -281,13 +281,9 @@ class _Stack:
         heads = self._named("heads.")
 
         hidden_RSD = _drop_rows(hidden_RSD, mine, counts)
-        logits_RS2 = (
-            torch.bmm(
-                hidden_RSD,
-                torch.cat([heads["start.weight"], heads["end.weight"]], dim=1)[lane_R].mT,
-            )
-            + torch.cat([heads["start.bias"], heads["end.bias"]], dim=1)[lane_R, None]
-        )
+        weight_K2D = torch.cat([heads["start.weight"], heads["end.weight"]], dim=1)
+        bias_K2 = torch.cat([heads["start.bias"], heads["end.bias"]], dim=1)
+        logits_RS2 = torch.bmm(hidden_RSD, weight_K2D[lane_R].mT) + bias_K2[lane_R, None]
         logits_start_RS, logits_end_RS = logits_RS2.unbind(-1)
 
         def per_lane(values_R: Tensor, lane: Tensor) -> Tensor:
