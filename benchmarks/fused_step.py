@@ -91,7 +91,7 @@ def make_batch(rows: int, seed: int) -> tuple[Inputs, SpanTargets]:
     ids = torch.randint(1000, 30522, (rows, PIECES), generator=draw)
     everywhere = torch.ones_like(ids, dtype=torch.bool)
     label = torch.randint(LABELS, (rows,), generator=draw)
-    inputs = Inputs(ids, torch.zeros_like(ids), everywhere, everywhere, label, is_padded=False)
+    inputs = Inputs(ids, torch.zeros_like(ids), everywhere, everywhere, label)
     start_BS, end_BS = torch.zeros(2, rows, PIECES)
     start_BS[:, 8] = end_BS[:, 10] = 1.0
     pairs = torch.tensor([(row, 8, 10) for row in range(rows)])

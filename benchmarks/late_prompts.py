@@ -118,7 +118,7 @@ def make_inputs(windows_WS: torch.Tensor, rows: Sequence[tuple[int, int]]) -> In
     window, label = torch.tensor(rows).unbind(1)
     ids = windows_WS[window]
     everywhere = torch.ones_like(ids, dtype=torch.bool)
-    return Inputs(ids, torch.zeros_like(ids), everywhere, everywhere, label, is_padded=False)
+    return Inputs(ids, torch.zeros_like(ids), everywhere, everywhere, label)
 
 
 def make_targets(rows: int) -> SpanTargets:

@@ -102,7 +102,7 @@ def build_batch(case: Case) -> tuple[Inputs, SpanTargets]:
     ids = torch.randint(1000, BERT_BASE.vocab, (case.rows, case.pieces))
     everywhere = torch.ones_like(ids, dtype=torch.bool)
     row = torch.arange(case.rows)
-    inputs = Inputs(ids, torch.zeros_like(ids), everywhere, everywhere, row, is_padded=False)
+    inputs = Inputs(ids, torch.zeros_like(ids), everywhere, everywhere, row)
     first = torch.arange(8, case.pieces - 4, 32)
     pairs = torch.cartesian_prod(row, first)
     pairs = torch.cat([pairs, pairs[:, 1:] + 2], dim=1)

@@ -25,6 +25,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ from raymrc.corpora.synthetic import synthesize_corpus
 from raymrc.errors import BackboneError
 from raymrc.model.backbones import find_backbone
 from raymrc.model.inputs import SpanTargets
-from raymrc.model.loading import Loaded, from_hugging_face, load_backbone
+from raymrc.model.loading import Loaded, Weights, from_hugging_face, load_backbone
 from raymrc.model.network import Model
 from raymrc.model.precision import precision
 from raymrc.model.shapes import SHAPES, Shape
@@ -253,8 +254,8 @@ def load_sides(name: str, device: str, corpora: Sequence[Corpus]) -> tuple[Loade
     hugging_face = AutoModel.from_config(
         hugging_face_config(shape, **no_dropout), add_pooling_layer=False
     )
-    state = hugging_face.state_dict()
-    encoder = from_hugging_face(shape, set(state), lambda key: state[key].clone())
+    state = {name: weight.clone() for name, weight in hugging_face.state_dict().items()}
+    encoder = from_hugging_face(shape, Weights(Path("random"), state))
     tokenizer = make_tokenizer(corpora)
     loaded = Loaded(replace(backbone, source="random"), encoder.to(device), tokenizer, shape, "")
     return loaded, hugging_face.to(device)

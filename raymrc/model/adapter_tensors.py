@@ -25,9 +25,6 @@ from raymrc.model.adapters import ADAPTER_FILE, ADAPTER_FORMAT, HEADER, Adapter,
 from raymrc.model.network import Model
 from raymrc.model.prompts import SavedPrompt
 
-PROMPT = "prompt."
-"""Prefix of the names of a soft prompt's tensors."""
-
 
 def write_adapter(
     folder: Path,
@@ -37,7 +34,7 @@ def write_adapter(
     weights_fingerprint: str,
     notes: Iterable[str],
 ) -> Path:
-    """Write a model's trained state atomically, replacing an earlier adapter.
+    """Write a model's trained state atomically, replacing an earlier adapter, and return the file.
 
     Equal states under equal settings give equal files.
 
@@ -47,9 +44,6 @@ def write_adapter(
         labels, relations: names of its questions, in the order of prompts and heads.
         weights_fingerprint: `Loaded.fingerprint` of its backbone.
         notes: `corpora.splits.note_marks` of the training and validation notes.
-
-    Returns:
-        The file, `adapter.safetensors`.
 
     Raises:
         AdapterError: the folder cannot be written to.
@@ -104,8 +98,8 @@ def read_prompt(adapter: Adapter) -> SavedPrompt:
     """
     try:
         with safe_open(adapter.place, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(PROMPT)]  # noqa: SIM118
-            state = {name.removeprefix(PROMPT): file.get_tensor(name) for name in names}
+            names = [name for name in file.keys() if name.startswith("prompt.")]  # noqa: SIM118
+            state = {name.removeprefix("prompt."): file.get_tensor(name) for name in names}
     except (SafetensorError, OSError):
         raise AdapterError(f"{adapter.place}: not a complete safetensors file") from None
     if not state:

@@ -46,12 +46,15 @@ BACKBONES = {
     ),
 }
 
-ENCODER_KINDS: dict[str, dict[str, Any]] = {
-    "bert": {"type_vocab_size": 2, "pad_token_id": 0},
-    "roberta": {"type_vocab_size": 2, "pad_token_id": 1},
-    "megatron-bert": {"type_vocab_size": 2, "pad_token_id": 0},
+PAD_IDS = {"bert": 0, "roberta": 1, "megatron-bert": 0}
+"""Kinds that the encoder supports, and their padding piece where config.json does not name it."""
+
+CONFIG_DEFAULTS: dict[str, Any] = {
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 2,
 }
-"""Kinds that the encoder supports, and defaults of fields that their config.json may omit."""
+"""Fields that a config.json may omit."""
 
 SUPPORTED_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
@@ -72,37 +75,40 @@ def find_backbone(backbone: Backbone, weights: bool = True) -> Path:
     Raises:
         BackboneError: the backbone is not found, or its folder lacks config or weights.
     """
-    source = BACKBONES.get(backbone.source, BackboneSource(backbone.source))
-    if backbone.source in BACKBONES:
-        if not source.hub:
-            raise BackboneError(
-                f"backbone {backbone.name}: {backbone.source} was never released; "
-                "give the folder that holds yours as its source"
-            )
-        folder = _package_folder(source.package)
-        if folder is not None:
-            return _checked(backbone, folder, weights)
-    path = Path(backbone.source).expanduser()
-    if path.is_dir():
-        return _checked(backbone, path, weights)
-    if backbone.source.startswith((".", "/", "~")) or backbone.source.count("/") > 1:
-        raise BackboneError(f"backbone {backbone.name}: there is no folder {backbone.source}")
-    return _checked(backbone, _snapshot(backbone, source.hub, weights), weights)
+    known = BACKBONES.get(backbone.source)
+    if known is not None and not known.hub:
+        raise BackboneError(
+            f"backbone {backbone.name}: {backbone.source} was never released; "
+            "give the folder that holds yours as its source"
+        )
+    folder = _package_folder(known.package) if known is not None else None
+    if folder is None:
+        folder = Path(backbone.source).expanduser()
+        if not folder.is_dir():
+            if backbone.source.startswith((".", "/", "~")) or backbone.source.count("/") > 1:
+                raise BackboneError(
+                    f"backbone {backbone.name}: there is no folder {backbone.source}"
+                )
+            folder = _snapshot(backbone, known.hub if known else backbone.source, weights)
+    if not (folder / "config.json").is_file():
+        raise BackboneError(f"backbone {backbone.name}: folder {folder} has no config.json")
+    if weights:
+        weight_files(folder)
+    return folder
 
 
 def read_shape(folder: Path, layers: int | None = None) -> Shape:
     """The shape in config.json, cut after its first `layers`; reads no weights.
 
     Raises:
-        BackboneError: config.json is missing or broken, its kind is not supported, or it has fewer
-            layers.
+        BackboneError: config.json is missing or broken, its kind is not supported, or it has fewer layers.
     """
     path = folder / "config.json"
     config = _read_config(path)
     kind = config.get("model_type")
-    if kind not in ENCODER_KINDS:
-        raise BackboneError(f"{path}: model_type {kind!r} is not one of {', '.join(ENCODER_KINDS)}")
-    values = ENCODER_KINDS[kind] | {"hidden_act": "gelu", "layer_norm_eps": 1e-12} | config
+    if kind not in PAD_IDS:
+        raise BackboneError(f"{path}: model_type {kind!r} is not one of {', '.join(PAD_IDS)}")
+    values = CONFIG_DEFAULTS | {"pad_token_id": PAD_IDS[kind]} | config
     try:
         shape = Shape(
             kind=kind,
@@ -179,16 +185,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _package_folder(distribution: str) -> Path | None:
     """The folder of a model in an installed distribution, whose code is not imported."""
-    if not distribution:
-        return None
     try:
-        files = importlib.metadata.files(distribution) or []
+        files = importlib.metadata.files(distribution) or [] if distribution else []
     except importlib.metadata.PackageNotFoundError:
         return None
-    for file in files:
-        if file.name == "model.safetensors":
-            return Path(str(file.locate())).resolve().parent
-    return None
+    found = (file for file in files if file.name == "model.safetensors")
+    return next((Path(str(file.locate())).resolve().parent for file in found), None)
 
 
 def _snapshot(backbone: Backbone, hub_id: str, weights: bool) -> Path:
@@ -218,14 +220,6 @@ def _snapshot(backbone: Backbone, hub_id: str, weights: bool) -> Path:
         f"backbone {backbone.name}: {hub_id} is neither a folder nor in the local cache and could "
         f"not be fetched from the Hugging Face hub ({reason}); give a local folder as its source"
     )
-
-
-def _checked(backbone: Backbone, folder: Path, weights: bool) -> Path:
-    if not (folder / "config.json").is_file():
-        raise BackboneError(f"backbone {backbone.name}: folder {folder} has no config.json")
-    if weights:
-        weight_files(folder)
-    return folder
 
 
 def _cut(shape: Shape, layers: int | None, where: str) -> Shape:

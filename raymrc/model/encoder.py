@@ -2,8 +2,7 @@
 
     ids -> embeddings -> layers (from `prefix.first_layer` on with the prompt) -> hidden_BSD
 
-B rows, U distinct rows, S pieces, P prompt positions, N heads, H head size, D hidden,
-T pieces of all rows
+B rows, U distinct rows, S pieces, P prompt positions, N heads, H head size, D hidden, T pieces of all rows
 """
 
 from __future__ import annotations
@@ -65,7 +64,6 @@ class Layer(nn.Module):
         return queries, keys, values
 
     def keys_and_values(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer's input, each (B, N, S, H)."""
         return self.project(hidden_BSD)[1:]
 
     def forward(
@@ -109,17 +107,16 @@ class Encoder(nn.Module):
     """Pieces in, one vector per piece out. Without a prompt it equals the Hugging Face forward pass.
 
     Args:
-        dropout: on embeddings and on the outputs of attention and feed-forward, in training mode;
-            0.0 for a frozen backbone. Attention weights have none (see `attention`).
+        dropout: on embeddings and on the outputs of attention and feed-forward, in training mode; 0.0 for a
+            frozen backbone. Attention weights have none (see `attention`).
 
     Attributes:
-        computes_in: dtype of a trained encoder's computation, if other than its weights' (see
-            `precision`).
-        packs: whether layers see rows without padding; None for where that is faster, which is on
-            GPUs whose variable-length kernel supports it.
+        computes_in: dtype of a trained encoder's computation, if other than its weights' (see `precision`).
+        packs: whether layers see rows without padding; None for where that is faster, which is on GPUs whose
+            variable-length kernel supports it.
 
-    A pre-norm encoder cut to `layers: k` still ends with the checkpoint's final LayerNorm, so that
-    heads never see raw residual sums.
+    A pre-norm encoder cut to `layers: k` still ends with the checkpoint's final LayerNorm, so that heads
+    never see raw residual sums.
     """
 
     def __init__(self, shape: Shape, dropout: float = 0.0) -> None:
@@ -170,11 +167,8 @@ class Encoder(nn.Module):
         # `input` vectors follow the special first piece, as a question in words would.
         behind = 0 if prefix.vectors_BPD is None else 1
         mask = None
-        if inputs.is_padded or prefix.mask_BP is not None:
-            prompt_BP = prefix.mask_BP
-            if prompt_BP is None:
-                prompt_BP = inputs.mask_BS.new_ones(prefix.num_rows, prefix.length)
-            mask = key_mask(inputs.mask_BS, prompt_BP, behind=behind)
+        if inputs.is_padded or prefix.lengths is not None:
+            mask = key_mask(inputs.mask_BS, prefix.mask_BP, behind=behind)
         if prefix.vectors_BPD is not None:
             vectors_BPD = prefix.vectors_BPD.to(hidden_BSD.dtype)
             hidden_BSD = torch.cat([hidden_BSD[:, :1], vectors_BPD, hidden_BSD[:, 1:]], dim=1)
@@ -187,7 +181,6 @@ class Encoder(nn.Module):
         self, hidden_BSD: Tensor, inputs: Inputs, prefix: Prefix | None = None
     ) -> Tensor:
         """The layers from the prompt on, without padding in rows or prompts."""
-        assert inputs.lengths is not None
         num_pieces, device = hidden_BSD.shape[1], hidden_BSD.device
         if prefix is None:
             packing = make_packing(inputs.lengths, num_pieces, device)
@@ -212,10 +205,10 @@ class Encoder(nn.Module):
         if self.packs is not None:
             return self.packs
         # Rows of equal length need no mask, and without a mask the padded path is as fast.
-        has_padding = inputs.is_padded or (prefix is not None and prefix.mask_BP is not None)
+        has_padding = inputs.is_padded or (prefix is not None and prefix.lengths is not None)
         weight = self.word.weight
         dtype = self.computes_in or weight.dtype
-        return bool(has_padding) and has_packed_kernel(weight.device, dtype, self.shape.head_size)
+        return has_padding and has_packed_kernel(weight.device, dtype, self.shape.head_size)
 
     def _computing(self) -> AbstractContextManager[object]:
         weight = self.word.weight
@@ -305,7 +298,7 @@ class Encoder(nn.Module):
                 [[specials[0], *row, specials[1]] if specials else row], device=device
             )
             mask = torch.ones_like(ids, dtype=torch.bool)
-            inputs = Inputs(ids, torch.zeros_like(ids), mask, mask, ids[:, 0], is_padded=False)
+            inputs = Inputs(ids, torch.zeros_like(ids), mask, mask, ids[:, 0], (ids.shape[1],))
             words = slice(around // 2, around // 2 + len(row))
             hidden_BSD = self.run(self.embed(inputs), stop=first_layer)
             hidden_parts.append(hidden_BSD[0, words])

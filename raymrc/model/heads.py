@@ -88,7 +88,6 @@ class SpanHeads(nn.Module):
 
         Args:
             generator: draws the dropout; None for torch's default.
-            add_up: see `AddUp`.
         """
         hidden_BSD = self._drop(hidden_BSD, generator)
         start_BS, end_BS = self.start_and_end(hidden_BSD)
@@ -149,7 +148,6 @@ class SpanHeads(nn.Module):
 
         Args:
             num_starts, num_ends: numbers of distinct starts and ends, if known.
-            generator: see `loss`.
         """
         row_K, first_K, last_K = pairs_K3.unbind(1)
         num_pieces = hidden_BSD.shape[1]
@@ -189,11 +187,7 @@ class TaggingHeads(nn.Module):
         targets: TagTargets,
         add_up: AddUp | None = None,
     ) -> Tensor:
-        """Cross-entropy of a piece's tags, summed over labels, mean over the note's pieces.
-
-        Args:
-            add_up: see `AddUp`.
-        """
+        """Cross-entropy of a piece's tags, summed over labels, mean over the note's pieces."""
         hidden_BSD = F.dropout(hidden_BSD, self.dropout, self.training)
         logits_BSL3 = self.logits(hidden_BSD)
         total = tag_entropy(logits_BSL3, targets.tags_BSL, window_BS, picks=window_BS.is_cpu)
@@ -236,11 +230,7 @@ class PairHeads(nn.Module):
         targets: PairTargets,
         add_up: AddUp | None = None,
     ) -> Tensor:
-        """Mean cross-entropy of the rows' kinds.
-
-        Args:
-            add_up: see `AddUp`.
-        """
+        """Mean cross-entropy of the rows' kinds."""
         logits_BR = self.logits(hidden_BSD, marks_B2)
         num_rows = torch.tensor(float(len(logits_BR)), device=logits_BR.device)
         if add_up is not None:

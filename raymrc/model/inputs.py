@@ -40,17 +40,14 @@ class Inputs(_Tensors):
         window_BS: bool, True on pieces of the note that may begin or end an answer; False on question,
             special pieces and padding.
         label_B: index of the label that each row asks for, long; 0 where nothing is asked.
-        lengths: pieces per row. Lengths not given are computed, which on an accelerator waits for the
-            device.
-        is_padded: whether `mask_BS` contains a False.
-        share_B: for each row the first row of the batch with the same ids and types; long, always on
-            the CPU, so that the number of distinct rows is known without waiting for a device. None
-            if all differ.
-        entry_BSD: hidden states that enter layer `entry_layer`, zeros on padding; ids and types are
-            then not read. The prompt's first layer must be `entry_layer`.
+        lengths: pieces per row; () to compute them, which on an accelerator waits for the device.
+        share_B: for each row the first row of the batch with the same ids and types; long, always on the CPU,
+            so that the number of distinct rows is known without waiting for a device. None if all differ.
+        entry_BSD: hidden states that enter layer `entry_layer`, zeros on padding; ids and types are then not
+            read. The prompt's first layer must be `entry_layer`.
         entry_layer: the layer that `entry_BSD` was computed for.
-        marks_B2: index of the first mark of each of a row's two mentions, long; None if the batch is
-            not about pairs.
+        marks_B2: index of the first mark of each of a row's two mentions, long; None if the batch is not
+            about pairs.
     """
 
     input_ids_BS: Tensor
@@ -58,45 +55,37 @@ class Inputs(_Tensors):
     mask_BS: Tensor
     window_BS: Tensor
     label_B: Tensor
-    is_padded: bool | None = None
-    lengths: tuple[int, ...] | None = None
+    lengths: tuple[int, ...] = ()
     share_B: Tensor | None = None
     entry_BSD: Tensor | None = None
     entry_layer: int | None = None
     marks_B2: Tensor | None = None
 
     def __post_init__(self) -> None:
-        num_rows, num_pieces = self.mask_BS.shape
-        lengths = self.lengths
-        if lengths is None and self.is_padded is False:
-            lengths = (num_pieces,) * num_rows
-        elif lengths is None:
-            lengths = tuple(self.mask_BS.sum(1).tolist())
-        object.__setattr__(self, "lengths", lengths)
-        if self.is_padded is None:
-            object.__setattr__(self, "is_padded", min(lengths, default=num_pieces) < num_pieces)
+        if not self.lengths:
+            object.__setattr__(self, "lengths", tuple(self.mask_BS.sum(1).tolist()))
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether `mask_BS` contains a False."""
+        num_pieces = self.mask_BS.shape[1]
+        return min(self.lengths, default=num_pieces) < num_pieces
 
     def to(self, device: torch.device | str) -> Self:
         return replace(super().to(device), share_B=self.share_B)
 
-    def take(self, row_U: Tensor) -> Inputs:
-        """Some of the rows, equally wide, without `share_B`, `entry_BSD` and marks.
+    def take(self, row_U: Tensor, width: int | None = None) -> Inputs:
+        """Some of the rows, without `share_B`, `entry_BSD` and marks.
 
         Args:
             row_U: long, on the CPU.
+            width: pieces that are kept of each row; None for all.
         """
-        assert self.lengths is not None
         lengths = tuple(self.lengths[row] for row in row_U.tolist())
         row_U = row_U.to(self.input_ids_BS.device)
-        return Inputs(
-            self.input_ids_BS.index_select(0, row_U),
-            self.type_ids_BS.index_select(0, row_U),
-            self.mask_BS.index_select(0, row_U),
-            self.window_BS.index_select(0, row_U),
-            self.label_B.index_select(0, row_U),
-            self.is_padded,
-            lengths,
-        )
+        wide = (self.input_ids_BS, self.type_ids_BS, self.mask_BS, self.window_BS)
+        ids, types, mask, window = (t.index_select(0, row_U)[:, :width] for t in wide)
+        return Inputs(ids, types, mask, window, self.label_B.index_select(0, row_U), lengths)
 
 
 @dataclass(frozen=True, eq=False)

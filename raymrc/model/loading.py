@@ -8,8 +8,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,7 @@ def load_backbone(
     """
     folder = find_backbone(backbone)
     shape = read_shape(folder, backbone.layers)
-    weights = Weights(weight_files(folder))
-    try:
-        encoder = from_hugging_face(
-            shape, weights.names, weights.read, dtype or precision(device)
-        ).to(device)
-    except BackboneError as error:
-        raise BackboneError(f"backbone folder {folder}: {error}") from None
+    encoder = from_hugging_face(shape, read_weights(folder), dtype or precision(device)).to(device)
     return Loaded(backbone, encoder, load_tokenizer(folder), shape, weights_fingerprint(folder))
 
 
@@ -93,77 +88,62 @@ def check_weights(backbone: Backbone) -> None:
         BackboneError: see `load_backbone`.
     """
     folder = find_backbone(backbone)
-    files = weight_files(folder)
-    if any(file.suffix != ".safetensors" for file in files):
+    if any(file.suffix != ".safetensors" for file in weight_files(folder)):
         return
-    shape = read_shape(folder, backbone.layers)
-    weights = Weights(files)
     with torch.device("meta"):
-        encoder = Encoder(shape)
-    try:
-        for _ in stored_parts(encoder, weights.names, weights.shape):
-            pass
-    except BackboneError as error:
-        raise BackboneError(f"backbone folder {folder}: {error}") from None
+        encoder = Encoder(read_shape(folder, backbone.layers))
+    for _ in stored_parts(encoder, read_weights(folder)):
+        pass  # each is checked before it is given
 
 
+@dataclass(frozen=True)
 class Weights:
     """A checkpoint's tensors by name.
 
-    Safetensors files are read on demand; other files are read into memory at once.
-
     Args:
-        files: the result of `weight_files`.
-
-    Raises:
-        BackboneError: a file cannot be read or is truncated.
+        stored: tensors, or slices of a safetensors file, which are read on demand.
     """
 
-    def __init__(self, files: list[Path]) -> None:
-        self._where: dict[str, Any] = {}
-        self._tensors: dict[str, Tensor] = {}
-        for file in files:
-            if file.suffix == ".safetensors":
-                self._open(file)
-            else:
-                self._load(file)
-
-    @property
-    def names(self) -> set[str]:
-        return self._where.keys() | self._tensors.keys()
+    folder: Path
+    stored: Mapping[str, Any]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        if name in self._tensors:
-            return tuple(self._tensors[name].shape)
-        return tuple(self._where[name].get_slice(name).get_shape())
+        part = self.stored[name]
+        return tuple(part.shape if isinstance(part, Tensor) else part.get_shape())
 
-    def read(self, name: str) -> Tensor:
-        if name in self._tensors:
-            return self._tensors[name]
-        tensor: Tensor = self._where[name].get_tensor(name)
+    def read(self, name: str, begin: int = 0, end: int | None = None) -> Tensor:
+        """Rows `begin` to `end` (half-open) of the first dimension; None for the last row, too."""
+        tensor: Tensor = self.stored[name][begin:end]
         return tensor
 
-    def rows(self, name: str, begin: int, end: int) -> Tensor:
-        """Rows `begin` to `end` (half-open) of the first dimension."""
-        if name in self._tensors:
-            return self._tensors[name][begin:end]
-        tensor: Tensor = self._where[name].get_slice(name)[begin:end]
-        return tensor
 
-    def _open(self, file: Path) -> None:
-        try:
-            opened = safe_open(file, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise BackboneError(f"{file}: not a readable safetensors file ({error})") from None
-        self._where |= dict.fromkeys(opened.keys(), opened)
+def read_weights(folder: Path) -> Weights:
+    """Opens safetensors files, and reads other files into memory at once.
 
-    def _load(self, file: Path) -> None:
-        try:
-            # weights_only: a checkpoint is data and must not run code when it is read.
-            self._tensors |= torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load's own errors have no common class
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise BackboneError(f"{file}: not a readable checkpoint ({reason})") from None
+    Raises:
+        BackboneError: there are no weights; a file cannot be read or is truncated.
+    """
+    stored: dict[str, Any] = {}
+    for file in weight_files(folder):
+        stored |= _open(file) if file.suffix == ".safetensors" else _load(file)
+    return Weights(folder, stored)
+
+
+def _open(file: Path) -> dict[str, Any]:
+    try:
+        opened = safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise BackboneError(f"{file}: not a readable safetensors file ({error})") from None
+    return {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        # weights_only: a checkpoint is data and must not run code when it is read.
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch.load's own errors have no common class
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BackboneError(f"{file}: not a readable checkpoint ({reason})") from None
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -193,25 +173,17 @@ EMBEDDING_NAMES = {
     "position.weight": ("embeddings.position_embeddings.weight",),
     "segment.weight": ("embeddings.token_type_embeddings.weight",),
 }
-
-
 LAYER_NAMES = {
     "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
     "attention_out": ("attention.output.dense",),
     "up": ("intermediate.dense",),
     "down": ("output.dense",),
 }
-
-
 POST_NORM_NAMES = {
     "attention_norm": ("attention.output.LayerNorm",),
     "ffn_norm": ("output.LayerNorm",),
 }
-
-
 PRE_NORM_NAMES = {"attention_norm": ("attention.ln",), "ffn_norm": ("ln",)}
-
-
 PREFIXES = {"bert": "bert.", "roberta": "roberta.", "megatron-bert": "bert."}
 """Prefix of every name in a checkpoint that was saved with a head; others have none."""
 
@@ -234,88 +206,55 @@ def weight_names(shape: Shape) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def from_hugging_face(
-    shape: Shape,
-    names: set[str],
-    read: Callable[[str], Tensor],
-    dtype: torch.dtype = torch.float32,
+    shape: Shape, weights: Weights, dtype: torch.dtype = torch.float32
 ) -> Encoder:
-    """An encoder with a checkpoint's weights, frozen and in evaluation mode.
-
-    Args:
-        names: names of all tensors in the checkpoint.
-        read: name -> tensor; called for needed tensors only, one at a time.
+    """An encoder with a checkpoint's weights, frozen and in evaluation mode; reads one at a time.
 
     Raises:
-        BackboneError: a weight is missing or does not have the config's shape.
+        BackboneError: see `stored_parts`.
     """
     with torch.device("meta"):
         encoder = Encoder(shape)
-    expected = encoder.state_dict()
-    state: dict[str, Tensor] = {}
-    for ours, theirs in stored_names(shape, names).items():
-        parts = [read(name).to(dtype) for name in theirs]
-        check_shapes(ours, theirs, [tuple(part.shape) for part in parts], expected[ours].shape)
-        state[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    state = {}
+    for name, theirs, _ in stored_parts(encoder, weights):
+        parts = [weights.read(part).to(dtype) for part in theirs]
+        state[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
     encoder.load_state_dict(state, assign=True)
     return encoder.requires_grad_(False).eval()
 
 
-def stored_names(shape: Shape, names: set[str]) -> dict[str, tuple[str, ...]]:
-    """Our name -> the checkpoint's names of its parts, to be stacked.
-
-    Args:
-        names: names of all tensors in the checkpoint.
+def stored_parts(
+    encoder: Encoder, weights: Weights
+) -> Iterator[tuple[str, Sequence[str], Sequence[tuple[int, ...]]]]:
+    """Each parameter's name, the names of its parts in a checkpoint, and their shapes.
 
     Raises:
-        BackboneError: a weight is missing.
+        BackboneError: a weight is missing, or its parts, stacked by rows, do not have the shape that
+            the config describes.
     """
-    known = {_modern(name): name for name in names}
+    shape, where = encoder.shape, f"backbone folder {weights.folder}"
+    known = {_modern(name): name for name in weights.stored}
     prefix = PREFIXES[shape.kind]
     if f"{prefix}embeddings.word_embeddings.weight" not in known:
         prefix = ""
-    stored = {}
-    for ours, theirs in weight_names(shape):
-        missing = [name for name in theirs if prefix + name not in known]
-        if missing:
+    names = dict(weight_names(shape))
+    for name in chain.from_iterable(names.values()):
+        if prefix + name not in known:
             raise BackboneError(
-                f"the checkpoint has no weight {missing[0]!r}; is it a {shape.kind} encoder of "
+                f"{where}: the checkpoint has no weight {name!r}; is it a {shape.kind} encoder of "
                 f"{shape.num_layers} layers or more?"
             )
-        stored[ours] = tuple(known[prefix + name] for name in theirs)
-    return stored
-
-
-def stored_parts(
-    encoder: Encoder, names: set[str], shape_of: Callable[[str], tuple[int, ...]]
-) -> Iterator[tuple[Tensor, tuple[str, ...], list[tuple[int, ...]]]]:
-    """Each parameter, the names of its parts in a checkpoint, and their checked shapes.
-
-    Raises:
-        BackboneError: see `stored_names`, `check_shapes`.
-    """
-    stored = stored_names(encoder.shape, names)
-    for name, parameter in encoder.named_parameters():
-        shapes = [shape_of(part) for part in stored[name]]
-        check_shapes(name, stored[name], shapes, parameter.shape)
-        yield parameter, stored[name], shapes
-
-
-def check_shapes(
-    ours: str, theirs: Sequence[str], shapes: Sequence[tuple[int, ...]], expected: Sequence[int]
-) -> None:
-    """
-    Args:
-        shapes: shapes of the parts, which are stacked by rows.
-
-    Raises:
-        BackboneError: stacked, they do not have the shape that the config describes.
-    """
-    rows = sum(shape[0] for shape in shapes)
-    if (rows, *shapes[0][1:]) != tuple(expected) or len({shape[1:] for shape in shapes}) > 1:
-        raise BackboneError(
-            f"weight {theirs[0]!r} has shape {shapes[0]}, which does not fit the "
-            f"checkpoint's config.json ({ours}: {tuple(expected)})"
-        )
+    for ours, theirs in names.items():
+        parts = [known[prefix + name] for name in theirs]
+        shapes = [weights.shape(part) for part in parts]
+        expected = tuple(encoder.get_parameter(ours).shape)
+        rows = sum(shape[0] for shape in shapes)
+        if (rows, *shapes[0][1:]) != expected or len({shape[1:] for shape in shapes}) > 1:
+            raise BackboneError(
+                f"{where}: weight {parts[0]!r} has shape {shapes[0]}, which does not fit the "
+                f"checkpoint's config.json ({ours}: {expected})"
+            )
+        yield ours, parts, shapes
 
 
 def _modern(name: str) -> str:

@@ -152,9 +152,8 @@ class Model(nn.Module):
     def predict(self, inputs: Inputs) -> list[SpanAnswer] | list[np.ndarray]:
         """Answers of every row, always without dropout.
 
-        Span strategies give (start_S, end_S, pairs_K2, match_K): logits, -inf outside the window, and
-        (first, last) pieces. Tagging gives tags (S, L), 0 outside, 1 begin, 2 inside. Pairs give
-        logits of kinds.
+        Span strategies give (start_S, end_S, pairs_K2, match_K): logits, -inf outside the window, and (first,
+        last) pieces. Tagging gives tags (S, L), 0 outside, 1 begin, 2 inside. Pairs give logits of kinds.
         """
         was_training = self.training
         self.eval()
@@ -175,17 +174,14 @@ class Model(nn.Module):
         c = self.configuration
         rates = {
             "backbone": c.learning_rate,
-            "prompt": _either(c.prompt_learning_rate, c.learning_rate),
-            "heads": _either(c.head_learning_rate, c.learning_rate),
+            "prompt": c.prompt_learning_rate or c.learning_rate,
+            "heads": c.head_learning_rate or c.learning_rate,
         }
         groups = []
         for owner, claimed in self._claimed.items():
+            trained = [p for _, p in claimed if p.requires_grad]
             for decays in (True, False):
-                parameters = [
-                    p
-                    for _, p in claimed
-                    if p.requires_grad and (p.dim() > 1 and owner != "prompt") == decays
-                ]
+                parameters = [p for p in trained if (p.dim() > 1 and owner != "prompt") == decays]
                 if parameters:
                     groups.append(
                         {
@@ -199,7 +195,7 @@ class Model(nn.Module):
 
     def statement(self) -> Trained:
         """What is trained, for the record."""
-        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        trained = self.trained_parameters()
         return Trained(
             counts={name: p.numel() for name, p in trained.items()},
             total=sum(p.numel() for p in self.parameters()),
@@ -237,12 +233,14 @@ class Model(nn.Module):
         assert self.prompt is not None
         return "lstm.weight_hh" in name and self.prompt.prompt_length == 1
 
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
     def trained_state(self) -> dict[str, Tensor]:
         """Copies of the trained parameters on the CPU; of a sharded one this process's part."""
         return {
             name: local_part(p).detach().to("cpu", copy=True).contiguous()
-            for name, p in self.named_parameters()
-            if p.requires_grad
+            for name, p in self.trained_parameters().items()
         }
 
     @torch.no_grad()
@@ -251,7 +249,7 @@ class Model(nn.Module):
         Raises:
             TrainingError: the state belongs to another configuration.
         """
-        trained = {name: local_part(p) for name, p in self.named_parameters() if p.requires_grad}
+        trained = {name: local_part(p) for name, p in self.trained_parameters().items()}
         if differing := sorted(trained.keys() ^ state.keys()):
             raise TrainingError(
                 f"the saved state does not fit this configuration: {differing[0]} is only in one"
@@ -284,10 +282,6 @@ def local_part(tensor: Tensor) -> Tensor:
     """This process's part of a `DTensor`; any other tensor whole."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
-
-
-def _either(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None else value
 
 
 def _begin(prompt: SoftPrompt, initialisation: str, loaded: Loaded, start: Start | None) -> None:

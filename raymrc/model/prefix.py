@@ -18,9 +18,8 @@ class Prefix:
         keys_and_values: per layer from `first_layer` on, keys and values (B, N, P, H); empty where
             `vectors_BPD` is given.
         vectors_BPD: vectors that join the row at `first_layer`.
-        mask_BP: bool, True on a row's prompt positions, which come first, where prompts of several
-            lengths share the batch; None if all positions are used.
-        lengths: prompt positions per row where `mask_BP` is given, known without asking the device.
+        lengths: prompt positions per row, which come first, where prompts of several lengths share the
+            batch; None if all positions are used.
     """
 
     first_layer: int
@@ -28,7 +27,6 @@ class Prefix:
     hidden: int
     keys_and_values: tuple[tuple[Tensor, Tensor], ...] = ()
     vectors_BPD: Tensor | None = None
-    mask_BP: Tensor | None = None
     lengths: tuple[int, ...] | None = None
 
     def at(self, layer: int) -> tuple[Tensor, Tensor] | None:
@@ -49,12 +47,15 @@ class Prefix:
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
-        """Prompt positions per row; waits for the device if only it knows them."""
-        if self.lengths is not None:
-            return self.lengths
-        if self.mask_BP is None:
-            return (self.length,) * self.num_rows
-        return tuple(self.mask_BP.sum(1).tolist())
+        return self.lengths or (self.length,) * self.num_rows
+
+    @property
+    def mask_BP(self) -> Tensor:
+        """bool, True on a row's prompt positions."""
+        if self.lengths is None:
+            return torch.ones(self.num_rows, self.length, dtype=torch.bool, device=self.device)
+        length_B = torch.tensor(self.lengths).to(self.device)
+        return torch.arange(self.length, device=self.device) < length_B[:, None]
 
     @property
     def device(self) -> torch.device:

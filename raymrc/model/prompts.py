@@ -151,20 +151,15 @@ class SoftPrompt(nn.Module):
             return made_BX.view(-1, length, shape.hidden)
         return made_BX.view(-1, 2 * self.num_prompted, shape.num_heads, length, shape.head_size)
 
-    def prefix(
-        self,
-        arranged: Tensor,
-        mask_BP: Tensor | None = None,
-        lengths: tuple[int, ...] | None = None,
-    ) -> Prefix:
-        """A `Prefix` of rows from `arrange`; see there for the other arguments."""
+    def prefix(self, arranged: Tensor, lengths: tuple[int, ...] | None = None) -> Prefix:
+        """A `Prefix` of rows from `arrange`; see there for `lengths`."""
         pairs: tuple[tuple[Tensor, Tensor], ...] = ()
         if self.depth == "deep":
             each = arranged.unbind(1)
             pairs = tuple(zip(each[::2], each[1::2], strict=True))
         return Prefix(
             self.first_layer, self.shape.num_layers, self.shape.hidden,
-            pairs, arranged if self.depth == "input" else None, mask_BP, lengths,
+            pairs, arranged if self.depth == "input" else None, lengths,
         )  # fmt: skip
 
     def vectors(self) -> Tensor:
@@ -238,10 +233,9 @@ class SoftPrompt(nn.Module):
     ) -> None:
         """Start from the backbone's states for each label's question.
 
-        Each piece gives one vector: for `input` the hidden state that enters `first_layer`, for `deep`
-        each layer's keys and values, to which a row that contains the question would attend. A longer
-        question is cut to the prompt's length; a shorter one leaves the other vectors unchanged. See
-        docs/decisions/0017.
+        Each piece gives one vector: for `input` the hidden state that enters `first_layer`, for `deep` each
+        layer's keys and values, to which a row that contains the question would attend. A longer question is
+        cut to the prompt's length; a shorter one leaves the other vectors unchanged. See docs/decisions/0017.
 
         Args:
             pieces: piece ids of one question per label.

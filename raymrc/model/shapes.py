@@ -92,29 +92,12 @@ def prompt_parameters(
     if reparametrisation == "none":
         return num_labels * prompt_length * out
     table = num_labels * prompt_length * hidden
-    perceptron = hidden * width + width + width * out + out
-    return table + perceptron + (lstm_parameters(hidden) if reparametrisation == "lstm" else 0)
-
-
-def lstm_parameters(hidden: int) -> int:
-    """Two bidirectional layers of half the hidden size; each gate has torch's two biases."""
-    half = hidden // 2
-    return 2 * 2 * (4 * half * hidden + 4 * half * half + 8 * half)
-
-
-def span_head_parameters(hidden: int, match_width: int) -> int:
-    """Parameters of `heads.SpanHeads`."""
-    return 2 * (hidden + 1) + 2 * hidden * match_width + match_width + match_width + 1
-
-
-def tagging_head_parameters(hidden: int, num_labels: int) -> int:
-    """Parameters of `heads.TaggingHeads`."""
-    return 3 * num_labels * (hidden + 1)
-
-
-def pair_head_parameters(hidden: int, num_relations: int) -> int:
-    """Parameters of `heads.PairHeads`; 0 without relations."""
-    return (1 + num_relations) * (2 * hidden + 1) if num_relations else 0
+    made = table + hidden * width + width + width * out + out
+    if reparametrisation == "lstm":
+        # Two bidirectional layers of half the hidden size; each gate has torch's two biases.
+        half = hidden // 2
+        made += 2 * 2 * (4 * half * hidden + 4 * half * half + 8 * half)
+    return made
 
 
 _BERT_LARGE = Shape("bert", 24, 1024, 16, 4096, vocab=30522)

@@ -8,13 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raymrc.configuration import Configuration
-from raymrc.model.shapes import (
-    Shape,
-    pair_head_parameters,
-    prompt_parameters,
-    span_head_parameters,
-    tagging_head_parameters,
-)
+from raymrc.model.shapes import Shape, prompt_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +68,13 @@ def count_parameters(
             configuration.first_layer,
             configuration.reparametrisation,
         )
-    if strategy.answers == "tags":
-        heads = tagging_head_parameters(shape.hidden, num_labels)
-        heads += pair_head_parameters(shape.hidden, num_relations)
-    else:
-        heads = span_head_parameters(shape.hidden, configuration.match_width)
+    hidden, width = shape.hidden, configuration.match_width
+    if strategy.answers == "spans":  # heads.SpanHeads
+        heads = 2 * (hidden + 1) + 2 * hidden * width + width + width + 1
+    else:  # heads.TaggingHeads and heads.PairHeads
+        heads = 3 * num_labels * (hidden + 1)
+        if num_relations:
+            heads += (1 + num_relations) * (2 * hidden + 1)
     backbone = shape.num_parameters
     trained = prompt + heads + (backbone if strategy.trains_backbone else 0)
     return ParameterCounts(backbone, prompt, heads, trained)

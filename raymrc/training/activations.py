@@ -11,7 +11,7 @@ lanes whose prompts enter one frozen backbone at one layer share them.
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs
+from raymrc.training.batching import share_out
 
 BUILD_PIECES = 8192
 """Padded pieces of one pass below the prompt, which has no gradients."""
@@ -100,7 +101,6 @@ class Activations:
                 device.
         """
         B, S = inputs.mask_BS.shape
-        length_B = inputs.mask_BS.sum(1).tolist()
         first: dict[Hashable, int] = {}
         for row, key in enumerate(keys):
             first.setdefault(key, row)
@@ -108,10 +108,10 @@ class Activations:
         self.hits += len(first) - len(missing)
         self.misses += len(missing)
 
-        fresh_XD, fresh = self._compute(inputs, missing, length_B)
+        fresh_XD, fresh = self._compute(inputs, missing)
         kept_BS = np.zeros((B, S), dtype=np.int64)
         targets, sources = [], []
-        for row, (key, length) in enumerate(zip(keys, length_B, strict=True)):
+        for row, (key, length) in enumerate(zip(keys, inputs.lengths, strict=True)):
             pieces = fresh[key] if key in missing else self._rows[key]
             assert len(pieces) == length, "one key names windows that differ"
             if key in missing:
@@ -119,16 +119,15 @@ class Activations:
                 sources.append(pieces)
             else:
                 kept_BS[row, :length] = pieces
-        entry_XD = self._read(kept_BS.ravel())
+        entry_XD = self._table_XD.index_select(0, self._index([kept_BS.ravel()]))
+        entry_XD = entry_XD.to(self.encoder.word.weight.dtype)
         if missing:
             taken_XD = fresh_XD.index_select(0, self._index(sources))
             entry_XD.index_copy_(0, self._index(targets), taken_XD.to(entry_XD.dtype))
             # Last: storing these may drop windows that this batch has just read.
             self._keep(fresh_XD, fresh)
         return replace(
-            inputs.to(self._device),
-            entry_BSD=entry_XD.view(B, S, -1),
-            entry_layer=self.first_layer,
+            inputs.to(self._device), entry_BSD=entry_XD.view(B, S, -1), entry_layer=self.first_layer
         )
 
     @property
@@ -136,25 +135,16 @@ class Activations:
         return self.encoder.word.weight.device
 
     def _compute(
-        self, inputs: Inputs, missing: dict[Hashable, int], length_B: Sequence[int]
+        self, inputs: Inputs, missing: dict[Hashable, int]
     ) -> tuple[Tensor, dict[Hashable, np.ndarray]]:
         """States of the missing windows in one table, (X, D), and the rows of each window."""
         parts, where, begin = [], {}, 0
-        for keys in self._passes(missing, length_B):
-            lengths = [length_B[missing[key]] for key in keys]
+        wanted = [(key, row, inputs.lengths[row]) for key, row in missing.items()]
+        for share in share_out([(1, length) for *_, length in wanted], self.build_pieces):
+            keys, chosen, lengths = zip(*(wanted[i] for i in share), strict=True)
             width = max(lengths)
-            rows = inputs.take(torch.tensor([missing[key] for key in keys]))
-            hidden_BSD = self.encoder.below(
-                Inputs(
-                    rows.input_ids_BS[:, :width],
-                    rows.type_ids_BS[:, :width],
-                    rows.mask_BS[:, :width],
-                    rows.window_BS[:, :width],
-                    rows.label_B,
-                    is_padded=min(lengths) < width,
-                ).to(self._device),
-                self.first_layer,
-            )
+            rows = inputs.take(torch.tensor(chosen), width)
+            hidden_BSD = self.encoder.below(rows.to(self._device), self.first_layer)
             pieces = [row * width + np.arange(length) for row, length in enumerate(lengths)]
             flat_XD = hidden_BSD.flatten(0, 1).index_select(0, self._index(pieces))
             parts.append(flat_XD.to(self._table_XD.dtype))
@@ -162,27 +152,6 @@ class Activations:
                 where[key] = np.arange(begin, begin + length)
                 begin += length
         return torch.cat(parts) if parts else self._table_XD[:0], where
-
-    def _passes(
-        self, missing: dict[Hashable, int], length_B: Sequence[int]
-    ) -> Iterator[list[Hashable]]:
-        """Keys of each pass: like lengths together, under the budget of padded pieces."""
-        chosen: list[Hashable] = []
-        width = 0
-        for key in sorted(missing, key=lambda key: -length_B[missing[key]]):
-            if chosen and (len(chosen) + 1) * width > self.build_pieces:
-                yield chosen
-                chosen = []
-            if not chosen:
-                width = length_B[missing[key]]
-            chosen.append(key)
-        if chosen:
-            yield chosen
-
-    def _read(self, row_X: np.ndarray) -> Tensor:
-        """Rows of the table in the encoder's dtype."""
-        index_X = torch.from_numpy(row_X).to(self._device)
-        return self._table_XD.index_select(0, index_X).to(self.encoder.word.weight.dtype)
 
     def _keep(self, fresh_XD: Tensor, fresh: dict[Hashable, np.ndarray]) -> None:
         for key, source in fresh.items():

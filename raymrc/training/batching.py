@@ -7,9 +7,11 @@ notes -> pieces -> windows -> rows -> batches on the device
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar, cast
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from raymrc.model.shapes import Shape
 
 _Parts = TypeVar("_Parts", bound=tuple[object, ...])
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -50,25 +53,17 @@ class StudyData:
     transfer: Mapping[str, Corpus] = field(default_factory=dict)
     test: Corpus | None = None
     initial_prompt: SavedPrompt | None = None
-    _asked: dict[str, Asked] = field(default_factory=dict, repr=False, compare=False)
-    _sites: dict[str | None, StudyData] = field(default_factory=dict, repr=False, compare=False)
-    _pieces: dict[str, dict[str, Pieces]] = field(default_factory=dict, repr=False, compare=False)
-    _windows: dict[tuple[object, ...], dict[str, list[Window]]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-    _rows: dict[tuple[object, ...], dict[str, list[Row]]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _cache: dict[tuple[object, ...], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, object]:
-        # Caches are cheaper to build again than to send to another process.
-        names = ("corpus", "folds", "questions", "transfer", "test", "initial_prompt")
-        return {name: getattr(self, name) for name in names}
+        # The cache is cheaper to build again than to send to another process.
+        return self.__dict__ | {"_cache": {}}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        empty = ("_asked", "_sites", "_pieces", "_windows", "_rows")
-        for name, value in {**state, **{name: {} for name in empty}}.items():
-            object.__setattr__(self, name, value)
+    def _once(self, key: tuple[object, ...], build: Callable[[], _Value]) -> _Value:
+        if key not in self._cache:
+            self._cache[key] = build()
+        value: _Value = self._cache[key]
+        return value
 
     def split(self, fold_run: FoldRun) -> Split:
         """The notes that train, validate and are scored."""
@@ -79,9 +74,7 @@ class StudyData:
 
     def asked(self, task: str) -> Asked:
         """The questions of a task about this corpus."""
-        if task not in self._asked:
-            self._asked[task] = find_asked(task, self.corpus)
-        return self._asked[task]
+        return self._once(("asked", task), lambda: find_asked(task, self.corpus))
 
     def start(self, task: str) -> Start:
         """What the soft prompts of a task may start from."""
@@ -89,32 +82,30 @@ class StudyData:
 
     def site(self, name: str | None, task: str) -> StudyData:
         """Another site's notes, or the held-out ones (None), with the questions of this corpus."""
-        if name not in self._sites:
-            corpus = self.test if name is None else self.transfer[name]
-            assert corpus is not None, "a final test needs held-out notes"
-            self._sites[name] = StudyData(corpus, self.folds, self.questions)
-        self._sites[name]._asked[task] = self.asked(task)
-        return self._sites[name]
+        corpus = self.test if name is None else self.transfer[name]
+        assert corpus is not None, "a final test needs held-out notes"
+        site = self._once(("site", name), lambda: StudyData(corpus, self.folds, self.questions))
+        site._cache["asked", task] = self.asked(task)
+        return site
 
     def pieces(self, tokenizer: PreTrainedTokenizerFast, source: str) -> dict[str, Pieces]:
         """Note id -> its pieces. `source` names the tokenizer."""
-        if source not in self._pieces:
-            self._pieces[source] = {
-                note.id: read_pieces(note, tokenizer) for note in self.corpus.notes
-            }
-        return self._pieces[source]
+        return self._once(
+            ("pieces", source),
+            lambda: {note.id: read_pieces(note, tokenizer) for note in self.corpus.notes},
+        )
 
     def windows(
         self, tokenizer: PreTrainedTokenizerFast, source: str, window: int, overlap: int
     ) -> dict[str, list[Window]]:
         """Note id -> its windows. `source` names the tokenizer."""
-        key = (source, window, overlap)
-        if key not in self._windows:
-            self._windows[key] = {
+        return self._once(
+            ("windows", source, window, overlap),
+            lambda: {
                 note_id: cut_windows(pieces, window, overlap)
                 for note_id, pieces in self.pieces(tokenizer, source).items()
-            }
-        return self._windows[key]
+            },
+        )
 
     def rows(
         self, tokenizer: PreTrainedTokenizerFast, shape: Shape, configuration: Configuration
@@ -126,15 +117,16 @@ class StudyData:
         """
         builder = self.builder(tokenizer, shape, configuration)
         source, form = configuration.cell.backbone.source, builder.form
-        key = (configuration.cell.task, source, form)
-        if key not in self._rows:
+
+        def build() -> dict[str, list[Row]]:
             pieces = self.pieces(tokenizer, source)
             windows = self.windows(tokenizer, source, form.window, form.overlap)
-            self._rows[key] = {
+            return {
                 note.id: builder.gold_rows(note, pieces[note.id], windows[note.id])
                 for note in self.corpus.notes
             }
-        return self._rows[key]
+
+        return self._once(("rows", configuration.cell.task, source, form), build)
 
     def builder(
         self, tokenizer: PreTrainedTokenizerFast, shape: Shape, configuration: Configuration
@@ -206,6 +198,30 @@ def collate_targets(rows: Sequence[Row], inputs: Inputs) -> Targets:
     )
 
 
+def share_out(
+    sizes: Sequence[Sequence[int]], pieces: int, slack: float = math.inf
+) -> list[list[int]]:
+    """Indices of the parts of each pass: like lengths together, under a budget of padded pieces.
+
+    Args:
+        sizes: (rows, pieces of the longest row) of each part. A part stays whole, because a lane's loss is a
+            mean over all of it.
+        pieces: padded pieces of a pass, at most; a part may be larger by itself.
+        slack: pieces of padding, over all its rows, that a part may get by joining a wider one.
+    """
+    shares: list[list[int]] = []
+    rows = widest = 0
+    for place in sorted(range(len(sizes)), key=lambda i: -sizes[i][1]):
+        more, width = sizes[place]
+        is_full = (rows + more) * widest > pieces
+        if not shares or is_full or more * (widest - width) > slack:
+            shares.append([])
+            rows, widest = 0, width
+        shares[-1].append(place)
+        rows += more
+    return shares
+
+
 def prefetch(batches: Iterable[_Parts], device: torch.device) -> Iterator[_Parts]:
     """Batches on a device, each sent while the one before is worked on.
 
@@ -217,28 +233,21 @@ def prefetch(batches: Iterable[_Parts], device: torch.device) -> Iterator[_Parts
         batches: tuples of what one step takes; inputs and targets in them are sent, other parts (rows) are
             handed through.
     """
-    if device.type != "cuda":
-        for batch in batches:
-            yield _sent(batch, device, pin=False)
-        return
-    ahead: _Parts | None = None
-    for batch in batches:
-        sent = _sent(batch, device, pin=True)
-        if ahead is not None:
-            yield ahead
-        ahead = sent
-    if ahead is not None:
-        yield ahead
+    is_cuda = device.type == "cuda"
+    sent = (_send(batch, device, pin=is_cuda) for batch in batches)
+    ahead = list(islice(sent, 1 if is_cuda else 0))
+    for batch in sent:
+        ahead.append(batch)
+        yield ahead.pop(0)
+    yield from ahead
 
 
-def _sent(batch: _Parts, device: torch.device, *, pin: bool) -> _Parts:
+def _send(batch: _Parts, device: torch.device, *, pin: bool) -> _Parts:
     # Only copies from pinned memory do not block the host.
-    return cast(
-        _Parts,
-        tuple(
-            (part.pin_memory() if pin else part).to(device)
-            if isinstance(part, (Inputs, SpanTargets, TagTargets, PairTargets))
-            else part
-            for part in batch
-        ),
+    parts = (
+        (part.pin_memory() if pin else part).to(device)
+        if isinstance(part, (Inputs, SpanTargets, TagTargets, PairTargets))
+        else part
+        for part in batch
     )
+    return cast(_Parts, tuple(parts))

@@ -15,7 +15,6 @@ lanes of other lengths, labels or widths join through padding and a mask. Lanes 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,29 +49,6 @@ class BatchPart:
     generator: torch.Generator | None = None
 
 
-def share_out(batches: Sequence[Inputs], pieces: int, slack: float = math.inf) -> list[list[int]]:
-    """Indices of the batches of each pass: like lengths together, under a budget of padded pieces.
-
-    A batch stays whole, because a lane's loss is a mean over all of it.
-
-    Args:
-        pieces: padded pieces of a pass, at most; a batch may be larger by itself.
-        slack: pieces of padding, over all its rows, that a batch may get by joining a wider one.
-    """
-    shares: list[list[int]] = []
-    rows = 0
-    for place in sorted(range(len(batches)), key=lambda i: -batches[i].input_ids_BS.shape[1]):
-        more, width = batches[place].input_ids_BS.shape
-        widest = batches[shares[-1][0]].input_ids_BS.shape[1] if shares else width
-        is_full = (rows + more) * widest > pieces
-        if not shares or is_full or more * (widest - width) > slack:
-            shares.append([])
-            rows = 0
-        shares[-1].append(place)
-        rows += more
-    return shares
-
-
 def backward_together(parts: Sequence[BatchPart]) -> Tensor:
     """One forward and backward pass over all parts, which leaves every lane's gradients on its parameters.
 
@@ -87,26 +63,20 @@ def backward_together(parts: Sequence[BatchPart]) -> Tensor:
     for entry in _by_entry(parts):
         chosen = [parts[i] for i in entry]
         if len(entry) == 1:  # nothing to stack
-            losses[entry[0]] = _backward_alone(chosen[0])
+            (part,) = chosen
+            assert part.targets is not None
+            loss = losses[entry[0]] = part.model.loss(part.inputs, part.targets, part.generator)
+            loss.backward()
             continue
         stacks = _stack(chosen)
-        hidden_RSD, rows = _encode(encoder, chosen, stacks)
+        hidden = _encode(encoder, chosen, stacks)
         for stack in stacks:
-            for place, loss in zip(
-                stack.places, stack.losses(hidden_RSD, rows, chosen), strict=True
-            ):
+            for place, loss in zip(stack.places, stack.losses(hidden, chosen), strict=True):
                 losses[entry[place]] = loss
         torch.stack([losses[i] for i in entry]).sum().backward()
         for stack in stacks:
             stack.hand_out_gradients(chosen)
     return torch.stack([loss.detach() for loss in losses])
-
-
-def _backward_alone(part: BatchPart) -> Tensor:
-    assert part.targets is not None
-    loss = part.model.loss(part.inputs, part.targets, part.generator)
-    loss.backward()
-    return loss
 
 
 @torch.no_grad()
@@ -151,13 +121,11 @@ def predict_together(parts: Sequence[BatchPart]) -> list[list[SpanAnswer]]:
     answers: list[list[SpanAnswer]] = [[]] * len(parts)
     for entry in _by_entry(parts):
         chosen = [parts[i] for i in entry]
-        hidden_RSD, rows = _encode(encoder, chosen, _stack(chosen, "prompt."))
-        for place, index in enumerate(entry):
-            part, local = chosen[place], rows.slices[place]
-            num_pieces = part.inputs.input_ids_BS.shape[1]
-            heads = part.model.heads
+        hidden = _encode(encoder, chosen, _stack(chosen, "prompt."))
+        for index, part, hidden_BSD in zip(entry, chosen, hidden, strict=True):
+            window_BS, heads = part.inputs.window_BS, part.model.heads
             assert isinstance(heads, SpanHeads)
-            answers[index] = heads.predict(hidden_RSD[local, :num_pieces], part.inputs.window_BS)
+            answers[index] = heads.predict(hidden_BSD[:, : window_BS.shape[1]], window_BS)
     return answers
 
 
@@ -189,19 +157,8 @@ def _prompt(part: BatchPart) -> SoftPrompt:
 # --- rows of all lanes ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """The rows of all parts, part after part, padded to the longest.
-
-    Args:
-        slices: the rows of each part.
-    """
-
-    inputs: Inputs
-    slices: tuple[slice, ...]
-
-
-def _join(parts: Sequence[BatchPart]) -> _Rows:
+def _join(parts: Sequence[BatchPart]) -> Inputs:
+    """The rows of all parts, part after part, padded to the longest."""
     width = max(part.inputs.input_ids_BS.shape[1] for part in parts)
     counts = [len(part.inputs.label_B) for part in parts]
     ends = torch.tensor(counts).cumsum(0).tolist()
@@ -209,9 +166,9 @@ def _join(parts: Sequence[BatchPart]) -> _Rows:
     pads = [width - i.input_ids_BS.shape[1] for i in inputs]
     pad_id = parts[0].model.encoder.shape.pad_id
 
-    def join(name: str, value: float) -> Tensor:
+    def join(name: str, value: float, inner: tuple[int, ...] = ()) -> Tensor:
         padded = [
-            F.pad(getattr(i, name), (0, pad), value=value) if pad else getattr(i, name)
+            F.pad(getattr(i, name), (*inner, 0, pad), value=value) if pad else getattr(i, name)
             for i, pad in zip(inputs, pads, strict=True)
         ]
         return torch.cat(padded)
@@ -224,51 +181,43 @@ def _join(parts: Sequence[BatchPart]) -> _Rows:
                 for i, count, end in zip(inputs, counts, ends, strict=True)
             ]
         )
-    entries = [i.entry_BSD for i in inputs if i.entry_BSD is not None]
     entry_BSD, entry_layer = None, None
-    if len(entries) == len(inputs):
+    if all(i.entry_BSD is not None for i in inputs):
         entry_layer = inputs[0].entry_layer
         assert all(i.entry_layer == entry_layer for i in inputs)
-        entry_BSD = torch.cat(
-            [F.pad(e, (0, 0, 0, pad)) if pad else e for e, pad in zip(entries, pads, strict=True)]
-        )
-    joined = Inputs(
+        entry_BSD = join("entry_BSD", 0, inner=(0, 0))
+    return Inputs(
         input_ids_BS=join("input_ids_BS", pad_id),
         type_ids_BS=join("type_ids_BS", 0),
         mask_BS=join("mask_BS", False),
         window_BS=join("window_BS", False),
         label_B=torch.cat([i.label_B for i in inputs]),
-        is_padded=any(pads) or any(i.is_padded for i in inputs),
-        lengths=tuple(length for i in inputs for length in i.lengths or ()),
+        lengths=tuple(length for i in inputs for length in i.lengths),
         share_B=share_B,
         entry_BSD=entry_BSD,
         entry_layer=entry_layer,
     )
-    return _Rows(joined, tuple(slice(e - c, e) for e, c in zip(ends, counts, strict=True)))
 
 
 def _encode(
     encoder: Encoder, parts: Sequence[BatchPart], stacks: Sequence[_Stack]
-) -> tuple[Tensor, _Rows]:
-    """Hidden states of all rows, (R, S, D), each behind its own lane's prompt."""
-    rows = _join(parts)
+) -> Sequence[Tensor]:
+    """Hidden states of each part's rows, (B, S, D), each behind its own lane's prompt."""
     prompts = [_prompt(part) for part in parts]
     longest = max(prompt.prompt_length for prompt in prompts)
     made: list[Tensor] = [torch.empty(0)] * len(parts)
     for stack in stacks:
         for place, vectors in stack.prompts(parts, longest):
             made[place] = vectors
-    mask_RP, lengths = None, None
+    lengths = None
     if any(prompt.prompt_length < longest for prompt in prompts):
-        counts = [len(part.inputs.label_B) for part in parts]
         lengths = tuple(
             prompt.prompt_length
-            for prompt, count in zip(prompts, counts, strict=True)
-            for _ in range(count)
+            for prompt, part in zip(prompts, parts, strict=True)
+            for _ in part.inputs.lengths
         )
-        length_R = torch.tensor(lengths).to(rows.inputs.label_B.device)
-        mask_RP = torch.arange(longest, device=length_R.device) < length_R[:, None]
-    return encoder(rows.inputs, prompts[0].prefix(torch.cat(made), mask_RP, lengths)), rows
+    hidden_RSD = encoder(_join(parts), prompts[0].prefix(torch.cat(made), lengths))
+    return hidden_RSD.split([len(part.inputs.label_B) for part in parts])
 
 
 # --- lanes of one form ----------------------------------------------------------------------------
@@ -321,25 +270,20 @@ class _Stack:
             made = F.pad(made, (0, 0, 0, longest - length))
         yield from zip(self.places, made.split(counts), strict=True)
 
-    def losses(self, hidden_RSD: Tensor, rows: _Rows, parts: Sequence[BatchPart]) -> Tensor:
+    def losses(self, hidden: Sequence[Tensor], parts: Sequence[BatchPart]) -> Tensor:
         """`SpanHeads.loss` of every lane at once, (K,)."""
         mine = [parts[place] for place in self.places]
-        hidden_RSD = torch.cat([hidden_RSD[rows.slices[place]] for place in self.places])
-        window_RS = torch.cat([rows.inputs.window_BS[rows.slices[place]] for place in self.places])
+        hidden_RSD = torch.cat([hidden[place] for place in self.places])
         device, num_lanes = hidden_RSD.device, len(mine)
         counts = [len(part.inputs.label_B) for part in mine]
         lane_R = torch.arange(num_lanes).repeat_interleave(torch.tensor(counts)).to(device)
-        start_RS, end_RS, pairs_T3 = _join_targets(mine, hidden_RSD.shape[1])
+        window_RS, start_RS, end_RS, pairs_T3 = _join_targets(mine, hidden_RSD.shape[1])
         heads = self._named("heads.")
 
         hidden_RSD = _drop_rows(hidden_RSD, mine, counts)
-        logits_RS2 = (
-            torch.bmm(
-                hidden_RSD,
-                torch.cat([heads["start.weight"], heads["end.weight"]], dim=1)[lane_R].mT,
-            )
-            + torch.cat([heads["start.bias"], heads["end.bias"]], dim=1)[lane_R, None]
-        )
+        weight_K2D = torch.cat([heads["start.weight"], heads["end.weight"]], dim=1)
+        bias_K2 = torch.cat([heads["start.bias"], heads["end.bias"]], dim=1)
+        logits_RS2 = torch.bmm(hidden_RSD, weight_K2D[lane_R].mT) + bias_K2[lane_R, None]
         logits_start_RS, logits_end_RS = logits_RS2.unbind(-1)
 
         def per_lane(values_R: Tensor, lane: Tensor) -> Tensor:
@@ -348,10 +292,7 @@ class _Stack:
         pieces_K = per_lane(window_RS.sum(1).float(), lane_R).clamp(min=1)
         start_K, end_K = (
             per_lane(entropies(logits_RS, gold_RS, window_RS).sum(1), lane_R) / pieces_K
-            for logits_RS, gold_RS in (
-                (logits_start_RS, start_RS),
-                (logits_end_RS, end_RS),
-            )
+            for logits_RS, gold_RS in ((logits_start_RS, start_RS), (logits_end_RS, end_RS))
         )
         span_heads = mine[0].model.heads
         assert isinstance(span_heads, SpanHeads)
@@ -426,11 +367,7 @@ def _stack(parts: Sequence[BatchPart], owner: str = "") -> list[_Stack]:
     """
     forms: dict[object, list[int]] = {}
     trained = [
-        {
-            name: p
-            for name, p in part.model.named_parameters()
-            if p.requires_grad and name.startswith(owner)
-        }
+        {name: p for name, p in part.model.trained_parameters().items() if name.startswith(owner)}
         for part in parts
     ]
     for place, (part, parameters) in enumerate(zip(parts, trained, strict=True)):
@@ -441,34 +378,30 @@ def _stack(parts: Sequence[BatchPart], owner: str = "") -> list[_Stack]:
         forms.setdefault(form, []).append(place)
     stacks = []
     for places in forms.values():
-        leaves = {
-            name: _stack_tensors(
-                [trained[place][name].detach() for place in places]
-            ).requires_grad_()
-            for name in trained[places[0]]
-        }
+        leaves = {}
+        for name in trained[places[0]]:
+            values = [trained[place][name].detach() for place in places]
+            # One alone is not copied.
+            leaf = torch.stack(values) if len(values) > 1 else values[0][None]
+            leaves[name] = leaf.requires_grad_()
         stacks.append(_Stack(tuple(places), leaves))
     return stacks
 
 
-def _stack_tensors(tensors: Sequence[Tensor]) -> Tensor:
-    # One alone is not copied.
-    return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0][None]
-
-
-def _join_targets(parts: Sequence[BatchPart], width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """start_RS, end_RS and pairs_T3 of all parts, with rows numbered through."""
-    starts, ends, pairs, before = [], [], [], 0
+def _join_targets(parts: Sequence[BatchPart], width: int) -> tuple[Tensor, ...]:
+    """window_RS, start_RS, end_RS and pairs_T3 of all parts, with rows numbered through."""
+    windows, starts, ends, pairs, before = [], [], [], [], 0
     for part in parts:
         targets = part.targets
         assert targets is not None
         pad = (0, width - targets.start_BS.shape[1])
+        windows.append(F.pad(part.inputs.window_BS, pad))
         starts.append(F.pad(targets.start_BS, pad))
         ends.append(F.pad(targets.end_BS, pad))
         shift = torch.tensor([before, 0, 0], device=targets.pairs_K3.device)
         pairs.append(targets.pairs_K3 + shift)
         before += len(targets.start_BS)
-    return torch.cat(starts), torch.cat(ends), torch.cat(pairs)
+    return torch.cat(windows), torch.cat(starts), torch.cat(ends), torch.cat(pairs)
 
 
 def _project(

@@ -47,6 +47,11 @@ from raymrc.training.meter import FoldRunUsage, device_name, hardware, versions
 Answers = Sequence[Answer]
 """A model's answers to the rows of a batch, in their order."""
 
+PLAIN_PROGRESS = (
+    "best_f1", "best_epoch", "steps", "tokens", "num_rows", "halvings", "started_at",
+)  # fmt: skip
+"""Attributes of a lane that are saved as they are."""
+
 
 class Stage(Enum):
     """What a lane does next; `TRANSFER` scores the other sites, one after the other."""
@@ -167,7 +172,7 @@ class Lane:
             self.rows, configuration.batch_size, configuration.negative_rate
         )
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.trained = list(self.model.trained_parameters().values())
 
         self.stage = Stage.TRAINING
         self.steps = 0
@@ -273,22 +278,15 @@ class Lane:
         self._ready = prefetch(_collated(listed, self.pad, trains=trains), device)
 
     def _next_evaluation(self) -> Evaluation:
-        if self.stage is Stage.TRANSFER:
-            return self._evaluation_at(self.sites[len(self.transfer)])
-        is_scoring = self.stage is Stage.SCORING
-        if is_scoring and self.fold_run.is_test:
-            return self._evaluation_at(None)
-        note_ids = self.split.scored if is_scoring else self.split.validation
-        notes = [self.notes[note_id] for note_id in note_ids]
-        return Evaluation(self.builder, notes, self.note_rows, self.windows, self.pieces, self.flat)
-
-    def _evaluation_at(self, name: str | None) -> Evaluation:
-        """
-        Args:
-            name: of another site; None: the held-out notes.
-        """
+        is_scoring, is_elsewhere = self.stage is Stage.SCORING, self.stage is Stage.TRANSFER
+        if not is_elsewhere and not (is_scoring and self.fold_run.is_test):
+            note_ids = self.split.scored if is_scoring else self.split.validation
+            notes = [self.notes[note_id] for note_id in note_ids]
+            return Evaluation(
+                self.builder, notes, self.note_rows, self.windows, self.pieces, self.flat
+            )
         c = self.configuration
-        site = self.data.site(name, c.cell.task)
+        site = self.data.site(self.sites[len(self.transfer)] if is_elsewhere else None, c.cell.task)
         source = c.cell.backbone.source
         return Evaluation(
             self.builder,
@@ -318,7 +316,11 @@ class Lane:
             return
         if self.stage is Stage.SCORING:
             self.scores = scores
-            self.unreachable = self._count_unreachable(evaluation)
+            self.unreachable = Counter(
+                missed.reason
+                for note in evaluation.notes
+                for missed in self._unreachable(note, evaluation)
+            )
             if self.fold_run.is_test:
                 self.predictions = {note.id: evaluation.found(note) for note in evaluation.notes}
         else:
@@ -383,9 +385,7 @@ class Lane:
         # Scores are not saved: a resumed lane scores again.
         stage = Stage.SCORING if self.stage is Stage.TRANSFER else self.stage
         losses = torch.stack(self._losses).float().tolist() if is_within else []
-        return {
-            "best_f1": self.best_f1,
-            "best_epoch": self.best_epoch,
+        return {name: getattr(self, name) for name in PLAIN_PROGRESS} | {
             "validation": {note: [c.tp, c.fp, c.fn] for note, c in self.validation.items()},
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "stage": stage.value,
@@ -394,30 +394,22 @@ class Lane:
             "losses": losses,
             "loss": self._loss,
             "epoch_wall": self.spent.wall - self._epoch_began,
-            "steps": self.steps,
-            "tokens": self.tokens,
-            "num_rows": self.num_rows,
             "spent": asdict(self.spent),
-            "halvings": self.halvings,
-            "started_at": self.started_at,
         }
 
     def restore_position(self, position: Mapping[str, Any]) -> None:
-        self.best_f1, self.best_epoch = position["best_f1"], position["best_epoch"]
+        for name in PLAIN_PROGRESS:
+            setattr(self, name, position[name])
         self.validation = {note: Counts(*c) for note, c in position["validation"].items()}
         self.epochs = [Epoch(**epoch) for epoch in position["epochs"]]
         self.stage = Stage(position["stage"])
         version, internal, gauss = position["order"]
         self._order_before = (version, tuple(internal), gauss)
         self.order.setstate(self._order_before)
-        self.steps, self.tokens = position["steps"], position["tokens"]
-        self.num_rows = position["num_rows"]
         self.spent = FoldRunUsage(**position["spent"])
         self._steps_of_epoch, self._loss = position["learnt"], position["loss"]
         self._losses = [torch.tensor(loss, device=self.device) for loss in position["losses"]]
         self._epoch_began = self.spent.wall - position["epoch_wall"]
-        self.halvings = position["halvings"]
-        self.started_at = position["started_at"]
 
     def write_adapter(self, folder: Path) -> Path:
         """Writes what the model has learnt, in its best epoch once the lane is done. A sharded lane has only
@@ -490,15 +482,8 @@ class Lane:
             ),
         )
 
-    def _count_unreachable(self, evaluation: Evaluation) -> Counter[str]:
-        """Gold spans or relations of the evaluated notes that no answer can equal, by reason."""
-        return Counter(
-            missed.reason
-            for note in evaluation.notes
-            for missed in self._unreachable(note, evaluation)
-        )
-
     def _unreachable(self, note: Note, evaluation: Evaluation) -> list[Unreachable]:
+        """Gold spans or relations of a note that no answer can equal."""
         tags, windows = self.strategy.answers == "tags", evaluation.windows[note.id]
         find = untaggable if tags else unreachable_apart if self.flat else unreachable
         spans = find(note, windows) if self.asked.labels else []

@@ -20,7 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from raymrc.configuration import Cell, Configuration, FoldRun
+from raymrc.configuration import Cell, FoldRun
 from raymrc.errors import MemoryShortage, TrainingError
 from raymrc.ledger.record import LaneEvent, Record
 from raymrc.model.inputs import Inputs
@@ -30,14 +30,8 @@ from raymrc.planning.arithmetic import lane_bytes, layer_bytes
 from raymrc.planning.devices import MEMORY_SHARE, machine_bytes
 from raymrc.planning.placement import ACTIVATIONS_SHARE, PASS_PIECES, SPECIAL_PIECES
 from raymrc.training.activations import Activations
-from raymrc.training.batching import StudyData
-from raymrc.training.fused import (
-    backward_together,
-    clip_together,
-    predict_together,
-    share_out,
-    step_together,
-)
+from raymrc.training.batching import StudyData, share_out
+from raymrc.training.fused import backward_together, clip_together, predict_together, step_together
 from raymrc.training.lane import Answers, Batch, Lane, Stage
 from raymrc.training.meter import Meter, device_kind
 
@@ -60,10 +54,6 @@ class _Seat:
     reported_epochs: int
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""From malloc.h."""
-
-
 def keep_freed_memory(block: int = 2**30, unused: int = 2**31 - 1) -> None:
     """On a CPU: makes the C library keep freed blocks of up to 1 GiB for the next step.
 
@@ -76,8 +66,9 @@ def keep_freed_memory(block: int = 2**30, unused: int = 2**31 - 1) -> None:
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc
-        for option, value in ((M_MMAP_THRESHOLD, block), (M_TRIM_THRESHOLD, unused)):
-            library.mallopt(option, value)
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        library.mallopt(mmap_threshold, block)
+        library.mallopt(trim_threshold, unused)
 
 
 class Pool:
@@ -113,16 +104,13 @@ class Pool:
         self.pass_pieces = pass_pieces or PASS_PIECES[device_kind(self.device)]
         self.meter = Meter(self.device, gpus)
         if self.device.type == "cpu":
-            self._set_malloc()
+            keep_freed_memory()
         self.memory_bytes = memory_bytes or available_bytes(self.device, gpus)
         self.recomputes = frozenset(recomputes)
         self.on_done = on_done or (lambda lane: None)
         self._seats: dict[str, _Seat] = {}
         self._activations: dict[int, Activations] = {}
         self._events: list[LaneEvent] = []
-
-    def _set_malloc(self) -> None:
-        keep_freed_memory()
 
     def __len__(self) -> int:
         return len(self._seats)
@@ -357,10 +345,10 @@ class Pool:
         return self._activations[first_layer]
 
     def _lane_bytes(self, fold_run: FoldRun) -> float:
-        configuration = fold_run.configuration
-        return lane_bytes(self._count(configuration).trained)
+        return lane_bytes(self._count(fold_run).trained)
 
-    def _count(self, configuration: Configuration) -> ParameterCounts:
+    def _count(self, fold_run: FoldRun) -> ParameterCounts:
+        configuration = fold_run.configuration
         asked = self.data.asked(configuration.cell.task)
         return count_parameters(
             configuration, self.loaded.shape, len(asked.labels), len(asked.relations)
@@ -376,9 +364,10 @@ class Pool:
 def share_passes(
     batches: Sequence[Inputs], device: torch.device, pieces: int | None = None
 ) -> list[list[int]]:
-    """Indices of the batches that share each pass on this kind of device; see `fused.share_out`."""
+    """Indices of the batches that share each pass on this kind of device; see `share_out`."""
     kind = device_kind(device)
-    return share_out(batches, pieces or PASS_PIECES[kind], SLACK_PIECES[kind])
+    sizes = [batch.mask_BS.shape for batch in batches]
+    return share_out(sizes, pieces or PASS_PIECES[kind], SLACK_PIECES[kind])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

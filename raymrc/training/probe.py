@@ -69,7 +69,6 @@ class Probe:
 
     @property
     def kind(self) -> str:
-        """The kind of device: "cpu" or "gpu"."""
         return "cpu" if self.trainer.device == "cpu" else "gpu"
 
     @property

@@ -25,34 +25,16 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import (
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from raymrc.configuration import Backbone, Cell, FoldRun
-from raymrc.errors import BackboneError, TrainingError
-from raymrc.model.backbones import (
-    find_backbone,
-    read_shape,
-    weight_files,
-    weights_fingerprint,
-)
+from raymrc.errors import TrainingError
+from raymrc.model.backbones import find_backbone, read_shape, weights_fingerprint
 from raymrc.model.encoder import Encoder
-from raymrc.model.loading import (
-    Loaded,
-    Weights,
-    load_tokenizer,
-    stored_parts,
-)
+from raymrc.model.loading import Loaded, Weights, load_tokenizer, read_weights, stored_parts
 from raymrc.model.network import local_part
 from raymrc.model.precision import precision
 from raymrc.model.strategies import STRATEGIES
@@ -68,7 +50,9 @@ MAX_READ_NUMBERS = 2**22
 """Numbers of a weight that are read at once: they are copied into place and lie in memory twice meanwhile."""
 
 KEPT_BLOCK_BYTES = 2**17
-"""On a CPU, freed blocks above this size go back to the system."""
+"""On a CPU, freed blocks above this size go back to the system. Processes share a model to save memory, and
+freed layers leave gaps that the next layers do not fit into: at BERT-large's shape a process held 2.5 times
+the memory in use."""
 
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 """Frozen parameters are in no checkpoint."""
@@ -121,12 +105,6 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def local_rows(self, rows: Sequence[Row]) -> slice:
-        """This process's rows of a batch; the first processes take one more where the rows do not divide."""
-        each, more = divmod(len(rows), self.size)
-        begin = self.rank * each + min(self.rank, more)
-        return slice(begin, begin + each + (self.rank < more))
-
 
 @dataclass(frozen=True)
 class ShardedLoaded(Loaded):
@@ -164,11 +142,8 @@ def load_sharded(backbone: Backbone, ranks: Ranks, *, trains: bool = True) -> Sh
             encoder = encoder.to(computes_in)
     shard(encoder, ranks, computes_in)
     encoder.to_empty(device=ranks.device)
-    weights = Weights(weight_files(folder))
-    try:
-        fill(encoder, weights)
-    except BackboneError as error:
-        raise BackboneError(f"backbone folder {folder}: {error}") from None
+    weights = read_weights(folder)
+    fill(encoder, weights)
     # FSDP reads this once, when a layer is first gathered.
     encoder.requires_grad_(trains).eval()
     return ShardedLoaded(
@@ -196,15 +171,15 @@ def fill(encoder: Encoder, weights: Weights) -> None:
     """Reads this process's rows of every weight from the checkpoint.
 
     Raises:
-        BackboneError: a weight is missing or does not have the shape of the config.
+        BackboneError: see `stored_parts`.
     """
-    for parameter, theirs, shapes in stored_parts(encoder, weights.names, weights.shape):
-        local, begin = _local_rows(parameter)
+    for name, theirs, shapes in stored_parts(encoder, weights):
+        local, begin = _local_rows(encoder.get_parameter(name))
         at_once = max(1, MAX_READ_NUMBERS * len(local) // max(1, local.numel()))
         for part, first, last, at in _overlaps(theirs, shapes, begin, begin + len(local)):
             for row in range(first, last, at_once):
                 end = min(row + at_once, last)
-                local[at + row - first : at + end - first].copy_(weights.rows(part, row, end))
+                local[at + row - first : at + end - first].copy_(weights.read(part, row, end))
 
 
 def _local_rows(parameter: Tensor) -> tuple[Tensor, int]:
@@ -253,13 +228,10 @@ class ShardedPool(Pool):
             device_hour_usd=device_hour_usd, gpus=ranks.size, pass_pieces=pass_pieces,
             recomputes=recomputes,
         )  # fmt: skip
+        if ranks.device.type == "cpu":
+            keep_freed_memory(KEPT_BLOCK_BYTES, KEPT_BLOCK_BYTES)
         self.ranks = ranks
         self.meter = Meter(ranks.device, ranks.size, ranks.size)
-
-    def _set_malloc(self) -> None:
-        """Processes share a model to save memory, and freed layers leave gaps that the next layers do not fit
-        into: at BERT-large's shape a process held 2.5 times the memory in use."""
-        keep_freed_memory(KEPT_BLOCK_BYTES, KEPT_BLOCK_BYTES)
 
     def fits(self, fold_run: FoldRun) -> bool:
         return not len(self)
@@ -336,8 +308,7 @@ class ShardedPool(Pool):
         layer together."""
 
     def _lane_bytes(self, fold_run: FoldRun) -> float:
-        configuration = fold_run.configuration
-        counts = self._count(configuration)
+        counts = self._count(fold_run)
         small = counts.prompt + counts.heads
         return lane_bytes(small) + lane_bytes(counts.trained - small) / self.ranks.size
 
@@ -409,9 +380,11 @@ class ShardedPool(Pool):
         return [[answer for part in gathered for answer in part]]
 
     def _local(self, rows: Sequence[Row]) -> tuple[Sequence[Row], bool]:
-        """This process's rows, and whether they count. A process without rows passes another's, because all
-        processes must gather layers together."""
-        local = rows[self.ranks.local_rows(rows)]
+        """This process's rows, and whether they count. The first processes take one more where rows do not
+        divide. A process without rows passes another's, because all must gather layers together."""
+        each, more = divmod(len(rows), self.ranks.size)
+        begin = self.ranks.rank * each + min(self.ranks.rank, more)
+        local = rows[begin : begin + each + (self.ranks.rank < more)]
         return (local, True) if local else (rows[:1], False)
 
     def _cut(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
@@ -456,13 +429,9 @@ def _tensors(lane: Lane) -> dict[str, Any]:
     best epoch so far (the current state where there is none)."""
     model, optimiser = get_state_dict(lane.model, lane.optimiser, options=TRAINED_ONLY)
     best = {}
-    for name, parameter in lane.model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if lane.best_state is None:
-            local = local_part(parameter).detach()
-        else:
-            local = lane.best_state[name]
+    for name, parameter in lane.model.trained_parameters().items():
+        state = lane.best_state
+        local = local_part(parameter).detach() if state is None else state[name]
         if isinstance(parameter, DTensor):
             local = DTensor.from_local(
                 local, parameter.device_mesh, parameter.placements,

@@ -57,7 +57,15 @@ class Trainer:
             BackboneError: the backbone cannot be loaded.
         """
         if ranks is not None:
-            return self._open_sharded(backbone, data, ranks)
+            from raymrc.training.sharded import ShardedPool, load_sharded  # seconds of imports
+
+            return ShardedPool(
+                load_sharded(backbone, ranks),
+                data,
+                ranks,
+                device_hour_usd=self.device_hour_usd,
+                recomputes=self.recomputes,
+            )
         return Pool(
             load_backbone(backbone, self.device),
             data,
@@ -77,17 +85,6 @@ class Trainer:
             open_files(self.storage, ADAPTERS_FOLDER).write(
                 name, written.read_bytes(), replace=True
             )
-
-    def _open_sharded(self, backbone: Backbone, data: StudyData, ranks: Ranks) -> Pool:
-        from raymrc.training.sharded import ShardedPool, load_sharded  # seconds of imports
-
-        return ShardedPool(
-            load_sharded(backbone, ranks),
-            data,
-            ranks,
-            device_hour_usd=self.device_hour_usd,
-            recomputes=self.recomputes,
-        )
 
 
 def load_adapter(place: Path | str, loaded: Loaded) -> tuple[Model, Adapter]:

@@ -17,7 +17,7 @@ from raymrc.errors import BackboneError, PromptError
 from raymrc.model import backbones, loading
 from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs
-from raymrc.model.loading import Loaded, from_hugging_face
+from raymrc.model.loading import Loaded, Weights, from_hugging_face
 from raymrc.model.prompts import SoftPrompt
 from tests.model.tiny import (
     KINDS,
@@ -54,8 +54,7 @@ def loaded_from(model, kind: str, num_layers: int | None = None) -> Encoder:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(model.config.to_dict()))
         shape = backbones.read_shape(Path(folder), num_layers)
-    state = model.state_dict()
-    return from_hugging_face(shape, set(state), state.__getitem__)
+    return from_hugging_face(shape, Weights(Path(folder), model.state_dict()))
 
 
 def assert_equal_on_pieces(ours, theirs, inputs: Inputs) -> None:
@@ -180,7 +179,7 @@ def test_a_checkpoint_with_the_earliest_norm_names_is_read(tmp_path):
         ): weight
         for name, weight in model.state_dict().items()
     }
-    encoder = from_hugging_face(loaded_from(model, "bert").shape, set(old), old.__getitem__)
+    encoder = from_hugging_face(loaded_from(model, "bert").shape, Weights(tmp_path, old))
     inputs = random_inputs(60)
     assert_equal_on_pieces(encoder(inputs), hugging_face_hidden(model, inputs)[-1], inputs)
 

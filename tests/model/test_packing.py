@@ -50,10 +50,7 @@ def make_prefix(
     prompt = SoftPrompt(len(LENGTHS), longest, loaded.shape, depth, first_layer)
     draw = torch.Generator().manual_seed(1)
     leaf = torch.randn(prompt.table.shape, generator=draw).requires_grad_()
-    mask = None
-    if lengths is not None:
-        mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
-    return prompt.prefix(prompt.arrange(leaf), mask, lengths and tuple(lengths)), leaf
+    return prompt.prefix(prompt.arrange(leaf), lengths and tuple(lengths)), leaf
 
 
 @contextmanager
@@ -176,7 +173,6 @@ def to_cuda(prefix: Prefix) -> Prefix:
         prefix,
         keys_and_values=tuple((k.cuda(), v.cuda()) for k, v in prefix.keys_and_values),
         vectors_BPD=None if prefix.vectors_BPD is None else prefix.vectors_BPD.cuda(),
-        mask_BP=None if prefix.mask_BP is None else prefix.mask_BP.cuda(),
     )
 
 

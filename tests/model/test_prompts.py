@@ -196,7 +196,7 @@ def row_of(tiny: Loaded, pieces: list[int]) -> Inputs:
     first, last = specials(tiny)
     ids = torch.tensor([[first, *pieces, last]])
     mask = torch.ones_like(ids, dtype=torch.bool)
-    return Inputs(ids, torch.zeros_like(ids), mask, mask, ids[:, 0], is_padded=False)
+    return Inputs(ids, torch.zeros_like(ids), mask, mask, ids[:, 0])
 
 
 @pytest.fixture

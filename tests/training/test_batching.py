@@ -166,7 +166,7 @@ def test_study_data_is_pickled_without_its_caches(loaded: Loaded, data: StudyDat
     build_rows(loaded, data, "soft_prompt")
     sent = pickle.loads(pickle.dumps(data))
     assert sent == data
-    assert data._windows and not sent._windows
+    assert data._cache and not sent._cache
 
 
 def make_batches(loaded: Loaded, data: StudyData, seen: list[int]):

@@ -26,9 +26,9 @@ from raymrc.model.backbones import weight_files
 from raymrc.model.encoder import Encoder
 from raymrc.model.inputs import Inputs
 from raymrc.model.loading import (
-    Weights,
     check_weights,
     load_backbone,
+    read_weights,
     weight_names,
 )
 from raymrc.model.network import local_part
@@ -346,11 +346,11 @@ def test_weights_split_over_several_files_are_read_back(tmp_path: Path) -> None:
     write_weights(tmp_path, tensors.items(), file_bytes=100)
     files = weight_files(tmp_path)
     assert [file.name for file in files] == [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    weights = Weights(files)
-    assert weights.names == tensors.keys()
+    weights = read_weights(tmp_path)
+    assert weights.stored.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(weights.read(name), tensor) and weights.shape(name) == (4, 3)
-        assert torch.equal(weights.rows(name, 1, 3), tensor[1:3])
+        assert torch.equal(weights.read(name, 1, 3), tensor[1:3])
 
 
 @pytest.mark.parametrize("break_it", ["cut", "config"])
