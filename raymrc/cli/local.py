@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raymrc.cli.app import log
+import typer
+
+from raymrc.cli.app import ExitCode, log
 
 if TYPE_CHECKING:
     from raymrc.analysis.findings import Findings
@@ -39,6 +41,12 @@ def read_ledger(place: str) -> tuple[tuple[Record, ...], bool]:
     return records, bool(problems)
 
 
+def exit_if_unreadable(unreadable: bool) -> None:
+    """End with code 2 if a ledger has unreadable records."""
+    if unreadable:
+        raise typer.Exit(ExitCode.MUST_CHANGE)
+
+
 def plan_local_study(spec: Spec) -> tuple[Plan, Workload | None, Ledger | None]:
     """The plan, its workload if the notes are on this machine, and the ledger unless it is empty."""
     from raymrc.ledger.ledger import Ledger
@@ -55,7 +63,6 @@ def plan_local_study(spec: Spec) -> tuple[Plan, Workload | None, Ledger | None]:
 
 
 def find_workload(study: LoadedStudy, planned: Plan) -> Workload:
-    """The work of a plan's fold-runs."""
     from raymrc.costs.forecast import build_workload
     from raymrc.planning.loaded import local_tokenizers
 
