@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymrc.cli.app import log, print_table
-from raymrc.cli.local import find_findings, find_measured, find_workload, load_study
+from raymrc.cli.local import find_measured, find_workload, load_study
 from raymrc.errors import RaymrcError
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ class StudyJob:
         return self.study.spec
 
     def findings(self, records: Sequence[Record]) -> Findings:
-        return find_findings(self.study, self.plan, records)
+        from raymrc.analysis.findings import build_findings
+
+        return build_findings(self.study, self.plan, records)
 
 
 def prepare_study(study: Path, changes: list[str] | None) -> StudyJob:

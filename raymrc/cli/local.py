@@ -79,18 +79,13 @@ def find_measured(
     return [*read_history(planned, workload, records), *read_probe(spec.storage)]
 
 
-def find_findings(study: LoadedStudy, planned: Plan, records: Sequence[Record]) -> Findings:
-    from raymrc.analysis.findings import build_findings
-
-    return build_findings(study.spec, planned, records, study.corpus, study.transfer, study.test)
-
-
 def read_findings(study: Path, changes: list[str] | None) -> tuple[Findings, bool]:
     """A study's findings, and whether there are unreadable records, which are logged."""
+    from raymrc.analysis.findings import build_findings
     from raymrc.planning.loaded import read_local_study
     from raymrc.planning.plan import plan_study
 
     spec = load_study(study, changes)
     records, unreadable = read_ledger(spec.storage)
     local = read_local_study(spec, test=any(record.fold_run.is_test for record in records))
-    return find_findings(local, plan_study(local, places=False), records), unreadable
+    return build_findings(local, plan_study(local, places=False), records), unreadable

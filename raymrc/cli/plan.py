@@ -135,9 +135,8 @@ def status_command(study: Study, as_json: AsJson = False, changes: Changes = Non
     costs = None
     if workload is not None:
         measured = find_measured(spec, planned, workload, records)
-        costs = forecast(
-            spec, planned, workload, measured, read_progress(planned, records), read_prices()
-        )
+        progress = read_progress(planned, records)
+        costs = forecast(spec, planned, workload, measured, progress, read_prices())
     entries = Journal(spec.storage).entries()
     found = read_status(planned, records, entries, Budget.of(spec), costs, time.time())
     if as_json:

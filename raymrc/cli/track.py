@@ -6,12 +6,13 @@ import typer
 
 from raymrc.cli.app import Changes, ExitCode, Study, app, log
 from raymrc.cli.job import register_models, write_page
-from raymrc.cli.local import exit_if_unreadable, find_findings, load_study, read_ledger
+from raymrc.cli.local import exit_if_unreadable, load_study, read_ledger
 
 
 @app.command("sync")
 def sync_command(study: Study, changes: Changes = None) -> None:
     """Write the runs that MLflow lacks, from the study's ledger."""
+    from raymrc.analysis.findings import build_findings
     from raymrc.planning.loaded import read_local_study
     from raymrc.planning.plan import plan_study
     from raymrc.tracking import TrackingPlace, describe_datasets, how_to_open, sync_study
@@ -26,7 +27,7 @@ def sync_command(study: Study, changes: Changes = None) -> None:
     datasets = describe_datasets(local)
     written = sync_study(records, TrackingPlace.of(spec), planned.holds, datasets)
     log(f"{written} MLflow runs written or changed; the ledger has {len(records)} fold-runs")
-    write_page(find_findings(local, planned, records), attaches=True)
+    write_page(build_findings(local, planned, records), attaches=True)
     register_models(local, records)
     log(how_to_open(TrackingPlace.of(spec)))
     exit_if_unreadable(unreadable)

@@ -27,7 +27,6 @@ class TrackingPlace:
 
     Args:
         tracking_uri: "sqlite:///path", another database's URI, or a server's URL.
-        experiment: its name.
         study: name of the study's run; by default the experiment's name.
         artifacts: folder or URL for files if `tracking_uri` is a database other than SQLite. SQLite keeps
             files beside its own, and a server has its own place.

@@ -46,13 +46,12 @@ VIEW_QUERY = "viewStateShareKey=raymrc&workflowType=machine_learning"
 
 def log_datasets(client: Any, run_id: str, datasets: Sequence[Dataset]) -> None:
     """Link datasets to a run; those that are linked already stay as they are."""
-    from mlflow.entities import Dataset as Entity
-    from mlflow.entities import DatasetInput, InputTag
+    from mlflow import entities
 
     inputs = [
-        DatasetInput(
-            Entity(d.name, d.digest, d.source_type, d.source, profile=d.profile),
-            [InputTag(DATASET_CONTEXT_TAG, d.context)],
+        entities.DatasetInput(
+            entities.Dataset(d.name, d.digest, d.source_type, d.source, profile=d.profile),
+            [entities.InputTag(DATASET_CONTEXT_TAG, d.context)],
         )
         for d in datasets
     ]

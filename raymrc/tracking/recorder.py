@@ -41,7 +41,6 @@ class MlflowRecorder:
         records: the ledger's; those that MLflow lacks are written first.
         warn: takes one sentence, once, when MLflow cannot be written.
         may_win: which configurations a cell may show as its winner, such as `Plan.holds`.
-        datasets: the study's notes.
         live: whether the study is running: its run then has that status, and MLflow monitors this machine.
     """
 

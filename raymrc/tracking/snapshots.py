@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 
-from raymrc.configuration import Backbone, Cell, Configuration, hash_values
+from raymrc.configuration import SETTINGS, Backbone, Cell, Configuration, hash_values
 from raymrc.ledger.rank import rank
 from raymrc.ledger.record import BOTH_FOUND, COUNT_SCHEMES, Record, RecordStatus
 from raymrc.model.strategies import STRATEGIES
@@ -47,10 +47,10 @@ class Figures:
     Args:
         configuration_key, cell_key: the runs above it. They depend on notes, folds and weights, so results on
             other notes go to other runs.
-        corpora: fingerprints of the notes that it was trained or scored on.
+        corpora: fingerprints of the notes that it was trained or scored on; "" stands for none.
         numbers: metric name -> value.
         words: tag -> value.
-        course: (metric name, epoch, value, milliseconds since 1970).
+        course: (metric name, value, epoch, milliseconds since 1970).
         start_ms, end_ms: milliseconds since 1970.
     """
 
@@ -65,7 +65,7 @@ class Figures:
     reason: str
     numbers: Mapping[str, float]
     words: Mapping[str, str]
-    course: tuple[tuple[str, int, float, int], ...]
+    course: tuple[tuple[str, float, int, int], ...]
     start_ms: int
     end_ms: int
 
@@ -87,7 +87,6 @@ def read_figures(record: Record) -> Figures:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             numbers[field.name] = float(value)
     numbers["trained_share"] = record.trained_share
-    course: list[tuple[str, int, float, int]] = []
     if record.is_done:
         for mode in COUNT_SCHEMES:
             by_label = record.per_label(mode)
@@ -106,24 +105,21 @@ def read_figures(record: Record) -> Figures:
         if BOTH_FOUND in mentions:
             numbers["relations_with_both_mentions_found"] = mentions.pop(BOTH_FOUND).recall
         numbers |= {f"mention_strict_f1/{_metric_name(k)}": c.f1 for k, c in mentions.items()}
+    course: list[tuple[str, float, int, int]] = []
     clock = float(start_ms)
     for epoch in record.epochs:
         clock += epoch.wall_seconds * 1000
-        course.append(("loss", epoch.epoch, epoch.loss, int(clock)))
-        course.append(("epoch_validation_f1", epoch.epoch, epoch.validation_f1, int(clock)))
-    cell = hash_values([run.configuration.cell.values, run.basis])
+        course.append(("loss", epoch.loss, epoch.epoch, int(clock)))
+        course.append(("epoch_validation_f1", epoch.validation_f1, epoch.epoch, int(clock)))
+    sites = [named.rpartition(" ")[2] for named in run.transfer_fingerprints]
     # The seeds of a final test are its replicates, as folds are those of a configuration.
     replicated = replace(run.configuration, seed=0) if run.is_test else run.configuration
     return Figures(
         key=record.key,
         configuration_key="configuration:"
         + hash_values([replicated.id, run.basis + run.start])[:32],
-        cell_key="cell:" + cell[:32],
-        corpora=(
-            run.corpus_fingerprint,
-            *(named.rpartition(" ")[2] for named in run.transfer_fingerprints),
-            *([run.test_fingerprint] if run.is_test else ()),
-        ),
+        cell_key="cell:" + hash_values([run.configuration.cell.values, run.basis])[:32],
+        corpora=(run.corpus_fingerprint, run.test_fingerprint, *sites),
         configuration=run.configuration,
         fold=run.fold,
         is_test=run.is_test,
@@ -147,7 +143,6 @@ class StudyHeader:
     """The study's own run, above all others.
 
     Args:
-        name: the study's.
         datasets: its notes, as far as they are on this machine.
         is_running: whether a driver is at work on it.
     """
@@ -267,8 +262,7 @@ def _name_configurations(configurations: Mapping[str, Sequence[Figures]]) -> dic
     described = {
         key: _texts(folds[0].configuration, "cell") for key, folds in configurations.items()
     }
-    first = next(iter(described.values()))
-    varied = [k for k in first if len({d[k] for d in described.values()}) > 1]
+    varied = [name for name in SETTINGS if len({d[name] for d in described.values()}) > 1]
     varied = varied or ["learning_rate"]
     return {
         key: " ".join(f"{name}={values[name]}" for name in varied)
@@ -325,7 +319,6 @@ def _fold_run_snapshot(figures: Figures, parent: str, name: str) -> RunSnapshot:
     }
     numbers = {**figures.numbers, **_system_metrics(figures.numbers)}
     metrics = [(name, value, 0, figures.end_ms) for name, value in numbers.items()]
-    metrics += [(name, value, epoch, ms) for name, epoch, value, ms in figures.course]
     return RunSnapshot(
         key=figures.key,
         parent=parent,
@@ -337,7 +330,7 @@ def _fold_run_snapshot(figures: Figures, parent: str, name: str) -> RunSnapshot:
         end_ms=figures.end_ms,
         tags=tags,
         params={},
-        metrics=tuple(metrics),
+        metrics=(*metrics, *figures.course),
     )
 
 
