@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.common import Options, json_line, read_options, start
 from benchmarks.ledger import made_records
 from raymrc.tracking import TrackingPlace
-from raymrc.tracking.experiment import open_experiment, quiet_loggers
+from raymrc.tracking.experiment import open_experiment
 from raymrc.tracking.mlflow_internals import DatabaseWriter
 from raymrc.tracking.recorder import MAX_RUNS_PER_WRITE
 from raymrc.tracking.snapshots import RunSnapshot, StudyHeader, build_snapshots, read_figures
@@ -34,8 +34,7 @@ def time_writer(kind: type[Writer], snapshots: list[RunSnapshot]) -> tuple[float
     """Wall seconds and CPU seconds; the empty store and its experiment exist before the clock starts."""
     with tempfile.TemporaryDirectory(prefix="mlflow-sync-") as folder:
         place = TrackingPlace(f"sqlite:///{Path(folder) / 'mlflow.db'}", "made-up")
-        with quiet_loggers():
-            client, experiment = open_experiment(place)
+        client, experiment = open_experiment(place)
         began, cpu_began = time.perf_counter(), time.process_time()
         writer: Writer
         if kind is DatabaseWriter:
@@ -50,7 +49,8 @@ def time_writer(kind: type[Writer], snapshots: list[RunSnapshot]) -> tuple[float
 
 def measure(options: Options, num_records: int, pairs: int) -> None:
     figures = [read_figures(record) for _, _, record in made_records(num_records)]
-    snapshots = build_snapshots(figures, study=StudyHeader("made-up"))
+    all_keys = {f.key for f in figures}
+    snapshots = build_snapshots(figures, all_keys, lambda c: True, StudyHeader("made-up"))
     times: dict[type[Writer], list[tuple[float, float]]] = {DatabaseWriter: [], ClientWriter: []}
     for pair in range(pairs):
         for kind in sorted(times, key=lambda k: (k is ClientWriter) ^ (pair % 2)):

@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks.common import Options, json_line, read_options, start
 from raymrc.analysis.findings import build_findings
 from raymrc.ledger.ledger import ENDING_BY_STATUS, Ledger
+from raymrc.planning.loaded import LoadedStudy
 from raymrc.report import write
 from tests.browser import CHROMIUM, Visit, browser
 from tests.report.making import STUDY, make_records
@@ -69,7 +70,7 @@ def build(options: Options, size: int, configurations: int, folder: Path) -> Pat
     read = Ledger(str(folder), write=False).records()
     clock.append(time.perf_counter())
     assert len(read) == len(records)
-    findings = build_findings(spec, plan, read)
+    findings = build_findings(LoadedStudy(spec), plan, read)
     clock.append(time.perf_counter())
     page = write(findings, folder)
     clock.append(time.perf_counter())

@@ -5,7 +5,7 @@ spec, plan, records -> the records that count -> cells -> conclusions, final tes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from raymrc.analysis.summary import CellSummary, choose_records, count_failing, 
 from raymrc.corpora.note import Corpus
 from raymrc.ledger.record import Record
 from raymrc.planning.fold_runs import fold_run
+from raymrc.planning.loaded import LoadedStudy
 from raymrc.planning.plan import Plan
 from raymrc.study.spec import Spec
 
@@ -81,20 +82,14 @@ def summaries_json(summaries: Sequence[CellSummary]) -> dict[str, Any]:
     }
 
 
-def build_findings(
-    spec: Spec,
-    plan: Plan,
-    records: Sequence[Record],
-    corpus: Corpus | None = None,
-    transfer: Mapping[str, Corpus] | None = None,
-    test: Corpus | None = None,
-) -> Findings:
+def build_findings(study: LoadedStudy, plan: Plan, records: Sequence[Record]) -> Findings:
     """
     Args:
+        study: if its notes are on this machine, those of one patient or article are resampled together;
+            otherwise each note by itself.
         records: the study's whole ledger.
-        corpus, transfer, test: if available locally, notes of one patient or article are resampled
-            together; otherwise each note by itself.
     """
+    spec, corpus, test = study.spec, study.corpus, study.test
     cells = [cell_plan.cell for cell_plan in plan.cells]
     planned = [r for r in records if plan.holds(r.fold_run.configuration)]
     same = None
@@ -106,7 +101,7 @@ def build_findings(
     kept = [r for chosen in choose_records(planned, cells, same).values() for r in chosen]
     summaries = summarise(kept, spec.num_folds, cells)
     sites = {"": corpus} if corpus is not None else {}
-    groups = {name: _groups(site) for name, site in (sites | dict(transfer or {})).items()}
+    groups = {name: _groups(site) for name, site in (sites | dict(study.transfer or {})).items()}
     held_out = _groups(test) if test is not None else {}
     tests = [r for r in records if r.fold_run.is_test and r.fold_run.configuration.cell in cells]
     return Findings(

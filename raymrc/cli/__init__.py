@@ -24,11 +24,7 @@ __all__ = ["app", "describe_bug", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code.
-
-    Args:
-        arguments: without the program's name; None: those of the command line.
-    """
+    """Run a command, such as ["plan", "demo.yaml"], by default sys.argv's, and return its exit code."""
     try:
         app(args=None if arguments is None else list(arguments), prog_name="raymrc")
     except RaymrcError as error:

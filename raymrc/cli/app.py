@@ -49,18 +49,8 @@ def print_json(values: object) -> None:
 
 
 def print_table(table: RenderableType, stream: TextIO | None = None) -> None:
-    """
-    Args:
-        stream: None: stdout.
-    """
     from rich.console import Console
 
     stream = stream or sys.stdout
     # In a file or a pipe, tables are not cut to the 80 columns of a terminal.
     Console(file=stream, width=None if stream.isatty() else 160).print(table)
-
-
-def exit_if_unreadable(problems: bool) -> None:
-    """End with code 2 if a ledger has unreadable records."""
-    if problems:
-        raise typer.Exit(ExitCode.MUST_CHANGE)

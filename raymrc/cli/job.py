@@ -13,39 +13,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymrc.cli.app import log, print_table
-from raymrc.cli.local import find_findings, find_measured, find_workload, load_study
+from raymrc.cli.local import find_measured, find_workload, load_study
 from raymrc.errors import RaymrcError
 
 if TYPE_CHECKING:
     from raymrc.analysis.findings import Findings
-    from raymrc.corpora.note import Corpus
-    from raymrc.costs.expectations import Expectations
     from raymrc.ledger.ledger import Ledger
     from raymrc.ledger.record import Record
     from raymrc.planning.loaded import LoadedStudy
     from raymrc.planning.plan import Plan
     from raymrc.scheduling.state import StudyOutcome
     from raymrc.study.spec import Spec
-    from raymrc.tracking.datasets import Dataset
     from raymrc.training.batching import StudyData
 
 
 @dataclass(frozen=True)
 class StudyJob:
-    """A study that is ready to be trained."""
-
     study: LoadedStudy
     plan: Plan
     data: StudyData
     ledger: Ledger
-    datasets: tuple[Dataset, ...]
 
     @property
     def spec(self) -> Spec:
         return self.study.spec
 
     def findings(self, records: Sequence[Record]) -> Findings:
-        return find_findings(self.study, self.plan, records)
+        from raymrc.analysis.findings import build_findings
+
+        return build_findings(self.study, self.plan, records)
 
 
 def prepare_study(study: Path, changes: list[str] | None) -> StudyJob:
@@ -62,7 +58,6 @@ def prepare_study(study: Path, changes: list[str] | None) -> StudyJob:
     corpus, folds, asked, questions, transfer = loaded.inputs
     plan = plan_study(loaded)
     # These imports take seconds; the errors above should not wait for them.
-    from raymrc.tracking import describe_datasets
     from raymrc.training.batching import StudyData
     from raymrc.training.trainer import check_questions_fit
 
@@ -76,8 +71,7 @@ def prepare_study(study: Path, changes: list[str] | None) -> StudyJob:
     ledger = Ledger(spec.storage)
     ledger.check()
     data = StudyData(corpus, folds, questions, transfer, loaded.test, initial_prompt)
-    datasets = describe_datasets(spec, corpus, transfer, loaded.test)
-    return StudyJob(loaded, plan, data, ledger, datasets)
+    return StudyJob(loaded, plan, data, ledger)
 
 
 def train_study(job: StudyJob, plan: Plan, metrics_port: int | None) -> tuple[StudyOutcome, bool]:
@@ -90,60 +84,58 @@ def train_study(job: StudyJob, plan: Plan, metrics_port: int | None) -> tuple[St
         The outcome, and whether MLflow has all runs.
     """
     from raymrc.costs.budget import Budget
+    from raymrc.costs.expectations import Expectations
     from raymrc.ledger.storage import absolute
     from raymrc.report.plans import plan_table
     from raymrc.report.terminal import render
     from raymrc.training.trainer import Trainer
 
-    spec, ledger = job.spec, job.ledger
+    spec, ledger, resources = job.spec, job.ledger, job.spec.resources
     if metrics_port is not None and os.environ.get("RAY_ADDRESS"):
         log("--metrics-port has no effect on an existing cluster, which exports metrics by itself")
     print_table(render([plan_table(plan)]), sys.stderr)
-
-    expect = _expectations(job, plan).of if spec.budget is not None else None
+    expect = None
+    if spec.budget is not None:
+        workload = find_workload(job.study, plan)
+        measured = find_measured(spec, job.plan, workload, ledger.records())
+        expect = Expectations(spec, plan, workload, measured).of
 
     # These imports take seconds more.
     from raymrc.scheduling.progress import ProgressDisplay
     from raymrc.scheduling.terms import Listeners, RunTerms
     from raymrc.sweep.driver import Training, run_study
     from raymrc.sweep.session import HostResources
-    from raymrc.tracking import MlflowRecorder, TrackingPlace
+    from raymrc.tracking import MlflowRecorder, TrackingPlace, describe_datasets
 
+    trainer = Trainer(
+        "cuda" if resources.gpus_per_host else "cpu",
+        spec.prices.device_hour_usd,
+        resources.gpus_per_host or 1.0,
+        frozenset(c.cell for c in plan.cells if c.placement and c.placement.checkpoints),
+        absolute(spec.storage),
+    )
+    hosts = HostResources(
+        resources.cpus_per_host,
+        resources.gpus_per_host,
+        resources.max_hosts,
+        resources.lanes_per_host,
+        together=resources.same_machine,
+        metrics_port=metrics_port,
+    )
     with (
         MlflowRecorder(
             TrackingPlace.of(spec),
             records=ledger.records(),
             warn=log,
             may_win=job.plan.holds,
-            datasets=job.datasets,
+            datasets=describe_datasets(job.study),
         ) as recorder,
         ProgressDisplay() as show,
     ):
         outcome = run_study(
             plan,
             ledger,
-            Training(
-                Trainer(
-                    "cuda" if spec.resources.gpus_per_host else "cpu",
-                    spec.prices.device_hour_usd,
-                    spec.resources.gpus_per_host or 1.0,
-                    frozenset(
-                        cell.cell
-                        for cell in plan.cells
-                        if cell.placement is not None and cell.placement.checkpoints
-                    ),
-                    absolute(spec.storage),
-                ).open_pool,
-                job.data,
-                HostResources(
-                    spec.resources.cpus_per_host,
-                    spec.resources.gpus_per_host,
-                    spec.resources.max_hosts,
-                    spec.resources.lanes_per_host,
-                    together=spec.resources.same_machine,
-                    metrics_port=metrics_port,
-                ),
-            ),
+            Training(trainer.open_pool, job.data, hosts),
             spec.folder,
             RunTerms(
                 Budget.of(spec), expect, spec.failures.retries, spec.failures.close_cell_after
@@ -156,14 +148,6 @@ def train_study(job: StudyJob, plan: Plan, metrics_port: int | None) -> tuple[St
             f"writable, run: raymrc sync {spec.arguments}"
         )
     return outcome, not recorder.behind
-
-
-def _expectations(job: StudyJob, plan: Plan) -> Expectations:
-    from raymrc.costs.expectations import Expectations
-
-    workload = find_workload(job.study, plan)
-    measured = find_measured(job.spec, job.plan, workload, job.ledger.records())
-    return Expectations(job.spec, plan, workload, measured)
 
 
 def write_page(findings: Findings, *, attaches: bool) -> None:
@@ -185,17 +169,18 @@ def write_page(findings: Findings, *, attaches: bool) -> None:
         log(str(error))
 
 
-def register_models(spec: Spec, records: Sequence[Record], corpus: Corpus | None) -> None:
+def register_models(study: LoadedStudy, records: Sequence[Record]) -> None:
     """Register the models of a final test in MLflow; errors are only logged."""
-    if spec.mlflow.register_models == "none" or not any(r.fold_run.is_test for r in records):
+    wanted = study.spec.mlflow.register_models != "none"
+    if not wanted or not any(record.fold_run.is_test for record in records):
         return
     from raymrc.tracking import register
 
-    if corpus is None:
+    if study.corpus is None:
         log("no model was registered with MLflow: the study's notes are not on this machine")
         return
     try:
-        for version in register(records, spec, corpus):
+        for version in register(records, study):
             log(f"registered with MLflow: {version}")
     except RaymrcError as error:
         log(str(error))

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raymrc.cli.app import log
+import typer
+
+from raymrc.cli.app import ExitCode, log
 
 if TYPE_CHECKING:
     from raymrc.analysis.findings import Findings
@@ -39,6 +41,12 @@ def read_ledger(place: str) -> tuple[tuple[Record, ...], bool]:
     return records, bool(problems)
 
 
+def exit_if_unreadable(unreadable: bool) -> None:
+    """End with code 2 if a ledger has unreadable records."""
+    if unreadable:
+        raise typer.Exit(ExitCode.MUST_CHANGE)
+
+
 def plan_local_study(spec: Spec) -> tuple[Plan, Workload | None, Ledger | None]:
     """The plan, its workload if the notes are on this machine, and the ledger unless it is empty."""
     from raymrc.ledger.ledger import Ledger
@@ -55,7 +63,6 @@ def plan_local_study(spec: Spec) -> tuple[Plan, Workload | None, Ledger | None]:
 
 
 def find_workload(study: LoadedStudy, planned: Plan) -> Workload:
-    """The work of a plan's fold-runs."""
     from raymrc.costs.forecast import build_workload
     from raymrc.planning.loaded import local_tokenizers
 
@@ -72,18 +79,13 @@ def find_measured(
     return [*read_history(planned, workload, records), *read_probe(spec.storage)]
 
 
-def find_findings(study: LoadedStudy, planned: Plan, records: Sequence[Record]) -> Findings:
-    from raymrc.analysis.findings import build_findings
-
-    return build_findings(study.spec, planned, records, study.corpus, study.transfer, study.test)
-
-
 def read_findings(study: Path, changes: list[str] | None) -> tuple[Findings, bool]:
     """A study's findings, and whether there are unreadable records, which are logged."""
+    from raymrc.analysis.findings import build_findings
     from raymrc.planning.loaded import read_local_study
     from raymrc.planning.plan import plan_study
 
     spec = load_study(study, changes)
     records, unreadable = read_ledger(spec.storage)
     local = read_local_study(spec, test=any(record.fold_run.is_test for record in records))
-    return find_findings(local, plan_study(local, places=False), records), unreadable
+    return build_findings(local, plan_study(local, places=False), records), unreadable

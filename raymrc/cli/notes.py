@@ -80,9 +80,9 @@ def score_command(
     labeled = [name for text in labeled_args or () for name in text.split(",")]
     if context.args and labeled_args is None:
         raise typer.BadParameter(f"one folder too many: {context.args[0]}")
-    if scheme == "n2c2-2018" and (labeled or criteria != "challenge"):
-        raise CorpusError("--criteria and --labeled-args are for n2c2-2022; leave them out")
     if scheme == "n2c2-2018":
+        if labeled or criteria != "challenge":
+            raise CorpusError("--criteria and --labeled-args are for n2c2-2022; leave them out")
         drugs = n2c2_2018.score_2018_folders(gold, system)
         answer, text = drugs.to_json(), n2c2_2018.render_2018_scores(drugs)
     elif scheme == "n2c2-2022":

@@ -9,20 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raymrc.cli.app import (
-    AsJson,
-    Changes,
-    Study,
-    app,
+from raymrc.cli.app import AsJson, Changes, Study, app, log, print_json, print_table
+from raymrc.cli.local import (
     exit_if_unreadable,
-    log,
-    print_json,
-    print_table,
+    find_measured,
+    load_study,
+    plan_local_study,
+    read_ledger,
 )
-from raymrc.cli.local import find_measured, load_study, plan_local_study, read_ledger
 
 if TYPE_CHECKING:
-    from raymrc.costs.budget import Spent
     from raymrc.costs.rates import Measured
     from raymrc.costs.workload import Workload
     from raymrc.planning.plan import Plan
@@ -52,6 +48,7 @@ def plan_command(
     from raymrc.costs.budget import Budget
     from raymrc.costs.forecast import forecast
     from raymrc.costs.history import read_progress
+    from raymrc.costs.journal import Journal, spent_by
     from raymrc.costs.plan_json import plan_json
     from raymrc.costs.prices import read_cluster, read_prices
     from raymrc.costs.probe import write_probe
@@ -70,9 +67,8 @@ def plan_command(
     costs = None
     if workload is not None:
         if probe:
-            write_probe(
-                spec.storage, []
-            )  # fails now, not after a minute, if the storage is not writable
+            # Fails now, not after a minute, if the storage is not writable.
+            write_probe(spec.storage, [])
             place = write_probe(spec.storage, _run_probes(spec, planned, workload))
             log(f"measurements written to {place}")
         records = ledger.records() if ledger is not None else ()
@@ -84,7 +80,9 @@ def plan_command(
             "--probe trains on a few of the study's notes, which are not on this machine"
         )
     if costs is not None and spec.budget is not None:
-        remark = over_budget_remark(Budget.of(spec), _spent(spec), costs)
+        entries = Journal(spec.storage).entries()
+        spent = spent_by(entries, spec.prices.device_hour_usd, time.time())
+        remark = over_budget_remark(Budget.of(spec), spent, costs)
         costs = replace(costs, remarks=(*costs.remarks, remark)) if remark else costs
     if as_json:
         print_json(plan_json(planned, costs))
@@ -92,20 +90,7 @@ def plan_command(
         print_table(render([plan_table(planned, costs)]))
 
 
-def _spent(spec: Spec) -> Spent:
-    """Spending of all runs of the study until now."""
-    from raymrc.costs.journal import Journal, spent_by
-
-    entries = Journal(spec.storage).entries()
-    return spent_by(entries, spec.prices.device_hour_usd, time.time())
-
-
 def _run_probes(spec: Spec, planned: Plan, workload: Workload) -> list[Measured]:
-    """Measure each backbone once under each strategy.
-
-    Raises:
-        StudyError: nothing could be measured.
-    """
     from raymrc.costs.probe import MAX_PROBE_SECONDS, choose_probed
     from raymrc.errors import StudyError
     from raymrc.training.probe import Probe, run_probes
@@ -152,9 +137,8 @@ def status_command(study: Study, as_json: AsJson = False, changes: Changes = Non
     costs = None
     if workload is not None:
         measured = find_measured(spec, planned, workload, records)
-        costs = forecast(
-            spec, planned, workload, measured, read_progress(planned, records), read_prices()
-        )
+        progress = read_progress(planned, records)
+        costs = forecast(spec, planned, workload, measured, progress, read_prices())
     entries = Journal(spec.storage).entries()
     found = read_status(planned, records, entries, Budget.of(spec), costs, time.time())
     if as_json:

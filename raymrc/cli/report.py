@@ -7,17 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raymrc.cli.app import (
-    AsJson,
-    Changes,
-    Study,
-    app,
-    exit_if_unreadable,
-    log,
-    print_json,
-    print_table,
-)
-from raymrc.cli.local import load_study, read_findings, read_ledger
+from raymrc.cli.app import AsJson, Changes, Study, app, log, print_json, print_table
+from raymrc.cli.local import exit_if_unreadable, load_study, read_findings, read_ledger
 
 if TYPE_CHECKING:
     from raymrc.racing.simulate import Curves

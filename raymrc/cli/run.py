@@ -63,7 +63,7 @@ def test_command(study: Study, changes: Changes = None, metrics_port: MetricsPor
         log(f"predictions as brat files: {folder}; trained models: {job.spec.storage}/adapters")
     write_page(findings, attaches=is_in_mlflow)
     if is_in_mlflow:
-        register_models(job.spec, records, job.data.corpus)
+        register_models(job.study, records)
     end_run(job.spec, outcome)
 
 
@@ -101,9 +101,8 @@ def _spending(spec: Spec, spent: Spent, device_seconds: float) -> str:
     """ "device time: 51 core-seconds this run, 400 in total (0.02 USD, 0.1 of 2 device hours)"."""
     from raymrc.costs.budget import Budget
 
-    budget = Budget.of(spec)
     unit = "GPU-seconds" if spec.resources.gpus_per_host else "core-seconds"
     usd = f"{spent.usd:.4g} USD" if spent.usd else ""
-    details = ", ".join(part for part in (usd, budget.describe(spent) if budget else "") if part)
+    details = ", ".join(filter(None, (usd, Budget.of(spec).describe(spent))))
     total = f"{spent.device_seconds:,.0f} in total{f' ({details})' if details else ''}"
     return f"device time: {device_seconds:,.0f} {unit} this run, {total}"

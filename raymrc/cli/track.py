@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
-from raymrc.cli.app import Changes, ExitCode, Study, app, exit_if_unreadable, log
+from raymrc.cli.app import Changes, ExitCode, Study, app, log
 from raymrc.cli.job import register_models, write_page
-from raymrc.cli.local import find_findings, load_study, read_ledger
-
-if TYPE_CHECKING:
-    pass
+from raymrc.cli.local import exit_if_unreadable, load_study, read_ledger
 
 
 @app.command("sync")
 def sync_command(study: Study, changes: Changes = None) -> None:
     """Write the runs that MLflow lacks, from the study's ledger."""
+    from raymrc.analysis.findings import build_findings
     from raymrc.planning.loaded import read_local_study
     from raymrc.planning.plan import plan_study
     from raymrc.tracking import TrackingPlace, describe_datasets, how_to_open, sync_study
@@ -28,10 +24,10 @@ def sync_command(study: Study, changes: Changes = None) -> None:
         raise typer.Exit(ExitCode.MUST_CHANGE if unreadable else ExitCode.DONE)
     local = read_local_study(spec, test=True)
     planned = plan_study(local, places=False)
-    datasets = describe_datasets(spec, local.corpus, local.transfer, local.test)
+    datasets = describe_datasets(local)
     written = sync_study(records, TrackingPlace.of(spec), planned.holds, datasets)
     log(f"{written} MLflow runs written or changed; the ledger has {len(records)} fold-runs")
-    write_page(find_findings(local, planned, records), attaches=True)
-    register_models(spec, records, local.corpus)
+    write_page(build_findings(local, planned, records), attaches=True)
+    register_models(local, records)
     log(how_to_open(TrackingPlace.of(spec)))
     exit_if_unreadable(unreadable)

@@ -2,9 +2,8 @@
 
 records -> figures -> run snapshots -> MLflow runs        (study > cell > configuration > fold-run)
 
-It may import the rooms below `scheduling`. Enter at `recorder.py`
-(runs: one thread of the driver writes, and MLflow's failures never reach the study), `artifacts.py` (files)
-or `registry.py` (models).
+It may import the rooms below `scheduling`. Enter at `recorder.py` (runs: one thread of the driver writes, and
+MLflow's failures never reach the study), `artifacts.py` (files) or `registry.py` (models).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ ATTACHED_TAG = "raymrc.attached"
 """The attached files as JSON: name -> first 12 digits of the content's SHA-256."""
 
 
-def attach(paths: Iterable[Path | str], place: TrackingPlace) -> int:
+def attach(paths: Iterable[Path], place: TrackingPlace) -> int:
     """Attach files to the study's run; unchanged ones are not sent again.
 
     Args:
@@ -27,7 +27,12 @@ def attach(paths: Iterable[Path | str], place: TrackingPlace) -> int:
     Raises:
         RaymrcError: a file does not exist; the study has no run; or MLflow cannot be written.
     """
-    files = _by_name(map(Path, paths))
+    files: dict[str, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise RaymrcError(f"{path}: no such file to attach to MLflow")
+        within = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files |= {p.relative_to(path.parent).as_posix(): p for p in within}
     key = StudyHeader(place.study_name).key
     with open_for("take files", place) as (client, experiment):
         run = find_runs(client, experiment.experiment_id, f"tags.`{KEY_TAG}` = '{key}'").get(key)
@@ -47,13 +52,3 @@ def attach(paths: Iterable[Path | str], place: TrackingPlace) -> int:
             # If a tag cannot hold the names of all files, all are sent again the next time.
             client.set_tag(run.run_id, ATTACHED_TAG, tag if len(tag) <= 5000 else "{}")
     return len(new)
-
-
-def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in paths:
-        if not path.exists():
-            raise RaymrcError(f"{path}: no such file to attach to MLflow")
-        within = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        files |= {p.relative_to(path.parent).as_posix(): p for p in within}
-    return files

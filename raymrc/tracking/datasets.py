@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from raymrc.corpora.note import Corpus
 from raymrc.corpora.validate import count_notes
+from raymrc.planning.loaded import LoadedStudy
 from raymrc.study.sections import CorpusSpec
-from raymrc.study.spec import Spec
 
 COUNTED_FIGURES = "notes groups spans relations nested overlapping discontinuous".split()
 
@@ -37,31 +36,23 @@ class Dataset(NamedTuple):
         return self.fingerprint[:36]
 
 
-def describe_datasets(
-    spec: Spec,
-    corpus: Corpus | None,
-    transfer: Mapping[str, Corpus] | None = None,
-    test: Corpus | None = None,
-) -> tuple[Dataset, ...]:
-    """The datasets of a study.
-
-    Args:
-        corpus, transfer, test: as the study reads them; None if this machine does not have them.
-    """
-    datasets = []
-    if corpus is not None:
-        datasets.append(describe_dataset(spec.corpus, spec.corpus.display_name, "training", corpus))
+def describe_datasets(study: LoadedStudy) -> tuple[Dataset, ...]:
+    """The datasets of a study, as far as they are on this machine."""
+    spec, datasets = study.spec, []
+    if study.corpus is not None:
+        name = spec.corpus.display_name
+        datasets.append(_describe(spec.corpus, name, "training", study.corpus))
     sites = {site.display_name: site for site in spec.transfer}
-    for name, notes in (transfer or {}).items():
-        datasets.append(describe_dataset(sites[name], name, "transfer", notes))
-    if test is not None and spec.final_test is not None:
+    for name, notes in (study.transfer or {}).items():
+        datasets.append(_describe(sites[name], name, "transfer", notes))
+    if study.test is not None and spec.final_test is not None:
         source = spec.final_test.corpus or spec.corpus
         name = f"{source.display_name} held out"
-        datasets.append(describe_dataset(source, name, "final test", test))
+        datasets.append(_describe(source, name, "final test", study.test))
     return tuple(datasets)
 
 
-def describe_dataset(spec: CorpusSpec, name: str, context: str, corpus: Corpus) -> Dataset:
+def _describe(spec: CorpusSpec, name: str, context: str, corpus: Corpus) -> Dataset:
     counts = count_notes(corpus.notes)
     profile: dict[str, int] = {field: getattr(counts, field) for field in COUNTED_FIGURES}
     profile |= {f"spans: {label}": count for label, count in counts.labels.items()}

@@ -27,7 +27,6 @@ class TrackingPlace:
 
     Args:
         tracking_uri: "sqlite:///path", another database's URI, or a server's URL.
-        experiment: its name.
         study: name of the study's run; by default the experiment's name.
         artifacts: folder or URL for files if `tracking_uri` is a database other than SQLite. SQLite keeps
             files beside its own, and a server has its own place.
@@ -60,6 +59,19 @@ class TrackingPlace:
 
 
 @contextlib.contextmanager
+def quiet_loggers() -> Iterator[None]:
+    """Without the INFO lines that MLflow and alembic log when they create a store."""
+    before = {name: logging.getLogger(name).level for name in ("mlflow", "alembic")}
+    for name in before:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
 def open_for(action: str, place: TrackingPlace) -> Iterator[tuple[Any, Any]]:
     """Client and experiment, for as long as `action` ("take files") takes.
 
@@ -78,6 +90,7 @@ def open_for(action: str, place: TrackingPlace) -> Iterator[tuple[Any, Any]]:
             ) from None
 
 
+@quiet_loggers()
 def open_experiment(place: TrackingPlace) -> tuple[Any, Any]:
     """Client and experiment, which is created if missing.
 
@@ -91,10 +104,11 @@ def open_experiment(place: TrackingPlace) -> tuple[Any, Any]:
 
     # By default MLflow puts artifacts into the folder in which the command was started.
     artifact_location = None
-    path = sqlite_path(place.tracking_uri)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        artifact_location = (path.parent.resolve() / "mlflow-artifacts").as_uri()
+    path = place.tracking_uri.removeprefix("sqlite:///")
+    if path != place.tracking_uri:
+        folder = Path(path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        artifact_location = (folder.resolve() / "mlflow-artifacts").as_uri()
     elif place.dialect and place.artifacts:
         is_url = "://" in place.artifacts
         artifact_location = place.artifacts if is_url else Path(place.artifacts).resolve().as_uri()
@@ -129,13 +143,7 @@ def find_runs(
     runs: dict[str, ExistingRun] = {}
     token: str | None = None
     while True:
-        page = client.search_runs(
-            [experiment_id],
-            filter_string=query,
-            run_view_type=ViewType.ALL,
-            max_results=1000,
-            page_token=token,
-        )
+        page = client.search_runs([experiment_id], query, ViewType.ALL, page_token=token)
         for run in page:
             tags, stage = run.data.tags, run.info.lifecycle_stage
             digest = DELETED if stage == "deleted" else tags.get(DIGEST_TAG, "")
@@ -145,20 +153,13 @@ def find_runs(
             return runs
 
 
-def sqlite_path(tracking_uri: str) -> Path | None:
-    """The file of "sqlite:///relative.db" or "sqlite:////absolute.db"; None for anything else."""
-    prefix = "sqlite:///"
-    return Path(tracking_uri[len(prefix) :]) if tracking_uri.startswith(prefix) else None
-
-
 def how_to_open(place: TrackingPlace) -> str:
     """The command and the URL of the runs table: one row per cell, sorted by F1, with its cost."""
-    with quiet_loggers():
-        try:
-            _, experiment = open_experiment(place)
-            page = f"/#/experiments/{experiment.experiment_id}/runs?{VIEW_QUERY}"
-        except Exception:  # the server is away, which was reported before
-            page = ""
+    try:
+        _, experiment = open_experiment(place)
+        page = f"/#/experiments/{experiment.experiment_id}/runs?{VIEW_QUERY}"
+    except Exception:  # the server is away, which was reported before
+        page = ""
     if not place.dialect:
         return place.shown_uri.rstrip("/") + page
     import sqlalchemy
@@ -169,16 +170,3 @@ def how_to_open(place: TrackingPlace) -> str:
     program = "mlflow" if is_on_path else os.path.relpath(Path(sys.executable).with_name("mlflow"))
     start = f"{program} ui --backend-store-uri {shlex.quote(uri)}"
     return f"{start}    then open http://127.0.0.1:5000{page}"
-
-
-@contextlib.contextmanager
-def quiet_loggers() -> Iterator[None]:
-    """Without the INFO lines that MLflow and alembic log when they create a store."""
-    before = {name: logging.getLogger(name).level for name in ("mlflow", "alembic")}
-    for name in before:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from raymrc.configuration import hash_values
 from raymrc.tracking.datasets import Dataset
-from raymrc.tracking.snapshots import (
-    DELETED,
-    DIGEST_TAG,
-    KEY_TAG,
-    NAME_TAG,
-    ExistingRun,
-    RunSnapshot,
-)
+from raymrc.tracking.snapshots import DELETED, DIGEST_TAG, KEY_TAG, ExistingRun, RunSnapshot
+
+NAME_TAG = "mlflow.runName"
 
 DATASET_CONTEXT_TAG = "mlflow.data.context"
 """Input tag by which the UI names what a dataset is for."""
@@ -50,32 +46,23 @@ VIEW_QUERY = "viewStateShareKey=raymrc&workflowType=machine_learning"
 
 def log_datasets(client: Any, run_id: str, datasets: Sequence[Dataset]) -> None:
     """Link datasets to a run; those that are linked already stay as they are."""
-    from mlflow.entities import Dataset as Entity
-    from mlflow.entities import DatasetInput, InputTag
+    from mlflow import entities
 
     inputs = [
-        DatasetInput(
-            Entity(d.name, d.digest, d.source_type, d.source, profile=d.profile),
-            [InputTag(DATASET_CONTEXT_TAG, d.context)],
+        entities.DatasetInput(
+            entities.Dataset(d.name, d.digest, d.source_type, d.source, profile=d.profile),
+            [entities.InputTag(DATASET_CONTEXT_TAG, d.context)],
         )
         for d in datasets
     ]
     client.log_inputs(run_id, inputs)
 
 
-def import_machine_monitor() -> Callable[[str, str], Any]:
-    """A function of run id and tracking URI: it starts MLflow's monitor of this machine.
-
-    The monitor writes into the run until its `finish` is called.
-    """
+def import_machine_monitor() -> Callable[..., Any]:
+    """MLflow's monitor of this machine: once started, it writes into a run until its `finish` is called."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    def start(run_id: str, tracking_uri: str) -> Any:
-        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=tracking_uri)
-        monitor.start()
-        return monitor
-
-    return start
+    return partial(SystemMetricsMonitor, resume_logging=True)
 
 
 class DatabaseWriter:
@@ -126,30 +113,22 @@ class DatabaseWriter:
     def find_runs(self) -> dict[str, ExistingRun]:
         import sqlalchemy
 
-        runs, tags = self.tables["runs"], self.tables["tags"]
-        query = (
-            sqlalchemy.select(tags.c.run_uuid, tags.c.key, tags.c.value, runs.c.lifecycle_stage)
-            .join(runs, runs.c.run_uuid == tags.c.run_uuid)
-            .where(runs.c.experiment_id == self.experiment_id)
-            .where(tags.c.key.in_((KEY_TAG, DIGEST_TAG)))
-        )
-        by_run: dict[str, dict[str, str]] = {}
+        query = f"""
+            SELECT keys.value, runs.run_uuid, runs.lifecycle_stage, digests.value FROM runs
+            JOIN tags AS keys ON keys.run_uuid = runs.run_uuid AND keys.key = '{KEY_TAG}'
+            LEFT JOIN tags AS digests ON digests.run_uuid = runs.run_uuid AND digests.key = '{DIGEST_TAG}'
+            WHERE runs.experiment_id = {self.experiment_id}
+        """
         with self.engine.connect() as connection:
-            for run_id, key, value, stage in connection.execute(query):
-                found = by_run.setdefault(run_id, {})
-                found[key] = DELETED if (key, stage) == (DIGEST_TAG, "deleted") else value
-        return {
-            found[KEY_TAG]: ExistingRun(run_id, found.get(DIGEST_TAG, ""))
-            for run_id, found in by_run.items()
-            if KEY_TAG in found
-        }
+            return {
+                key: ExistingRun(run_id, DELETED if stage == "deleted" else digest or "")
+                for key, run_id, stage, digest in connection.execute(sqlalchemy.text(query))
+            }
 
     def write(self, snapshots: Sequence[RunSnapshot], existing: dict[str, ExistingRun]) -> None:
         entered = dict(existing)
         unlinked = {s.key: s for s in snapshots if s.datasets and s.key not in self._linked}
-        rows: dict[str, list[dict[str, Any]]] = {
-            name: [] for name in ("runs", "tags", "params", "metrics", "latest_metrics")
-        }
+        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in self.TABLES}
         for snapshot in snapshots:
             known = entered.get(snapshot.key)
             run_id = (
@@ -162,19 +141,11 @@ class DatabaseWriter:
                 DIGEST_TAG: "" if snapshot.key in unlinked else snapshot.digest,
                 NAME_TAG: snapshot.name,
             }
+            row = {"run_uuid": run_id}
             for table, values in (("tags", tags), ("params", snapshot.params)):
-                rows[table] += [
-                    {"key": k, "value": v, "run_uuid": run_id} for k, v in values.items()
-                ]
+                rows[table] += [{**row, "key": k, "value": v} for k, v in values.items()]
             points: list[dict[str, Any]] = [
-                {
-                    "key": name,
-                    "value": value,
-                    "timestamp": ms,
-                    "step": step,
-                    "is_nan": False,
-                    "run_uuid": run_id,
-                }
+                {**row, "key": name, "value": value, "step": step, "timestamp": ms, "is_nan": False}
                 for name, value, step, ms in snapshot.finite_metrics
             ]
             rows["metrics"] += points

@@ -40,8 +40,7 @@ class MlflowRecorder:
     Args:
         records: the ledger's; those that MLflow lacks are written first.
         warn: takes one sentence, once, when MLflow cannot be written.
-        may_win: which configurations a cell may show as its winner, such as `Plan.holds`; None for all.
-        datasets: the study's notes.
+        may_win: which configurations a cell may show as its winner, such as `Plan.holds`.
         live: whether the study is running: its run then has that status, and MLflow monitors this machine.
     """
 
@@ -50,8 +49,8 @@ class MlflowRecorder:
         place: TrackingPlace,
         *,
         records: Iterable[Record] = (),
-        warn: Callable[[str], None] | None = None,
-        may_win: Callable[[Configuration], bool] | None = None,
+        warn: Callable[[str], object] = lambda sentence: None,
+        may_win: Callable[[Configuration], bool] = lambda configuration: True,
         datasets: Sequence[Dataset] = (),
         live: bool = True,
     ) -> None:
@@ -59,7 +58,7 @@ class MlflowRecorder:
         import mlflow.entities
         import mlflow.tracking  # noqa: F401
 
-        self._start_monitor = import_machine_monitor()
+        self._new_monitor = import_machine_monitor()
         self.place = place
         self.study = StudyHeader(place.study_name, tuple(datasets), live)
         self.behind = False
@@ -68,7 +67,7 @@ class MlflowRecorder:
         """Of the latest failed write."""
         self.written = 0
         """Runs created or changed by this recorder."""
-        self._warn = warn or (lambda sentence: None)
+        self._warn = warn
         self._may_win = may_win
         # A paused fold-run gets its MLflow run when it has ended.
         self._records = {record.key: record for record in records if not record.is_paused}
@@ -84,16 +83,13 @@ class MlflowRecorder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        """Write what is left and end the thread."""
+        self._queue.put(None)
+        self._thread.join()
 
     def record(self, record: Record) -> None:
         """Hand over a record; never waits, never raises."""
         self._queue.put(record)
-
-    def close(self) -> None:
-        """Write what is left and end the thread."""
-        self._queue.put(None)
-        self._thread.join()
 
     def _work(self) -> None:
         changed_keys = set(self._records)
@@ -140,18 +136,16 @@ class MlflowRecorder:
         return taken
 
     def _write(self, changed_keys: set[str]) -> None:
-        while self._records:
-            key, record = next(iter(self._records.items()))
-            self._figures[key] = read_figures(record)
+        for key in list(self._records):
+            self._figures[key] = read_figures(self._records[key])
             del self._records[key]  # a record takes a hundred times the memory of its figures
         if self._writer is None:
             self._writer = open_writer(self.place)
             self._existing = self._writer.find_runs()
+        figures = self._figures.values()
         snapshots = [
             snapshot
-            for snapshot in build_snapshots(
-                list(self._figures.values()), changed_keys, self._may_win, self.study
-            )
+            for snapshot in build_snapshots(figures, changed_keys, self._may_win, self.study)
             if (known := self._existing.get(snapshot.key)) is None
             or known.digest not in (snapshot.digest, DELETED)
         ]
@@ -162,13 +156,14 @@ class MlflowRecorder:
         run = self._existing.get(self.study.key)
         if self.study.is_running and not self._monitor and run and run.digest != DELETED:
             with quiet_loggers():
-                self._monitor = self._start_monitor(run.run_id, self.place.tracking_uri)
+                self._monitor = self._new_monitor(run.run_id, tracking_uri=self.place.tracking_uri)
+                self._monitor.start()
 
 
 def sync_study(
     records: Iterable[Record],
     place: TrackingPlace,
-    may_win: Callable[[Configuration], bool] | None = None,
+    may_win: Callable[[Configuration], bool] = lambda configuration: True,
     datasets: Sequence[Dataset] = (),
 ) -> int:
     """Write what MLflow lacks of the ledger, and nothing twice.
@@ -186,9 +181,9 @@ def sync_study(
         place, records=records, may_win=may_win, datasets=datasets, live=False
     ) as recorder:
         pass
-    if recorder.behind and isinstance(recorder.error, RaymrcError):
-        raise recorder.error
     if recorder.behind:
+        if isinstance(recorder.error, RaymrcError):
+            raise recorder.error
         raise RaymrcError(
             f"MLflow at {place.shown_uri} cannot be written; is the server running, "
             "and may this user write there?"

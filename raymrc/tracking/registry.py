@@ -19,15 +19,13 @@ from typing import Any
 
 import raymrc
 from raymrc.analysis.final import final_records
-from raymrc.configuration import Cell, FoldRun
-from raymrc.corpora.note import Corpus
+from raymrc.configuration import Cell
 from raymrc.ledger.record import Record
-from raymrc.ledger.storage import Files, open_files
+from raymrc.ledger.storage import open_files
 from raymrc.model.adapters import ADAPTER_FILE, ADAPTERS_FOLDER
 from raymrc.model.strategies import STRATEGIES
-from raymrc.reading.questions import build_questions, questions_fingerprint
-from raymrc.reading.relations import find_asked
-from raymrc.study.spec import Spec
+from raymrc.planning.loaded import LoadedStudy
+from raymrc.reading.questions import questions_fingerprint
 from raymrc.tracking.experiment import TrackingPlace, find_runs, open_for
 from raymrc.tracking.serving import ASKED_FILE, FOUND, SPANS, TEXT
 from raymrc.tracking.snapshots import DELETED, KEY_TAG
@@ -40,12 +38,12 @@ def model_name(study: str, cell: Cell) -> str:
     return re.sub("[/:.%\"']", "-", name)
 
 
-def register(records: Iterable[Record], spec: Spec, corpus: Corpus) -> list[str]:
+def register(records: Iterable[Record], study: LoadedStudy) -> list[str]:
     """Register the models of a study's final test that the registry lacks. Their runs must be in MLflow.
 
     Args:
-        records: the whole ledger; only final tests of models trained on these notes count.
-        corpus: the study's notes, of which the model keeps only the labels.
+        records: the whole ledger; only final tests of models trained on the study's notes count.
+        study: its notes must be on this machine; the model keeps only their labels.
 
     Returns:
         "name version" of each model registered now.
@@ -53,9 +51,8 @@ def register(records: Iterable[Record], spec: Spec, corpus: Corpus) -> list[str]
     Raises:
         RaymrcError: MLflow cannot be written.
     """
+    spec, (corpus, _, asked, questions, _) = study.spec, study.inputs
     place, files = TrackingPlace.of(spec), open_files(spec.storage, ADAPTERS_FOLDER)
-    asked = find_asked(spec.task, corpus)
-    questions = build_questions(asked.labels, spec.questions, asked.relations)
     asked_json = json.dumps({**asdict(asked), "questions": questions}, indent=2)
     columns = [TEXT] if asked.labels else [TEXT, SPANS]
     registered = []
@@ -64,45 +61,31 @@ def register(records: Iterable[Record], spec: Spec, corpus: Corpus) -> list[str]
         by_cell = final_records(records)
         for cell in sorted(by_cell, key=lambda cell: cell.name):
             finals = by_cell[cell]
-            key, run = finals[0].key, runs.get(finals[0].key)
-            name = model_name(spec.study, cell)
+            key, fold_run = finals[0].key, finals[0].fold_run
+            run, name = runs.get(key), model_name(spec.study, cell)
+            adapter = f"{fold_run.place}/{ADAPTER_FILE}"
+            is_trained = STRATEGIES[cell.strategy].trains_backbone
             if (
                 run is None
                 or run.digest == DELETED
-                or not _may_be_registered(finals[0].fold_run, spec, corpus, questions, files)
+                or (is_trained and spec.mlflow.register_models == "frozen")
+                or fold_run.corpus_fingerprint != corpus.fingerprint
+                or fold_run.questions_fingerprint not in ("", questions_fingerprint(questions))
+                or not files.exists(adapter)
                 or client.search_model_versions(f"name = '{name}' and tags.`{KEY_TAG}` = '{key}'")
             ):
                 continue
-            tags = _describe(finals)
+            tags = _version_tags(finals)
             logged = client.create_logged_model(
-                experiment.experiment_id,
-                name=name,
-                source_run_id=run.run_id,
-                tags=tags,
-                model_type="mrc",
+                experiment.experiment_id, name, run.run_id, tags, model_type="mrc"
             )
-            adapter = files.read(f"{finals[0].fold_run.place}/{ADAPTER_FILE}")
-            _upload(client, logged, run.run_id, adapter, asked_json, columns)
+            _upload(client, logged, run.run_id, files.read(adapter), asked_json, columns)
             version = _create_version(client, name, logged, run.run_id, tags)
             registered.append(f"{name} {version}")
     return registered
 
 
-def _may_be_registered(
-    run: FoldRun, spec: Spec, corpus: Corpus, questions: dict[str, str], files: Files
-) -> bool:
-    """Whether the study wants it, still asks the same questions, and its adapter was saved."""
-    trained = STRATEGIES[run.configuration.cell.strategy].trains_backbone
-    return (
-        not (trained and spec.mlflow.register_models == "frozen")
-        and run.corpus_fingerprint == corpus.fingerprint
-        and run.questions_fingerprint in ("", questions_fingerprint(questions))
-        and files.exists(f"{run.place}/{ADAPTER_FILE}")
-    )
-
-
-def _describe(finals: list[Record]) -> dict[str, str]:
-    """Tags of a version."""
+def _version_tags(finals: list[Record]) -> dict[str, str]:
     record = finals[0]
     run, cell = record.fold_run, record.fold_run.configuration.cell
     mean = sum(final.strict.f1 for final in finals) / len(finals)

@@ -9,7 +9,7 @@ the same weights.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,11 @@ TEXT, SPANS, FOUND = "text", "spans", "found"
 """Columns: the note; in the task `relations` its given spans as JSON; predictions as JSON."""
 
 
+@dataclass(frozen=True)
 class ServedModel:
     """A predictor with the interface that MLflow calls."""
 
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
+    predictor: Predictor
 
     def predict(
         self, model_input: pandas.DataFrame, params: dict[str, Any] | None = None

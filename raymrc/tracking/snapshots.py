@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 
-from raymrc.configuration import Backbone, Cell, Configuration, hash_values
+from raymrc.configuration import SETTINGS, Backbone, Cell, Configuration, hash_values
 from raymrc.ledger.rank import rank
 from raymrc.ledger.record import BOTH_FOUND, COUNT_SCHEMES, Record, RecordStatus
 from raymrc.model.strategies import STRATEGIES
@@ -22,7 +22,6 @@ from raymrc.tracking.datasets import Dataset
 KEY_TAG = "raymrc.key"
 DIGEST_TAG = "raymrc.drawn"
 PARENT_TAG = "mlflow.parentRunId"
-NAME_TAG = "mlflow.runName"
 
 DELETED = "deleted"
 """Takes the place of the digest of a run that the user deleted; such a run is never written again."""
@@ -48,10 +47,10 @@ class Figures:
     Args:
         configuration_key, cell_key: the runs above it. They depend on notes, folds and weights, so results on
             other notes go to other runs.
-        corpora: fingerprints of the notes that it was trained or scored on.
+        corpora: fingerprints of the notes that it was trained or scored on; "" stands for none.
         numbers: metric name -> value.
         words: tag -> value.
-        course: (metric name, epoch, value, milliseconds since 1970).
+        course: (metric name, value, epoch, milliseconds since 1970).
         start_ms, end_ms: milliseconds since 1970.
     """
 
@@ -66,7 +65,7 @@ class Figures:
     reason: str
     numbers: Mapping[str, float]
     words: Mapping[str, str]
-    course: tuple[tuple[str, int, float, int], ...]
+    course: tuple[tuple[str, float, int, int], ...]
     start_ms: int
     end_ms: int
 
@@ -88,17 +87,13 @@ def read_figures(record: Record) -> Figures:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             numbers[field.name] = float(value)
     numbers["trained_share"] = record.trained_share
-    course: list[tuple[str, int, float, int]] = []
     if record.is_done:
         for mode in COUNT_SCHEMES:
             by_label = record.per_label(mode)
             if mode == "events" and not by_label:
                 continue
-            counts = pool(by_label.values())
-            numbers |= {f"{mode}_{name}": float(value) for name, value in asdict(counts).items()}
-            numbers |= {
-                f"{mode}_{name}": getattr(counts, name) for name in ("precision", "recall", "f1")
-            }
+            counts = pool(by_label.values()).to_json()
+            numbers |= {f"{mode}_{name}": float(value) for name, value in counts.items()}
             numbers |= {f"{mode}_f1/{_metric_name(k)}": c.f1 for k, c in by_label.items()}
             for site in record.transfer:
                 site_counts = pool(record.per_label(mode, site).values())
@@ -110,24 +105,21 @@ def read_figures(record: Record) -> Figures:
         if BOTH_FOUND in mentions:
             numbers["relations_with_both_mentions_found"] = mentions.pop(BOTH_FOUND).recall
         numbers |= {f"mention_strict_f1/{_metric_name(k)}": c.f1 for k, c in mentions.items()}
+    course: list[tuple[str, float, int, int]] = []
     clock = float(start_ms)
     for epoch in record.epochs:
         clock += epoch.wall_seconds * 1000
-        course.append(("loss", epoch.epoch, epoch.loss, int(clock)))
-        course.append(("epoch_validation_f1", epoch.epoch, epoch.validation_f1, int(clock)))
-    cell = hash_values([run.configuration.cell.values, run.basis])
+        course.append(("loss", epoch.loss, epoch.epoch, int(clock)))
+        course.append(("epoch_validation_f1", epoch.validation_f1, epoch.epoch, int(clock)))
+    sites = [named.rpartition(" ")[2] for named in run.transfer_fingerprints]
     # The seeds of a final test are its replicates, as folds are those of a configuration.
     replicated = replace(run.configuration, seed=0) if run.is_test else run.configuration
     return Figures(
         key=record.key,
         configuration_key="configuration:"
         + hash_values([replicated.id, run.basis + run.start])[:32],
-        cell_key="cell:" + cell[:32],
-        corpora=(
-            run.corpus_fingerprint,
-            *(named.rpartition(" ")[2] for named in run.transfer_fingerprints),
-            *([run.test_fingerprint] if run.is_test else ()),
-        ),
+        cell_key="cell:" + hash_values([run.configuration.cell.values, run.basis])[:32],
+        corpora=(run.corpus_fingerprint, run.test_fingerprint, *sites),
         configuration=run.configuration,
         fold=run.fold,
         is_test=run.is_test,
@@ -151,7 +143,6 @@ class StudyHeader:
     """The study's own run, above all others.
 
     Args:
-        name: the study's.
         datasets: its notes, as far as they are on this machine.
         is_running: whether a driver is at work on it.
     """
@@ -213,20 +204,19 @@ class RunSnapshot:
 
 
 def build_snapshots(
-    all_figures: Sequence[Figures],
-    changed_keys: Iterable[str] | None = None,
-    may_win: Callable[[Configuration], bool] | None = None,
-    study: StudyHeader | None = None,
+    all_figures: Iterable[Figures],
+    changed_keys: Collection[str],
+    may_win: Callable[[Configuration], bool],
+    study: StudyHeader,
 ) -> list[RunSnapshot]:
     """The runs of a study, parents before children.
 
     Args:
-        changed_keys: build only these fold-runs and the runs above them; None for all.
-        may_win: which configurations may be the winner that a cell shows; None for all. If none of a cell's
-            configurations may win, because the study file has changed since, all of them may.
-        study: the run above the cells; None for no such run.
+        changed_keys: build only these fold-runs and the runs above them.
+        may_win: which configurations may be the winner that a cell shows. If none of a cell's configurations
+            may win, because the study file has changed since, all of them may.
+        study: the run above the cells.
     """
-    wanted = {f.key for f in all_figures} if changed_keys is None else set(changed_keys)
     cells: dict[str, dict[str, list[Figures]]] = {}
     for figures in all_figures:
         configurations = cells.setdefault(figures.cell_key, {})
@@ -235,49 +225,45 @@ def build_snapshots(
         for folds in configurations.values():
             # The order in which fold-runs finish must not change a digest.
             folds.sort(key=lambda f: (f.fold, f.configuration.seed))
-    snapshots = []
-    if study is not None and wanted:
-        snapshots.append(_study_snapshot(study, cells))
+    snapshots = [_study_snapshot(study, cells)]
     for cell_key, configurations in cells.items():
-        if not any(f.key in wanted for folds in configurations.values() for f in folds):
-            continue
         names = _name_configurations(configurations)
-        snapshots.append(_cell_snapshot(cell_key, configurations, names, may_win, study))
+        below = []
         for key, folds in configurations.items():
-            if any(f.key in wanted for f in folds):
-                snapshots.append(_configuration_snapshot(key, cell_key, names[key], folds))
-                snapshots += [
-                    _fold_run_snapshot(f, key, names[key]) for f in folds if f.key in wanted
-                ]
+            changed = [f for f in folds if f.key in changed_keys]
+            if changed:
+                below.append(_configuration_snapshot(key, cell_key, names[key], folds))
+                below += [_fold_run_snapshot(f, key, names[key]) for f in changed]
+        if below:
+            snapshots.append(_cell_snapshot(cell_key, configurations, names, may_win, study))
+            snapshots += below
     return snapshots
 
 
-def _describe(configuration: Configuration) -> dict[str, str]:
-    """The configuration's own fields as text, without those of its cell."""
-    return {
-        field.name: str(getattr(configuration, field.name))
-        for field in fields(configuration)
-        if field.name != "cell"
-    }
+def _texts(values: Backbone | Cell | Configuration, without: str) -> dict[str, str]:
+    """A dataclass's fields as text, without the one named."""
+    return {f.name: str(getattr(values, f.name)) for f in fields(values) if f.name != without}
 
 
 def _cell_tags(cell: Cell) -> dict[str, str]:
-    tags = {f.name: str(getattr(cell, f.name)) for f in fields(cell) if f.name != "backbone"}
-    tags["backbone"] = cell.backbone.name
-    for field in fields(Backbone):
-        if field.name != "name":
-            value = getattr(cell.backbone, field.name)
-            tags[f"backbone_{field.name}"] = "" if value is None else str(value)
-    tags["backbone_is"] = "trained" if STRATEGIES[cell.strategy].trains_backbone else "frozen"
-    return tags
+    backbone = _texts(cell.backbone, "name")
+    if cell.backbone.layers is None:
+        backbone["layers"] = ""
+    return {
+        **_texts(cell, "backbone"),
+        "backbone": cell.backbone.name,
+        **{f"backbone_{name}": text for name, text in backbone.items()},
+        "backbone_is": "trained" if STRATEGIES[cell.strategy].trains_backbone else "frozen",
+    }
 
 
 def _name_configurations(configurations: Mapping[str, Sequence[Figures]]) -> dict[str, str]:
     """Named by the fields in which a cell's configurations differ, such as "learning_rate=0.02"."""
-    described = {key: _describe(folds[0].configuration) for key, folds in configurations.items()}
-    first = next(iter(described.values()))
-    varied = [k for k in first if len({d[k] for d in described.values()}) > 1]
-    varied = varied or ["learning_rate" if "learning_rate" in first else next(iter(first))]
+    described = {
+        key: _texts(folds[0].configuration, "cell") for key, folds in configurations.items()
+    }
+    varied = [name for name in SETTINGS if len({d[name] for d in described.values()}) > 1]
+    varied = varied or ["learning_rate"]
     return {
         key: " ".join(f"{name}={values[name]}" for name in varied)
         for key, values in described.items()
@@ -322,7 +308,7 @@ def _fold_run_snapshot(figures: Figures, parent: str, name: str) -> RunSnapshot:
         "level": "fold-run",
         "fold": str(figures.fold),
         **_cell_tags(figures.configuration.cell),
-        **_describe(figures.configuration),
+        **_texts(figures.configuration, "cell"),
         **figures.words,
     }
     if figures.reason:
@@ -333,7 +319,6 @@ def _fold_run_snapshot(figures: Figures, parent: str, name: str) -> RunSnapshot:
     }
     numbers = {**figures.numbers, **_system_metrics(figures.numbers)}
     metrics = [(name, value, 0, figures.end_ms) for name, value in numbers.items()]
-    metrics += [(name, value, epoch, ms) for name, epoch, value, ms in figures.course]
     return RunSnapshot(
         key=figures.key,
         parent=parent,
@@ -345,7 +330,7 @@ def _fold_run_snapshot(figures: Figures, parent: str, name: str) -> RunSnapshot:
         end_ms=figures.end_ms,
         tags=tags,
         params={},
-        metrics=tuple(metrics),
+        metrics=(*metrics, *figures.course),
     )
 
 
@@ -353,7 +338,7 @@ def _configuration_snapshot(
     key: str, parent: str, name: str, folds: Sequence[Figures]
 ) -> RunSnapshot:
     configuration = folds[0].configuration
-    params = _describe(configuration)
+    params = _texts(configuration, "cell")
     if folds[0].is_test:
         del params["seed"]  # its fold-runs have different seeds, and a param can never change
     return _group_snapshot(
@@ -375,15 +360,11 @@ def _cell_snapshot(
     key: str,
     configurations: Mapping[str, Sequence[Figures]],
     names: Mapping[str, str],
-    may_win: Callable[[Configuration], bool] | None,
-    study: StudyHeader | None,
+    may_win: Callable[[Configuration], bool],
+    study: StudyHeader,
 ) -> RunSnapshot:
     """A cell shows its winner's figures and settings, so that the runs table compares cells."""
-    eligible = {
-        key: folds
-        for key, folds in configurations.items()
-        if may_win is None or may_win(folds[0].configuration)
-    }
+    eligible = {k: v for k, v in configurations.items() if may_win(v[0].configuration)}
     winner = choose_winner(eligible or configurations)
     everything = [f for folds in configurations.values() for f in folds]
     numbers = _pool(configurations[winner])
@@ -396,7 +377,7 @@ def _cell_snapshot(
     corpora = {fingerprint for figures in everything for fingerprint in figures.corpora}
     return _group_snapshot(
         key,
-        study.key if study is not None else "",
+        study.key,
         f"{cell.backbone.name} · {cell.strategy}"
         + (f" · {cell.shots} {cell.shots_of}" if cell.shots else "")
         + (" · final test" if is_test else ""),
@@ -406,12 +387,11 @@ def _cell_snapshot(
             "winner": names[winner],
             "winner_id": chosen.id,
             # As tags: a param can never change, and another configuration may win tomorrow.
-            **_describe(chosen),
+            **_texts(chosen, "cell"),
             **_cell_tags(cell),
         },
-        params={},
         numbers=numbers,
-        datasets=tuple(d for d in (study.datasets if study else ()) if d.fingerprint in corpora),
+        datasets=tuple(d for d in study.datasets if d.fingerprint in corpora),
     )
 
 
@@ -436,7 +416,6 @@ def _study_snapshot(
             "task": ", ".join(sorted({f.configuration.cell.task for f in everything})),
             "corpus": ", ".join(sorted({f.configuration.cell.corpus for f in everything})),
         },
-        params={},
         numbers=numbers,
         datasets=study.datasets,
         is_running=study.is_running,
@@ -465,8 +444,8 @@ def _group_snapshot(
     members: Sequence[Figures],
     *,
     tags: Mapping[str, str],
-    params: Mapping[str, str],
     numbers: Mapping[str, float],
+    params: Mapping[str, str] = {},
     datasets: tuple[Dataset, ...] = (),
     is_running: bool = False,
 ) -> RunSnapshot:

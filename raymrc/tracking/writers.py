@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from raymrc.tracking.experiment import TrackingPlace, find_runs, open_experiment, quiet_loggers
+from raymrc.tracking.experiment import TrackingPlace, find_runs, open_experiment
 from raymrc.tracking.mlflow_internals import DatabaseWriter, log_datasets
 from raymrc.tracking.snapshots import DIGEST_TAG, ExistingRun, RunSnapshot
 
@@ -77,8 +77,7 @@ Writer = ClientWriter | DatabaseWriter
 
 def open_writer(place: TrackingPlace) -> Writer:
     """The fastest writer that works for this MLflow."""
-    with quiet_loggers():
-        client, experiment = open_experiment(place)
+    client, experiment = open_experiment(place)
     if place.dialect in ("sqlite", "postgresql"):
         # If MLflow has changed its tables, the client writes to them.
         with contextlib.suppress(LookupError):

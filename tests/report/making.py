@@ -17,6 +17,7 @@ from raymrc.analysis.findings import Findings, build_findings
 from raymrc.configuration import Backbone, Configuration, FoldRun
 from raymrc.ledger.record import Epoch, NoteCounts, Record, RecordStatus
 from raymrc.model.shapes import SHAPES
+from raymrc.planning.loaded import LoadedStudy
 from raymrc.planning.plan import Plan
 from raymrc.scoring.counts import Counts
 from raymrc.study.load import load_spec
@@ -70,7 +71,8 @@ WHY = "can no longer win: 0.031 behind on 2 folds, <p> = 0.01"
 
 def make_findings(folder: Path, text: str = STUDY, with_course: bool = True) -> Findings:
     """See `make_records`."""
-    return build_findings(*make_records(folder, text, with_course))
+    spec, plan, records = make_records(folder, text, with_course)
+    return build_findings(LoadedStudy(spec), plan, records)
 
 
 def make_records(

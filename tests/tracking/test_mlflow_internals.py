@@ -17,7 +17,7 @@ import mlflow
 import pytest
 
 from raymrc.tracking import TrackingPlace
-from raymrc.tracking.experiment import open_experiment, sqlite_path
+from raymrc.tracking.experiment import open_experiment
 from raymrc.tracking.mlflow_internals import (
     DATASET_CONTEXT_TAG,
     EXPERIMENT_TAGS,
@@ -25,12 +25,13 @@ from raymrc.tracking.mlflow_internals import (
     DatabaseWriter,
     import_machine_monitor,
 )
-from raymrc.tracking.snapshots import build_snapshots, read_figures
+from raymrc.tracking.snapshots import read_figures
 from raymrc.tracking.writers import ClientWriter, open_writer
 from tests.tracking.test_tracking import (
     RECORDS,
     pytestmark,  # noqa: F401
     read_runs,
+    snapshots_of,
     visible,
 )
 
@@ -56,7 +57,7 @@ def test_the_database_writer_leaves_what_the_client_leaves(uri, tmp_path, empty_
     failed = replace(RECORDS[0], status="failed", reason="the loss is not a number", epochs=())
     # First with a failed record, then with one that is done in its place, and with more records.
     for records in ([failed, *RECORDS[1:5]], RECORDS[:8]):
-        snapshots = build_snapshots([read_figures(record) for record in records])
+        snapshots = snapshots_of([read_figures(record) for record in records])
         slow_client, experiment = open_experiment(TrackingPlace(slow_uri, "made-up"))
         slow = ClientWriter(slow_client, experiment.experiment_id)
         slow.write(snapshots, slow.find_runs())
@@ -81,9 +82,7 @@ def test_the_database_writer_leaves_what_the_client_leaves(uri, tmp_path, empty_
 
 
 def test_tables_that_mlflow_changed_are_left_to_its_client(uri):
-    path = sqlite_path(uri)
-    assert path is not None
-    with sqlite3.connect(path) as connection:
+    with sqlite3.connect(uri.removeprefix("sqlite:///")) as connection:
         connection.execute("alter table params add column invented text")
     assert isinstance(open_writer(TrackingPlace(uri, "made-up")), ClientWriter)
 

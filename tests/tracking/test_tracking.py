@@ -33,8 +33,14 @@ from raymrc.tracking import (
     recorder,
     sync_study,
 )
-from raymrc.tracking.experiment import open_experiment, sqlite_path
-from raymrc.tracking.snapshots import StudyHeader, build_snapshots, read_figures
+from raymrc.tracking.experiment import open_experiment
+from raymrc.tracking.snapshots import (
+    Figures,
+    RunSnapshot,
+    StudyHeader,
+    build_snapshots,
+    read_figures,
+)
 from tests.sweep.making import fold_runs, make_plan, make_record
 
 pytestmark = [
@@ -47,6 +53,7 @@ PLAN = make_plan([0.1, 0.2], folds=3)
 RECORDS = [
     make_record(run, started_at=f"2026-01-01T00:0{run.fold}:00+00:00") for run in fold_runs(PLAN)
 ]
+STUDY = StudyHeader("made-up")
 SHARED_TAGS = ("strategy", "backbone", "backbone_is", "corpus", "task")
 LEVELS = {"study": 1, "cell": 2, "configuration": 4, "fold-run": 12}
 
@@ -58,6 +65,11 @@ def read_runs(uri: str, experiment: str = "made-up") -> dict[str, Any]:
     keys = Counter(run.data.tags["raymrc.key"] for run in runs)
     assert not [key for key, times in keys.items() if times > 1]
     return {run.data.tags["raymrc.key"]: run for run in runs}
+
+
+def snapshots_of(figures: list[Figures]) -> list[RunSnapshot]:
+    """All runs of a study, its own first."""
+    return build_snapshots(figures, {f.key for f in figures}, lambda configuration: True, STUDY)
 
 
 def count_levels(runs: dict[str, Any]) -> Counter[str]:
@@ -157,18 +169,15 @@ def test_snapshots_do_not_depend_on_the_order_in_which_fold_runs_end():
         final = replace(run, configuration=configuration, fold=0, test_fingerprint="held out")
         records.append(replace(RECORDS[0], fold_run=final, key=final.key))
     figures = [read_figures(record) for record in records]
-    first, second = (
-        {s.key: s for s in build_snapshots(ordered, study=StudyHeader("made-up"))}
-        for ordered in (figures, figures[::-1])
-    )
+    first, second = ({s.key: s for s in snapshots_of(order)} for order in (figures, figures[::-1]))
     assert first == second
-    early = {s.key: s for s in build_snapshots(figures[-1:], study=StudyHeader("made-up"))}
+    early = {s.key: s for s in snapshots_of(figures[-1:])}
     assert {k: s.params for k, s in early.items()} == {k: first[k].params for k in early}
 
 
 def test_every_field_of_a_configuration_becomes_a_param():
     (snapshot,) = [
-        s for s in build_snapshots([read_figures(RECORDS[0])]) if s.tags["level"] == "configuration"
+        s for s in snapshots_of([read_figures(RECORDS[0])]) if s.tags["level"] == "configuration"
     ]
     configuration = RECORDS[0].fold_run.configuration
     assert set(snapshot.params) == set(type(configuration).__dataclass_fields__) - {"cell"}
@@ -177,8 +186,7 @@ def test_every_field_of_a_configuration_becomes_a_param():
 def test_a_second_sync_writes_nothing(uri):
     sync_study(RECORDS, TrackingPlace(uri, "made-up"))
     before = read_runs(uri)
-    path = sqlite_path(uri)
-    assert path is not None
+    path = Path(uri.removeprefix("sqlite:///"))
     rows = count_rows(path)
     assert sync_study(RECORDS, TrackingPlace(uri, "made-up")) == 0
     assert read_runs(uri).keys() == before.keys()
@@ -312,8 +320,8 @@ def test_a_final_test_has_its_own_run_and_does_not_change_the_cells():
         configuration = replace(run.configuration, seed=seed)
         final = replace(run, configuration=configuration, fold=0, test_fingerprint="held out")
         tested.append(replace(RECORDS[0], fold_run=final, key=final.key, validation_f1=1.0))
-    before = build_snapshots([read_figures(record) for record in RECORDS])
-    together = build_snapshots([read_figures(record) for record in [*RECORDS, *tested]])
+    _, *before = snapshots_of([read_figures(record) for record in RECORDS])
+    _, *together = snapshots_of([read_figures(record) for record in [*RECORDS, *tested]])
     assert [s for s in together if s in before] == before
     added = [s for s in together if s not in before]
     assert Counter(s.tags["level"] for s in added) == {
@@ -392,15 +400,12 @@ def test_the_driver_does_not_wait_for_a_server_that_hangs(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     warnings: list[str] = []
-    live = MlflowRecorder(
-        TrackingPlace(f"http://user:secret@127.0.0.1:{server.server_port}", "made-up"),
-        warn=warnings.append,
-    )
-    for record in RECORDS:  # would hang here if it waited for the server
-        live.record(record)
-    assert warnings == []
-    go_on.set()
-    live.close()
+    place = TrackingPlace(f"http://user:secret@127.0.0.1:{server.server_port}", "made-up")
+    with MlflowRecorder(place, warn=warnings.append) as live:
+        for record in RECORDS:  # would hang here if it waited for the server
+            live.record(record)
+        assert warnings == []
+        go_on.set()
     server.shutdown()
     server.server_close()
     assert live.behind and len(warnings) == 1

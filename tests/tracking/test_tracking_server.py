@@ -40,6 +40,7 @@ from raymrc.ledger.record import Record
 from raymrc.model.adapters import ADAPTER_FILE
 from raymrc.model.backbones import weights_fingerprint
 from raymrc.model.loading import load_backbone
+from raymrc.planning.loaded import LoadedStudy
 from raymrc.planning.plan import Plan
 from raymrc.reading.questions import build_questions
 from raymrc.study.load import load_spec
@@ -106,8 +107,12 @@ class Made:
         return sorted(self.records, key=lambda record: record.started_at)[:4]
 
     @property
+    def loaded(self) -> LoadedStudy:
+        return LoadedStudy(self.spec, self.corpus, {}, self.test)
+
+    @property
     def datasets(self) -> Any:
-        return describe_datasets(self.spec, self.corpus, {}, self.test)
+        return describe_datasets(self.loaded)
 
     def tracked_at(self, uri: str) -> Made:
         mlflow = self.spec.mlflow.model_copy(update={"tracking_uri": uri})
@@ -118,10 +123,10 @@ class Made:
         return TrackingPlace.of(self.spec)
 
     def sync(self) -> int:
-        return sync_study(self.records, self.place, None, self.datasets)
+        return sync_study(self.records, self.place, datasets=self.datasets)
 
     def register(self) -> list[str]:
-        return register(self.records, self.spec, self.corpus)
+        return register(self.records, self.loaded)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +196,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def on_server(study: Made, server_url: str) -> Made:
     """The study on the server, written by two syncs; a third one has nothing to do."""
     made = study.tracked_at(server_url)
-    assert sync_study(made.first, made.place, None, made.datasets) > 0
+    assert sync_study(made.first, made.place, datasets=made.datasets) > 0
     assert made.sync() > 0
     assert made.sync() == 0
     return made
@@ -377,12 +382,15 @@ def test_a_study_file_selects_what_is_registered(study: Made, server_url: str) -
     changes = {"register_models": "frozen", "experiment": "other"}
     section = made.spec.mlflow.model_copy(update=changes)
     other = made.spec.model_copy(update={"mlflow": section, "study": "other"})
-    assert register(study.records, other, study.corpus) == [], "their runs are not in MLflow yet"
+    loaded = LoadedStudy(other, study.corpus)
+    assert register(study.records, loaded) == [], "their runs are not in MLflow yet"
     sync_study(study.records, TrackingPlace.of(other))
-    assert register(study.records, other, study.corpus) == ["other-tiny-frozen_soft_prompt 1"]
+    assert register(study.records, loaded) == ["other-tiny-frozen_soft_prompt 1"]
     fewer = replace(study.corpus, notes=study.corpus.notes[1:])
     nothing = other.model_copy(update={"study": "another"})
-    assert register(study.records, nothing, fewer) == [], "it was trained on other notes"
+    assert register(study.records, LoadedStudy(nothing, fewer)) == [], (
+        "it was trained on other notes"
+    )
 
 
 @needs_chromium
@@ -476,7 +484,7 @@ def test_postgresql_shows_what_sqlite_shows(
 ) -> None:
     made = study.tracked_at(postgresql)
     assert isinstance(open_writer(made.place), DatabaseWriter)
-    assert sync_study(made.first, made.place, None, made.datasets) > 0
+    assert sync_study(made.first, made.place, datasets=made.datasets) > 0
     assert made.sync() > 0 and made.sync() == 0
     study.sync()
     in_postgresql = read_runs(postgresql, "small")
