@@ -154,7 +154,7 @@ def warn_node(address: str, node: str, seconds: float) -> None:
 
 @dataclass(frozen=True)
 class Script:
-    """The data of a made-up study: how its training behaves. It waits while `hold` exists.
+    """The data of a made-up study: how its training behaves. It waits while the file `hold` exists.
 
     Args:
         folder: each training leaves a file there, named by its process and key.
@@ -166,6 +166,7 @@ class Script:
         dies, dies_once: (learning rate, fold) that ends its process.
         room: number of lanes that fit into a process.
         unloadable: no process can load the backbone.
+        holds_after: number of ended or paused trainings after which processes make the file `hold`.
         raced: validation F1 falls with the distance of the learning rate from 0.1, and is random otherwise.
     """
 
@@ -180,11 +181,28 @@ class Script:
     text: str = MARKER
     room: int = 1000
     unloadable: bool = False
+    holds_after: int | None = None
     raced: bool = False
 
     @property
     def hold(self) -> Path:
         return self.folder.parent / "hold"
+
+    @property
+    def ended(self) -> Path:
+        """A folder with a file per training that ended or paused, kept if `holds_after` is set."""
+        return self.folder.parent / "ended"
+
+    def note_end(self, key: str) -> None:
+        if self.holds_after is not None:
+            (self.ended / f"{key}-{time.monotonic_ns()}").touch()
+
+    def wait(self) -> None:
+        """Wait while there is a `hold`."""
+        if self.holds_after is not None and len(list(self.ended.iterdir())) >= self.holds_after:
+            self.hold.touch()
+        while self.hold.exists():
+            time.sleep(0.02)
 
     def record(self, run: FoldRun) -> Record:
         """The record of training this fold-run."""
@@ -258,6 +276,7 @@ class ScriptPool:
 
     def pause(self, key: str) -> Record:
         course = self.courses.pop(key)
+        self.data.note_end(key)
         record = self.data.record(course.fold_run)
         epochs = record.epochs[: course.epoch]
         return replace(
@@ -273,8 +292,7 @@ class ScriptPool:
         self.courses.pop(key, None)
 
     def step(self) -> list[LaneEvent]:
-        while self.data.hold.exists():
-            time.sleep(0.02)
+        self.data.wait()
         events = []
         for key, course in list(self.courses.items()):
             record = self.data.record(course.fold_run)
@@ -284,6 +302,7 @@ class ScriptPool:
                 course.epoch += 1
                 continue
             del self.courses[key]
+            self.data.note_end(key)
             events.append(LaneEvent(key, self._end(course, record), DEVICE_SECONDS))
         return events
 
@@ -352,8 +371,10 @@ if __name__ == "__main__":
     if "lockless" in flags:
         fcntl.flock = _refuse_lock  # type: ignore[assignment]
     hours = [float(flag) / 3600 for flag in flags if flag[0].isdigit()]
-    script = Script(folder / "trained", nap, raced=raced)
-    script.folder.mkdir(parents=True, exist_ok=True)
+    holds_after = next((int(f.removeprefix("hold-")) for f in flags if f.startswith("hold-")), None)
+    script = Script(folder / "trained", nap, raced=raced, holds_after=holds_after)
+    for made in (script.folder, script.ended):
+        made.mkdir(parents=True, exist_ok=True)
     try:
         outcome = train_script(
             make_race(3) if raced else make_plan(), Ledger(str(folder)), script, folder,

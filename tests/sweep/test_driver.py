@@ -492,10 +492,11 @@ class Process:
             start_new_session=True,
         )
 
-    def wait_for_records(self, count: int) -> None:
-        """Wait until the ledger has this many records."""
+    def wait_for_hold(self, records: int) -> None:
+        """Wait until training holds and the ledger has this many records."""
         until = time.monotonic() + 240
-        while len(list((self.folder / "ledger").rglob("*.json"))) < count:
+        hold, ledger = self.folder / "hold", self.folder / "ledger"
+        while not (hold.exists() and len(list(ledger.rglob("*.json"))) >= records):
             assert self.process.poll() is None, self.process.communicate()[1]
             assert time.monotonic() < until, "the study makes no progress"
             time.sleep(0.05)
@@ -535,9 +536,8 @@ class Process:
 def test_a_study_whose_driver_was_ended_is_resumed_without_loss_or_repetition(
     how, cluster, tmp_path, script
 ):
-    ended = Process(tmp_path, nap=0.6)
-    ended.wait_for_records(3)
-    script.hold.touch()  # otherwise a busy machine might finish the study too early
+    ended = Process(tmp_path, 0.3, "hold-3")  # a busy machine might finish the study before the signal
+    ended.wait_for_hold(records=3)
     if how == "killed":
         ended.process.kill()
         ended.process.communicate()
@@ -574,9 +574,10 @@ def test_a_study_whose_driver_was_ended_is_resumed_without_loss_or_repetition(
 
 @pytest.mark.chaos
 def test_a_race_whose_machine_is_lost_resumes_from_its_rungs(cluster, tmp_path, script):
-    ended = Process(tmp_path, 0.6, "race")
-    ended.wait_for_records(2)
+    ended = Process(tmp_path, 0.3, "race", "hold-2")
+    ended.wait_for_hold(records=2)
     ended.lose_machine()
+    script.hold.unlink()
     kept = {record.key: record for record in Ledger(str(tmp_path)).records()}
     paused = [record for record in kept.values() if record.status == "paused"]
     assert paused
