@@ -57,11 +57,11 @@ class S3Server:
             text=True,
         )
         assert self._process.stdout is not None
-        said = self._process.stdout.readline()
-        if not said:
+        line = self._process.stdout.readline()
+        if not line:
             self.close()
             raise RuntimeError("moto's server has not started")
-        self.port = int(said)
+        self.port = int(line)
 
     def storage(self, name: str) -> str:
         """The URL of a study's storage."""

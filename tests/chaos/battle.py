@@ -101,7 +101,7 @@ class Draw:
     strikes: tuple[Strike, ...]
 
     @classmethod
-    def of(cls, seed: int, seconds: float, kinds: Sequence[str]) -> Draw:
+    def from_seed(cls, seed: int, seconds: float, kinds: Sequence[str]) -> Draw:
         draw = random.Random(seed)
         is_real = draw.random() < 0.25
         raced = not is_real and draw.random() < 0.5
@@ -240,8 +240,8 @@ class Ground:
 
     def lose_node(self, node: Any) -> None:
         """Switch a machine off."""
-        for pid, of in self.raylets().items():
-            if of is node:
+        for pid, owner in self.raylets().items():
+            if owner is node:
                 kill_all(psutil.Process(pid))
         self._cluster.remove_node(node, allow_graceful=False)
 
@@ -387,7 +387,7 @@ class Outcome:
             "save_seconds": drawn.save_seconds,
             "cap": drawn.cap,
             "overspend": self.overspend,
-            "clock": [list(of) for of in drawn.clock[: len(self.codes)]],
+            "clock": [list(pair) for pair in drawn.clock[: len(self.codes)]],
             "codes": list(self.codes),
             "wall_seconds": round(self.wall_seconds, 1),
             "held": round(self.held, 2),
@@ -716,8 +716,8 @@ class Battle:
             key, ending = path.name.split(".", 1)
             kept_at = path.stat().st_mtime
             if ending == "json" and any(
-                what == "open" and of == key and at > kept_at + 1.0
-                for at, what, of, _, _ in self._log
+                what == "open" and opened == key and at > kept_at + 1.0
+                for at, what, opened, _, _ in self._log
             ):
                 self.wrong.append(f"{key[:8]} was begun again after it was done")
 

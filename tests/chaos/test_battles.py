@@ -44,6 +44,6 @@ def ground() -> Iterator[Ground]:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_study_under_faults_ends_like_an_undisturbed_one(seed, ground):
     with tempfile.TemporaryDirectory(prefix="rr-", dir="/tmp") as folder:
-        outcome = Battle(ground, Draw.of(seed, 1.0, ("folder",)), Path(folder) / "run").run()
+        outcome = Battle(ground, Draw.from_seed(seed, 1.0, ("folder",)), Path(folder) / "run").run()
     assert not outcome.wrong, (outcome.wrong, outcome.struck, outcome.codes)
     assert outcome.struck, "nothing was struck"

@@ -336,8 +336,8 @@ def test_hugging_face_loads_an_export_with_the_same_outputs(
         assert torch.equal(weight, found["weights"][f"encoder.{name}"]), name
     ids = torch.arange(5, 25)[None]
     theirs = AutoModel.from_pretrained(folder, add_pooling_layer=False)(ids).last_hidden_state
-    here = torch.ones_like(ids, dtype=torch.bool)
-    ours = again(Inputs(ids, torch.zeros_like(ids), here, here, ids[:, 0]))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    ours = again(Inputs(ids, torch.zeros_like(ids), mask, mask, ids[:, 0]))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
