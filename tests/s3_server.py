@@ -31,7 +31,7 @@ ACCESS = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
 }
-"""What has to stand in the environment of a process before it opens a storage on the server."""
+"""A process needs these in its environment before it opens a storage on the server."""
 
 COUNT = "/how-many-requests"
 

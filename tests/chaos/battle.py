@@ -40,11 +40,12 @@ STRIKES = (
     "trial", "host", "board", "node", "reclaim", "kill", "terminate", "interrupt", "head", "outage",
     "second",
 )  # fmt: skip
-"""A process of a trial, host or the coordinator ("board"); a machine, without and with notice; the driver
-by SIGKILL, SIGTERM and SIGINT; all machines and the driver; the storage for some seconds; a second driver."""
+"""A strike kills a process of a trial, a host or the coordinator ("board"), takes a machine away without
+or with notice, ends the driver by SIGKILL, SIGTERM or SIGINT, kills all machines and the driver, takes the
+storage away for some seconds, or starts a second driver."""
 
 OURS = {"trial": "ray::ImplicitFunc", "host": "ray::Host", "board": "ray::Coordinator"}
-"""Per kind of strike, the start of the process name that Ray sets."""
+"""The process names that Ray sets start with these words."""
 
 DISK_BYTES = 8 * 2**20
 LOOK_SECONDS = 0.2
@@ -54,10 +55,10 @@ MOST_DRIVERS = 20
 DONE, FAILED, REFUSED, CAPPED, INTERRUPTED = 0, 1, 2, 3, 130
 
 LEASE_SECONDS = 60.0
-"""Device-seconds by which a killed driver with two devices is overcharged."""
+"""A killed driver with two devices is overcharged by these device-seconds."""
 
 PROCESS_SECONDS = 0.5
-"""Error in the start and end of a process as seen from outside."""
+"""Start and end of a process are seen from outside with this error."""
 
 
 # --- random draws ----------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from tests.study.making import record
 from tests.sweep.making import fold_runs, make_plan, make_record
 
 PER_RECORD = {"write": 4, "read": 1}
-"""Requests that a record may take: is it there, write it, is there a failed one; read it."""
+"""Writing asks whether the record and a failed one are there, and reading takes one request."""
 
 
 class CountedFiles(Folder):

@@ -22,7 +22,7 @@ from tests.paths import ROOT
 from tests.study.making import plan_of, spec_of
 
 KEYS = ROOT / "tests" / "golden" / "ledger_keys.json"
-"""Written with raymrc c93dda9, before settings became a table: `python -m tests.planning.test_keys`."""
+"""raymrc c93dda9, before settings became a table, wrote it: `python -m tests.planning.test_keys`."""
 
 STUDIES = sorted((ROOT / "studies").rglob("*.yaml"))
 

@@ -21,7 +21,7 @@ from raymrc.scoring.subsets import SUBSETS, find_subsets, items_of, score_subset
 from tests.paths import SHARED, needs_shared
 
 TEXT = "a rash on arms and legs\nsince the last dose"
-"""Words separated by single blanks, and by a line end at 23."""
+"""Single blanks separate the words, and a line end does at 23."""
 
 
 def span(label: str, *fragments: tuple[int, int], name: str = "T1") -> Span:

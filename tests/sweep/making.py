@@ -38,7 +38,7 @@ from raymrc.study.space import Distribution, Fixed, Grid, Setting, build_space
 
 BACKBONE = Backbone("tiny", "nowhere")
 DEVICE_SECONDS = 3.0
-"""Cost of a made-up fold-run that fails."""
+"""A made-up fold-run that fails costs this."""
 
 MARKER = "Quixotril-77"
 """Stands for a note's text, which may appear nowhere."""

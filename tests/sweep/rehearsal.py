@@ -37,13 +37,13 @@ from tests.paths import ROOT
 from tests.sweep.making import actors, make_plan
 
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
-"""The id that Ray's fake node provider expects of the head."""
+"""Ray's fake node provider expects this id of the head."""
 
 COMMANDS = (
     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
     "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files",
 )  # fmt: skip
-"""Fields that the autoscaler requires in a configuration, and that one machine does not need."""
+"""The autoscaler requires these fields in a configuration; one machine does not need them."""
 
 
 # --- the cluster -----------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ FORMS: tuple[dict[str, Any], ...] = (
     {"reparametrisation": "lstm", "seed": 15},
     {"loss_weights": (1.0, 2.0, 0.5)},
 )
-"""Lanes that differ in what a configuration can differ in."""
+"""These lanes differ where configurations can differ."""
 
 
 @pytest.fixture(scope="module", params=KINDS)

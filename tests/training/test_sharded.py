@@ -228,7 +228,7 @@ CASES = [
     case("bert", "soft_prompt", task="relations"),
     case("bert", "fine_tune", task="end_to_end", steps=10_000, fields=QUICKLY),
 ]
-"""The one of ten steps in parts of a row for each process. Those of 10,000 go to their end, with validation
+"""The case of ten steps gives each process part of a row. Those of 10,000 go to their end, with validation
 and the scored fold. Pair classification has rows of two marked mentions; end to end they are beside rows
 that are tagged, and each batch leaves one of two heads without a gradient."""
 

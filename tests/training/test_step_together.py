@@ -22,7 +22,7 @@ LANES: tuple[dict[str, float | tuple[float, float]], ...] = (
     {"lr": 3e-2, "weight_decay": 0.05, "betas": (0.5, 0.9)},
 )
 JOINS = (0, 0, 7, 12)
-"""The step at which each lane comes in."""
+"""Each lane comes in at its step."""
 
 
 def make_lane(number: int, *, fused: bool, device: str = "cpu") -> torch.optim.AdamW:
