@@ -343,7 +343,7 @@ def run_step(step: Callable[..., dict[str, Any]], *arguments: str | int) -> dict
     return run_together([sys.executable, "-m", "benchmarks.ledger", "step", *words])
 
 
-def tell(
+def print_comparison(
     options: Options,
     where: str,
     num_records: int,
@@ -407,7 +407,7 @@ def on_disk(options: Options, place: Path) -> None:
             peer = run_step(fill_sqlite, path, storage)
         ours[size] |= run_step(use_ours, storage, size)
         peer |= run_step(use_sqlite, path, size)
-        tell(options, "local disk", size, ours[size], peer, "SQLite")
+        print_comparison(options, "local disk", size, ours[size], peer, "SQLite")
     print_growth(options, "local disk", ours)
 
 
@@ -430,7 +430,7 @@ def on_s3(options: Options, place: Path) -> None:
             plain = run_step(ask_plainly, server.storage("plain"), requests)
         peer = {step: seconds * size / requests for step, seconds in plain.items()}
         where = "S3 by moto" + (f" (the last {written:,} written)" if written < size else "")
-        tell(options, where, size, ours[size], peer, "bare requests", goal=0.5)
+        print_comparison(options, where, size, ours[size], peer, "bare requests", goal=0.5)
     print_growth(options, "S3 by moto", ours)
 
 
@@ -442,7 +442,7 @@ def beside_mlflow(options: Options, place: Path) -> None:
     (place / "mlflow").mkdir()
     peer = run_step(use_mlflow, str(place / "mlflow"), size)
     only_read = {name: ours[name] for name in ("read", "cpu read", "peak_bytes")}
-    tell(options, "local disk", size, only_read, peer, "MLflow's search_runs")
+    print_comparison(options, "local disk", size, only_read, peer, "MLflow's search_runs")
 
 
 def main() -> None:

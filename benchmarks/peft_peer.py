@@ -470,9 +470,9 @@ def score(
     for row, place in np.argwhere(found_RK != NOTHING).tolist():
         at = rows[row]
         first, last = divmod(int(found_RK[row, place]), STRIDE)
-        own = spans[at.window.note_id].setdefault(at.window.index, [])
+        answers = spans[at.window.note_id].setdefault(at.window.index, [])
         begin = int(at.pieces.places[0])
-        own.append((at.label, first - begin, last - begin))
+        answers.append((at.label, first - begin, last - begin))
     return pool(
         counts
         for note in notes

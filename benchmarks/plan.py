@@ -140,7 +140,7 @@ class Planned:
     workload: Workload
 
     @classmethod
-    def of(cls, case: Case, phee: Path | None) -> Planned:
+    def from_case(cls, case: Case, phee: Path | None) -> Planned:
         with tempfile.TemporaryDirectory() as folder:
             spec = case.spec(Path(folder), phee)
         corpus = read_study_corpus(spec)
@@ -186,8 +186,10 @@ def measure_here(planned: Planned) -> list[dict[str, Any]]:
                     run.configuration, workload.of(run.configuration, run.fold), cell.shape,
                     len(workload.asked.labels), len(workload.asked.relations), cell.placement.lanes,
                 )  # fmt: skip
-                one = event.what
-                found.append(Measured(job, one.hardware, "cpu", one.device_seconds, one.peak_bytes))
+                record = event.what
+                found.append(
+                    Measured(job, record.hardware, "cpu", record.device_seconds, record.peak_bytes)
+                )
     return [run.to_values() for run in found]
 
 
@@ -227,13 +229,13 @@ def main() -> int:
         sys.argv.pop(at)
         options = read_options("plan", __doc__, reads_phee=True, devices=["cpu"])
         case = (QUICK if options.quick else CASES)[number]
-        print(json.dumps(measure_here(Planned.of(case, options.corpus))))
+        print(json.dumps(measure_here(Planned.from_case(case, options.corpus))))
         return 0
     options = read_options("plan", __doc__, reads_phee=True, devices=["cpu"])
     start(options)
     torch.set_num_threads(1)  # as in the measured processes
     chosen = [
-        (number, Planned.of(case, options.corpus))
+        (number, Planned.from_case(case, options.corpus))
         for number, case in enumerate(QUICK if options.quick else CASES)
         if case.corpus != "phee" or options.corpus is not None
     ]

@@ -78,15 +78,15 @@ def build(options: Options, size: int, configurations: int, folder: Path) -> Pat
     stages = zip(("read", "draw up", "write"), clock, clock[1:], strict=False)
     seconds = {name: float(f"{later - earlier:.4g}") for name, earlier, later in stages}
     total, name = clock[-1] - clock[0], f"{size:,} fold-runs"
-    of = {"records": len(records), "cells": len(plan.cells)}
+    sizes = {"records": len(records), "cells": len(plan.cells)}
     json_line(
         options, f"{name}: from the ledger to the page", total, None, "s",
-        BUILD_SECONDS / total, BUILD_SECONDS, stages=seconds, cpu_seconds=cpu, **of,
+        BUILD_SECONDS / total, BUILD_SECONDS, stages=seconds, cpu_seconds=cpu, **sizes,
     )  # fmt: skip
     large = page.stat().st_size
     json_line(
         options, f"{name}: size of the page", large / 1e6, None, "MB",
-        PAGE_BYTES / large, PAGE_BYTES / 1e6, **of,
+        PAGE_BYTES / large, PAGE_BYTES / 1e6, **sizes,
     )  # fmt: skip
     return page
 

@@ -83,8 +83,8 @@ def gaussian_folds(
 ) -> Array:
     """Differences around 0 with a standard deviation of one point, (studies, folds)."""
     common = generator.standard_normal((studies, 1))
-    own = generator.standard_normal((studies, folds))
-    return POINT * (math.sqrt(correlation) * common + math.sqrt(1 - correlation) * own)
+    noise = generator.standard_normal((studies, folds))
+    return POINT * (math.sqrt(correlation) * common + math.sqrt(1 - correlation) * noise)
 
 
 def assumed(folds: int) -> dict[str, float]:
@@ -165,9 +165,9 @@ def learner_differences(
         square = np.einsum("sni,snj->sij", x[:, train], x[:, train]) + np.eye(width)
         f1 = []
         for weights in (moment, np.linalg.solve(square, moment[..., None])[..., 0]):
-            says = np.einsum("sni,si->sn", x[:, held], weights) > 0
+            guess = np.einsum("sni,si->sn", x[:, held], weights) > 0
             gold = y[:, held] > 0
-            counts = [(says & gold).sum(1), (says & ~gold).sum(1), (~says & gold).sum(1)]
+            counts = [(guess & gold).sum(1), (guess & ~gold).sum(1), (~guess & gold).sum(1)]
             f1.append(micro_f1(np.stack(counts, axis=-1)))
         found.append(f1[0] - f1[1])
     return np.stack(found, axis=1)
@@ -224,8 +224,8 @@ def family(options: Options, studies: int) -> None:
     adjusted, plain = [], []
     for _ in range(studies):
         common = gaussian_folds(1, folds, correlation, generator)
-        own = gaussian_folds(len(truths), folds, correlation, generator)
-        rows = 0.3 * (math.sqrt(0.5) * common + math.sqrt(0.5) * own) + truths[:, None]
+        noise = gaussian_folds(len(truths), folds, correlation, generator)
+        rows = 0.3 * (math.sqrt(0.5) * common + math.sqrt(0.5) * noise) + truths[:, None]
         found = [compare_folds(row) for row in rows]
         p = [test.p_difference for test in found] + [test.p_equivalence(POINT) for test in found]
         false = np.concatenate([truths == 0, truths == POINT])
@@ -273,8 +273,8 @@ def note_bootstrap(options: Options, studies: int) -> None:
             shape = (batch, 1, patients, 1)
             of_patient = 0.6 * generator.standard_normal(shape)
             of_note = 0.5 * generator.standard_normal((batch, 1, patients, 2))
-            own = 0.4 * generator.standard_normal((batch, 2, patients, 2))
-            chance = sigmoid(logits[:, None, None] + of_patient + of_note + own)
+            noise = 0.4 * generator.standard_normal((batch, 2, patients, 2))
+            chance = sigmoid(logits[:, None, None] + of_patient + of_note + noise)
             chance = chance.reshape(batch, 2, -1)
             gold = 1 + generator.poisson(GOLD, (batch, 1, 2 * patients))
             counts = draw_counts(chance, gold, generator).reshape(2 * batch, -1, 3)

@@ -44,19 +44,19 @@ def read_points(report: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
         axis = "shots"
     elif len({cell["backbone"] for cell in cells}) > 1:
         axis = "backbone_parameters"
-    elif any(one["transfer"] for cell in cells for one in cell["configurations"]):
+    elif any(entry["transfer"] for cell in cells for entry in cell["configurations"]):
         return "site", [point for cell in cells for point in _read_sites(cell)]
     else:
         axis = "prompt_length"
     sizes = {gap["backbone"]: gap["backbone_parameters"] for gap in report["frozen_gaps"]}
     points: dict[tuple[str, float], dict[str, Any]] = {}
     for cell in cells:
-        for one in cell["configurations"]:
-            if not one["complete"]:
+        for entry in cell["configurations"]:
+            if not entry["complete"]:
                 continue
             where = {
                 "shots": cell["shots"],
-                "prompt_length": one["settings"]["prompt_length"],
+                "prompt_length": entry["settings"]["prompt_length"],
                 "backbone_parameters": sizes.get(cell["backbone"]),
             }[axis]
             if not where:  # no prompt, so no length
@@ -64,11 +64,11 @@ def read_points(report: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
             point = {
                 "strategy": cell["strategy"],
                 axis: where,
-                "strict_f1": one["strict_f1"]["mean"],
-                "sd": one["strict_f1"]["sd"],
-                "validation_f1": one["validation_f1"]["mean"],
-                "fold_runs": one["folds_done"],
-                "device_seconds": one["device_seconds"] / one["folds_done"],
+                "strict_f1": entry["strict_f1"]["mean"],
+                "sd": entry["strict_f1"]["sd"],
+                "validation_f1": entry["validation_f1"]["mean"],
+                "fold_runs": entry["folds_done"],
+                "device_seconds": entry["device_seconds"] / entry["folds_done"],
             }
             key = (cell["strategy"], where)
             if key not in points or point["validation_f1"] > points[key]["validation_f1"]:
@@ -78,7 +78,9 @@ def read_points(report: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
 
 def _read_sites(cell: dict[str, Any]) -> list[dict[str, Any]]:
     """F1 of a cell's winner at home, of all its labels, and on each other site, of those that both have."""
-    winner = next((one for one in cell["configurations"] if one["id"] == cell["winner"]), None)
+    winner = next(
+        (entry for entry in cell["configurations"] if entry["id"] == cell["winner"]), None
+    )
     if winner is None:
         return []
     found = {HOME: (winner["strict_f1"], None)}
@@ -110,17 +112,17 @@ def draw(name: str, axis: str, points: Sequence[dict[str, Any]], path: Path) -> 
     places = {v: float(n) if is_site else math.log2(v) for n, v in enumerate(values)}
     width = max(places.values()) - min(places.values())
     for number, strategy in enumerate(strategies):
-        own = [p for p in points if p["strategy"] == strategy]
+        curve = [p for p in points if p["strategy"] == strategy]
         colour, mark, line = STYLES[strategy]
         # A little apart, so that bars at one value do not hide each other.
         shift = (0.05 if is_site else 0.01) * width * (number - (len(strategies) - 1) / 2)
         axes.errorbar(
-            [places[p[axis]] + shift for p in own],
-            [100 * p["strict_f1"] for p in own],
-            yerr=[100 * (p["sd"] or 0) for p in own],
+            [places[p[axis]] + shift for p in curve],
+            [100 * p["strict_f1"] for p in curve],
+            yerr=[100 * (p["sd"] or 0) for p in curve],
             color=colour, marker=mark, linestyle="" if is_site else line, capsize=3, label=strategy,
         )  # fmt: skip
-    axes.set_xticks(list(places.values()), [_say(value) for value in values])
+    axes.set_xticks(list(places.values()), [_label(value) for value in values])
     axes.set_xlabel(AXES[axis])
     axes.set_ylabel("strict F1, points")
     axes.set_ylim(bottom=0)
@@ -130,7 +132,7 @@ def draw(name: str, axis: str, points: Sequence[dict[str, Any]], path: Path) -> 
     pyplot.close(figure)
 
 
-def _say(value: str | float) -> str:
+def _label(value: str | float) -> str:
     if isinstance(value, str):
         return value
     return f"{value / 1e6:.1f}M" if value > 1e6 else f"{value:g}"

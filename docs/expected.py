@@ -45,7 +45,9 @@ def main() -> None:
             plan = json.loads(raymrc(folder, "plan", str(study), "--json"))
             name = study.relative_to(STUDIES).as_posix()
             expected[name] = {
-                key: plan[key] for of in ("device_seconds", "usd") for key in (of, f"{of}_interval")
+                key: plan[key]
+                for amount in ("device_seconds", "usd")
+                for key in (amount, f"{amount}_interval")
             }
             print(name, round(plan["usd"]), "USD", file=sys.stderr, flush=True)
     EXPECTED.write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")

@@ -56,8 +56,8 @@ def draw(panels: Panels, path: Path) -> None:
     from matplotlib import pyplot
 
     columns = 3
-    points = [pair for methods in panels.values() for of in methods.values() for pair in of]
-    furthest, worst = (max(of) for of in zip(*points, strict=True))
+    points = [pair for methods in panels.values() for pairs in methods.values() for pair in pairs]
+    furthest, worst = (max(values) for values in zip(*points, strict=True))
     rows = -(-len(panels) // columns)
     figure, axes = pyplot.subplots(
         rows, columns, figsize=(3.1 * columns, 2.6 * rows + 0.8), sharex=True, sharey=True,

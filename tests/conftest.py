@@ -25,7 +25,7 @@ hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
 
 RAY_TIMEOUT_SECONDS = 1200
-"""Only ends a test that hangs: beside other work a test on Ray takes many times as long."""
+"""This only ends a test that hangs: beside other work a test on Ray takes many times as long."""
 
 atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 

@@ -31,7 +31,7 @@ ACCESS = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
 }
-"""What has to stand in the environment of a process before it opens a storage on the server."""
+"""A process needs these in its environment before it opens a storage on the server."""
 
 COUNT = "/how-many-requests"
 
@@ -57,11 +57,11 @@ class S3Server:
             text=True,
         )
         assert self._process.stdout is not None
-        said = self._process.stdout.readline()
-        if not said:
+        line = self._process.stdout.readline()
+        if not line:
             self.close()
             raise RuntimeError("moto's server has not started")
-        self.port = int(said)
+        self.port = int(line)
 
     def storage(self, name: str) -> str:
         """The URL of a study's storage."""

@@ -170,9 +170,9 @@ def test_an_error_about_a_broken_note_does_not_quote_it(broken, tmp_path, capsys
         ["run", "study.yaml"],
     ):
         assert main(command) == 2
-        told = capsys.readouterr()
-        assert "note1.ann" in told.out + told.err
-        assert not holds_marker((told.out + told.err).encode())
+        output = capsys.readouterr()
+        assert "note1.ann" in output.out + output.err
+        assert not holds_marker((output.out + output.err).encode())
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,8 @@ def test_an_error_about_a_broken_file_does_not_quote_it(reader, name, content, t
     path.write_text(content, encoding="utf-8")
     for options in ([], ["--json"]):
         assert main(["validate", str(tmp_path / "corpus"), "--reader", reader, *options]) == 2
-        told = capsys.readouterr()
-        assert not holds_marker((told.out + told.err).encode())
+        output = capsys.readouterr()
+        assert not holds_marker((output.out + output.err).encode())
 
 
 def test_an_error_about_a_note_that_is_not_utf_8_gives_the_byte_position(tmp_path, capsys):
@@ -209,9 +209,9 @@ def test_an_error_about_a_note_that_is_not_utf_8_gives_the_byte_position(tmp_pat
     write_notes(tmp_path / "notes", {"note1": (TEXT, LINES)})
     (tmp_path / "notes" / "note1.txt").write_bytes(TEXT.encode() + b"\xff" + TEXT.encode())
     assert main(["validate", str(tmp_path / "notes"), "--reader", "brat"]) == 2
-    told = capsys.readouterr().err
-    assert f"byte {len(TEXT)}" in told
-    assert not holds_marker(told.encode())
+    output = capsys.readouterr().err
+    assert f"byte {len(TEXT)}" in output
+    assert not holds_marker(output.encode())
 
 
 def test_the_marker_search_detects_an_unguarded_leak(tmp_path):

@@ -244,9 +244,9 @@ def find_device_price(
     Raises:
         SpecError: the cluster has devices of the other kind.
     """
-    own = DevicePrice(spec.prices.device_hour_usd, "the study's own")
+    stated = DevicePrice(spec.prices.device_hour_usd, "the study's own")
     if table is None:
-        return own
+        return stated
     dated = f"{table.name}, of {table.date}"
     if cluster is not None:
         name, instance, _ = cluster.machines[0]
@@ -261,9 +261,9 @@ def find_device_price(
         return DevicePrice(cluster.hour_usd() / cluster.devices, f"on demand, {dated}", device)
     name = table.cheapest(kind, device_of(spec.resources).total_bytes / GIB)
     if not name:
-        return own
+        return stated
     instance = table.instances[name]
     device = table.devices[instance.device]
-    if own.hour_usd:
-        return DevicePrice(own.hour_usd, "the study's own (prices.device_hour_usd)", device)
+    if stated.hour_usd:
+        return DevicePrice(stated.hour_usd, "the study's own (prices.device_hour_usd)", device)
     return DevicePrice(instance.on_demand / instance.devices, f"{name} on demand, {dated}", device)

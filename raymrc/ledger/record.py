@@ -235,11 +235,11 @@ class Record:
         notes, transfer = values["notes"], values.get("transfer", {})
         if again is None:
             values["notes"] = _read_notes(notes)
-            values["transfer"] = {name: _read_notes(there) for name, there in transfer.items()}
+            values["transfer"] = {name: _read_notes(counts) for name, counts in transfer.items()}
         elif notes:
             values["notes"] = SummedNotes(notes, again)
             values["transfer"] = {
-                name: SummedNotes(there, again, name) for name, there in transfer.items()
+                name: SummedNotes(counts, again, name) for name, counts in transfer.items()
             }
         values["predictions"] = {
             name: _read_found(found) for name, found in values.get("predictions", {}).items()

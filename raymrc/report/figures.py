@@ -59,7 +59,7 @@ class Mark:
 
     x: float | str
     y: float | str
-    says: str
+    hover: str
     low: float | None = None
     high: float | None = None
     size: float = 11
@@ -147,13 +147,13 @@ def heat(
     y: str,
     *,
     value_range: tuple[float, float],
-    says: str,
+    measure: str,
 ) -> dict[str, Any]:
     """Heat map of F1 in points; `rows` from top to bottom.
 
     Args:
         texts: written into the fields.
-        says: the name of a value in the hover text.
+        measure: the name of a value in the hover text.
     """
     figure = _figure(x, y)
     low, high = value_range
@@ -171,7 +171,7 @@ def heat(
             xgap=2,
             ygap=2,
             hoverongaps=False,
-            hovertemplate=f"{escape(y)} %{{y}}<br>{escape(x)} %{{x}}<br>{escape(says)} %{{text}}"
+            hovertemplate=f"{escape(y)} %{{y}}<br>{escape(x)} %{{x}}<br>{escape(measure)} %{{text}}"
             "<extra></extra>",
             colorbar={"thickness": 10, "outlinewidth": 0, "len": 1.0},
         )
@@ -197,7 +197,7 @@ def field(
             x=[mark.x for mark in marks],
             y=[mark.y for mark in marks],
             mode="markers",
-            text=[escape(mark.says).replace("\n", "<br>") for mark in marks],
+            text=[escape(mark.hover).replace("\n", "<br>") for mark in marks],
             hovertemplate="%{text}<extra></extra>",
             marker={
                 "color": list(values),
@@ -282,7 +282,7 @@ def _marks(name: str, marks: Sequence[Mark], along: str, mode: str) -> go.Scatte
         y=[escape(m.y) if isinstance(m.y, str) else m.y for m in marks],
         mode=mode,
         name=escape(name),
-        text=[escape(mark.says).replace("\n", "<br>") for mark in marks],
+        text=[escape(mark.hover).replace("\n", "<br>") for mark in marks],
         hovertemplate="%{text}<extra></extra>",
         line={"color": colour, "width": 1.8},
         marker={

@@ -13,7 +13,7 @@ from raymrc.report.table import Table
 class Plot:
     """
     Args:
-        says: the plot in one sentence: its caption, and its text for screen readers.
+        caption: one sentence on what the plot shows; screen readers read it, too.
         figure: data and layout for plotly.js.
         height: in CSS pixels.
         table: the plotted numbers.
@@ -21,7 +21,7 @@ class Plot:
     """
 
     title: str
-    says: str
+    caption: str
     figure: dict[str, Any] = field(repr=False)
     height: int
     table: Table | None = None

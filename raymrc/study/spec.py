@@ -150,9 +150,9 @@ class Spec(Section):
             (("training",), self.training),
             (("strategies", strategy), self.strategies.named()[strategy]),
         ]
-        own = self.backbones[backbone].strategies.named().get(strategy)
-        if own is not None:
-            places.append((("backbones", backbone, "strategies", strategy), own))
+        specific = self.backbones[backbone].strategies.named().get(strategy)
+        if specific is not None:
+            places.append((("backbones", backbone, "strategies", strategy), specific))
         return [(path, settings.given()) for path, settings in places]
 
     def error(self, path: Steps, sentence: str) -> SpecError:

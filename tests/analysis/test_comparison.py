@@ -31,11 +31,11 @@ LEVEL = [0.80, 0.82, 0.79, 0.81, 0.80]
 BETTER = [0.88, 0.91, 0.87, 0.88, 0.89]
 
 
-def study(folder, f1, *, name="a", notes="fold", of=None, order=range(5), overrides=()):
+def study(folder, f1, *, name="a", notes="fold", cell=None, order=range(5), overrides=()):
     """Findings of one cell whose folds have these F1 on these notes."""
     spec = spec_of(folder, overrides=[f"study={name}", *overrides])
     records = [
-        replace(record(fold, of=of or cell()), notes=scored(f1[fold], f"{notes}-{order[fold]}"))
+        replace(record(fold, cell=cell), notes=scored(f1[fold], f"{notes}-{order[fold]}"))
         for fold in range(5)
     ]
     summaries = summarise(records, 5)
@@ -44,43 +44,43 @@ def study(folder, f1, *, name="a", notes="fold", of=None, order=range(5), overri
 
 
 def test_on_the_same_folds_the_difference_is_tested_fold_by_fold(tmp_path):
-    (one,) = compare_studies(study(tmp_path, LEVEL), study(tmp_path, BETTER, name="b")).both
+    (result,) = compare_studies(study(tmp_path, LEVEL), study(tmp_path, BETTER, name="b")).both
     by_hand = compare_folds([b - a for a, b in zip(LEVEL, BETTER, strict=True)])
-    assert one.paired == SAME_FOLDS and one.p_value <= 0.05
-    assert one.difference == pytest.approx(by_hand.difference, abs=1e-3)
-    assert one.p_value == pytest.approx(by_hand.p_difference, rel=0.05)
-    assert one.interval.low > 0
+    assert result.paired == SAME_FOLDS and result.p_value <= 0.05
+    assert result.difference == pytest.approx(by_hand.difference, abs=1e-3)
+    assert result.p_value == pytest.approx(by_hand.p_difference, rel=0.05)
+    assert result.interval.low > 0
     (back,) = compare_studies(study(tmp_path, BETTER), study(tmp_path, LEVEL, name="b")).both
-    assert back.difference == pytest.approx(-one.difference)
+    assert back.difference == pytest.approx(-result.difference)
 
 
 def test_the_same_notes_in_other_folds_are_resampled_and_no_claim_is_made(tmp_path):
     """Of five folds of equal notes, one study's first is the other one's second."""
-    there = study(tmp_path, BETTER, name="b", order=[1, 2, 3, 4, 0])
-    (one,) = compare_studies(study(tmp_path, LEVEL), there).both
-    assert one.paired == SAME_NOTES and one.p_value is None
-    assert one.interval.low < one.difference < one.interval.high
+    reordered = study(tmp_path, BETTER, name="b", order=[1, 2, 3, 4, 0])
+    (result,) = compare_studies(study(tmp_path, LEVEL), reordered).both
+    assert result.paired == SAME_NOTES and result.p_value is None
+    assert result.interval.low < result.difference < result.interval.high
     a, b = (sum(values) / 5 for values in (LEVEL, BETTER))
-    assert one.difference == pytest.approx(b - a, abs=0.002)
+    assert result.difference == pytest.approx(b - a, abs=0.002)
 
 
 def test_on_other_notes_nothing_is_claimed(tmp_path):
-    (one,) = compare_studies(study(tmp_path, LEVEL), study(tmp_path, BETTER, notes="other")).both
-    assert one.paired == OTHER_NOTES
-    assert one.interval.low is None and one.p_value is None
-    assert one.difference == pytest.approx(0.082, abs=1e-3)
+    (result,) = compare_studies(study(tmp_path, LEVEL), study(tmp_path, BETTER, notes="other")).both
+    assert result.paired == OTHER_NOTES
+    assert result.interval.low is None and result.p_value is None
+    assert result.difference == pytest.approx(0.082, abs=1e-3)
 
 
 def test_p_values_are_adjusted_over_all_cells_of_both(tmp_path):
     def two(f1, name):
         first, second = (
-            study(tmp_path, f1, name=name, of=cell(s)) for s in ("fine_tune", "soft_prompt")
+            study(tmp_path, f1, name=name, cell=cell(s)) for s in ("fine_tune", "soft_prompt")
         )
         return replace(first, summaries=(*first.summaries, *second.summaries))
 
     found = compare_studies(two(LEVEL, "a"), two(BETTER, "b"))
     alone = compare_studies(study(tmp_path, LEVEL), study(tmp_path, BETTER))
-    assert [one.p_value for one in found.both] == pytest.approx([2 * alone.both[0].p_value] * 2)
+    assert [pair.p_value for pair in found.both] == pytest.approx([2 * alone.both[0].p_value] * 2)
 
 
 def test_cells_in_one_study_only_and_differing_settings_are_listed(tmp_path):
@@ -88,7 +88,7 @@ def test_cells_in_one_study_only_and_differing_settings_are_listed(tmp_path):
         tmp_path,
         LEVEL,
         name="b",
-        of=cell("soft_prompt"),
+        cell=cell("soft_prompt"),
         overrides=["folds.count=3", "backbones=[bert-large]"],
     )
     found = compare_studies(study(tmp_path, LEVEL), other)

@@ -44,7 +44,7 @@ def ledger(
     frozen: Sequence[float],
     *,
     away: tuple[Sequence[float], Sequence[float]] | None = None,
-    of: str = "minilm",
+    backbone: str = "minilm",
     size: int = 1000,
     seconds: tuple[float, float] = (100.0, 10.0),
     usd: tuple[float, float] = (1.0, 0.1),
@@ -56,16 +56,16 @@ def ledger(
         for fold, f1 in enumerate(folds):
             made = record(
                 fold,
-                of=replace(cell(strategy), backbone=Backbone(of, of)),
+                cell=replace(cell(strategy), backbone=Backbone(backbone, backbone)),
                 device_seconds=seconds[place],
                 cost_usd=usd[place],
                 adapter_bytes=(400, 4)[place],
             )
-            there = {} if away is None else {"there": scored(away[place][fold], "away")}
+            transfer = {} if away is None else {"there": scored(away[place][fold], "away")}
             yield replace(
                 made,
                 notes=scored(f1, f"fold-{of_fold(fold)}"),
-                transfer=there,
+                transfer=transfer,
                 total_parameters=size + made.trained_parameters,
             )
 
@@ -86,9 +86,9 @@ ANYWHERE = [f1 - behind for f1, behind in zip(LEVEL, [0.15, -0.04, 0.12, 0.0, 0.
 
 def test_a_sure_parity_advises_freezing_and_says_what_it_saves():
     found = concluded(ledger(LEVEL, CLOSE))
-    (one,) = found.gaps
-    assert one.home.outcome == EQUIVALENT
-    assert one.home.probabilities.within > 0.95
+    (gap,) = found.gaps
+    assert gap.home.outcome == EQUIVALENT
+    assert gap.home.probabilities.within > 0.95
     (sentence,) = sentences(found)
     assert sentence.startswith(
         "notes/minilm: freeze the backbone; frozen_soft_prompt scores within 1 point of soft_prompt."
@@ -99,8 +99,8 @@ def test_a_sure_parity_advises_freezing_and_says_what_it_saves():
 
 def test_a_clear_win_advises_training_and_says_its_price():
     found = concluded(ledger(LEVEL, FAR))
-    (one,) = found.gaps
-    assert one.home.outcome == BEHIND
+    (gap,) = found.gaps
+    assert gap.home.outcome == BEHIND
     (sentence,) = sentences(found)
     assert sentence.startswith(
         "notes/minilm: train the backbone; soft_prompt scores higher than frozen_soft_prompt. "
@@ -108,7 +108,7 @@ def test_a_clear_win_advises_training_and_says_its_price():
     )
     # 4.5 USD more over five folds, for 10.1 points.
     assert "Training cost 4.5 USD more over all folds, 0.45 per point (" in sentence
-    assert one.per_point.value == pytest.approx(4.5 / 10.1)
+    assert gap.per_point.value == pytest.approx(4.5 / 10.1)
     free = concluded(ledger(LEVEL, FAR, usd=(0, 0)))
     assert "Training cost 450 device seconds more" in sentences(free)[0]
     cheap = concluded(ledger(LEVEL, FAR, usd=(0, 0), seconds=(10, 100)))
@@ -118,17 +118,17 @@ def test_a_clear_win_advises_training_and_says_its_price():
 def test_a_large_frozen_backbone_is_compared_with_a_small_trained_one():
     """The question of who may choose: of all backbones, the best to freeze and the best to train."""
     poor = [f1 - 0.05 for f1 in FAR]
-    small = list(ledger(LEVEL, poor, of="small", usd=(1.0, 0.1)))
+    small = list(ledger(LEVEL, poor, backbone="small", usd=(1.0, 0.1)))
     # Too large to be trained: it has no other side of its own.
     large = [
         replace(r, validation_f1=0.6)
-        for r in ledger(LEVEL, CLOSE, of="large", size=10**6, usd=(9.0, 0.5))
+        for r in ledger(LEVEL, CLOSE, backbone="large", size=10**6, usd=(9.0, 0.5))
         if "frozen" in r.fold_run.configuration.cell.strategy
     ]
     found = concluded([*small, *large])
-    (one,) = found.overall
-    assert (one.frozen, one.unfrozen) == ("large", "small")
-    assert one.conclusion.home.outcome == EQUIVALENT and found.gaps[0].home.outcome == BEHIND
+    (best,) = found.overall
+    assert (best.frozen, best.unfrozen) == ("large", "small")
+    assert best.conclusion.home.outcome == EQUIVALENT and found.gaps[0].home.outcome == BEHIND
     assert found.num_compared == 2 and len(found.gaps) == 1
     first, second = sentences(found)
     assert first.startswith(
@@ -147,13 +147,13 @@ def test_a_large_frozen_backbone_is_compared_with_a_small_trained_one():
 def test_a_gap_that_is_also_best_against_best_is_tested_once():
     worse = [f1 - 0.2 for f1 in LEVEL]
     records = [
-        *ledger(LEVEL, FAR, of="good"),
-        *(replace(r, validation_f1=0.1) for r in ledger(worse, worse[::-1], of="poor")),
+        *ledger(LEVEL, FAR, backbone="good"),
+        *(replace(r, validation_f1=0.1) for r in ledger(worse, worse[::-1], backbone="poor")),
     ]
     found = concluded(records)
-    (one,) = found.overall
-    assert (one.frozen, one.unfrozen) == ("good", "good")
-    assert found.num_compared == 2 and one.conclusion in found.gaps
+    (best,) = found.overall
+    assert (best.frozen, best.unfrozen) == ("good", "good")
+    assert found.num_compared == 2 and best.conclusion in found.gaps
     assert sentences(found)[0].startswith(
         "notes, best of 2 backbones: train the backbone; good (soft_prompt) scores higher than good ("
     )
@@ -183,7 +183,7 @@ def test_a_winner_still_learning_at_the_end_is_advised_more_epochs(course, gain)
     )
     assert (sentence_start in sentence) == bool(gain)
     (values,) = json.loads(json.dumps(found.to_json()))["gaps"]
-    assert [one["gain"] for one in values["still_learning"]] == [pytest.approx(gain)] * bool(gain)
+    assert [row["gain"] for row in values["still_learning"]] == [pytest.approx(gain)] * bool(gain)
     assert sentence.startswith("notes/minilm: train the backbone")
 
 
@@ -199,9 +199,9 @@ def test_frozen_ahead_advises_freezing():
 
 def test_a_large_gap_on_folds_that_disagree_is_not_enough_data():
     found = concluded(ledger(LEVEL, ANYWHERE))
-    (one,) = found.gaps
-    assert one.home.comparison.difference == pytest.approx(0.056)
-    assert one.home.outcome == UNSURE
+    (gap,) = found.gaps
+    assert gap.home.comparison.difference == pytest.approx(0.056)
+    assert gap.home.outcome == UNSURE
     (sentence,) = sentences(found)
     assert sentence.startswith("notes/minilm: not enough data to choose between")
     assert "freeze" not in sentence and "train the backbone" not in sentence
@@ -210,8 +210,8 @@ def test_a_large_gap_on_folds_that_disagree_is_not_enough_data():
 
 def test_frozen_may_be_ahead_at_another_site_alone():
     found = concluded(ledger(LEVEL, FAR, away=(FAR, LEVEL)))
-    (one,) = found.gaps
-    assert (one.home.outcome, one.away["there"].outcome) == (BEHIND, AHEAD)
+    (gap,) = found.gaps
+    assert (gap.home.outcome, gap.away["there"].outcome) == (BEHIND, AHEAD)
     assert found.num_compared == 2
     (sentence,) = sentences(found)
     assert sentence.startswith("notes/minilm: train the backbone;")
@@ -219,8 +219,8 @@ def test_frozen_may_be_ahead_at_another_site_alone():
 
 
 def test_another_site_s_interval_holds_the_luck_of_its_notes():
-    (one,) = concluded(ledger(LEVEL, FAR, away=(LEVEL, FAR))).gaps
-    home, away = one.home.comparison, one.away["there"].comparison
+    (gap,) = concluded(ledger(LEVEL, FAR, away=(LEVEL, FAR))).gaps
+    home, away = gap.home.comparison, gap.away["there"].comparison
     assert away.difference == pytest.approx(home.difference)
     assert away.scale >= home.scale
 
@@ -237,10 +237,10 @@ def test_a_sure_gap_may_be_unsure_among_many_comparisons():
     among = concluded(
         [
             *ledger(LEVEL, close_call),
-            *(r for name in "abcd" for r in ledger(LEVEL, ANYWHERE, of=name)),
+            *(r for name in "abcd" for r in ledger(LEVEL, ANYWHERE, backbone=name)),
         ]
     )
-    by_name = {one.gap.backbone: one for one in among.gaps}
+    by_name = {conclusion.gap.backbone: conclusion for conclusion in among.gaps}
     assert by_name["minilm"].home.outcome == UNSURE
     assert by_name["minilm"].home.p_difference > alone.gaps[0].home.p_difference
     assert by_name["minilm"].home.interval == alone.gaps[0].home.interval
@@ -249,8 +249,8 @@ def test_a_sure_gap_may_be_unsure_among_many_comparisons():
 
 
 def test_one_fold_or_equal_folds_decide_nothing():
-    (one,) = concluded(ledger(LEVEL[:1], FAR[:1]), 1).gaps
-    assert one.home.outcome == UNSURE and one.home.comparison is None
+    (gap,) = concluded(ledger(LEVEL[:1], FAR[:1]), 1).gaps
+    assert gap.home.outcome == UNSURE and gap.home.comparison is None
     same = concluded(ledger(LEVEL, LEVEL))
     assert same.gaps[0].home.outcome == UNSURE and same.num_compared == 0
     assert "all folds gave the same difference" in sentences(same)[0]
@@ -260,25 +260,25 @@ def test_one_fold_or_equal_folds_decide_nothing():
 def test_draws_of_one_fold_are_not_taken_for_folds():
     trained, frozen = [0.8, 0.7, 0.75, 0.8], [0.7, 0.68, 0.7, 0.6]
     drawn = list(ledger(trained, frozen, of_fold=lambda fold: fold % 2))
-    (one,) = concluded(drawn, 4).gaps
-    assert one.home.comparison.degrees == 1
-    assert one.home.comparison.difference == pytest.approx(np.mean([0.1, 0.02, 0.05, 0.2]))
+    (gap,) = concluded(drawn, 4).gaps
+    assert gap.home.comparison.degrees == 1
+    assert gap.home.comparison.difference == pytest.approx(np.mean([0.1, 0.02, 0.05, 0.2]))
 
 
 def test_the_published_correction_stands_beside_ours():
-    (one,) = concluded(ledger(LEVEL, FAR)).gaps
+    (gap,) = concluded(ledger(LEVEL, FAR)).gaps
     differences = np.array(LEVEL) - np.array(FAR)
     by_hand = compare_folds(differences, published_correlation(5))
-    p, interval = one.home.published
+    p, interval = gap.home.published
     assert p == pytest.approx(by_hand.p_difference)
     assert (interval.low, interval.high) == pytest.approx(
         (by_hand.interval().low, by_hand.interval().high)
     )
-    assert one.home.interval.low < interval.low
+    assert gap.home.interval.low < interval.low
 
 
 @pytest.mark.parametrize(
-    "behind, noise, away, home, there",
+    "behind, noise, away, home, site",
     [
         (0.0, 0.001, None, EQUIVALENT, None),
         (0.1, 0.01, None, BEHIND, None),
@@ -288,7 +288,7 @@ def test_the_published_correction_stands_beside_ours():
     ],
     ids=["parity", "a clear win", "not enough data", "ahead elsewhere", "ahead elsewhere alone"],
 )
-def test_advice_is_right_on_ledgers_drawn_from_a_known_truth(behind, noise, away, home, there):
+def test_advice_is_right_on_ledgers_drawn_from_a_known_truth(behind, noise, away, home, site):
     """Twelve each. Folds scatter, each by itself; none may claim what is not so."""
     draw = np.random.default_rng(7)
     outcomes = []
@@ -298,12 +298,12 @@ def test_advice_is_right_on_ledgers_drawn_from_a_known_truth(behind, noise, away
         elsewhere = (
             None if away is None else (level - 0.1, level - 0.1 - away + draw.normal(0, 0.005, 5))
         )
-        (one,) = concluded(ledger(level, frozen, away=elsewhere)).gaps
-        found = (one.home.outcome, one.away["there"].outcome if one.away else None)
+        (gap,) = concluded(ledger(level, frozen, away=elsewhere)).gaps
+        found = (gap.home.outcome, gap.away["there"].outcome if gap.away else None)
         outcomes.append(found)
-    right = sum(found == (home, there) for found in outcomes)
+    right = sum(found == (home, site) for found in outcomes)
     assert right >= 11
-    assert set(outcomes) <= {(home, there), (UNSURE, there), (home, UNSURE)}
+    assert set(outcomes) <= {(home, site), (UNSURE, site), (home, UNSURE)}
 
 
 def test_notes_of_one_patient_are_resampled_together():
@@ -351,27 +351,27 @@ def test_a_fold_s_scored_notes_do_not_help_to_choose_for_that_fold():
     for rate, lucky, others in ((1e-4, good, bad), (2e-4, fair, fair)):
         for fold in range(3):
             seen = {f"fold-{n}-0": others if n else lucky for n in range(3) if n != fold}
-            one = record(fold, learning_rate=rate, validation_f1=0.9 if rate == 1e-4 else 0.5)
+            base = record(fold, learning_rate=rate, validation_f1=0.9 if rate == 1e-4 else 0.5)
             f1 = (0.75 if fold else 0.9) if rate == 1e-4 else 0.6
-            records.append(replace(one, notes=scored(f1, f"fold-{fold}"), validation=seen))
+            records.append(replace(base, notes=scored(f1, f"fold-{fold}"), validation=seen))
     (winner,) = concluded(records, 3).winners
     assert winner.selection.scored == pytest.approx(0.8)
     # For the first fold the second is chosen; for the others the lucky note speaks for the first. Each is
     # ahead of the mean of both by 0.15 on the first fold and 0.075 on others, or behind by as much.
     luck = [-0.075 + 0.15, (0.15 + 0.075) / 2 - 0.075, (0.15 + 0.075) / 2 - 0.075]
     assert winner.selection.optimism == pytest.approx(sum(luck) / 3)
-    unknown = concluded([replace(one, validation={}) for one in records], 3).winners[0].selection
+    unknown = concluded([replace(r, validation={}) for r in records], 3).winners[0].selection
     assert unknown.corrected == pytest.approx(0.8)
 
 
 def test_the_interval_of_a_drop_includes_the_luck_of_the_other_site_s_notes():
     """All folds' models read the same ten notes there: of their luck the folds' drops say nothing."""
     found = [9, 2, 8, 3, 9, 1, 9, 2, 8, 4]
-    there = {
+    counts = {
         f"t-{n}": NoteCounts({"Drug": Counts(tp, 10 - tp, 10 - tp)}, {})
         for n, tp in enumerate(found)
     }
-    records = [replace(r, transfer={"there": there}) for r in ledger(LEVEL, FAR)]
+    records = [replace(r, transfer={"there": counts}) for r in ledger(LEVEL, FAR)]
     for score in concluded(records).sites:
         level = FAR if "frozen" in score.cell else LEVEL
         assert (score.site, score.f1) == ("there", pytest.approx(0.55))
@@ -393,7 +393,10 @@ def test_parity_by_size_needs_enough_sizes():
             r
             for place, size in enumerate(sizes)
             for r in ledger(
-                LEVEL, behind(0.06 - 0.02 * place + 0.0005 * (place % 2)), of=f"b{place}", size=size
+                LEVEL,
+                behind(0.06 - 0.02 * place + 0.0005 * (place % 2)),
+                backbone=f"b{place}",
+                size=size,
             )
         ]
 
@@ -423,14 +426,14 @@ def test_parity_by_size_needs_enough_sizes():
 
 
 def test_beaten_winners_are_not_on_the_frontier():
-    beaten = list(ledger([0.3] * 5, [0.2] * 5, of="poor"))
+    beaten = list(ledger([0.3] * 5, [0.2] * 5, backbone="poor"))
     found = concluded([*ledger(LEVEL, FAR), *beaten])
     assert found.frontier == ("notes/minilm/frozen_soft_prompt", "notes/minilm/soft_prompt")
 
 
 def test_a_winner_that_uses_less_energy_is_on_the_frontier():
-    def on(device: str, of: str) -> list[Record]:
-        made = ledger(LEVEL, LEVEL, of=of, seconds=(100.0, 100.0), usd=(1.0, 1.0))
+    def on(device: str, backbone: str) -> list[Record]:
+        made = ledger(LEVEL, LEVEL, backbone=backbone, seconds=(100.0, 100.0), usd=(1.0, 1.0))
         return [replace(r, device=device, adapter_bytes=4) for r in made][:5]
 
     found = concluded([*on("NVIDIA A100-SXM4-40GB", "one"), *on("NVIDIA A10G", "other")])
@@ -438,14 +441,14 @@ def test_a_winner_that_uses_less_energy_is_on_the_frontier():
 
 
 def test_an_unknown_cost_does_not_keep_a_winner_on_the_frontier():
-    def of(name: str, **changed) -> list[Record]:
-        made = ledger(LEVEL, LEVEL, of=name, seconds=(100.0, 100.0), usd=(1.0, 1.0))
+    def records_of(name: str, **changed) -> list[Record]:
+        made = ledger(LEVEL, LEVEL, backbone=name, seconds=(100.0, 100.0), usd=(1.0, 1.0))
         return [replace(r, peak_bytes=10**9, adapter_bytes=4, device="cpu") for r in made][:5]
 
-    unknown = [replace(r, device="a new one", device_seconds=200.0) for r in of("other")]
-    assert concluded([*of("one"), *unknown]).frontier == ("notes/one/soft_prompt",)
-    lighter = [replace(r, device_seconds=200.0, peak_bytes=10**8) for r in of("other")]
-    assert len(concluded([*of("one"), *lighter]).frontier) == 2, "memory is a reason"
+    unknown = [replace(r, device="a new one", device_seconds=200.0) for r in records_of("other")]
+    assert concluded([*records_of("one"), *unknown]).frontier == ("notes/one/soft_prompt",)
+    lighter = [replace(r, device_seconds=200.0, peak_bytes=10**8) for r in records_of("other")]
+    assert len(concluded([*records_of("one"), *lighter]).frontier) == 2, "memory is a reason"
 
 
 def test_conclusions_are_plain_json_and_the_same_every_time():

@@ -238,15 +238,15 @@ def test_held_out_scores_and_gaps_have_intervals_over_notes_of_whole_patients(st
     cells = [cell.cell for cell in plan.cells]
     summaries = summarise(done, spec.num_folds, cells)
 
-    def on_notes(one: Record) -> Record:
-        frozen = "frozen" in one.fold_run.configuration.cell.strategy
-        seed = one.fold_run.configuration.seed
+    def on_notes(record: Record) -> Record:
+        frozen = "frozen" in record.fold_run.configuration.cell.strategy
+        seed = record.fold_run.configuration.seed
         counts = [Counts(9 - 2 * frozen - (n + seed) % 3, 1 + n % 2, 1 + n % 3) for n in range(12)]
         return replace(
-            one, notes={f"n{n}": NoteCounts({"Drug": c}, {}) for n, c in enumerate(counts)}
+            record, notes={f"n{n}": NoteCounts({"Drug": c}, {}) for n, c in enumerate(counts)}
         )
 
-    tests = [on_notes(one) for one in scored(study)]
+    tests = [on_notes(record) for record in scored(study)]
     (gap,) = final_gaps(tests, summaries)
     trained, frozen = final_scores(tests, cells)
     assert gap.gap == pytest.approx(trained.strict.mean - frozen.strict.mean) and gap.gap > 0.01

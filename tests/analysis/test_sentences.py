@@ -49,7 +49,7 @@ def is_short(verdict) -> bool:
 def test_a_verdict_is_one_sentence_of_25_words_and_at_most_three_more(home, away):
     trained, frozen = SIDES[home]
     sites = None if away is None else SIDES[away]
-    others = ledger(LEVEL, FAR, of="gatortron-8.9b", away=sites, size=10**9)
+    others = ledger(LEVEL, FAR, backbone="gatortron-8.9b", away=sites, size=10**9)
     found = concluded([*ledger(trained, frozen, away=sites, usd=(0, 0)), *others])
     assert len(verdicts(found)) == 4, "best against best, two gaps, and by size"
     assert all(map(is_short, verdicts(found)))

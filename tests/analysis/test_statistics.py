@@ -87,18 +87,18 @@ def test_two_one_sided_tests_are_statsmodels():
 
 @given(DIFFERENCES, st.floats(0.001, 0.2), st.floats(0, 0.9))
 def test_swapping_the_sides_changes_only_the_sign(differences, margin, correlation):
-    one = compare_folds(differences, correlation)
-    other = compare_folds([-value for value in differences], correlation)
-    assert other.difference == pytest.approx(-one.difference)
-    assert other.p_difference == pytest.approx(one.p_difference)
-    assert other.p_equivalence(margin) == pytest.approx(one.p_equivalence(margin))
-    low, high = ends(one.interval())
-    assert ends(other.interval()) == pytest.approx((-high, -low))
-    here, there = one.probabilities(margin), other.probabilities(margin)
-    assert (there.below, there.within, there.above) == pytest.approx(
-        (here.above, here.within, here.below)
+    plain = compare_folds(differences, correlation)
+    swapped = compare_folds([-value for value in differences], correlation)
+    assert swapped.difference == pytest.approx(-plain.difference)
+    assert swapped.p_difference == pytest.approx(plain.p_difference)
+    assert swapped.p_equivalence(margin) == pytest.approx(plain.p_equivalence(margin))
+    low, high = ends(plain.interval())
+    assert ends(swapped.interval()) == pytest.approx((-high, -low))
+    plain_odds, swapped_odds = plain.probabilities(margin), swapped.probabilities(margin)
+    assert (swapped_odds.below, swapped_odds.within, swapped_odds.above) == pytest.approx(
+        (plain_odds.above, plain_odds.within, plain_odds.below)
     )
-    assert here.below + here.within + here.above == pytest.approx(1)
+    assert plain_odds.below + plain_odds.within + plain_odds.above == pytest.approx(1)
 
 
 @given(DIFFERENCES, st.floats(0, 0.8), st.permutations(range(12)))
@@ -113,29 +113,29 @@ def test_neither_the_order_of_folds_nor_a_shift_of_all_widens_an_interval(
 
 @given(DIFFERENCES, st.floats(0, 0.4), st.floats(0.01, 0.4))
 def test_more_correlation_widens_intervals(differences, correlation, more):
-    one, other = (compare_folds(differences, r) for r in (correlation, correlation + more))
-    assert other.scale > one.scale
-    assert other.p_difference >= one.p_difference
+    narrow, wide = (compare_folds(differences, r) for r in (correlation, correlation + more))
+    assert wide.scale > narrow.scale
+    assert wide.p_difference >= narrow.p_difference
 
 
 @given(DIFFERENCES, st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_test_interval_and_posterior_never_contradict_each_other(differences, level):
-    one = compare_folds(differences)
-    low, high = ends(one.interval(level))
-    assert (one.p_difference <= 1 - level) == (low >= 0 or high <= 0)
+    comparison = compare_folds(differences)
+    low, high = ends(comparison.interval(level))
+    assert (comparison.p_difference <= 1 - level) == (low >= 0 or high <= 0)
     edge = max(abs(low), abs(high))
     if edge > 0:
         # The further end of the interval is where the one-sided claim begins.
-        assert one.p_equivalence(edge) == pytest.approx((1 - level) / 2, abs=1e-6)
+        assert comparison.p_equivalence(edge) == pytest.approx((1 - level) / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.1 + 1e-16])
 def test_equal_differences_claim_nothing(value):
-    one = compare_folds([value, 0.1 if value else 0.0, value])
-    assert not one.has_spread
-    assert one.p_difference == one.p_equivalence(0.01) == 1.0
-    assert one.probabilities(0.01) is None
-    assert one.interval() == Interval(None, None)
+    comparison = compare_folds([value, 0.1 if value else 0.0, value])
+    assert not comparison.has_spread
+    assert comparison.p_difference == comparison.p_equivalence(0.01) == 1.0
+    assert comparison.probabilities(0.01) is None
+    assert comparison.interval() == Interval(None, None)
 
 
 @pytest.mark.parametrize("differences", [[], [0.1]])
@@ -176,8 +176,8 @@ def test_only_the_correction_keeps_false_wins_at_the_stated_rate(
     generator = np.random.default_rng(folds)
     studies, correlation = 4000, 0.3
     common = generator.standard_normal((studies, 1))
-    own = generator.standard_normal((studies, folds))
-    rows = math.sqrt(correlation) * common + math.sqrt(1 - correlation) * own
+    noise = generator.standard_normal((studies, folds))
+    rows = math.sqrt(correlation) * common + math.sqrt(1 - correlation) * noise
     share = {
         r: np.mean([compare_folds(row, r).p_difference <= 0.05 for row in rows])
         for r in (None, 0.0)
@@ -202,8 +202,8 @@ def test_another_site_s_notes_are_the_same_luck_for_all_folds():
 
 def test_without_note_variance_another_site_is_tested_like_home():
     values = [0.1, 0.2, 0.15]
-    there, here = compare_on_shared_notes(values, 0.0, 10), compare_folds(values)
-    assert (there.scale, there.degrees) == pytest.approx((here.scale, here.degrees))
+    away, home = compare_on_shared_notes(values, 0.0, 10), compare_folds(values)
+    assert (away.scale, away.degrees) == pytest.approx((home.scale, home.degrees))
     still = compare_on_shared_notes([0.1, 0.1], 0.0, 10)
     assert not still.has_spread
     alone = compare_on_shared_notes([0.1, 0.1], 0.04, 10)
@@ -384,8 +384,8 @@ def test_the_best_of_equals_is_too_good_and_leaving_a_fold_out_takes_that_off():
         for scored in 0.7 + 0.02 * generator.standard_normal((3000, 20, 5))
     ]
     # 20 equals of 0.9 points: the best is 1.7 points too good; three standard errors are 0.06.
-    assert 100 * np.mean([one.scored for one in found]) > 71.5
-    assert 100 * np.mean([one.corrected for one in found]) == pytest.approx(70, abs=0.06)
+    assert 100 * np.mean([choice.scored for choice in found]) > 71.5
+    assert 100 * np.mean([choice.corrected for choice in found]) == pytest.approx(70, abs=0.06)
 
 
 def test_the_best_fold_bias_by_hand():
@@ -476,9 +476,9 @@ FIGURES = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=8)
 
 @given(FIGURES)
 def test_the_frontier_holds_the_unbeaten(figures):
-    def beats(one, other):
-        as_good = one[0] >= other[0] and one[1] <= other[1] and one[2] <= other[2]
-        return as_good and one != other
+    def beats(first, second):
+        as_good = first[0] >= second[0] and first[1] <= second[1] and first[2] <= second[2]
+        return as_good and first != second
 
     slow = [
         place

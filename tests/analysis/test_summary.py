@@ -122,7 +122,7 @@ def four_strategies(backbone="minilm", size=90, frozen_counts=FAIR):
         for fold in (0, 1):
             made = record(
                 fold,
-                of=cell(strategy, backbone),
+                cell=cell(strategy, backbone),
                 validation_f1=validation_f1,
                 counts=counts,
                 device_seconds=10 if frozen else 100,
@@ -156,7 +156,7 @@ def test_gaps_are_ordered_by_backbone_size():
 def test_the_gap_s_spread_is_that_of_the_differences_on_each_fold():
     uneven = [Counts(9, 1, 1), Counts(5, 5, 5)]
     records = [
-        record(fold, of=cell(strategy), validation_f1=0.5, counts={"Drug": counts})
+        record(fold, cell=cell(strategy), validation_f1=0.5, counts={"Drug": counts})
         for strategy, moved in (("soft_prompt", 0), ("frozen_soft_prompt", 1))
         for fold, counts in enumerate([*uneven[moved:], *uneven[:moved]])
     ]
@@ -239,7 +239,7 @@ def test_mentions_on_the_way_to_relations_are_pooled_over_folds():
     runs = [replace(record(f), notes={"n": NoteCounts({}, {}, mentions=mentions)}) for f in (0, 1)]
     assert all(Record.from_json(run.to_json()) == run for run in runs)
     (summary,) = summarise(runs, 2)
-    (found,) = (one["mentions"] for one in summary.to_json()["configurations"])
+    (found,) = (values["mentions"] for values in summary.to_json()["configurations"])
     assert (found["Drug"]["tp"], found[BOTH_FOUND]["fn"]) == (6, 6)
 
 
@@ -265,9 +265,9 @@ def test_the_drop_at_another_site_counts_labels_that_both_sites_have():
     assert values["there"]["drop"]["mean"] == pytest.approx(0.2)
 
 
-def with_subsets(of, **subsets):
-    notes = {name: replace(counts, subsets=subsets) for name, counts in of.notes.items()}
-    return replace(of, notes=notes)
+def with_subsets(original, **subsets):
+    notes = {name: replace(counts, subsets=subsets) for name, counts in original.notes.items()}
+    return replace(original, notes=notes)
 
 
 def test_subsets_of_spans_are_pooled_where_gold_spans_are_in_them():
@@ -284,12 +284,12 @@ def test_one_wording_counts_per_configuration_that_starts_from_words():
     frozen = cell("frozen_soft_prompt")
 
     def started(fold: int, wording: str, at: str, f1: float) -> Record:
-        plain = record(fold, of=frozen, started_at=at, validation_f1=f1)
+        plain = record(fold, cell=frozen, started_at=at, validation_f1=f1)
         configuration = replace(plain.fold_run.configuration, prompt_initialisation="question")
         run = replace(plain.fold_run, configuration=configuration, questions_fingerprint=wording)
         return replace(plain, key=run.key, fold_run=run)
 
-    random = [record(fold, of=frozen) for fold in (0, 1)]
+    random = [record(fold, cell=frozen) for fold in (0, 1)]
     before = [started(fold, "before", "2026-01-02", 0.9) for fold in (0, 1)]
     now = [started(fold, "now", "2026-01-03", 0.6) for fold in (0, 1)]
     for planned in (None, [r.fold_run for r in (*random, *now)]):
@@ -301,16 +301,16 @@ def test_one_wording_counts_per_configuration_that_starts_from_words():
 
 
 def test_failing_configurations_are_counted_since_the_last_finished_fold_run():
-    def failed(minute: int, rate: float, fold: int = 0, of: Cell | None = None) -> Record:
+    def failed(minute: int, rate: float, fold: int = 0, cell: Cell | None = None) -> Record:
         at = f"2026-01-01T00:{minute:02d}:00+00:00"
-        return record(fold, of=of, learning_rate=rate, status="failed", started_at=at)
+        return record(fold, cell=cell, learning_rate=rate, status="failed", started_at=at)
 
     ill = [failed(2, 0.1), failed(3, 0.1, fold=1), failed(4, 0.2), failed(9, 0.3)]
     assert count_failing(ill) == {cell(): 3}, "a configuration counts once"
     well = replace(record(learning_rate=0.4), wall_seconds=200.0)  # from 00:00 to 00:03:20
     assert count_failing([*ill, well]) == {cell(): 2}, "0.1 failed before that one ended"
     other = cell("soft_prompt")
-    assert count_failing([*ill, failed(1, 0.1, of=other)]) == {cell(): 3, other: 1}
+    assert count_failing([*ill, failed(1, 0.1, cell=other)]) == {cell(): 3, other: 1}
 
 
 def test_the_cost_of_failed_tries_is_summed_separately():

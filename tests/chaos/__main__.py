@@ -87,7 +87,7 @@ def main() -> int:
     try:
         for seed in range(given.seed, given.seed + given.runs):
             folder = place / f"run-{seed}"
-            outcome = Battle(ground, Draw.of(seed, given.seconds, kinds), folder).run()
+            outcome = Battle(ground, Draw.from_seed(seed, given.seconds, kinds), folder).run()
             lines.append(outcome.line())
             print(json.dumps(lines[-1]), flush=True)
             if outcome.wrong and given.keep:

@@ -40,11 +40,12 @@ STRIKES = (
     "trial", "host", "board", "node", "reclaim", "kill", "terminate", "interrupt", "head", "outage",
     "second",
 )  # fmt: skip
-"""A process of a trial, host or the coordinator ("board"); a machine, without and with notice; the driver
-by SIGKILL, SIGTERM and SIGINT; all machines and the driver; the storage for some seconds; a second driver."""
+"""A strike kills a process of a trial, a host or the coordinator ("board"), takes a machine away without
+or with notice, ends the driver by SIGKILL, SIGTERM or SIGINT, kills all machines and the driver, takes the
+storage away for some seconds, or starts a second driver."""
 
 OURS = {"trial": "ray::ImplicitFunc", "host": "ray::Host", "board": "ray::Coordinator"}
-"""Per kind of strike, the start of the process name that Ray sets."""
+"""The process names that Ray sets start with these words."""
 
 DISK_BYTES = 8 * 2**20
 LOOK_SECONDS = 0.2
@@ -54,10 +55,10 @@ MOST_DRIVERS = 20
 DONE, FAILED, REFUSED, CAPPED, INTERRUPTED = 0, 1, 2, 3, 130
 
 LEASE_SECONDS = 60.0
-"""Device-seconds by which a killed driver with two devices is overcharged."""
+"""A killed driver with two devices is overcharged by these device-seconds."""
 
 PROCESS_SECONDS = 0.5
-"""Error in the start and end of a process as seen from outside."""
+"""Start and end of a process are seen from outside with this error."""
 
 
 # --- random draws ----------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ class Draw:
     strikes: tuple[Strike, ...]
 
     @classmethod
-    def of(cls, seed: int, seconds: float, kinds: Sequence[str]) -> Draw:
+    def from_seed(cls, seed: int, seconds: float, kinds: Sequence[str]) -> Draw:
         draw = random.Random(seed)
         is_real = draw.random() < 0.25
         raced = not is_real and draw.random() < 0.5
@@ -240,8 +241,8 @@ class Ground:
 
     def lose_node(self, node: Any) -> None:
         """Switch a machine off."""
-        for pid, of in self.raylets().items():
-            if of is node:
+        for pid, owner in self.raylets().items():
+            if owner is node:
                 kill_all(psutil.Process(pid))
         self._cluster.remove_node(node, allow_graceful=False)
 
@@ -387,7 +388,7 @@ class Outcome:
             "save_seconds": drawn.save_seconds,
             "cap": drawn.cap,
             "overspend": self.overspend,
-            "clock": [list(of) for of in drawn.clock[: len(self.codes)]],
+            "clock": [list(pair) for pair in drawn.clock[: len(self.codes)]],
             "codes": list(self.codes),
             "wall_seconds": round(self.wall_seconds, 1),
             "held": round(self.held, 2),
@@ -716,8 +717,8 @@ class Battle:
             key, ending = path.name.split(".", 1)
             kept_at = path.stat().st_mtime
             if ending == "json" and any(
-                what == "open" and of == key and at > kept_at + 1.0
-                for at, what, of, _, _ in self._log
+                what == "open" and opened == key and at > kept_at + 1.0
+                for at, what, opened, _, _ in self._log
             ):
                 self.wrong.append(f"{key[:8]} was begun again after it was done")
 

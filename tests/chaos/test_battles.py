@@ -27,9 +27,9 @@ pytestmark = [
 ]
 
 SEEDS = (2, 5, 45)
-"""The first: a second driver, the first one killed, an interrupt, a lost machine, below a cap. The second:
-three lost machines, on a disk of its own where one can be mounted. The third: a race at a cap, which goes on
-with a larger one, and a second driver beside it."""
+"""The first seed starts a second driver, kills the first one, interrupts, and loses a machine, below a cap.
+The second loses three machines, on a separate disk where one can be mounted. The third runs a race to its
+cap, continues with a larger one, and starts a second driver beside it."""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,6 @@ def ground() -> Iterator[Ground]:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_study_under_faults_ends_like_an_undisturbed_one(seed, ground):
     with tempfile.TemporaryDirectory(prefix="rr-", dir="/tmp") as folder:
-        outcome = Battle(ground, Draw.of(seed, 1.0, ("folder",)), Path(folder) / "run").run()
+        outcome = Battle(ground, Draw.from_seed(seed, 1.0, ("folder",)), Path(folder) / "run").run()
     assert not outcome.wrong, (outcome.wrong, outcome.struck, outcome.codes)
     assert outcome.struck, "nothing was struck"

@@ -435,8 +435,8 @@ def test_an_initial_prompt_trained_on_a_scored_note_stops_a_run_before_it_starts
 
 def test_held_out_notes_that_also_occur_at_a_site_stop_a_run_before_it_starts(place):
     tiny_checkpoint("bert", place / "backbone")
-    there = "{synthetic: {scheme: n2c2-2018, notes: 3}, name: there}"
-    changes = [f"transfer=[{there}]", f"final_test={{corpus: {there}}}", "corpus.labels=[Drug]"]
+    site = "{synthetic: {scheme: n2c2-2018, notes: 3}, name: there}"
+    changes = [f"transfer=[{site}]", f"final_test={{corpus: {site}}}", "corpus.labels=[Drug]"]
     sentence = one_sentence(
         place, "run", "study.yaml", *(part for c in changes for part in ("--set", c))
     )
@@ -460,8 +460,8 @@ def test_training_on_a_note_of_another_scored_corpus_stops_a_run_before_it_start
         write_prompt(place / "prompt", notes=[*note_marks(note)])
         lines = "T1\tDrug 21 28\taspirin\n"
     write_notes(place / "there", {"other": (text, lines)})
-    there = "{reader: brat, path: there, name: there}"
-    changes = [f"transfer=[{there}]" if where == "transfer" else f"final_test={{corpus: {there}}}"]
+    site = "{reader: brat, path: there, name: there}"
+    changes = [f"transfer=[{site}]" if where == "transfer" else f"final_test={{corpus: {site}}}"]
     if seen_by == "initial prompt":
         changes += [
             "strategies.frozen_soft_prompt.prompt_initialisation=adapter", "initial_prompt=prompt",
@@ -469,11 +469,11 @@ def test_training_on_a_note_of_another_scored_corpus_stops_a_run_before_it_start
     sentence = one_sentence(
         place, "run", "study.yaml", *(part for c in changes for part in ("--set", c))
     )
-    said = {
+    messages = {
         "corpus": "1 notes of there are in the study's corpus, too, by text or by group (other)",
         "initial prompt": "was trained on 1 of the notes that the study scores, by text or by group (other)",
     }
-    assert said[seen_by] in sentence
+    assert messages[seen_by] in sentence
     assert not (place / "runs").exists()
 
 
@@ -500,10 +500,10 @@ def test_a_crash_report_shows_code_locations_but_no_values(capsys, monkeypatch):
 
     monkeypatch.setattr("raymrc.study.load.load_spec", broken)
     assert main(["plan", "anything.yaml"]) == 1
-    told = capsys.readouterr().err
-    assert "SECRET" not in told and "ASPIRIN" not in told
-    assert "ValueError" in told and "KeyError" in told and "please report" in told
-    assert "test_cli.py" in told
+    output = capsys.readouterr().err
+    assert "SECRET" not in output and "ASPIRIN" not in output
+    assert "ValueError" in output and "KeyError" in output and "please report" in output
+    assert "test_cli.py" in output
 
 
 def test_describing_a_cyclic_chain_of_errors_terminates():
@@ -567,12 +567,14 @@ def test_report_names_the_abandoned_cell_and_how_to_retry_it(place):
         ledger.record(
             Record(key=run.key, fold_run=run, status="failed", reason="it is ill", started_at=at)
         )
-    for most, said in (("3", True), ("4", False), ("null", False)):
+    for most, is_named in (("3", True), ("4", False), ("null", False)):
         options = ("--set", rates, "--set", f"failures.close_cell_after={most}")
-        told = raymrc("report", "study.yaml", *options, folder=place).stderr
-        assert "3 fold-runs failed: it is ill" in told
-        assert ("abandoned after 3 consecutive failing configurations" in told) is said
-        assert ("5 fold-runs were not begun, rerun 'raymrc run' to retry them" in told) is said
+        output = raymrc("report", "study.yaml", *options, folder=place).stderr
+        assert "3 fold-runs failed: it is ill" in output
+        assert ("abandoned after 3 consecutive failing configurations" in output) is is_named
+        assert (
+            "5 fold-runs were not begun, rerun 'raymrc run' to retry them" in output
+        ) is is_named
 
 
 def test_a_run_names_the_abandoned_cell_at_its_end(place, capsys, monkeypatch):

@@ -78,8 +78,8 @@ def test_sides_share_no_note_group_or_text_and_every_note_is_scored_once(
         split = folds.split(fold)
         sides = (split.train, split.validation, split.scored)
         assert sorted(i for side in sides for i in side) == sorted(n.id for n in corpus.notes)
-        for of in (groups_of, texts_of):
-            train, validation, held_out = (of(corpus, side) for side in sides)
+        for collect in (groups_of, texts_of):
+            train, validation, held_out = (collect(corpus, side) for side in sides)
             assert not train & validation
             assert not train & held_out
             assert not validation & held_out

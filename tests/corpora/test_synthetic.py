@@ -125,10 +125,10 @@ def test_notes_have_nested_spans_and_spans_over_line_ends(corpora):
         spans = [(note.id, span) for note in corpus.notes for span in note.spans]
         assert any(span.is_discontinuous for _, span in spans)
         assert any(
-            one.label != other.label and one.start <= other.start and other.end <= one.end
-            for name, one in spans
-            for again, other in spans
-            if name == again and one is not other
+            outer.label != inner.label and outer.start <= inner.start and inner.end <= outer.end
+            for name, outer in spans
+            for again, inner in spans
+            if name == again and outer is not inner
         )
 
 
@@ -167,13 +167,13 @@ def test_a_fresh_interpreter_with_another_hash_seed_writes_the_same_bytes():
         "from raymrc.corpora.synthetic import synthesize_corpus\n"
         f"print(*(synthesize_corpus(x, 6, y, 11).fingerprint for x, y in {EACH!r}))"
     )
-    here = [synthesize_corpus(scheme, 6, site, 11).fingerprint for scheme, site in EACH]
+    expected = [synthesize_corpus(scheme, 6, site, 11).fingerprint for scheme, site in EACH]
     for hash_seed in ("0", "4242"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         done = subprocess.run(
             [sys.executable, "-c", program], env=environment, capture_output=True, text=True
         )
-        assert done.stdout.split() == here, done.stderr
+        assert done.stdout.split() == expected, done.stderr
 
 
 @pytest.mark.parametrize(("scheme", "site"), EACH)

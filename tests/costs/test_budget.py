@@ -346,14 +346,14 @@ def test_a_clock_jump_during_a_run_changes_no_charge(tmp_path):
 
 def test_simultaneous_runs_count_once_in_wall_time_and_twice_in_device_time(tmp_path):
     journal = Journal(str(tmp_path))
-    one = open_account(journal, HOUR, NOW, 0.0)
-    two = open_account(journal, HOUR, NOW + 100, 100.0)
-    for account in (one, two):
+    first = open_account(journal, HOUR, NOW, 0.0)
+    second = open_account(journal, HOUR, NOW + 100, 100.0)
+    for account in (first, second):
         account.start("h", 1.0, 100.0)
         write(journal, account, NOW + 200, 200.0)
-    one.update_others(journal.entries())
-    assert one.spent(200.0).wall_seconds == two.spent(200.0).wall_seconds == 200
-    for account in (one, two):
+    first.update_others(journal.entries())
+    assert first.spent(200.0).wall_seconds == second.spent(200.0).wall_seconds == 200
+    for account in (first, second):
         account.end("h", 200.0)
         journal.write(account.final_entry(NOW + 200, 200.0))
     assert spent_by(journal.entries(), 2.0, NOW + 999) == Spent(200, pytest.approx(400 / 3600), 200)
@@ -427,7 +427,7 @@ def test_a_study_file_sets_the_budget(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("budget", "said"),
+    ("budget", "message"),
     [
         ("{usd: 0}", "budget: usd: 0 is not a number above 0"),
         ("{usd: -1}", "usd: -1 is not a number above 0"),
@@ -444,9 +444,9 @@ def test_a_study_file_sets_the_budget(tmp_path):
         ("{hours: 2}", "unknown field 'hours' in budget; did you mean"),
     ],
 )
-def test_a_wrong_budget_is_refused_in_one_sentence(tmp_path, budget, said):
+def test_a_wrong_budget_is_refused_in_one_sentence(tmp_path, budget, message):
     (problem,) = problems_of(tmp_path, PRICED + f"budget: {budget}\n")
-    assert said.removeprefix("budget: ") in problem
+    assert message.removeprefix("budget: ") in problem
 
 
 def test_a_limit_in_dollars_needs_a_price(tmp_path):

@@ -37,7 +37,7 @@ from tests.paths import ROOT
 from tests.study.making import STUDY, plan_of, spec_of
 
 WEIGHTS = {"minilm": "w"}
-HERE = "EPYC, 2 cores, 1 threads"
+MACHINE = "EPYC, 2 cores, 1 threads"
 
 
 class Cost:
@@ -57,7 +57,7 @@ class Cost:
     def records(self, seconds: float = 40.0, folds=(0, 1)) -> list[Record]:
         """Return one record per configuration and fold."""
         return [
-            Record(run.key, run, device_seconds=seconds, hardware=HERE, peak_bytes=3 * 2**30)
+            Record(run.key, run, device_seconds=seconds, hardware=MACHINE, peak_bytes=3 * 2**30)
             for cell in self.plan.cells
             for configuration in cell.configurations
             for fold in folds
@@ -103,7 +103,7 @@ def test_measured_fold_runs_in_the_ledger_replace_the_guess(tmp_path):
         assert cell.device_seconds.low <= 4 * 40 <= cell.device_seconds.high
         assert (cell.rates.source, cell.rates.measured) == ("ledger", 4)
         assert cell.peak_memory_bytes.value == 3 * 2**30
-    assert found.hardware == HERE and f"times measured on {HERE}" in found.remarks
+    assert found.hardware == MACHINE and f"times measured on {MACHINE}" in found.remarks
 
 
 def test_history_excludes_other_notes_final_tests_and_failures(tmp_path):
@@ -247,8 +247,8 @@ def test_costs_include_tpe_proposals_before_they_are_drawn(tmp_path):
               "strategies.fine_tune.learning_rate={log_uniform: [1.0e-5, 1.0e-3]}"]  # fmt: skip
     cost = Cost(tmp_path, search)
     assert cost.plan.cells[0].configurations is None
-    one = Cost(tmp_path).forecast().cells[0].device_seconds.value
-    assert cost.forecast().cells[0].device_seconds.value == pytest.approx(2 * one)
+    grid_seconds = Cost(tmp_path).forecast().cells[0].device_seconds.value
+    assert cost.forecast().cells[0].device_seconds.value == pytest.approx(2 * grid_seconds)
 
 
 def test_dollars_use_the_price_in_the_study_or_else_the_table(tmp_path):
@@ -266,15 +266,15 @@ def test_dollars_use_the_price_in_the_study_or_else_the_table(tmp_path):
 
 def test_a_cluster_has_a_wall_time_and_two_prices(tmp_path):
     table = read_prices()
-    one, four = (
+    small, large = (
         Cost(tmp_path).forecast(cluster=read_cluster([f"c7i.4xlarge={n}"], table)) for n in (1, 4)
     )
-    assert (one.devices, four.devices) == (8, 32)
-    assert four.wall_seconds.value <= one.wall_seconds.value
-    on_demand, spot = one.cluster_usd
-    hours = one.wall_seconds.value / 3600
+    assert (small.devices, large.devices) == (8, 32)
+    assert large.wall_seconds.value <= small.wall_seconds.value
+    on_demand, spot = small.cluster_usd
+    hours = small.wall_seconds.value / 3600
     assert on_demand.value == pytest.approx(hours * 0.714) and spot.value < on_demand.value
-    values = one.to_json()["on_cluster"]
+    values = small.to_json()["on_cluster"]
     assert values["usd_on_demand"] == on_demand.value and values["cluster"] == "1 x c7i.4xlarge"
 
 
@@ -342,7 +342,7 @@ def test_figures_are_shown_in_one_unit_with_two_digits():
 # --- probes ---------------------------------------------------------------------------------------
 
 
-def probed(cost: Cost, seconds: float, hardware: str = HERE) -> list[Measured]:
+def probed(cost: Cost, seconds: float, hardware: str = MACHINE) -> list[Measured]:
     history = read_history(cost.plan, cost.workload, cost.records())
     return [replace(m, source="probe", device_seconds=seconds, hardware=hardware) for m in history]
 
@@ -350,16 +350,16 @@ def probed(cost: Cost, seconds: float, hardware: str = HERE) -> list[Measured]:
 def test_probes_are_stored_per_hardware_and_a_later_probe_replaces_its_cells(tmp_path):
     cost, place = Cost(tmp_path), str(tmp_path / "kept")
     assert read_probe(place) == []
-    first, there = probed(cost, 10.0), probed(cost, 30.0, "there")
+    first, second = probed(cost, 10.0), probed(cost, 30.0, "there")
     assert write_probe(place, first) == f"{place}/{PROBE_FILE}"
-    write_probe(place, there)
+    write_probe(place, second)
     again = [m for m in probed(cost, 20.0) if m.like == ("minilm", "fine_tune")]
     write_probe(place, again)
     found = read_probe(place)
     assert {m.source for m in found} == {"probe"}
     assert sorted({(m.hardware, *m.like, m.device_seconds) for m in found}) == [
-        (HERE, "minilm", "fine_tune", 20.0),
-        (HERE, "minilm", "frozen_soft_prompt", 10.0),
+        (MACHINE, "minilm", "fine_tune", 20.0),
+        (MACHINE, "minilm", "frozen_soft_prompt", 10.0),
         ("there", "minilm", "fine_tune", 30.0),
         ("there", "minilm", "frozen_soft_prompt", 30.0),
     ]
@@ -376,8 +376,8 @@ def test_each_backbone_and_strategy_is_probed_once_on_all_notes(tmp_path):
     text = STUDY.replace("folds:", "few_shot: {notes: [1, 2], draws: 2}\nfolds:")
     cost = Cost(tmp_path, text=text)
     chosen, left_out = choose_probed(cost.plan)
-    assert [one.cell.strategy for one in chosen] == ["fine_tune", "frozen_soft_prompt"]
-    assert {one.cell.shots for one in chosen} == {None} and left_out == []
+    assert [planned.cell.strategy for planned in chosen] == ["fine_tune", "frozen_soft_prompt"]
+    assert {planned.cell.shots for planned in chosen} == {None} and left_out == []
     first, last = chosen[1].configurations
     assert (first.prompt_length, last.prompt_length) == (8, 32)
 
@@ -385,5 +385,5 @@ def test_each_backbone_and_strategy_is_probed_once_on_all_notes(tmp_path):
 def test_a_cell_that_needs_several_devices_is_not_probed(tmp_path):
     cost = Cost(tmp_path, ["backbones=[gatortron-8.9b]", "resources.gpus_per_host=1"])
     chosen, left_out = choose_probed(cost.plan)
-    assert [one.cell.strategy for one in chosen] == ["frozen_soft_prompt"]
+    assert [planned.cell.strategy for planned in chosen] == ["frozen_soft_prompt"]
     assert left_out == [f"{cost.plan.cells[0].cell.name} needs several devices and is not probed"]

@@ -12,7 +12,7 @@ import pytest
 from raymrc.costs.prices import BUILT_IN_PRICES, energy_kwh, read_cluster, read_prices, watts_of
 from raymrc.errors import SpecError
 
-OWN = """\
+TABLE = """\
 date: 2026-02-03
 source: us
 devices:
@@ -24,7 +24,7 @@ instances:
 """
 
 
-def own(folder: Path, text: str = OWN) -> Path:
+def write_prices(folder: Path, text: str = TABLE) -> Path:
     path = folder / "prices.yaml"
     path.write_text(text, encoding="utf-8")
     return path
@@ -59,7 +59,7 @@ def test_energy_uses_a_share_of_the_rated_watts_and_unknown_devices_have_zero_wa
 
 
 def test_a_cluster_counts_its_machines_and_devices(tmp_path):
-    table = read_prices(own(tmp_path))
+    table = read_prices(write_prices(tmp_path))
     cluster = read_cluster(["box=3", "box"], table)
     assert cluster.devices == 16
     assert (cluster.hour_usd(), cluster.hour_usd(spot=True)) == (32.0, 8.0)
@@ -67,8 +67,8 @@ def test_a_cluster_counts_its_machines_and_devices(tmp_path):
 
 
 def test_the_cheapest_instance_with_enough_memory_is_chosen(tmp_path):
-    assert read_prices(own(tmp_path)).cheapest("gpu", 24) == "box"
-    assert read_prices(own(tmp_path)).cheapest("cpu") == "desk"
+    assert read_prices(write_prices(tmp_path)).cheapest("gpu", 24) == "box"
+    assert read_prices(write_prices(tmp_path)).cheapest("cpu") == "desk"
     assert read_prices().cheapest("gpu", 10) == "g4dn.xlarge"
     assert read_prices().cheapest("gpu", 80) == "p4de.24xlarge"
     assert read_prices().cheapest("gpu", 5000) == "p5en.48xlarge"
@@ -102,7 +102,7 @@ def test_impossible_machines_are_refused_in_one_sentence(given, sentence):
 )
 def test_a_table_with_a_mistake_is_refused_in_one_sentence(tmp_path, before, after, sentence):
     with pytest.raises(SpecError) as caught:
-        read_prices(own(tmp_path, OWN.replace(before, after)))
+        read_prices(write_prices(tmp_path, TABLE.replace(before, after)))
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -26,7 +26,7 @@ from raymrc.quantities import Estimate
 from tests.study.making import cell
 
 MINILM = SHAPES["minilm"]
-HERE = "EPYC, 2 cores, 1 threads"
+MACHINE = "EPYC, 2 cores, 1 threads"
 
 
 def job(strategy: str = "fine_tune", rows: int = 400, epochs: int = 3, **fields) -> Job:
@@ -43,16 +43,18 @@ def job(strategy: str = "fine_tune", rows: int = 400, epochs: int = 3, **fields)
     )
 
 
-def measured(of: Job, speed: float = 1.0, source: str = "ledger", hardware: str = HERE) -> Measured:
-    seconds = float(of.parts("cpu").sum()) / speed
-    return Measured(of, hardware, "cpu", seconds, 2**30, source)
+def measured(
+    work: Job, speed: float = 1.0, source: str = "ledger", hardware: str = MACHINE
+) -> Measured:
+    seconds = float(work.parts("cpu").sum()) / speed
+    return Measured(work, hardware, "cpu", seconds, 2**30, source)
 
 
 FINE_TUNE = ("minilm", "fine_tune")
 
 
-def seconds(of: Job, found: list[Measured], like=FINE_TUNE) -> float:
-    return fit_rates(like, found, "cpu").seconds(of.parts("cpu"))
+def seconds(work: Job, found: list[Measured], like=FINE_TUNE) -> float:
+    return fit_rates(like, found, "cpu").seconds(work.parts("cpu"))
 
 
 def test_the_interval_of_an_estimate_covers_90_percent_of_outcomes():
@@ -66,8 +68,8 @@ def test_the_interval_of_an_estimate_covers_90_percent_of_outcomes():
 
 
 def test_estimates_can_be_added_and_scaled():
-    one = Estimate(2.0, 1.0, 3.0)
-    assert one + one == one.times(2) == Estimate(4.0, 2.0, 6.0)
+    estimate = Estimate(2.0, 1.0, 3.0)
+    assert estimate + estimate == estimate.times(2) == Estimate(4.0, 2.0, 6.0)
 
 
 def test_without_measurements_the_guess_is_within_a_factor_of_four():
@@ -126,9 +128,10 @@ def test_intervals_from_a_synthetic_ledger_cover_most_of_the_next_fold_runs():
                 generator.integers(50, 800, 9), generator.integers(1, 12, 9), strict=True
             )
         ]
-        took = [float(truth @ one.parts("cpu")) * generator.lognormal(0, 0.05) for one in jobs]
+        took = [float(truth @ work.parts("cpu")) * generator.lognormal(0, 0.05) for work in jobs]
         found = [
-            Measured(one, HERE, "cpu", s, 0) for one, s in zip(jobs[:-1], took[:-1], strict=True)
+            Measured(work, MACHINE, "cpu", s, 0)
+            for work, s in zip(jobs[:-1], took[:-1], strict=True)
         ]
         rates = fit_rates(FINE_TUNE, found, "cpu")
         estimate = Estimate.of(rates.seconds(jobs[-1].parts("cpu")), rates.spread)
@@ -143,10 +146,10 @@ def test_no_fitted_rate_is_negative():
 
 
 def test_doubling_the_epochs_doubles_every_part_except_opening():
-    one, two = (job(epochs=n).parts("cpu") for n in (4, 8))
+    short, long = (job(epochs=n).parts("cpu") for n in (4, 8))
     opening = PARTS.index("opening")
-    assert np.delete(two, opening) == pytest.approx(2 * np.delete(one, opening))
-    assert two[opening] == one[opening]
+    assert np.delete(long, opening) == pytest.approx(2 * np.delete(short, opening))
+    assert long[opening] == short[opening]
 
 
 def test_lanes_share_the_steps_of_a_gpu_and_not_of_a_cpu():
@@ -159,15 +162,15 @@ def test_lanes_share_the_steps_of_a_gpu_and_not_of_a_cpu():
 
 
 def test_rates_come_from_one_hardware_and_prefer_that_of_the_ledger():
-    there = "other, 64 cores, 1 threads"
-    found = [measured(job(), hardware=HERE)] * 2 + [measured(job(), hardware=there)] * 3
+    other_machine = "other, 64 cores, 1 threads"
+    found = [measured(job(), hardware=MACHINE)] * 2 + [measured(job(), hardware=other_machine)] * 3
     found += [measured(job(), source="probe", hardware="probed")] * 9
-    assert {m.hardware for m in choose_hardware(found, "cpu")} == {there}
-    assert {m.hardware for m in choose_hardware(found, "cpu", "EPYC")} == {HERE}
+    assert {m.hardware for m in choose_hardware(found, "cpu")} == {other_machine}
+    assert {m.hardware for m in choose_hardware(found, "cpu", "EPYC")} == {MACHINE}
     assert {m.hardware for m in choose_hardware(found[5:], "cpu")} == {"probed"}
     assert choose_hardware(found, "gpu") == []
 
 
 def test_probe_measurements_round_trip_through_their_values():
-    one = measured(job("frozen_soft_prompt", prompt_length=8), source="probe")
-    assert Measured.from_values(one.to_values()) == one
+    probe = measured(job("frozen_soft_prompt", prompt_length=8), source="probe")
+    assert Measured.from_values(probe.to_values()) == probe

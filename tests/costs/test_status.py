@@ -186,12 +186,12 @@ def test_the_over_budget_remark_uses_the_unit_of_the_limit(tmp_path):
     assert over_budget_remark(Budget(), Spent(), costs) == ""
     enough = Budget(usd=2 * seconds / 3600, device_hour_usd=1.0)
     assert over_budget_remark(enough, Spent(), costs) == ""
-    said = over_budget_remark(enough, Spent(seconds * 1.5, seconds * 1.5 / 3600), costs)
-    assert said.startswith("remaining work is expected to need ") and said.endswith(" USD left")
-    said = over_budget_remark(Budget(device_hours=0.001), Spent(), costs)
-    assert "of device time, but" in said and said.endswith("the budget is 3.6 s")
-    said = over_budget_remark(Budget(wall_hours=0.001), Spent(), costs)
-    assert said.endswith("the budget is 3.6 s")
+    remark = over_budget_remark(enough, Spent(seconds * 1.5, seconds * 1.5 / 3600), costs)
+    assert remark.startswith("remaining work is expected to need ") and remark.endswith(" USD left")
+    remark = over_budget_remark(Budget(device_hours=0.001), Spent(), costs)
+    assert "of device time, but" in remark and remark.endswith("the budget is 3.6 s")
+    remark = over_budget_remark(Budget(wall_hours=0.001), Spent(), costs)
+    assert remark.endswith("the budget is 3.6 s")
 
 
 def test_expected_costs_of_single_fold_runs_add_up_to_the_total_of_the_plan(tmp_path):
@@ -205,7 +205,7 @@ def test_expected_costs_of_single_fold_runs_add_up_to_the_total_of_the_plan(tmp_
     measured = read_history(
         study.plan, study.workload, [study.record(run) for run in study.runs[:2]]
     )
-    assert all(isinstance(one, Measured) for one in measured)
+    assert all(isinstance(measurement, Measured) for measurement in measured)
     known = Expectations(study.spec, study.plan, study.workload, measured)
     assert not known.of(study.runs[0]).is_guess
     assert known.of(study.runs[0]).value == pytest.approx(40, rel=0.1)

@@ -74,10 +74,10 @@ def build_both(folder: Path, scheme: str, task: str, **fields):
 def train_rows(
     data: StudyData, folder: Path, configuration: Configuration, site: str | None = None
 ):
-    of = data if site is None else data.site(site, configuration.cell.task)
+    source = data if site is None else data.site(site, configuration.cell.task)
     # A written question has more pieces than the tiny backbone has positions.
     shape = replace(read_shape(folder), positions=600)
-    return of.rows(load_tokenizer(folder), shape, configuration)
+    return source.rows(load_tokenizer(folder), shape, configuration)
 
 
 WAYS = [
@@ -136,9 +136,11 @@ def test_counted_steps_and_passes_equal_those_of_training(folder, task):
 
         asked = [row for row in train if row.context is None] or train
         about = [row.length for row in train if row.context is not None]
-        own = counted.chosen(~counted.about) if about and len(about) < len(train) else counted
+        counted_asked = (
+            counted.chosen(~counted.about) if about and len(about) < len(train) else counted
+        )
         batches = list(evaluation_batches(asked, 100))
-        passes = evaluation_passes(own, 100)
+        passes = evaluation_passes(counted_asked, 100)
         assert passes.passes == len(batches)
         assert passes.padded == sum(len(b) * b[0].length for b in batches)
         assert passes.longest == max(row.length for row in asked)
@@ -149,14 +151,14 @@ def test_a_fold_run_validates_every_epoch_and_scores_its_fold_and_each_site_once
     configuration = configurations[-1]
     split = data.split(FoldRun(configuration, 1, "", "", "", ""))
     rows = train_rows(data, folder, configuration)
-    there = train_rows(data, folder, configuration, "there")
+    site_rows = train_rows(data, folder, configuration, "there")
     work = workload.of(configuration, 1)
     sizes = {note_id: len(of_note) for note_id, of_note in rows.items()}
     assert work.training.rows == 2 * sum(sizes[note_id] for note_id in split.train)
     assert work.evaluation.rows == (
         2 * sum(sizes[note_id] for note_id in split.validation)
         + sum(sizes[note_id] for note_id in split.scored)
-        + sum(map(len, there.values()))
+        + sum(map(len, site_rows.values()))
     )
 
 
@@ -191,9 +193,9 @@ def test_computed_flops_shrink_when_activations_below_a_late_prompt_are_kept(fol
 
 
 def test_passes_can_be_added_and_scaled():
-    one, two = Passes(1, 2, 3, 4, 5, 6), Passes(1, 1, 1, 1, 1, 9)
-    assert one + two == Passes(2, 3, 4, 5, 6, 9)
-    assert one.times(3) == Passes(3, 6, 9, 12, 15, 6)
+    first, second = Passes(1, 2, 3, 4, 5, 6), Passes(1, 1, 1, 1, 1, 9)
+    assert first + second == Passes(2, 3, 4, 5, 6, 9)
+    assert first.times(3) == Passes(3, 6, 9, 12, 15, 6)
 
 
 def test_few_shots_train_on_fewer_rows(folder):
@@ -204,9 +206,9 @@ def test_few_shots_train_on_fewer_rows(folder):
 
 
 def test_the_light_tokenizer_matches_the_tokenizer_of_the_backbone(folder):
-    own, light = load_tokenizer(folder), read_tokenizer(folder)
+    original, light = load_tokenizer(folder), read_tokenizer(folder)
     for note in synthesize_corpus("n2c2-2022", 4, "a", 1).notes:
-        wanted = own(note.text, add_special_tokens=False, return_offsets_mapping=True)
+        wanted = original(note.text, add_special_tokens=False, return_offsets_mapping=True)
         found = light(note.text)
         assert found["input_ids"] == wanted["input_ids"]
         assert found["offset_mapping"] == wanted["offset_mapping"]

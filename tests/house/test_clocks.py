@@ -28,8 +28,8 @@ OF_THE_JOURNAL = {
     ("sweep/coordinator.py", "time.time", "lease"),
     ("sweep/coordinator.py", "time.time", "close"),
 }
-"""Where the calendar is asked, and what for. The journal of a budget needs a time that drivers on several
-machines share, to place their runs beside each other; `tests/costs/test_budget.py` sets it wrong."""
+"""These places ask the calendar, for these purposes. The journal of a budget needs a time that drivers on
+several machines share, to place their runs beside each other; `tests/costs/test_budget.py` sets it wrong."""
 
 
 def asked_of_the_calendar() -> set[tuple[str, str, str]]:

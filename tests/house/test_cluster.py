@@ -32,10 +32,10 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from tests.paths import ROOT
 
 KUBERNETES = "1.34"
-"""kubernetes-validate has its schemas."""
+"""kubernetes-validate has the schemas of this version."""
 
 NEEDS = {"CPU": 1, "GPU": 1}
-"""What a host asks for with `resources.gpus_per_host=1`."""
+"""A host asks for these with `resources.gpus_per_host=1`."""
 
 
 def read(name: str) -> list[Any]:

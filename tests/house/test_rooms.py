@@ -22,7 +22,6 @@ MAX_ROOM_LINES = 4000
 MAX_PROSE_COLUMNS = 110
 MAX_README_LINES = 120
 MAX_DECISION_LINES = 35
-"""Half a page."""
 
 PAPERS = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "dashboards").glob("*.md"), *(ROOT / "docs").rglob("*.md")],

@@ -158,11 +158,11 @@ def test_the_demo_compares_two_sizes_of_one_backbone():
     ],
 )
 def test_a_public_study_finds_its_notes_and_folds(study: str, folder: str):
-    there = SHARED / "corpora"
+    corpora = SHARED / "corpora"
     path = ROOT / "studies" / study
     sites = enumerate(load_spec(path).transfer)
-    changes = [f"transfer.{i}.path={there / site.path.split('/')[1]}" for i, site in sites]
-    spec = load_spec(path, [f"corpus.path={there / folder}", *changes])
+    changes = [f"transfer.{i}.path={corpora / site.path.split('/')[1]}" for i, site in sites]
+    spec = load_spec(path, [f"corpus.path={corpora / folder}", *changes])
     corpus = read_study_corpus(spec)
     transfer = read_transfer(spec, corpus)
     assert len(transfer) == len(changes) and bool(changes) == ("transfer" in study)

@@ -143,7 +143,7 @@ def test_a_later_record_replaces_a_paused_one(open_ledger):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (
             lambda text: text[: len(text) // 2],
@@ -160,7 +160,7 @@ def test_a_later_record_replaces_a_paused_one(open_ledger):
     ],
 )
 def test_a_bad_record_is_reported_with_a_remedy_and_the_others_are_read(
-    open_ledger, files, spoil, said
+    open_ledger, files, spoil, message
 ):
     good, bad = record(0, learning_rate=1e-3), record(0)
     ledger = open_ledger()
@@ -168,7 +168,7 @@ def test_a_bad_record_is_reported_with_a_remedy_and_the_others_are_read(
     files.write(name_of(bad.key), spoil(bad.to_json()).encode(), replace=True)
     assert ledger.records() == (good,)
     (problem,) = ledger.read_all()[1]
-    assert said in problem
+    assert message in problem
     assert problem.startswith(files.place(name_of(bad.key)))
     assert "it will be trained again" in problem or "its fold-run will be trained again" in problem
     with pytest.raises(LedgerError, match=bad.key):
@@ -316,15 +316,15 @@ def test_two_processes_that_write_the_same_keys_leave_one_complete_record_per_ke
         )
         for mine in ("0.25", "0.75")
     ]
-    for one in both:
-        assert one.stdout is not None and one.stdout.readline() == "ready\n"
-    for one in both:
-        assert one.stdin is not None
-        one.stdin.write("go\n")
-        one.stdin.flush()
-    for one in both:
-        one.communicate()
-        assert one.returncode == 0
+    for process in both:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in both:
+        process.communicate()
+        assert process.returncode == 0
     ledger = Ledger(str(tmp_path))
     assert ledger.read_all()[1] == () and len(ledger.keys()) == 200
     values = {r.validation_f1 for r in ledger.records()}

@@ -31,7 +31,7 @@ from tests.study.making import record
 from tests.sweep.making import fold_runs, make_plan, make_record
 
 PER_RECORD = {"write": 4, "read": 1}
-"""Requests that a record may take: is it there, write it, is there a failed one; read it."""
+"""Writing asks whether the record and a failed one are there, and reading takes one request."""
 
 
 class CountedFiles(Folder):
@@ -88,8 +88,8 @@ def test_requests_per_record_do_not_grow_with_the_number_of_records(tmp_path, nu
     ledger = Ledger(str(tmp_path), files=files)
     records = [record(fold) for fold in range(num_records)]
     files.calls.clear()
-    for one in records:
-        ledger.record(one)
+    for entry in records:
+        ledger.record(entry)
     assert files.calls.total() <= PER_RECORD["write"] * num_records
     files.calls.clear()
     assert len(ledger.keys()) == num_records
@@ -103,8 +103,8 @@ def test_a_record_is_read_once_and_a_removed_record_disappears(tmp_path):
     files = CountedFiles(tmp_path / "ledger")
     ledger = Ledger(str(tmp_path), files=files)
     kept, gone, failed = record(0), record(1), record(2, status="failed")
-    for one in (kept, gone, failed):
-        ledger.record(one)
+    for entry in (kept, gone, failed):
+        ledger.record(entry)
     ledger.check()
     files.calls.clear()
     other, new = Ledger(str(tmp_path)), record(3)
@@ -164,8 +164,8 @@ def test_reading_and_writing_take_twice_the_steps_for_twice_the_records(tmp_path
         ledger = Ledger(str(tmp_path / str(num_records)))
 
         def write_and_read(ledger=ledger, records=records) -> None:
-            for one in records:
-                ledger.record(one)
+            for entry in records:
+                ledger.record(entry)
             assert len(ledger.records()) == len(records)
             assert len(ledger.records()) == len(records)
 

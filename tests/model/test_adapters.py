@@ -137,14 +137,14 @@ def test_a_failed_write_leaves_only_the_earlier_file(
 
 def test_a_folder_names_the_only_adapter_below_it(tiny_bert: Loaded, tmp_path: Path):
     model = trained(tiny_bert)
-    one = written(tmp_path / "cell" / "seed-1", tiny_bert, model)
-    assert read_adapter(tmp_path).place == read_adapter(tmp_path / "cell").place == one
+    first = written(tmp_path / "cell" / "seed-1", tiny_bert, model)
+    assert read_adapter(tmp_path).place == read_adapter(tmp_path / "cell").place == first
     written(tmp_path / "cell" / "seed-2", tiny_bert, model)
     with pytest.raises(
         AdapterError, match=r"2 adapters are below it \(cell/seed-1, cell/seed-2\); name"
     ):
         read_adapter(tmp_path)
-    assert read_adapter(tmp_path / "cell" / "seed-1").place == one
+    assert read_adapter(tmp_path / "cell" / "seed-1").place == first
     (tmp_path / "none").mkdir()
     with pytest.raises(AdapterError, match="there is no adapter"):
         read_adapter(tmp_path / "none")

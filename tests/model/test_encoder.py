@@ -59,8 +59,8 @@ def loaded_from(model, kind: str, num_layers: int | None = None) -> Encoder:
 
 def assert_equal_on_pieces(ours, theirs, inputs: Inputs) -> None:
     """Compare all positions except padding, where values are undefined."""
-    there = inputs.mask_BS
-    torch.testing.assert_close(ours[there], theirs[there], rtol=0, atol=TOLERANCE)
+    mask = inputs.mask_BS
+    torch.testing.assert_close(ours[mask], theirs[mask], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", KINDS)

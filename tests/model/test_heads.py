@@ -82,7 +82,7 @@ def test_above_the_limit_gold_pairs_and_the_best_others_are_kept():
     assert golden <= chosen
     assert {tuple(p) for p in pairs[gold == 1].tolist()} == golden
     for row, window in enumerate(inputs.window_BS.tolist()):
-        places = [i for i, here in enumerate(window) if here]
+        places = [i for i, is_inside in enumerate(window) if is_inside]
         everything = {(row, i, j) for i in places for j in places if i <= j}
         score = {pair: float(start[row, pair[1]] + end[row, pair[2]]) for pair in everything}
         own_gold = {pair for pair in golden if pair[0] == row}
@@ -105,9 +105,9 @@ def test_a_rows_candidates_do_not_depend_on_its_neighbours():
     found = find_candidates(start, end, inputs.window_BS, targets, sparse.max_candidates)
     together = found.pairs_K3
     for row in range(len(start)):
-        own = targets.pairs_K3[targets.pairs_K3[:, 0] == row].clone()
-        own[:, 0] = 0
-        alone = SpanTargets(targets.start_BS[row][None], targets.end_BS[row][None], own)
+        row_pairs = targets.pairs_K3[targets.pairs_K3[:, 0] == row].clone()
+        row_pairs[:, 0] = 0
+        alone = SpanTargets(targets.start_BS[row][None], targets.end_BS[row][None], row_pairs)
         pairs = find_candidates(
             start[row][None], end[row][None], inputs.window_BS[[row]], alone, 10
         ).pairs_K3

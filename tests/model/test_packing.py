@@ -32,12 +32,12 @@ PROMPTS = (4, 7, 1, 7, 3)
 def make_inputs(loaded: Loaded, lengths: Sequence[int] = LENGTHS) -> Inputs:
     """Random rows of these lengths, padded to the longest."""
     whole = random_inputs(loaded.shape.vocab, rows=len(lengths), pieces=max(lengths), padded=False)
-    there = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return Inputs(
-        whole.input_ids_BS.masked_fill(~there, loaded.shape.pad_id),
-        whole.type_ids_BS * there,
-        there,
-        whole.window_BS & there,
+        whole.input_ids_BS.masked_fill(~mask, loaded.shape.pad_id),
+        whole.type_ids_BS * mask,
+        mask,
+        whole.window_BS & mask,
         whole.label_B,
     )
 

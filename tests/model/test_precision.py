@@ -120,8 +120,8 @@ def test_a_backbone_kept_in_bf16_is_trained_from_its_unrounded_weights(tiny_bert
     kept = loading.load_backbone(tiny_bert.backbone, "cpu", dtype=torch.bfloat16)
     model = Model(tiny_configuration(tiny_bert.backbone, "soft_prompt"), kept, 3)
     for name, weight in tiny_bert.encoder.named_parameters():
-        own = model.encoder.get_parameter(name)
-        assert torch.equal(own, weight) and own.requires_grad, name
+        copy = model.encoder.get_parameter(name)
+        assert torch.equal(copy, weight) and copy.requires_grad, name
     assert kept.encoder.word.weight.dtype == torch.bfloat16 and not kept.encoder.is_trained
 
 

@@ -58,8 +58,8 @@ def test_a_prompt_equals_attention_written_out_row_by_row(tiny: Loaded, depth, f
         for layer in range(tiny.shape.num_layers):
             if depth == "input" and layer == first_layer:
                 hidden = torch.cat([hidden[:1], prefix.vectors_BPD[row], hidden[1:]])
-            own = prefix.at(layer)
-            keys, values = (own[0][row], own[1][row]) if own else (None, None)
+            states = prefix.at(layer)
+            keys, values = (states[0][row], states[1][row]) if states else (None, None)
             hidden = slow_layer(encoder.layer(layer), hidden, keys, values)
         if depth == "input":
             hidden = torch.cat([hidden[:1], hidden[6:]])
@@ -233,8 +233,8 @@ def test_deep_prompts_start_as_keys_and_values_of_the_question(tiny: Loaded, ask
             entering = tiny.encoder.below(inputs, layer)
             wanted = tiny.encoder.layer(layer).keys_and_values(entering)
             for made, whole in zip(prefix.at(layer), wanted, strict=True):
-                own = whole[0, :, 1 : 1 + length]
-                torch.testing.assert_close(made[label, :, :length], own, rtol=1e-6, atol=1e-6)
+                expected = whole[0, :, 1 : 1 + length]
+                torch.testing.assert_close(made[label, :, :length], expected, rtol=1e-6, atol=1e-6)
         assert torch.equal(
             prompt.arrange(prompt.table)[label, ..., length:, :], before[label, ..., length:, :]
         )

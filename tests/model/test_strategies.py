@@ -183,8 +183,8 @@ def test_a_prompt_without_a_gradient_is_an_error(tiny_bert: Loaded):
 def test_a_batch_that_asks_one_label_only_passes_the_gradient_check(tiny_bert: Loaded):
     model = Model(tiny_configuration(tiny_bert.backbone, "frozen_soft_prompt"), tiny_bert, 3)
     inputs, targets = batch(tiny_bert, "frozen_soft_prompt")
-    one = dataclasses.replace(inputs, label_B=torch.full_like(inputs.label_B, 1))
-    model.loss(one, targets).backward()
+    single_label = dataclasses.replace(inputs, label_B=torch.full_like(inputs.label_B, 1))
+    model.loss(single_label, targets).backward()
     model.check_gradients()
 
 

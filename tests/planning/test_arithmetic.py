@@ -110,11 +110,11 @@ def test_match_head_flops_equal_the_count_of_torch():
 
 
 def test_doubling_the_layers_doubles_the_training_work():
-    one, two = (
+    shallow, deep = (
         training_flops(replace(TINY, num_layers=n), tokens=7, row_length=5, trains_backbone=True)
         for n in (2, 4)
     )
-    assert two == 2 * one
+    assert deep == 2 * shallow
 
 
 def test_prices_are_per_hour():
@@ -167,8 +167,8 @@ def test_a_gpu_lane_does_not_keep_its_best_epoch_on_the_device():
 
 
 def test_pairs_hold_several_copies_of_their_hidden_layer():
-    one = 4 * 1000 * 64
-    assert pair_bytes(1000, 64, asks=True) == pair_bytes(1000, 64) == 4 * one
-    assert pair_bytes(1000, 64, drops=True) == 6 * one
-    assert pair_bytes(1000, 64, is_stacked=True) == 6 * one
-    assert pair_bytes(1000, 64, is_stacked=True, drops=True) == 7 * one
+    unit = 4 * 1000 * 64
+    assert pair_bytes(1000, 64, asks=True) == pair_bytes(1000, 64) == 4 * unit
+    assert pair_bytes(1000, 64, drops=True) == 6 * unit
+    assert pair_bytes(1000, 64, is_stacked=True) == 6 * unit
+    assert pair_bytes(1000, 64, is_stacked=True, drops=True) == 7 * unit

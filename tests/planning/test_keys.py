@@ -22,7 +22,7 @@ from tests.paths import ROOT
 from tests.study.making import plan_of, spec_of
 
 KEYS = ROOT / "tests" / "golden" / "ledger_keys.json"
-"""Written with raymrc c93dda9, before settings became a table: `python -m tests.planning.test_keys`."""
+"""raymrc c93dda9, before settings became a table, wrote it: `python -m tests.planning.test_keys`."""
 
 STUDIES = sorted((ROOT / "studies").rglob("*.yaml"))
 
@@ -80,15 +80,15 @@ def keys_of_everything(folder, task: str, few_shot: str) -> dict[str, str]:
     corpus = read_study_corpus(spec)
     transfer = read_transfer(spec, corpus)
     weights = {"minilm": "w", "bert-large-l12": "v"}
-    here = LoadedStudy(spec, corpus, transfer, weights=weights).fingerprints
-    held_out = replace(here, test="t", initial_prompt="p")
+    fingerprints = LoadedStudy(spec, corpus, transfer, weights=weights).fingerprints
+    held_out = replace(fingerprints, test="t", initial_prompt="p")
     found = {}
     for cell in plan_of(spec, corpus, places=False).cells:
         first, *_, last = cell.configurations or ()
         from_adapter = replace(last, prompt_initialisation="adapter")
         keys = [
             *(c.id for c in cell.configurations or ()),
-            *(fold_run(c, fold, here).key for c in (first, last) for fold in range(2)),
+            *(fold_run(c, fold, fingerprints).key for c in (first, last) for fold in range(2)),
             fold_run(first, 0, held_out).key,
             fold_run(from_adapter, 1, held_out).key,
         ]

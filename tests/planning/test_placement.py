@@ -156,13 +156,13 @@ def test_a_placement_prints_as_a_short_phrase():
 @pytest.mark.parametrize("workers", [(1, 1), (2, 2), (2, 3)])
 @pytest.mark.parametrize("strategy", TRAINED)
 def test_a_refusal_names_the_smallest_number_of_devices_that_fits(strategy, workers):
-    said = refusal("gatortron-8.9b", strategy, A100_40, workers=workers)
+    message = refusal("gatortron-8.9b", strategy, A100_40, workers=workers)
     where = "on one device" if workers[1] == 1 else f"on each of {workers[1]} devices"
     assert re.match(
         rf"gatortron-8\.9b/{strategy} needs \d+ GiB {where} and a device has 40, of which 36 can be filled;",
-        said,
+        message,
     )
-    enough = int(re.search(r"set resources.workers to (\d+) or more$", said)[1])  # type: ignore[index]
+    enough = int(re.search(r"set resources.workers to (\d+) or more$", message)[1])  # type: ignore[index]
     found = placed("gatortron-8.9b", strategy, A100_40, workers=(enough, enough))
     assert found.peak_bytes <= A100_40.usable_bytes
     with pytest.raises(DoesNotFit):
@@ -171,8 +171,8 @@ def test_a_refusal_names_the_smallest_number_of_devices_that_fits(strategy, work
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_refusal_names_the_smallest_device_memory_that_fits(strategy):
-    said = refusal("gatortron-8.9b", strategy, Device("gpu", 2 * GIB))
-    enough = float(re.search(r"; 64 devices of (\d+) GiB each would suffice", said)[1])  # type: ignore[index]
+    message = refusal("gatortron-8.9b", strategy, Device("gpu", 2 * GIB))
+    enough = float(re.search(r"; 64 devices of (\d+) GiB each would suffice", message)[1])  # type: ignore[index]
     assert placed("gatortron-8.9b", strategy, Device("gpu", enough * GIB)).mode == "group"
     with pytest.raises(DoesNotFit):
         placed("gatortron-8.9b", strategy, Device("gpu", (enough - 1) * GIB))
@@ -180,8 +180,8 @@ def test_a_refusal_names_the_smallest_device_memory_that_fits(strategy):
 
 def test_refusing_a_group_suggests_more_devices_or_larger_ones():
     small = Device("gpu", 8 * GIB)
-    said = refusal("gatortron-8.9b", "fine_tune", small, workers=(1, 2))
-    assert "devices of" in said or "or more" in said
+    message = refusal("gatortron-8.9b", "fine_tune", small, workers=(1, 2))
+    assert "devices of" in message or "or more" in message
 
 
 # --- properties -----------------------------------------------------------------------------------
@@ -286,11 +286,11 @@ def test_resources_determine_the_device():
 
 def test_a_cpu_host_gets_its_share_of_machine_memory(monkeypatch):
     monkeypatch.setattr(devices.os, "cpu_count", lambda: 8)
-    one, four = (device_of(Resources(cpus_per_host=n)).total_bytes for n in (1, 4))
-    assert one == 0.8 * machine_bytes() / 8
-    assert four == 4 * one
-    assert device_of(Resources(cpus_per_host=100)).total_bytes == 8 * one
-    assert device_of(Resources(cpus_per_host=0)).total_bytes == one
+    small, large = (device_of(Resources(cpus_per_host=n)).total_bytes for n in (1, 4))
+    assert small == 0.8 * machine_bytes() / 8
+    assert large == 4 * small
+    assert device_of(Resources(cpus_per_host=100)).total_bytes == 8 * small
+    assert device_of(Resources(cpus_per_host=0)).total_bytes == small
 
 
 def test_a_container_limit_caps_machine_memory(monkeypatch, tmp_path):

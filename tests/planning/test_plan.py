@@ -488,11 +488,11 @@ def test_a_plan_refuses_more_folds_than_groups_of_notes(tmp_path):
         plan_of(spec, read_study_corpus(spec))
 
 
-THERE = "{synthetic: {scheme: n2c2-2018, notes: 5, site: b, seed: 7}, name: there, labels: [ADE]}"
+SITE = "{synthetic: {scheme: n2c2-2018, notes: 5, site: b, seed: 7}, name: there, labels: [ADE]}"
 
 
 def test_another_site_keeps_only_shared_labels_and_enters_the_key(tmp_path):
-    spec = spec_of(tmp_path, overrides=[f"transfer=[{THERE}]"])
+    spec = spec_of(tmp_path, overrides=[f"transfer=[{SITE}]"])
     corpus = read_study_corpus(spec)
     transfer = read_transfer(spec, corpus)
     assert transfer["there"].labels == ("ADE",) and len(transfer["there"].notes) == 5
@@ -504,7 +504,7 @@ def test_another_site_keeps_only_shared_labels_and_enters_the_key(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("there", "sentence"),
+    ("site", "sentence"),
     [
         # A different seed writes different notes; the same seed repeats the same notes and ids.
         ("{synthetic: {scheme: n2c2-2018, notes: 3}, name: there}", "3 notes of there are in"),
@@ -515,16 +515,16 @@ def test_another_site_keeps_only_shared_labels_and_enters_the_key(tmp_path):
         ),
     ],
 )
-def test_an_unusable_transfer_corpus_is_refused_when_it_is_read(tmp_path, there, sentence):
-    spec = spec_of(tmp_path, overrides=[f"transfer=[{there}]"])
+def test_an_unusable_transfer_corpus_is_refused_when_it_is_read(tmp_path, site, sentence):
+    spec = spec_of(tmp_path, overrides=[f"transfer=[{site}]"])
     with pytest.raises(SpecError) as caught:
         read_transfer(spec, read_study_corpus(spec))
     assert sentence in str(caught.value)
 
 
 def test_held_out_notes_that_also_occur_at_a_transfer_site_are_refused(tmp_path):
-    there = "{synthetic: {scheme: n2c2-2018, notes: 3, site: b, seed: 7}, name: %s}"
-    changes = [f"transfer=[{there % 'there'}]", f"final_test={{corpus: {there % 'test'}}}"]
+    site = "{synthetic: {scheme: n2c2-2018, notes: 3, site: b, seed: 7}, name: %s}"
+    changes = [f"transfer=[{site % 'there'}]", f"final_test={{corpus: {site % 'test'}}}"]
     spec = spec_of(tmp_path, overrides=changes)
     corpus = read_study_corpus(spec)
     transfer, test = read_transfer(spec, corpus), read_test(spec, corpus)
@@ -575,8 +575,8 @@ def test_each_number_of_shots_is_its_own_cell_with_one_fold_run_per_fold_and_dra
 
 def test_equal_numbers_of_notes_and_mentions_form_different_cells(tmp_path):
     notes, mentions = (
-        plan_of(spec_of(tmp_path, overrides=[f"few_shot={{{of}: 5, draws: 2}}"]))
-        for of in ("notes", "mentions")
+        plan_of(spec_of(tmp_path, overrides=[f"few_shot={{{unit}: 5, draws: 2}}"]))
+        for unit in ("notes", "mentions")
     )
     assert {c.cell.name.rsplit("/")[-1] for c in mentions.cells} == {"5 mentions"}
     assert {(c.cell.shots, c.cell.shots_of) for c in mentions.cells} == {(5, "mentions")}
@@ -612,8 +612,8 @@ STARTS = STUDY.replace("prompt_length: [8, 32]", "prompt_length: 8")
 
 def starting(*options: str, prompt: object = None) -> list[str]:
     """Return overrides that select how soft prompts are initialised."""
-    said = [f"strategies.frozen_soft_prompt.prompt_initialisation=[{', '.join(options)}]"]
-    return said if prompt is None else [*said, f"initial_prompt={prompt}"]
+    overrides = [f"strategies.frozen_soft_prompt.prompt_initialisation=[{', '.join(options)}]"]
+    return overrides if prompt is None else [*overrides, f"initial_prompt={prompt}"]
 
 
 def test_prompt_initialisation_forms_a_grid_and_random_keeps_the_old_keys(tmp_path):
@@ -693,18 +693,18 @@ def test_a_plan_lists_the_labels_that_an_initial_prompt_lacks(tmp_path):
 def test_a_prompt_trained_on_a_scored_note_is_refused(tmp_path):
     spec = spec_of(tmp_path, STARTS)
     corpus = read_study_corpus(spec)
-    one, other = corpus.notes[:2]
-    elsewhere = replace(one, id="x", group="", text=f"other words than {one.id}'s")
+    first, second = corpus.notes[:2]
+    elsewhere = replace(first, id="x", group="", text=f"other words than {first.id}'s")
     unseen = read_adapter(write_prompt(tmp_path / "a", notes=[*note_marks(elsewhere)]))
     check_unseen(spec, None, corpus)
     check_unseen(spec, unseen, corpus, None)
     # One prompt saw this text under another id with other blanks; the other saw a note of the same patient.
-    copied = replace(one, id="x", group="", text=f" {one.text}\n\n")
+    copied = replace(first, id="x", group="", text=f" {first.text}\n\n")
     seen = read_adapter(write_prompt(tmp_path / "b", notes=[*note_marks(copied)]))
-    with pytest.raises(SpecError, match=rf"trained on 1 of the notes .* \({one.id}\)"):
+    with pytest.raises(SpecError, match=rf"trained on 1 of the notes .* \({first.id}\)"):
         check_unseen(spec, seen, corpus)
-    theirs = replace(other, id="y", group="patient 7", text="other words")
-    test = replace(corpus, notes=(replace(one, group="patient 7"),))
+    theirs = replace(second, id="y", group="patient 7", text="other words")
+    test = replace(corpus, notes=(replace(first, group="patient 7"),))
     of_group = read_adapter(write_prompt(tmp_path / "c", notes=[*note_marks(theirs)]))
     with pytest.raises(SpecError, match="trained on 1 of the notes"):
         check_unseen(spec, of_group, corpus, test)

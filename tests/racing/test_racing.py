@@ -77,7 +77,7 @@ def test_different_folds_are_never_compared(seed, shift):
         replace(c, courses=(c.courses[0], tuple(v + shift for v in c.courses[1]), *c.courses[2:]))
         for c in contenders
     ]
-    before, after = (decide(of, Racing(), 4) for of in (contenders, moved))
+    before, after = (decide(group, Racing(), 4) for group in (contenders, moved))
     assert before.run == after.run
     assert list(before.stopped) == list(after.stopped)
 

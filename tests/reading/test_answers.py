@@ -75,9 +75,9 @@ def test_flat_answers_are_the_highest_scoring_disjoint_set_in_any_order(data):
     sure = {pair: start[pair[0]] + end[pair[1]] + m for pair, m in zip(pairs, match, strict=True)}
     candidates = decode_spans(start, end, given_pairs, match)
     assert set(found) <= set(candidates) and found == sorted(found)
-    assert all(one[1] < other[0] for one, other in pairwise(found))
+    assert all(left[1] < right[0] for left, right in pairwise(found))
     sets = (c for n in range(len(candidates) + 1) for c in combinations(candidates, n))
-    apart = [c for c in sets if all(one[1] < other[0] for one, other in pairwise(sorted(c)))]
+    apart = [c for c in sets if all(left[1] < right[0] for left, right in pairwise(sorted(c)))]
     assert sum(sure[s] for s in found) == max(sum(sure[s] for s in c) for c in apart)
     turned = decode_spans(start, end, given_pairs[::-1], match[::-1], flat=True)
     assert sum(b - a for a, b in turned) == sum(b - a for a, b in found)

@@ -84,7 +84,7 @@ def reach(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, way: str, folder: 
     answered, lost = [], {}
     for note in corpus.notes:
         windows = build_windows(note, tokenizer, WINDOW, OVERLAP)
-        lost[note.id] = {one.span_id: one.reason for one in WAYS[way].lost(note, windows)}
+        lost[note.id] = {miss.span_id: miss.reason for miss in WAYS[way].lost(note, windows)}
         known = tuple(s for s in note.spans if not WAYS[way].knows or s.id not in lost[note.id])
         examples = build_examples([replace(note, spans=known)], windows, corpus.labels)
         found = WAYS[way].find(examples)

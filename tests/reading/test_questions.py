@@ -84,7 +84,7 @@ def test_all_bad_questions_are_reported_in_one_error():
 
 
 def test_the_fingerprint_depends_on_the_wording_but_not_on_the_order():
-    one, two = {"Drug": "What?", "ADE": "Why?"}, {"ADE": "Why?", "Drug": "What?"}
-    assert questions_fingerprint(one) == questions_fingerprint(two)
-    assert questions_fingerprint(one) != questions_fingerprint({**one, "ADE": "Why so?"})
-    assert len(questions_fingerprint(one)) == 64
+    first, second = {"Drug": "What?", "ADE": "Why?"}, {"ADE": "Why?", "Drug": "What?"}
+    assert questions_fingerprint(first) == questions_fingerprint(second)
+    assert questions_fingerprint(first) != questions_fingerprint({**first, "ADE": "Why so?"})
+    assert len(questions_fingerprint(first)) == 64

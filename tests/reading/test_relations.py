@@ -82,8 +82,8 @@ def test_a_labelled_argument_has_a_question_for_each_value() -> None:
     assert {q.relation for q in questions if q.value} == set(LABELED_ARGUMENTS)
     assert all(q.value for q in known if q.relation in LABELED_ARGUMENTS)
     words = build_questions((), {}, questions)
-    said = "Which words say that the patient used tobacco in the past?"
-    assert words["Tobacco.StatusTime=past"] == said
+    question = "Which words say that the patient used tobacco in the past?"
+    assert words["Tobacco.StatusTime=past"] == question
     assert len(set(words.values())) == len(questions)
 
 
@@ -162,17 +162,17 @@ def test_a_context_is_whole_sentences_around_a_mention_and_fits_the_window(
     sentences, window = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 30))
     begin, end = context_bounds(edges, num_pieces, first, last, sentences, window)
     assert 0 <= begin < end <= num_pieces and end - begin <= window
-    own = [i for i, edge in enumerate(edges) if edge <= last and edge + lengths[i] > first]
+    covered = [i for i, edge in enumerate(edges) if edge <= last and edge + lengths[i] > first]
     wanted = (
-        edges[max(0, own[0] - sentences)],
-        [*edges, num_pieces][min(len(edges), own[-1] + 1 + sentences)],
+        edges[max(0, covered[0] - sentences)],
+        [*edges, num_pieces][min(len(edges), covered[-1] + 1 + sentences)],
     )
     assert wanted[0] <= begin and end <= wanted[1]
     if wanted[1] - wanted[0] <= window:
         assert (begin, end) == wanted
     if last + 1 - first <= window:
         assert begin <= first and last < end
-    if [*edges, num_pieces][own[-1] + 1] - edges[own[0]] <= window:
+    if [*edges, num_pieces][covered[-1] + 1] - edges[covered[0]] <= window:
         assert begin in edges and end in [*edges, num_pieces]
 
 
@@ -244,7 +244,7 @@ def reach(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> tuple[Counts, C
         pieces = read_pieces(note, tokenizer)
         contexts = build_contexts(note, pieces, mentions_of(note.spans), questions, 1, 384)
         counts.append(score(note, contexts, questions))
-        reasons.update(one.reason for one in unreachable_relations(note, contexts, questions))
+        reasons.update(miss.reason for miss in unreachable_relations(note, contexts, questions))
     return pool(counts), reasons
 
 

@@ -63,7 +63,7 @@ def test_the_length_counted_before_a_row_is_built_matches_the_built_row(given_ma
 
 def test_a_row_key_depends_on_its_pieces_but_not_on_its_window():
     offsets = ((0, 1), (1, 2))
-    here, there = Window("n", 0, (5, 6), offsets), Window("m", 3, (5, 6), offsets)
-    keys = {RowPieces(window, HEAD, SEP, 0).key for window in (here, there)}
+    first, second = Window("n", 0, (5, 6), offsets), Window("m", 3, (5, 6), offsets)
+    keys = {RowPieces(window, HEAD, SEP, 0).key for window in (first, second)}
     assert len(keys) == 1
     assert RowPieces(Window("n", 0, (5, 7), offsets), HEAD, SEP, 0).key not in keys

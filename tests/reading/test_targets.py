@@ -82,7 +82,7 @@ def check_round_trip(note, windows, labels):
         (unreachable, found_by_spans(examples)),
         (untaggable, found_by_tags(examples)),
     ):
-        lost = {one.span_id: one.reason for one in find(note, windows)}
+        lost = {miss.span_id: miss.reason for miss in find(note, windows)}
         answers = assemble(note, windows, found, labels)
         gold = keys(span for span in note.spans if span.id not in lost)
         assert gold <= keys(answers)
@@ -168,7 +168,7 @@ def test_each_unreachable_span_gets_the_right_reason(wordpiece):
     )
     note = Note("n", text, spans)
     windows = build_windows(note, wordpiece, 11, 2)
-    assert [(one.span_id, one.reason) for one in unreachable(note, windows)] == [
+    assert [(miss.span_id, miss.reason) for miss in unreachable(note, windows)] == [
         ("T1", "not_on_piece_boundary"),
         ("T2", "no_piece"),
         ("T3", "wider_than_window"),
@@ -185,12 +185,12 @@ def test_for_overlapping_spans_tags_keep_the_longest_and_flat_answers_keep_the_m
     )  # fmt: skip
     windows = build_windows(note, wordpiece, 64, 8)
     assert unreachable(note, windows) == []
-    assert [(one.span_id, one.reason) for one in untaggable(note, windows)] == [
+    assert [(miss.span_id, miss.reason) for miss in untaggable(note, windows)] == [
         ("T1", "same_label_overlap"),
         ("T2", "same_label_overlap"),
     ]
     # "left chest" and "chest pain" are equally good: one is dropped, and so is the span that holds both.
-    apart = [one.span_id for one in unreachable_apart(note, windows)]
+    apart = [miss.span_id for miss in unreachable_apart(note, windows)]
     assert len(apart) == 2 and "T5" in apart and apart[0] in ("T1", "T2")
 
 
@@ -201,9 +201,9 @@ def test_flat_answers_can_express_all_reachable_spans_and_no_larger_set_exists(
 ):
     windows = build_windows(note, tokenizer, *size)
     named = unreachable_apart(note, windows)
-    overlaps = {one.span_id for one in named if one.reason == "same_label_overlap"}
-    assert [one for one in named if one.span_id not in overlaps] == unreachable(note, windows)
-    lost = {one.span_id for one in named}
+    overlaps = {miss.span_id for miss in named if miss.reason == "same_label_overlap"}
+    assert [miss for miss in named if miss.span_id not in overlaps] == unreachable(note, windows)
+    lost = {miss.span_id for miss in named}
     found, by_owner = {}, {}
     for span in note.spans:
         if span.id in lost - overlaps:
@@ -215,16 +215,16 @@ def test_flat_answers_can_express_all_reachable_spans_and_no_larger_set_exists(
             begin = windows[index].piece_start
             pieces = (LABELS.index(span.label), first - begin, last - begin)
             found.setdefault(index, []).append(pieces)
-    said = [span for span in note.spans if span.id not in lost]
-    assert keys(assemble(note, windows, found, LABELS)) == keys(said)
+    reached = [span for span in note.spans if span.id not in lost]
+    assert keys(assemble(note, windows, found, LABELS)) == keys(reached)
     most = 0
     for spans in by_owner.values():
         sets = (some for n in range(len(spans) + 1) for some in combinations(sorted(spans), n))
         most += max(len(s) for s in sets if all(a[1] < b[0] for a, b in pairwise(s)))
-    assert most == len(said)
+    assert most == len(reached)
     for index, answers in found.items():
         for label in range(len(LABELS)):
-            of_label = sorted(pieces for of, *pieces in answers if of == label)
+            of_label = sorted(pieces for number, *pieces in answers if number == label)
             assert all(a[1] < b[0] for a, b in pairwise(of_label)), (index, label)
 
 

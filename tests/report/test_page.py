@@ -218,7 +218,7 @@ def test_tables_and_plots_show_the_numbers_of_the_findings(rich):
         assert drawn[name] == pytest.approx(100 * summary.winner.strict.mean)
     gaps = gap_table(rich.summaries, rich.conclusions)
     assert f'<th scope="row" class="left">{gaps.cells[0][0]}</th>' in build_page(rich)
-    home = {one.gap.backbone: one for one in rich.conclusions.gaps}
+    home = {conclusion.gap.backbone: conclusion for conclusion in rich.conclusions.gaps}
     for row in gaps.cells:
         if row[0] in home:
             assert row[4] == f"{100 * home[row[0]].home.comparison.difference:.2f}"
@@ -236,14 +236,14 @@ def name_of(summary):
 def f1_of(counts):
     """Micro F1 of many counts, written out once more."""
     counts = list(counts)
-    tp, fp, fn = (sum(getattr(c, of) for c in counts) for of in ("tp", "fp", "fn"))
+    tp, fp, fn = (sum(getattr(c, field) for c in counts) for field in ("tp", "fp", "fn"))
     return 2 * tp / (2 * tp + fp + fn)
 
 
 def strict_f1(record, site=None, labels=None):
     notes = record.notes if site is None else record.transfer[site]
     return f1_of(
-        c for n in notes.values() for of, c in n.strict.items() if not labels or of in labels
+        c for n in notes.values() for label, c in n.strict.items() if not labels or label in labels
     )
 
 
@@ -251,9 +251,9 @@ def test_each_gap_shows_the_price_of_a_point(rich):
     (table,) = sections_of(rich)["gaps"].tables
     assert table.columns[-1].name == "price of a point"
     priced = 0
-    for (_, one), row in zip(rich.conclusions.compared, table.cells, strict=True):
-        extra = one.extra_usd / (100 * one.home.comparison.difference)
-        if one.extra_usd > 0 and one.home.comparison.difference > 0:
+    for (_, conclusion), row in zip(rich.conclusions.compared, table.cells, strict=True):
+        extra = conclusion.extra_usd / (100 * conclusion.home.comparison.difference)
+        if conclusion.extra_usd > 0 and conclusion.home.comparison.difference > 0:
             assert row[-1].startswith(f"{extra:.2g} USD (") and " to " in row[-1]
             priced += 1
         else:
@@ -284,14 +284,16 @@ def test_other_sites_show_intervals_and_the_numbers_of_their_records(rich):
         at_site = [strict_f1(r, "hospital-b") for r in runs]
         drops = [h - a for h, a in zip(at_home, at_site, strict=True)]
         assert [home, away, drop] == [
-            in_points(statistics.fmean(of)) for of in (at_home, at_site, drops)
+            in_points(statistics.fmean(values)) for values in (at_home, at_site, drops)
         ]
-        assert [home_sd, drop_sd] == [in_points(statistics.stdev(of)) for of in (at_home, drops)]
+        assert [home_sd, drop_sd] == [
+            in_points(statistics.stdev(values)) for values in (at_home, drops)
+        ]
         for interval, middle in ((over_notes, away), (of_drop, drop)):
             low, high = map(float, interval.split(" to "))
             assert low < float(middle) < high
     stated = json.loads(json.dumps(rich.conclusions.to_json()))["sites"]
-    assert len(stated) == 16 and {of["site"] for of in stated} == {"hospital-b"}
+    assert len(stated) == 16 and {entry["site"] for entry in stated} == {"hospital-b"}
 
 
 def test_labels_shares_and_stopped_configurations_match_the_records(rich):
@@ -301,10 +303,10 @@ def test_labels_shares_and_stopped_configurations_match_the_records(rich):
     assert len(labels.rows) == 4 * 16
     for label, name, gold, _, _, strict, lenient in labels.cells:
         runs = by_name[name].winner.fold_runs
-        of = [n.strict[label] for r in runs for n in r.notes.values()]
+        exact = [n.strict[label] for r in runs for n in r.notes.values()]
         loose = [n.lenient[label] for r in runs for n in r.notes.values()]
-        assert gold == f"{sum(c.tp + c.fn for c in of):,}"
-        assert (strict, lenient) == (in_points(f1_of(of)), in_points(f1_of(loose)))
+        assert gold == f"{sum(c.tp + c.fn for c in exact):,}"
+        assert (strict, lenient) == (in_points(f1_of(exact)), in_points(f1_of(loose)))
     (heat,) = sections["labels"].plots
     drawn = heat.figure["data"][0]
     for name, row in zip(drawn["y"], drawn["z"], strict=True):
@@ -333,12 +335,12 @@ def test_heat_maps_and_curves_draw_the_means_of_the_records(rich, tmp_path):
     maps = [p for p in search if p.figure["data"][0]["type"] == "heatmap"]
     for plot in maps:
         drawn = plot.figure["data"][0]
-        for one in by_name[plot.title].configurations:
-            if one.strict.mean is None:
+        for entry in by_name[plot.title].configurations:
+            if entry.strict.mean is None:
                 continue
-            row = list(drawn["y"]).index(f"{one.configuration.learning_rate:.4g}")
-            column = list(drawn["x"]).index(str(one.configuration.prompt_length))
-            mean = statistics.fmean(strict_f1(r) for r in one.fold_runs)
+            row = list(drawn["y"]).index(f"{entry.configuration.learning_rate:.4g}")
+            column = list(drawn["x"]).index(str(entry.configuration.prompt_length))
+            mean = statistics.fmean(strict_f1(r) for r in entry.fold_runs)
             assert drawn["z"][row][column] == pytest.approx(100 * mean)
     few = make_findings(tmp_path, FEW_SHOT, with_course=False)
     names = {s.cell.strategy for s in few.summaries}
@@ -415,19 +417,19 @@ def test_the_decision_tile_agrees_with_the_verdict(tmp_path, rich):
     assert build_facts(begun)[0].more == "in all 5 comparisons"
     good, poor = {"Drug": Counts(9, 1, 1)}, {"Drug": Counts(2, 8, 8)}
     one_sided = [
-        record(f, of=cell(strategy), counts=counts, validation_f1=0.5 + f / 100)
+        record(f, cell=cell(strategy), counts=counts, validation_f1=0.5 + f / 100)
         for strategy, counts in (("soft_prompt", good), ("frozen_soft_prompt", poor))
         for f in (0, 1)
     ]
     assert build_facts(small(tmp_path, one_sided))[0].value == "Not enough data"
     fair = [{"Drug": Counts(5, 5 + f, 5)} for f in range(4)]
     fewer = [
-        record(f, of=replace(cell(strategy), shots=5), counts=counts)
+        record(f, cell=replace(cell(strategy), shots=5), counts=counts)
         for strategy, by_fold in (("soft_prompt", fair), ("frozen_soft_prompt", fair[::-1]))
         for f, counts in enumerate(by_fold)
     ]
     clear = [
-        record(f, of=cell(strategy), counts={"Drug": Counts(tp, 10 - tp + f % 2, 10 - tp)})
+        record(f, cell=cell(strategy), counts={"Drug": Counts(tp, 10 - tp + f % 2, 10 - tp)})
         for strategy, tp in (("soft_prompt", 9), ("frozen_soft_prompt", 2))
         for f in range(4)
     ]
@@ -689,8 +691,8 @@ def test_a_real_study_is_exported_and_compared_by_command(real, monkeypatch, cap
     capsys.readouterr()
     assert main(["compare", "study.yaml", "other.yaml", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [one["paired"] for one in found["both"]] == ["same folds"] * 2
-    assert [one["field"] for one in found["settings"]] == [
+    assert [entry["paired"] for entry in found["both"]] == ["same folds"] * 2
+    assert [entry["field"] for entry in found["settings"]] == [
         "study",
         "strategies.fine_tune.learning_rate",
     ]
@@ -699,7 +701,7 @@ def test_a_real_study_is_exported_and_compared_by_command(real, monkeypatch, cap
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
         (["export", "study.yaml"], "give --csv DIR, --parquet DIR or both"),
         (["export", "study.yaml", "--csv", "study.yaml"], "choose a folder that you may write to"),
@@ -708,12 +710,12 @@ def test_a_real_study_is_exported_and_compared_by_command(real, monkeypatch, cap
     ],
 )
 def test_unreadable_and_unwritable_files_are_reported_in_one_sentence(
-    real, arguments, said, monkeypatch, capsys
+    real, arguments, message, monkeypatch, capsys
 ):
     monkeypatch.chdir(real)
     assert main(arguments) == 2
-    told = capsys.readouterr()
-    assert said in told.err and "Traceback" not in told.err and told.out == ""
+    output = capsys.readouterr()
+    assert message in output.err and "Traceback" not in output.err and output.out == ""
 
 
 def test_the_page_of_a_real_study_holds_no_text_of_its_notes(real):

@@ -112,7 +112,7 @@ def test_nested_overlapping_and_discontinuous_spans_have_a_table_with_what_canno
         "nested": Counts(3, 1, 1), "overlapping": Counts(0, 2, 0), "discontinuous": Counts(0, 0, 2),
     }  # fmt: skip
     records = [
-        with_subsets(record(fold, of=cell(strategy)), **subsets)
+        with_subsets(record(fold, cell=cell(strategy)), **subsets)
         for strategy in ("fine_tune", "soft_prompt")
         for fold in (0, 1)
     ]
@@ -128,7 +128,7 @@ def test_nested_overlapping_and_discontinuous_spans_have_a_table_with_what_canno
 def test_spans_that_no_gold_span_nests_in_have_no_table():
     records = [with_subsets(record(fold), nested=Counts(0, 2, 0)) for fold in (0, 1)]
     assert results.counts_tables(summarise(records, 2)) == []
-    nested = [with_subsets(record(f, of=cell("soft_prompt")), nested=Counts(1)) for f in (0, 1)]
+    nested = [with_subsets(record(f, cell=cell("soft_prompt")), nested=Counts(1)) for f in (0, 1)]
     (table,) = results.counts_tables(summarise([*records, *nested], 2))
     assert "missed here" not in table.caption and "only one" not in table.caption
 

@@ -20,7 +20,7 @@ from tests.scheduling.fleets import Decisions, frozen, grouped
 from tests.sweep.making import make_record
 
 CLOSING_SECONDS = KILL_SECONDS[HostKind.HOST] + SLICE_SECONDS + 0.5 * SAVING_MARGIN
-"""For a host with one open lane that takes half a second to save."""
+"""A host with one open lane that takes half a second to save closes in this time."""
 
 
 def running(device_seconds: float, hosts: int = 1) -> Decisions:

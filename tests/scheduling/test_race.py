@@ -98,7 +98,7 @@ class Drive:
             self.kept[key] = self.grid.record(run, until)
             self.search.learn(self.kept[key])
             assert self.search.is_settled(work, run)
-            if not any(of is work for of, _, _ in self.running.values()):
+            if not any(owner is work for owner, _, _ in self.running.values()):
                 self.search.settle(work)
         return is_busy
 
@@ -141,11 +141,11 @@ def test_a_race_finds_the_winner_of_the_grid_and_trains_a_part_of_it():
 def test_what_is_told_to_be_left_is_never_less_than_what_is_trained():
     (grid,) = grids(1, 7)
     drive = Drive(grid)
-    told = []
+    reports = []
     while drive.tick():
-        told.append((drive.fold_epochs, *drive.search.epochs))
-    assert all(drive.fold_epochs - before <= left for before, _, left in told)
-    assert told[0][2] == grid.table.fold_epochs - told[0][1]
+        reports.append((drive.fold_epochs, *drive.search.epochs))
+    assert all(drive.fold_epochs - before <= left for before, _, left in reports)
+    assert reports[0][2] == grid.table.fold_epochs - reports[0][1]
     assert drive.search.epochs == (drive.fold_epochs, 0)
 
 
@@ -328,8 +328,8 @@ def test_what_optuna_is_told_of_a_stopped_one_moves_its_next_proposal():
     (tpe,) = drive.search._proposers
     assert isinstance(tpe, TpeSearch)
     assert any(known.state == "PRUNED" for known in tpe.tries.values())
-    told = tpe._ask()
+    proposed = tpe._ask()
     for known in tpe.tries.values():
         if known.state == "PRUNED":
             known.reached, known.failed = None, True
-    assert tpe._ask() != told
+    assert tpe._ask() != proposed

@@ -89,15 +89,15 @@ def test_each_written_record_restores_all_patience(tmp_path):
     outage = Outage(tmp_path, refusals=0)
     refused: set[str] = set()
 
-    def record(one: Record, text: str | None) -> None:
-        if one.key not in refused and outage.now < 30 * len(outage.kept) + 25:
+    def record(entry: Record, text: str | None) -> None:
+        if entry.key not in refused and outage.now < 30 * len(outage.kept) + 25:
             raise LedgerError("the store refuses (slow down)")
-        refused.add(one.key)
-        outage.record(one, text)
+        refused.add(entry.key)
+        outage.record(entry, text)
 
     writer = RecordWriter(record, print, 40.0, clock=lambda: outage.now, pause=outage.pause)
-    for one in RECORDS:
-        writer.put(one)
+    for entry in RECORDS:
+        writer.put(entry)
     writer.close()
     assert writer.error is None and len(outage.kept) == len(RECORDS)
     assert sum(outage.waited) > 40 * 3

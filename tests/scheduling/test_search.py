@@ -76,12 +76,12 @@ def test_a_failed_fold_run_is_handed_out_again():
 
 def test_fold_runs_that_another_driver_finished_are_not_handed_out():
     plan = make_plan([0.1], ["fine_tune"])
-    there = {run.key: make_record(run) for run in fold_runs(plan)[:2]}
-    search = StudySearch(plan, [], there.get)
+    finished = {run.key: make_record(run) for run in fold_runs(plan)[:2]}
+    search = StudySearch(plan, [], finished.get)
     work = search.next()
     assert work is not None
     assert [run.fold for run in work.fold_runs] == [2]
-    assert search.done.keys() == there.keys()
+    assert search.done.keys() == finished.keys()
 
 
 def test_records_of_other_notes_are_ignored():

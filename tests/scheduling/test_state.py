@@ -66,13 +66,13 @@ def play(tmp_path) -> Iterator[Any]:
 def test_retries_of_a_closed_cell_are_cancelled_and_count_as_failed(play):
     plan = make_plan([0.1, 0.2, 0.3, 0.4], ["fine_tune"], folds=2)
     run = play(plan, close_cell_after=2)
-    trial, (one, two) = run.take()
-    run.report(trial, failed_record(one, "passing", 2.0, may_pass=True))
-    run.report(trial, make_record(two))
-    other, (three, _) = run.take()
-    run.report(other, failed_record(three, "final"))
-    again, (five, _) = run.take()
-    run.report(again, failed_record(five, "final"))
+    trial, (first, second) = run.take()
+    run.report(trial, failed_record(first, "passing", 2.0, may_pass=True))
+    run.report(trial, make_record(second))
+    other, (third, _) = run.take()
+    run.report(other, failed_record(third, "final"))
+    again, (fifth, _) = run.take()
+    run.report(again, failed_record(fifth, "final"))
     assert run.study.take_closed_cells() == [plan.cells[0].cell]
     for ended in (trial, other, again):
         run.study.end(ended)
@@ -81,8 +81,10 @@ def test_retries_of_a_closed_cell_are_cancelled_and_count_as_failed(play):
     outcome = run.study.outcome()
     assert (outcome.done, outcome.failed) == (1, 3)
     assert outcome.closed == ((plan.cells[0].cell.name, 4),)
-    assert records[one.key].reason == "passing"
-    assert sorted(r.key for r in run.received) == sorted(r.key for r in (one, two, three, five))
+    assert records[first.key].reason == "passing"
+    assert sorted(r.key for r in run.received) == sorted(
+        r.key for r in (first, second, third, fifth)
+    )
 
 
 def test_a_finished_fold_run_keeps_a_cell_open(play):
@@ -106,22 +108,22 @@ def test_a_configuration_that_fails_on_every_fold_is_one_failure(play):
 def test_the_cost_of_every_try_is_kept_even_if_the_driver_is_killed_before_the_next(play):
     plan = make_plan([0.1], ["fine_tune"], folds=2)
     run = play(plan)
-    trial, (one, _) = run.take()
-    run.report(trial, failed_record(one, "passing", 2.0, may_pass=True))
-    assert run.close()[one.key].device_seconds == 2.0, "as if killed here"
+    trial, (first, _) = run.take()
+    run.report(trial, failed_record(first, "passing", 2.0, may_pass=True))
+    assert run.close()[first.key].device_seconds == 2.0, "as if killed here"
 
     run = play(plan)
-    trial, (one, two) = run.take()
-    run.report(trial, failed_record(one, "passing", 3.0, may_pass=True))
-    run.report(trial, make_record(two))
+    trial, (first, second) = run.take()
+    run.report(trial, failed_record(first, "passing", 3.0, may_pass=True))
+    run.report(trial, make_record(second))
     run.study.end(trial)
     trial, (again,) = run.take()
-    assert again == one
-    run.report(trial, make_record(one))
+    assert again == first
+    run.report(trial, make_record(first))
     run.study.end(trial)
     assert run.take() is None
-    record = run.close()[one.key]
-    assert record == replace(make_record(one), failed_device_seconds=5.0)
+    record = run.close()[first.key]
+    assert record == replace(make_record(first), failed_device_seconds=5.0)
     assert run.study.outcome().failed == 0
 
 
@@ -165,7 +167,7 @@ def test_work_of_races_never_exceeds_their_lanes(play, seed):
             {
                 "record": grid.record(run, until).to_json(),
                 "fold": run.fold,
-                "is_idle": all(of != trial for of, _, _ in under_way.values()),
+                "is_idle": all(owner != trial for owner, _, _ in under_way.values()),
             },
         )
     assert study.outcome().spared > 0 and study.outcome().failed == 0

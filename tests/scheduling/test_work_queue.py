@@ -64,14 +64,14 @@ def test_earlier_submissions_go_first_even_if_their_calls_arrive_later() -> None
     """Submissions to a starting actor once overtook each other, and finished fold-runs waited half an hour
     for their trial's process."""
     queue, runs = make_queue(lanes=1), frozen(3)
-    one, two, three = runs[:2], runs[2:4], runs[4:6]
-    queue.submit("c", three, turn=3)
-    assert keys(queue.exchange("a", (), 0)) == [three[0].key]
-    queue.submit("a", one, turn=1)
-    queue.submit("b", two, turn=2)
-    wanted = [run.key for run in (*one, *two, three[1])]
+    first, second, third = runs[:2], runs[2:4], runs[4:6]
+    queue.submit("c", third, turn=3)
+    assert keys(queue.exchange("a", (), 0)) == [third[0].key]
+    queue.submit("a", first, turn=1)
+    queue.submit("b", second, turn=2)
+    wanted = [run.key for run in (*first, *second, third[1])]
     assert [run.key for run in queue.queued] == wanted
-    order = queue.exchange("a", [done(three[0])], 1)
+    order = queue.exchange("a", [done(third[0])], 1)
     assert keys(order) == wanted[:1]
     queue.submit("d", runs[6:], turn=3)
     assert [run.key for run in queue.queued] == [*wanted[1:], *(run.key for run in runs[6:])]

@@ -21,7 +21,7 @@ from raymrc.scoring.subsets import SUBSETS, find_subsets, items_of, score_subset
 from tests.paths import SHARED, needs_shared
 
 TEXT = "a rash on arms and legs\nsince the last dose"
-"""Words separated by single blanks, and by a line end at 23."""
+"""Single blanks separate the words, and a line end does at 23."""
 
 
 def span(label: str, *fragments: tuple[int, int], name: str = "T1") -> Span:
@@ -99,13 +99,15 @@ def test_a_nested_gold_span_is_found_even_if_its_outer_span_is_not():
 
 def fragments(whole: bool = False) -> st.SearchStrategy[tuple[tuple[int, int], ...]]:
     """Stretches of TEXT that may touch, overlap or be a blank apart; sorted, as readers return them."""
-    one = st.tuples(st.integers(0, 24), st.integers(1, 12)).map(lambda p: (p[0], p[0] + p[1]))
-    return st.lists(one, min_size=1, max_size=1 if whole else 3).map(lambda f: tuple(sorted(f)))
+    fragment = st.tuples(st.integers(0, 24), st.integers(1, 12)).map(lambda p: (p[0], p[0] + p[1]))
+    return st.lists(fragment, min_size=1, max_size=1 if whole else 3).map(
+        lambda f: tuple(sorted(f))
+    )
 
 
 def spans(whole: bool = False) -> st.SearchStrategy[list[Span]]:
-    one = st.builds(Span, st.just("T1"), st.sampled_from(["Drug", "ADE"]), fragments(whole))
-    return st.lists(one, max_size=8)
+    span = st.builds(Span, st.just("T1"), st.sampled_from(["Drug", "ADE"]), fragments(whole))
+    return st.lists(span, max_size=8)
 
 
 def characters(item: tuple[str, tuple[tuple[int, int], ...]]) -> set[int]:
@@ -123,10 +125,10 @@ def test_subsets_agree_with_sets_of_characters(found):
         if gaps:
             expected["discontinuous"].add(item)
         for other in items - {item}:
-            one, two = characters(item), characters(other)
-            if one <= two or two <= one:
+            first, second = characters(item), characters(other)
+            if first <= second or second <= first:
                 expected["nested"].add(item)
-            elif one & two:
+            elif first & second:
                 expected["overlapping"].add(item)
         if any(item in expected[name] for name in SUBSETS):
             expected["any"].add(item)
@@ -158,8 +160,8 @@ def test_synthetic_notes_have_nested_spans_and_line_ends_are_not_gaps():
     notes = synthesize_corpus("n2c2-2018", 20, "a", 1).notes
     assert any(span.is_discontinuous for note in notes for span in note.spans)
     counts = [score_subsets(note.text, note.spans, note.spans) for note in notes]
-    assert pool(of.get("nested", Counts()) for of in counts).tp > 20
-    assert not any("discontinuous" in of for of in counts)
+    assert pool(subsets.get("nested", Counts()) for subsets in counts).tp > 20
+    assert not any("discontinuous" in subsets for subsets in counts)
 
 
 @needs_shared
@@ -180,4 +182,4 @@ def test_real_corpora_have_as_many_as_the_results_page_says(
     items = [items_of(note.text, note.spans) for note in notes]
     found = [find_subsets(of_note) for of_note in items]
     assert sum(map(len, items)) == num_items
-    assert tuple(sum(len(of[name]) for of in found) for name in SUBSETS) == sizes
+    assert tuple(sum(len(subsets[name]) for subsets in found) for name in SUBSETS) == sizes

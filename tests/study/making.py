@@ -70,10 +70,13 @@ def cell(strategy: str = "fine_tune", backbone: str = "minilm") -> Cell:
     return Cell("concepts", "notes", Backbone(backbone, backbone), strategy)
 
 
+FINE_TUNED = cell()
+
+
 def record(
     fold: int = 0,
     *,
-    of: Cell | None = None,
+    cell: Cell | None = None,
     learning_rate: float = 1e-4,
     validation_f1: float = 0.5,
     counts: Mapping[str, Counts] | None = None,
@@ -87,7 +90,7 @@ def record(
 ) -> Record:
     """Return the record of a fold-run whose counts all belong to one note."""
     run = FoldRun(
-        configuration=Configuration(of or cell(), learning_rate),
+        configuration=Configuration(cell or FINE_TUNED, learning_rate),
         fold=fold,
         corpus_fingerprint=corpus,
         folds_fingerprint="f",

@@ -84,7 +84,7 @@ def test_the_message_for_an_empty_file_lists_what_a_study_needs(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("- a\n- b\n", "study.yaml:1:1: a study file is a mapping"),
         ("a: 1\n---\nb: 2\n", "study.yaml:2:1: a second YAML document begins here"),
@@ -98,8 +98,8 @@ def test_the_message_for_an_empty_file_lists_what_a_study_needs(tmp_path, text):
         ("a: \x07\n", "invalid YAML"),
     ],
 )
-def test_unsupported_yaml_is_refused_in_one_sentence(tmp_path, text, said):
-    assert said in problem(tmp_path, text)
+def test_unsupported_yaml_is_refused_in_one_sentence(tmp_path, text, message):
+    assert message in problem(tmp_path, text)
     assert "\n" not in problem(tmp_path, text)
 
 
@@ -135,7 +135,7 @@ def test_overrides_apply_in_order_and_create_missing_fields(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("a", "--set a: use field.field=value"),
         (".a=1", "--set .a=1: use field.field=value"),
@@ -145,8 +145,8 @@ def test_overrides_apply_in_order_and_create_missing_fields(tmp_path):
         ("a={b: 1, b: 2}", "'b' is given twice"),
     ],
 )
-def test_an_invalid_override_is_refused_with_a_reason(tmp_path, override, said):
-    assert said in problem(tmp_path, "a: {b: 1}\nl: [1, 2]\nn: 1\n", (override,))
+def test_an_invalid_override_is_refused_with_a_reason(tmp_path, override, message):
+    assert message in problem(tmp_path, "a: {b: 1}\nl: [1, 2]\nn: 1\n", (override,))
 
 
 def test_a_similar_name_is_suggested_and_a_distant_one_is_not():

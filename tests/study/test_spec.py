@@ -71,7 +71,7 @@ mlflw: 3
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("study: tiny\n", "", "1:1: the study has no 'study'"),
         ("storage: runs/tiny\n", "", "1:1: the study has no 'storage'"),
@@ -148,19 +148,19 @@ mlflw: 3
          "prompt_length: [8, 32]}", "  {}", "strategies: name at least one of fine_tune"),
     ],
 )  # fmt: skip
-def test_a_wrong_field_gives_one_sentence_with_its_position(tmp_path, old, new, said):
+def test_a_wrong_field_gives_one_sentence_with_its_position(tmp_path, old, new, message):
     problems = problems_of(tmp_path, edited(old, new))
     assert len(problems) == 1, problems
-    assert said in problems[0]
+    assert message in problems[0]
     assert problems[0].startswith("study.yaml:")
 
 
 @pytest.mark.parametrize("length", [0, 513, -1, 2.5])
 def test_a_prompt_length_outside_1_to_512_is_refused(tmp_path, length):
-    said = problems_of(
+    problems = problems_of(
         tmp_path, overrides=[f"strategies.frozen_soft_prompt.prompt_length={length}"]
     )
-    assert said == [
+    assert problems == [
         f"--set strategies.frozen_soft_prompt.prompt_length={length}: "
         f"prompt_length: {length} is not a whole number from 1 to 512"
     ]
@@ -250,7 +250,7 @@ def test_settings_of_a_backbone_override_those_of_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (edited("[5.0e-5, 2.0e-4]", "1e-4, prompt_length: 8"),
          "study.yaml:9:36: prompt_length has no effect under fine_tune: it has no soft prompt"),
@@ -270,9 +270,9 @@ def test_settings_of_a_backbone_override_those_of_training(tmp_path):
          "study.yaml:7:41: strategy soft_prompt is not run by this study"),
     ],
 )  # fmt: skip
-def test_a_setting_without_effect_causes_a_warning_and_no_refusal(tmp_path, text, said):
+def test_a_setting_without_effect_causes_a_warning_and_no_refusal(tmp_path, text, message):
     (warning,) = spec_of(tmp_path, text).warnings
-    assert warning.replace(f"{tmp_path}/", "").startswith(said)
+    assert warning.replace(f"{tmp_path}/", "").startswith(message)
 
 
 def test_a_study_whose_settings_all_apply_has_no_warnings(tmp_path):
@@ -315,8 +315,8 @@ def test_the_tracking_database_defaults_to_the_study_folder(tmp_path, monkeypatc
     assert far.tracking_uri == f"sqlite:///{tmp_path}/runs/tiny/mlflow.db"
     near = spec_of(tmp_path, overrides=["storage=file:///a/b"])
     assert near.tracking_uri == "sqlite:////a/b/mlflow.db"
-    told = ["mlflow.tracking_uri=http://localhost:5000", "mlflow.experiment=all"]
-    spec = spec_of(tmp_path, overrides=told)
+    overrides = ["mlflow.tracking_uri=http://localhost:5000", "mlflow.experiment=all"]
+    spec = spec_of(tmp_path, overrides=overrides)
     assert (spec.tracking_uri, spec.experiment) == ("http://localhost:5000", "all")
     assert spec_of(tmp_path).experiment == "tiny"
 
@@ -345,8 +345,8 @@ def test_workers_accept_auto_a_number_or_a_range(tmp_path, written, least_and_mo
 
 
 def test_a_study_can_set_every_hyper_parameter_and_nothing_else():
-    there = {field.name for field in fields(Configuration)} - {"cell"}
-    assert set(Settings.model_fields) == there
+    names = {field.name for field in fields(Configuration)} - {"cell"}
+    assert set(Settings.model_fields) == names
 
 
 def test_study_files_accept_exactly_the_strategies_of_the_table():

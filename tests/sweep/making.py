@@ -38,7 +38,7 @@ from raymrc.study.space import Distribution, Fixed, Grid, Setting, build_space
 
 BACKBONE = Backbone("tiny", "nowhere")
 DEVICE_SECONDS = 3.0
-"""Cost of a made-up fold-run that fails."""
+"""A made-up fold-run that fails costs this."""
 
 MARKER = "Quixotril-77"
 """Stands for a note's text, which may appear nowhere."""
@@ -307,13 +307,13 @@ class ScriptPool:
         return events
 
     def _end(self, course: _Course, record: Record) -> Record | Exception:
-        here = (course.fold_run.configuration.learning_rate, course.fold_run.fold)
+        place = (course.fold_run.configuration.learning_rate, course.fold_run.fold)
         hopeless = self.data.hopeless
-        if here == self.data.mendable or (hopeless is not None and here[0] >= hopeless):
+        if place == self.data.mendable or (hopeless is not None and place[0] >= hopeless):
             return TrainingError("the loss is not a number at step 12; lower the learning rate")
-        if here == self.data.dies or (here == self.data.dies_once and not course.seen):
+        if place == self.data.dies or (place == self.data.dies_once and not course.seen):
             os._exit(9)
-        if here == self.data.raises or (here == self.data.raises_once and not course.seen):
+        if place == self.data.raises or (place == self.data.raises_once and not course.seen):
             try:
                 raise KeyError(self.data.text)
             except KeyError as error:

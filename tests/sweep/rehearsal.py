@@ -37,13 +37,13 @@ from tests.paths import ROOT
 from tests.sweep.making import actors, make_plan
 
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
-"""The id that Ray's fake node provider expects of the head."""
+"""Ray's fake node provider expects this id of the head."""
 
 COMMANDS = (
     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
     "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files",
 )  # fmt: skip
-"""Fields that the autoscaler requires in a configuration, and that one machine does not need."""
+"""The autoscaler requires these fields in a configuration; one machine does not need them."""
 
 
 # --- the cluster -----------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ class Battle:
     struck: list[Strike] = field(default_factory=list)
     drivers: int = 0
     most_nodes: int = 0
-    said: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
 
     def run(self, limit: float = 900.0) -> None:
         draw = random.Random(self.seed)
@@ -374,8 +374,8 @@ class Battle:
                             driver = self._start_driver()
                         break
                 time.sleep(0.1)
-            self.said.append(driver.stdout.read() if driver.stdout else "")
-            assert driver.returncode == 0, self.said
+            self.outputs.append(driver.stdout.read() if driver.stdout else "")
+            assert driver.returncode == 0, self.outputs
             assert not waiting, f"{waiting} found nothing to strike"
         finally:
             watched.set()
@@ -391,11 +391,11 @@ class Battle:
         """
         driver = self._start_driver()
         try:
-            said, _ = driver.communicate(timeout=limit)
+            output, _ = driver.communicate(timeout=limit)
         finally:
             driver.kill()
             driver.wait()
-        return said.strip().splitlines()[-1], driver.returncode
+        return output.strip().splitlines()[-1], driver.returncode
 
     def num_done(self) -> int:
         return len(list((self.folder / "ledger").rglob("*.json")))
@@ -534,7 +534,7 @@ def main(place: Path) -> int:
         f"at most {max((c.most_redone for c in again.values()), default=0)} of one fold-run by one loss",
         f"fold-runs that went on within an epoch: {sum(c.within for c in again.values())}",
         f"nodes left two minutes after the end: {'none' if left else len(made.nodes())}",
-        f"what the last driver said (done now, found done, failed): {battle.said[-1].strip()}",
+        f"what the last driver said (done now, found done, failed): {battle.outputs[-1].strip()}",
     ]
     place.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

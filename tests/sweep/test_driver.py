@@ -224,13 +224,13 @@ def test_a_study_never_uses_more_hosts_than_max_hosts(cluster, tmp_path, script)
 
 def test_frozen_fold_runs_share_a_host_as_far_as_memory_allows(cluster, tmp_path, script):
     plan = make_plan([0.1, 0.2, 0.3, 0.4], ["frozen_soft_prompt"])
-    one = HostResources(max_hosts=1, lanes=4)
-    outcome, records = run(plan, tmp_path, replace(script, nap=0.3), resources=one)
+    resources = HostResources(max_hosts=1, lanes=4)
+    outcome, records = run(plan, tmp_path, replace(script, nap=0.3), resources=resources)
     assert outcome.done == 12 and records == {r.key: make_record(r) for r in fold_runs(plan)}
     assert script.most_beside() == 3
     for path in script.folder.iterdir():
         path.unlink()
-    outcome, _ = run(plan, tmp_path / "tight", replace(script, room=2), resources=one)
+    outcome, _ = run(plan, tmp_path / "tight", replace(script, room=2), resources=resources)
     assert outcome.done == 12 and script.most_beside() == 1
 
 

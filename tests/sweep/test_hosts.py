@@ -66,18 +66,18 @@ def test_a_host_saves_and_closes_the_lanes_that_it_hands_over_and_another_host_r
     script = Script(tmp_path / "trained")
     terms = HostTerms(HostResources(save_seconds=1e9), str(tmp_path))
     shared: Any = [(open_pool, script)]
-    one, other = Host(shared, terms), Host(shared, terms)
+    first, second = Host(shared, terms), Host(shared, terms)
     stays, moves, _ = fold_runs(make_plan([0.1], ["frozen_soft_prompt"]))
-    assert one.obey(Order(open=((stays, None), (moves, None)))) == []
-    assert [report.key for report in one.train()] == [stays.key, moves.key]
+    assert first.obey(Order(open=((stays, None), (moves, None)))) == []
+    assert [report.key for report in first.train()] == [stays.key, moves.key]
     (tmp_path / "saved").touch()  # a file in the folder's place
     order = Order(hand_over=(moves.key,))
-    assert one.obey(order) == [], "a lane that cannot be saved stays"
+    assert first.obey(order) == [], "a lane that cannot be saved stays"
     (tmp_path / "saved").unlink()
-    (report,) = one.obey(order)
+    (report,) = first.obey(order)
     assert report.handed_over and report.checkpoint is not None
-    assert [report.key for report in one.train()] == [stays.key]
-    assert other.obey(Order(open=((moves, report.checkpoint),))) == []
+    assert [report.key for report in first.train()] == [stays.key]
+    assert second.obey(Order(open=((moves, report.checkpoint),))) == []
     assert script.begun_at() == [0, 0, 1]
 
 

@@ -43,7 +43,7 @@ BUDGET = Budget(usd=0.5, device_hours=0.25, wall_hours=1.0, device_hour_usd=2.0)
 PLAN = make_plan((0.1, 0.2, 0.3))
 
 OF_RAY = {"instance", "job", "Component", "NodeAddress", "SessionName", "Version", "WorkerId"}
-"""Labels that Prometheus and Ray add to every metric."""
+"""Prometheus and Ray add these labels to every metric."""
 
 
 def run_a_study(folder: Path, port: int) -> None:

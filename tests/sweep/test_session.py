@@ -70,10 +70,10 @@ def storage(request, tmp_path) -> str:
 
 
 def test_a_second_run_is_refused_while_the_first_lives(storage):
-    told = re.escape(storage) + ": " + REFUSAL.format(os.getpid())
+    message = re.escape(storage) + ": " + REFUSAL.format(os.getpid())
     for _ in range(2):  # the next run can begin as soon as the first one ends
         with only_run(storage, print) as is_lost:
-            with pytest.raises(StudyError, match=told), only_run(storage, print):
+            with pytest.raises(StudyError, match=message), only_run(storage, print):
                 pass
             assert not is_lost()
 
@@ -335,10 +335,10 @@ def test_a_timeout_of_rays_start_is_reported_with_rays_reason_after_three_tries(
 
     monkeypatch.setattr(session.ray, "init", time_out)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    told = (
+    message = (
         r"^Ray cannot be started on this machine: The current node timed out during startup\. This"
     )
-    with pytest.raises(RaymrcError, match=told), session.cluster(HostResources(), tmp_path):
+    with pytest.raises(RaymrcError, match=message), session.cluster(HostResources(), tmp_path):
         pass
     assert len(tries) == 3
 

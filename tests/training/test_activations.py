@@ -251,7 +251,7 @@ def test_the_store_never_exceeds_its_limit_and_stays_exact_under_eviction(
         chosen = tuple(draw.choices(range(12), k=draw.randint(1, 6)))
         filled = store.fill(*windows.batch(*chosen))
         assert_each_is_its_windows_own(filled, windows, chosen, bert.encoder, 2)
-        rows = [int(row) for own in store._rows.values() for row in own]
+        rows = [int(row) for window_rows in store._rows.values() for row in window_rows]
         assert len(rows) == len(set(rows)) and 0 not in rows
         assert store.bytes == len(rows) * 32 * 4 <= bound
     # Row 0 holds the zeros for padding. A store that fits only the shortest window evicts nothing.

@@ -172,10 +172,10 @@ def test_study_data_is_pickled_without_its_caches(loaded: Loaded, data: StudyDat
 def make_batches(loaded: Loaded, data: StudyData, seen: list[int]):
     """Yields batches in the form that a step takes; `seen` grows as each is collated."""
     rows = build_rows(loaded, data, "soft_prompt")
-    for number, own in enumerate((rows[:3], rows[3:4], rows[4:9])):
+    for number, part in enumerate((rows[:3], rows[3:4], rows[4:9])):
         seen.append(number)
-        inputs = collate(own, 0)
-        yield own, inputs, collate_targets(own, inputs)
+        inputs = collate(part, 0)
+        yield part, inputs, collate_targets(part, inputs)
 
 
 def test_collated_inputs_carry_the_length_of_each_row(loaded: Loaded, data: StudyData) -> None:
@@ -226,9 +226,9 @@ def test_prefetching_to_a_gpu_pins_and_sends_one_batch_ahead(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing was sent to one")
 def test_batches_arrive_unchanged_on_a_gpu(loaded: Loaded, data: StudyData) -> None:
-    here = list(make_batches(loaded, data, []))
-    there = list(prefetch(make_batches(loaded, data, []), torch.device("cuda")))
-    for (_, inputs, targets), (_, sent_inputs, sent_targets) in zip(here, there, strict=True):
+    kept = list(make_batches(loaded, data, []))
+    sent = list(prefetch(make_batches(loaded, data, []), torch.device("cuda")))
+    for (_, inputs, targets), (_, sent_inputs, sent_targets) in zip(kept, sent, strict=True):
         assert sent_inputs.lengths == inputs.lengths
         assert torch.equal(sent_inputs.input_ids_BS.cpu(), inputs.input_ids_BS)
         assert torch.equal(sent_targets.pairs_K3.cpu(), targets.pairs_K3)

@@ -33,15 +33,15 @@ from tests.training.test_transfer import learnt
 
 
 @pytest.fixture(scope="module")
-def here() -> StudyData:
+def home() -> StudyData:
     return make_relation_data(make_relation_notes())
 
 
-def held_out(here: StudyData, notes: tuple[Note, ...]) -> StudyData:
+def held_out(home: StudyData, notes: tuple[Note, ...]) -> StudyData:
     test = common_labels(
-        Corpus(notes, here.corpus.labels, here.corpus.relation_labels), here.corpus
+        Corpus(notes, home.corpus.labels, home.corpus.relation_labels), home.corpus
     )
-    return StudyData(here.corpus, here.folds, here.questions, {"elsewhere": test}, test)
+    return StudyData(home.corpus, home.folds, home.questions, {"elsewhere": test}, test)
 
 
 def test_run(loaded: Loaded, task: str, strategy: str) -> FoldRun:
@@ -60,11 +60,11 @@ test_run.__test__ = False  # type: ignore[attr-defined]
     ],
 )
 def test_held_out_notes_are_scored_and_do_not_affect_training(
-    task: str, strategy: str, loaded: Loaded, here: StudyData
+    task: str, strategy: str, loaded: Loaded, home: StudyData
 ) -> None:
     notes = make_relation_notes(12, seed=5)
     run = test_run(loaded, task, strategy)
-    record = train_fold_run(run, held_out(here, notes), loaded)
+    record = train_fold_run(run, held_out(home, notes), loaded)
     assert set(record.notes) == set(record.predictions) == {note.id for note in notes}
     assert record.transfer == {} and record.validation_f1 == 0.0
     assert record.best_epoch == run.configuration.epochs
@@ -81,19 +81,19 @@ def test_held_out_notes_are_scored_and_do_not_affect_training(
     assert Record.from_json(record.to_json()) == record
     if task != "relations":  # this task is given gold mentions
         bare = tuple(replace(note, spans=(), relations=()) for note in notes)
-        blind = train_fold_run(run, held_out(here, bare), loaded)
+        blind = train_fold_run(run, held_out(home, bare), loaded)
         assert [e.loss for e in blind.epochs] == [e.loss for e in record.epochs]
         assert blind.predictions == record.predictions
 
 
-def test_a_final_test_trains_on_every_note_of_the_study(loaded: Loaded, here: StudyData) -> None:
-    data = held_out(here, make_relation_notes(6, seed=5))
+def test_a_final_test_trains_on_every_note_of_the_study(loaded: Loaded, home: StudyData) -> None:
+    data = held_out(home, make_relation_notes(6, seed=5))
     pool_of = Pool(loaded, data, "cpu")
     run = test_run(loaded, "concepts", "frozen_soft_prompt")
     pool_of.open(run)
     lane: Lane = pool_of._seats[run.key].lane
     learnt = {row.window.note_id for row in lane.rows}
-    assert learnt == {note.id for note in here.corpus.notes}
+    assert learnt == {note.id for note in home.corpus.notes}
     assert lane.split.validation == lane.split.scored == ()
     assert lane.device == CPU
 
@@ -115,9 +115,9 @@ def test_the_ledger_distinguishes_a_final_test_from_a_fold(loaded: Loaded) -> No
     ],
 )
 def test_a_saved_final_model_predicts_the_same_after_loading(
-    task: str, strategy: str, loaded: Loaded, here: StudyData, tmp_path: Path
+    task: str, strategy: str, loaded: Loaded, home: StudyData, tmp_path: Path
 ) -> None:
-    data = held_out(here, make_relation_notes(6, seed=5))
+    data = held_out(home, make_relation_notes(6, seed=5))
     record = train_fold_run(
         test_run(loaded, task, strategy), data, loaded,
         on_done=lambda lane: lane.write_adapter(tmp_path),

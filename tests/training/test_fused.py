@@ -43,7 +43,7 @@ FORMS: tuple[dict[str, Any], ...] = (
     {"reparametrisation": "lstm", "seed": 15},
     {"loss_weights": (1.0, 2.0, 0.5)},
 )
-"""Lanes that differ in what a configuration can differ in."""
+"""These lanes differ where configurations can differ."""
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -198,9 +198,9 @@ def test_a_lane_without_answers_or_predictions_does_not_change_its_neighbours_lo
     no_pairs = torch.zeros(0, 3, dtype=torch.long)
     silent = BatchPart(silent.model, silent.inputs, type(silent.targets)(none, none, no_pairs))
     mine = make_part(loaded, 2, dropout=0.0)
-    own = mine.model.loss(mine.inputs, mine.targets)
+    alone = mine.model.loss(mine.inputs, mine.targets)
     losses = backward_together([silent, mine])
-    torch.testing.assert_close(losses[1], own, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses[1], alone, rtol=1e-5, atol=1e-6)
     assert losses[0] < 1e-4
     assert not silent.model.heads.match_out.weight.grad.any()
 
@@ -211,9 +211,9 @@ def test_each_lane_is_clipped_to_its_own_norm(loaded: Loaded) -> None:
     backward_together(parts)
     expected = []
     for part, most in zip(parts, largest, strict=True):
-        own = gradients(part.model)
-        norm = torch.stack([g.norm() for g in own.values()]).norm()
-        expected.append({n: g * min(1.0, most / (float(norm) + 1e-6)) for n, g in own.items()})
+        found = gradients(part.model)
+        norm = torch.stack([g.norm() for g in found.values()]).norm()
+        expected.append({n: g * min(1.0, most / (float(norm) + 1e-6)) for n, g in found.items()})
     clip_together([part.model for part in parts], largest)
     for part, wanted in zip(parts, expected, strict=True):
         for name, gradient in gradients(part.model).items():

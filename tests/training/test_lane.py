@@ -396,9 +396,9 @@ def test_a_lane_can_start_from_the_prompt_of_another_study(
     # A lane that starts from the prompt inherits its list of seen notes, even in a study of other notes.
     earlier = replace(given.initial_prompt, notes=frozenset({"0123456789abcdef"}))
     for way, inherits in (("adapter", True), ("random", False)):
-        one = make_run(loaded, strategy, epochs=1, prompt_initialisation=way)
+        trial = make_run(loaded, strategy, epochs=1, prompt_initialisation=way)
         done: list[Lane] = []
-        train_fold_run(one, replace(data, initial_prompt=earlier), loaded, on_done=done.append)
+        train_fold_run(trial, replace(data, initial_prompt=earlier), loaded, on_done=done.append)
         seen = read_adapter(done[0].write_adapter(tmp_path / way)).notes
         assert seen == (marks | earlier.notes if inherits else marks)
 

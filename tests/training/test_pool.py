@@ -137,20 +137,20 @@ def test_a_lane_reopened_elsewhere_gives_a_bit_identical_result(
         whole = next((e.what for e in undisturbed.step() if isinstance(e.what, Record)), None)
     first = Pool(loaded, data)
     first.open(run)
-    told: list[Any] = []
+    events: list[Any] = []
     for _ in range(max(1, int(share * steps))):
-        told += [event.what for event in first.step()]
+        events += [event.what for event in first.step()]
     state = first.save(run.key)
     first.step()  # this step is lost with its host
     torch.rand(3)
     second = Pool(loaded, data)
     second.open(run, state)
     *epochs, record = run_out(second)[run.key]
-    assert len(epochs) == 3 - len(told)
+    assert len(epochs) == 3 - len(events)
     assert record.notes == whole.notes and record.tokens == whole.tokens
     assert [e.loss for e in record.epochs] == [e.loss for e in whole.epochs]
     assert [e.validation_f1 for e in record.epochs] == [e.validation_f1 for e in whole.epochs]
-    assert record.device_seconds > sum(e.wall_seconds for e in told) / 4
+    assert record.device_seconds > sum(e.wall_seconds for e in events) / 4
 
 
 @pytest.mark.parametrize("strategy", ["frozen_soft_prompt", "fine_tune"])

@@ -71,15 +71,15 @@ def test_a_longer_probe_uses_more_notes(folder):
 
 
 def test_a_failing_probe_is_reported_and_the_others_are_still_measured(folder, tmp_path):
-    said: list[str] = []
+    messages: list[str] = []
     missing = make(folder, "fine_tune", lanes=1)
     gone = Backbone("gone", str(tmp_path))
     wrong = tuple(replace(c, cell=replace(c.cell, backbone=gone)) for c in missing.configurations)
     found = run_probes(
         [replace(missing, configurations=wrong), make(folder, "fine_tune", lanes=1, seconds=1.0)],
-        said.append,
+        messages.append,
     )
     assert {m.like for m in found} == {("tiny", "fine_tune")}
-    assert said[1].startswith("gone/fine_tune was not measured: backbone gone")
+    assert messages[1].startswith("gone/fine_tune was not measured: backbone gone")
     with pytest.raises(BackboneError):
         measure(replace(missing, configurations=wrong))

@@ -137,8 +137,8 @@ def make_far_relations(count: int = 18) -> tuple[Note, ...]:
     notes = []
     for number in range(count):
         came = number % 2 == 0
-        said = "given" if came else "pain"
-        text = f"Patient {number} took aspirin and nausea. It was {said}. Rash had come."
+        ending = "given" if came else "pain"
+        text = f"Patient {number} took aspirin and nausea. It was {ending}. Rash had come."
         spans = tuple(
             Span(name, label, ((text.index(word), text.index(word) + len(word)),))
             for name, label, word in (
@@ -211,8 +211,8 @@ def test_every_strategy_learns_the_value_of_an_argument(
     assert [q.value for q in asked.relations] == ["current", "none", "past", ""]
     folds = make_folds(corpus, 3, seed=1, validation_share=0.2)
     # These questions use only words of the tiny vocabulary.
-    own = {f"Drug.Status={value}": f"patient {word}" for word, value in VALUES.items()}
-    words = build_questions(asked.labels, own, asked.relations)
+    questions = {f"Drug.Status={value}": f"patient {word}" for word, value in VALUES.items()}
+    words = build_questions(asked.labels, questions, asked.relations)
     rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
     run = make_run(loaded, task, strategy, learning_rate=rate, head_learning_rate=1e-2, epochs=40)
     record = train_fold_run(run, by_heart(StudyData(corpus, folds, words)), loaded)
@@ -312,9 +312,9 @@ def test_marks_of_nested_and_adjacent_mentions_nest_correctly(loaded: Loaded) ->
     run = make_run(loaded, "relations", "fine_tune")
     rows = data.rows(loaded.tokenizer, loaded.shape, run.configuration)["n"]
     read = loaded.tokenizer.convert_ids_to_tokens
-    said = [" ".join(read(row.pieces.ids.tolist())) for row in rows]
+    texts = [" ".join(read(row.pieces.ids.tolist())) for row in rows]
     typed = "[UNK] [UNK] drug [UNK] aspirin [UNK]", "[UNK] [UNK] [UNK] [UNK]"
-    assert said == [
+    assert texts == [
         f"[CLS] {typed[1]} the rash after {typed[0]} [UNK] pain [SEP]",
         f"[CLS] the rash after {typed[0]} {typed[1]} pain [UNK] [SEP]",
     ]
@@ -483,7 +483,7 @@ def test_real_gold_relations_survive_rows_answers_and_brat_or_have_a_reason(
     for note in corpus.notes:
         found = evaluation.found(note)
         wrote.append(replace(note, spans=found.spans, relations=found.relations))
-        missing = {one.span_id: one.reason for one in lane._unreachable(note, evaluation)}
+        missing = {miss.span_id: miss.reason for miss in lane._unreachable(note, evaluation)}
         reachable = {triple(note, r): r.id for r in note.relations if r.id not in missing}
         answered = {triple(wrote[-1], r) for r in found.relations}
         assert answered - set(reachable) <= {triple(note, r) for r in note.relations}
@@ -494,7 +494,7 @@ def test_real_gold_relations_survive_rows_answers_and_brat_or_have_a_reason(
     write_brat(wrote, tmp_path)
     again = read_corpus(tmp_path, "brat")
     for note in again.notes:
-        mine = next(one for one in wrote if one.id == note.id)
+        mine = next(candidate for candidate in wrote if candidate.id == note.id)
         assert {triple(note, r) for r in note.relations} == {
             triple(mine, r) for r in mine.relations
         }

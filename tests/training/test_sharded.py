@@ -228,7 +228,7 @@ CASES = [
     case("bert", "soft_prompt", task="relations"),
     case("bert", "fine_tune", task="end_to_end", steps=10_000, fields=QUICKLY),
 ]
-"""The one of ten steps in parts of a row for each process. Those of 10,000 go to their end, with validation
+"""The case of ten steps gives each process part of a row. Those of 10,000 go to their end, with validation
 and the scored fold. Pair classification has rows of two marked mentions; end to end they are beside rows
 that are tagged, and each batch leaves one of two heads without a gradient."""
 
@@ -336,8 +336,8 @@ def test_hugging_face_loads_an_export_with_the_same_outputs(
         assert torch.equal(weight, found["weights"][f"encoder.{name}"]), name
     ids = torch.arange(5, 25)[None]
     theirs = AutoModel.from_pretrained(folder, add_pooling_layer=False)(ids).last_hidden_state
-    here = torch.ones_like(ids, dtype=torch.bool)
-    ours = again(Inputs(ids, torch.zeros_like(ids), here, here, ids[:, 0]))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    ours = again(Inputs(ids, torch.zeros_like(ids), mask, mask, ids[:, 0]))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 

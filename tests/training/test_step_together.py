@@ -22,7 +22,7 @@ LANES: tuple[dict[str, float | tuple[float, float]], ...] = (
     {"lr": 3e-2, "weight_decay": 0.05, "betas": (0.5, 0.9)},
 )
 JOINS = (0, 0, 7, 12)
-"""The step at which each lane comes in."""
+"""Each lane comes in at its step."""
 
 
 def make_lane(number: int, *, fused: bool, device: str = "cpu") -> torch.optim.AdamW:
@@ -53,11 +53,11 @@ def give_gradients(optimisers: list[torch.optim.AdamW], step: int) -> None:
 
 def train(lanes: list[torch.optim.AdamW], twins: list[torch.optim.AdamW], steps: range) -> None:
     for step in steps:
-        here = [lane for lane, joins in enumerate(JOINS) if step >= joins]
+        joined = [lane for lane, joins in enumerate(JOINS) if step >= joins]
         for both in (lanes, twins):
-            give_gradients([both[i] for i in here], step)
-        step_at_once([lanes[i] for i in here])
-        for i in here:
+            give_gradients([both[i] for i in joined], step)
+        step_at_once([lanes[i] for i in joined])
+        for i in joined:
             twins[i].step()
 
 

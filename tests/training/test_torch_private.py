@@ -19,7 +19,7 @@ import raymrc
 from raymrc.training import torch_private
 
 KERNELS = ("add_", "mul_", "lerp_", "addcmul_", "sqrt", "div_", "addcdiv_", "norm")
-"""`torch._foreach_*` that one AdamW step of many lanes takes, and clipping."""
+"""One AdamW step of many lanes, and clipping, call these `torch._foreach_*`."""
 
 
 def test_torch_has_every_foreach_kernel_that_is_used_and_no_other_is_used():

@@ -27,14 +27,14 @@ SITES = ("elsewhere", "far away")
 
 
 @pytest.fixture(scope="module")
-def here() -> StudyData:
+def home() -> StudyData:
     return make_relation_data(make_relation_notes())
 
 
-def with_sites(here: StudyData, notes: tuple[Note, ...]) -> StudyData:
+def with_sites(home: StudyData, notes: tuple[Note, ...]) -> StudyData:
     other = Corpus(notes, ("Drug", "Dosage"), ("Dosage-Drug",))
-    other = common_labels(other, here.corpus)
-    return StudyData(here.corpus, here.folds, here.questions, dict.fromkeys(SITES, other))
+    other = common_labels(other, home.corpus)
+    return StudyData(home.corpus, home.folds, home.questions, dict.fromkeys(SITES, other))
 
 
 def learnt(loaded: Loaded, task: str, strategy: str) -> FoldRun:
@@ -54,12 +54,12 @@ def learnt(loaded: Loaded, task: str, strategy: str) -> FoldRun:
     ],
 )
 def test_another_site_leaves_home_results_unchanged_and_its_gold_affects_only_its_score(
-    task: str, strategy: str, loaded: Loaded, here: StudyData
+    task: str, strategy: str, loaded: Loaded, home: StudyData
 ) -> None:
     notes = make_relation_notes(12, seed=5)
     run = learnt(loaded, task, strategy)
-    alone = train_fold_run(run, here, loaded)
-    record = train_fold_run(run, with_sites(here, notes), loaded)
+    alone = train_fold_run(run, home, loaded)
+    record = train_fold_run(run, with_sites(home, notes), loaded)
     assert alone.transfer == {} and set(record.transfer) == set(SITES)
     assert comparable(replace(record, transfer={})) == comparable(alone)
     assert record.transfer["elsewhere"] == record.transfer["far away"]
@@ -71,16 +71,16 @@ def test_another_site_leaves_home_results_unchanged_and_its_gold_affects_only_it
     assert not any("ADE" in label for label in strict), "the other site has no such label"
     if task != "relations":  # this task is given gold mentions
         bare = tuple(replace(note, spans=(), relations=()) for note in notes)
-        blind = train_fold_run(run, with_sites(here, bare), loaded)
+        blind = train_fold_run(run, with_sites(home, bare), loaded)
         assert comparable(replace(blind, transfer={})) == comparable(alone)
         found = {k: c.tp + c.fp for k, c in blind.per_label("strict", "elsewhere").items()}
         assert found[label] >= strict[label].tp + strict[label].fp > 0
 
 
 def test_a_lane_moved_while_scoring_sites_ends_with_the_same_record(
-    loaded: Loaded, here: StudyData
+    loaded: Loaded, home: StudyData
 ) -> None:
-    data = with_sites(here, make_relation_notes(12, seed=5))
+    data = with_sites(home, make_relation_notes(12, seed=5))
     run = learnt(loaded, "end_to_end", "frozen_soft_prompt")
     whole = train_fold_run(run, data, loaded)
     first = Pool(loaded, data, "cpu", pass_pieces=60)
@@ -96,11 +96,11 @@ def test_a_lane_moved_while_scoring_sites_ends_with_the_same_record(
 
 
 def test_a_record_with_other_sites_survives_json_and_has_its_own_key(
-    loaded: Loaded, here: StudyData
+    loaded: Loaded, home: StudyData
 ) -> None:
     run = learnt(loaded, "relations", "fine_tune")
     sited = replace(run, transfer_fingerprints=("elsewhere x",))
-    record = train_fold_run(sited, with_sites(here, make_relation_notes(6, seed=5)), loaded)
+    record = train_fold_run(sited, with_sites(home, make_relation_notes(6, seed=5)), loaded)
     assert Record.from_json(record.to_json()) == record
     assert sited.key != run.key
 
@@ -112,9 +112,9 @@ def test_nested_spans_are_counted_only_for_shared_labels_and_tasks_that_score_sp
     def nest(note: Note) -> Note:
         return replace(note, spans=(*note.spans, Span("N", "ADE", note.spans[0].fragments)))
 
-    here = make_relation_data(tuple(nest(note) for note in make_relation_notes()))
+    home = make_relation_data(tuple(nest(note) for note in make_relation_notes()))
     # The other site has no ADE label, so its gold has no nesting, although the answers there do nest.
-    data = with_sites(here, tuple(nest(note) for note in make_relation_notes(12, seed=5)))
+    data = with_sites(home, tuple(nest(note) for note in make_relation_notes(12, seed=5)))
     record = train_fold_run(learnt(loaded, task, "fine_tune"), data, loaded)
     if task == "concepts":
         assert record.subsets["nested"].tp > 0
@@ -123,37 +123,37 @@ def test_nested_spans_are_counted_only_for_shared_labels_and_tasks_that_score_sp
     assert not any(note.subsets for note in record.transfer["elsewhere"].values())
 
 
-@pytest.mark.parametrize(("shots", "of"), [(3, "notes"), (14, "mentions")])
+@pytest.mark.parametrize(("shots", "unit"), [(3, "notes"), (14, "mentions")])
 def test_a_few_shot_lane_learns_only_from_its_few_notes(
-    shots: int, of: str, loaded: Loaded, here: StudyData
+    shots: int, unit: str, loaded: Loaded, home: StudyData
 ) -> None:
     run = learnt(loaded, "concepts", "fine_tune")
-    cell = replace(run.configuration.cell, shots=shots, shots_of=of)
+    cell = replace(run.configuration.cell, shots=shots, shots_of=unit)
     few = replace(run, configuration=replace(run.configuration, cell=cell), fold=3 + 1)
-    mentions = count_mentions(here.corpus.notes)
-    split = here.folds.few_shot(4, shots, mentions if of == "mentions" else None)
-    assert here.split(few) == split
-    assert len(split.train) == 3 and split.scored == here.folds.split(1).scored
-    assert of == "notes" or sum(mentions[note_id] for note_id in split.train) >= shots
-    record = train_fold_run(few, here, loaded)
+    mentions = count_mentions(home.corpus.notes)
+    split = home.folds.few_shot(4, shots, mentions if unit == "mentions" else None)
+    assert home.split(few) == split
+    assert len(split.train) == 3 and split.scored == home.folds.split(1).scored
+    assert unit == "notes" or sum(mentions[note_id] for note_id in split.train) >= shots
+    record = train_fold_run(few, home, loaded)
     assert set(record.notes) == set(split.scored)
     kept = {*split.train, *split.validation, *split.scored}
-    others = tuple(n if n.id in kept else replace(n, spans=()) for n in here.corpus.notes)
-    bare = StudyData(replace(here.corpus, notes=others), here.folds, here.questions)
+    others = tuple(n if n.id in kept else replace(n, spans=()) for n in home.corpus.notes)
+    bare = StudyData(replace(home.corpus, notes=others), home.folds, home.questions)
     assert comparable(train_fold_run(few, bare, loaded)) == comparable(record)
     assert Record.from_json(record.to_json()) == record
 
 
 def test_notes_with_equal_ids_at_two_sites_do_not_share_stored_activations(
-    loaded: Loaded, here: StudyData
+    loaded: Loaded, home: StudyData
 ) -> None:
     run = learnt(loaded, "concepts", "frozen_soft_prompt")
     late = replace(run, configuration=replace(run.configuration, first_layer=1, epochs=25))
     notes = make_relation_notes(12, seed=5)
     renamed = tuple(replace(n, id=f"x{n.id}", group=f"x{n.group}") for n in notes)
-    assert {n.id for n in notes} & {n.id for n in here.corpus.notes}
+    assert {n.id for n in notes} & {n.id for n in home.corpus.notes}
     same, other = (
-        train_fold_run(late, with_sites(here, of), loaded).per_label("strict", "elsewhere")
-        for of in (notes, renamed)
+        train_fold_run(late, with_sites(home, away_notes), loaded).per_label("strict", "elsewhere")
+        for away_notes in (notes, renamed)
     )
     assert same == other and sum(c.tp + c.fp for c in same.values()) > 0

@@ -59,7 +59,10 @@ def by_label(findings: Findings) -> PageSection | None:
 
 
 def _label_heat(
-    title: str, says: str, rows: Sequence[tuple[str, Mapping[str, Counts]]], labels: Sequence[str]
+    title: str,
+    caption: str,
+    rows: Sequence[tuple[str, Mapping[str, Counts]]],
+    labels: Sequence[str],
 ) -> Plot:
     values = [
         [100 * by_label[label].f1 if label in by_label else None for label in labels]
@@ -69,10 +72,10 @@ def _label_heat(
     texts = [["" if value is None else f"{value:.1f}" for value in row] for row in values]
     return Plot(
         title,
-        says,
+        caption,
         figures.heat(
             [name for name, _ in rows], labels, values, texts, "", "",
-            value_range=(min(known, default=0.0), max(known, default=100.0)), says="F1",
+            value_range=(min(known, default=0.0), max(known, default=100.0)), measure="F1",
         ),
         150 + 30 * len(rows),
     )  # fmt: skip

@@ -69,8 +69,8 @@ class F1Curves:
         with suppress(TooFewError):
             interval = over_folds(configuration.fold_runs, configuration.fold_f1).interval()
         f1 = f"F1 {plus_minus(configuration)}, 95 % {interval_text(interval)}"
-        says, ends = f"{strategy}, {text}\n{f1}", in_points(interval)
-        mark = Mark(x, 100 * (strict.mean or 0.0), says, *ends, size=10)
+        hover, ends = f"{strategy}, {text}\n{f1}", in_points(interval)
+        mark = Mark(x, 100 * (strict.mean or 0.0), hover, *ends, size=10)
         self.marks.setdefault(strategy, []).append(mark)
         self.rows.append((strategy, *before, strict.mean, strict.sd, interval, *after))
 

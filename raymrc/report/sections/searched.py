@@ -134,7 +134,9 @@ def _field_of(summary: CellSummary, name: str, span: tuple[float, float]) -> Plo
     return Plot(
         name,
         f"Strict F1 by {_word(y)} and {_word(x)}, with sd over folds. ★ marks the winner.",
-        figures.heat(rows, columns, values, texts, _word(x), _word(y), value_range=span, says="F1"),
+        figures.heat(
+            rows, columns, values, texts, _word(x), _word(y), value_range=span, measure="F1"
+        ),
         130 + 44 * len(rows),
         Table(
             f"{name}: F1, sd, by {_word(y)} (down) and {_word(x)} (across)",
