@@ -13,7 +13,7 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 # pip would compile on one core, which is half of its time; compileall below uses all cores.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: setup tools demo check style types unit test format docs clean
+.PHONY: setup tools demo check style types suite test format docs clean
 
 setup: $(READY)
 
@@ -61,17 +61,17 @@ style: setup
 types: setup
 	$(BIN)/mypy
 
-unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not ray" -n 2 --dist loadfile
+# Three processes for two cores, because tests often wait for programs that they started. The tests that start
+# Ray take longest, so tests/conftest.py puts them first.
+suite: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not timed" -n 3 --dist loadfile --no-loadscope-reorder
 
 # `style` waits for a core and `tools` for the network, so both run at once; so do `types`, which takes one core,
-# and `unit`. Tests that start Ray run separately, because they mostly wait; those that compare clocks with
-# processes run one by one.
+# and `suite`. Tests that compare clocks with processes run one by one.
 test:
 	@$(MAKE) --no-print-directory -j 2 style tools
-	@$(MAKE) --no-print-directory -j 2 types unit
-	$(BIN)/python -m pytest -m "ray and not gpu and not timed" -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m "ray and not gpu and timed"
+	@$(MAKE) --no-print-directory -j 2 types suite
+	$(BIN)/python -m pytest -m "timed and not gpu"
 
 format: setup
 	$(BIN)/ruff format .

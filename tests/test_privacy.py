@@ -88,7 +88,6 @@ def place():
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # two studies, each with its own Ray, on a machine that may be busy
 def test_a_study_leaves_no_text_of_its_notes_outside_the_notes(place):
     lines = f"{LINES}R1\tBeside Arg1:T1 Arg2:T2\n"
     notes = {f"note{number}": (f"{TEXT}Visit {number}.\n", lines) for number in range(1, 9)}

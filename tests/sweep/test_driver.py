@@ -536,7 +536,9 @@ class Process:
 def test_a_study_whose_driver_was_ended_is_resumed_without_loss_or_repetition(
     how, cluster, tmp_path, script
 ):
-    ended = Process(tmp_path, 0.3, "hold-3")  # a busy machine might finish the study before the signal
+    ended = Process(
+        tmp_path, 0.3, "hold-3"
+    )  # a busy machine might finish the study before the signal
     ended.wait_for_hold(records=3)
     if how == "killed":
         ended.process.kill()

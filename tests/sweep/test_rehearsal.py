@@ -26,7 +26,7 @@ from tests.sweep.rehearsal import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
 
 
 @pytest.fixture(scope="module")

@@ -273,7 +273,8 @@ def test_the_budget_reserves_nothing_for_a_dead_driver(tmp_path):
     with spending:
         assert spending.account.reserved == 0.0
     (dead,) = [e for e in Journal(str(tmp_path)).entries() if e.driver == "killed"]
-    assert (dead.charged, dead.interval) == (killed.charged, killed.interval)
+    assert (dead.charged, dead.began) == (killed.charged, killed.began)
+    assert dead.seconds + dead.ahead == killed.seconds + killed.ahead
     assert dead.reserved == 0 and dead.has_ended
 
 

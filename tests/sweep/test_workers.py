@@ -36,7 +36,6 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.chaos,
-    pytest.mark.timeout(600),
     *RAY_WARNINGS,
 ]
 

@@ -263,7 +263,6 @@ def assert_same_weights(found: dict[str, Any], expected: dict[str, Any]) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", range(len(CASES)))
 def test_two_processes_learn_the_same_as_one(
     number: int, checkpoints: Path, of_two: list[Any]
@@ -292,7 +291,6 @@ def test_two_processes_learn_the_same_as_one(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_fold_run_resumes_with_a_different_number_of_processes(
     checkpoints: Path, tmp_path: Path
 ) -> None:
@@ -320,7 +318,6 @@ def test_a_fold_run_resumes_with_a_different_number_of_processes(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_hugging_face_loads_an_export_with_the_same_outputs(
     checkpoints: Path, tmp_path: Path
 ) -> None:
