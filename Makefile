@@ -13,7 +13,7 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 # pip would compile on one core, which is half of its time; compileall below uses all cores.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: setup tools demo check style types suite test format docs clean
+.PHONY: setup tools demo check style types suite timed test format docs clean
 
 setup: $(READY)
 
@@ -66,12 +66,16 @@ types: setup
 suite: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not timed" -n 3 --dist loadfile --no-loadscope-reorder
 
-# `style` waits for a core and `tools` for the network, so both run at once; so do `types`, which takes one core,
-# and `suite`. Tests that compare clocks with processes run one by one.
+# These compare clocks with processes and count hosts on the whole machine, so they run one by one.
+timed: setup
+	$(BIN)/python -m pytest -m "timed and not gpu"
+
+# `style` waits for a core and `tools` for the network, so both run at once; so do `types` and `timed`, which take
+# one core each.
 test:
 	@$(MAKE) --no-print-directory -j 2 style tools
-	@$(MAKE) --no-print-directory -j 2 types suite
-	$(BIN)/python -m pytest -m "timed and not gpu"
+	@$(MAKE) --no-print-directory suite
+	@$(MAKE) --no-print-directory -j 2 types timed
 
 format: setup
 	$(BIN)/ruff format .

@@ -339,7 +339,10 @@ def train_script(
     on_progress: Callable[[Any], object] | None = None,
     **terms: Any,
 ) -> Any:
-    """Run a study whose training is a script; `terms` are fields of `RunTerms`."""
+    """Run a study whose training is a script; `terms` are fields of `RunTerms`.
+
+    Without `resources` a host has few lanes, because each trial beside them starts a process.
+    """
     from raymrc.scheduling.terms import Listeners, RunTerms
     from raymrc.sweep.driver import Training, run_study
     from raymrc.sweep.session import HostResources
@@ -347,7 +350,7 @@ def train_script(
     return run_study(
         plan,
         ledger,
-        Training(open_pool, script, resources or HostResources(), scheduler),
+        Training(open_pool, script, resources or HostResources(lanes=3), scheduler),
         folder,
         RunTerms(**terms),
         Listeners(on_record, on_progress),
@@ -378,7 +381,7 @@ if __name__ == "__main__":
     try:
         outcome = train_script(
             make_race(3) if raced else make_plan(), Ledger(str(folder)), script, folder,
-            resources=HostResources(lanes=1 if raced else None),
+            resources=HostResources(lanes=1 if raced else 3),
             budget=Budget(device_hours=hours[0] if hours else None),
         )  # fmt: skip
     except StudyError as error:
