@@ -214,7 +214,7 @@ def unreachable_in_test(scores: Iterable[FinalScore]) -> str:
 def _unreachable_sentence(
     what: str, cells: Iterable[tuple[str, int, ConfigurationSummary | FinalScore]]
 ) -> str:
-    """By strategy, such as "3 of 127 (2.36 %: beyond context 2, no mention 1)".
+    """Counts by strategy, such as "3 of 127 (2.36 %: beyond context 2, no mention 1)".
 
     Args:
         cells: (strategy, gold items, result); of several backbones, the one that loses most is shown.

@@ -58,7 +58,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Probabilities:
-    """Of a difference below, within or above the region of practical equivalence; they sum to 1."""
+    """How likely a difference is below, within or above the region of practical equivalence; the sum is 1."""
 
     below: float
     within: float

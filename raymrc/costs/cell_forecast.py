@@ -239,7 +239,7 @@ def _estimate_memory(
     """
     on_cpu = kind == "cpu"
     base = PROCESS_BYTES if on_cpu else 0.0
-    # Of each configuration the fold-run with the longest rows; memory depends on nothing else.
+    # The fold-run with the longest rows stands for its configuration: memory depends on nothing else.
     largest: dict[Configuration, Job] = {}
     for job in sorted(jobs, key=lambda job: -job.work.training.longest):
         largest.setdefault(job.configuration, job)
