@@ -84,6 +84,7 @@ class Coordinator:
         self._write_now = asyncio.Event()
         self._rescaling: asyncio.TimerHandle | None = None
         self._verdict = ""
+        self._trials_end = False
         self._is_closed = False
 
     # --- trials and the driver ----------------------------------------------------------------------
@@ -101,9 +102,14 @@ class Coordinator:
         async with self._news:
             while True:
                 results, is_over = self._queue.collect(trial)
-                if results or is_over:
-                    return results, is_over
+                if results or is_over or self._trials_end:
+                    return results, is_over or self._trials_end
                 await self._news.wait()
+
+    async def end_trials(self) -> None:
+        """Let all trials end, whatever is left of their work, because the run is being stopped."""
+        self._trials_end = True
+        await self._changed()
 
     async def withdraw(self, trial: str) -> None:
         self._queue.withdraw(trial)
@@ -132,7 +138,7 @@ class Coordinator:
 
     async def close(self) -> Closing:
         """End all hosts, whatever they are doing. Groups are first asked to leave, because a killed group may
-        leave its claim on devices behind."""
+        leave its claim on devices behind; see `ray_cluster.free_devices`."""
         self._is_closed = True
         for host in self._fleet.hosts.values():
             if host.kind == HostKind.HOST or not host.is_running:

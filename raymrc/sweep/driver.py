@@ -221,6 +221,7 @@ class _Receiver(_NotPickled, tune.Callback):
         self._verdict = coordinator.verdict.remote()
         self._stopped = coordinator.stopped.remote()
         self._spent: Any = None
+        self._ending: Any = None
         self._asked_at = -math.inf
 
     def on_trial_result(
@@ -239,6 +240,8 @@ class _Receiver(_NotPickled, tune.Callback):
         if self._metrics.is_due:
             self._metrics.publish_cells(self._study.plan.cells, self._study.cells())
         if self._study.stopping.is_set():
+            # Tune would wait ten seconds for trials that wait for results.
+            self._ending = self._ending or self._coordinator.end_trials.remote()
             return
         if self._is_lost():
             self._study.give_up(

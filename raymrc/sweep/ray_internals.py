@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
@@ -28,6 +28,44 @@ def had_process(actor: Any) -> bool:
         actor: its handle.
     """
     return bool((ray._private.state.actors(actor._actor_id.hex()) or {}).get("Pid"))
+
+
+def job_placement_groups() -> set[str]:
+    """Ids of the placement groups that this process's job has requested and that still exist."""
+    from ray.core.generated import gcs_pb2
+
+    messages: Any = gcs_pb2
+    state: Any = ray._private.state.state
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    table = state._connect_and_get_accessor().get_placement_group_table()
+    groups = [messages.PlacementGroupTableData.FromString(group) for group in table]
+    removed = messages.PlacementGroupTableData.REMOVED
+    return {
+        group.placement_group_id.hex()
+        for group in groups
+        if group.creator_job_id == job and group.state != removed
+    }
+
+
+def remove_placement_groups(groups: Iterable[str]) -> None:
+    """
+    Args:
+        groups: ids, as `job_placement_groups` returns them.
+    """
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for group in groups:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+
+
+def job_runs_ray_train() -> bool:
+    """Whether a controller of Ray Train, which requests placement groups, lives in this process's job."""
+    job = ray.get_runtime_context().get_job_id()
+    return any(
+        actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD"
+        for actor in ray._private.state.actors().values()
+        if actor["JobID"] == job
+    )
 
 
 def read_cluster_status() -> ClusterStatus:

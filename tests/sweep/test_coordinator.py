@@ -57,6 +57,22 @@ def test_the_coordinator_gives_up_on_hosts_after_repeated_failed_starts() -> Non
     assert reasons.pop().startswith("no host can be started (ray.exceptions")
 
 
+def test_trials_end_at_once_when_a_run_is_stopped() -> None:
+    """Tune waits ten seconds for trials that wait themselves."""
+
+    async def study() -> None:
+        coordinator = open_coordinator(FakeCluster())
+        await coordinator.submit("t", frozen())
+        waiting = asyncio.create_task(coordinator.listen("t"))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await coordinator.end_trials()
+        assert await asyncio.wait_for(waiting, 20) == ([], True)
+        await coordinator.close()
+
+    asyncio.run(study())
+
+
 def test_a_host_that_dies_while_it_waits_loses_no_work() -> None:
     async def study() -> None:
         cluster, runs = FakeCluster(), frozen()

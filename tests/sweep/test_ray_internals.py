@@ -14,9 +14,12 @@ from raymrc.sweep.ray_internals import (
     HEAD_RESOURCE,
     draining_nodes,
     had_process,
+    job_placement_groups,
+    job_runs_ray_train,
     metrics_port_option,
     read_cluster_status,
     record_metric,
+    remove_placement_groups,
 )
 from tests.sweep.making import warn_node
 from tests.sweep.ray_warnings import RAY_WARNINGS
@@ -61,6 +64,34 @@ def test_an_actor_has_had_a_process_if_it_was_ever_scheduled(cluster):
     assert not had_process(waiting)
     ray.kill(placed)
     assert had_process(placed), "it is gone, and it had one"
+
+
+def test_a_job_knows_its_placement_groups_and_can_remove_them(cluster):
+    """Otherwise worker groups that are killed as they start would hold their devices on a shared cluster."""
+    import ray
+    from ray.util.placement_group import placement_group
+
+    assert job_placement_groups() == set()
+    held, waiting = placement_group([{"CPU": 1}]), placement_group([{"CPU": 99}])
+    assert held.wait(60)
+    ids = {group.id.hex() for group in (held, waiting)}
+    assert job_placement_groups() == ids
+    remove_placement_groups(ids)
+    assert holds(lambda: job_placement_groups() == set())
+    assert holds(lambda: ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"])
+
+
+def test_a_job_knows_whether_it_runs_ray_train(cluster):
+    """Otherwise placement groups would be removed before a dying worker group requests its own."""
+    import ray
+    from ray.train.v2._internal.execution.controller import controller as ray_train
+
+    assert hasattr(ray_train, "TrainController")
+    assert not job_runs_ray_train()
+    controller = ray.remote(type("TrainController", (), {})).remote()
+    assert holds(job_runs_ray_train)
+    ray.kill(controller)
+    assert holds(lambda: not job_runs_ray_train())
 
 
 def test_the_status_names_the_resources_of_each_node(cluster):

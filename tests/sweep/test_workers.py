@@ -6,6 +6,9 @@ These tests use real Ray Train with gloo. `test_rehearsal.py` tests the loss of 
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +27,7 @@ from raymrc.planning.placement import Placement
 from raymrc.planning.plan import Plan
 from raymrc.scheduling.terms import RunTerms
 from raymrc.sweep.driver import Training, run_study
+from raymrc.sweep.ray_internals import job_runs_ray_train
 from raymrc.sweep.session import HostResources
 from raymrc.training.trainer import Trainer
 from tests.model.tiny import tiny_backbone, tiny_checkpoint
@@ -146,6 +150,29 @@ def test_the_cap_ends_groups_in_time(cluster: Any, backbone: Any, tmp_path: Path
     (entry,) = Journal(str(tmp_path)).entries()
     assert entry.has_ended and entry.device_seconds <= 1.01 * cap
     assert_no_claims(cluster.address)
+
+
+def test_a_group_that_is_killed_as_it_starts_holds_no_devices(
+    cluster: Any, backbone: Any, tmp_path: Path
+) -> None:
+    """Ray Train learns only later, when all processes of a group have started, what it has to give back."""
+    plan = group_plan(backbone)
+    groups = replace(plan, cells=plan.cells[:1])
+    interrupt = threading.Thread(target=interrupt_when_devices_are_held)
+    interrupt.start()
+    outcome, records = run(groups, tmp_path)
+    interrupt.join()
+    assert outcome.interrupted and not records
+    assert not job_runs_ray_train(), "it would go on to request devices"
+    assert_no_claims(cluster.address)
+
+
+def interrupt_when_devices_are_held() -> None:
+    import ray
+
+    while ray.available_resources().get("GPU", 0.0):
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def assert_no_claims(address: str) -> None:
