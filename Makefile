@@ -13,7 +13,7 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 # pip would compile on one core, which is half of its time; compileall below uses all cores.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: setup tools demo check style types suite timed test format docs clean
+.PHONY: setup tools demo check style types suite test format docs clean
 
 setup: $(READY)
 
@@ -64,18 +64,12 @@ types: setup
 # Three processes for two cores, because tests often wait for programs that they started. The tests that start
 # Ray take longest, so tests/conftest.py puts them first.
 suite: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not timed" -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 3 --dist loadfile --no-loadscope-reorder
 
-# These compare clocks with processes and count hosts on the whole machine, so they run one by one.
-timed: setup
-	$(BIN)/python -m pytest -m "timed and not gpu"
-
-# `style` waits for a core and `tools` for the network, so both run at once; so do `types` and `timed`, which take
-# one core each.
+# `tools` waits for the network while the checks keep both cores busy.
 test:
-	@$(MAKE) --no-print-directory -j 2 style tools
+	@$(MAKE) --no-print-directory -j 3 style types tools
 	@$(MAKE) --no-print-directory suite
-	@$(MAKE) --no-print-directory -j 2 types timed
 
 format: setup
 	$(BIN)/ruff format .

@@ -16,6 +16,8 @@ from tests.s3_server import ACCESS, HAS_MOTO, S3Server, s3_server
 # Ray, transformers and tokenizers read these at their first import, so they are set before any test.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Ray's workers give way to all other processes (niceness 15), so beside a steady load they would hardly run.
+os.environ["RAY_worker_niceness"] = "0"
 # Ray keeps a token in HOME that decides how the next cluster authenticates: tests get their own home.
 os.environ["HOME"] = tempfile.mkdtemp(prefix="raymrc-home-")
 import raymrc.sweep  # noqa: F401  # sets Ray's switches, some of which are read when a test first imports ray

@@ -284,7 +284,6 @@ def _fetch_slowly(folder: Path) -> Any:
 
 
 @pytest.mark.ray
-@pytest.mark.timed
 class TestOnRay:
     def test_a_host_is_charged_while_it_fetches_its_training_code(self, cluster, tmp_path, script):
         import ray
