@@ -1,4 +1,4 @@
-"""Run commands as a user does: each in its own process and folder."""
+"""Run commands as a user does, in a folder: each in its own process, or in this one, which is faster."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+
+from raymrc.cli import main
 
 STUDY = """
 study: tiny
@@ -38,6 +42,14 @@ def raymrc(
         text=True,
         timeout=280,
     )
+
+
+def call(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run `raymrc ARGUMENTS` in `folder` without starting a process."""
+    words, out, err = list(map(str, arguments)), StringIO(), StringIO()
+    with chdir(folder), redirect_stdout(out), redirect_stderr(err):
+        code = main(words)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def write_notes(folder: Path, notes: Mapping[str, tuple[str, str]]) -> None:

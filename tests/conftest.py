@@ -17,7 +17,7 @@ from tests.s3_server import ACCESS, HAS_MOTO, S3Server, s3_server
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Ray's workers give way to all other processes (niceness 15), so beside a steady load they would hardly run.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 # Ray keeps a token in HOME that decides how the next cluster authenticates: tests get their own home.
 os.environ["HOME"] = tempfile.mkdtemp(prefix="raymrc-home-")
 import raymrc.sweep  # noqa: F401  # sets Ray's switches, some of which are read when a test first imports ray
@@ -30,9 +30,18 @@ atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts files that start Ray first: they take longest, and the last file decides when all are done."""
-    starts_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in starts_ray)
+    """Puts files that start Ray first, then slow ones and those that train: a long file that comes last would
+    keep one process busy while the others have nothing to do."""
+    marked = {
+        marker: {item.path for item in items if item.get_closest_marker(marker)}
+        for marker in ("ray", "slow")
+    }
+
+    def order(item: pytest.Item) -> tuple[bool, bool]:
+        is_long = item.path in marked["slow"] or item.path.parent.name == "training"
+        return item.path not in marked["ray"], not is_long
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session")

@@ -35,8 +35,8 @@ from raymrc.sweep.ray_internals import (
 OBJECT_STORE_BYTES = 256 * 2**20
 """Enough for the notes and what hosts report; Ray's default is 30 % of memory."""
 
-KILLED_SECONDS = 40.0
-"""Ray kills a process 30 seconds after its owner has died, if it has not ended by then."""
+KILLED_SECONDS = 90.0
+"""Ray kills a process 30 seconds after it has seen that its owner died, which a busy machine delays."""
 
 MAX_RAY_STARTS = 3
 """On a busy machine Ray's processes may take longer than Ray waits for them."""

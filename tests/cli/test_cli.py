@@ -26,7 +26,7 @@ from raymrc.planning.fold_runs import fold_run
 from raymrc.reading.questions import build_questions
 from raymrc.study.load import load_spec
 from raymrc.study.notes import read_study_corpus
-from tests.commands import STUDY, raymrc, write_notes
+from tests.commands import STUDY, call, raymrc, write_notes
 from tests.model.tiny import tiny_checkpoint
 from tests.paths import ROOT
 from tests.planning.test_plan import write_prompt
@@ -75,7 +75,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def refused(folder: Path, *arguments: str | Path) -> list[str]:
     """Return the messages of a command that must be refused without writing anything."""
     before = tree(folder)
-    run = raymrc(*arguments, folder=folder)
+    run = call(*arguments, folder=folder)
     assert run.returncode == 2, run.stderr
     assert "Traceback" not in run.stderr
     assert run.stdout == ""
@@ -108,7 +108,7 @@ def test_offsets_past_the_text_are_reported_with_file_and_line(place):
     for command in (["run", "study.yaml"], ["plan", "study.yaml"]):
         sentence = one_sentence(place, *command)
         assert sentence.startswith("notes/note3.ann:2: T2 Drug 51-162 reaches past the note's end")
-    assert sentence in raymrc("validate", "notes", "--reader", "brat", folder=place).stderr
+    assert sentence in call("validate", "notes", "--reader", "brat", folder=place).stderr
 
 
 def test_unknown_labels_in_notes_and_in_a_study_are_reported(place):
@@ -184,7 +184,7 @@ def test_a_truncated_ledger_record_is_reported_and_left_unchanged(place):
     tiny_checkpoint("bert", place / "backbone")
     sentence = one_sentence(place, "run", "study.yaml")
     assert f"{key}.json: is not a whole record" in sentence and "remove it" in sentence
-    run = raymrc("report", "study.yaml", "--json", folder=place)
+    run = call("report", "study.yaml", "--json", folder=place)
     assert (run.returncode, run.stderr.strip()) == (2, sentence)
     assert json.loads(run.stdout)["done"] == 0
 
@@ -253,11 +253,11 @@ def test_a_command_builds_folds_and_questions_once(place, command, monkeypatch):
 
 
 def test_validate_prints_counts_and_lists_problems_as_json(place):
-    run = raymrc("validate", "notes", "--reader", "brat", folder=place)
+    run = call("validate", "notes", "--reader", "brat", folder=place)
     assert (run.returncode, run.stderr) == (0, "")
     assert "spans  12" in run.stdout
     change(place / "notes" / "note1.ann", "T2\tDrug", "T1\tDrug")
-    run = raymrc("validate", "notes", "--reader", "brat", "--json", folder=place)
+    run = call("validate", "notes", "--reader", "brat", "--json", folder=place)
     assert (run.returncode, run.stderr) == (2, "")
     answer = json.loads(run.stdout)
     assert (answer["notes"], answer["spans"]) == (6, 11)
@@ -267,10 +267,10 @@ def test_validate_prints_counts_and_lists_problems_as_json(place):
 def test_synthesize_is_deterministic_and_validate_accepts_its_notes(place):
     for scheme in ("n2c2-2018", "n2c2-2022"):
         for out in ("one", "two"):
-            run = raymrc("synthesize", scheme, f"{scheme}/{out}", "--notes", "5", folder=place)
+            run = call("synthesize", scheme, f"{scheme}/{out}", "--notes", "5", folder=place)
             assert run.returncode == 0, run.stderr
         assert tree(place / scheme / "one") == tree(place / scheme / "two")
-        run = raymrc("validate", f"{scheme}/one", "--reader", scheme, "--json", folder=place)
+        run = call("validate", f"{scheme}/one", "--reader", scheme, "--json", folder=place)
         assert json.loads(run.stdout)["problems"] == []
 
 
@@ -290,23 +290,23 @@ def test_synthesize_refuses_invalid_arguments_in_one_sentence(place, arguments):
 
 
 def test_plan_prints_a_table_or_json_and_creates_no_storage(place):
-    table = raymrc("plan", "study.yaml", folder=place)
+    table = call("plan", "study.yaml", folder=place)
     assert table.returncode == 0, table.stderr
     assert "brat/tiny/frozen_soft_prompt" in table.stdout
-    answer = json.loads(raymrc("plan", "study.yaml", "--json", folder=place).stdout)
+    answer = json.loads(call("plan", "study.yaml", "--json", folder=place).stdout)
     assert (answer["configurations"], answer["fold_runs"], answer["notes"]) == (1, 2, 6)
     assert not (place / "runs").exists()
 
 
 def test_plan_estimates_costs_from_local_notes(place):
-    answer = json.loads(raymrc("plan", "study.yaml", "--json", folder=place).stdout)
+    answer = json.loads(call("plan", "study.yaml", "--json", folder=place).stdout)
     for part in (answer, *answer["cells"]):
         for name in ("device_seconds", "usd", "peak_memory_bytes"):
             low, high = part[f"{name}_interval"]
             assert 0 < low < part[name] < high
     assert answer["fold_runs_done"] is None
     machines = ("--instances", "c7i.4xlarge=2")
-    answer = json.loads(raymrc("plan", "study.yaml", "--json", *machines, folder=place).stdout)
+    answer = json.loads(call("plan", "study.yaml", "--json", *machines, folder=place).stdout)
     assert answer["on_cluster"]["cluster"] == "2 x c7i.4xlarge"
     assert answer["on_cluster"]["usd_spot"] < answer["on_cluster"]["usd_on_demand"]
 
@@ -329,15 +329,15 @@ def test_a_probe_needs_notes_and_weights(place):
 
 def test_status_writes_nothing(place):
     before = tree(place)
-    run = raymrc("status", "study.yaml", "--json", folder=place)
+    run = call("status", "study.yaml", "--json", folder=place)
     assert run.returncode == 0, run.stderr
     answer = json.loads(run.stdout)
     assert (answer["fold_runs"], answer["fold_runs_done"], answer["is_running"]) == (2, 0, False)
     assert answer["budget"] is None and answer["spent"]["device_seconds"] == 0
-    run = raymrc("status", "study.yaml", "--set", "budget.wall_hours=2", folder=place)
+    run = call("status", "study.yaml", "--set", "budget.wall_hours=2", folder=place)
     assert run.returncode == 0 and "tiny: not started" in run.stdout and "2 h" in run.stdout
     change(place / "study.yaml", "path: notes", "path: not/there")
-    run = raymrc("status", "study.yaml", folder=place)
+    run = call("status", "study.yaml", folder=place)
     assert (
         run.returncode == 0
         and "the end is unknown: the notes are not on this machine" in run.stdout
@@ -360,9 +360,9 @@ def test_invalid_budgets_and_truncated_journals_are_reported(place):
 
 def test_plan_remarks_on_costs_above_the_budget(place):
     arguments = ("plan", "study.yaml", "--json", "--set")
-    enough = raymrc(*arguments, "budget.gpu_hours=9", folder=place)
+    enough = call(*arguments, "budget.gpu_hours=9", folder=place)
     assert "budget" not in " ".join(json.loads(enough.stdout)["remarks"])
-    little = raymrc(*arguments, "budget.gpu_hours=0.00001", folder=place)
+    little = call(*arguments, "budget.gpu_hours=0.00001", folder=place)
     assert json.loads(little.stdout)["remarks"][-1].endswith("but the budget is 0.036 s")
 
 
@@ -381,7 +381,7 @@ def test_report_considers_only_configurations_of_the_current_study(place):
         for fold in (0, 1):
             run = fold_run(configuration, fold, plan.fingerprints)
             ledger.record(Record(key=run.key, fold_run=run, validation_f1=f1))
-    answer = json.loads(raymrc("report", "study.yaml", "--json", folder=place).stdout)
+    answer = json.loads(call("report", "study.yaml", "--json", folder=place).stdout)
     assert answer["done"] == 2
     assert answer["cells"][0]["winner"] == now.id
     assert answer["conclusions"]["equivalence"] == 0.01
@@ -390,7 +390,7 @@ def test_report_considers_only_configurations_of_the_current_study(place):
 
 def test_sync_without_fold_runs_writes_nothing(place):
     before = tree(place)
-    run = raymrc("sync", "study.yaml", folder=place)
+    run = call("sync", "study.yaml", folder=place)
     assert run.returncode == 0 and "holds no fold-run yet" in run.stderr
     assert tree(place) == before
 
@@ -403,7 +403,7 @@ def test_score_refuses_options_of_the_other_scheme(place):
 
 def test_the_set_option_overrides_the_study_file(place):
     lengths = "strategies.frozen_soft_prompt.prompt_length=[4, 8, 16]"
-    run = raymrc("plan", "study.yaml", "--json", "--set", lengths, folder=place)
+    run = call("plan", "study.yaml", "--json", "--set", lengths, folder=place)
     assert json.loads(run.stdout)["configurations"] == 3
     sentence = one_sentence(place, "plan", "study.yaml", "--set", "folds.cuont=3")
     assert sentence.startswith("--set folds.cuont=3: ") and "'count'" in sentence
@@ -479,7 +479,7 @@ def test_training_on_a_note_of_another_scored_corpus_stops_a_run_before_it_start
 
 def test_plan_works_without_notes_and_remarks_on_what_is_unknown(place):
     change(place / "study.yaml", "path: notes", "path: not/there")
-    run = raymrc("plan", "study.yaml", "--json", folder=place)
+    run = call("plan", "study.yaml", "--json", folder=place)
     assert run.returncode == 0
     assert json.loads(run.stdout)["remarks"][0].startswith("the corpus was not read")
 
@@ -569,7 +569,7 @@ def test_report_names_the_abandoned_cell_and_how_to_retry_it(place):
         )
     for most, is_named in (("3", True), ("4", False), ("null", False)):
         options = ("--set", rates, "--set", f"failures.close_cell_after={most}")
-        output = raymrc("report", "study.yaml", *options, folder=place).stderr
+        output = call("report", "study.yaml", *options, folder=place).stderr
         assert "3 fold-runs failed: it is ill" in output
         assert ("abandoned after 3 consecutive failing configurations" in output) is is_named
         assert (

@@ -237,7 +237,7 @@ def test_end_to_end_predictions_do_not_depend_on_gold_of_the_scored_fold(
         replace(relation_data.corpus, notes=bare), relation_data.folds, relation_data.questions
     )
     rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
-    fields = {"learning_rate": rate, "head_learning_rate": 1e-2, "epochs": 25}
+    fields = {"learning_rate": rate, "head_learning_rate": 1e-2, "epochs": 15}
     run = make_run(loaded, "end_to_end", strategy, **fields)
     seeing, blinded = (train_fold_run(run, data, loaded) for data in (relation_data, blind))
     assert [e.loss for e in seeing.epochs] == [e.loss for e in blinded.epochs]
@@ -511,7 +511,7 @@ def test_moving_a_lane_does_not_change_its_record(
     strategy: str, loaded: Loaded, relation_data: StudyData
 ) -> None:
     rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
-    fields = {"learning_rate": rate, "head_learning_rate": 1e-2, "epochs": 25}
+    fields = {"learning_rate": rate, "head_learning_rate": 1e-2, "epochs": 8}
     run = make_run(loaded, "end_to_end", strategy, **fields)
     whole = train_fold_run(run, relation_data, loaded)
     for stop in ("training", "between the rounds of validation"):
