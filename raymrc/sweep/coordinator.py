@@ -28,7 +28,7 @@ from raymrc.scheduling.budget_guard import BudgetGuard
 from raymrc.scheduling.cluster_survey import ClusterSurvey, count_devices
 from raymrc.scheduling.failures import explain
 from raymrc.scheduling.fleet import Fleet, FleetHost, Scaling
-from raymrc.scheduling.orders import SLICE_SECONDS, HostKind, HostReport, Order
+from raymrc.scheduling.orders import HostKind, HostReport, Order
 from raymrc.scheduling.spending import Closing, Stopped
 from raymrc.scheduling.work_queue import WorkQueue
 from raymrc.sweep.hosts import HostTerms, OpenPool
@@ -45,8 +45,9 @@ NODE_POLL_SECONDS = 1.0
 BUDGET_POLL_SECONDS = 0.2
 """Interval between two checks of the budget."""
 
-LEAVE_SECONDS, LAST_WRITE_SECONDS = 1.5, 1.5
-"""At the end: time for hosts to be gone, and for the journal's last entry to be written."""
+GROUP_SECONDS, LEAVE_SECONDS, LAST_WRITE_SECONDS = 8.0, 1.5, 1.5
+"""At the end: time for groups to leave, for hosts to be gone, and for the journal's last entry to be written.
+A group gives its devices back within a second, unless the machine is busy."""
 
 
 class Coordinator:
@@ -138,13 +139,13 @@ class Coordinator:
 
     async def close(self) -> Closing:
         """End all hosts, whatever they are doing. Groups are first asked to leave, because a killed group may
-        leave its claim on devices behind; see `ray_cluster.free_devices`."""
+        leave its claim on devices behind."""
         self._is_closed = True
         for host in self._fleet.hosts.values():
             if host.kind == HostKind.HOST or not host.is_running:
                 self._launched[host.name].end()
         await self._changed()
-        await self._wait_for_tasks({HostKind.GROUP}, 4 * SLICE_SECONDS)
+        await self._wait_for_tasks({HostKind.GROUP}, GROUP_SECONDS)
         await self._wait_for_tasks(set(HostKind), LEAVE_SECONDS)
         last, closing = self._guard.close(time.time(), time.monotonic())
         if self._journal is not None:

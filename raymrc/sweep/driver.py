@@ -61,7 +61,7 @@ MAX_TRIALS = 64
 DEFAULT_MAX_HOSTS = 64
 """On an existing cluster that may grow."""
 
-CLOSE_SECONDS = 6.0
+CLOSE_SECONDS = 12.0
 """Time for ending hosts one by one; afterwards they end with the coordinator."""
 
 SPENT_POLL_SECONDS = 2.0

@@ -29,7 +29,7 @@ class RayGroup:
         await self._running
 
     def end(self) -> None:
-        """End it at once. Ray Train is interrupted, so that it gives back what it holds or has requested."""
+        """End it at once; see `fit_until_cancelled`."""
         ray.cancel(self._running)
 
     def had_process(self) -> bool:

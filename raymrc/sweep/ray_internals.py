@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -14,6 +15,10 @@ from raymrc.scheduling.cluster_survey import ClusterStatus
 
 HEAD_RESOURCE = "node:__internal_head__"
 """Ray gives 1.0 of this resource to the head node, and none to others."""
+
+
+KILL_SECONDS = 5.0
+"""Time for an actor's process to be gone."""
 
 
 def draining_nodes() -> set[str]:
@@ -30,42 +35,57 @@ def had_process(actor: Any) -> bool:
     return bool((ray._private.state.actors(actor._actor_id.hex()) or {}).get("Pid"))
 
 
-def job_placement_groups() -> set[str]:
-    """Ids of the placement groups that this process's job has requested and that still exist."""
+def fit_until_cancelled(trainer: Any) -> None:
+    """Run a trainer of Ray Train. If this task is cancelled, end the run at once and free its devices.
+
+    Ray Train's own abort waits for the start of a worker group, and its cleaner learns of the group's
+    placement group only then. So a group that is cancelled as it starts would go on starting, and if it is
+    then killed, its devices would be held until the driver leaves the cluster.
+    """
+    controllers: list[Any] = []
+    register = trainer._register_sigint_handler
+
+    def note_controller(controller: Any) -> None:
+        controllers.append(controller)
+        register(controller)
+
+    trainer._register_sigint_handler = note_controller
+    try:
+        trainer.fit()
+    except BaseException:
+        for controller in controllers:
+            ray.kill(controller)
+            until = time.monotonic() + KILL_SECONDS
+            while is_alive(controller) and time.monotonic() < until:
+                time.sleep(0.05)
+            remove_placement_groups(controller)
+        raise
+
+
+def is_alive(actor: Any) -> bool:
+    """Whether an actor's process may still do something.
+
+    Args:
+        actor: its handle.
+    """
+    return (ray._private.state.actors(actor._actor_id.hex()) or {}).get("State") != "DEAD"
+
+
+def remove_placement_groups(actor: Any) -> None:
+    """Remove all placement groups that an actor has requested.
+
+    Args:
+        actor: its handle.
+    """
     from ray.core.generated import gcs_pb2
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
 
     messages: Any = gcs_pb2
     state: Any = ray._private.state.state
-    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
-    table = state._connect_and_get_accessor().get_placement_group_table()
-    groups = [messages.PlacementGroupTableData.FromString(group) for group in table]
-    removed = messages.PlacementGroupTableData.REMOVED
-    return {
-        group.placement_group_id.hex()
-        for group in groups
-        if group.creator_job_id == job and group.state != removed
-    }
-
-
-def remove_placement_groups(groups: Iterable[str]) -> None:
-    """
-    Args:
-        groups: ids, as `job_placement_groups` returns them.
-    """
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    for group in groups:
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
-
-
-def job_runs_ray_train() -> bool:
-    """Whether a controller of Ray Train, which requests placement groups, lives in this process's job."""
-    job = ray.get_runtime_context().get_job_id()
-    return any(
-        actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD"
-        for actor in ray._private.state.actors().values()
-        if actor["JobID"] == job
-    )
+    for row in state._connect_and_get_accessor().get_placement_group_table():
+        group = messages.PlacementGroupTableData.FromString(row)
+        if group.creator_actor_id == actor._actor_id.binary():
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def read_cluster_status() -> ClusterStatus:

@@ -11,7 +11,6 @@ import shutil
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,18 +24,10 @@ import raymrc
 from raymrc.errors import RaymrcError
 from raymrc.scheduling.orders import SINGLE_DEVICE, WorkerRange
 from raymrc.sweep.metrics import check_port
-from raymrc.sweep.ray_internals import (
-    job_placement_groups,
-    job_runs_ray_train,
-    metrics_port_option,
-    remove_placement_groups,
-)
+from raymrc.sweep.ray_internals import metrics_port_option
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Enough for the notes and what hosts report; Ray's default is 30 % of memory."""
-
-KILLED_SECONDS = 90.0
-"""Ray kills a process 30 seconds after it has seen that its owner died, which a busy machine delays."""
 
 MAX_RAY_STARTS = 3
 """On a busy machine Ray's processes may take longer than Ray waits for them."""
@@ -97,8 +88,7 @@ def cluster(resources: HostResources, session_folder: Path) -> Iterator[bool]:
         RaymrcError: Ray cannot be started, or the port for metrics is taken.
     """
     if ray.is_initialized():
-        with _given_back_devices():
-            yield False
+        yield False
         return
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"address": address}
@@ -126,24 +116,6 @@ def cluster(resources: HostResources, session_folder: Path) -> Iterator[bool]:
             yield not address
         finally:
             _shut_down()
-
-
-@contextmanager
-def _given_back_devices() -> Iterator[None]:
-    """Free what worker groups that are killed still hold at the end.
-
-    Ray Train's own cleaner learns of a group's placement group when all processes of the group have started.
-    That of a group that is killed before would hold its devices until this process leaves the cluster.
-    """
-    earlier = job_placement_groups()
-    try:
-        yield
-    finally:
-        until = time.monotonic() + KILLED_SECONDS
-        while job_runs_ray_train() and time.monotonic() < until:
-            remove_placement_groups(job_placement_groups() - earlier)
-            time.sleep(0.1)
-        remove_placement_groups(job_placement_groups() - earlier)
 
 
 def _num_cpus(resources: HostResources) -> int:

@@ -26,6 +26,7 @@ from raymrc.ledger.record import Epoch, LaneEvent
 from raymrc.scheduling.orders import HostReport, Order
 from raymrc.sweep.hosts import Host, HostTerms, Shared
 from raymrc.sweep.metrics import LaneMetrics, MetricPublisher
+from raymrc.sweep.ray_internals import fit_until_cancelled
 
 if TYPE_CHECKING:
     from raymrc.training.sharded import Ranks, Saving
@@ -53,7 +54,7 @@ def run_group(
     resources = terms.resources
     no_restarts: Any = {"max_failures": 0, "max_preemption_failures": 0}
     work = {"name": name, "coordinator": coordinator, "shared": shared, "terms": terms}
-    TorchTrainer(
+    trainer = TorchTrainer(
         _run_member,
         train_loop_config=work,
         scaling_config=ScalingConfig(
@@ -69,7 +70,8 @@ def run_group(
             storage_path=terms.scratch,
             failure_config=FailureConfig(**no_restarts),
         ),
-    ).fit()
+    )
+    fit_until_cancelled(trainer)
 
 
 def _run_member(work: dict[str, Any]) -> None:

@@ -13,13 +13,12 @@ import pytest
 from raymrc.sweep.ray_internals import (
     HEAD_RESOURCE,
     draining_nodes,
+    fit_until_cancelled,
     had_process,
-    job_placement_groups,
-    job_runs_ray_train,
+    is_alive,
     metrics_port_option,
     read_cluster_status,
     record_metric,
-    remove_placement_groups,
 )
 from tests.sweep.making import warn_node
 from tests.sweep.ray_warnings import RAY_WARNINGS
@@ -66,32 +65,46 @@ def test_an_actor_has_had_a_process_if_it_was_ever_scheduled(cluster):
     assert had_process(placed), "it is gone, and it had one"
 
 
-def test_a_job_knows_its_placement_groups_and_can_remove_them(cluster):
-    """Otherwise worker groups that are killed as they start would hold their devices on a shared cluster."""
+def test_a_cancelled_trainer_leaves_no_controller_and_no_placement_group(cluster):
+    """Otherwise a worker group that is cancelled as it starts would hold its devices."""
     import ray
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.util.placement_group import placement_group
 
-    assert job_placement_groups() == set()
-    held, waiting = placement_group([{"CPU": 1}]), placement_group([{"CPU": 99}])
-    assert held.wait(60)
-    ids = {group.id.hex() for group in (held, waiting)}
-    assert job_placement_groups() == ids
-    remove_placement_groups(ids)
-    assert holds(lambda: job_placement_groups() == set())
+    assert list(inspect.signature(DataParallelTrainer._register_sigint_handler).parameters) == [
+        "self",
+        "controller",
+    ]
+
+    @ray.remote
+    class Controller:
+        def request(self) -> str:
+            groups = placement_group([{"CPU": 1}]), placement_group([{"CPU": 99}])
+            assert groups[0].wait(60)
+            return str([group.id.hex() for group in groups])
+
+    class Trainer:
+        def _register_sigint_handler(self, controller: Any) -> None:
+            self.registered = controller
+
+        def fit(self) -> None:
+            controller = Controller.remote()
+            self._register_sigint_handler(controller)
+            self.requested = ray.get(controller.request.remote())
+            raise KeyboardInterrupt
+
+    other = placement_group([{"CPU": 1}])
+    assert other.wait(60)
+    trainer = Trainer()
+    with pytest.raises(KeyboardInterrupt):
+        fit_until_cancelled(trainer)
+    assert not is_alive(trainer.registered)
+    table = ray.util.placement_group_table()
+    for group, row in table.items():
+        assert (row["state"] == "REMOVED") == (group in trainer.requested), row
+    assert len(table) == 3
+    ray.util.remove_placement_group(other)
     assert holds(lambda: ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"])
-
-
-def test_a_job_knows_whether_it_runs_ray_train(cluster):
-    """Otherwise placement groups would be removed before a dying worker group requests its own."""
-    import ray
-    from ray.train.v2._internal.execution.controller import controller as ray_train
-
-    assert hasattr(ray_train, "TrainController")
-    assert not job_runs_ray_train()
-    controller = ray.remote(type("TrainController", (), {})).remote()
-    assert holds(job_runs_ray_train)
-    ray.kill(controller)
-    assert holds(lambda: not job_runs_ray_train())
 
 
 def test_the_status_names_the_resources_of_each_node(cluster):
