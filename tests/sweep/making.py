@@ -341,12 +341,15 @@ def train_script(
 ) -> Any:
     """Run a study whose training is a script; `terms` are fields of `RunTerms`.
 
-    Without `resources` a host has few lanes, because each trial beside them starts a process.
+    Each trial in flight is a process that imports Tune for seconds, so there are few, and without `resources`
+    a host has few lanes.
     """
     from raymrc.scheduling.terms import Listeners, RunTerms
+    from raymrc.sweep import driver
     from raymrc.sweep.driver import Training, run_study
     from raymrc.sweep.session import HostResources
 
+    driver.MAX_TRIALS = 2
     return run_study(
         plan,
         ledger,
