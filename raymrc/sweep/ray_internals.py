@@ -17,7 +17,7 @@ HEAD_RESOURCE = "node:__internal_head__"
 """Ray gives 1.0 of this resource to the head node, and none to others."""
 
 
-KILL_SECONDS = 5.0
+DEATH_SECONDS = 5.0
 """Time for an actor's process to be gone."""
 
 
@@ -55,7 +55,7 @@ def fit_until_cancelled(trainer: Any) -> None:
     except BaseException:
         for controller in controllers:
             ray.kill(controller)
-            until = time.monotonic() + KILL_SECONDS
+            until = time.monotonic() + DEATH_SECONDS
             while is_alive(controller) and time.monotonic() < until:
                 time.sleep(0.05)
             remove_placement_groups(controller)

@@ -337,6 +337,7 @@ def train_script(
     scheduler: Any = None,
     on_record: Callable[[Record], object] = lambda record: None,
     on_progress: Callable[[Any], object] | None = None,
+    max_trials: int = 2,
     **terms: Any,
 ) -> Any:
     """Run a study whose training is a script; `terms` are fields of `RunTerms`.
@@ -349,7 +350,7 @@ def train_script(
     from raymrc.sweep.driver import Training, run_study
     from raymrc.sweep.session import HostResources
 
-    driver.MAX_TRIALS = 2
+    driver.MAX_TRIALS = max_trials
     return run_study(
         plan,
         ledger,

@@ -381,8 +381,7 @@ class TestOnRay:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         with Watch() as watch:
-            until = time.monotonic() + 120
-            while len(script.trained()) < 3 and time.monotonic() < until:
+            while len(script.trained()) < 3 and killed.poll() is None:
                 time.sleep(0.1)
             time.sleep(3.0)
             killed.kill()
@@ -404,8 +403,7 @@ class TestOnRay:
         self, cluster, tmp_path, script
     ):
         def take_away() -> None:
-            until = time.monotonic() + 60
-            while len(script.trained()) < 2 and time.monotonic() < until:
+            while len(script.trained()) < 2:
                 time.sleep(0.1)
             (tmp_path / "spend").rename(tmp_path / "away")
             (tmp_path / "spend").touch()

@@ -11,6 +11,7 @@ runs the study in a process of its own.
 from __future__ import annotations
 
 import json
+import math
 import os
 import runpy
 import shutil
@@ -21,7 +22,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ BOARDS = ROOT / "dashboards"
 BUDGET = Budget(usd=0.5, device_hours=0.25, wall_hours=1.0, device_hour_usd=2.0)
 PLAN = make_plan((0.1, 0.2, 0.3))
 
+LATE = 16
+"""Of at least 20 trainings in the study: 18 fold-runs, two tried twice, and the lanes of dead hosts."""
+
 OF_RAY = {"instance", "job", "Component", "NodeAddress", "SessionName", "Version", "WorkerId"}
 """Prometheus and Ray add these labels to every metric."""
 
@@ -53,7 +57,9 @@ def run_a_study(folder: Path, port: int) -> None:
     script = Script(folder / "trained", 0.6, raises_once=(0.1, 0), dies_once=(0.1, 2))
     script.folder.mkdir()
     resources = HostResources(max_hosts=2, lanes=2, metrics_port=port)
-    train_script(PLAN, Ledger(str(folder)), script, folder, budget=BUDGET, resources=resources)
+    train_script(
+        PLAN, Ledger(str(folder)), script, folder, max_trials=6, budget=BUDGET, resources=resources
+    )
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Watched:
     address: str
     folder: Path
     began: float
-    ended: float
+    ended: float = math.inf
 
     def query(self, path: str, **parameters: Any) -> Any:
         query = urllib.parse.urlencode(parameters)
@@ -78,6 +84,24 @@ class Watched:
             "query_range", query=expression, start=self.began, end=self.ended, step="1s"
         )
         return [[float(value) for _, value in found["values"]] for found in data["result"]]
+
+    def wait_for_records(self, study: subprocess.Popen[str]) -> None:
+        """Hold training late in the study until Prometheus has counted all records: where trials start late,
+        a study may end in the second in which the first results arrive."""
+        trained, hold = self.folder / "trained", self.folder / "hold"
+        while study.poll() is None and not (
+            trained.exists() and len(list(trained.iterdir())) >= LATE
+        ):
+            time.sleep(0.05)
+        hold.touch()
+        ended = "sum(ray_raymrc_fold_runs_ended_total)"
+        while study.poll() is None:
+            found = self.query("query", query=ended)["result"]
+            records = list((self.folder / "ledger").rglob("*.json"))
+            if found and float(found[0]["value"][1]) >= max(1, len(records)):
+                break
+            time.sleep(0.5)
+        hold.unlink()
 
     def max(self, expression: str) -> float:
         """The largest value while the study ran."""
@@ -112,14 +136,18 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     # The study runs in its own process, because Ray reads this interval when it starts.
     environment = os.environ | {"RAY_metrics_report_interval_ms": "1000", "PYTHONPATH": str(ROOT)}
     began = time.time()
+    study = subprocess.Popen(
+        [sys.executable, "-m", "tests.sweep.test_metrics", str(folder / "study"), str(port)],
+        env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    watched = Watched(f"http://127.0.0.1:{prometheus_port}", folder / "study", began)
     try:
-        run = subprocess.run(
-            [sys.executable, "-m", "tests.sweep.test_metrics", str(folder / "study"), str(port)],
-            env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
-        assert run.returncode == 0, run.stderr
-        yield Watched(f"http://127.0.0.1:{prometheus_port}", folder / "study", began, time.time())
+        watched.wait_for_records(study)
+        _, errors = study.communicate()
+        assert study.returncode == 0, errors
+        yield replace(watched, ended=time.time())
     finally:
+        study.kill()
         prometheus.terminate()
         with suppress(subprocess.TimeoutExpired):
             prometheus.wait(10)
