@@ -103,8 +103,9 @@ class Coordinator:
         async with self._news:
             while True:
                 results, is_over = self._queue.collect(trial)
-                if results or is_over or self._trials_end:
-                    return results, is_over or self._trials_end
+                is_over = is_over or self._trials_end
+                if results or is_over:
+                    return results, is_over
                 await self._news.wait()
 
     async def end_trials(self) -> None:

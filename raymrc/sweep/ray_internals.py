@@ -16,7 +16,6 @@ from raymrc.scheduling.cluster_survey import ClusterStatus
 HEAD_RESOURCE = "node:__internal_head__"
 """Ray gives 1.0 of this resource to the head node, and none to others."""
 
-
 DEATH_SECONDS = 5.0
 """Time for an actor's process to be gone."""
 
@@ -32,11 +31,12 @@ def had_process(actor: Any) -> bool:
     Args:
         actor: its handle.
     """
-    return bool((ray._private.state.actors(actor._actor_id.hex()) or {}).get("Pid"))
+    return bool(_row_of(actor).get("Pid"))
 
 
 def fit_until_cancelled(trainer: Any) -> None:
-    """Run a trainer of Ray Train. If this task is cancelled, end the run at once and free its devices.
+    """Run a trainer of Ray Train. If it fails, or this task is cancelled, end the run at once and free its
+    devices.
 
     Ray Train's own abort waits for the start of a worker group, and its cleaner learns of the group's
     placement group only then. So a group that is cancelled as it starts would go on starting, and if it is
@@ -68,7 +68,12 @@ def is_alive(actor: Any) -> bool:
     Args:
         actor: its handle.
     """
-    return (ray._private.state.actors(actor._actor_id.hex()) or {}).get("State") != "DEAD"
+    return _row_of(actor).get("State") != "DEAD"
+
+
+def _row_of(actor: Any) -> Mapping[str, Any]:
+    """What Ray's table of actors says of an actor; empty if it does not know the actor."""
+    return ray._private.state.actors(actor._actor_id.hex()) or {}
 
 
 def remove_placement_groups(actor: Any) -> None:

@@ -44,7 +44,7 @@ BUDGET = Budget(usd=0.5, device_hours=0.25, wall_hours=1.0, device_hour_usd=2.0)
 PLAN = make_plan((0.1, 0.2, 0.3))
 
 LATE = 16
-"""Of at least 20 trainings in the study: 18 fold-runs, two tried twice, and the lanes of dead hosts."""
+"""Number of trainings after which the study holds. It has at least 20: 18 fold-runs, two of them twice."""
 
 OF_RAY = {"instance", "job", "Component", "NodeAddress", "SessionName", "Version", "WorkerId"}
 """Prometheus and Ray add these labels to every metric."""
