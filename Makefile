@@ -10,7 +10,9 @@ PYTHONS := $(PYTHON) python3 python3.11 python3.12 python3.13
 # of another build.
 TORCH = $(shell grep '^torch==' constraints.txt)
 
-# pip would compile on one core, which is half of its time; compileall below uses all cores.
+# pip would compile all modules, which is half of its time; most of them are never imported. Python keeps what
+# it compiles, whatever the caller has set: Ray starts many processes, and each would compile anew.
+export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
 .PHONY: setup tools demo check style types suite test format docs clean
@@ -29,7 +31,6 @@ $(READY): pyproject.toml constraints.txt requirements-demo.txt
 	$(INSTALL) "$(TORCH)"
 	$(INSTALL) --constraint constraints.txt --editable ".[dev,benchmarks]"
 	$(INSTALL) --no-deps --require-hashes --requirement requirements-demo.txt
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages hold templates that are not Python
 	@touch $(READY)
 
 # Programs that tests drive beside Python. `tools` installs them on Debian as root; elsewhere those tests skip.

@@ -105,7 +105,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Training loss",
-            "Mean loss of the latest epoch, over open fold-runs. It rises when new ones start.",
+            "Mean loss of the latest epoch of fold-runs in training. It rises when new ones start.",
             "short", [(f"avg by (cell) ({selected(metrics.TRAINING_LOSS)})", "{{cell}}")],
         ),
         Panel(

@@ -105,7 +105,7 @@ BUDGET_WALL_SECONDS = Metric("raymrc_budget_wall_seconds", "gauge", "s", STUDY,
 TOKENS = Metric("raymrc_tokens", "counter", "short", CELL_LABELS,
     "Pieces that training passed through the encoder, questions included and padding excluded.")
 TRAINING_LOSS = Metric("raymrc_training_loss", "gauge", "short", CELL_LABELS,
-    "Training loss of the latest epoch, averaged over a host's open fold-runs.")
+    "Training loss of the latest epoch, averaged over a host's latest fold-runs.")
 GPU_RESERVED_BYTES = Metric("raymrc_gpu_reserved_bytes", "gauge", "bytes", (*STUDY, "backbone"),
     "GPU memory reserved by a host's process; in a worker group, by its first process.")
 # fmt: on
@@ -244,11 +244,13 @@ class _LaneState:
 
 
 class LaneMetrics:
-    """The metrics of a host's open lanes."""
+    """The metrics of a host's lanes that are open or closed since the last update: some train for less than
+    `PUBLISH_SECONDS`."""
 
     def __init__(self, publisher: MetricPublisher) -> None:
         self._publisher = publisher
         self._lanes: dict[str, _LaneState] = {}
+        self._closed: list[_LaneState] = []
 
     def open(self, fold_run: FoldRun, tokens: int) -> None:
         """Note a lane; `tokens` were trained before this host opened it."""
@@ -269,17 +271,21 @@ class LaneMetrics:
             lane.tokens = tokens
 
     def close(self, key: str) -> None:
-        self._lanes.pop(key, None)
+        lane = self._lanes.pop(key, None)
+        if lane is not None and self._publisher:
+            self._closed.append(lane)
 
     def publish(self, tokens: Callable[[str], int]) -> None:
         """Publish all lanes, if it is time; `tokens` returns the total of an open lane by its key."""
         if not self._publisher.is_due:
             return
-        losses: dict[Cell, list[float]] = {}
-        for key, lane in self._lanes.items():
+        for key in self._lanes:
             self.set_tokens(key, tokens(key))
+        losses: dict[Cell, list[float]] = {}
+        for lane in (*self._lanes.values(), *self._closed):
             if lane.loss is not None:
                 losses.setdefault(lane.cell, []).append(lane.loss)
+        self._closed.clear()
         for cell, values in losses.items():
             self._publisher.publish(TRAINING_LOSS, sum(values) / len(values), cell)
         torch = sys.modules.get("torch")

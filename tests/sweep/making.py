@@ -154,7 +154,8 @@ def warn_node(address: str, node: str, seconds: float) -> None:
 
 @dataclass(frozen=True)
 class Script:
-    """The data of a made-up study: how its training behaves. It waits while the file `hold` exists.
+    """The data of a made-up study: how its training behaves. It waits while the file `hold` exists. While the
+    file `idle` exists it trains nothing, but hosts go on.
 
     Args:
         folder: each training leaves a file there, named by its process and key.
@@ -187,6 +188,10 @@ class Script:
     @property
     def hold(self) -> Path:
         return self.folder.parent / "hold"
+
+    @property
+    def idle(self) -> Path:
+        return self.folder.parent / "idle"
 
     @property
     def ended(self) -> Path:
@@ -293,6 +298,9 @@ class ScriptPool:
 
     def step(self) -> list[LaneEvent]:
         self.data.wait()
+        if self.data.idle.exists():
+            time.sleep(0.05)
+            return []
         events = []
         for key, course in list(self.courses.items()):
             record = self.data.record(course.fold_run)

@@ -33,7 +33,14 @@ from raymrc.errors import RaymrcError
 from raymrc.ledger.ledger import Ledger
 from raymrc.ledger.record import Record
 from raymrc.sweep.hosts import HostTerms
-from raymrc.sweep.metrics import METRICS, LaneMetrics, MetricPublisher, check_port
+from raymrc.sweep.metrics import (
+    METRICS,
+    TOKENS,
+    TRAINING_LOSS,
+    LaneMetrics,
+    MetricPublisher,
+    check_port,
+)
 from raymrc.sweep.session import HostResources
 from tests.paths import ROOT
 from tests.sweep.making import MARKER, Script, fold_runs, make_plan, make_record, train_script
@@ -44,7 +51,7 @@ BUDGET = Budget(usd=0.5, device_hours=0.25, wall_hours=1.0, device_hour_usd=2.0)
 PLAN = make_plan((0.1, 0.2, 0.3))
 
 LATE = 16
-"""Number of trainings after which the study holds. It has at least 20: 18 fold-runs, two of them twice."""
+"""Number of trainings after which the study idles. It has at least 20: 18 fold-runs, two of them twice."""
 
 OF_RAY = {"instance", "job", "Component", "NodeAddress", "SessionName", "Version", "WorkerId"}
 """Prometheus and Ray add these labels to every metric."""
@@ -85,23 +92,31 @@ class Watched:
         )
         return [[float(value) for _, value in found["values"]] for found in data["result"]]
 
-    def wait_for_records(self, study: subprocess.Popen[str]) -> None:
-        """Hold training late in the study until Prometheus has counted all records: where trials start late,
-        a study may end in the second in which the first results arrive."""
-        trained, hold = self.folder / "trained", self.folder / "hold"
+    def wait_for_metrics(self, study: subprocess.Popen[str]) -> None:
+        """Let hosts idle late in the study until Prometheus has counted all records and has each cell's loss:
+        where trials start late, a study may end in the second in which the first results arrive."""
+        trained, idle = self.folder / "trained", self.folder / "idle"
         while study.poll() is None and not (
             trained.exists() and len(list(trained.iterdir())) >= LATE
         ):
             time.sleep(0.05)
-        hold.touch()
-        ended = "sum(ray_raymrc_fold_runs_ended_total)"
+        idle.touch()
         while study.poll() is None:
-            found = self.query("query", query=ended)["result"]
             records = list((self.folder / "ledger").rglob("*.json"))
-            if found and float(found[0]["value"][1]) >= max(1, len(records)):
+            cells = self.value(
+                "count(count by (cell) (max_over_time(ray_raymrc_training_loss[1h])))"
+            )
+            if cells == len(PLAN.cells) and self.value(
+                "sum(ray_raymrc_fold_runs_ended_total)"
+            ) >= max(1, len(records)):
                 break
             time.sleep(0.5)
-        hold.unlink()
+        idle.unlink()
+
+    def value(self, expression: str) -> float:
+        """The value now; 0 if there is none."""
+        found = self.query("query", query=expression)["result"]
+        return float(found[0]["value"][1]) if found else 0.0
 
     def max(self, expression: str) -> float:
         """The largest value while the study ran."""
@@ -142,7 +157,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     )  # fmt: skip
     watched = Watched(f"http://127.0.0.1:{prometheus_port}", folder / "study", began)
     try:
-        watched.wait_for_records(study)
+        watched.wait_for_metrics(study)
         _, errors = study.communicate()
         assert study.returncode == 0, errors
         yield replace(watched, ended=time.time())
@@ -152,6 +167,19 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         with suppress(subprocess.TimeoutExpired):
             prometheus.wait(10)
         prometheus.kill()
+
+
+class Published(MetricPublisher):
+    """Keeps what is published, without Ray, and is always due."""
+
+    is_due = True
+
+    def __init__(self) -> None:
+        super().__init__("made-up")
+        self.values: dict[str, list[float]] = {}
+
+    def publish(self, metric, value, cell=None, **labels):
+        self.values.setdefault(metric.name, []).append(value)
 
 
 def records(watched: Watched) -> tuple[Record, ...]:
@@ -262,6 +290,20 @@ def test_nothing_is_published_without_a_request(monkeypatch):
     lanes.publish(lambda key: 20)
     for metric in METRICS:
         publisher.publish(metric, 1.0, make_record(run).fold_run.configuration.cell)
+
+
+def test_the_loss_of_lanes_that_close_between_two_updates_is_published_once():
+    """A frozen lane may train for less than the interval between two updates."""
+    publisher = Published()
+    lanes, (first, second, *_) = LaneMetrics(publisher), fold_runs(PLAN)
+    for run, loss in ((first, 1.0), (second, 2.0)):
+        lanes.open(run, 0)
+        lanes.set_loss(run.key, loss)
+    lanes.close(first.key)
+    lanes.publish(lambda key: 20)
+    lanes.publish(lambda key: 30)
+    assert publisher.values[TRAINING_LOSS.name] == [1.5, 2.0]
+    assert publisher.values[TOKENS.name] == [0, 0, 20, 10]
 
 
 def test_a_taken_port_is_refused_with_a_message():
