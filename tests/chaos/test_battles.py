@@ -26,10 +26,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 
-SEEDS = (2, 5, 45)
-"""The first seed starts a second driver, kills the first one, interrupts, and loses a machine, below a cap.
-The second loses three machines, on a separate disk where one can be mounted. The third runs a race to its
-cap, continues with a larger one, and starts a second driver beside it."""
+SEEDS = (5, 45)
+"""The first seed loses three machines, on a separate disk where one can be mounted. The second runs a race to
+its cap, continues with a larger one, and starts a second driver beside it."""
 
 
 @pytest.fixture(scope="module")

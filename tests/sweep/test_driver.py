@@ -86,7 +86,7 @@ def test_a_study_is_trained_once_and_an_extended_study_trains_only_what_is_new(
     reported: list[Record] = []
     shown: list[Snapshot] = []
     outcome, records = run(
-        plan, tmp_path, script, on_record=reported.append, on_progress=shown.append
+        plan, tmp_path, script, on_record=reported.append, on_progress=shown.append, max_trials=4
     )
     wanted = {r.key: make_record(r) for r in fold_runs(plan)}
     assert records == wanted
@@ -101,7 +101,8 @@ def test_a_study_is_trained_once_and_an_extended_study_trains_only_what_is_new(
     )
     assert shown[-1].cells[0].best_f1 == pytest.approx(best[0])
     assert shown[-1].cells[0].best == f"learning_rate={best[1]}"
-    assert len(script.processes()) <= 2, "workers are kept over trials and cells"
+    # Two at a time; one that had no work for seconds has left.
+    assert len(script.processes()) < 4, "workers are kept over trials and cells"
 
     outcome, _ = run(plan, tmp_path, script)
     assert (outcome.done, outcome.reused) == (0, 12)
