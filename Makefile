@@ -15,7 +15,7 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: setup tools demo check style types suite test format docs clean
+.PHONY: setup tools demo check style types compiled suite test format docs clean
 
 setup: $(READY)
 
@@ -62,13 +62,16 @@ style: setup
 types: setup
 	$(BIN)/mypy
 
+# Imports what the tests import, so that it is compiled once and not by each of the suite's processes.
+compiled: setup
+	@$(BIN)/python -m pytest --collect-only -qq >/dev/null || true  # the suite itself reports what is wrong
+
 # Three processes for two cores, because tests often wait for programs that they started. The tests that start
 # Ray take longest, so tests/conftest.py puts them first.
-suite: setup
+suite: compiled
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 3 --dist loadfile --no-loadscope-reorder
 
-# `tools` waits for the network while pip keeps a core busy. mypy needs one core for a minute and a half, so
-# the suite does not wait for it.
+# `tools` waits for the network while pip keeps a core busy, and mypy and `compiled` use one core each.
 test:
 	@$(MAKE) --no-print-directory -j 2 style tools
 	@$(MAKE) --no-print-directory -j 2 types suite
