@@ -69,30 +69,38 @@ class PeerRun:
 
 
 def flat_tags(note: Note, window: Window, labels: Sequence[str]) -> list[int]:
-    """One BIO tag per piece for all labels; of overlapping spans the longest is kept."""
-    tags = [0] * len(window.piece_ids)
-    starts = {s: i for i, (s, _) in enumerate(window.offsets)}
+    """One BIO tag per word for all labels, at its first piece, as `run_ner.py` of transformers does; of
+    overlapping spans the longest is kept."""
+    tags = [IGNORED] * len(window.piece_ids)
+    for start in window.word_starts:
+        tags[start] = 0
+    starts = {window.offsets[i][0]: i for i in window.word_starts}
     ends = {e: i for i, (_, e) in enumerate(window.offsets)}
     for span in sorted(note.spans, key=lambda s: (s.start - s.end, s.start)):
         first, last = starts.get(span.start), ends.get(span.end)
-        if first is None or last is None or last < first or any(tags[first : last + 1]):
+        words = [] if first is None or last is None else range(first, last + 1)
+        words = [i for i in words if tags[i] != IGNORED]
+        if not words or any(tags[i] for i in words):
             continue
         label = labels.index(span.label)
-        tags[first : last + 1] = [1 + 2 * label] + [2 + 2 * label] * (last - first)
+        for i in words:
+            tags[i] = 2 + 2 * label
+        tags[words[0]] = 1 + 2 * label
     return tags
 
 
 def spans_of(
     tags: np.ndarray, windows: Sequence[Window], note: Note, labels: Sequence[str]
 ) -> tuple[Span, ...]:
-    """Convert predicted flat tags of a note's windows to spans."""
+    """Convert predicted flat tags of a note's windows to spans; the first piece of a word decides for it, as
+    with `aggregation_strategy="first"`."""
     found: dict[int, list[tuple[int, int, int]]] = {}
     for window, row in zip(windows, tags, strict=True):
         row = row[: len(window.piece_ids)]
         spans = []
         for label in range(len(labels)):
             label_tags = np.where(row == 1 + 2 * label, 1, np.where(row == 2 + 2 * label, 2, 0))
-            spans += [(label, first, last) for first, last in decode_tags(label_tags)]
+            spans += [(label, first, last) for first, last in decode_tags(label_tags, window)]
         found[window.index] = spans
     return assemble(note, windows, found, labels)
 

@@ -20,13 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raymrc.model.inputs import Inputs, PairTargets, SpanTargets, TagTargets
-from raymrc.model.shapes import MAX_CANDIDATES, PAIRS_AT_ONCE
+from raymrc.model.shapes import IGNORED, MAX_CANDIDATES, PAIRS_AT_ONCE
 
 RARE_EVENT_BIAS = -3.0
 """Initial bias of rare events (an answer starts here), so that training begins by predicting none."""
-
-IGNORED = -100
-"""A tag that the loss ignores."""
 
 AddUp = Callable[[Tensor], Tensor]
 """Sums counts over all processes that hold rows of the batch. Means are taken over these sums, so the
@@ -187,14 +184,14 @@ class TaggingHeads(nn.Module):
         targets: TagTargets,
         add_up: AddUp | None = None,
     ) -> Tensor:
-        """Cross-entropy of a piece's tags, summed over labels, mean over the note's pieces."""
+        """Cross-entropy of a word's tags, summed over labels, mean over the note's words."""
         hidden_BSD = F.dropout(hidden_BSD, self.dropout, self.training)
         logits_BSL3 = self.logits(hidden_BSD)
         total = tag_entropy(logits_BSL3, targets.tags_BSL, window_BS, picks=window_BS.is_cpu)
-        num_pieces = window_BS.sum()
+        num_words = (window_BS & (targets.tags_BSL[..., 0] != IGNORED)).sum()
         if add_up is not None:
-            num_pieces = add_up(num_pieces)
-        return total / num_pieces.clamp(min=1)
+            num_words = add_up(num_words)
+        return total / num_words.clamp(min=1)
 
     @torch.no_grad()
     def predict(self, hidden_BSD: Tensor, window_BS: Tensor) -> list[np.ndarray]:

@@ -104,7 +104,8 @@ class SpanTargets(_Tensors):
 
 @dataclass(frozen=True, eq=False)
 class TagTargets(_Tensors):
-    """A tag per piece and label: `tags_BSL`, long, 0 outside, 1 begin, 2 inside."""
+    """A tag per piece and label: `tags_BSL`, long, 0 outside, 1 begin, 2 inside; `IGNORED` where a piece
+    continues a word."""
 
     tags_BSL: Tensor
 

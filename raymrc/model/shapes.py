@@ -8,6 +8,9 @@ MAX_CANDIDATES = 1024
 """Candidate pairs per row in one loss. A row of 512 pieces exceeds it only if the model predicts more
 than one piece in eleven as a start and as an end."""
 
+IGNORED = -100
+"""A tag that the loss ignores."""
+
 PAIRS_AT_ONCE = 16384
 """Pairs per pass of the match head in prediction: 128 MiB at width 2048."""
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from raymrc.corpora.note import Note, Span
 from raymrc.reading.targets import BEGIN, INSIDE, OUTSIDE, PieceSpan, surest_apart
-from raymrc.reading.windows import Window, owner, strip_blanks
+from raymrc.reading.windows import Window, answered_characters, owner
 
 
 def decode_spans(
@@ -43,18 +43,21 @@ def decode_spans(
     )
 
 
-def decode_tags(tags: NDArray[np.integer]) -> list[PieceSpan]:
-    """Spans of one label's tags, in order. An inside after an outside begins a span, as in conlleval.
+def decode_tags(tags: NDArray[np.integer], window: Window) -> list[PieceSpan]:
+    """Spans of one label's tags, in order. The first piece of a word decides for the whole word. An inside
+    after an outside begins a span, as in conlleval.
 
     Shapes:
-        tags: (S,), 0 outside, 1 begin, 2 inside
+        tags: (S,) of the window's pieces, 0 outside, 1 begin, 2 inside
     """
-    tags = np.asarray(tags)
+    starts = np.array(window.word_starts)
+    tags = np.asarray(tags)[starts]
     before = np.concatenate(([OUTSIDE], tags))[:-1]
     begins = (tags == BEGIN) | ((tags == INSIDE) & (before == OUTSIDE))
     continues = np.concatenate(((tags == INSIDE), [False]))[1:]
     ends = (tags != OUTSIDE) & ~continues
-    firsts, lasts = np.flatnonzero(begins), np.flatnonzero(ends)
+    firsts = starts[begins]
+    lasts = np.append(starts[1:], len(window.piece_ids))[ends] - 1
     return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
 
 
@@ -70,15 +73,14 @@ def assemble(
     once, by the window that sees more around it.
 
     Args:
-        note: only its text is read, for blanks at the edges of answers.
+        note: only its text is read, for blanks and words at the edges of answers.
         windows: all windows of the note, in order.
         found: window index -> (label index, first piece, last piece) of each answer.
     """
     answers: set[tuple[int, int, int]] = set()
     for index, in_window in found.items():
-        offsets = windows[index].offsets
         for label, first, last in in_window:
-            start, end = strip_blanks(note.text, offsets[first][0], offsets[last][1])
+            start, end = answered_characters(note.text, windows[index], first, last)
             if start < end and owner(windows, start, end) == index:
                 answers.add((start, end, label))
     return tuple(

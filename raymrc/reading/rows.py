@@ -199,9 +199,9 @@ class Row:
 
     @cached_property
     def tags(self) -> np.ndarray:
-        """(W, L) of 0/1/2; see `tag_targets`."""
+        """(W, L); see `tag_targets`."""
         assert self.tagged is not None
-        return tag_targets(self.tagged, len(self.window.piece_ids))
+        return tag_targets(self.tagged, self.window)
 
     @cached_property
     def choices(self) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 """gold spans, windows -> piece spans and tags; and which gold spans no answer can equal.
 
 A discontinuous span is read by its envelope, first start to last end, as the 2018 scorer reads it. A span
-that begins or ends inside a piece is widened to whole pieces: a lenient match, never a strict one.
+that begins or ends inside a word is answered with whole words: a lenient match, never a strict one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymrc.corpora.note import Note, Span
-from raymrc.reading.windows import Window, holders, owner, strip_blanks, touched_pieces
+from raymrc.model.shapes import IGNORED
+from raymrc.reading.windows import (
+    Window,
+    answered_characters,
+    holders,
+    owner,
+    strip_blanks,
+    touched_pieces,
+)
 
 PieceSpan = tuple[int, int]
 """First and last piece, both inclusive, counted from the window's first piece."""
@@ -38,20 +46,26 @@ def find_answers(
     return {key: tuple(sorted(spans)) for key, spans in answers.items()}
 
 
-def tag_targets(spans: Sequence[Sequence[PieceSpan]], num_pieces: int) -> NDArray[np.int8]:
+def tag_targets(spans: Sequence[Sequence[PieceSpan]], window: Window) -> NDArray[np.int8]:
     """Per label a column of 0 (outside), 1 (begin), 2 (inside): each label has its own tagger.
+
+    The first piece of a word has the word's tag; its other pieces are `IGNORED`.
 
     Different labels overlap freely. Among overlapping spans of one label the longest is kept (`taggable`);
     `untaggable` names the others.
 
     Shapes:
-        result: (num_pieces, number of labels)
+        result: (pieces of the window, number of labels)
     """
-    tags = np.zeros((num_pieces, len(spans)), dtype=np.int8)
+    num_pieces, starts = len(window.piece_ids), np.array(window.word_starts)
+    tags = np.full((num_pieces, len(spans)), IGNORED, dtype=np.int8)
+    tags[starts] = OUTSIDE
+    word_of = np.searchsorted(starts, np.arange(num_pieces), side="right") - 1
     for label, of_label in enumerate(spans):
         for first, last in taggable(of_label):
-            tags[first, label] = BEGIN
-            tags[first + 1 : last + 1, label] = INSIDE
+            words = starts[word_of[first] : word_of[last] + 1]
+            tags[words, label] = INSIDE
+            tags[words[0], label] = BEGIN
     return tags
 
 
@@ -70,9 +84,9 @@ class Unreachable:
 
     Args:
         reason: "no_piece" (only blanks or characters that the tokenizer drops), "not_on_piece_boundary",
-            "wider_than_window", "cut_by_windows" (wider than the overlap, across sentences, and at a cut),
-            "duplicate" (label and envelope of an earlier span) or, where answers of one label never
-            overlap, "same_label_overlap". For relations see `unreachable_relations`.
+            "not_on_word_boundary", "wider_than_window", "cut_by_windows" (wider than the overlap, across
+            sentences, and at a cut), "duplicate" (label and envelope of an earlier span) or, where answers of
+            one label never overlap, "same_label_overlap". For relations see `unreachable_relations`.
     """
 
     note_id: str
@@ -182,6 +196,9 @@ def _why_unreachable(note: Note, span: Span, windows: Sequence[Window]) -> str |
         widest = max(len(window.piece_ids) for window in windows)
         return "wider_than_window" if last - first >= widest else "cut_by_windows"
     window = windows[index]
-    start = window.offsets[first - window.piece_start][0]
-    end = window.offsets[last - window.piece_start][1]
-    return None if (start, end) == (span.start, span.end) else "not_on_piece_boundary"
+    pieces = _within(window, touched)
+    if answered_characters(note.text, window, *pieces) == (span.start, span.end):
+        return None
+    start, end = window.offsets[pieces[0]][0], window.offsets[pieces[1]][1]
+    is_whole = (start, end) == (span.start, span.end)
+    return "not_on_word_boundary" if is_whole else "not_on_piece_boundary"

@@ -45,6 +45,8 @@ class Window:
         offsets: characters of each piece in the note, half-open, ascending. Whitespace is trimmed, so a
             piece of whitespace alone is empty.
         piece_start: position of its first piece among the note's pieces.
+        word_starts: positions in the window at which words begin, ascending, from 0; no word begins between
+            two letters or digits.
     """
 
     note_id: str
@@ -52,6 +54,7 @@ class Window:
     piece_ids: tuple[int, ...] = field(repr=False)
     offsets: Offsets = field(repr=False)
     piece_start: int = 0
+    word_starts: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def piece_end(self) -> int:
@@ -64,16 +67,27 @@ class Pieces:
 
     Args:
         edges: the first piece of each sentence, ascending, from 0; empty without pieces.
+        word_starts: the first piece of each word, ascending, from 0; see `Window`.
     """
 
     note_id: str
     ids: tuple[int, ...] = field(repr=False)
     offsets: Offsets = field(repr=False)
     edges: tuple[int, ...] = field(repr=False)
+    word_starts: tuple[int, ...] = field(default=(), repr=False)
 
     def cut(self, index: int, begin: int, end: int) -> Window:
         """Pieces `begin` to `end`, half-open, as a window."""
-        return Window(self.note_id, index, self.ids[begin:end], self.offsets[begin:end], begin)
+        starts = self.word_starts
+        inner = starts[bisect_right(starts, begin) : bisect_left(starts, end)]
+        return Window(
+            self.note_id,
+            index,
+            self.ids[begin:end],
+            self.offsets[begin:end],
+            begin,
+            (0, *(start - begin for start in inner)),
+        )
 
 
 def read_pieces(note: Note, tokenizer: Tokenizer) -> Pieces:
@@ -94,7 +108,7 @@ def read_pieces(note: Note, tokenizer: Tokenizer) -> Pieces:
     edges = sorted({0, *(bisect_left(starts, char) for char in sentence_starts(note.text))})
     if edges[-1] == len(ids):  # the tokenizer drops all characters of the last sentence
         edges.pop()
-    return Pieces(note.id, ids, offsets, tuple(edges))
+    return Pieces(note.id, ids, offsets, tuple(edges), _word_starts(note.text, offsets))
 
 
 def cut_windows(pieces: Pieces, window: int, overlap: int) -> list[Window]:
@@ -249,6 +263,32 @@ def strip_blanks(text: str, start: int, end: int) -> tuple[int, int]:
         start + len(stretch) - len(stretch.lstrip()),
         end - len(stretch) + len(stretch.rstrip()),
     )
+
+
+def answered_characters(text: str, window: Window, first: int, last: int) -> tuple[int, int]:
+    """The characters that two pieces of a window answer with: without blanks at the edges, and with the rest
+    of the words in which they begin and end. Half-open; start >= end where only blanks are answered."""
+    start, end = strip_blanks(text, window.offsets[first][0], window.offsets[last][1])
+    while start < end and _is_inside_word(text, start):
+        start -= 1
+    while start < end and _is_inside_word(text, end):
+        end += 1
+    return start, end
+
+
+def _is_inside_word(text: str, position: int) -> bool:
+    """Whether the characters on both sides of a position are letters or digits."""
+    return 0 < position < len(text) and text[position - 1].isalnum() and text[position].isalnum()
+
+
+def _word_starts(text: str, offsets: Offsets) -> tuple[int, ...]:
+    """The first piece of each word. Pieces that share a character, of several bytes, are one word."""
+    found, last_end = [], 0
+    for piece, (start, end) in enumerate(offsets):
+        if piece == 0 or not (start < last_end or _is_inside_word(text, start)):
+            found.append(piece)
+        last_end = end
+    return tuple(found)
 
 
 def _tokenize(text: str, tokenizer: Tokenizer) -> tuple[tuple[int, ...], Offsets]:

@@ -20,7 +20,7 @@ from raymrc.reading.answers import assemble, decode_spans, decode_tags
 from raymrc.reading.relations import Mention, assemble_relations, mentions_of, surest_values
 from raymrc.reading.rows import Row, RowBuilder
 from raymrc.reading.targets import PieceSpan
-from raymrc.reading.windows import Pieces, Window, strip_blanks
+from raymrc.reading.windows import Pieces, Window, answered_characters
 from raymrc.scoring.counts import Counts
 from raymrc.scoring.n2c2_2018 import Mode, score_note, score_relations
 from raymrc.scoring.n2c2_2022 import score_events
@@ -188,7 +188,7 @@ class Evaluation:
         return [
             (label, *pieces)
             for label in range(tags_WL.shape[1])
-            for pieces in decode_tags(tags_WL[:, label])
+            for pieces in decode_tags(tags_WL[:, label], row.window)
         ]
 
     def _read_relations(self, row: Row, answer: Answer) -> dict[Triple, float]:
@@ -218,9 +218,9 @@ class Evaluation:
             return {(index, context.given, mention): sure for mention, sure in sums if sure > 0}
         found = {}
         labels = {(m.start, m.end): m.label for m, _ in others}
-        text, offsets = self._texts[row.window.note_id], row.window.offsets
+        text = self._texts[row.window.note_id]
         for first, last in decode_row(row, answer):
-            start, end = strip_blanks(text, offsets[first][0], offsets[last][1])
+            start, end = answered_characters(text, row.window, first, last)
             label = labels.get((start, end), questions[index].answers[0])
             mention = Mention(start, end, label)
             if start < end and mention != context.given:

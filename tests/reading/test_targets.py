@@ -14,6 +14,7 @@ from hypothesis import given
 
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Note, Span
+from raymrc.model.shapes import IGNORED
 from raymrc.reading.answers import assemble, decode_spans, decode_tags
 from raymrc.reading.targets import (
     tag_targets,
@@ -22,7 +23,7 @@ from raymrc.reading.targets import (
     unreachable_apart,
     untaggable,
 )
-from raymrc.reading.windows import owner, strip_blanks, touched_pieces
+from raymrc.reading.windows import Window, owner, strip_blanks, touched_pieces
 from tests.paths import SHARED, needs_shared
 from tests.reading.notes import (
     LABELS,
@@ -33,6 +34,9 @@ from tests.reading.notes import (
     sizes,
     thoroughly,
 )
+
+WIDENED = {"not_on_piece_boundary", "not_on_word_boundary"}
+"""Why whole words answer for a span."""
 
 
 def perfect_spans(example, *, flat=False):
@@ -58,16 +62,27 @@ def found_by_tags(examples):
     by_window = {}
     for example in examples:
         by_window.setdefault(example.window.index, []).append(example.spans)
-    sizes = {example.window.index: len(example.window.piece_ids) for example in examples}
+    windows = {example.window.index: example.window for example in examples}
     found = {}
     for index, spans in by_window.items():
-        tags = tag_targets(spans, sizes[index])
+        tags = tag_targets(spans, windows[index])
         found[index] = [
             (label, *pieces)
-            for label in np.flatnonzero(tags.any(axis=0)).tolist()
-            for pieces in decode_tags(tags[:, label])
+            for label in range(tags.shape[1])
+            for pieces in decode_tags(tags[:, label], windows[index])
         ]
     return found
+
+
+def is_inside_word(text, edge):
+    return len(text[max(0, edge - 1) : edge + 1]) == 2 and text[edge - 1 : edge + 1].isalnum()
+
+
+def words_of(*sizes):
+    """A window whose words have these numbers of pieces."""
+    starts = tuple(int(start) for start in np.cumsum([0, *sizes[:-1]]))
+    pieces = tuple(range(sum(sizes)))
+    return Window("n", 0, pieces, tuple((p, p + 1) for p in pieces), word_starts=starts)
 
 
 def keys(spans):
@@ -89,7 +104,7 @@ def check_round_trip(note, windows, labels):
         twice = keys(span for span in note.spans if lost.get(span.id) == "duplicate")
         never = keys(span for span in note.spans if span.id in lost) - gold - twice
         assert not never & keys(answers)
-        widened = [span for span in note.spans if lost.get(span.id) == "not_on_piece_boundary"]
+        widened = [span for span in note.spans if lost.get(span.id) in WIDENED]
         for label, start, end in keys(answers) - gold - twice:
             assert any(
                 span.label == label and start < span.end and span.start < end for span in widened
@@ -107,9 +122,7 @@ def test_gold_spans_survive_the_round_trip_for_any_note(tokenizer, note, size):
 
 @given(note=notes(), size=sizes())
 @quickly
-def test_a_span_on_piece_boundaries_no_wider_than_the_overlap_is_always_reachable(
-    tokenizer, note, size
-):
+def test_a_span_of_whole_words_no_wider_than_the_overlap_is_always_reachable(tokenizer, note, size):
     windows = build_windows(note, tokenizer, *size)
     pieces = {
         window.piece_start + place: offsets
@@ -124,7 +137,8 @@ def test_a_span_on_piece_boundaries_no_wider_than_the_overlap_is_always_reachabl
             end = words.get(last, (0, 0))[1]
             touched = [i for i, (s, e) in words.items() if s < end and start < e]
             # If a character consists of several pieces, all of them must fit.
-            if touched and touched[-1] - touched[0] <= size[1]:
+            fits = touched and touched[-1] - touched[0] <= size[1]
+            if fits and not any(is_inside_word(note.text, edge) for edge in (start, end)):
                 spans.add((start, end))
     gold = tuple(Span(f"T{i}", "Drug", (chars,)) for i, chars in enumerate(sorted(spans)))
     assert unreachable(Note("n", note.text, gold), windows) == []
@@ -234,9 +248,32 @@ def test_the_leftmost_of_equally_long_spans_is_kept_in_any_order():
 
 
 def test_tags_of_different_labels_may_overlap():
-    tags = tag_targets([[(0, 2)], [(1, 1), (2, 3)]], 4)
+    window = words_of(1, 1, 1, 1)
+    tags = tag_targets([[(0, 2)], [(1, 1), (2, 3)]], window)
     assert tags.dtype == np.int8
     assert tags.T.tolist() == [[1, 2, 2, 0], [0, 1, 1, 2]]
+
+
+def test_the_first_piece_of_a_word_has_its_tag_and_the_others_are_ignored():
+    window = words_of(1, 3, 2)
+    (tags,) = tag_targets([[(1, 5)]], window).T.tolist()
+    assert tags == [0, 1, IGNORED, IGNORED, 2, IGNORED]
+    assert decode_tags(np.array(tags), window) == [(1, 5)]
+    whatever = np.array([0, 1, 0, 1, 2, 0])
+    assert decode_tags(whatever, window) == [(1, 5)], "later pieces of a word decide nothing"
+    (inside,) = tag_targets([[(2, 2)]], window).T.tolist()
+    assert inside == [0, 1, IGNORED, IGNORED, 0, IGNORED], (
+        "a span inside a word stands for the word"
+    )
+
+
+def test_no_answer_begins_or_ends_inside_a_word(tokenizer):
+    note = Note("n", "4-aminopyridine caused hypotension, not hyper-tension.")
+    (window,) = build_windows(note, tokenizer, 64, 8)
+    last = len(window.piece_ids)
+    every = [(0, first, end) for first in range(last) for end in range(first, last)]
+    for span in assemble(note, [window], {0: every}, ["ADE"]):
+        assert not any(is_inside_word(note.text, edge) for edge in (span.start, span.end))
 
 
 def test_a_discontinuous_span_is_read_as_its_envelope(wordpiece):
