@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, Literal
 
-RESULT_FORMAT = 1
+RESULT_FORMAT = 2
 """Raise this if the meaning of a recorded number changes: older records are then not reused."""
 
 MAX_PROMPT_LENGTH = 512
@@ -69,6 +70,41 @@ class Cell:
 
 # --- the settings table ---------------------------------------------------------------------------
 
+DURATION_PATTERN = r"^([0-9]+(?:\.[0-9]+)?) (epochs|steps|device-seconds)$"
+"""How a study file writes a `Duration`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """How long a fold-run trains."""
+
+    amount: float
+    unit: Literal["epochs", "steps", "device-seconds"]
+
+    def __str__(self) -> str:
+        amount = int(self.amount) if self.amount.is_integer() else self.amount
+        return f"{amount} {self.unit}"
+
+    @classmethod
+    def read(cls, text: str) -> Duration:
+        """
+        Raises:
+            ValueError: the text is not a duration above 0, or has a fraction of an epoch or a step.
+        """
+        found = re.match(DURATION_PATTERN, text)
+        if found is None:
+            raise ValueError(text)
+        amount, unit = float(found[1]), found[2]
+        if amount <= 0 or (unit != "device-seconds" and not amount.is_integer()):
+            raise ValueError(text)
+        return cls(amount, unit)  # type: ignore[arg-type]
+
+    def times(self, share: float) -> Duration:
+        """This share of it, whole where it has to be, and at least one."""
+        amount = self.amount * share
+        is_whole = self.unit != "device-seconds"
+        return replace(self, amount=float(max(1, round(amount))) if is_whole else amount)
+
 
 class Condition(Enum):
     """What a cell must have for a setting to matter. The value is the warning if the cell lacks it."""
@@ -84,7 +120,7 @@ class Hyperparameter:
     """One row of the settings table.
 
     Args:
-        kind: "weights" are three numbers of 0 or more, not all 0.
+        kind: "weights" are three numbers of 0 or more, not all 0; "duration" is read by `Duration`.
         doc: its documentation in the study file.
         low, high: inclusive bounds; `above`: an exclusive lower bound.
         options: the words to choose from.
@@ -97,7 +133,7 @@ class Hyperparameter:
             existing keys remain valid: every new setting is `later`.
     """
 
-    kind: Literal["whole", "number", "word", "weights"]
+    kind: Literal["whole", "number", "word", "weights", "duration"]
     doc: str
     low: float | None = None
     high: float | None = None
@@ -162,7 +198,18 @@ class Configuration:
         "backbone's encoding of the label's question in words; or `adapter`, the label's trained vectors in "
         "`initial_prompt`. The last two require `reparametrisation: none`.",
     )  # fmt: skip
-    epochs: int = _row(20, kind="whole", low=1, doc="Passes over the training examples.")
+    epochs: int = _row(
+        20, kind="whole", low=1,
+        doc="Passes over the training examples, each followed by validation. With a `duration` in steps or "
+        "device-seconds: the number of equal parts of training, each followed by validation.",
+    )  # fmt: skip
+    duration: str | None = _row(
+        None, kind="duration", optional=True, later=True,
+        doc="How long a fold-run trains: `400 steps`, `90 device-seconds` (without validation) or `20 epochs`, "
+        "which is the same as `epochs: 20`; null: `epochs` decides. An epoch has more steps under one strategy "
+        "than under another: a fair comparison gives all the same steps or the same device-seconds. "
+        "Device-seconds depend on the machine, and so does the result.",
+    )  # fmt: skip
     batch_size: int = _row(
         16, kind="whole", low=1, changes="memory",
         doc="Rows (one window with one question) per optimiser step.",
@@ -221,6 +268,13 @@ class Configuration:
     )
 
     @property
+    def limit(self) -> Duration:
+        """How long training takes."""
+        if self.duration is None:
+            return Duration(float(self.epochs), "epochs")
+        return Duration.read(self.duration)
+
+    @property
     def id(self) -> str:
         """12 hex digits that name this configuration in any study."""
         return hash_values(_keyed(asdict(self)))[:12]
@@ -236,6 +290,14 @@ class Configuration:
         cell["backbone"] = Backbone(**cell["backbone"])
         weights = tuple(values["loss_weights"])
         return cls(**{**values, "cell": Cell(**cell), "loss_weights": weights})
+
+
+def shorten(configuration: Configuration, epochs: int) -> Configuration:
+    """The configuration that trains for the first `epochs` of its epochs or equal parts."""
+    duration = configuration.duration
+    if duration is not None:
+        duration = str(Duration.read(duration).times(epochs / configuration.epochs))
+    return replace(configuration, epochs=epochs, duration=duration)
 
 
 SETTINGS: dict[str, Hyperparameter] = {

@@ -19,7 +19,7 @@ from raymrc.analysis.gaps import best_pairs, frozen_pairs, name_gap
 from raymrc.analysis.judging import over_held_out_notes
 from raymrc.analysis.statistics import Interval
 from raymrc.analysis.summary import CellSummary, Spread, group_by, spread
-from raymrc.configuration import Cell, FoldRun
+from raymrc.configuration import Cell, FoldRun, shorten
 from raymrc.corpora.brat import write_brat
 from raymrc.corpora.folders import new_folder
 from raymrc.corpora.note import Corpus
@@ -70,7 +70,7 @@ def plan_final_test(
                 "rerun 'raymrc run' to retry failed fold-runs, or remove the cell from the study"
             )
         epochs = max(1, round(statistics.median(summary.winner.best_epochs)))
-        chosen = replace(summary.winner.configuration, epochs=epochs)
+        chosen = shorten(summary.winner.configuration, epochs)
         for run in scored.get(cell.cell, ()):
             same_seed = replace(chosen, seed=run.configuration.seed)
             if run != fold_run(same_seed, run.fold, fingerprints):

@@ -27,8 +27,8 @@ _Item = TypeVar("_Item")
 _Key = TypeVar("_Key")
 
 COSTS_AND_SIZES = (
-    "device_seconds", "failed_device_seconds", "cost_usd", "energy_kwh", "flops", "tokens", "peak_bytes",
-    "trained_parameters", "total_parameters", "trained_share", "adapter_bytes",
+    "device_seconds", "failed_device_seconds", "cost_usd", "energy_kwh", "flops", "tokens", "steps", "rows",
+    "peak_bytes",    "trained_parameters", "total_parameters", "trained_share", "adapter_bytes",
 )  # fmt: skip
 """Attributes of a configuration's summary that `--json` repeats unchanged."""
 
@@ -87,7 +87,8 @@ class ConfigurationSummary:
         fold_epochs: epochs trained on all folds, finished or not.
         device_seconds, cost_usd: of finished folds and of folds that a race paused or stopped.
         energy_kwh: estimated from the devices' power (`prices.energy_kwh`); 0 if a device is unknown.
-        flops, tokens: sums over the finished folds.
+        steps, rows, tokens, flops: of training, sums over the finished folds; steps and rows are 0 if a
+            record is from before they were counted.
         failed_device_seconds: of failed tries, all folds.
         peak_bytes: the largest of the folds.
         transfer: by name of the other site.
@@ -121,6 +122,8 @@ class ConfigurationSummary:
     energy_kwh: float = 0.0
     flops: float = 0.0
     tokens: int = 0
+    steps: int = 0
+    rows: int = 0
     peak_bytes: int = 0
     trained_parameters: int = 0
     total_parameters: int = 0
@@ -140,6 +143,19 @@ class ConfigurationSummary:
         if not curves or min(map(len, curves)) < 3:
             return None
         return statistics.fmean(max(f1) - max(f1[: -(len(f1) // 3)]) for f1 in curves)
+
+    @property
+    def curve(self) -> tuple[tuple[float, float], ...]:
+        """(optimiser steps, strict F1 on validation notes, 0 to 1) after each epoch, means over fold-runs; ()
+        where steps are unknown."""
+        if not self.steps:
+            return ()
+        folds = [[epoch.validation_f1 for epoch in record.epochs] for record in self.fold_runs]
+        per_epoch = self.steps / sum(map(len, folds))
+        return tuple(
+            (number * per_epoch, statistics.fmean(f1))
+            for number, f1 in enumerate(zip(*folds, strict=False), start=1)
+        )
 
     @property
     def num_spared(self) -> int:
@@ -412,6 +428,8 @@ def _summarise_configuration(
         energy_kwh=_energy([r for r in by_fold if not r.is_failed]),
         flops=sum(record.flops for record in done),
         tokens=sum(record.tokens for record in done),
+        steps=sum(record.steps for record in done) if all(r.steps for r in done) else 0,
+        rows=sum(record.rows for record in done) if all(r.steps for r in done) else 0,
         peak_bytes=max((record.peak_bytes for record in done), default=0),
         trained_parameters=first.trained_parameters if first else 0,
         total_parameters=first.total_parameters if first else 0,

@@ -138,7 +138,7 @@ def forecast_cell(
     for configuration in configurations:
         for fold in range(plan.folds):
             job = build_job(workload, cell, configuration, fold)
-            fold_run_seconds = rates.seconds(job.parts(kind, peak_flops))
+            fold_run_seconds = rates.seconds(job, kind, peak_flops)
             seconds += weight * fold_run_seconds
             longest = max(longest, fold_run_seconds)
             flops += weight * job.work.flops(configuration, shape, job.num_labels)[0]

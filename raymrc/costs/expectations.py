@@ -53,13 +53,15 @@ class Expectations:
             return None
         kind, folds = self._workload.kind, self._workload.folds.count
         # A final test trains on all notes; each fold leaves one part out.
-        fold, share = (0, folds / (folds - 1)) if run.is_test else (run.fold, 1.0)
+        is_longer = run.is_test and configuration.duration is None
+        share = folds / (folds - 1) if is_longer else 1.0
+        fold = 0 if run.is_test else run.fold
         job = build_job(self._workload, cell, configuration, fold)
         if like not in self._rates:
             self._rates[like] = fit_rates(like, self._measured, kind, self._peak_flops)
         rates = self._rates[like]
         estimate = Estimate.of(
-            share * rates.seconds(job.parts(kind, self._peak_flops)),
+            share * rates.seconds(job, kind, self._peak_flops),
             rates.total_spread(self._workload.tokenizers[source]),
         )
         # Four numbers per trained one: itself, two moments, the best epoch's.

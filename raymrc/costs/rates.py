@@ -186,8 +186,14 @@ class Rates:
     source: str = "guess"
     measured: int = 0
 
-    def seconds(self, parts: np.ndarray) -> float:
-        return float(self.multipliers @ parts)
+    def seconds(self, job: Job, kind: str, peak_flops: float | None = None) -> float:
+        """Device-seconds of a fold-run; see `Job.parts`. Training takes what a duration allows it."""
+        parts, limit = job.parts(kind, peak_flops), job.configuration.limit
+        if limit.unit != "device-seconds":
+            return float(self.multipliers @ parts)
+        trained, asked = job.work.training.rows, job.work.evaluation.rows
+        rows = asked / max(1.0, trained + asked)
+        return limit.amount + float(self.multipliers @ (parts * [0, 1, 0, 1, 0, rows, 1]))
 
     def total_spread(self, tokenizer: Any) -> float:
         """The spread, including that of the tokenizer's piece counts."""
@@ -204,7 +210,14 @@ def fit_rates(
         measured: fold-runs of any cell, all on one hardware.
         kind, peak_flops: see `Job.parts`.
     """
-    usable = [m for m in measured if m.kind == kind and m.device_seconds > 0]
+    # Where device-seconds decided the steps, they do not tell what a step takes.
+    usable = [
+        m
+        for m in measured
+        if m.kind == kind
+        and m.device_seconds > 0
+        and m.job.configuration.limit.unit != "device-seconds"
+    ]
     rates = Rates(np.ones(len(PARTS)), SPREADS["guess"])
     of_cell = [m for m in usable if m.like == like]
     stages = {

@@ -62,7 +62,8 @@ class FoldRunWork:
     """The passes of one fold-run.
 
     Args:
-        training: all epochs.
+        training: all steps; where a duration in device-seconds decides them, as many passes over the rows as
+            the duration has parts, which is only a stand-in.
         evaluation: validation after each epoch, the scored fold once, and each other site.
     """
 
@@ -237,7 +238,7 @@ class Workload:
         c = configuration
         key = (
             c.cell.backbone.source, self._form(c), c.cell.shots, c.cell.shots_of, fold,
-            c.epochs, c.batch_size, c.negative_rate,
+            c.epochs, c.duration, c.batch_size, c.negative_rate,
         )  # fmt: skip
         if key not in self._work:
             self._work[key] = self._count(configuration, fold)
@@ -255,7 +256,8 @@ class Workload:
             asked += self._evaluation_of(
                 c, self._rows_of(c, name), [note.id for note in site.notes]
             )
-        return FoldRunWork(epoch.times(c.epochs), asked)
+        steps = c.limit.amount if c.limit.unit == "steps" else c.epochs * epoch.passes
+        return FoldRunWork(epoch.times(steps / max(1.0, epoch.passes)), asked)
 
     def _evaluation_of(
         self, configuration: Configuration, rows: Mapping[str, RowCounts], notes: Iterable[str]

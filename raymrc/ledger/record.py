@@ -31,7 +31,8 @@ REQUIRED_KINDS = ("strict", "lenient")
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One pass over the training examples. `loss` is the mean per step, F1 is strict micro, 0 to 1."""
+    """One pass over the training examples, or one of the equal parts of a duration. `loss` is the mean per
+    step, F1 is strict micro, 0 to 1."""
 
     epoch: int
     loss: float
@@ -108,6 +109,8 @@ class Record:
         failed_device_seconds: of earlier, failed attempts; no other figure includes them.
         training_seconds, evaluation_seconds: by the clock; its share if fold-runs run together.
         wall_seconds: of the whole fold-run, by the clock.
+        steps, rows: optimiser steps of training, and the rows (one window with one question, or with all
+            labels) that they saw, repetitions counted; 0 in old records.
         tokens: unpadded pieces that training passed through the encoder, including questions.
         flops: of training, by `costs.workload`.
         peak_bytes: largest memory of the process (CPU) or of the allocator (GPU).
@@ -143,6 +146,8 @@ class Record:
     wall_seconds: float = 0.0
     training_seconds: float = 0.0
     evaluation_seconds: float = 0.0
+    steps: int = 0
+    rows: int = 0
     tokens: int = 0
     flops: float = 0.0
     peak_bytes: int = 0

@@ -246,7 +246,17 @@ def build_configuration(cell: Cell, space: SearchSpace, values: Mapping[str, Any
         name: space.distributions[name].tidy(value) if name in space.distributions else value
         for name, value in values.items()
     }
-    return Configuration(cell=cell, **space.fixed, **tidied)
+    return _in_parts(Configuration(cell=cell, **space.fixed, **tidied))
+
+
+def _in_parts(configuration: Configuration) -> Configuration:
+    """The configuration with a duration in epochs as its `epochs`, and with at most one part per step."""
+    limit = configuration.limit
+    if limit.unit == "epochs":
+        return replace(configuration, epochs=int(limit.amount), duration=None)
+    if limit.unit == "steps":
+        return replace(configuration, epochs=min(configuration.epochs, int(limit.amount)))
+    return configuration
 
 
 def find_shape(backbone: Backbone) -> Shape | None:

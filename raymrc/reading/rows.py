@@ -384,6 +384,64 @@ def training_batches(
     yield from batches
 
 
+class TrainingOrder:
+    """The batches that training takes, pass after pass over the rows; see `training_batches`.
+
+    Args:
+        generator: draws each pass anew.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        batch_size: int,
+        negative_rate: float,
+        generator: random.Random,
+    ) -> None:
+        self._rows, self._batch_size, self._negative_rate = rows, batch_size, negative_rate
+        self._generator = generator
+        self._before = generator.getstate()
+        self._batches: list[list[Row]] = []
+        self._num_taken = 0
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether all batches of this pass are taken."""
+        return self._num_taken == len(self._batches)
+
+    def rest(self) -> Sequence[list[Row]]:
+        """The batches that this pass has left; of the next pass, if it has none."""
+        if self.is_at_end:
+            self._draw()
+        return self._batches[self._num_taken :]
+
+    def advance(self) -> None:
+        """The first batch of the rest was taken."""
+        self._num_taken += 1
+
+    @property
+    def position(self) -> tuple[Any, int]:
+        """The generator's state before this pass and the number of batches taken of it, for `restore`."""
+        return (
+            (self._generator.getstate(), 0) if self.is_at_end else (self._before, self._num_taken)
+        )
+
+    def restore(self, position: tuple[Any, int]) -> None:
+        (version, internal, gauss), num_taken = position
+        self._generator.setstate((version, tuple(internal), gauss))
+        self._batches, self._num_taken = [], 0
+        if num_taken:
+            self._draw()
+            self._num_taken = num_taken
+
+    def _draw(self) -> None:
+        self._before = self._generator.getstate()
+        self._batches = list(
+            training_batches(self._rows, self._batch_size, self._negative_rate, self._generator)
+        )
+        self._num_taken = 0
+
+
 def steps_per_epoch(rows: Sequence[Row], batch_size: int, negative_rate: float) -> int:
     """Expected optimiser steps of one epoch, at least 1."""
     steps = 0

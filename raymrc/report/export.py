@@ -29,7 +29,7 @@ SETTING_TYPES = {f.name: str(f.type) for f in fields(Configuration) if f.name !=
 COSTS = (
     "unreachable", "best_epoch", "trained_parameters", "total_parameters", "adapter_bytes",
     "device", "num_devices", "device_seconds", "failed_device_seconds", "wall_seconds",
-    "training_seconds", "evaluation_seconds", "tokens", "flops", "peak_bytes", "cost_usd",
+    "training_seconds", "evaluation_seconds", "steps", "rows", "tokens", "flops", "peak_bytes", "cost_usd",
     "hardware", "started_at",
 )  # fmt: skip
 """Fields of a record that become columns unchanged."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ LOOKS = {
 """Strategy or other series -> colour and symbol."""
 
 OTHER_LOOK = ("#CC79A7", "cross")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 INK, GRID = "#1f2933", "#e4e7eb"
 SHADES = [[0.0, "#e6f0f8"], [0.5, "#a9cfe8"], [1.0, "#4a9bd0"]]
@@ -78,6 +80,7 @@ def scatter(
     log: bool = False,
     lines: bool = False,
     ticks: Sequence[float | str] = (),
+    looks: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Marks of each strategy with vertical intervals.
 
@@ -85,10 +88,17 @@ def scatter(
         log: logarithmic x axis.
         lines: connect the marks.
         ticks: of the x axis; by default plotly's.
+        looks: the key of `LOOKS` for each series, where that is not its name. Series of one look differ in
+            the dashes of their lines.
     """
     figure = _figure(x, y)
+    seen: Counter[str] = Counter()
     for strategy, marks in by_strategy.items():
-        figure.add_trace(_marks(strategy, marks, "y", "lines+markers" if lines else "markers"))
+        look = (looks or {}).get(strategy, strategy)
+        trace = _marks(strategy, marks, "y", "lines+markers" if lines else "markers", look)
+        trace.update(line_dash=DASHES[seen[look] % len(DASHES)])
+        figure.add_trace(trace)
+        seen[look] += 1
     if log:
         figure.update_xaxes(
             _log_axis(float(m.x) for members in by_strategy.values() for m in members)
@@ -261,9 +271,11 @@ def size_figure(
     return figure.to_plotly_json()
 
 
-def _marks(name: str, marks: Sequence[Mark], along: str, mode: str) -> go.Scatter:
+def _marks(
+    name: str, marks: Sequence[Mark], along: str, mode: str, look: str | None = None
+) -> go.Scatter:
     """One trace of marks with the same look and intervals along one axis."""
-    colour, symbol = LOOKS.get(name, OTHER_LOOK)
+    colour, symbol = LOOKS.get(look or name, OTHER_LOOK)
     values = [mark.x if along == "x" else mark.y for mark in marks]
     error = None
     if any(mark.low is not None or mark.high is not None for mark in marks):

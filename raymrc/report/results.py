@@ -76,6 +76,7 @@ def winner_table(summaries: Sequence[CellSummary], conclusions: Conclusions) -> 
         *numbers("strict F1", "sd", show=points),
         *numbers("95 % interval", show=interval_text),
         *numbers("lenient F1", *["events F1"] * has_events, show=points),
+        *numbers("steps", "rows", show=show_count),
         *numbers("device time", unit="s", show=show_seconds),
         *numbers("cost", unit="USD", show=show_usd),
         *numbers("energy", unit="kWh", show=show_p),
@@ -94,18 +95,41 @@ def winner_table(summaries: Sequence[CellSummary], conclusions: Conclusions) -> 
         chosen = settings_text(leader.configuration, differing(summary.configurations))
         strict = (leader.strict.mean, leader.strict.sd, intervals.get(name, UNKNOWN_INTERVAL))
         others = [leader.lenient.mean, *[leader.events.mean] * has_events]
+        work = (leader.steps or None, leader.rows or None)
         costs = (leader.device_seconds, leader.cost_usd, leader.energy_kwh or None)
         memory = leader.peak_bytes or None
         folds = f"{len(leader.folds)} of {leader.num_folds}{failed}"
         ahead = "yes" if name in frontier else ""
         shown = chosen if summary.winner else f"leading so far: {chosen}"
-        rows.append((names[summary.cell], *strict, *others, *costs, memory, folds, ahead, shown))
+        rows.append(
+            (names[summary.cell], *strict, *others, *work, *costs, memory, folds, ahead, shown)
+        )
     caption = (
         "Winners are chosen on validation notes, never on the scored folds. 95 % bootstrap interval over "
-        "notes, all folds pooled, models fixed. Energy is estimated: device time at "
+        "notes, all folds pooled, models fixed. Steps and rows (one window with one question, or with all "
+        "labels) of training, device time and cost are sums over folds. Energy is estimated: device time at "
         f"{100 * UTILISATION:.0f} % of the device's rated power. {unreachable_in_folds(summaries)}"
     ).rstrip()
     return Table("Winners: F1 in points, mean over folds", columns, rows, caption)
+
+
+def rising_sentence(summaries: Sequence[CellSummary], margin: float) -> str:
+    """Where more training may help.
+
+    Args:
+        margin: validation F1 gained in the last third of training from which on it counts, 0 to 1.
+    """
+    led = named_leaders(summaries)
+    gains = [(name, leader.late_gain) for name, _, leader in led if leader.late_gain is not None]
+    rising = [f"{name} ({100 * gain:+.1f})" for name, gain in gains if gain > margin]
+    if not gains:
+        return ""
+    if not rising:
+        return "Validation F1 had stopped rising in every cell's winner when training ended."
+    return (
+        f"Validation F1 still rose in the last third of training, so longer training may help: "
+        f"{', '.join(rising)}."
+    )
 
 
 def gap_table(summaries: Sequence[CellSummary], conclusions: Conclusions) -> Table:

@@ -33,6 +33,7 @@ def render_findings(findings: Findings) -> RenderableType:
         parts += [results.size_table(fitted, found), str(size_verdict(fitted, found.margin))]
     parts += [
         results.winner_table(summaries, found),
+        results.rising_sentence(summaries, found.margin) or None,
         results.kept_table(summaries),
         *results.counts_tables(summaries),
         *results.site_tables(summaries, found).values(),

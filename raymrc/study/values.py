@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from raymrc.configuration import Hyperparameter
+from raymrc.configuration import DURATION_PATTERN, Duration, Hyperparameter
 from raymrc.errors import suggest
 from raymrc.study.source import Steps
 from raymrc.study.space import DISTRIBUTIONS, Distribution, Fixed, Grid
@@ -88,6 +88,16 @@ def _three_weights() -> Wanted:
     return Wanted(
         "three numbers of 0 or more, not all 0, for start, end and match",
         core_schema.no_info_after_validator_function(some_above_0, three),
+    )
+
+
+def _duration() -> Wanted:
+    text_schema = core_schema.str_schema(strict=True, pattern=DURATION_PATTERN)
+    return Wanted(
+        "a duration such as 400 steps, 90 device-seconds or 20 epochs",
+        core_schema.no_info_after_validator_function(
+            lambda value: str(Duration.read(value)), text_schema
+        ),
     )
 
 
@@ -178,6 +188,8 @@ def _wanted(row: Hyperparameter) -> Wanted:
         return number(row.low, row.high, above=row.above)
     if row.kind == "weights":
         return _three_weights()
+    if row.kind == "duration":
+        return _duration()
     options = ", ".join(map(repr, row.options))
     return Wanted(f"one of {options}", core_schema.literal_schema([*row.options]))
 

@@ -35,7 +35,7 @@ from raymrc.model.network import Model
 from raymrc.model.strategies import STRATEGIES
 from raymrc.planning.arithmetic import head_parameters, price, training_flops
 from raymrc.reading.relations import mentions_of, unreachable_relations
-from raymrc.reading.rows import Row, evaluation_batches, steps_per_epoch, training_batches
+from raymrc.reading.rows import Row, TrainingOrder, evaluation_batches, steps_per_epoch
 from raymrc.reading.targets import Unreachable, unreachable, unreachable_apart, untaggable
 from raymrc.scoring.counts import Counts, pool
 from raymrc.training.activations import Activations
@@ -135,7 +135,6 @@ class Lane:
         self.evaluation_pieces = evaluation_pieces
         self.activations = activations
         seed = int(hash_values([configuration.seed, fold_run.fold])[:8], 16)
-        self.order = random.Random(seed)
         self.dropout = torch.Generator(device).manual_seed(seed)
         if self.strategy.trains_backbone:
             torch.manual_seed(seed)  # an encoder's dropout draws from torch's own generator
@@ -157,6 +156,8 @@ class Lane:
                 f"fold {fold_run.fold} has nothing to learn from: no text in its training notes, or, where "
                 "relations are asked for, no two mentions within context_sentences that they could join"
             )
+        batching = (self.rows, configuration.batch_size, configuration.negative_rate)
+        self.order = TrainingOrder(*batching, random.Random(seed))
 
         self.model = Model(
             configuration,
@@ -168,9 +169,8 @@ class Lane:
         self.optimiser = torch.optim.AdamW(
             self.model.parameter_groups(), weight_decay=configuration.weight_decay, fused=True
         )
-        self.total_steps = configuration.epochs * steps_per_epoch(
-            self.rows, configuration.batch_size, configuration.negative_rate
-        )
+        self.limit = configuration.limit
+        self.steps_per_epoch = steps_per_epoch(*batching)
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.trained = list(self.model.trained_parameters().values())
 
@@ -189,7 +189,6 @@ class Lane:
         self._loss = 0.0
         self._left = 0
         self._steps_of_epoch = 0
-        self._order_before: Any = None
         self._ready: Iterator[tuple[list[Row], Inputs, Any]] = iter(())
         self._losses: list[Tensor] = []
         self._evaluation: Evaluation | None = None
@@ -221,9 +220,27 @@ class Lane:
 
     def decay_rates(self) -> None:
         """Linear decay to zero without warm-up, as in the published runs."""
-        left = max(0.0, 1.0 - self.steps / self.total_steps)
+        left = max(0.0, 1.0 - self._progress)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * left
+
+    @property
+    def _progress(self) -> float:
+        """The share of training that is done; of epochs, an estimate where negative rows are sampled."""
+        match self.limit.unit:
+            case "epochs":
+                return self.steps / (self.limit.amount * self.steps_per_epoch)
+            case "steps":
+                return self.steps / self.limit.amount
+            case "device-seconds":
+                return self.spent.device_training / self.limit.amount
+
+    @property
+    def _is_epoch_over(self) -> bool:
+        """Whether this epoch, or this part of a duration, has had its last step."""
+        if self.limit.unit == "epochs":
+            return self.order.is_at_end
+        return self._progress >= (len(self.epochs) + 1) / self.configuration.epochs
 
     def finish_step(self, batch: Batch, loss: Tensor) -> None:
         """Reports a gradient step on a batch. After the last step of an epoch, validation follows.
@@ -239,7 +256,9 @@ class Lane:
         self.tokens += sum(row.length for row in batch.rows)
         self.num_rows += len(batch.rows)
         self._losses.append(loss.detach())
-        if not self._left:
+        self.order.advance()
+        if self._is_epoch_over:
+            self._left = 0
             self._end_stage()
 
     def finish_answers(self, batch: Batch, answers: Answers) -> None:
@@ -252,17 +271,13 @@ class Lane:
 
     def _begin_stage(self) -> None:
         configuration = self.configuration
-        resumed_at = 0
+        batches: Iterable[list[Row]]
         if self.stage is Stage.TRAINING:
-            resumed_at = self._steps_of_epoch
-            if not resumed_at:
+            if not self._steps_of_epoch:
                 self._epoch_began = self.spent.wall
                 self._losses = []
-            self._order_before = self.order.getstate()
             self.model.train()
-            batches = training_batches(
-                self.rows, configuration.batch_size, configuration.negative_rate, self.order
-            )
+            batches = self.order.rest()
         else:
             self.model.eval()
             if self._evaluation is None:
@@ -271,7 +286,7 @@ class Lane:
                     self.model.load_trained_state(self.best_state)
                 self._evaluation = self._next_evaluation()
             batches = evaluation_batches(self._evaluation.next_round(), self.evaluation_pieces)
-        listed = list(batches)[resumed_at:]
+        listed = list(batches)
         self._left = len(listed)
         trains = self.stage is Stage.TRAINING
         device = self.device if self.activations is None else torch.device("cpu")
@@ -389,7 +404,7 @@ class Lane:
             "validation": {note: [c.tp, c.fp, c.fn] for note, c in self.validation.items()},
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "stage": stage.value,
-            "order": self._order_before if is_within else self.order.getstate(),
+            "order": self.order.position,
             "learnt": self._steps_of_epoch,
             "losses": losses,
             "loss": self._loss,
@@ -403,9 +418,7 @@ class Lane:
         self.validation = {note: Counts(*c) for note, c in position["validation"].items()}
         self.epochs = [Epoch(**epoch) for epoch in position["epochs"]]
         self.stage = Stage(position["stage"])
-        version, internal, gauss = position["order"]
-        self._order_before = (version, tuple(internal), gauss)
-        self.order.setstate(self._order_before)
+        self.order.restore(position["order"])
         self.spent = FoldRunUsage(**position["spent"])
         self._steps_of_epoch, self._loss = position["learnt"], position["loss"]
         self._losses = [torch.tensor(loss, device=self.device) for loss in position["losses"]]
@@ -454,6 +467,8 @@ class Lane:
             num_devices=num_devices,
             device_seconds=self.spent.device,
             wall_seconds=wall_seconds,
+            steps=self.steps,
+            rows=self.num_rows,
             training_seconds=self.spent.training,
             evaluation_seconds=self.spent.evaluation,
             tokens=self.tokens,

@@ -20,12 +20,14 @@ class FoldRunUsage:
 
     Args:
         training, evaluation: wall-clock seconds.
-        device: device seconds; see `Meter`.
+        device: device-seconds; see `Meter`.
+        device_training: those of training alone.
     """
 
     training: float = 0.0
     evaluation: float = 0.0
     device: float = 0.0
+    device_training: float = 0.0
 
     @property
     def wall(self) -> float:
@@ -38,6 +40,7 @@ class FoldRunUsage:
             self.evaluation += wall
         else:
             self.training += wall
+            self.device_training += device
 
 
 class Meter:

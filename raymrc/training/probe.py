@@ -184,7 +184,7 @@ class _Sized:
         )  # fmt: skip
 
     def job(self, configuration: Configuration, epochs: int) -> Job:
-        small = replace(configuration, epochs=epochs)
+        small = replace(configuration, epochs=epochs, duration=None)
         return Job(
             small, self.workload.of(small, 0), self.probe.shape, len(self.asked.labels),
             len(self.asked.relations), self.probe.lanes,

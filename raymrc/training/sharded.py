@@ -303,6 +303,14 @@ class ShardedPool(Pool):
         }
         lane.restore_position(state["position"])
 
+    def _charge(self, batches: Sequence[Batch]) -> None:
+        """Every process has its own clock, and all must end a part of a duration at the same step."""
+        super()._charge(batches)
+        for lane in (batch.lane for batch in batches if batch.trains):
+            if lane.limit.unit == "device-seconds":
+                spent = lane.spent
+                spent.device_training = self.ranks.broadcast(spent.device_training)
+
     def _activations_of(self, fold_run: FoldRun) -> None:
         """None: which rows are missing from a store differs between processes, and all of them must gather a
         layer together."""

@@ -54,7 +54,7 @@ FINE_TUNE = ("minilm", "fine_tune")
 
 
 def seconds(work: Job, found: list[Measured], like=FINE_TUNE) -> float:
-    return fit_rates(like, found, "cpu").seconds(work.parts("cpu"))
+    return fit_rates(like, found, "cpu").seconds(work, "cpu")
 
 
 def test_the_interval_of_an_estimate_covers_90_percent_of_outcomes():
@@ -77,7 +77,7 @@ def test_without_measurements_the_guess_is_within_a_factor_of_four():
     assert (rates.source, rates.measured) == ("guess", 0)
     found = Estimate.of(1.0, rates.spread)
     assert found.low == pytest.approx(0.25, rel=0.05) and found.high == pytest.approx(4, rel=0.05)
-    assert rates.seconds(job().parts("cpu")) == pytest.approx(job().parts("cpu").sum())
+    assert rates.seconds(job(), "cpu") == pytest.approx(job().parts("cpu").sum())
 
 
 def test_a_more_trusted_source_replaces_a_less_trusted_one():
@@ -134,7 +134,7 @@ def test_intervals_from_a_synthetic_ledger_cover_most_of_the_next_fold_runs():
             for work, s in zip(jobs[:-1], took[:-1], strict=True)
         ]
         rates = fit_rates(FINE_TUNE, found, "cpu")
-        estimate = Estimate.of(rates.seconds(jobs[-1].parts("cpu")), rates.spread)
+        estimate = Estimate.of(rates.seconds(jobs[-1], "cpu"), rates.spread)
         inside += estimate.low <= took[-1] <= estimate.high
         assert estimate.value == pytest.approx(took[-1], rel=0.3)
     assert inside >= 48

@@ -16,6 +16,7 @@ __all__ = ["build_facts", "build_sections"]
 
 SECTIONS: tuple[Callable[[Findings], PageSection | None], ...] = (
     compared.winner_section,
+    compared.learning,
     compared.gaps,
     compared.size_section,
     compared.few_examples,

@@ -16,10 +16,12 @@ from raymrc.report import figures
 from raymrc.report.figures import Mark, in_points
 from raymrc.report.parts import PageSection, Plot
 from raymrc.report.results import (
+    CELL_COLUMN,
     cell_names,
     comparisons,
     cost_table,
     named_leaders,
+    rising_sentence,
     site_tables,
     size_table,
     winner_table,
@@ -32,7 +34,7 @@ from raymrc.report.sections.marks import (
     plus_minus,
     spread_mark,
 )
-from raymrc.report.table import numbers, words
+from raymrc.report.table import Table, numbers, words
 
 SIZE_AXIS = "parameters of the backbone"
 
@@ -72,6 +74,51 @@ def winner_section(findings: Findings) -> PageSection | None:
     table = winner_table(findings.summaries, findings.conclusions)
     return PageSection(
         "winners", "Winners: F1 against cost", (), (plot,) if marks else (), (table,)
+    )
+
+
+def learning(findings: Findings) -> PageSection | None:
+    """Validation F1 of each winner, or of the leader so far, while it trained."""
+    curves = {
+        name: (summary.cell.strategy, leader)
+        for name, summary, leader in named_leaders(findings.summaries)
+        if leader.curve
+    }
+    if not curves:
+        return None
+    marks, rows = dict[str, list[Mark]](), []
+    for name, (_, leader) in curves.items():
+        marks[name] = [
+            Mark(steps, 100 * f1, f"{name}\n{steps:,.0f} steps\nvalidation F1 {points(f1)}", size=6)
+            for steps, f1 in leader.curve
+        ]
+        rose = leader.late_gain
+        rows.append((name, leader.steps / len(leader.folds), leader.curve[-1][1], rose))
+    plot = Plot(
+        "Validation F1 while training",
+        "Each cell's winner: strict F1 on validation notes after each epoch, mean over folds, against "
+        "optimiser steps. A curve that still rises at its end may gain from longer training.",
+        figures.scatter(
+            marks, "optimiser steps", "validation F1, points", lines=True,
+            looks={name: strategy for name, (strategy, _) in curves.items()},
+        ),
+        460,
+    )  # fmt: skip
+    columns = [
+        *CELL_COLUMN,
+        *numbers("steps of a fold-run", show=lambda steps: f"{steps:,.0f}"),
+        *numbers("last validation F1", "late gain", show=points),
+    ]
+    table = Table(
+        "Where training ended", columns, rows,
+        "Late gain: points on validation notes in the last third of training.",
+    )  # fmt: skip
+    return PageSection(
+        "learning",
+        "Learning curves",
+        (rising_sentence(findings.summaries, findings.conclusions.margin),),
+        (plot,),
+        (table,),
     )
 
 
