@@ -54,7 +54,7 @@ PIECES = 32
 LANES_A_PASS = 5
 STORE_BYTES = 2**30
 
-STUDY = Path(__file__).parents[1] / "studies" / "phee-concepts.yaml"
+STUDY = Path(__file__).parents[1] / "studies" / "phee" / "concepts.yaml"
 SHARES = (0.0, 0.25, 0.5, 0.75)
 FOLDS = 2
 NOTES = 100

@@ -45,7 +45,7 @@ from raymrc.sweep.session import HostResources, cluster
 from raymrc.training.batching import StudyData
 from raymrc.training.trainer import Trainer
 
-STUDY = Path(__file__).resolve().parents[1] / "studies" / "phee-concepts.yaml"
+STUDY = Path(__file__).resolve().parents[1] / "studies" / "phee" / "concepts.yaml"
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,9 +162,9 @@ class Configuration:
     cell: Cell
     learning_rate: float = _row(
         kind="number", above=0, high=10,
-        doc="Learning rate of the backbone if it is trained, else of prompts and heads. Required, here or "
-        "under a strategy. Published: 1e-5 to 5e-5 for a trained backbone, 5e-3 to 6e-2 for a frozen one; "
-        "small backbones need higher rates.",
+        doc="Learning rate of the backbone if it is trained, else of prompts and heads. By default all rates "
+        "follow strategy and size (docs/results.md). Published: 1e-5 to 5e-5 for a trained backbone, 5e-3 to "
+        "6e-2 for a frozen one; small backbones need higher rates.",
     )  # fmt: skip
     prompt_learning_rate: float | None = _row(
         None, kind="number", above=0, high=10, optional=True, needs=_PROMPT,
@@ -205,10 +205,10 @@ class Configuration:
     )  # fmt: skip
     duration: str | None = _row(
         None, kind="duration", optional=True, later=True,
-        doc="How long a fold-run trains: `400 steps`, `90 device-seconds` (without validation) or `20 epochs`, "
-        "which is the same as `epochs: 20`; null: `epochs` decides. An epoch has more steps under one strategy "
-        "than under another: a fair comparison gives all the same steps or the same device-seconds. "
-        "Device-seconds depend on the machine, and so does the result.",
+        doc="How long a fold-run trains: `400 steps`, `90 device-seconds` (without validation) or "
+        "`20 epochs`, which is the same as `epochs: 20`; null: `epochs` decides. An epoch has more steps under "
+        "one strategy than under another, so a fair comparison gives all of them the same steps or the same "
+        "device-seconds. Device-seconds depend on the machine, and so does the result.",
     )  # fmt: skip
     batch_size: int = _row(
         16, kind="whole", low=1, changes="memory",

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymrc.cli.app import log, print_table
-from raymrc.cli.local import find_measured, find_workload, load_study
+from raymrc.cli.local import (
+    find_measured,
+    find_workload,
+    load_study,
+    with_learning_warnings,
+)
 from raymrc.errors import RaymrcError
 
 if TYPE_CHECKING:
@@ -93,10 +98,11 @@ def train_study(job: StudyJob, plan: Plan, metrics_port: int | None) -> tuple[St
     spec, ledger, resources = job.spec, job.ledger, job.spec.resources
     if metrics_port is not None and os.environ.get("RAY_ADDRESS"):
         log("--metrics-port has no effect on an existing cluster, which exports metrics by itself")
-    print_table(render([plan_table(plan)]), sys.stderr)
+    workload = find_workload(job.study, plan)
+    warned = with_learning_warnings(plan, workload) if plan is job.plan else plan
+    print_table(render([plan_table(warned)]), sys.stderr)
     expect = None
     if spec.budget is not None:
-        workload = find_workload(job.study, plan)
         measured = find_measured(spec, job.plan, workload, ledger.records())
         expect = Expectations(spec, plan, workload, measured).of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,13 @@ def find_workload(study: LoadedStudy, planned: Plan) -> Workload:
     from raymrc.planning.loaded import local_tokenizers
 
     return build_workload(study, planned, local_tokenizers(study.spec))
+
+
+def with_learning_warnings(planned: Plan, workload: Workload) -> Plan:
+    """The plan with remarks about cells that will learn little."""
+    from raymrc.costs.learning import learning_warnings
+
+    return replace(planned, remarks=(*planned.remarks, *learning_warnings(planned, workload)))
 
 
 def find_measured(

@@ -16,6 +16,7 @@ from raymrc.cli.local import (
     load_study,
     plan_local_study,
     read_ledger,
+    with_learning_warnings,
 )
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def plan_command(
     planned, workload, ledger = plan_local_study(spec)
     costs = None
     if workload is not None:
+        planned = with_learning_warnings(planned, workload)
         if probe:
             # Fails now, not after a minute, if the storage is not writable.
             write_probe(spec.storage, [])

@@ -30,6 +30,7 @@ from raymrc.model.adapters import Adapter
 from raymrc.model.backbones import read_shape
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
+from raymrc.planning.defaults import with_default_rates
 from raymrc.planning.devices import GIB, GPU_GIB, MEMORY_SHARE, Device, machine_bytes
 from raymrc.planning.fold_runs import Fingerprints, fold_run
 from raymrc.planning.loaded import LoadedStudy
@@ -274,7 +275,16 @@ def _plan_cell(
     spec, asked, entry = study.spec, study.asked, study.spec.backbones[index]
     counted = spec.few_shot.shots_of if spec.few_shot else "notes"
     cell = Cell(spec.task, spec.corpus.display_name, entry.backbone, strategy, shots, counted)
-    space = build_space(effective(spec.settings(index, strategy), strategy, spec.task))
+    settings = spec.settings(index, strategy)
+    if shape is not None:
+        settings = with_default_rates(settings, strategy, shape.hidden)
+    elif "learning_rate" not in settings:
+        raise spec.error(
+            ("strategies", strategy),
+            f"strategy {strategy} has no learning_rate, and the size of {entry.backbone.name} is unknown "
+            "until its weights are on this machine; give a rate here or under training",
+        )
+    space = build_space(effective(settings, strategy, spec.task))
     if shape is not None:
         _check_fit(spec, index, strategy, space, shape)
     configurations = _configurations(spec, cell, space)

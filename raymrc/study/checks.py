@@ -129,12 +129,6 @@ def _merged(spec: Spec) -> Iterator[StudyFileProblem]:
     """Settings that a cell lacks, or that contradict each other once merged."""
     for index, strategy in product(range(len(spec.backbones)), spec.strategies.named()):
         settings = spec.settings(index, strategy)
-        if "learning_rate" not in settings:
-            yield StudyFileProblem(
-                ("strategies", strategy),
-                f"strategy {strategy} has no learning_rate; give one here or under training",
-                True,
-            )
         space = build_space(settings)
         # A prompt whose vectors a network computes cannot start from given vectors.
         starts = [start for start in space.ends("prompt_initialisation") if start != "random"]
