@@ -137,6 +137,7 @@ def compare_gradients(
     split = [mine.pop(f"heads.{name}.weight") for name in ("match_start", "match_end")]
     mine["heads.match.0.weight"] = torch.cat(split, dim=1)
     mine["heads.match.0.bias"] = mine.pop("heads.match_start.bias")
+    mine["heads.length"] = mine.pop("heads.match_length")
     for end in ("weight", "bias"):
         mine[f"heads.match.2.{end}"] = mine.pop(f"heads.match_out.{end}")
     assert mine.keys() == theirs.keys()

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raymrc.model.inputs import Inputs, PairTargets, SpanTargets, TagTargets
-from raymrc.model.shapes import IGNORED, MAX_CANDIDATES, PAIRS_AT_ONCE
+from raymrc.model.shapes import IGNORED, MAX_CANDIDATES, NUM_LENGTHS, PAIRS_AT_ONCE
 
 RARE_EVENT_BIAS = -3.0
 """Initial bias of rare events (an answer starts here), so that training begins by predicting none."""
@@ -38,7 +38,8 @@ class SpanHeads(nn.Module):
 
     The published match head is an MLP over [h_i; h_j] for every pair (i, j), a B x S x S x 2D
     tensor. Its first layer is additive in i and j, so this one projects starts and ends separately
-    and combines candidate pairs only. The numbers are the same.
+    and combines candidate pairs only. The numbers are the same, plus a trained bias for each length of a span:
+    without it, a few hundred steps do not teach the match head that the next answer's end is not this one's.
 
     Args:
         match_width: W, width of the match head's hidden layer.
@@ -63,8 +64,21 @@ class SpanHeads(nn.Module):
         self.match_start = nn.Linear(hidden, match_width)
         self.match_end = nn.Linear(hidden, match_width, bias=False)
         self.match_out = nn.Linear(match_width, 1)
+        self.match_length = nn.Parameter(torch.zeros(NUM_LENGTHS))
         nn.init.constant_(self.start.bias, RARE_EVENT_BIAS)
         nn.init.constant_(self.end.bias, RARE_EVENT_BIAS)
+
+    @torch.no_grad()
+    def start_from_lengths(self, lengths: Sequence[int]) -> None:
+        """Begin with the logarithm of how often each length occurs, relative to the most frequent one.
+
+        Args:
+            lengths: of all gold spans to learn from, in pieces, 1 or more. Half an occurrence is added to each.
+        """
+        counts = torch.full((NUM_LENGTHS,), 0.5)
+        places = torch.tensor(lengths, dtype=torch.long).clamp(max=NUM_LENGTHS) - 1
+        counts += torch.bincount(places, minlength=NUM_LENGTHS)
+        self.match_length.copy_((counts / counts.max()).log())
 
     def loss(
         self,
@@ -154,7 +168,10 @@ class SpanHeads(nn.Module):
         last, last_of_K = distinct(row_K * num_pieces + last_K, len(flat), num_ends)
         starts = F.embedding(first_of_K, self.match_start(F.embedding(first, flat)))
         ends = F.embedding(last_of_K, self.match_end(F.embedding(last, flat)))
-        return self.match_out(self._drop(F.gelu(starts + ends), generator)).squeeze(-1)
+        pairs_K = self.match_out(self._drop(F.gelu(starts + ends), generator)).squeeze(-1)
+        return pairs_K + F.embedding(length_places(pairs_K3), self.match_length[:, None]).squeeze(
+            -1
+        )
 
     def _drop(self, hidden: Tensor, generator: torch.Generator | None) -> Tensor:
         if not (self.dropout and self.training):
@@ -284,6 +301,11 @@ class ClassifyingHeads(nn.Module):
     def others(self, targets: TagTargets | PairTargets) -> nn.Module | None:
         """The head that gets no gradient from such a batch, or None."""
         return self.tagging if isinstance(targets, PairTargets) else self.pairs
+
+
+def length_places(pairs_K3: Tensor) -> Tensor:
+    """The place of each pair's length among `NUM_LENGTHS`, (K,)."""
+    return (pairs_K3[:, 2] - pairs_K3[:, 1]).clamp(max=NUM_LENGTHS - 1)
 
 
 def draw_kept(

@@ -8,6 +8,9 @@ MAX_CANDIDATES = 1024
 """Candidate pairs per row in one loss. A row of 512 pieces exceeds it only if the model predicts more
 than one piece in eleven as a start and as an end."""
 
+NUM_LENGTHS = 32
+"""Lengths of spans, in pieces, that the match head tells apart; the last one stands for all longer spans."""
+
 IGNORED = -100
 """A tag that the loss ignores."""
 

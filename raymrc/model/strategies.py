@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raymrc.configuration import Configuration
-from raymrc.model.shapes import Shape, prompt_parameters
+from raymrc.model.shapes import NUM_LENGTHS, Shape, prompt_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def count_parameters(
         )
     hidden, width = shape.hidden, configuration.match_width
     if strategy.answers == "spans":  # heads.SpanHeads
-        heads = 2 * (hidden + 1) + 2 * hidden * width + width + width + 1
+        heads = 2 * (hidden + 1) + 2 * hidden * width + width + width + 1 + NUM_LENGTHS
     else:  # heads.TaggingHeads and heads.PairHeads
         heads = 3 * num_labels * (hidden + 1)
         if num_relations:

@@ -25,7 +25,14 @@ from torch import Tensor
 
 from raymrc.errors import TrainingError
 from raymrc.model.encoder import Encoder
-from raymrc.model.heads import SpanAnswer, SpanHeads, draw_kept, entropies, find_candidates
+from raymrc.model.heads import (
+    SpanAnswer,
+    SpanHeads,
+    draw_kept,
+    entropies,
+    find_candidates,
+    length_places,
+)
 from raymrc.model.inputs import Inputs, SpanTargets
 from raymrc.model.network import Model
 from raymrc.model.prompts import SoftPrompt
@@ -337,7 +344,8 @@ class _Stack:
         )
         hidden_TW = _drop_pairs(F.gelu(starts + ends), mine, lane_T)
         out_TW = heads["match_out.weight"].squeeze(1)[lane_T]
-        return (hidden_TW * out_TW).sum(-1) + heads["match_out.bias"].squeeze(1)[lane_T]
+        out_T = (hidden_TW * out_TW).sum(-1) + heads["match_out.bias"].squeeze(1)[lane_T]
+        return out_T + heads["match_length"][lane_T, length_places(pairs_T3)]
 
     def hand_out_gradients(self, parts: Sequence[BatchPart]) -> None:
         """Gives every lane's parameters their gradients, as views of the stack's."""

@@ -29,6 +29,7 @@ from raymrc.corpora.splits import note_marks
 from raymrc.errors import TrainingError
 from raymrc.ledger.record import Epoch, Found, NoteCounts, Record, RecordStatus
 from raymrc.model.adapter_tensors import write_adapter
+from raymrc.model.heads import SpanHeads
 from raymrc.model.inputs import Inputs, SpanTargets, Targets
 from raymrc.model.loading import Loaded
 from raymrc.model.network import Model
@@ -166,6 +167,9 @@ class Lane:
             len(self.asked.relations),
             data.start(configuration.cell.task),
         )
+        if isinstance(self.model.heads, SpanHeads):
+            spans = [span for row in self.rows for span in row.spans]
+            self.model.heads.start_from_lengths([1 + last - first for first, last in spans])
         self.optimiser = torch.optim.AdamW(
             self.model.parameter_groups(), weight_decay=configuration.weight_decay, fused=True
         )

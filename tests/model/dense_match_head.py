@@ -1,4 +1,4 @@
-"""The published match head: an MLP over [h_i; h_j] for every pair (i, j).
+"""The published match head, an MLP over [h_i; h_j] for every pair (i, j), with our bias for lengths.
 
 It creates a B x S x S x 2D tensor, which `raymrc.model.heads` avoids. Equality tests compare the two, and it
 is the peer in `benchmarks.match_head`.
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from raymrc.model.heads import SpanHeads
 from raymrc.model.inputs import SpanTargets
+from raymrc.model.shapes import NUM_LENGTHS
 
 
 class DenseSpanHeads(nn.Module):
@@ -32,6 +33,7 @@ class DenseSpanHeads(nn.Module):
         self.match = nn.Sequential(
             nn.Linear(2 * hidden, match_width), nn.GELU(), nn.Linear(match_width, 1)
         )
+        self.length = nn.Parameter(torch.zeros(NUM_LENGTHS))
 
     @torch.no_grad()
     def take(self, heads: SpanHeads) -> None:
@@ -42,13 +44,16 @@ class DenseSpanHeads(nn.Module):
         first.weight.copy_(torch.cat([heads.match_start.weight, heads.match_end.weight], dim=1))
         first.bias.copy_(heads.match_start.bias)
         last.load_state_dict(heads.match_out.state_dict())
+        self.length.copy_(heads.match_length)
 
     def match_logits(self, hidden_BSD: Tensor) -> Tensor:
         """Logits of every pair, (B, S, S)."""
         num_pieces = hidden_BSD.shape[1]
         starts = hidden_BSD[:, :, None].expand(-1, -1, num_pieces, -1)
         ends = hidden_BSD[:, None].expand(-1, num_pieces, -1, -1)
-        return self.match(torch.cat([starts, ends], dim=-1)).squeeze(-1)
+        places = torch.arange(num_pieces)
+        lengths = (places[None] - places[:, None]).clamp(0, NUM_LENGTHS - 1)
+        return self.match(torch.cat([starts, ends], dim=-1)).squeeze(-1) + self.length[lengths]
 
     def loss(
         self,

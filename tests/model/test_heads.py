@@ -18,6 +18,7 @@ from raymrc.model.heads import (
     tag_entropy,
 )
 from raymrc.model.inputs import SpanTargets, TagTargets
+from raymrc.model.shapes import NUM_LENGTHS
 from tests.model.dense_match_head import DenseSpanHeads
 from tests.model.tiny import random_inputs, random_span_targets, random_tag_targets
 
@@ -31,6 +32,7 @@ def twins(seed: int, bias: float, max_candidates: int = 10**6):
     sparse = SpanHeads(HIDDEN, WIDTH, max_candidates=max_candidates)
     torch.nn.init.constant_(sparse.start.bias, bias)
     torch.nn.init.constant_(sparse.end.bias, bias)
+    torch.nn.init.normal_(sparse.match_length)
     dense = DenseSpanHeads(HIDDEN, WIDTH)
     dense.take(sparse)
     inputs = random_inputs(60, seed=seed)
@@ -56,10 +58,21 @@ def test_the_sparse_head_has_the_loss_and_gradients_of_the_dense_one(seed, bias)
         (sparse.match_start.bias.grad, dense.match[0].bias.grad),
         (sparse.match_out.weight.grad, dense.match[2].weight.grad),
         (sparse.match_out.bias.grad, dense.match[2].bias.grad),
+        (sparse.match_length.grad, dense.length.grad),
         (sparse.start.weight.grad, dense.start.weight.grad),
         (sparse.end.bias.grad, dense.end.bias.grad),
     ]:
         torch.testing.assert_close(mine, twin, rtol=0, atol=TOLERANCE)
+
+
+def test_a_match_starts_from_how_often_each_length_occurs():
+    heads = SpanHeads(HIDDEN, WIDTH)
+    heads.start_from_lengths([1, 1, 1, 2, NUM_LENGTHS, NUM_LENGTHS + 1, 500])
+    wanted = torch.full((NUM_LENGTHS,), 0.5)
+    wanted[[0, 1, NUM_LENGTHS - 1]] = torch.tensor([3.5, 1.5, 3.5])
+    torch.testing.assert_close(heads.match_length.detach(), (wanted / 3.5).log())
+    heads.start_from_lengths([])
+    assert not heads.match_length.any()
 
 
 @pytest.mark.parametrize("seed", range(3))
