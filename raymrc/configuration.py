@@ -206,9 +206,9 @@ class Configuration:
     duration: str | None = _row(
         None, kind="duration", optional=True, later=True,
         doc="How long a fold-run trains: `400 steps`, `90 device-seconds` (without validation) or "
-        "`20 epochs`, which is the same as `epochs: 20`; null: `epochs` decides. An epoch has more steps under "
-        "one strategy than under another, so a fair comparison gives all of them the same steps or the same "
-        "device-seconds. Device-seconds depend on the machine, and so does the result.",
+        "`20 epochs`, which is the same as `epochs: 20`; null: `epochs` decides. Strategies differ in their "
+        "steps per epoch, so a fair comparison gives all of them the same steps or the same device-seconds. "
+        "Device-seconds depend on the machine, and so does the result.",
     )  # fmt: skip
     batch_size: int = _row(
         16, kind="whole", low=1, changes="memory",

@@ -20,10 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raymrc.model.inputs import Inputs, PairTargets, SpanTargets, TagTargets
-from raymrc.model.shapes import IGNORED, MAX_CANDIDATES, NUM_LENGTHS, PAIRS_AT_ONCE
+from raymrc.model.shapes import MAX_CANDIDATES, NUM_LENGTHS, PAIRS_AT_ONCE
 
 RARE_EVENT_BIAS = -3.0
 """Initial bias of rare events (an answer starts here), so that training begins by predicting none."""
+
+IGNORED = -100
+"""A tag that the loss ignores."""
 
 AddUp = Callable[[Tensor], Tensor]
 """Sums counts over all processes that hold rows of the batch. Means are taken over these sums, so the
@@ -38,8 +41,8 @@ class SpanHeads(nn.Module):
 
     The published match head is an MLP over [h_i; h_j] for every pair (i, j), a B x S x S x 2D
     tensor. Its first layer is additive in i and j, so this one projects starts and ends separately
-    and combines candidate pairs only. The numbers are the same, plus a trained bias for each length of a span:
-    without it, a few hundred steps do not teach the match head that the next answer's end is not this one's.
+    and combines candidate pairs only. The numbers are the same, plus a trained bias for each length of
+    a span: a few hundred steps do not teach the head otherwise that an answer ends near its start.
 
     Args:
         match_width: W, width of the match head's hidden layer.
@@ -73,7 +76,7 @@ class SpanHeads(nn.Module):
         """Begin with the logarithm of how often each length occurs, relative to the most frequent one.
 
         Args:
-            lengths: of all gold spans to learn from, in pieces, 1 or more. Half an occurrence is added to each.
+            lengths: of all gold spans to learn from, in pieces; 0.5 is added to the number of each.
         """
         counts = torch.full((NUM_LENGTHS,), 0.5)
         places = torch.tensor(lengths, dtype=torch.long).clamp(max=NUM_LENGTHS) - 1

@@ -11,9 +11,6 @@ than one piece in eleven as a start and as an end."""
 NUM_LENGTHS = 32
 """Lengths of spans, in pieces, that the match head tells apart; the last one stands for all longer spans."""
 
-IGNORED = -100
-"""A tag that the loss ignores."""
-
 PAIRS_AT_ONCE = 16384
 """Pairs per pass of the match head in prediction: 128 MiB at width 2048."""
 

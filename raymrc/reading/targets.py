@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymrc.corpora.note import Note, Span
-from raymrc.model.shapes import IGNORED
 from raymrc.reading.windows import (
     Window,
     answered_characters,
@@ -28,7 +27,7 @@ from raymrc.reading.windows import (
 PieceSpan = tuple[int, int]
 """First and last piece, both inclusive, counted from the window's first piece."""
 
-OUTSIDE, BEGIN, INSIDE = 0, 1, 2
+OUTSIDE, BEGIN, INSIDE, NO_TAG = 0, 1, 2, -1
 """Tags of one label's tagger."""
 
 
@@ -49,7 +48,7 @@ def find_answers(
 def tag_targets(spans: Sequence[Sequence[PieceSpan]], window: Window) -> NDArray[np.int8]:
     """Per label a column of 0 (outside), 1 (begin), 2 (inside): each label has its own tagger.
 
-    The first piece of a word has the word's tag; its other pieces are `IGNORED`.
+    The first piece of a word has the word's tag; its other pieces have `NO_TAG`.
 
     Different labels overlap freely. Among overlapping spans of one label the longest is kept (`taggable`);
     `untaggable` names the others.
@@ -58,7 +57,7 @@ def tag_targets(spans: Sequence[Sequence[PieceSpan]], window: Window) -> NDArray
         result: (pieces of the window, number of labels)
     """
     num_pieces, starts = len(window.piece_ids), np.array(window.word_starts)
-    tags = np.full((num_pieces, len(spans)), IGNORED, dtype=np.int8)
+    tags = np.full((num_pieces, len(spans)), NO_TAG, dtype=np.int8)
     tags[starts] = OUTSIDE
     word_of = np.searchsorted(starts, np.arange(num_pieces), side="right") - 1
     for label, of_label in enumerate(spans):

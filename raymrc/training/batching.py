@@ -18,11 +18,13 @@ import torch
 
 from raymrc.corpora.note import Corpus
 from raymrc.corpora.splits import Folds, Split, choose_split
+from raymrc.model.heads import IGNORED
 from raymrc.model.inputs import Inputs, PairTargets, SpanTargets, TagTargets, Targets
 from raymrc.model.prompts import SavedPrompt, Start
 from raymrc.planning.rows import row_form
 from raymrc.reading.relations import Asked, find_asked
 from raymrc.reading.rows import Row, RowBuilder
+from raymrc.reading.targets import NO_TAG
 from raymrc.reading.windows import Pieces, Window, cut_windows, read_pieces
 
 if TYPE_CHECKING:
@@ -182,6 +184,7 @@ def collate_targets(rows: Sequence[Row], inputs: Inputs) -> Targets:
         tags_BSL = np.zeros((B, S, rows[0].tags.shape[1]), dtype=np.int64)
         for b, row in enumerate(rows):
             tags_BSL[b, row.pieces.places] = row.tags
+        tags_BSL[tags_BSL == NO_TAG] = IGNORED
         return TagTargets(tags_BSL=torch.from_numpy(tags_BSL))
     start_BS = np.zeros((B, S), dtype=np.float32)
     end_BS = np.zeros((B, S), dtype=np.float32)

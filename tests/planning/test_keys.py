@@ -22,7 +22,7 @@ from tests.paths import ROOT
 from tests.study.making import plan_of, spec_of
 
 KEYS = ROOT / "tests" / "golden" / "ledger_keys.json"
-"""raymrc c93dda9, before settings became a table, wrote it: `python -m tests.planning.test_keys`."""
+"""Written when `RESULT_FORMAT` became 2: `python -m tests.planning.test_keys`."""
 
 STUDIES = sorted((ROOT / "studies").rglob("*.yaml"))
 

@@ -251,8 +251,9 @@ def test_a_question_for_an_unknown_label_is_refused(tmp_path):
 
 def test_the_trained_share_of_a_cell_comes_from_its_largest_configuration(tmp_path):
     frozen = plan_of(spec_of(tmp_path)).cells[1]
-    # The prompt has 2 labels x 32 vectors x keys and values x 6 layers x 384; the heads have width 2048.
-    prompt, heads = 2 * 32 * 2 * 6 * 384, 2 * 385 + 2 * 384 * 2048 + 2048 + 2049
+    # The prompt has 2 labels x 32 vectors x keys and values x 6 layers x 384; the heads have width 2048 and a
+    # bias for each of 32 lengths.
+    prompt, heads = 2 * 32 * 2 * 6 * 384, 2 * 385 + 2 * 384 * 2048 + 2048 + 2049 + 32
     assert frozen.parameters.trained == prompt + heads
     assert frozen.adapter_bytes == 4 * (prompt + heads)
     assert frozen.parameters.share == pytest.approx((prompt + heads) / frozen.parameters.total)
@@ -582,10 +583,10 @@ def test_equal_numbers_of_notes_and_mentions_form_different_cells(tmp_path):
     assert {(c.cell.shots, c.cell.shots_of) for c in mentions.cells} == {(5, "mentions")}
     ids = [{c.id for cell in plan.cells for c in cell.configurations} for plan in (notes, mentions)]
     assert ids[0].isdisjoint(ids[1])
-    # This key of finished work dates from the time when only notes were counted.
+    # A key of result format 2.
     cell = Cell("concepts", "phee", Backbone("minilm", "minilm"), "fine_tune", 5)
     run = FoldRun(Configuration(cell, 5e-4), 7, "corpus", "folds", "", "weights")
-    assert run.key == "e886085611851f768de2975556d780e0b84ae816f489bc074c333eedc232ec63"
+    assert run.key == "39983acfbb70c11db37bc8f4e8efe8df3834644433a5528deb986f03fdab7efd"
 
 
 def test_more_mentions_than_a_fold_holds_are_refused_with_their_position(tmp_path):
@@ -626,12 +627,12 @@ def test_prompt_initialisation_forms_a_grid_and_random_keeps_the_old_keys(tmp_pa
     assert random == before and random.id == before.id != worded.id
     keys = [fold_run(c, 0, both.fingerprints).key for c in (random, worded)]
     assert fold_run(before, 0, plain.fingerprints).key == keys[0] != keys[1]
-    # raymrc wrote these keys before prompt_initialisation existed.
+    # The id is from before prompt_initialisation existed, the key is of result format 2.
     old = Configuration(Cell("concepts", "notes", Backbone("minilm", "minilm"), "frozen_soft_prompt"), 2e-2,
                         prompt_length=8)  # fmt: skip
     assert old.id == "2a75c155f20d"
     assert FoldRun(old, 1, "c", "f", "", "w").key == (
-        "46630ef5b16accf649ee7084d4cee2ea90810cac48effe4dbb82045cda45f9b7"
+        "e84eef9f7d7ed1a900b715094f07bb671d89db29880124ab0c43b9548e475e2a"
     )
 
 

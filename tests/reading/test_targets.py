@@ -14,9 +14,9 @@ from hypothesis import given
 
 from raymrc.corpora.formats import read_corpus
 from raymrc.corpora.note import Note, Span
-from raymrc.model.shapes import IGNORED
 from raymrc.reading.answers import assemble, decode_spans, decode_tags
 from raymrc.reading.targets import (
+    NO_TAG,
     tag_targets,
     taggable,
     unreachable,
@@ -257,14 +257,12 @@ def test_tags_of_different_labels_may_overlap():
 def test_the_first_piece_of_a_word_has_its_tag_and_the_others_are_ignored():
     window = words_of(1, 3, 2)
     (tags,) = tag_targets([[(1, 5)]], window).T.tolist()
-    assert tags == [0, 1, IGNORED, IGNORED, 2, IGNORED]
+    assert tags == [0, 1, NO_TAG, NO_TAG, 2, NO_TAG]
     assert decode_tags(np.array(tags), window) == [(1, 5)]
     whatever = np.array([0, 1, 0, 1, 2, 0])
     assert decode_tags(whatever, window) == [(1, 5)], "later pieces of a word decide nothing"
     (inside,) = tag_targets([[(2, 2)]], window).T.tolist()
-    assert inside == [0, 1, IGNORED, IGNORED, 0, IGNORED], (
-        "a span inside a word stands for the word"
-    )
+    assert inside == [0, 1, NO_TAG, NO_TAG, 0, NO_TAG], "a span inside a word stands for the word"
 
 
 def test_no_answer_begins_or_ends_inside_a_word(tokenizer):

@@ -1,5 +1,5 @@
-"""Promise: a duration in steps or device-seconds ends training exactly there, in equal parts, and a lane that is
-saved within a part goes on with the next batch.
+"""Promise: a duration in steps or device-seconds ends training exactly there, in equal parts, and a lane that
+is saved within a part goes on with the next batch.
 
 A failure would go unnoticed: strategies would be compared after unequal work.
 """
