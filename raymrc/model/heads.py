@@ -10,7 +10,7 @@ U distinct starts or ends of pairs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -42,7 +42,7 @@ class SpanHeads(nn.Module):
     The published match head is an MLP over [h_i; h_j] for every pair (i, j), a B x S x S x 2D
     tensor. Its first layer is additive in i and j, so this one projects starts and ends separately
     and combines candidate pairs only. The numbers are the same, plus a trained bias for each length of
-    a span: a few hundred steps do not teach the head otherwise that an answer ends near its start.
+    a span: otherwise a few hundred steps do not teach the head that an answer ends near its start.
 
     Args:
         match_width: W, width of the match head's hidden layer.
@@ -72,16 +72,25 @@ class SpanHeads(nn.Module):
         nn.init.constant_(self.end.bias, RARE_EVENT_BIAS)
 
     @torch.no_grad()
-    def start_from_lengths(self, lengths: Sequence[int]) -> None:
-        """Begin with the logarithm of how often each length occurs, relative to the most frequent one.
+    def start_from_pairs(self, rows: Iterable[Sequence[tuple[int, int]]]) -> None:
+        """Begin with the log odds, for each length, that a start and an end belong to one span.
+
+        All pairs of a gold start and a gold end of one row are counted, start <= end: what the head would
+        have to judge if starts and ends were perfect. One wrong pair and a tenth of a right one are added
+        for each length; log odds are limited to 4 in size, which training can still change.
 
         Args:
-            lengths: of all gold spans to learn from, in pieces; 0.5 is added to the number of each.
+            rows: gold (first, last) pieces of each row to learn from.
         """
-        counts = torch.full((NUM_LENGTHS,), 0.5)
-        places = torch.tensor(lengths, dtype=torch.long).clamp(max=NUM_LENGTHS) - 1
-        counts += torch.bincount(places, minlength=NUM_LENGTHS)
-        self.match_length.copy_((counts / counts.max()).log())
+        right, wrong = np.full(NUM_LENGTHS, 0.1), np.ones(NUM_LENGTHS)
+        for spans in rows:
+            if spans:
+                first_I, last_J = map(np.unique, np.array(spans).T)
+                lengths = np.subtract.outer(last_J, first_I)
+                wrong += _count_lengths(lengths[lengths >= 0])
+                own = _count_lengths(np.array([last - first for first, last in set(spans)]))
+                right, wrong = right + own, wrong - own
+        self.match_length.copy_(torch.from_numpy(np.log(right / wrong).clip(-4, 4)))
 
     def loss(
         self,
@@ -304,6 +313,10 @@ class ClassifyingHeads(nn.Module):
     def others(self, targets: TagTargets | PairTargets) -> nn.Module | None:
         """The head that gets no gradient from such a batch, or None."""
         return self.tagging if isinstance(targets, PairTargets) else self.pairs
+
+
+def _count_lengths(lengths: np.ndarray) -> np.ndarray:
+    return np.bincount(lengths.clip(max=NUM_LENGTHS - 1), minlength=NUM_LENGTHS)
 
 
 def length_places(pairs_K3: Tensor) -> Tensor:

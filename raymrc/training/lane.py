@@ -168,8 +168,7 @@ class Lane:
             data.start(configuration.cell.task),
         )
         if isinstance(self.model.heads, SpanHeads):
-            spans = [span for row in self.rows for span in row.spans]
-            self.model.heads.start_from_lengths([1 + last - first for first, last in spans])
+            self.model.heads.start_from_pairs(row.spans for row in self.rows)
         self.optimiser = torch.optim.AdamW(
             self.model.parameter_groups(), weight_decay=configuration.weight_decay, fused=True
         )

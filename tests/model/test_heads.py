@@ -65,14 +65,18 @@ def test_the_sparse_head_has_the_loss_and_gradients_of_the_dense_one(seed, bias)
         torch.testing.assert_close(mine, twin, rtol=0, atol=TOLERANCE)
 
 
-def test_a_match_starts_from_how_often_each_length_occurs():
+def test_a_match_starts_from_the_odds_that_a_start_and_an_end_belong_together():
     heads = SpanHeads(HIDDEN, WIDTH)
-    heads.start_from_lengths([1, 1, 1, 2, NUM_LENGTHS, NUM_LENGTHS + 1, 500])
-    wanted = torch.full((NUM_LENGTHS,), 0.5)
-    wanted[[0, 1, NUM_LENGTHS - 1]] = torch.tensor([3.5, 1.5, 3.5])
-    torch.testing.assert_close(heads.match_length.detach(), (wanted / 3.5).log())
-    heads.start_from_lengths([])
-    assert not heads.match_length.any()
+    # Two spans of two pieces five apart: 2-8 is the only wrong pair. A span given twice counts once.
+    heads.start_from_pairs([[(2, 3), (7, 8)], [], [(4, 5), (4, 5)], [(0, 99)], [(1, 1)] * 99])
+    wanted = torch.full((NUM_LENGTHS,), 0.1).log()
+    wanted[[0, 1, NUM_LENGTHS - 1]] = torch.tensor([1.1, 3.1, 1.1]).log()
+    wanted[6] = torch.tensor(0.1 / 2).log()
+    torch.testing.assert_close(heads.match_length.detach(), wanted)
+    heads.start_from_pairs([[(1, 1)]] * 1000)
+    assert heads.match_length[0] == 4, "training can still change it"
+    heads.start_from_pairs([])
+    torch.testing.assert_close(heads.match_length.detach(), torch.full((NUM_LENGTHS,), 0.1).log())
 
 
 @pytest.mark.parametrize("seed", range(3))
