@@ -70,40 +70,62 @@ class Cell:
 
 # --- the settings table ---------------------------------------------------------------------------
 
-DURATION_PATTERN = r"^([0-9]+(?:\.[0-9]+)?) (epochs|steps|device-seconds)$"
+DURATION_PATTERN = (
+    r"^([0-9]+(?:\.[0-9]+)?) (epochs|steps|device-seconds)(?:, at least ([0-9]+) steps)?$"
+)
 """How a study file writes a `Duration`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """How long a fold-run trains."""
+    """How long a fold-run trains.
+
+    Args:
+        at_least: optimiser steps that so many epochs are extended to; 0 if they are not.
+    """
 
     amount: float
     unit: Literal["epochs", "steps", "device-seconds"]
+    at_least: int = 0
 
     def __str__(self) -> str:
         amount = int(self.amount) if self.amount.is_integer() else self.amount
-        return f"{amount} {self.unit}"
+        return f"{amount} {self.unit}" + f", at least {self.at_least} steps" * bool(self.at_least)
 
     @classmethod
     def read(cls, text: str) -> Duration:
         """
         Raises:
-            ValueError: the text is not a duration above 0, or has a fraction of an epoch or a step.
+            ValueError: the text is not a duration above 0, has a fraction of an epoch or a step, or extends
+                something other than epochs.
         """
         found = re.match(DURATION_PATTERN, text)
         if found is None:
             raise ValueError(text)
-        amount, unit = float(found[1]), found[2]
+        amount, unit, at_least = float(found[1]), found[2], int(found[3] or 0)
         if amount <= 0 or (unit != "device-seconds" and not amount.is_integer()):
             raise ValueError(text)
-        return cls(amount, unit)  # type: ignore[arg-type]
+        if found[3] is not None and (unit != "epochs" or not at_least):
+            raise ValueError(text)
+        return cls(amount, unit, at_least)  # type: ignore[arg-type]
+
+    def steps(self, per_epoch: float) -> float | None:
+        """Optimiser steps, of which an epoch has `per_epoch`; None if device-seconds decide."""
+        match self.unit:
+            case "epochs":
+                return max(self.amount * per_epoch, self.at_least)
+            case "steps":
+                return self.amount
+            case "device-seconds":
+                return None
 
     def times(self, share: float) -> Duration:
         """This share of it, whole where it has to be, and at least one."""
         amount = self.amount * share
-        is_whole = self.unit != "device-seconds"
-        return replace(self, amount=float(max(1, round(amount))) if is_whole else amount)
+        if self.unit == "device-seconds":
+            return replace(self, amount=amount)
+        whole = float(max(1, round(amount)))
+        return replace(self, amount=whole, at_least=round(self.at_least * share))
 
 
 class Condition(Enum):
@@ -200,15 +222,17 @@ class Configuration:
     )  # fmt: skip
     epochs: int = _row(
         20, kind="whole", low=1,
-        doc="Passes over the training examples, each followed by validation. With a `duration` in steps or "
-        "device-seconds: the number of equal parts of training, each followed by validation.",
+        doc="Passes over the training examples, each followed by validation. With a `duration` in "
+        "steps or device-seconds, or of at least so many steps: the number of equal parts of training, each "
+        "followed by validation.",
     )  # fmt: skip
     duration: str | None = _row(
         None, kind="duration", optional=True, later=True,
         doc="How long a fold-run trains: `400 steps`, `90 device-seconds` (without validation) or "
-        "`20 epochs`, which is the same as `epochs: 20`; null: `epochs` decides. Strategies differ in their "
-        "steps per epoch, so a fair comparison gives all of them the same steps or the same device-seconds. "
-        "Device-seconds depend on the machine, and so does the result.",
+        "`20 epochs`, which is the same as `epochs: 20`. `20 epochs, at least 600 steps` is the default "
+        "where `epochs` is not given either. Strategies differ in their steps per epoch, so a fair "
+        "comparison gives all of them the same steps or device-seconds. Device-seconds depend on the "
+        "machine, and so does the result.",
     )  # fmt: skip
     batch_size: int = _row(
         16, kind="whole", low=1, changes="memory",

@@ -256,7 +256,7 @@ class Workload:
             asked += self._evaluation_of(
                 c, self._rows_of(c, name), [note.id for note in site.notes]
             )
-        steps = c.limit.amount if c.limit.unit == "steps" else c.epochs * epoch.passes
+        steps = c.limit.steps(epoch.passes) or c.epochs * epoch.passes
         return FoldRunWork(epoch.times(steps / max(1.0, epoch.passes)), asked)
 
     def _evaluation_of(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from raymrc.model.shapes import Shape
 from raymrc.model.strategies import STRATEGIES
 from raymrc.study.space import Fixed, Setting
 
@@ -26,6 +27,10 @@ LEARNABLE = 8.0
 """A rate this many times smaller or larger than the default learns little or nothing."""
 
 
+DURATION = "20 epochs, at least 600 steps"
+"""Of a few notes, twenty epochs are too few steps for prompts."""
+
+
 def default_rates(strategy: str, hidden: int) -> dict[str, float]:
     """Learning rates for a backbone with this many hidden units, by setting."""
     row = STRATEGIES[strategy]
@@ -38,11 +43,15 @@ def default_rates(strategy: str, hidden: int) -> dict[str, float]:
     return rates
 
 
-def with_default_rates(
-    settings: Mapping[str, Setting], strategy: str, hidden: int
+def with_defaults(
+    settings: Mapping[str, Setting], strategy: str, shape: Shape | None
 ) -> dict[str, Setting]:
-    """A cell's settings with learning rates, if they have no `learning_rate`."""
-    if "learning_rate" in settings:
-        return dict(settings)
-    rates = {name: Fixed(rate) for name, rate in default_rates(strategy, hidden).items()}
-    return {**rates, **settings}
+    """A cell's settings with a duration, if they have none, and with learning rates, if they have no
+    `learning_rate` and the backbone's shape is known."""
+    filled: dict[str, Setting] = {}
+    if "epochs" not in settings and "duration" not in settings:
+        filled["duration"] = Fixed(DURATION)
+    if "learning_rate" not in settings and shape is not None:
+        rates = default_rates(strategy, shape.hidden)
+        filled |= {name: Fixed(rate) for name, rate in rates.items()}
+    return {**filled, **settings}

@@ -30,7 +30,7 @@ from raymrc.model.adapters import Adapter
 from raymrc.model.backbones import read_shape
 from raymrc.model.shapes import SHAPES, Shape
 from raymrc.model.strategies import STRATEGIES, ParameterCounts, count_parameters
-from raymrc.planning.defaults import with_default_rates
+from raymrc.planning.defaults import with_defaults
 from raymrc.planning.devices import GIB, GPU_GIB, MEMORY_SHARE, Device, machine_bytes
 from raymrc.planning.fold_runs import Fingerprints, fold_run
 from raymrc.planning.loaded import LoadedStudy
@@ -251,10 +251,11 @@ def build_configuration(cell: Cell, space: SearchSpace, values: Mapping[str, Any
 
 
 def _in_parts(configuration: Configuration) -> Configuration:
-    """The configuration with a duration in epochs as its `epochs`, and with at most one part per step."""
+    """The configuration with a duration's epochs as its `epochs`, and with at most one part per step."""
     limit = configuration.limit
     if limit.unit == "epochs":
-        return replace(configuration, epochs=int(limit.amount), duration=None)
+        duration = str(limit) if limit.at_least else None
+        return replace(configuration, epochs=int(limit.amount), duration=duration)
     if limit.unit == "steps":
         return replace(configuration, epochs=min(configuration.epochs, int(limit.amount)))
     return configuration
@@ -276,9 +277,8 @@ def _plan_cell(
     counted = spec.few_shot.shots_of if spec.few_shot else "notes"
     cell = Cell(spec.task, spec.corpus.display_name, entry.backbone, strategy, shots, counted)
     settings = spec.settings(index, strategy)
-    if shape is not None:
-        settings = with_default_rates(settings, strategy, shape.hidden)
-    elif "learning_rate" not in settings:
+    settings = with_defaults(settings, strategy, shape)
+    if "learning_rate" not in settings:
         raise spec.error(
             ("strategies", strategy),
             f"strategy {strategy} has no learning_rate, and the size of {entry.backbone.name} is unknown "

@@ -139,11 +139,11 @@ def _merged(spec: Spec) -> Iterator[StudyFileProblem]:
                 f"prompt_initialisation: {starts[0]} gives a prompt its vectors, and reparametrisation "
                 f"{networks[0]} computes them; remove one of the two",
             )
-        in_epochs = [text for text in space.ends("duration") if text and text.endswith(" epochs")]
+        in_epochs = [text for text in space.ends("duration") if text and " epochs" in text]
         if in_epochs and "epochs" in settings:
             yield StudyFileProblem(
                 spec.place(index, strategy, "duration"),
-                f"duration: {in_epochs[0]} says the same as epochs, which is given, too; remove one",
+                f"duration: {in_epochs[0]} also says how many epochs; remove one of duration and epochs",
             )
         window, overlap = min(space.ends("window")), max(space.ends("overlap"))
         if overlap >= window:

@@ -173,7 +173,7 @@ class Lane:
             self.model.parameter_groups(), weight_decay=configuration.weight_decay, fused=True
         )
         self.limit = configuration.limit
-        self.steps_per_epoch = steps_per_epoch(*batching)
+        self.total_steps = self.limit.steps(steps_per_epoch(*batching))
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.trained = list(self.model.trained_parameters().values())
 
@@ -230,18 +230,14 @@ class Lane:
     @property
     def _progress(self) -> float:
         """The share of training that is done; of epochs, an estimate where negative rows are sampled."""
-        match self.limit.unit:
-            case "epochs":
-                return self.steps / (self.limit.amount * self.steps_per_epoch)
-            case "steps":
-                return self.steps / self.limit.amount
-            case "device-seconds":
-                return self.spent.device_training / self.limit.amount
+        if self.total_steps is None:
+            return self.spent.device_training / self.limit.amount
+        return self.steps / self.total_steps
 
     @property
     def _is_epoch_over(self) -> bool:
         """Whether this epoch, or this part of a duration, has had its last step."""
-        if self.limit.unit == "epochs":
+        if self.configuration.duration is None:
             return self.order.is_at_end
         return self._progress >= (len(self.epochs) + 1) / self.configuration.epochs
 

@@ -10,6 +10,7 @@ import re
 import pytest
 
 from raymrc.costs.learning import MIN_STEPS, learning_warnings
+from raymrc.planning import defaults
 from raymrc.planning.defaults import default_rates
 from tests.costs.test_forecast import Cost
 from tests.study.making import STUDY
@@ -41,6 +42,16 @@ def test_a_duration_in_steps_is_compared_as_it_is(tmp_path):
     assert len(warnings(tmp_path, *few, text=WITHOUT_RATES)) == 2
     assert "set duration 300 steps" in warnings(tmp_path, *few, text=WITHOUT_RATES)[1]
     assert warnings(tmp_path, *many, text=WITHOUT_RATES) == []
+
+
+def test_a_study_without_epochs_and_duration_gets_enough_steps(tmp_path):
+    assert "epochs" not in WITHOUT_RATES
+    plan = Cost(tmp_path, text=WITHOUT_RATES).plan
+    durations = {c.duration for cell in plan.cells for c in cell.configurations}
+    assert durations == {defaults.DURATION}
+    assert warnings(tmp_path, text=WITHOUT_RATES) == []
+    one_way = Cost(tmp_path, ["training.epochs=3"]).plan.cells[0].configurations[0]
+    assert (one_way.epochs, one_way.duration) == (3, None)
 
 
 def test_only_a_cell_without_any_usable_rate_is_warned_of(tmp_path):

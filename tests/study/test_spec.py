@@ -108,7 +108,7 @@ mlflw: 3
         ("learning_rate: [5.0e-5, 2.0e-4]", "duration: 20 minutes",
          "duration: '20 minutes' is not a duration such as 400 steps, 90 device-seconds or 20 epochs"),
         ("learning_rate: [5.0e-5, 2.0e-4]", "epochs: 3, duration: 20 epochs",
-         "duration: 20 epochs says the same as epochs, which is given, too; remove one"),
+         "duration: 20 epochs also says how many epochs; remove one of duration and epochs"),
         ("learning_rate: [5.0e-5, 2.0e-4]", "duration: 0 steps", "'0 steps' is not a duration such as"),
         ("learning_rate: [5.0e-5, 2.0e-4]", "duration: 400", "400 is not a duration such as 400 steps"),
         ("[5.0e-5, 2.0e-4]", "{log_uniform: [1e-5, 1e-4]}", "9:30: learning_rate: log_uniform is a range"),

@@ -53,6 +53,20 @@ def test_training_ends_after_the_given_steps_in_equal_parts(
     assert record.rows <= 4 * steps
 
 
+def test_epochs_are_extended_to_the_least_number_of_steps(loaded: Loaded, data: StudyData) -> None:
+    plain = train_fold_run(run_of(loaded, "fine_tune", epochs=4), data, loaded)
+    steps = plain.steps
+    for least, wanted in ((steps - 1, steps), (steps + 3, steps + 3)):
+        duration = f"4 epochs, at least {least} steps"
+        record = train_fold_run(
+            run_of(loaded, "fine_tune", epochs=4, duration=duration), data, loaded
+        )
+        assert (record.steps, len(record.epochs)) == (wanted, 4)
+        assert record.rows >= plain.rows
+        if wanted == steps:
+            assert [e.loss for e in record.epochs] == [e.loss for e in plain.epochs]
+
+
 def test_every_row_is_seen_before_any_is_seen_again(data: StudyData, loaded: Loaded) -> None:
     run = run_of(loaded, "frozen_soft_prompt")
     rows = [
@@ -142,9 +156,19 @@ def test_the_rate_falls_to_zero_over_the_duration(loaded: Loaded, data: StudyDat
 
 
 def test_durations_are_read_and_shortened(loaded: Loaded) -> None:
-    for text in ("400 steps", "20 epochs", "90.5 device-seconds"):
+    for text in ("400 steps", "20 epochs", "90.5 device-seconds", "20 epochs, at least 600 steps"):
         assert str(Duration.read(text)) == text
-    for text in ("400", "steps", "0 steps", "1.5 steps", "-1 steps", "10 minutes", "5  steps"):
+    for text in (
+        "400",
+        "steps",
+        "0 steps",
+        "1.5 steps",
+        "-1 steps",
+        "10 minutes",
+        "5  steps",
+        "400 steps, at least 600 steps",
+        "2 epochs, at least 0 steps",
+    ):
         with pytest.raises(ValueError, match=text):
             Duration.read(text)
     configuration: Configuration = run_of(
@@ -158,4 +182,6 @@ def test_durations_are_read_and_shortened(loaded: Loaded) -> None:
     assert shorten(replace(configuration, duration=None), 3) == replace(
         configuration, duration=None, epochs=3
     )
+    extended = replace(configuration, duration="10 epochs, at least 50 steps")
+    assert shorten(extended, 3).duration == "3 epochs, at least 15 steps"
     assert replace(configuration, duration="401 steps").id != configuration.id
