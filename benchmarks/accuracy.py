@@ -1,20 +1,24 @@
 """F1 of the four strategies beside plain Hugging Face token and pair classification.
 
-    python -m benchmarks.accuracy studies/phee/concepts.yaml [--set key=value ...] [--longer] [--quick]
+    python -m benchmarks.accuracy [studies/phee/concepts.yaml] [--set key=value ...] [--seeds 13 14 15]
 
-Runs the study (finished fold-runs are read from its ledger), then the peer: one
+For each seed, runs the study (finished fold-runs are read from its ledger), then the peer: one
 `AutoModelForTokenClassification` with flat BIO tags, trained by `transformers.Trainer`; for relations
 `AutoModelForSequenceClassification` of pairs with typed marks; end to end one after the other. Both sides
-share backbone, notes, folds, windows, batch size, epochs, and the strict scoring rule. The peer has the
-learning rates of `fine_tune`; its epoch and rate are chosen on the same validation notes. `--longer` also
-runs it at its best rate for three times the epochs, because it has one row per window where we have one per
-question. Prints one JSON line per strategy and saves the peer's fold-runs beside the ledger.
+share backbone, notes, folds, windows, batch size, duration and the strict scoring rule. The peer has
+`fine_tune`'s learning rates and duration; the best of its parts of training and its rate are chosen on the
+same validation notes. End to end, its two models share the steps or device-seconds of our one.
+
+For equal steps set `training.duration` to steps, for equal cost to device-seconds, and
+`resources.cpus_per_host=1`: both sides then have one core. Prints one JSON line per strategy and saves the
+peer's fold-runs beside the ledger.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import statistics
@@ -48,24 +52,29 @@ from raymrc.scoring.counts import Counts, pool
 from raymrc.scoring.n2c2_2018 import score_note, score_relations
 from raymrc.study.load import load_spec
 from raymrc.study.notes import build_study_folds, read_study_corpus
+from raymrc.study.space import Fixed
 from raymrc.study.spec import Spec
 
 IGNORED = -100
 
-MORE_EPOCHS = 3
-"""Epochs of the peer with --longer, relative to ours: it has one row per window, not per question."""
+NEVER = 10**9
+"""More steps than any run has."""
 
 
 @dataclass(frozen=True)
 class PeerRun:
-    """One fold of the peer at one learning rate."""
+    """One fold of the peer at one learning rate.
+
+    Args:
+        core_seconds: of the whole fold-run.
+    """
 
     learning_rate: float
-    epochs: int
     fold: int
     strict: tuple[int, int, int]
     validation_f1: float
     core_seconds: float
+    steps: int
 
 
 def flat_tags(note: Note, window: Window, labels: Sequence[str]) -> list[int]:
@@ -134,25 +143,42 @@ def train_peer(
     torch.manual_seed(seed)  # Trainer sets its seed only after the head is drawn
     task = configuration.cell.task
     spans = {note.id: note.spans for note in corpus.notes}
+    fits: list[Fit] = []
+    if task == "end_to_end" and configuration.duration is not None:
+        half = str(configuration.limit.times(0.5))
+        configuration = replace(configuration, duration=half)
     with tempfile.TemporaryDirectory() as scratch:
         if task != "relations":
             tagger = Tagger(corpus.labels, tokenizer, configuration)
-            validation_f1 = tagger.fit(parts[0], parts[1], seed, scratch)
+            fits.append(tagger.fit(parts[0], parts[1], seed, scratch))
             for part in parts[1:]:
                 spans |= tagger.find(part)
             result = Tagger.count(spans, parts[2])
         if task != "concepts":
             pairs = PairClassifier(corpus, tokenizer, configuration)
-            validation_f1 = pairs.fit(parts[0], parts[1], spans, seed, scratch)
+            fits.append(pairs.fit(parts[0], parts[1], spans, seed, scratch))
             result = pairs.count(parts[2], spans)
     return PeerRun(
         configuration.learning_rate,
-        configuration.epochs,
         fold,
         (result.tp, result.fp, result.fn),
-        validation_f1,
+        fits[-1].validation_f1,
         time.process_time() - began,
+        sum(fit.steps for fit in fits),
     )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A trained model and what its training took.
+
+    Args:
+        trainer: holds the model of the best part of training.
+    """
+
+    trainer: Any
+    validation_f1: float
+    steps: int
 
 
 def fit(
@@ -164,31 +190,56 @@ def fit(
     configuration: Configuration,
     seed: int,
     scratch: str,
-) -> tuple[Any, float]:
-    """The Trainer with its best epoch's model, and that epoch's F1."""
-    from transformers import PrinterCallback, Trainer, TrainingArguments
+) -> Fit:
+    """The Trainer with the model of its best part of training. The rate falls to zero over the duration."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    best: list[float] = []
+    c, best = configuration, [0.0]
 
     def metrics(prediction: Any) -> dict[str, float]:
         best.append(f1_of(prediction.predictions))
         return {"f1": best[-1]}
 
-    layers = configuration.cell.backbone.layers
+    steps = c.limit.steps(math.ceil(len(train) / c.batch_size))
+
+    class Progress(TrainerCallback):  # type: ignore[misc]
+        """Where device-seconds decide, lowers the rate and ends parts by the core-seconds of steps."""
+
+        began = seconds = 0.0
+        parts = 0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            if steps is None:
+                for group in more["optimizer"].param_groups:
+                    group["lr"] = c.learning_rate * max(0.0, 1 - self.seconds / c.limit.amount)
+            self.began = time.process_time()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            self.seconds += time.process_time() - self.began
+            if steps is None and self.seconds >= (self.parts + 1) / c.epochs * c.limit.amount:
+                self.parts += 1
+                control.should_evaluate = control.should_save = True
+                control.should_training_stop = self.parts == c.epochs
+
+    layers = c.cell.backbone.layers
     if layers is not None:
         model.base_model.encoder.layer = model.base_model.encoder.layer[:layers]
+    every = NEVER if steps is None else max(1, int(steps) // c.epochs)
     trainer: Any = Trainer(
         model=model,
         args=TrainingArguments(
             output_dir=scratch,
-            learning_rate=configuration.learning_rate,
-            num_train_epochs=configuration.epochs,
-            per_device_train_batch_size=configuration.batch_size,
+            learning_rate=c.learning_rate,
+            lr_scheduler_type="constant" if steps is None else "linear",
+            max_steps=NEVER if steps is None else int(steps),
+            per_device_train_batch_size=c.batch_size,
             per_device_eval_batch_size=64,
-            weight_decay=configuration.weight_decay,
-            max_grad_norm=configuration.clip_norm,
-            eval_strategy="epoch",
-            save_strategy="epoch",
+            weight_decay=c.weight_decay,
+            max_grad_norm=c.clip_norm,
+            eval_strategy="steps",
+            eval_steps=every,
+            save_strategy="steps",
+            save_steps=every,
             save_total_limit=1,
             load_best_model_at_end=True,
             metric_for_best_model="f1",
@@ -202,11 +253,12 @@ def fit(
         eval_dataset=validation,
         data_collator=collator,
         compute_metrics=metrics,
+        callbacks=[Progress()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.compute_metrics = None
-    return trainer, max(best)
+    return Fit(trainer, max(best), trainer.state.global_step)
 
 
 @dataclass
@@ -220,8 +272,7 @@ class Tagger:
 
     def fit(
         self, train: Sequence[Note], validation: Sequence[Note], seed: int, scratch: str
-    ) -> float:
-        """Validation F1."""
+    ) -> Fit:
         from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
         model = AutoModelForTokenClassification.from_pretrained(
@@ -231,11 +282,12 @@ class Tagger:
         def f1(logits: np.ndarray) -> float:
             return self.count(self._read(logits, validation), validation).f1
 
-        self.trainer, best = fit(
+        fitted = fit(
             model, self._items(train), self._items(validation),
             DataCollatorForTokenClassification(self.tokenizer), f1, self.configuration, seed, scratch,
         )  # fmt: skip
-        return best
+        self.trainer = fitted.trainer
+        return fitted
 
     def find(self, notes: Sequence[Note]) -> dict[str, tuple[Span, ...]]:
         """Note id -> spans."""
@@ -291,9 +343,8 @@ class PairClassifier:
         spans: Mapping[str, tuple[Span, ...]],
         seed: int,
         scratch: str,
-    ) -> float:
-        """Validation F1.
-
+    ) -> Fit:
+        """
         Args:
             spans: each note's spans that form pairs; gold spans for training notes.
         """
@@ -308,11 +359,12 @@ class PairClassifier:
         def f1(logits: np.ndarray) -> float:
             return self._count(logits, rows, validation).f1
 
-        self.trainer, best = fit(
+        fitted = fit(
             model, self._items(self._rows(train, spans)), self._items(rows),
             DataCollatorWithPadding(self.tokenizer), f1, self.configuration, seed, scratch,
         )  # fmt: skip
-        return best
+        self.trainer = fitted.trainer
+        return fitted
 
     def count(self, notes: Sequence[Note], spans: Mapping[str, tuple[Span, ...]]) -> Counts:
         rows = self._rows(notes, spans)
@@ -388,7 +440,7 @@ def run_peer(
             with kept.open("a") as out:
                 out.write(json.dumps({"key": key, **asdict(run)}) + "\n")
             print(
-                f"peer {number}/{len(futures)}: rate {run.learning_rate:g}, {run.epochs} epochs, "
+                f"peer {number}/{len(futures)}: rate {run.learning_rate:g}, {run.steps} steps, "
                 f"fold {run.fold}, F1 {100 * Counts(*run.strict).f1:.2f}, {run.core_seconds:.0f} s",
                 file=sys.stderr,
             )
@@ -400,15 +452,18 @@ def run_peer(
 
 @dataclass(frozen=True)
 class Side:
-    """One row of the table: the configuration that validation chose, over the folds."""
+    """One strategy, or the peer, under one seed: the configuration that validation chose, over the folds.
+
+    Args:
+        f1: strict micro F1 of each fold.
+        steps, device_seconds: of a fold-run, means over folds; on a CPU core-seconds.
+    """
 
     learning_rate: float
     f1: tuple[float, ...]
+    steps: float
     device_seconds: float
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.f1)
+    trained_share: float | None = None
 
 
 def best_peer(runs: dict[Configuration, list[PeerRun]]) -> Side:
@@ -417,6 +472,7 @@ def best_peer(runs: dict[Configuration, list[PeerRun]]) -> Side:
     return Side(
         best[0].learning_rate,
         tuple(Counts(*run.strict).f1 for run in best),
+        statistics.mean(run.steps for run in best),
         statistics.mean(run.core_seconds for run in best),
     )
 
@@ -429,38 +485,40 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("study", nargs="?", default="studies/phee/concepts.yaml")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[13], help="one study for each")
     parser.add_argument(
-        "--longer",
-        action="store_true",
-        help=f"the peer once more at {MORE_EPOCHS} times the epochs",
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="made-up notes, three epochs, two folds"
+        "--quick", action="store_true", help="made-up notes, a few steps, two folds"
     )
     parser.add_argument("--device", choices=("cpu",), default="cpu")
     return parser.parse_args()
 
 
 QUICK = (
-    "corpus={synthetic: {scheme: n2c2-2018, notes: 12}, labels: [Drug]}",
+    "corpus={synthetic: {scheme: n2c2-2018, notes: 6}, labels: [Drug]}",
     "folds.count=2",
-    "training={epochs: 3, window: 64, overlap: 8, match_width: 64}",
-    "backbones=[{name: minilm, layers: 2}]",
+    "training={duration: 20 steps, epochs: 2, window: 64, overlap: 8, match_width: 64}",
+    "backbones=[{name: minilm, layers: 1}]",
     "strategies={fine_tune: {learning_rate: 5.0e-4}, soft_prompt: {learning_rate: 5.0e-4}}",
 )
 
 
 def main() -> None:
     arguments = read_arguments()
+    options = Options("accuracy", arguments.quick, "cpu")
     with tempfile.TemporaryDirectory() as scratch:
         changes = [*arguments.changes]
         if arguments.quick:
             changes += [*QUICK, f"storage={scratch}"]
-        measure(Path(arguments.study), changes, arguments.quick, arguments.longer)
+        by_seed = [
+            measure(Path(arguments.study), [*changes, f"training.seed={seed}"])
+            for seed in arguments.seeds
+        ]
+        spec = load_spec(Path(arguments.study), changes)
+        report(options, spec, arguments.seeds, by_seed)
 
 
-def measure(study: Path, changes: Sequence[str], quick: bool, longer: bool) -> None:
-    """Run the study and the peer, and print one line per strategy."""
+def measure(study: Path, changes: Sequence[str]) -> dict[str, Side]:
+    """Run the study and the peer under one seed: a side for each cell, and one for "peer"."""
     command = [sys.executable, "-m", "raymrc", "run", str(study)]
     subprocess.run([*command, *(f"--set={c}" for c in changes)], check=True, stdout=sys.stderr)
 
@@ -476,54 +534,66 @@ def measure(study: Path, changes: Sequence[str], quick: bool, longer: bool) -> N
     ]
     if not tagging:
         raise SystemExit(
-            f"{study} has no fine_tune, whose learning rates and epochs the peer takes"
+            f"{study} has no fine_tune, whose learning rates and duration the peer takes"
         )
-    epochs = tagging[0].epochs
-    processes = min(2, os.cpu_count() or 1)
-    peer = best_peer(run_peer(spec, corpus, folds, tagging, processes))
-    beside: dict[str, Any] = {}
-    if longer:
-        chosen = next(c for c in tagging if c.learning_rate == peer.learning_rate)
-        more = replace(chosen, epochs=MORE_EPOCHS * epochs)
-        longer_peer = best_peer(run_peer(spec, corpus, folds, [more], processes))
-        beside = {
-            "longer_peer": round(longer_peer.mean, 4),
-            "longer_peer_sd": round(statistics.stdev(longer_peer.f1), 4),
-            "longer_peer_epochs": more.epochs,
-        }
-
-    options = Options("accuracy", quick, "cpu")
-    drop_lines(options, spec.study)
+    # Ours has finished; each fold-run has one core on both sides.
+    peer = best_peer(run_peer(spec, corpus, folds, tagging, min(2, os.cpu_count() or 1)))
+    sides = {"peer": peer}
     records = Ledger(spec.storage, write=False).records()
     planned = [r for r in records if plan.holds(r.fold_run.configuration)]
-    summaries = summarise(planned, spec.folds.count)
-    for summary in summaries:
+    for summary in summarise(planned, spec.folds.count):
         winner = summary.winner
-        if winner is None:
+        if winner is not None:
+            sides[f"{summary.cell.backbone.name}/{summary.cell.strategy}"] = Side(
+                winner.configuration.learning_rate,
+                tuple(record.strict.f1 for record in winner.fold_runs),
+                winner.steps / spec.folds.count,
+                winner.device_seconds / spec.folds.count,
+                winner.trained_share,
+            )
+    return sides
+
+
+def report(
+    options: Options, spec: Spec, seeds: Sequence[int], by_seed: Sequence[Mapping[str, Side]]
+) -> None:
+    """Print one line per strategy: means over seeds and folds."""
+    drop_lines(options, spec.study)
+    duration = spec.training.given().get("duration")
+    peers = [sides["peer"] for sides in by_seed]
+    peer = statistics.mean(f for side in peers for f in side.f1)
+    for case in by_seed[0]:
+        if case == "peer":
             continue
-        f1 = winner.strict.mean or 0.0
+        ours = [sides[case] for sides in by_seed]
+        f1 = statistics.mean(f for side in ours for f in side.f1)
         json_line(
             options,
-            f"{spec.study}/{summary.cell.backbone.name}/{summary.cell.strategy}",
+            f"{spec.study}/{case}" + (f"/{duration.value}" if isinstance(duration, Fixed) else ""),
             f1,
-            peer.mean,
-            "strict micro F1, mean over folds",
-            f1 / peer.mean if peer.mean else 0.0,
-            round((peer.mean - 0.005) / peer.mean, 4) if peer.mean else 0.0,
-            sd=_rounded(winner.strict.sd),
-            device_seconds_per_fold_run=round(winner.device_seconds / spec.folds.count, 1),
-            trained_share=_rounded(winner.trained_share),
-            epochs=winner.configuration.epochs,
-            learning_rate=winner.configuration.learning_rate,
-            peer_sd=round(statistics.stdev(peer.f1), 4),
-            peer_epochs=epochs,
-            peer_learning_rate=peer.learning_rate,
-            peer_device_seconds_per_fold_run=round(peer.device_seconds, 1),
-            **beside,
-            notes=len(corpus.notes),
-            labels=list(corpus.labels),
+            peer,
+            "strict micro F1, mean over seeds and folds",
+            f1 / peer if peer else 0.0,
+            round((peer - 0.005) / peer, 4) if peer else 0.0,
+            **_beside("", ours),
+            trained_share=_rounded(ours[0].trained_share),
+            **_beside("peer_", peers),
+            seeds=list(seeds),
             folds=spec.folds.count,
         )
+
+
+def _beside(prefix: str, sides: Sequence[Side]) -> dict[str, Any]:
+    """What stands beside the F1 of one side, over its seeds."""
+    each = [f for side in sides for f in side.f1]
+    mean = statistics.mean
+    return {
+        f"{prefix}sd": round(statistics.stdev(each), 4),
+        f"{prefix}by_seed": [round(mean(side.f1), 4) for side in sides],
+        f"{prefix}learning_rates": [side.learning_rate for side in sides],
+        f"{prefix}steps": round(mean(side.steps for side in sides)),
+        f"{prefix}device_seconds": round(mean(side.device_seconds for side in sides), 1),
+    }
 
 
 def drop_lines(options: Options, study: str) -> None:

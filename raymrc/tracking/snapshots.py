@@ -34,7 +34,7 @@ MAX_TAG_CHARACTERS = 2000
 
 SUMMED = (
     "unreachable device_seconds failed_device_seconds wall_seconds training_seconds "
-    "evaluation_seconds tokens flops cost_usd"
+    "evaluation_seconds steps rows tokens flops cost_usd"
 ).split()
 LARGEST = ("peak_bytes",)
 """How a configuration's figure comes from those of its folds. Counts are summed too; all others are means."""

@@ -119,7 +119,7 @@ def test_a_fold_run_shows_its_scores_epochs_and_cost(uri):
     assert (metrics["strict_tp"], metrics["strict_fn"]) == (record.strict.tp, record.strict.fn)
     assert metrics["strict_f1/A"] == pytest.approx(record.per_label("strict")["A"].f1)
     for name in ("trained_parameters", "adapter_bytes", "device_seconds", "cost_usd", "tokens",
-                 "peak_bytes", "validation_f1", "trained_share"):  # fmt: skip
+                 "steps", "rows", "peak_bytes", "validation_f1", "trained_share"):  # fmt: skip
         assert metrics[name] == pytest.approx(getattr(record, name))
     assert tags["fold"] == "1"
     assert tags["learning_rate"] == "0.1" and tags["prompt_length"] == "0"
@@ -145,6 +145,7 @@ def test_configurations_show_means_and_cells_show_the_winner_that_the_report_nam
         assert cell.data.tags["winner_id"] == winner.configuration.id
         assert cell.data.metrics["strict_f1"] == pytest.approx(winner.strict.mean)
         assert cell.data.metrics["cost_usd"] == pytest.approx(winner.cost_usd)
+        assert cell.data.metrics["steps"] == winner.steps
         assert cell.data.metrics["search_cost_usd"] == pytest.approx(summary.cost_usd)
         assert cell.data.metrics["trained_share"] == pytest.approx(winner.trained_share)
         for tried in summary.configurations:
