@@ -52,8 +52,8 @@ class Expectations:
         if cell is None or cell.shape is None or source not in self._workload.tokenizers:
             return None
         kind, folds = self._workload.kind, self._workload.folds.count
-        # A final test trains on all notes; each fold leaves one part out.
-        is_longer = run.is_test and configuration.duration is None
+        # A final test trains on all notes; each fold leaves one part out. Steps and seconds stay the same.
+        is_longer = run.is_test and configuration.limit.unit == "epochs"
         share = folds / (folds - 1) if is_longer else 1.0
         fold = 0 if run.is_test else run.fold
         job = build_job(self._workload, cell, configuration, fold)

@@ -94,7 +94,7 @@ def _three_weights() -> Wanted:
 def _duration() -> Wanted:
     text_schema = core_schema.str_schema(strict=True, pattern=DURATION_PATTERN)
     return Wanted(
-        "a duration such as 400 steps, 90 device-seconds, 20 epochs or '20 epochs, at least 600 steps'",
+        "a duration such as 400 steps, 90 device-seconds or 20 epochs",
         core_schema.no_info_after_validator_function(
             lambda value: str(Duration.read(value)), text_schema
         ),

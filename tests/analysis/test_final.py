@@ -88,7 +88,8 @@ def test_each_winner_is_retrained_once_per_seed_for_its_best_epochs(study):
     for cell, chosen in zip(plan.cells, final.cells, strict=True):
         winner = cell.configurations[0]
         assert chosen.configurations == tuple(
-            replace(winner, epochs=8, seed=seed) for seed in (4, 5)
+            replace(winner, epochs=8, duration="8 epochs, at least 240 steps", seed=seed)
+            for seed in (4, 5)
         )
     run = fold_run(final.cells[0].configurations[0], 0, final.fingerprints)
     assert run.is_test and run.test_fingerprint == test.fingerprint

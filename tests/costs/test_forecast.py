@@ -79,7 +79,7 @@ def test_totals_are_sums_over_cells_and_peak_memory_is_the_maximum(tmp_path):
 
 
 def test_doubling_epochs_or_configurations_about_doubles_the_cost(tmp_path):
-    once = Cost(tmp_path).forecast().total("device_seconds").value
+    once = Cost(tmp_path, ["training.epochs=20"]).forecast().total("device_seconds").value
     epochs = Cost(tmp_path, ["training.epochs=40"]).forecast().total("device_seconds").value
     assert epochs == pytest.approx(2 * once, rel=0.1)
     both = ["strategies.fine_tune.learning_rate=[1.0e-5, 2.0e-5, 3.0e-5, 4.0e-5]"]

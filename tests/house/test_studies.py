@@ -136,9 +136,12 @@ def test_a_scaling_study_varies_only_the_size(folder, configurations):
         assert set(sizes) == SEVEN and max(sizes, key=sizes.get) == "gatortron-8.9b"
 
 
-def test_the_demo_compares_two_sizes_of_one_backbone():
+def test_the_demo_gives_all_strategies_the_same_steps_and_notes_to_every_fold():
     spec = load_spec(ROOT / "studies" / "demo.yaml")
-    assert sorted(entry.backbone.layers or 0 for entry in spec.backbones) == [2, 6]
+    assert set(spec.strategies.named()) == set(STRATEGIES)
+    settings = [spec.settings(0, strategy) for strategy in STRATEGIES]
+    for name in ("duration", "epochs", "batch_size"):
+        assert len({str(of[name]) for of in settings}) == 1, name
     corpus = read_study_corpus(spec)
     assert len(corpus.notes) == spec.corpus.synthetic.notes
     assert {span.label for note in corpus.notes for span in note.spans} == set(corpus.labels)
