@@ -146,6 +146,16 @@ def time_in_turn(
     )
 
 
+def f1_of_both(ours: float, peer: float) -> dict[str, float]:
+    """F1 of both sides, for a line that compares the time they train; warns if a side learned nothing."""
+    for side, f1 in (("our side", ours), ("the peer", peer)):
+        if not f1:
+            print(
+                f"{side} scored 0.0: the ratio compares models that learn nothing", file=sys.stderr
+            )
+    return {"mean_f1": round(ours, 4), "peer_mean_f1": round(peer, 4)}
+
+
 def run_together(command: Sequence[str], size: int = 1) -> dict[str, Any]:
     """Run a command in `size` processes of one group; return the JSON that the first prints last.
 

@@ -6,11 +6,13 @@ Cost: 30 configurations train for 3 epochs over one frozen backbone of BERT-base
 24 windows of 32 pieces, three labels each), five lanes per pass. Ours: prompts from layer 9 of 12 on, with
 kept activations below (`raymrc.training.activations`), whose computation counts. Peer: prompts from layer 0
 on. Both use `raymrc.training.fused`. The peer does equal work in every pass, so it runs in turn with some of
-ours, and its total is ours times the median ratio of those pairs. Takes five minutes on two cores.
+ours, and its total is ours times the median ratio of those pairs. Takes five minutes on two cores. Nothing is
+learned from random pieces, so this case has no F1.
 
 F1: fold-runs of `frozen_soft_prompt` in studies/phee/concepts.yaml with real MiniLM, prompts from layers 0,
-2, 3 and 4 of six on. Peer: from layer 0 on, same folds. This measures a trade-off and has no goal. Takes a
-quarter of an hour on one core.
+2, 3 and 4 of six on. Peer: from layer 0 on, same folds. This measures a trade-off and has no goal. A second
+line has the device-seconds of the same fold-runs beside the F1 of both sides; each fold-run computes its own
+lower layers, while hosts keep them for all configurations. Takes a quarter of an hour on one core.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import Options, json_line, read_options, start
-from benchmarks.fused_step import make_backbone
+from benchmarks.common import Options, f1_of_both, json_line, read_options, start
+from benchmarks.fused_step import TINY, make_backbone
 from raymrc.configuration import Cell, Configuration, FoldRun
 from raymrc.ledger.record import Record
 from raymrc.model.inputs import Inputs, SpanTargets
@@ -45,7 +47,6 @@ from raymrc.training.pool import keep_freed_memory
 from tests.training.fold_runs import train_fold_run
 
 BERT_BASE = Shape("bert", 12, 768, 12, 3072, vocab=30522)
-FIRST_LAYER = 9
 GOAL = 3.5
 """Nine of twelve layers are saved, so the maximum is 4."""
 
@@ -55,7 +56,7 @@ LANES_A_PASS = 5
 STORE_BYTES = 2**30
 
 STUDY = Path(__file__).parents[1] / "studies" / "phee" / "concepts.yaml"
-SHARES = (0.0, 0.25, 0.5, 0.75)
+SHARES, QUICK_SHARES = (0.0, 0.25, 0.5, 0.75), (0.0, 0.5)
 FOLDS = 2
 NOTES = 100
 
@@ -68,10 +69,12 @@ class Size:
     epochs: int
     windows: int
     batch: int
+    shape: Shape = BERT_BASE
+    first_layer: int = 9
 
 
 FULL = Size(configurations=30, epochs=3, windows=24, batch=24)
-LITTLE = Size(configurations=5, epochs=2, windows=4, batch=4)
+LITTLE = Size(5, epochs=2, windows=2, batch=3, shape=TINY, first_layer=1)
 
 
 class Lanes:
@@ -141,18 +144,18 @@ def epoch_of(size: Size, draw: random.Random) -> Iterator[LaneRows]:
 
 def measure_cost(options: Options, size: Size) -> None:
     device = options.device
-    loaded = make_backbone(device, "bert-base", BERT_BASE)
+    loaded = make_backbone(device, "bert-base", size.shape)
     draw = random.Random(0)
     windows_WS = torch.randint(
-        1000, BERT_BASE.vocab, (size.windows, PIECES), generator=torch.Generator().manual_seed(0)
+        1000, size.shape.vocab, (size.windows, PIECES), generator=torch.Generator().manual_seed(0)
     )
     targets = make_targets(size.batch).to(device)
     passes = [
-        Lanes(loaded, FIRST_LAYER, range(begin, begin + LANES_A_PASS))
+        Lanes(loaded, size.first_layer, range(begin, begin + LANES_A_PASS))
         for begin in range(0, size.configurations, LANES_A_PASS)
     ]
     from_the_start = Lanes(loaded, 0, range(LANES_A_PASS))
-    store = Activations(loaded.encoder, FIRST_LAYER, STORE_BYTES)
+    store = Activations(loaded.encoder, size.first_layer, STORE_BYTES)
 
     def fill(rows: LaneRows) -> list[Inputs]:
         return [store.fill([w for w, _ in lane], make_inputs(windows_WS, lane)) for lane in rows]
@@ -163,10 +166,11 @@ def measure_cost(options: Options, size: Size) -> None:
     # Warm up threads, allocator and optimisers on other inputs, so that no activations are kept yet.
     warm_up = next(epoch_of(size, draw))
     from_the_start.step(read(warm_up), targets)
-    made_up = torch.randn(size.batch, PIECES, BERT_BASE.hidden, device=device)
+    made_up = torch.randn(size.batch, PIECES, size.shape.hidden, device=device)
     for lanes in passes:
         lanes.step(
-            [replace(i, entry_BSD=made_up, entry_layer=FIRST_LAYER) for i in read(warm_up)], targets
+            [replace(i, entry_BSD=made_up, entry_layer=size.first_layer) for i in read(warm_up)],
+            targets,
         )
 
     clock = Clock(device)
@@ -196,7 +200,7 @@ def measure_cost(options: Options, size: Size) -> None:
     json_line(
         options,
         f"{size.configurations} configurations x {size.epochs} epochs, prompts from layer "
-        f"{FIRST_LAYER} of {BERT_BASE.num_layers}",
+        f"{size.first_layer} of {size.shape.num_layers}",
         total,
         peer_total,
         "s",
@@ -230,7 +234,9 @@ class Clock:
         return seconds
 
 
-def measure_f1(options: Options, changes: Sequence[str], folds: int) -> None:
+def measure_f1(
+    options: Options, changes: Sequence[str], folds: int, shares: Sequence[float] = SHARES
+) -> None:
     spec = load_spec(STUDY, changes)
     corpus = read_study_corpus(spec)
     study_folds = build_study_folds(spec, corpus)
@@ -247,7 +253,7 @@ def measure_f1(options: Options, changes: Sequence[str], folds: int) -> None:
     if options.device == "cpu":
         torch.set_num_threads(1)  # core-seconds, as a study on cores counts them
     at_zero: list[Record] = []
-    for first_layer in sorted({round(share * num_layers) for share in SHARES}):
+    for first_layer in sorted({round(share * num_layers) for share in shares}):
         records = [
             train_fold_run(
                 FoldRun(
@@ -286,13 +292,21 @@ def measure_f1(options: Options, changes: Sequence[str], folds: int) -> None:
             learning_rate=configuration.learning_rate,
             notes=len(corpus.notes),
         )
+        if first_layer:
+            json_line(
+                options, f"{spec.study}, cost of prompts from layer {first_layer} of {num_layers}",
+                seconds, peer_seconds, "device-seconds per fold-run", peer_seconds / seconds, 0.0,
+                **f1_of_both(f1, peer_f1), folds=folds, epochs=configuration.epochs,
+                learning_rate=configuration.learning_rate, notes=len(corpus.notes),
+            )  # fmt: skip
 
 
 QUICK = (
     "study=made-up-notes",
-    "corpus={synthetic: {scheme: n2c2-2018, notes: 8}, labels: [Drug]}",
+    "corpus={synthetic: {scheme: n2c2-2018, notes: 6}, labels: [Drug]}",
     "folds.count=2",
     "training={epochs: 1, window: 64, overlap: 8, match_width: 64}",
+    "backbones=[{name: minilm, layers: 2}]",
     "strategies={frozen_soft_prompt: {learning_rate: 3.0e-2, prompt_length: 8, epochs: 1}}",
 )
 
@@ -304,7 +318,7 @@ def main() -> int:
         keep_freed_memory()  # for both sides
     measure_cost(options, LITTLE if options.quick else FULL)
     if options.quick:
-        measure_f1(options, QUICK, 1)
+        measure_f1(options, QUICK, 1, QUICK_SHARES)
     elif options.corpus is not None:
         measure_f1(
             options, [f"corpus.path={options.corpus}", f"corpus.subset.notes={NOTES}"], FOLDS
