@@ -487,7 +487,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[13], help="one study for each")
     parser.add_argument(
-        "--quick", action="store_true", help="made-up notes, a few steps, two folds"
+        "--quick", action="store_true", help="made-up notes, one strategy, four steps, two folds"
     )
     parser.add_argument("--device", choices=("cpu",), default="cpu")
     return parser.parse_args()
@@ -496,9 +496,9 @@ def read_arguments() -> argparse.Namespace:
 QUICK = (
     "corpus={synthetic: {scheme: n2c2-2018, notes: 6}, labels: [Drug]}",
     "folds.count=2",
-    "training={duration: 20 steps, epochs: 2, window: 64, overlap: 8, match_width: 64}",
+    "training={duration: 4 steps, epochs: 1, window: 64, overlap: 8, match_width: 64}",
     "backbones=[{name: minilm, layers: 1}]",
-    "strategies={fine_tune: {learning_rate: 5.0e-4}, soft_prompt: {learning_rate: 5.0e-4}}",
+    "strategies={fine_tune: {learning_rate: 5.0e-4}}",
 )
 
 
@@ -558,10 +558,11 @@ def report(
     options: Options, spec: Spec, seeds: Sequence[int], by_seed: Sequence[Mapping[str, Side]]
 ) -> None:
     """Print one line per strategy: means over seeds and folds."""
-    drop_lines(options, spec.study)
     duration = spec.training.given().get("duration")
     peers = [sides["peer"] for sides in by_seed]
     peer = statistics.mean(f for side in peers for f in side.f1)
+    end = f"/{duration.value}" if isinstance(duration, Fixed) else ""
+    drop_lines(options, f"{spec.study}/", end)
     for case in by_seed[0]:
         if case == "peer":
             continue
@@ -569,7 +570,7 @@ def report(
         f1 = statistics.mean(f for side in ours for f in side.f1)
         json_line(
             options,
-            f"{spec.study}/{case}" + (f"/{duration.value}" if isinstance(duration, Fixed) else ""),
+            f"{spec.study}/{case}{end}",
             f1,
             peer,
             "strict micro F1, mean over seeds and folds",
@@ -596,13 +597,20 @@ def _beside(prefix: str, sides: Sequence[Side]) -> dict[str, Any]:
     }
 
 
-def drop_lines(options: Options, study: str) -> None:
-    """Remove an earlier run of this study from the results, and keep other studies' lines."""
+def drop_lines(options: Options, start: str, end: str) -> None:
+    """Remove an earlier run of this study and duration from the results, and keep all other lines."""
     path = RESULTS / f"{options.name}.jsonl"
     if options.quick or not path.exists():
         return
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(x for x in lines if not json.loads(x)["case"].startswith(f"{study}/")))
+    cases = [json.loads(line)["case"] for line in lines]
+    path.write_text(
+        "".join(
+            line
+            for line, case in zip(lines, cases, strict=True)
+            if not (case.startswith(start) and case.endswith(end))
+        )
+    )
 
 
 def _rounded(value: float | None) -> float | None:

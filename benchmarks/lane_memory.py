@@ -16,7 +16,8 @@ from multiprocessing import get_context
 import torch
 
 from benchmarks.common import json_line, read_options, start
-from benchmarks.fused_step import make_backbone, make_lanes, step_together
+from benchmarks.fused_step import TINY, make_backbone, make_lanes, step_together
+from raymrc.model.shapes import SHAPES, Shape
 from raymrc.planning.arithmetic import lane_bytes
 from raymrc.training.meter import Meter
 from raymrc.training.pool import keep_freed_memory
@@ -26,13 +27,13 @@ MAX_TIMES = 1.5
 """Memory of all lanes relative to one."""
 
 
-def measure(count: int, device: str) -> tuple[int, int]:
+def measure(count: int, device: str, shape: Shape) -> tuple[int, int]:
     """Peak bytes, and trained parameters per lane."""
     torch.set_num_threads(1)
     meter = Meter(torch.device(device))
     if device == "cpu":
         keep_freed_memory()
-    lanes = make_lanes(make_backbone(device), count, ROWS)
+    lanes = make_lanes(make_backbone(device, shape=shape), count, ROWS)
     parts, optimisers = [part for part, _ in lanes], [optimiser for _, optimiser in lanes]
     best = []
     for _ in range(3):
@@ -47,10 +48,11 @@ def main() -> int:
     options = read_options("lane_memory", __doc__)
     start(options)
     counts = (1, 4) if options.quick else (1, 16, 64)
+    shape = TINY if options.quick else SHAPES["minilm"]
     found = {}
     for count in counts:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            found[count], trained = process.submit(measure, count, options.device).result()
+            found[count], trained = process.submit(measure, count, options.device, shape).result()
     for count in counts[1:]:
         times = found[count] / found[1]
         json_line(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Options, json_line, read_options, start, time_in_turn
+from benchmarks.fused_step import TINY
 from raymrc.model.encoder import Encoder
 from raymrc.model.heads import SpanHeads, find_candidates
 from raymrc.model.inputs import Inputs, SpanTargets
@@ -49,18 +50,18 @@ class Case:
             backward pass, needs about ten GiB.
         pairs: timed steps of each side.
         predicted_share: share of pieces predicted as a start and as an end.
-        num_layers: layers of the encoder; BERT-base has 12.
+        shape: of the encoder.
     """
 
     rows: int
     pieces: int
     pairs: int
     predicted_share: float = PREDICTED_SHARE
-    num_layers: int = 12
+    shape: Shape = BERT_BASE
 
 
 CASES = (Case(4, 128, 3), Case(2, 256, 3), Case(1, 512, 3))
-QUICK = (Case(1, 48, 1, num_layers=2), Case(1, 96, 1, num_layers=2))
+QUICK = (Case(1, 48, 1, shape=TINY),)
 
 
 class Trainee(nn.Module):
@@ -78,14 +79,15 @@ class Trainee(nn.Module):
 def build(case: Case, device: str, which: str) -> tuple[Trainee, Inputs, SpanTargets]:
     """Ours or the peer, with equal weights, and a batch."""
     torch.manual_seed(0)
-    encoder = Encoder(BERT_BASE.first(case.num_layers))
+    encoder = Encoder(case.shape)
     for name, parameter in encoder.named_parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.02)  # as BERT; torch's default is far larger
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
     inputs, targets = build_batch(case)
-    sparse, dense = SpanHeads(BERT_BASE.hidden, WIDTH), DenseSpanHeads(BERT_BASE.hidden, WIDTH)
+    hidden_size = case.shape.hidden
+    sparse, dense = SpanHeads(hidden_size, WIDTH), DenseSpanHeads(hidden_size, WIDTH)
     with torch.no_grad():
         hidden = encoder(inputs)
         for logits, head in zip(
@@ -99,7 +101,7 @@ def build(case: Case, device: str, which: str) -> tuple[Trainee, Inputs, SpanTar
 
 def build_batch(case: Case) -> tuple[Inputs, SpanTargets]:
     """Random pieces without padding or question; one answer of three pieces per 32."""
-    ids = torch.randint(1000, BERT_BASE.vocab, (case.rows, case.pieces))
+    ids = torch.randint(1000, case.shape.vocab, (case.rows, case.pieces))
     everywhere = torch.ones_like(ids, dtype=torch.bool)
     row = torch.arange(case.rows)
     inputs = Inputs(ids, torch.zeros_like(ids), everywhere, everywhere, row)
@@ -188,7 +190,7 @@ def run_case(options: Options, case: Case, goal: float, check_gradients: bool = 
     ours, inputs, targets = build(case, options.device, "ours")
     peer, *_ = build(case, options.device, "peer")
     more: dict[str, float] = {
-        "layers": case.num_layers,
+        "layers": case.shape.num_layers,
         "rows": case.rows,
         "pairs_timed": case.pairs,
         "threads": torch.get_num_threads(),

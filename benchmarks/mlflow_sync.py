@@ -27,7 +27,7 @@ from raymrc.tracking.writers import ClientWriter, Writer
 
 MIN_SPEED_UP = 3.0
 PAIRS_BY_RECORDS = {1_000: 3, 10_000: 1}
-QUICK_PAIRS_BY_RECORDS = {50: 1}
+QUICK_PAIRS_BY_RECORDS = {5: 1}
 
 
 def time_writer(kind: type[Writer], snapshots: list[RunSnapshot]) -> tuple[float, float]:

@@ -5,7 +5,7 @@
 100 configurations of 5 folds in four cells pass through search, Ray Tune, hosts, the ledger with its fsyncs,
 and MLflow on SQLite, with records of realistic size (100 notes, 9 labels, 20 epochs). Milliseconds per
 fold-run, from the call of `run_study` to the last MLflow run. A separate case measures the start of Ray and
-MLflow.
+MLflow. --quick has that case alone, with four configurations.
 """
 
 from __future__ import annotations
@@ -172,23 +172,28 @@ def time_study(plan: Plan, folder: Path) -> tuple[float, float, int]:
     return seconds, cpu_seconds, recorder.written
 
 
+def time_warm(plan: Plan, place: Path) -> tuple[float, float, int]:
+    """As `time_study`, on a cluster that has run a small study."""
+    with cluster(HostResources(), _made(place / "cluster")):
+        time_study(make_plan(4), place / "first")
+        return time_study(plan, place / "warm")
+
+
 def _fail(sentence: str) -> None:
     raise AssertionError(sentence)
 
 
 def measure(options: Options) -> None:
-    plan = make_plan(20 if options.quick else 100)
+    plan = make_plan(4 if options.quick else 100)
     # Record the load before the start, because figures from a busy machine mean little.
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="raymrc-overhead-") as place:
         # The first study of a process imports ray.tune and mlflow, as users experience it.
-        cold = time_study(plan, Path(place, "cold"))
-        with cluster(HostResources(), _made(Path(place, "cluster"))):
-            time_study(make_plan(4), Path(place, "first"))
-            warm = time_study(plan, Path(place, "warm"))
+        found = {"all of it, with Ray's start and end": time_study(plan, Path(place, "cold"))}
+        if not options.quick:
+            found["Ray running"] = time_warm(plan, Path(place))
     assert not ray.is_initialized()
-    for case, found in (("all of it, with Ray's start and end", cold), ("Ray running", warm)):
-        seconds, cpu_seconds, written = found
+    for case, (seconds, cpu_seconds, written) in found.items():
         ours = 1000 * seconds / plan.num_fold_runs
         json_line(
             options, case, ours, None, "ms per fold-run", GOAL_MS / ours, GOAL_MS,

@@ -31,7 +31,7 @@ BACKBONES = (
 )
 SIZES = {2_520: 18, 25_000: 180}
 """Fold-runs (more with those that a race saves) -> configurations per cell."""
-QUICK_SIZES = {280: 2}
+QUICK_SIZES = {140: 1}
 
 BUILD_SECONDS = 30.0
 PAGE_BYTES = 8e6
@@ -125,7 +125,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="report-") as folder:
             page = build(options, size, configurations, Path(folder))
             if CHROMIUM is not None:
-                draw(options, size, page, 2 if options.quick else 5)
+                draw(options, size, page, 1 if options.quick else 5)
 
 
 if __name__ == "__main__":

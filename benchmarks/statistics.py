@@ -51,7 +51,7 @@ from raymrc.analysis.statistics import (
 )
 from raymrc.analysis.tradeoffs import fit_sizes, parity_size
 
-STUDIES, QUICK_STUDIES = 20_000, 400
+STUDIES, QUICK_STUDIES = 20_000, 10
 SEED = 20261125
 CORRELATIONS = (0.0, 0.1, 0.2, 0.3)
 FOLDS = (5, 10)
@@ -261,7 +261,7 @@ def expected_f1(logit: Array, sd: float) -> Array:
 
 def note_bootstrap(options: Options, studies: int) -> None:
     """Hundreds of studies share resamples, as systems do in a verdict."""
-    batch, draws = 100, 1000
+    batch, draws = min(100, studies), 1000
     for patients in (25, 50, 200):
         generator = np.random.default_rng([SEED, 4, patients])
         held: dict[str, list[bool]] = {}
@@ -423,7 +423,7 @@ def agreement(options: Options) -> None:
     def compare(peer: str, *pairs: tuple[float, float]) -> None:
         worst[peer] = max(worst.get(peer, 0.0), *(abs(float(a) - float(b)) for a, b in pairs))
 
-    for _ in range(200):
+    for _ in range(5 if options.quick else 200):
         folds = int(generator.integers(2, 12))
         a, b = generator.uniform(0.6, 0.9, (2, folds))
         plain = compare_folds(a - b, 0.0)

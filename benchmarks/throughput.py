@@ -407,14 +407,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.corpus is not None:
         labels = ["Drug", "Effect", "Treat-Disorder", "Dosage", "Route"]
         corpora[PHEE] = take_subset(read_corpus(options.corpus, "phee", labels), 200, 13)
-    corpora[SUMMARIES] = synthesize_corpus("n2c2-2018", 40, "a", 13)
+    if not (options.quick and corpora):  # one corpus is enough to check the code
+        corpora[SUMMARIES] = synthesize_corpus("n2c2-2018", 40, "a", 13)
     names = ("minilm", "gatortron-345m") if options.device == "cuda" else ("minilm",)
     for name in names:
         sides = load_sides(name, options.device, tuple(corpora.values()))
         for mix, corpus in corpora.items():
             if options.quick:
                 mix = replace(
-                    mix, window=64, batch_size=2, batches=2, dense_batch_size=1, dense_batches=1
+                    mix, window=64, batch_size=2, batches=1, dense_batch_size=1, dense_batches=1
                 )
             measure(options, mix, corpus, sides, pairs=1 if options.quick else 3)
     return 0
