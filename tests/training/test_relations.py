@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +99,10 @@ def make_run(loaded: Loaded, task: str, strategy: str, fold: int = 0, **fields: 
     return FoldRun(configuration, fold, "corpus", "folds", "questions", "weights")
 
 
+LONG: dict[str, Any] = {"duration": "400 steps", "epochs": 4}
+"""Twice what the slowest strategy needs to know the made-up notes by heart."""
+
+
 def by_heart(data: StudyData) -> StudyData:
     """Validates on the training notes, for tests about memorising them."""
     split = data.folds.split(0)
@@ -111,7 +116,7 @@ def test_every_strategy_learns_which_drug_a_dosage_belongs_to(
     task: str, strategy: str, loaded: Loaded, relation_data: StudyData
 ) -> None:
     rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
-    run = make_run(loaded, task, strategy, learning_rate=rate, head_learning_rate=1e-2, epochs=40)
+    run = make_run(loaded, task, strategy, learning_rate=rate, head_learning_rate=1e-2, **LONG)
     record = train_fold_run(run, by_heart(relation_data), loaded)
     assert max(epoch.validation_f1 for epoch in record.epochs) > 0.95
     scored = relation_data.folds.split(0).scored
@@ -125,7 +130,7 @@ def test_relation_answers_read_as_spans_can_be_learnt_too(
     strategy: str, loaded: Loaded, relation_data: StudyData
 ) -> None:
     rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
-    fields = {"learning_rate": rate, "head_learning_rate": 1e-2, "epochs": 60}
+    fields = {"learning_rate": rate, "head_learning_rate": 1e-2, **LONG}
     run = make_run(loaded, "relations", strategy, relation_answers="spans", **fields)
     record = train_fold_run(run, by_heart(relation_data), loaded)
     assert max(epoch.validation_f1 for epoch in record.epochs) > 0.9
@@ -214,7 +219,7 @@ def test_every_strategy_learns_the_value_of_an_argument(
     questions = {f"Drug.Status={value}": f"patient {word}" for word, value in VALUES.items()}
     words = build_questions(asked.labels, questions, asked.relations)
     rate = 3e-2 if strategy == "frozen_soft_prompt" else 1e-3
-    run = make_run(loaded, task, strategy, learning_rate=rate, head_learning_rate=1e-2, epochs=40)
+    run = make_run(loaded, task, strategy, learning_rate=rate, head_learning_rate=1e-2, **LONG)
     record = train_fold_run(run, by_heart(StudyData(corpus, folds, words)), loaded)
     events = record.per_label("events")
     assert set(events) == {"Drug", "Drug.Status", "Drug.Amount"}
