@@ -1,6 +1,7 @@
 """Settings that the study file leaves open, by strategy and by size of the backbone.
 
-The rules were fitted to a grid over backbones, strategies and corpora (docs/results.md, "Default settings").
+At 384 hidden units they were measured on PHEE (docs/results.md, "Default settings"); for larger backbones they
+follow published rates.
 """
 
 from __future__ import annotations
