@@ -1,7 +1,7 @@
 """Settings that the study file leaves open, by strategy and by size of the backbone.
 
-At 384 hidden units they were measured on PHEE (docs/results.md, "Default settings"); for larger backbones they
-follow published rates.
+At 384 hidden units they were measured on PHEE (docs/results.md, "Default settings"); larger backbones follow
+published rates.
 """
 
 from __future__ import annotations
