@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def test_helpers_are_no_benchmarks():
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in BENCHMARKS])
-def test_a_benchmark_runs_quickly_and_keeps_the_results(name: str, tmp_path: Path):
+def test_a_benchmark_runs_quickly_and_keeps_the_results(name: str):
     if name in NEEDS and find_spec(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is not installed (the benchmarks extra)")
     reads_phee = "reads_phee=True" in (FOLDER / f"{name}.py").read_text(encoding="utf-8")
@@ -78,13 +79,13 @@ def test_a_benchmark_runs_quickly_and_keeps_the_results(name: str, tmp_path: Pat
     if reads_phee and PHEE.is_dir():
         arguments += ["--corpus", str(PHEE)]
     before = read_results()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    if name not in STARTS_RAY:  # the path of Ray's sockets must be short
-        environment["TMPDIR"] = str(tmp_path)
-    run = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1000,
-    )  # fmt: skip
+    # The paths of Ray's and Chromium's sockets must be short.
+    with tempfile.TemporaryDirectory(prefix="raymrc-") as scratch:
+        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": scratch}
+        run = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{name}", *arguments],
+            cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=1000,
+        )  # fmt: skip
     assert read_results() == before
     if run.returncode == 2 and reads_phee and not PHEE.is_dir():
         pytest.skip(f"{name} needs PHEE, which is not beside the project")
