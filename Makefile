@@ -1,4 +1,4 @@
-# make setup | demo | check | test | format | docs | clean
+# make setup | demo | check | test | benchmarks | format | docs | clean
 # `make demo` and `make test` install everything that they need, once.
 
 VENV := .venv
@@ -15,7 +15,7 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: setup tools demo check style types compiled suite test format docs clean
+.PHONY: setup tools demo check style types compiled suite test benchmarks format docs clean
 
 setup: $(READY)
 
@@ -69,12 +69,16 @@ compiled: setup
 # Three processes for two cores, because tests often wait for programs that they started. The tests that start
 # Ray take longest, so tests/conftest.py puts them first.
 suite: compiled
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not benchmark" -n 3 --dist loadfile --no-loadscope-reorder
 
 # `tools` waits for the network while pip keeps a core busy, and mypy and `compiled` use one core each.
 test:
 	@$(MAKE) --no-print-directory -j 2 style tools
 	@$(MAKE) --no-print-directory -j 2 types suite
+
+# Starts the benchmarks for which `make test` has no time, on little data.
+benchmarks: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m benchmark tests/house/test_benchmarks.py
 
 format: setup
 	$(BIN)/ruff format .

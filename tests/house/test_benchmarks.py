@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -29,7 +28,8 @@ STARTS_RAY = {"accuracy", "overhead", "sweep_vs_peer"}
 SLOW = STARTS_RAY | {
     "ledger", "match_head", "mlflow_sync", "placement", "plan", "relations", "sharded", "throughput",
 }  # fmt: skip
-"""They take 10 to 30 CPU-seconds, mostly to start processes that import torch; the others take 4 to 10."""
+"""They take 10 to 30 CPU-seconds, mostly to start processes that import torch; the others take 4 to 10. CI has
+no time for them: `make benchmarks` runs them."""
 
 NEEDS = {"accuracy": "accelerate", "sweep_vs_peer": "accelerate"}
 """Packages of the benchmarks extra without which a benchmark cannot run at all."""
@@ -57,8 +57,7 @@ BENCHMARKS = find_benchmarks()
 
 
 def marks_of(name: str) -> list[pytest.MarkDecorator]:
-    marks = [pytest.mark.ray] if name in STARTS_RAY else []
-    return [*marks, pytest.mark.slow] if name in SLOW else marks
+    return [pytest.mark.benchmark] if name in SLOW else []
 
 
 def read_results() -> dict[str, bytes]:
