@@ -28,8 +28,8 @@ STARTS_RAY = {"accuracy", "overhead", "sweep_vs_peer"}
 SLOW = STARTS_RAY | {
     "ledger", "match_head", "mlflow_sync", "placement", "plan", "relations", "sharded", "throughput",
 }  # fmt: skip
-"""They take 10 to 30 CPU-seconds, mostly to start processes that import torch; the others take 4 to 10. CI has
-no time for them: `make benchmarks` runs them."""
+"""They take 10 to 30 CPU-seconds, mostly to start processes that import torch; the others take 4 to 10. CI
+has no time for them: `make benchmarks` runs them."""
 
 NEEDS = {"accuracy": "accelerate", "sweep_vs_peer": "accelerate"}
 """Packages of the benchmarks extra without which a benchmark cannot run at all."""
