@@ -37,7 +37,7 @@ import numpy as np
 
 from benchmarks.common import RESULTS, Options, json_line
 from raymrc.analysis.summary import summarise
-from raymrc.configuration import Configuration, hash_values
+from raymrc.configuration import RESULT_FORMAT, Configuration, hash_values
 from raymrc.corpora.note import Corpus, Note, Span
 from raymrc.corpora.splits import Folds
 from raymrc.ledger.ledger import Ledger
@@ -203,7 +203,7 @@ def fit(
     steps = c.limit.steps(math.ceil(len(train) / c.batch_size))
 
     class Progress(TrainerCallback):  # type: ignore[misc]
-        """Where device-seconds decide, lowers the rate and ends parts by the core-seconds of steps."""
+        """Lowers the rate and ends parts by the core-seconds of steps, where device-seconds decide."""
 
         began = seconds = 0.0
         parts = 0
@@ -413,20 +413,19 @@ def run_peer(
 ) -> dict[Configuration, list[PeerRun]]:
     """All folds of the peer for every configuration; finished ones are read from the file."""
     kept = spec.folder / "peer.jsonl"
+    data = [RESULT_FORMAT, corpus.fingerprint, folds.fingerprint]
+    wanted = {
+        hash_values([*data, configuration.id, fold]): (configuration, fold)
+        for configuration in configurations
+        for fold in range(folds.count)
+    }
     done: dict[str, PeerRun] = {}
     if kept.exists():
         for line in kept.read_text().splitlines():
             values = json.loads(line)
             key = values.pop("key")
-            done[key] = PeerRun(**{**values, "strict": tuple(values["strict"])})
-    wanted = {
-        hash_values([corpus.fingerprint, folds.fingerprint, configuration.id, fold]): (
-            configuration,
-            fold,
-        )
-        for configuration in configurations
-        for fold in range(folds.count)
-    }
+            if key in wanted:  # others may be of a form that we no longer read
+                done[key] = PeerRun(**{**values, "strict": tuple(values["strict"])})
     todo = {key: item for key, item in wanted.items() if key not in done}
     threads = max(1, (os.cpu_count() or 1) // processes)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as workers:
@@ -546,7 +545,7 @@ def measure(study: Path, changes: Sequence[str]) -> dict[str, Side]:
         if winner is not None:
             sides[f"{summary.cell.backbone.name}/{summary.cell.strategy}"] = Side(
                 winner.configuration.learning_rate,
-                tuple(record.strict.f1 for record in winner.fold_runs),
+                winner.fold_f1,
                 winner.steps / spec.folds.count,
                 winner.device_seconds / spec.folds.count,
                 winner.trained_share,

@@ -28,7 +28,7 @@ _Key = TypeVar("_Key")
 
 COSTS_AND_SIZES = (
     "device_seconds", "failed_device_seconds", "cost_usd", "energy_kwh", "flops", "tokens", "steps", "rows",
-    "peak_bytes",    "trained_parameters", "total_parameters", "trained_share", "adapter_bytes",
+    "peak_bytes", "trained_parameters", "total_parameters", "trained_share", "adapter_bytes",
 )  # fmt: skip
 """Attributes of a configuration's summary that `--json` repeats unchanged."""
 
@@ -395,6 +395,7 @@ def _summarise_configuration(
     done = [record for record in by_fold if record.is_done]
     strict, lenient = [r.strict for r in done], [r.lenient for r in done]
     fold_f1 = tuple(counts.f1 for counts in strict)
+    are_steps_known = all(record.steps for record in done)
     # Sizes are the same on every fold; a configuration that only failed has none.
     first = next(iter(done), None)
     return ConfigurationSummary(
@@ -428,8 +429,8 @@ def _summarise_configuration(
         energy_kwh=_energy([r for r in by_fold if not r.is_failed]),
         flops=sum(record.flops for record in done),
         tokens=sum(record.tokens for record in done),
-        steps=sum(record.steps for record in done) if all(r.steps for r in done) else 0,
-        rows=sum(record.rows for record in done) if all(r.steps for r in done) else 0,
+        steps=sum(record.steps for record in done) if are_steps_known else 0,
+        rows=sum(record.rows for record in done) if are_steps_known else 0,
         peak_bytes=max((record.peak_bytes for record in done), default=0),
         trained_parameters=first.trained_parameters if first else 0,
         total_parameters=first.total_parameters if first else 0,

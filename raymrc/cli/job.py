@@ -98,13 +98,15 @@ def train_study(job: StudyJob, plan: Plan, metrics_port: int | None) -> tuple[St
     spec, ledger, resources = job.spec, job.ledger, job.spec.resources
     if metrics_port is not None and os.environ.get("RAY_ADDRESS"):
         log("--metrics-port has no effect on an existing cluster, which exports metrics by itself")
-    workload = find_workload(job.study, plan)
-    warned = with_learning_warnings(plan, workload) if plan is job.plan else plan
-    print_table(render([plan_table(warned)]), sys.stderr)
-    expect = None
-    if spec.budget is not None:
-        measured = find_measured(spec, job.plan, workload, ledger.records())
-        expect = Expectations(spec, plan, workload, measured).of
+    shown, expect = plan, None
+    if plan is job.plan or spec.budget is not None:
+        workload = find_workload(job.study, plan)
+        if plan is job.plan:  # a final test would only repeat its warnings
+            shown = with_learning_warnings(plan, workload)
+        if spec.budget is not None:
+            measured = find_measured(spec, job.plan, workload, ledger.records())
+            expect = Expectations(spec, plan, workload, measured).of
+    print_table(render([plan_table(shown)]), sys.stderr)
 
     # These imports take seconds more.
     from raymrc.scheduling.progress import ProgressDisplay

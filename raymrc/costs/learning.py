@@ -11,7 +11,8 @@ from raymrc.planning.defaults import LEARNABLE, default_rates
 from raymrc.planning.plan import CellPlan, Plan, representatives
 
 MIN_STEPS = {"tags": 100, "spans": 300}
-"""By what a strategy answers with: with fewer steps, F1 still rises steeply (docs/results.md)."""
+"""Optimiser steps that a fold-run should have, by what its strategy answers with: a rule of thumb from a few
+runs on PHEE, not a measured limit."""
 
 
 def learning_warnings(plan: Plan, workload: Workload) -> Iterator[str]:

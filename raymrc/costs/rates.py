@@ -210,7 +210,7 @@ def fit_rates(
         measured: fold-runs of any cell, all on one hardware.
         kind, peak_flops: see `Job.parts`.
     """
-    # Where device-seconds decided the steps, they do not tell what a step takes.
+    # Device-seconds do not tell what a step takes if they decided how many steps there were.
     usable = [
         m
         for m in measured

@@ -88,8 +88,8 @@ class SpanHeads(nn.Module):
                 first_I, last_J = map(np.unique, np.array(spans).T)
                 lengths = np.subtract.outer(last_J, first_I)
                 wrong += _count_lengths(lengths[lengths >= 0])
-                own = _count_lengths(np.array([last - first for first, last in set(spans)]))
-                right, wrong = right + own, wrong - own
+                answers = _count_lengths(np.array([last - first for first, last in set(spans)]))
+                right, wrong = right + answers, wrong - answers
         self.match_length.copy_(torch.from_numpy(np.log(right / wrong).clip(-4, 4)))
 
     def loss(

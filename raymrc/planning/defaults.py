@@ -29,7 +29,7 @@ LEARNABLE = 8.0
 
 
 DURATION = "20 epochs, at least 600 steps"
-"""Of a few notes, twenty epochs are too few steps for prompts."""
+"""Twenty epochs of a few notes are too few steps for prompts."""
 
 
 def default_rates(strategy: str, hidden: int) -> dict[str, float]:

@@ -114,7 +114,7 @@ def winner_table(summaries: Sequence[CellSummary], conclusions: Conclusions) -> 
 
 
 def rising_sentence(summaries: Sequence[CellSummary], margin: float) -> str:
-    """Where more training may help.
+    """A sentence that names the winners that more training may help; "" if no late gain is known.
 
     Args:
         margin: validation F1 gained in the last third of training from which on it counts, 0 to 1.

@@ -20,9 +20,6 @@ from tests.paths import ROOT, SHARED
 FOLDER = ROOT / "benchmarks"
 PHEE = SHARED / "corpora" / "phee"
 
-STUDIES = {"accuracy": ["studies/phee/concepts.yaml"]}
-"""Arguments of benchmarks that read a study file; --quick replaces its corpus."""
-
 STARTS_RAY = {"accuracy", "overhead", "sweep_vs_peer"}
 
 SLOW = STARTS_RAY | {
@@ -74,7 +71,7 @@ def test_a_benchmark_runs_quickly_and_keeps_the_results(name: str):
     if name in NEEDS and find_spec(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is not installed (the benchmarks extra)")
     reads_phee = "reads_phee=True" in (FOLDER / f"{name}.py").read_text(encoding="utf-8")
-    arguments = [*STUDIES.get(name, []), "--quick"]
+    arguments = ["--quick"]
     if reads_phee and PHEE.is_dir():
         arguments += ["--corpus", str(PHEE)]
     before = read_results()

@@ -141,7 +141,7 @@ def test_the_demo_gives_all_strategies_the_same_steps_and_notes_to_every_fold():
     assert set(spec.strategies.named()) == set(STRATEGIES)
     settings = [spec.settings(0, strategy) for strategy in STRATEGIES]
     for name in ("duration", "epochs", "batch_size"):
-        assert len({str(of[name]) for of in settings}) == 1, name
+        assert len({str(given[name]) for given in settings}) == 1, name
     corpus = read_study_corpus(spec)
     assert len(corpus.notes) == spec.corpus.synthetic.notes
     assert {span.label for note in corpus.notes for span in note.spans} == set(corpus.labels)

@@ -16,7 +16,7 @@ import pytest
 from raymrc.configuration import Configuration, Duration, shorten
 from raymrc.ledger.record import Record
 from raymrc.model.loading import Loaded
-from raymrc.reading.rows import TrainingOrder, steps_per_epoch, training_batches
+from raymrc.reading.rows import Row, TrainingOrder, steps_per_epoch, training_batches
 from raymrc.training.batching import StudyData
 from raymrc.training.meter import Meter
 from raymrc.training.pool import Pool
@@ -29,6 +29,11 @@ STRATEGIES = ("frozen_soft_prompt", "fine_tune")
 def run_of(loaded: Loaded, strategy: str, **fields: Any) -> Any:
     more = {"prompt_length": 3} if strategy == "frozen_soft_prompt" else {}
     return make_run(loaded, strategy, dropout=0.1, batch_size=4, **more, **fields)
+
+
+def rows_of(loaded: Loaded, data: StudyData, run: Any) -> list[Row]:
+    by_note = data.rows(loaded.tokenizer, loaded.shape, run.configuration)
+    return [row for rows in by_note.values() for row in rows]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -69,11 +74,7 @@ def test_epochs_are_extended_to_the_least_number_of_steps(loaded: Loaded, data: 
 
 def test_every_row_is_seen_before_any_is_seen_again(data: StudyData, loaded: Loaded) -> None:
     run = run_of(loaded, "frozen_soft_prompt")
-    rows = [
-        r
-        for of in data.rows(loaded.tokenizer, loaded.shape, run.configuration).values()
-        for r in of
-    ]
+    rows = rows_of(loaded, data, run)
     order, seen = TrainingOrder(rows, 4, 1.0, random.Random(1)), Counter[int]()
     for _ in range(2 * steps_per_epoch(rows, 4, 1.0)):
         seen.update(map(id, order.rest()[0]))
@@ -86,11 +87,7 @@ def test_the_order_of_training_is_that_of_its_passes_and_resumes_anywhere(
     data: StudyData, loaded: Loaded
 ) -> None:
     run = run_of(loaded, "frozen_soft_prompt")
-    rows = [
-        r
-        for of in data.rows(loaded.tokenizer, loaded.shape, run.configuration).values()
-        for r in of
-    ]
+    rows = rows_of(loaded, data, run)
     generator = random.Random(7)
     passes = [batch for _ in range(3) for batch in training_batches(rows, 4, 0.5, generator)]
     order = TrainingOrder(rows, 4, 0.5, random.Random(7))
@@ -159,16 +156,9 @@ def test_durations_are_read_and_shortened(loaded: Loaded) -> None:
     for text in ("400 steps", "20 epochs", "90.5 device-seconds", "20 epochs, at least 600 steps"):
         assert str(Duration.read(text)) == text
     for text in (
-        "400",
-        "steps",
-        "0 steps",
-        "1.5 steps",
-        "-1 steps",
-        "10 minutes",
-        "5  steps",
-        "400 steps, at least 600 steps",
-        "2 epochs, at least 0 steps",
-    ):
+        "400", "steps", "0 steps", "1.5 steps", "-1 steps", "10 minutes", "5  steps",
+        "400 steps, at least 600 steps", "2 epochs, at least 0 steps",
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=text):
             Duration.read(text)
     configuration: Configuration = run_of(
